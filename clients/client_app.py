@@ -1,0 +1,116 @@
+"""The Flower ClientApp: train, evaluate, query. The same in simulation and in containers."""
+
+import functools
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from clients.local_data import local_data
+from clients.state import load_state, save_state, shared_arrays
+from fedssl import protocol
+from fedssl.config import Experiment
+from fedssl.data.shard import ImageSpec
+from fedssl.metrics.accuracy import evaluate as evaluate_network
+from fedssl.metrics.pseudo_labels import pseudo_label_coverage
+from fedssl.networks import build_network
+from fedssl.training import fit
+
+app = ClientApp()
+
+
+@app.train(mods=[protocol.reply_or_explain])
+def train(message: Message, context: Context) -> Message:
+    """Train the received weights on the local shard for one round and send them back."""
+    request = protocol.read_request(message)
+    experiment = Experiment.from_json(request.experiment)
+    local = local_data(experiment, context)
+    device = _device(experiment, context)
+    shard = local.federation.shard(local.client).to(device)
+    network = _resident_network(experiment, shard.spec, device)
+    protocol.load_network(network, request.arrays)
+    method = experiment.method
+    state = load_state(method, network, shard, request.arrays, context.state)
+    report = fit(
+        network,
+        shard,
+        method,
+        experiment.train,
+        experiment.augment,
+        state,
+        seed=experiment.seed,
+        server_round=request.server_round,
+        client=local.client,
+        phase_round=request.phase_round,
+        phase_rounds=request.phase_rounds,
+    )
+    save_state(method, network, state, context.state)
+    labeled = len(shard.labeled)
+    coverage = pseudo_label_coverage(report.considered, report.accepted)
+    hidden = len(shard) - labeled
+    return protocol.fit_reply(
+        message,
+        shared_arrays(method, network, state),
+        report,
+        client=local.client,
+        num_examples=len(shard),
+        num_labeled=labeled,
+        num_confident=labeled + (coverage * hidden if report.considered else 0.0),
+    )
+
+
+@app.evaluate(mods=[protocol.reply_or_explain])
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the received weights on the held-out images dealt to this client."""
+    request = protocol.read_request(message)
+    experiment = Experiment.from_json(request.experiment)
+    local = local_data(experiment, context)
+    device = _device(experiment, context)
+    spec = local.federation.data.spec
+    network = _resident_network(experiment, spec, device)
+    protocol.load_network(network, request.arrays)
+    images, labels = local.federation.held_out(local.client)
+    classifier = experiment.method.classifier(network)
+    result = evaluate_network(classifier, images.to(device), labels.to(device), spec)
+    return protocol.metrics_reply(
+        message,
+        {
+            protocol.CLIENT: local.client,
+            protocol.NUM_EXAMPLES: result.num_examples,
+            "num-correct": result.num_correct,
+            "accuracy": result.num_correct / max(1, result.num_examples),
+            "loss": result.loss_sum / max(1, result.num_examples),
+        },
+    )
+
+
+@app.query(mods=[protocol.reply_or_explain])
+def query(message: Message, context: Context) -> Message:
+    """Say which client this is and how many images and labels it holds; nothing else leaves it."""
+    experiment = Experiment.from_json(protocol.read_request(message).experiment)
+    local = local_data(experiment, context)
+    return protocol.metrics_reply(
+        message,
+        {
+            protocol.CLIENT: local.client,
+            protocol.NUM_EXAMPLES: int(local.federation.sizes()[local.client]),
+            protocol.NUM_LABELED: int(local.federation.labeled_sizes()[local.client]),
+        },
+    )
+
+
+def _device(experiment: Experiment, context: Context) -> torch.device:
+    """Return the device the engine gave this node, and set the threads the experiment asks for."""
+    if torch.get_num_threads() != experiment.train.threads:
+        torch.set_num_threads(experiment.train.threads)
+    given = context.node_config.get(protocol.DEVICE)
+    return torch.device(str(given) if given else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _resident_network(experiment: Experiment, spec: ImageSpec, device: torch.device) -> nn.Module:
+    """Return this process's one network of the kind; the caller overwrites all its shared weights."""
+    return _network(experiment.model, experiment.method, spec, experiment.seed, device)
+
+
+_network = functools.lru_cache(maxsize=2)(build_network)

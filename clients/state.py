@@ -1,0 +1,78 @@
+"""A method's state at a client: from Flower's context and the request, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from fedssl import protocol
+from fedssl.data.shard import Shard
+from fedssl.methods.base import Method, State, Tensors
+
+PRIVATE = "private"
+"""Record that holds the weights a method does not share."""
+
+
+def load_state(
+    method: Method,
+    network: nn.Module,
+    shard: Shard,
+    arrays: Mapping[str, Any],
+    kept: RecordDict,
+) -> State:
+    """Fill every slot of a method, and the network's private weights.
+
+    Args:
+        method: Declares the slots.
+        network: Holds the global weights; its private ones are overwritten with the client's.
+        shard: The client's examples.
+        arrays: What the server sent, ``server`` slots among it.
+        kept: What the client kept from its earlier rounds.
+    """
+    device = shard.images.device
+    private = kept.array_records.get(_name(method, PRIVATE))
+    if private is not None:
+        protocol.load_network(network, protocol.from_record(private))
+    state: State = {}
+    for slot in method.slots():
+        record = kept.array_records.get(_name(method, slot.name))
+        found: Mapping[str, Any] = {}
+        if slot.scope == "server":
+            found = protocol.slot_arrays(arrays, slot.name)
+        elif slot.scope == "client" and record is not None:
+            found = protocol.from_record(record)
+        if found:
+            state[slot.name] = _tensors(found, device)
+        else:
+            state[slot.name] = method.init_slot(slot.name, network, shard)
+    return state
+
+
+def save_state(method: Method, network: nn.Module, state: State, kept: RecordDict) -> None:
+    """Keep ``client`` slots and private weights for the client's next round, in place."""
+    for slot in method.slots():
+        if slot.scope == "client":
+            kept[_name(method, slot.name)] = protocol.to_record(state[slot.name])
+    private = {k: v for k, v in network.state_dict().items() if not method.is_shared(k)}
+    if private:
+        kept[_name(method, PRIVATE)] = protocol.to_record(private)
+
+
+def shared_arrays(method: Method, network: nn.Module, state: State) -> dict[str, Tensor]:
+    """Return what goes back to the server: shared weights and ``server`` slots."""
+    arrays = {k: v for k, v in network.state_dict().items() if method.is_shared(k)}
+    for slot in method.slots():
+        if slot.scope == "server":
+            for name, tensor in state[slot.name].items():
+                arrays[protocol.slot_key(slot.name, name)] = tensor
+    return arrays
+
+
+def _name(method: Method, slot: str) -> str:
+    return f"{method.kind}.{slot}"
+
+
+def _tensors(arrays: Mapping[str, Any], device: torch.device) -> Tensors:
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}

@@ -1,0 +1,300 @@
+"""The command line: every command is one screen of glue over the library."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedssl import __version__
+from fedssl.config import STRATEGIES, Experiment
+from fedssl.errors import FedsslError, InputError, nearest
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="fedssl",
+    help="Federated semi-supervised learning: simulate, measure, deploy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
+File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
+]
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Turn what a command raises into one message on stderr and the exit code that goes with it."""
+
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            _stop(str(error), WRONG_INPUT)
+        except FedsslError as error:
+            _stop(str(error), FAILED)
+        except KeyboardInterrupt:
+            _stop("interrupted; every finished round is in the run directory", INTERRUPTED)
+
+    return run
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Federated semi-supervised learning: simulate, measure, deploy."""
+    if version:
+        print(f"fedssl {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.command()
+@guarded
+def run(
+    files: Files,
+    settings: Settings = None,
+    engine: Annotated[
+        str | None, typer.Option(help="serial, ray or flower; over the file's own.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Number of Ray actors, or auto; over the file's own.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; for several runs, the folder that holds theirs."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each file: its seed, the next one, and so on.")
+    ] = 1,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+) -> None:
+    """Run experiments; of several runs, end with a table that compares them.
+
+    Examples:
+      fedssl run experiments/quickstart.toml
+
+      fedssl run experiments/digits/*.toml --seeds 5
+
+      fedssl run experiments/quickstart.toml --set federation.partition.alpha=0.1 --engine serial
+    """
+    from fedssl.record.comparison import Finished
+    from fedssl.record.display import PlainDisplay, make_display
+    from fedssl.record.run_directory import RunDirectory, new_run_path
+    from fedssl.simulation import Engine, check
+
+    overrides = list(settings or [])
+    overrides += [f"engine.kind={engine}"] if engine else []
+    overrides += [f"engine.workers={workers}"] if workers else []
+    experiments = []
+    for file in files:
+        first = Experiment.load(file, overrides).seed
+        experiments += [
+            Experiment.load(file, [*overrides, f"seed={first + i}"]) for i in range(seeds)
+        ]
+    _refuse_twins(experiments)
+    for experiment in experiments:
+        check(experiment)
+    console = Console()
+    single = len(experiments) == 1
+    finished: list[Finished] = []
+    with Engine() as workforce:
+        for experiment in experiments:
+            if out is None:
+                path = new_run_path(experiment)
+            else:
+                path = out if single else out / f"{experiment.name}-seed{experiment.seed}"
+            directory = RunDirectory(path)
+            display = PlainDisplay(console) if plain else make_display(console)
+            outcome = workforce.run(experiment, [directory, display])
+            console.print(f"  recorded in {path}", style="dim", highlight=False, soft_wrap=True)
+            finished.append(Finished(experiment, outcome))
+    if not single:
+        _compare(finished, out or Path("runs"), console)
+
+
+def _refuse_twins(experiments: list[Experiment]) -> None:
+    names = [(experiment.name, experiment.seed) for experiment in experiments]
+    for name, seed in names:
+        if names.count((name, seed)) > 1:
+            raise InputError(
+                "name", f"two experiments are called {name!r} with seed {seed}", "rename one"
+            )
+
+
+def _compare(finished: list[Any], folder: Path, console: Console) -> None:
+    from fedssl.record.comparison import as_rich, comparison_table, curves
+    from fedssl.record.plots import plot_comparison
+
+    table = comparison_table(finished)
+    first = finished[0].experiment
+    evaluated_on = "validation" if first.data.validation else "test"
+    title = (
+        f"{first.data.kind}: mean of the last {first.server.last_rounds} evaluations on "
+        f"{evaluated_on} images, mean ± standard deviation over seeds"
+    )
+    console.print(as_rich(table, title))
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "comparison.csv", index=False)
+    picture = folder / "comparison.png"
+    plot_comparison(curves(finished), title, picture)
+    console.print(f"  picture: {picture}   table: {folder / 'comparison.csv'}", style="dim")
+
+
+@app.command()
+@guarded
+def validate(file: File, settings: Settings = None) -> None:
+    """Check an experiment file against its data without training, and say what it would run."""
+    from clients.local_data import simulated_federation
+    from fedssl.record.display import describe
+    from fedssl.simulation import check, plan_here
+
+    experiment = Experiment.load(file, settings or [])
+    check(experiment)
+    plan = plan_here(experiment)
+    print(f"{file}: valid")
+    print(f"  {describe(experiment, simulated_federation(experiment))}")
+    print(
+        f"  engine {experiment.engine.kind}: {plan.workers} workers, "
+        f"{plan.cpus:g} cores and {plan.gpus:g} GPUs each"
+    )
+
+
+@app.command("list")
+@guarded
+def list_plugins(
+    family: Annotated[
+        str, typer.Argument(help="methods, strategies, datasets, models, partitions, ...")
+    ],
+) -> None:
+    """List what a section of the experiment file can name, with its settings."""
+    families = _families()
+    if family not in families:
+        raise InputError("list", f"there are no {family!r}", nearest(family, families))
+    table = Table(show_edge=False)
+    table.add_column("kind", style="bold")
+    table.add_column("what it is")
+    table.add_column("settings")
+    for name in families[family].names():
+        plugin = families[family].get(name)
+        fields = [
+            field if info.is_required() else f"{field} = {_short(info.get_default())}"
+            for field, info in plugin.model_fields.items()
+            if field != "name"
+        ]
+        kind = f"{name}:NAME" if "name" in plugin.model_fields else name
+        doc = (plugin.__doc__ or "").strip().splitlines()[0]
+        table.add_row(kind, doc, "\n".join(fields))
+    Console().print(table)
+
+
+def _families() -> dict[str, Any]:
+    from fedssl.augment.base import AUGMENTATIONS
+    from fedssl.data.labels.base import LABEL_SPLITS
+    from fedssl.data.partitions.base import PARTITIONS
+    from fedssl.data.sources.base import SOURCES
+    from fedssl.methods.base import METHODS
+    from fedssl.models.base import MODELS
+
+    return {
+        "methods": METHODS,
+        "strategies": STRATEGIES,
+        "datasets": SOURCES,
+        "models": MODELS,
+        "partitions": PARTITIONS,
+        "labels": LABEL_SPLITS,
+        "augmentations": AUGMENTATIONS,
+    }
+
+
+def _short(value: Any) -> str:
+    return value.kind if hasattr(value, "kind") else repr(value)
+
+
+@app.command()
+@guarded
+def show(
+    file: File,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write; by default NAME-partition.png here.")
+    ] = None,
+) -> None:
+    """Draw the federation of an experiment before any training: who holds what, who has labels."""
+    from clients.local_data import simulated_federation
+    from fedssl.record.display import describe
+    from fedssl.record.federation_table import federation_table
+    from fedssl.record.plots import plot_partition
+
+    experiment = Experiment.load(file, settings or [])
+    federation = simulated_federation(experiment)
+    console = Console()
+    console.print(describe(experiment, federation), highlight=False)
+    console.print(federation_table(federation))
+    path = out or Path(f"{experiment.name}-partition.png")
+    try:
+        plot_partition(federation, describe(experiment, federation), path)
+    except OSError as error:
+        raise InputError("--out", f"cannot write {path}: {error.strerror}") from None
+    console.print(f"picture: {path}", highlight=False)
+
+
+@app.command()
+@guarded
+def schema() -> None:
+    """Print the JSON Schema of experiment files, for editors."""
+    print(json.dumps(Experiment.model_json_schema(), indent=2))
+
+
+@app.command()
+@guarded
+def doctor() -> None:
+    """Say what this machine has and what a run would use."""
+    import torch
+
+    from fedssl.engine.plan import plan_workers
+    from fedssl.record.run_directory import environment
+
+    facts = environment()
+    table = Table(show_header=False, show_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("python", f"{facts['python']} ({sys.executable})")
+    table.add_row("platform", facts["platform"])
+    table.add_row("cores", str(facts["cores"]))
+    gpus = torch.cuda.device_count()
+    names = [torch.cuda.get_device_name(i) for i in range(gpus)]
+    table.add_row("GPUs", ", ".join(names) if names else "none")
+    for name, version in facts["versions"].items():
+        table.add_row(name, version)
+    plan = plan_workers("auto", None, facts["cores"], gpus)
+    table.add_row(
+        "a run would use",
+        f"{plan.workers} workers, {plan.cpus:g} cores and {plan.gpus:g} GPUs each",
+    )
+    Console().print(table)

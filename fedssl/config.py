@@ -1,0 +1,302 @@
+"""The experiment file: load, override, validate. The one gate through which every setting comes."""
+
+import functools
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from fedssl.augment.policy import STRONG, WEAK, Augment
+from fedssl.data.labels.at_clients import AtClients
+from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit
+from fedssl.data.partitions.base import PARTITIONS, Partition
+from fedssl.data.partitions.dirichlet import Dirichlet
+from fedssl.data.sources.base import SOURCES, Source
+from fedssl.errors import InputError
+from fedssl.methods.base import METHODS, Method
+from fedssl.methods.fixmatch import FixMatch
+from fedssl.models.base import MODELS, Model
+from fedssl.models.cnn import CNN
+from fedssl.registry import Family, Plugin, Section, input_error
+from fedssl.training import Train
+
+STRATEGIES = Family("strategy", "strategies", "strategy", default="fedavg")
+
+DISCRIMINATORS = {
+    family.section: family.key
+    for family in (SOURCES, PARTITIONS, LABEL_SPLITS, MODELS, METHODS, STRATEGIES, WEAK, STRONG)
+}
+"""Section that names a plugin -> the key that names it."""
+
+
+class FederationSection(Section):
+    """The ``[federation]`` section: who takes part and what they hold."""
+
+    clients: int = Field(10, ge=1, description="K, clients in all")
+    sample: int = Field(5, ge=1, description="m, clients sampled each round")
+    partition: Annotated[Partition, PARTITIONS] = Dirichlet()
+    labels: Annotated[LabelSplit, LABEL_SPLITS] = AtClients()
+
+    @model_validator(mode="after")
+    def _check(self) -> "FederationSection":
+        if self.sample > self.clients:
+            raise ValueError(
+                f"sample = {self.sample} is more than clients = {self.clients}; "
+                "m of K clients are sampled each round, so sample must not exceed clients"
+            )
+        return self
+
+
+class ServerSection(Section):
+    """The ``[server]`` section: what the server does beside aggregating."""
+
+    ema_decay: float = Field(
+        0.9, ge=0, lt=1, description="decay of the moving average of the global model, per round"
+    )
+    evaluate_every: int = Field(
+        1, ge=1, description="rounds between evaluations; the last always is"
+    )
+    last_rounds: int = Field(
+        10, ge=1, description="evaluations at the end whose mean is the reported accuracy"
+    )
+    checkpoint_every: int = Field(10, ge=1, description="rounds between saved weights")
+    timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+
+
+class EngineSection(Section):
+    """The ``[engine]`` section: where clients run. It cannot change a result."""
+
+    kind: Literal["serial", "ray", "flower"] = Field(
+        "ray",
+        description="serial: one after the other; ray: actors on cores and GPUs; "
+        "flower: Flower's own simulation runtime",
+    )
+    workers: int | Literal["auto"] = Field("auto", description="actors; auto: as many as fit")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of each actor, may be a fraction; unset: one if there are any"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "EngineSection":
+        if self.workers != "auto" and self.workers < 1:
+            raise ValueError(f"workers = {self.workers}; it must be at least 1, or 'auto'")
+        gpus = self.gpus_per_worker
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker = {gpus}; above 1 it must be a whole number")
+        return self
+
+
+class Phase(Section):
+    """One of the ``[[phases]]`` that script the rounds: a number of rounds and what differs in them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    rounds: int = Field(ge=1, description="rounds of this phase")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Return the tables that this phase lays over the experiment's own."""
+        return dict(self.model_extra or {})
+
+
+PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federation")
+"""What a phase may override; of the federation, only the number of sampled clients."""
+
+
+class Experiment(Section):
+    """Everything that defines a run."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(0, ge=0, description="decides every random draw")
+    rounds: int | None = Field(None, ge=1, description="rounds, where no phases script them")
+    data: Annotated[Source, SOURCES]
+    federation: FederationSection = FederationSection()
+    augment: Augment = Augment()
+    model: Annotated[Model, MODELS] = CNN()
+    method: Annotated[Method, METHODS] = FixMatch()
+    train: Train = Train()
+    strategy: Annotated[Plugin, STRATEGIES] = Field(
+        default_factory=lambda: STRATEGIES.build({}), validate_default=True
+    )
+    server: ServerSection = ServerSection()
+    engine: EngineSection = EngineSection()
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Experiment":
+        if self.rounds is not None and self.phases:
+            raise ValueError(
+                "rounds and phases exclude each other; phases carry their own rounds, so drop rounds"
+            )
+        return self
+
+    @property
+    def schedule(self) -> tuple[Phase, ...]:
+        """Return the phases; a file without any is one phase of `rounds`, 40 by default."""
+        return self.phases or (Phase(rounds=self.rounds or 40),)
+
+    @property
+    def num_rounds(self) -> int:
+        """Return the rounds of all phases."""
+        return sum(phase.rounds for phase in self.schedule)
+
+    def in_phase(self, index: int) -> "Experiment":
+        """Return the experiment as it stands in one phase, without phases of its own.
+
+        Raises:
+            InputError: The phase overrides what it may not, or with something invalid.
+        """
+        phase = self.schedule[index]
+        where = f"phases[{index}]."
+        for section, value in phase.overrides.items():
+            if section not in PHASE_SECTIONS:
+                raise InputError(
+                    f"{where}{section}", "a phase cannot set this", _or(PHASE_SECTIONS)
+                )
+            if section == "federation" and set(value) != {"sample"}:
+                raise InputError(f"{where}federation", "a phase can set federation.sample only")
+        table = merge(self.to_dict(), phase.overrides)
+        table.pop("phases", None)
+        table["rounds"] = phase.rounds
+        try:
+            return Experiment.from_dict(table)
+        except InputError as error:
+            raise error.within(where) from None
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> "Experiment":
+        """Validate a table of settings, phases included.
+
+        Raises:
+            InputError: With the dotted field, its value and what to do.
+        """
+        try:
+            experiment = cls.model_validate(dict(table))
+        except ValidationError as error:
+            raise input_error(error, cls) from None
+        for index in range(len(experiment.phases)):
+            experiment.in_phase(index)
+        return experiment
+
+    @classmethod
+    def load(cls, path: Path, settings: Iterable[str] = ()) -> "Experiment":
+        """Read an experiment file and lay ``a.b=value`` settings over it.
+
+        Args:
+            path: A TOML file.
+            settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
+
+        Raises:
+            InputError: No such file, a syntax error (with its line), or an invalid setting.
+        """
+        table = _read_toml(path)
+        overrides: dict[str, Any] = {}
+        for setting in settings:
+            _put(overrides, setting)
+        try:
+            return cls.from_dict(merge(table, overrides))
+        except InputError as error:
+            raise error.within(f"{path}: ") from None
+
+    @classmethod
+    @functools.lru_cache(maxsize=8)
+    def from_json(cls, text: str) -> "Experiment":
+        """Read what `to_json` wrote; a worker parses each text once."""
+        return cls.from_dict(json.loads(text))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting, defaults included, as plain tables without unset values."""
+        table: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        table["phases"] = [{"rounds": p.rounds, **p.overrides} for p in self.phases]
+        pruned: dict[str, Any] = _without_none(table)
+        return pruned
+
+    def to_json(self) -> str:
+        """Return the experiment as one line of text, as it travels to clients; without the engine."""
+        return json.dumps({k: v for k, v in self.to_dict().items() if k != "engine"})
+
+    def to_toml(self) -> str:
+        """Return the experiment file that says the same with every default written out."""
+        table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
+        return tomli_w.dumps(table)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Lay one table of settings over another.
+
+    Tables merge key by key, but a section that names another plugin (``method.kind``) replaces the old one whole:
+    settings of one method mean nothing to the next. Numbered keys (``phases.0.rounds``) reach into lists.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        where = f"{path}.{key}" if path else key
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, list):
+            merged[key] = _merge_list(below, value, where)
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            name = DISCRIMINATORS.get(where)
+            if name and name in value and value[name] != below.get(name):
+                below = {}
+            merged[key] = merge(below, value, where)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[Any]:
+    merged = list(below)
+    for key, value in over.items():
+        if not key.isdigit() or int(key) >= len(merged):
+            raise InputError(f"{where}.{key}", f"there are {len(merged)}, counted from 0")
+        merged[int(key)] = merge(merged[int(key)], value, where)
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"cannot be read: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(str(path), f"is not valid TOML: {error}") from None
+
+
+def _put(table: dict[str, Any], setting: str) -> None:
+    """Write ``a.b=value`` into nested tables."""
+    key, equals, value = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError("--set", f"{setting!r} is not of the form a.b=value")
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError("--set", f"{setting!r} reaches into a value that is not a table")
+    table[parts[-1]] = _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML would; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _or(words: Iterable[str]) -> str:
+    return "one of: " + ", ".join(words)

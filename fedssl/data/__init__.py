@@ -1,0 +1,1 @@
+"""Images, and how they fall to the clients of a federation."""

@@ -1,0 +1,5 @@
+"""How images fall to clients, one law a file."""
+
+from fedssl.data.partitions.base import PARTITIONS, Partition
+
+__all__ = ["PARTITIONS", "Partition"]

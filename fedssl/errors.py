@@ -1,0 +1,41 @@
+"""The errors a user can meet; the command line turns each into one message and an exit code."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FedsslError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(FedsslError):
+    """The user's input is wrong (exit 2).
+
+    Args:
+        field: Dotted name of what is wrong, e.g. ``method.threshold``, or a path.
+        problem: What is wrong with it, with the value that was given.
+        remedy: What to do instead; empty when the problem says it all.
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str = "") -> None:
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{field}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+    def within(self, prefix: str) -> "InputError":
+        """Return the same error seen from one level further out."""
+        return InputError(f"{prefix}{self.field}", self.problem, self.remedy)
+
+
+class RunFailed(FedsslError):
+    """The run could not go on (exit 1); what was recorded so far is kept."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" for the closest known word, else the list of known words."""
+    known = sorted(known)
+    match = get_close_matches(word, known, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    return f"one of: {', '.join(known)}" if known else "nothing is known here"

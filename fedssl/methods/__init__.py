@@ -1,0 +1,5 @@
+"""Semi-supervised methods, one a file."""
+
+from fedssl.methods.base import METHODS, Batch, Learner, Loss, Method, Progress, Slot, Views
+
+__all__ = ["METHODS", "Batch", "Learner", "Loss", "Method", "Progress", "Slot", "Views"]

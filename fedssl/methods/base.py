@@ -1,0 +1,229 @@
+"""The interface every semi-supervised method stands behind.
+
+A method is a frozen section of hyper-parameters and, in the plain case, one pure function: `Method.loss`, from views
+of labeled and unlabeled images to a scalar. `fedssl.training.fit` does the rest. What a method needs beyond that, it
+says by overriding one hook:
+
+======================================================= ==========================================================
+a method needs                                          it overrides
+======================================================= ==========================================================
+a loss over weak and strong views                       `views`, `loss`
+a teacher (an average of the student)                   `slots` and `init_slot` to keep it, `after_step` to move it;
+                                                        the slot's scope says whether it is reset each round, stays
+                                                        with the client or travels through the server
+the model as a function, gradients of the input         nothing: `loss` is given the network
+mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `loss` (it is given the whole batch)
+memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
+                                                        rows of it; `after_step` or `step` writes it
+running statistics, merged at the server                a ``server`` slot: it comes back as the cohort's weighted mean
+                                                        (a ratio of sums is a ratio of two such means)
+a second network, an extra head                         `network` (a module that holds them all), `classifier`
+weights that never leave the client                     `is_shared` (those keys stay in the client's own slot)
+several optimizers, a step of its own                   `optimizers`, `step`
+a queue or a bank of features                           a ``round`` or ``client`` slot
+a pass over the whole shard before the steps            `begin` (`Learner.shard` holds it, `Learner.stream` draws)
+something after the steps (statistics of BatchNorm)     `end`
+no labels at all, or only the last layer                `views` without labeled ones; `optimizers` over some weights
+the model of an earlier phase (a frozen teacher)        a ``server`` slot: `init_slot` is given the global network
+                                                        when the phase begins; a method that never writes it gets
+                                                        back what it was
+======================================================= ==========================================================
+
+State is always named tensors, so that it travels in Flower's records and in checkpoints.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedssl.data.shard import Shard
+from fedssl.registry import Family, Plugin
+
+View = Literal["weak", "strong", "plain"]
+"""How an image is shown: weakly or strongly augmented, or as it is."""
+
+Scope = Literal["round", "client", "server"]
+"""Where state lives: made anew each round, kept by the client, or merged by the server."""
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensors]
+"""Slot name -> named tensors."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a step is to be given.
+
+    Args:
+        labeled: One view of the labeled batch each.
+        unlabeled: One view of the unlabeled batch each; none: the method uses no unlabeled images.
+        ratio: mu, unlabeled examples for every labeled one.
+    """
+
+    labeled: tuple[View, ...] = ("weak",)
+    unlabeled: tuple[View, ...] = ()
+    ratio: int = 1
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named place for state and where it lives."""
+
+    name: str
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples, augmented and normalized.
+
+    Args:
+        labeled: Views of the labeled batch, each (B, C, H, W); B is 0 at a client without labels.
+        labels: Their classes, int64 (B,).
+        labeled_ids: Their rows in the shard, int64 (B,).
+        unlabeled: Views of the unlabeled batch, each (mu B, C, H, W).
+        unlabeled_ids: Their rows in the shard, int64 (mu B,).
+    """
+
+    labeled: tuple[Tensor, ...]
+    labels: Tensor
+    labeled_ids: Tensor
+    unlabeled: tuple[Tensor, ...]
+    unlabeled_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come.
+
+    Args:
+        round: Round of this phase, from 1.
+        num_rounds: Rounds of this phase.
+        step: Local step, from 0.
+        num_steps: Local steps of this round.
+    """
+
+    round: int
+    num_rounds: int
+    step: int
+    num_steps: int
+
+    @property
+    def global_step(self) -> int:
+        """Steps before this one, over all rounds of the phase."""
+        return (self.round - 1) * self.num_steps + self.step
+
+    @property
+    def fraction(self) -> float:
+        """Share of the phase that is over, in [0, 1)."""
+        return self.global_step / max(1, self.num_rounds * self.num_steps)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a method's loss says of one step.
+
+    Args:
+        total: The scalar to descend.
+        terms: Its parts by name, scalars, for the record.
+        pseudo_labels: Class the method took for each unlabeled example, int64 (mu B,), if it took one.
+        accepted: Weight in [0, 1] it gave each, shape (mu B,); with `pseudo_labels`.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    pseudo_labels: Tensor | None = None
+    accepted: Tensor | None = None
+
+
+@dataclass
+class Learner:
+    """One client's training in one round, as a method's hooks see it.
+
+    Args:
+        network: The module being trained, in training mode.
+        optimizers: By name; ``"main"`` unless the method made others.
+        state: The method's state; hooks write it in place.
+        shard: The client's examples.
+        progress: Where the round stands; `fit` moves it.
+        stream: Makes the generator for a purpose, derived from (seed, purpose, round, client).
+        descend: Minimizes a scalar by one step of the named optimizer, clipped as the experiment says.
+    """
+
+    network: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]
+    state: State
+    shard: Shard
+    progress: Progress
+    stream: Callable[[str], torch.Generator]
+    descend: Callable[[Tensor, str], None]
+
+
+class Method(Plugin):
+    """A semi-supervised method: hyper-parameters, the views it wants, a pure loss."""
+
+    is_abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def views(self) -> Views:
+        """Return what every step is to be given."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return the loss of one step; writes to nothing but the network's own buffers."""
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the state it keeps; none by default."""
+        return ()
+
+    def init_slot(self, name: str, network: nn.Module, shard: Shard | None) -> Tensors:
+        """Return a slot's first content.
+
+        Args:
+            name: The slot.
+            network: Holds the global weights as they stand.
+            shard: The client's examples; None at the server, for ``server`` slots.
+        """
+        raise NotImplementedError(f"{self.kind} declares slot {name!r} but does not make it")
+
+    def network(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Return the module that is trained and federated; `build` makes one classifier."""
+        return build()
+
+    def classifier(self, network: nn.Module) -> nn.Module:
+        """Return the part of the network that maps images to logits, which is evaluated."""
+        return network
+
+    def is_shared(self, key: str) -> bool:
+        """Say whether a key of the network's state dict travels to the server."""
+        return True
+
+    def optimizers(
+        self,
+        network: nn.Module,
+        make: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+    ) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizers of a round; `make` builds the experiment's over some parameters."""
+        return {"main": make(network.parameters())}
+
+    def begin(self, learner: Learner) -> None:
+        """Do something before the first step of a round, such as a pass over the shard."""
+
+    def step(self, learner: Learner, batch: Batch) -> Loss:
+        """Take one step; by default one step of the main optimizer down the loss."""
+        loss = self.loss(learner.network, batch, learner.state, learner.progress)
+        learner.descend(loss.total, "main")
+        return loss
+
+    def after_step(self, learner: Learner) -> None:
+        """Do something after every step, such as moving a teacher."""
+
+    def end(self, learner: Learner) -> None:
+        """Do something after the last step of a round."""
+
+
+METHODS = Family("method", "fedssl.methods", "method", default=None)

@@ -1,0 +1,1 @@
+"""What is measured: accuracy on held-out images, quality of pseudo-labels."""

@@ -1,0 +1,39 @@
+"""The network that a phase trains: the model's classifier, as the method extends it."""
+
+import torch
+from torch import nn
+
+from fedssl import rng
+from fedssl.data.shard import ImageSpec
+from fedssl.methods.base import Method
+from fedssl.models.base import Model, check_fits
+
+
+def build_network(
+    model: Model,
+    method: Method,
+    spec: ImageSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Return the network with the initial weights that the experiment's seed gives.
+
+    Args:
+        model: Builds the classifier.
+        method: May extend it.
+        spec: What the images have in common.
+        seed: The experiment's.
+        device: Where the network is to live.
+
+    Raises:
+        InputError: The model cannot take such images.
+    """
+
+    def build() -> nn.Module:
+        classifier = model.build(spec.shape, spec.num_classes)
+        check_fits(classifier, spec.shape, model.kind)
+        return classifier
+
+    with rng.seeded_torch(rng.derive_seed(seed, "model")):
+        network = method.network(build)
+    return network.to(device)

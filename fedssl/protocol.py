@@ -1,0 +1,305 @@
+"""Requests and replies as Flower records: the only place that knows the keys, and Flower's private quirks.
+
+Written for flwr 1.41. A request carries the global arrays and one config record; a reply carries one array record and
+one metric record, as Flower's own strategies expect.
+"""
+
+import functools
+import io
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.message.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor, nn
+
+from fedssl.training import FitReport
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+
+EXPERIMENT = "experiment"
+ROUND = "server-round"
+"""Flower's own name: its strategies write it into every config record."""
+PHASE_ROUND = "phase-round"
+PHASE_ROUNDS = "phase-rounds"
+
+PARTITION_ID = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+DEVICE = "device"
+
+CLIENT = "client"
+NUM_EXAMPLES = "num-examples"
+NUM_LABELED = "num-labeled"
+NUM_CONFIDENT = "num-confident"
+
+NamedArrays = dict[str, npt.NDArray[np.generic]]
+
+_FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
+
+
+# ---- node ids ----
+
+
+def node_of(client: int) -> int:
+    """Return the node id that our own grids give a client number."""
+    return client + _FIRST_NODE_ID
+
+
+def client_of(node: int) -> int:
+    """Return the client number behind a node id of our own grids."""
+    return node - _FIRST_NODE_ID
+
+
+# ---- arrays ----
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
+    size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+    return buffer.getvalue()[: len(buffer.getvalue()) - size]
+
+
+def _encode_array(array: npt.NDArray[Any]) -> Array:
+    """Build Flower's array around numpy's file format, with its header made once a shape."""
+    dtype, shape = str(array.dtype), tuple(array.shape)
+    data = _npy_header(dtype, shape) + array.tobytes()
+    return Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)
+
+
+def _decode_array(array: Array) -> npt.NDArray[np.generic]:
+    """Read a Flower array without a copy where its header is the expected one."""
+    header = _npy_header(array.dtype, tuple(array.shape))
+    if array.stype == "numpy.ndarray" and array.data.startswith(header):
+        flat = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
+        return cast("npt.NDArray[np.generic]", flat.reshape(array.shape))
+    return cast("npt.NDArray[np.generic]", array.numpy())
+
+
+def to_record(arrays: Mapping[str, npt.NDArray[Any] | Tensor]) -> ArrayRecord:
+    """Write named arrays or tensors as a Flower record."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+        record[name] = _encode_array(values)
+    return record
+
+
+def from_record(record: ArrayRecord) -> NamedArrays:
+    """Read a Flower record as named arrays, which must not be written to."""
+    return {name: _decode_array(array) for name, array in record.items()}
+
+
+def num_bytes(record: ArrayRecord) -> int:
+    """Return the bytes of a record's arrays as they travel."""
+    return sum(len(array.data) for array in record.values())
+
+
+def load_network(network: nn.Module, arrays: NamedArrays) -> None:
+    """Copy named arrays over a network's parameters and buffers of the same name, in place."""
+    for name, tensor in network.state_dict().items():
+        array = arrays.get(name)
+        if array is None:
+            continue
+        if tensor.device.type == "cpu":
+            np.copyto(tensor.numpy(), array, casting="same_kind")
+        else:
+            tensor.copy_(torch.from_numpy(array.copy()))
+
+
+def slot_key(slot: str, name: str) -> str:
+    """Return the name under which a method's server-side tensor travels among the model's arrays."""
+    return f"{slot}/{name}"
+
+
+def slot_arrays(arrays: Mapping[str, Any], slot: str) -> dict[str, Any]:
+    """Return the tensors of one slot among travelling arrays, by their own names."""
+    prefix = f"{slot}/"
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+# ---- requests ----
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of a client.
+
+    Args:
+        arrays: Global weights and the method's server-side state, by name.
+        experiment: The experiment of the phase, as JSON.
+        server_round: Round of the run, from 1.
+        phase_round: Round of the phase, from 1.
+        phase_rounds: Rounds of the phase.
+    """
+
+    arrays: NamedArrays
+    experiment: str
+    server_round: int
+    phase_round: int
+    phase_rounds: int
+
+
+def request_config(experiment: str, phase_round: int, phase_rounds: int) -> ConfigRecord:
+    """Return the config record of a request; strategies add the server round."""
+    return ConfigRecord(
+        {EXPERIMENT: experiment, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds}
+    )
+
+
+def read_request(message: Message) -> Request:
+    """Read a request.
+
+    Under a stock Flower strategy, whose config record is the same every round, the phase follows the server's rounds.
+
+    Raises:
+        ValueError: The message is not a request of ours; says which record is missing.
+    """
+    records = message.content
+    if CONFIG not in records or EXPERIMENT not in records.config_records[CONFIG]:
+        raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
+    config = records.config_records[CONFIG]
+    server_round = cast("int", config.get(ROUND, 1))
+    own_phase = cast("int", config.get(PHASE_ROUNDS, 0))
+    phase_round = cast("int", config.get(PHASE_ROUND, 0)) or server_round
+    arrays = records.array_records.get(ARRAYS)
+    return Request(
+        arrays={} if arrays is None else from_record(arrays),
+        experiment=cast("str", config[EXPERIMENT]),
+        server_round=server_round,
+        phase_round=phase_round,
+        phase_rounds=own_phase or phase_round,
+    )
+
+
+def new_message(
+    kind: str, node: int, content: RecordDict, group: str = "", ttl: float | None = None
+) -> Message:
+    """Return a message to a node."""
+    return Message(content=content, message_type=kind, dst_node_id=node, group_id=group, ttl=ttl)
+
+
+# ---- replies ----
+
+
+def fit_reply(
+    message: Message,
+    arrays: Mapping[str, Tensor],
+    report: FitReport,
+    *,
+    client: int,
+    num_examples: int,
+    num_labeled: int,
+    num_confident: float,
+) -> Message:
+    """Return the reply to a training request."""
+    metrics: dict[str, int | float | list[int] | list[float]] = {
+        CLIENT: client,
+        NUM_EXAMPLES: num_examples,
+        NUM_LABELED: num_labeled,
+        NUM_CONFIDENT: float(num_confident),
+        "num-steps": report.num_steps,
+        "loss": report.loss,
+        "pseudo-considered": report.considered,
+        "pseudo-accepted": report.accepted,
+        "pseudo-right": report.right,
+        "seconds": report.seconds,
+    }
+    content = RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord(metrics)})
+    return Message(content=content, reply_to=message)
+
+
+def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Message:
+    """Return a reply that carries metrics only."""
+    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
+    return Message(content=content, reply_to=message)
+
+
+def error_reply(message: Message, reason: str, *, raised: bool = True) -> Message:
+    """Return a reply that says why there is none.
+
+    Args:
+        message: The request.
+        reason: What happened; a client's traceback.
+        raised: Whether the client raised, or was lost.
+    """
+    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION if raised else ErrorCode.NODE_UNAVAILABLE
+    return Message(error=Error(code=int(code), reason=reason), reply_to=message)
+
+
+def reply_or_explain(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Run an app and return its reply, or an error reply with the traceback if it raised.
+
+    It has the form of a Flower mod: Flower's own runtimes keep only the text of a client's exception (flwr 1.41), so
+    our app carries it along; our workers run any app through it.
+    """
+    try:
+        return call_next(message, context)
+    except Exception:
+        return error_reply(message, traceback.format_exc())
+
+
+def refused(reply: Message, reason: str) -> Message:
+    """Return the same reply with an error in place of its content."""
+    error = Error(code=int(ErrorCode.MOD_FAILED_PRECONDITION), reason=reason)
+    return make_message(reply.metadata, error=error)
+
+
+def metrics_of(reply: Message) -> dict[str, float]:
+    """Return the single-valued metrics of a reply."""
+    record = reply.content.metric_records[METRICS]
+    return {k: float(v) for k, v in record.items() if isinstance(v, int | float)}
+
+
+# ---- what Flower's own runners would have set ----
+
+
+def claim_identity(run_id: int) -> None:
+    """Say who is speaking: outside Flower's runners, flwr 1.41 refuses to make a message otherwise."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Give a message the id that the SuperLink would give it; flwr 1.41 has no public way."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Return a message of the same metadata around other content."""
+    return make_message(message.metadata, content)
+
+
+def new_context(
+    run_id: int, client: int, num_clients: int, device: str, state: RecordDict | None
+) -> Context:
+    """Return the context in which a client's app runs."""
+    return Context(
+        run_id=run_id,
+        node_id=node_of(client),
+        node_config={PARTITION_ID: client, NUM_PARTITIONS: num_clients, DEVICE: device},
+        state=RecordDict() if state is None else state,
+        run_config={},
+    )

@@ -1,0 +1,88 @@
+"""Several runs side by side: mean and spread over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from fedssl.config import Experiment
+from fedssl.record.display import percent
+from fedssl.record.rows import Outcome, RoundRow, summarize
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    experiment: Experiment
+    outcome: Outcome
+
+
+def comparison_table(runs: Sequence[Finished]) -> pd.DataFrame:
+    """Return one line an experiment: mean and standard deviation over its seeds, shares in [0, 1].
+
+    ``gain`` is the mean difference to the first experiment over the seeds that both ran.
+
+    Args:
+        runs: Finished runs; those of one name are the seeds of one experiment.
+    """
+    lines = pd.DataFrame([summarize(run.experiment, run.outcome) for run in runs])
+    first = lines[lines.name == lines.name.iloc[0]].set_index("seed").ema_accuracy
+    table = []
+    for name, seeds in lines.groupby("name", sort=False):
+        paired = seeds.set_index("seed").ema_accuracy - first
+        line: dict[str, Any] = {"name": name, "seeds": len(seeds)}
+        for column in ("server_accuracy", "ema_accuracy"):
+            line[column] = seeds[column].mean()
+            line[f"{column}_std"] = seeds[column].std(ddof=1) if len(seeds) > 1 else 0.0
+        line["gain"] = paired.mean()
+        for column in ("pseudo_label_accuracy", "pseudo_label_coverage", "seconds"):
+            line[column] = seeds[column].mean()
+        line["clients_failed"] = int(seeds["clients_failed"].sum())
+        table.append(line)
+    return pd.DataFrame(table)
+
+
+def curves(runs: Sequence[Finished]) -> dict[str, list[tuple[RoundRow, ...]]]:
+    """Return the rounds of every seed by experiment name."""
+    by_name: dict[str, list[tuple[RoundRow, ...]]] = {}
+    for run in runs:
+        by_name.setdefault(run.experiment.name, []).append(run.outcome.rounds)
+    return by_name
+
+
+def as_rich(table: pd.DataFrame, title: str) -> Table:
+    """Lay a comparison out for the terminal."""
+    laid = Table(title=title, title_justify="left")
+    laid.add_column("experiment")
+    columns = (
+        "seeds",
+        "accuracy",
+        "EMA accuracy",
+        "gain",
+        "pseudo-labels right",
+        "used",
+        "s a run",
+    )
+    for name in columns:
+        laid.add_column(name, justify="right")
+    for number, line in enumerate(table.to_dict("records")):
+        gain = "" if number == 0 else f"{line['gain'] * 100:+.1f}"
+        laid.add_row(
+            str(line["name"]),
+            str(line["seeds"]),
+            spread(line["server_accuracy"], line["server_accuracy_std"], line["seeds"]),
+            spread(line["ema_accuracy"], line["ema_accuracy_std"], line["seeds"]),
+            gain,
+            percent(line["pseudo_label_accuracy"]),
+            percent(line["pseudo_label_coverage"]),
+            f"{line['seconds']:.1f}",
+        )
+    return laid
+
+
+def spread(mean: float, std: float, seeds: int) -> str:
+    """Write a mean share and its standard deviation over seeds in percent."""
+    return percent(mean) if seeds == 1 else f"{mean * 100:.1f} ± {std * 100:.1f} %"

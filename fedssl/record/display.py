@@ -1,0 +1,222 @@
+"""What a person sees while a run goes: a live screen on a terminal, plain lines anywhere else."""
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fedssl.config import Experiment
+from fedssl.data.federation import Federation
+from fedssl.record.rows import (
+    ClientRow,
+    Failure,
+    NamedArrays,
+    Observer,
+    Outcome,
+    RoundRow,
+    summarize,
+)
+
+BARS = "▁▂▃▄▅▆▇█"
+ROWS_SHOWN = 6
+
+
+def percent(share: float) -> str:
+    """Write a share in [0, 1] as a percentage; a dash for NaN."""
+    return "-" if math.isnan(share) else f"{share * 100:.1f} %"
+
+
+def describe(experiment: Experiment, federation: Federation) -> str:
+    """Say in one line what runs on what."""
+    section = experiment.federation
+    labeled = int(federation.labeled.sum())
+    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
+    return (
+        f"{' then '.join(dict.fromkeys(methods))} on {experiment.data.kind}: "
+        f"{section.clients} clients ({section.partition.kind}), {section.sample} a round, "
+        f"{labeled} labels on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
+        f"seed {experiment.seed}"
+    )
+
+
+def closing_line(experiment: Experiment, outcome: Outcome) -> str:
+    """Say in one line what came of a run; failures are counted even if there are none."""
+    summary = summarize(experiment, outcome)
+    failed = summary["clients_failed"]
+    return (
+        f"{experiment.name} seed {experiment.seed}: "
+        f"accuracy {percent(summary['server_accuracy'])}, EMA {percent(summary['ema_accuracy'])} "
+        f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
+        f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
+    )
+
+
+def make_display(console: Console) -> Observer:
+    """Return the display that suits the console."""
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+class PlainDisplay:
+    """One line a round, no control characters: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._experiment: Experiment | None = None
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Say what runs."""
+        self._experiment = experiment
+        self._line(f"{experiment.name}: {describe(experiment, federation)}")
+
+    def round_ended(
+        self,
+        row: RoundRow,
+        clients: Sequence[ClientRow],
+        failures: Sequence[Failure],
+        arrays: NamedArrays,
+        ema: NamedArrays,
+    ) -> None:
+        """Say how the round went, and who failed."""
+        assert self._experiment is not None
+        self._line(
+            f"round {row.round}/{self._experiment.num_rounds} {row.method}: "
+            f"accuracy {percent(row.server_accuracy)}, EMA {percent(row.ema_accuracy)}, "
+            f"pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
+            f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(clients)}, "
+            f"{row.seconds:.2f} s"
+        )
+        for failure in failures:
+            self._line(f"  client {failure.client} failed: {_last_line(failure.reason)}")
+
+    def ended(self, outcome: Outcome) -> None:
+        """Say what came of it."""
+        assert self._experiment is not None
+        self._line(closing_line(self._experiment, outcome))
+
+    def failed(self, reason: str) -> None:
+        """Say nothing: whoever raised does."""
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class LiveDisplay:
+    """A panel that moves: progress, ETA, the course of accuracy, the latest rounds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._experiment: Experiment | None = None
+        self._rows: list[RoundRow] = []
+        self._failures: list[Failure] = []
+        self._title = ""
+        self._progress = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Show what runs."""
+        self._experiment = experiment
+        self._title = describe(experiment, federation)
+        self._task = self._progress.add_task("rounds", total=experiment.num_rounds)
+        self._live.update(self._screen())
+        self._live.start()
+
+    def round_ended(
+        self,
+        row: RoundRow,
+        clients: Sequence[ClientRow],
+        failures: Sequence[Failure],
+        arrays: NamedArrays,
+        ema: NamedArrays,
+    ) -> None:
+        """Move on by one round."""
+        self._rows.append(row)
+        self._failures += failures
+        self._progress.advance(self._task)
+        self._live.update(self._screen())
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the panel away and leave one line."""
+        assert self._experiment is not None
+        self._live.stop()
+        self._console.print(
+            closing_line(self._experiment, outcome), highlight=False, soft_wrap=True
+        )
+
+    def failed(self, reason: str) -> None:
+        """Take the panel away."""
+        self._live.stop()
+
+    def _screen(self) -> Panel:
+        assert self._experiment is not None
+        parts: list[Text | Table | Progress] = [Text(self._title, style="dim"), self._progress]
+        evaluated = [row for row in self._rows if row.evaluated]
+        if evaluated:
+            course = Text("EMA accuracy ")
+            width = max(10, min(60, self._console.width - 40))
+            course.append(sparkline([row.ema_accuracy for row in evaluated], width), "green")
+            course.append(f" {percent(evaluated[-1].ema_accuracy)}")
+            parts.append(course)
+        parts.append(self._latest())
+        for failure in self._failures[-3:]:
+            text = f"round {failure.round}, client {failure.client}: {_last_line(failure.reason)}"
+            parts.append(Text(text, style="red", overflow="ellipsis", no_wrap=True))
+        return Panel(Group(*parts), title=self._experiment.name, border_style="blue")
+
+    def _latest(self) -> Table:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for name in (
+            "round",
+            "method",
+            "accuracy",
+            "EMA",
+            "pseudo-labels right",
+            "used",
+            "clients",
+        ):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column("s", justify="right")
+        for row in self._rows[-ROWS_SHOWN:]:
+            table.add_row(
+                str(row.round),
+                row.method,
+                percent(row.server_accuracy),
+                percent(row.ema_accuracy),
+                percent(row.pseudo_label_accuracy),
+                percent(row.pseudo_label_coverage),
+                f"{row.clients_ok}/{row.clients_ok + row.clients_failed}",
+                f"{row.seconds:.2f}",
+            )
+        return table
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Draw shares in [0, 1] as a line of bars, at most `width` characters; the last value is always shown."""
+    if len(values) > width:
+        step = (len(values) - 1) / max(1, width - 1)
+        values = [values[round(i * step)] for i in range(width)]
+    return "".join(BARS[min(7, int(max(0.0, value) * 8))] for value in values)
+
+
+def _last_line(reason: str) -> str:
+    lines = reason.strip().splitlines()
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,178 @@
+"""The rows of a run's record, and what they sum up to."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedssl.config import Experiment
+from fedssl.data.federation import Federation
+
+NAN = float("nan")
+NamedArrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client in one round.
+
+    Args:
+        round, client: Which.
+        status: ``"ok"`` or ``"failed"``.
+        reason: Last line of what went wrong; empty if nothing did.
+        num_examples, num_labeled: What the client holds.
+        num_confident: Its labeled images and those whose pseudo-label was accepted.
+        num_steps: Local steps taken.
+        loss: Mean training loss over them.
+        pseudo_label_accuracy, pseudo_label_coverage: Against the labels the simulator hides, in [0, 1].
+        seconds: Time of the local loop.
+        bytes_up: Size of its reply's arrays.
+    """
+
+    round: int
+    client: int
+    status: str
+    reason: str = ""
+    num_examples: int = 0
+    num_labeled: int = 0
+    num_confident: float = 0.0
+    num_steps: int = 0
+    loss: float = NAN
+    pseudo_label_accuracy: float = NAN
+    pseudo_label_coverage: float = NAN
+    seconds: float = NAN
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round.
+
+    Args:
+        round: From 1.
+        phase: From 0.
+        method: The phase's method.
+        seconds: Time of the round, evaluation included.
+        server_accuracy, server_loss: Of the global model on the held-out images; NaN where not evaluated.
+        ema_accuracy, ema_loss: Of its moving average.
+        loss: Mean training loss over the cohort's steps.
+        pseudo_label_accuracy: Share of accepted pseudo-labels that match the hidden truth.
+        pseudo_label_coverage: Share of unlabeled images whose pseudo-label was accepted.
+        bytes_up, bytes_down: Of all replies and all requests.
+        clients_ok, clients_failed: Of the cohort.
+    """
+
+    round: int
+    phase: int
+    method: str
+    seconds: float
+    server_accuracy: float
+    server_loss: float
+    ema_accuracy: float
+    ema_loss: float
+    loss: float
+    pseudo_label_accuracy: float
+    pseudo_label_coverage: float
+    bytes_up: int
+    bytes_down: int
+    clients_ok: int
+    clients_failed: int
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the global model was evaluated in this round."""
+        return not math.isnan(self.server_accuracy)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave no usable reply, with all that is known why."""
+
+    round: int
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Args:
+        arrays: Global weights of the last round, and server-side method state.
+        ema: Their moving average.
+        rounds: Every round.
+        seconds: From the first round to the end.
+    """
+
+    arrays: NamedArrays
+    ema: NamedArrays
+    rounds: tuple[RoundRow, ...]
+    seconds: float
+
+
+class Observer(Protocol):
+    """Somebody who is told of a run as it goes."""
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Take note that a run begins."""
+
+    def round_ended(
+        self,
+        row: RoundRow,
+        clients: Sequence[ClientRow],
+        failures: Sequence[Failure],
+        arrays: NamedArrays,
+        ema: NamedArrays,
+    ) -> None:
+        """Take note of a finished round and of the weights after it."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take note that the run is over."""
+
+    def failed(self, reason: str) -> None:
+        """Take note that the run stopped before its end."""
+
+
+def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
+    """Sum a run up; accuracies are means over the last evaluated rounds, never the best one.
+
+    Args:
+        experiment: What ran.
+        outcome: What came of it.
+    """
+    last = [row for row in outcome.rounds if row.evaluated][-experiment.server.last_rounds :]
+    rounds = outcome.rounds
+    return {
+        "name": experiment.name,
+        "method": rounds[-1].method if rounds else experiment.method.kind,
+        "seed": experiment.seed,
+        "rounds": len(rounds),
+        "last_rounds": len(last),
+        "evaluated_on": "validation" if experiment.data.validation else "test",
+        "server_accuracy": nan_mean(row.server_accuracy for row in last),
+        "ema_accuracy": nan_mean(row.ema_accuracy for row in last),
+        "pseudo_label_accuracy": nan_mean(row.pseudo_label_accuracy for row in last),
+        "pseudo_label_coverage": nan_mean(row.pseudo_label_coverage for row in last),
+        "clients_ok": sum(row.clients_ok for row in rounds),
+        "clients_failed": sum(row.clients_failed for row in rounds),
+        "bytes_up": sum(row.bytes_up for row in rounds),
+        "bytes_down": sum(row.bytes_down for row in rounds),
+        "seconds": outcome.seconds,
+    }
+
+
+def nan_mean(values: Any) -> float:
+    """Return the mean of the values that are not NaN; NaN of none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else NAN
+
+
+def as_record(row: ClientRow | RoundRow) -> dict[str, Any]:
+    """Return a row as a table line: its fields in order, NaN as an empty cell."""
+    return {
+        key: "" if isinstance(value, float) and math.isnan(value) else value
+        for key, value in asdict(row).items()
+    }

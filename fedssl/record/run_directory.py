@@ -1,0 +1,188 @@
+"""The run directory: written as the run goes, so that a killed run leaves every finished round readable."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save_file
+
+from fedssl.config import Experiment
+from fedssl.data.federation import Federation
+from fedssl.engine.plan import available_cores
+from fedssl.errors import InputError
+from fedssl.record.rows import (
+    ClientRow,
+    Failure,
+    NamedArrays,
+    Outcome,
+    RoundRow,
+    as_record,
+    summarize,
+)
+
+VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
+
+
+class RunDirectory:
+    """Record a run under one folder.
+
+    Args:
+        path: The folder; made if it is not there.
+
+    Raises:
+        InputError: It cannot be written to, or already holds something.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise InputError(
+                    "--out", f"{path} is not empty", "name another folder, or remove this one"
+                )
+            (path / "checkpoint").mkdir()
+        except OSError as error:
+            raise InputError(
+                "--out",
+                f"cannot write to {path}: {error.strerror}",
+                "name a folder you may write to",
+            ) from None
+        self._experiment: Experiment | None = None
+        self._files: dict[str, TextIO] = {}
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Write what runs, on what, and who holds which image."""
+        self._experiment = experiment
+        (self.path / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
+        self._write_json("environment.json", environment())
+        partition_table(federation).to_parquet(self.path / "partition.parquet", index=False)
+        self._event("began", name=experiment.name, seed=experiment.seed)
+
+    def round_ended(
+        self,
+        row: RoundRow,
+        clients: Sequence[ClientRow],
+        failures: Sequence[Failure],
+        arrays: NamedArrays,
+        ema: NamedArrays,
+    ) -> None:
+        """Append the round and its clients, and every so often save the weights."""
+        assert self._experiment is not None
+        for client in clients:
+            self._append("clients.csv", client)
+        for failure in failures:
+            self._event("client_failed", **dataclasses.asdict(failure))
+        self._append("rounds.csv", row)
+        for file in self._files.values():
+            file.flush()
+        if row.round % self._experiment.server.checkpoint_every == 0:
+            self._checkpoint(row.round, arrays, ema)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write the final weights and the summary."""
+        assert self._experiment is not None
+        save_atomically(outcome.arrays, self.path / "model.safetensors")
+        save_atomically(outcome.ema, self.path / "ema.safetensors")
+        self._write_json("summary.json", summarize(self._experiment, outcome))
+        self._event("ended", seconds=outcome.seconds)
+        self._close()
+
+    def failed(self, reason: str) -> None:
+        """Write why the run stopped."""
+        self._event("failed", reason=reason)
+        self._close()
+
+    def _append(self, name: str, row: ClientRow | RoundRow) -> None:
+        record = as_record(row)
+        if name not in self._files:
+            self._files[name] = (self.path / name).open("a", encoding="utf-8", newline="")
+            csv.DictWriter(self._files[name], list(record)).writeheader()
+        csv.DictWriter(self._files[name], list(record)).writerow(record)
+
+    def _event(self, kind: str, **details: Any) -> None:
+        name = "events.jsonl"
+        if name not in self._files:
+            self._files[name] = (self.path / name).open("a", encoding="utf-8")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._files[name].write(json.dumps({"time": now, "event": kind, **details}) + "\n")
+        self._files[name].flush()
+
+    def _checkpoint(self, round: int, arrays: NamedArrays, ema: NamedArrays) -> None:
+        folder = self.path / "checkpoint"
+        both = {f"model/{k}": v for k, v in arrays.items()} | {
+            f"ema/{k}": v for k, v in ema.items()
+        }
+        newest = folder / f"round-{round:06d}.safetensors"
+        save_atomically(both, newest)
+        for old in folder.glob("round-*.safetensors"):
+            if old != newest:
+                old.unlink()
+
+    def _write_json(self, name: str, table: Mapping[str, Any]) -> None:
+        clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in table.items()}
+        (self.path / name).write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
+    """Return a fresh ``runs/NAME/ID``, the ID of time and seed."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = root / experiment.name / f"{stamp}-seed{experiment.seed}"
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{stamp}-seed{experiment.seed}-{number}")
+        number += 1
+    return path
+
+
+def save_atomically(arrays: NamedArrays, path: Path) -> None:
+    """Write named arrays as safetensors; a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(partial))
+    partial.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a run ran on: machine, versions, command."""
+    versions = {}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": available_cores(),
+        "versions": versions,
+    }
+
+
+def partition_table(federation: Federation) -> pd.DataFrame:
+    """Return one line a training image: its row, client, true class, and whether it is labeled."""
+    return pd.DataFrame(
+        {
+            "row": np.arange(len(federation.owner)),
+            "client": federation.owner,
+            "label": federation.data.train.labels,
+            "labeled": federation.labeled,
+        }
+    )

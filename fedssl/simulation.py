@@ -1,0 +1,116 @@
+"""Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
+
+from collections.abc import Sequence
+
+from fedssl.config import Experiment
+from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.record.rows import Observer, Outcome
+
+
+class Engine:
+    """The workers of this machine, kept between runs so that only the first one waits for them.
+
+    Use it as a context manager; `run` any number of experiments.
+    """
+
+    def __init__(self) -> None:
+        self._grid: LocalGrid | None = None
+        self._made_for: object = None
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        if self._grid is not None:
+            self._grid.close()
+            self._grid = None
+
+    def run(self, experiment: Experiment, observers: Sequence[Observer] = ()) -> Outcome:
+        """Run one experiment on the engine it names.
+
+        Args:
+            experiment: What to run.
+            observers: Told of everything as it happens.
+
+        Raises:
+            InputError: The experiment asks for what is not there.
+            RunFailed: The run could not go on.
+        """
+        from strategies.server_app import serve
+
+        if experiment.engine.kind == "flower":
+            self.close()
+            return _run_under_flower(experiment, observers)
+        return serve(experiment, self._grid_for(experiment), observers)
+
+    def _grid_for(self, experiment: Experiment) -> LocalGrid:
+        clients = experiment.federation.clients
+        if self._grid is not None and self._made_for == experiment.engine:
+            self._grid.restart(clients)
+        else:
+            self.close()
+            self._grid = _make_grid(experiment)
+            self._made_for = experiment.engine
+        return self._grid
+
+
+def check(experiment: Experiment) -> None:
+    """Raise `InputError` for whatever can be known to be wrong before any worker is started.
+
+    The data is loaded, the federation drawn, and every phase's network and strategy built.
+    """
+    from clients.local_data import simulated_federation
+    from fedssl.networks import build_network
+    from strategies.base import strategy_of
+    from strategies.census import Census, Cohorts
+
+    federation = simulated_federation(experiment)
+    census = Census.of_simulation(federation)
+    for index in range(len(experiment.schedule)):
+        phase = experiment.in_phase(index)
+        build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+        strategy_of(phase).build(Cohorts(census, phase.federation.sample, phase.seed))
+
+
+def _make_grid(experiment: Experiment) -> LocalGrid:
+    from clients.client_app import app
+
+    clients, engine = experiment.federation.clients, experiment.engine
+    if engine.kind == "serial":
+        from fedssl.engine.serial_grid import SerialGrid
+
+        return SerialGrid(app, clients)
+    from fedssl.engine.ray_grid import RayGrid
+
+    return RayGrid(app, clients, workers=engine.workers, gpus_per_worker=engine.gpus_per_worker)
+
+
+def plan_here(experiment: Experiment) -> WorkerPlan:
+    """Return the workers a run would use, by the cores and GPUs that torch sees here."""
+    import torch
+
+    engine = experiment.engine
+    if engine.kind == "serial":
+        return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
+    gpus = torch.cuda.device_count()
+    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus)
+
+
+def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:
+    from clients.client_app import app
+    from fedssl.engine.flower import simulate
+    from strategies.server_app import serve
+
+    outcomes: list[Outcome] = []
+    simulate(
+        lambda grid: outcomes.append(serve(experiment, grid, observers)),
+        app,
+        experiment.federation.clients,
+        plan_here(experiment),
+    )
+    return outcomes[0]

@@ -1,0 +1,1 @@
+"""Server strategies, one a file, and the ServerApp that drives them."""

@@ -1,0 +1,131 @@
+"""What every strategy is, and the one that samples a seeded cohort and averages it.
+
+A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
+at most two of its hooks: `select` (who takes part), `weight` (how much a reply counts), `combine` (sums to arrays),
+`after` (a step of the server's own, such as an optimizer).
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from fedssl import protocol
+from fedssl.aggregation import Sums, WeightedSum, cohort_mean
+from fedssl.config import Experiment
+from fedssl.registry import Plugin
+from strategies.census import Cohorts
+
+NamedArrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+class Strategy(Plugin):
+    """The ``[strategy]`` section: settings that build a Flower strategy."""
+
+    is_abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, cohorts: Cohorts) -> FlowerStrategy:
+        """Return the Flower strategy that runs a phase.
+
+        Args:
+            cohorts: Who is there and how many take part in a round.
+        """
+
+
+def strategy_of(phase: Experiment) -> Strategy:
+    """Return the strategy of an experiment as it stands in a phase."""
+    assert isinstance(phase.strategy, Strategy)
+    return phase.strategy
+
+
+class CohortStrategy(FlowerStrategy):
+    """Sample m of K clients by seed and average their replies as they come.
+
+    Replies are added to a `WeightedSum` at their place in the cohort, so that memory does not grow with m and the bits
+    do not depend on the order of arrival.
+    """
+
+    def __init__(self, cohorts: Cohorts) -> None:
+        self.cohorts = cohorts
+        self._places: dict[int, int] = {}
+        self._arrays: NamedArrays = {}
+
+    def select(self, server_round: int) -> list[int]:
+        """Return the client numbers of a round; by default m of K, uniformly."""
+        return self.cohorts.draw(server_round)
+
+    def weight(self, metrics: Mapping[str, float]) -> float:
+        """Return how much a reply counts; by default its number of examples."""
+        return metrics[protocol.NUM_EXAMPLES]
+
+    def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:
+        """Return the aggregate of a cohort's weighted sums; by default their mean."""
+        return cohort_mean(sums, total_weight, arrays)
+
+    def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
+        """Return the next global arrays from the last ones and the aggregate; by default the aggregate."""
+        return aggregate
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one request a client of the round's cohort, all around the same content."""
+        nodes = self.cohorts.nodes(self.select(server_round))
+        self._places = {node: place for place, node in enumerate(nodes)}
+        self._arrays = protocol.from_record(arrays)
+        content = _content(server_round, arrays, config)
+        return [
+            protocol.new_message(MessageType.TRAIN, node, content, str(server_round))
+            for node in nodes
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the next global arrays and the weight behind them; the old arrays if no reply counts."""
+        total = WeightedSum(len(self._places))
+        missing = dict(self._places)
+        for reply in replies:
+            place = missing.pop(reply.metadata.src_node_id)
+            if reply.has_error():
+                total.skip(place)
+                continue
+            weight = self.weight(protocol.metrics_of(reply))
+            total.add(
+                place, protocol.from_record(reply.content.array_records[protocol.ARRAYS]), weight
+            )
+        for place in missing.values():
+            total.skip(place)
+        sums, total_weight = total.result()
+        arrays = self._arrays
+        if sums is not None:
+            aggregate = self.combine(sums, total_weight, arrays)
+            arrays = self.after(server_round, arrays, aggregate)
+        return protocol.to_record(arrays), MetricRecord({"total-weight": total_weight})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask no client to evaluate: the server does, on images no client holds."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing, for nothing was asked."""
+        return None
+
+    def summary(self) -> None:
+        """Log nothing: the record says what runs."""
+
+
+def _content(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+    own = ConfigRecord(dict(config))
+    own[protocol.ROUND] = server_round
+    return RecordDict({protocol.ARRAYS: arrays, protocol.CONFIG: own})

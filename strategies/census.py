@@ -1,0 +1,116 @@
+"""Who is there: client numbers, node ids, and how much each client holds."""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+
+from fedssl import protocol, rng
+from fedssl.data.federation import Federation
+from fedssl.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Census:
+    """The clients of a federation by number; counts only, never images or labels.
+
+    Args:
+        nodes: Node id of each client; Flower's are unsigned 64-bit, more than numpy's integers hold.
+        num_examples: Training images of each client, (K,).
+        num_labeled: Labeled ones among them, (K,).
+    """
+
+    nodes: tuple[int, ...]
+    num_examples: npt.NDArray[np.int64]
+    num_labeled: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @functools.cached_property
+    def client_at(self) -> dict[int, int]:
+        """Client number of each node id."""
+        return {node: client for client, node in enumerate(self.nodes)}
+
+    @classmethod
+    def of_simulation(cls, federation: Federation) -> "Census":
+        """Return the census of our own grids without asking anyone: the simulator dealt the data itself."""
+        clients = range(federation.num_clients)
+        return cls(
+            tuple(protocol.node_of(client) for client in clients),
+            federation.sizes(),
+            federation.labeled_sizes(),
+        )
+
+    @classmethod
+    def by_query(
+        cls,
+        ask: Callable[[Iterable[Message]], Iterable[Message]],
+        nodes: Iterable[int],
+        experiment: str,
+        num_clients: int,
+    ) -> "Census":
+        """Return the census of any grid by asking every node for its number and counts.
+
+        Args:
+            ask: Sends messages and returns the replies.
+            nodes: Connected node ids.
+            experiment: The experiment as JSON.
+            num_clients: K.
+
+        Raises:
+            RunFailed: A client is missing, is there twice, or could not answer.
+        """
+        config = ConfigRecord({protocol.EXPERIMENT: experiment})
+        content = RecordDict({protocol.CONFIG: config})
+        requests = [protocol.new_message(MessageType.QUERY, node, content) for node in nodes]
+        found: dict[int, tuple[int, int, int]] = {}
+        for reply in ask(requests):
+            if reply.has_error():
+                raise RunFailed(f"a client could not answer the census:\n{reply.error.reason}")
+            metrics = protocol.metrics_of(reply)
+            client = int(metrics[protocol.CLIENT])
+            if client in found:
+                raise RunFailed(f"two nodes say they are client {client}; give each its own number")
+            found[client] = (
+                reply.metadata.src_node_id,
+                int(metrics[protocol.NUM_EXAMPLES]),
+                int(metrics[protocol.NUM_LABELED]),
+            )
+        missing = sorted(set(range(num_clients)) - set(found))
+        if missing:
+            raise RunFailed(f"no census from clients {missing}")
+        rows = [found[client] for client in range(num_clients)]
+        return cls(
+            tuple(node for node, _, _ in rows),
+            np.array([num_examples for _, num_examples, _ in rows], dtype=np.int64),
+            np.array([num_labeled for _, _, num_labeled in rows], dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """How a phase samples its clients.
+
+    Args:
+        census: Who is there.
+        sample: m.
+        seed: The experiment's seed.
+    """
+
+    census: Census
+    sample: int
+    seed: int
+
+    def draw(self, server_round: int) -> list[int]:
+        """Return the m distinct client numbers of a round, ascending; uniform over all K."""
+        stream = rng.numpy_generator(self.seed, "cohort", round=server_round)
+        drawn = stream.choice(len(self.census), size=self.sample, replace=False)
+        return sorted(int(client) for client in drawn)
+
+    def nodes(self, clients: Iterable[int]) -> list[int]:
+        """Return the node ids of clients."""
+        return [self.census.nodes[client] for client in clients]

@@ -1,0 +1,134 @@
+"""Any strategy of Flower's own by name: ``kind = "flwr:FedAdam"``, its arguments under ``options``."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower_strategies
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from flwr.supercore.run import Run
+from pydantic import Field
+
+from fedssl.errors import InputError, nearest
+from strategies.base import Strategy
+from strategies.census import Cohorts
+
+OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_available_nodes")
+"""Arguments that `federation.sample` decides."""
+
+
+class Flwr(Strategy):
+    """Hand the aggregation of a seeded cohort to one of Flower's strategies."""
+
+    name: str = Field(description="class in flwr.serverapp.strategy")
+    options: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="its keyword arguments"
+    )
+
+    def __hash__(self) -> int:
+        """Hash by name: options are a plain table."""
+        return hash(self.name)
+
+    def build(self, cohorts: Cohorts) -> FlowerStrategy:
+        """Return the named strategy, restricted to our cohorts.
+
+        Raises:
+            InputError: There is no such strategy, or it does not take these options.
+        """
+        known = [name for name in flower_strategies.__all__ if name not in ("Result", "Strategy")]
+        if self.name not in known:
+            raise InputError(
+                "strategy.kind", f"Flower has no strategy {self.name!r}", nearest(self.name, known)
+            )
+        for option in set(self.options) & set(OURS):
+            raise InputError(f"strategy.options.{option}", "federation.sample decides this")
+        make = getattr(flower_strategies, self.name)
+        options: dict[str, Any] = dict(self.options)
+        takes = inspect.signature(make).parameters
+        options |= (
+            {"fraction_train": 1.0, "fraction_evaluate": 0.0} if "fraction_train" in takes else {}
+        )
+        options |= {name: 1 for name in ("min_train_nodes", "min_available_nodes") if name in takes}
+        try:
+            inner: FlowerStrategy = make(**options)
+        except (TypeError, ValueError) as error:
+            raise InputError("strategy.options", f"{self.name} refuses them: {error}") from None
+        return _Seeded(inner, cohorts)
+
+
+class _Seeded(FlowerStrategy):
+    """Show a Flower strategy only the round's cohort, and its replies in the cohort's order."""
+
+    def __init__(self, inner: FlowerStrategy, cohorts: Cohorts) -> None:
+        self._inner = inner
+        self._cohorts = cohorts
+        self._places: dict[int, int] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        nodes = self._cohorts.nodes(self._cohorts.draw(server_round))
+        self._places = {node: place for place, node in enumerate(nodes)}
+        only = _CohortView(grid, nodes)
+        messages = self._inner.configure_train(server_round, arrays, config, only)
+        return sorted(messages, key=lambda message: self._places[message.metadata.dst_node_id])
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        ordered = sorted(replies, key=lambda reply: self._places[reply.metadata.src_node_id])
+        return self._inner.aggregate_train(server_round, ordered)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        self._inner.summary()
+
+
+class _CohortView(Grid):
+    """A grid as it would be if only the cohort were connected, for strategies that sample by themselves."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid = grid
+        self._nodes = nodes
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._nodes
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -1,0 +1,357 @@
+"""The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from clients.local_data import simulated_federation
+from fedssl import protocol
+from fedssl.aggregation import is_finite, move_average
+from fedssl.config import Experiment
+from fedssl.data.federation import Federation
+from fedssl.engine.local_grid import LocalGrid
+from fedssl.errors import RunFailed
+from fedssl.methods.base import Method
+from fedssl.methods.functional import warm_decay
+from fedssl.metrics.accuracy import Evaluation, evaluate
+from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
+from fedssl.networks import build_network
+from fedssl.record.rows import (
+    NAN,
+    ClientRow,
+    Failure,
+    NamedArrays,
+    Observer,
+    Outcome,
+    RoundRow,
+)
+from fedssl.record.run_directory import RunDirectory, new_run_path
+from strategies.base import strategy_of
+from strategies.census import Census, Cohorts
+
+PSEUDO_COUNTS = ("considered", "accepted", "right")
+
+NODES_TIMEOUT = 300.0
+"""Seconds to wait for all K clients to connect to a grid that is not ours."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment file that Flower's run config names, under Flower's own runtime or SuperLink."""
+    file = Path(str(context.run_config["experiment"]))
+    root = Path(__file__).resolve().parent.parent
+    experiment = Experiment.load(file if file.is_absolute() else root / file)
+    serve(experiment, grid, [RunDirectory(new_run_path(experiment))])
+
+
+def serve(experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> Outcome:
+    """Run an experiment over a grid.
+
+    Args:
+        experiment: What to run.
+        grid: Where its clients are.
+        observers: Told of everything as it happens.
+
+    Raises:
+        RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
+    """
+    server = _Server(experiment, grid, observers)
+    try:
+        return server.run()
+    except BaseException as error:
+        for observer in observers:
+            observer.failed(f"{type(error).__name__}: {error}")
+        raise
+
+
+class _Server:
+    """The state of one run at the server."""
+
+    def __init__(self, experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> None:
+        self.experiment = experiment
+        self.grid = grid
+        self.observers = observers
+        self.federation: Federation = simulated_federation(experiment)
+        self.arrays: NamedArrays = {}
+        self.ema: NamedArrays = {}
+        self.rounds: list[RoundRow] = []
+
+    def run(self) -> Outcome:
+        for observer in self.observers:
+            observer.began(self.experiment, self.federation)
+        began = time.perf_counter()
+        census = self._census()
+        for index in range(len(self.experiment.schedule)):
+            self._run_phase(index, census)
+        outcome = Outcome(self.arrays, self.ema, tuple(self.rounds), time.perf_counter() - began)
+        for observer in self.observers:
+            observer.ended(outcome)
+        return outcome
+
+    def _census(self) -> Census:
+        if isinstance(self.grid, LocalGrid):
+            return Census.of_simulation(self.federation)
+        wanted = self.experiment.federation.clients
+        deadline = time.monotonic() + NODES_TIMEOUT
+        while len(nodes := list(self.grid.get_node_ids())) < wanted:
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"{len(nodes)} of {wanted} clients connected in {NODES_TIMEOUT:g} s"
+                )
+            time.sleep(0.2)
+        text = self.experiment.in_phase(0).to_json()
+        return Census.by_query(
+            lambda messages: self.grid.send_and_receive(
+                messages, timeout=self.experiment.server.timeout
+            ),
+            nodes,
+            text,
+            wanted,
+        )
+
+    def _run_phase(self, index: int, census: Census) -> None:
+        phase = self.experiment.in_phase(index)
+        spec = self.federation.data.spec
+        network = build_network(phase.model, phase.method, spec, phase.seed)
+        self._adopt(phase.method, network)
+        cohorts = Cohorts(census, phase.federation.sample, phase.seed)
+        strategy = strategy_of(phase).build(cohorts)
+        text = phase.to_json()
+        rounds = phase.num_rounds
+        for phase_round in range(1, rounds + 1):
+            began = time.perf_counter()
+            server_round = len(self.rounds) + 1
+            log = _RoundLog(server_round, census, self.arrays)
+            config = protocol.request_config(text, phase_round, rounds)
+            messages = list(
+                strategy.configure_train(
+                    server_round, protocol.to_record(self.arrays), config, self.grid
+                )
+            )
+            replies = log.watch(messages, self._send(messages, phase.server.timeout))
+            aggregate, _ = strategy.aggregate_train(server_round, replies)
+            for _ in replies:  # a strategy that stops early must not hide a reply from the record
+                pass
+            self._accept(aggregate, log)
+            last = index == len(self.experiment.schedule) - 1 and phase_round == rounds
+            due = server_round % phase.server.evaluate_every == 0 or last
+            self._finish_round(phase, index, network, log, began, evaluate_now=due)
+
+    def _adopt(self, method: Method, network: nn.Module) -> None:
+        """Begin a phase: keep every weight that the new network shares with the old, and make server state."""
+        protocol.load_network(network, dict(self.arrays))
+        fresh = {
+            name: tensor.detach().numpy().copy()
+            for name, tensor in network.state_dict().items()
+            if method.is_shared(name)
+        }
+        self.ema = {name: self.ema.get(name, array) for name, array in fresh.items()}
+        for slot in method.slots():
+            if slot.scope == "server":
+                for name, tensor in method.init_slot(slot.name, network, None).items():
+                    fresh[protocol.slot_key(slot.name, name)] = tensor.numpy()
+        self.arrays = fresh
+
+    def _send(self, messages: list[Message], timeout: float) -> Iterable[Message]:
+        if isinstance(self.grid, LocalGrid):
+            return self.grid.stream(messages, timeout=timeout)
+        return self.grid.send_and_receive(messages, timeout=timeout)
+
+    def _accept(self, aggregate: ArrayRecord | None, log: "_RoundLog") -> None:
+        """Take the strategy's answer as the new global arrays; stop if nobody replied."""
+        if log.num_ok == 0:
+            self._tell_clients_failed(log)
+            first = log.failures[0].reason if log.failures else "no client was sampled"
+            raise RunFailed(
+                f"all clients of round {log.round} failed; the first one said:\n{first}"
+            )
+        if aggregate is None:
+            return
+        arrays = protocol.from_record(aggregate)
+        if not is_finite(arrays):
+            raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
+        self.arrays = {
+            name: arrays[name].astype(old.dtype, copy=False) for name, old in self.arrays.items()
+        }
+
+    def _tell_clients_failed(self, log: "_RoundLog") -> None:
+        row = _row(log, 0, "", 0.0, None, None)
+        for observer in self.observers:
+            observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
+
+    def _finish_round(
+        self,
+        phase: Experiment,
+        index: int,
+        network: nn.Module,
+        log: "_RoundLog",
+        began: float,
+        *,
+        evaluate_now: bool,
+    ) -> None:
+        decay = warm_decay(phase.server.ema_decay, len(self.rounds))
+        own = {name: self.arrays[name] for name in self.ema}
+        self.ema = move_average(self.ema, own, decay)
+        model = self._evaluate(phase.method, network, own) if evaluate_now else None
+        ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
+        seconds = time.perf_counter() - began
+        row = _row(log, index, phase.method.kind, seconds, model, ema)
+        self.rounds.append(row)
+        for observer in self.observers:
+            observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
+
+    def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
+        protocol.load_network(network, dict(arrays))
+        held_out = self.federation.data.held_out
+        return evaluate(
+            method.classifier(network),
+            torch.from_numpy(held_out.images),
+            torch.from_numpy(held_out.labels),
+            self.federation.data.spec,
+        )
+
+
+class _RoundLog:
+    """What the server saw of one round; refuses replies that must not be averaged.
+
+    Args:
+        round: Round of the run, from 1.
+        census: Who is there.
+        arrays: What was sent, which every reply must match in names and shapes.
+    """
+
+    def __init__(self, round: int, census: Census, arrays: NamedArrays) -> None:
+        self.round = round
+        self.clients: list[ClientRow] = []
+        self.failures: list[Failure] = []
+        self.tally = _Tally()
+        self._census = census
+        self._shapes = {name: array.shape for name, array in arrays.items()}
+
+    @property
+    def num_ok(self) -> int:
+        return len(self.clients) - len(self.failures)
+
+    def watch(self, messages: list[Message], replies: Iterable[Message]) -> Iterator[Message]:
+        """Pass replies on, an error in place of each that is refused, and note them all."""
+        waiting = {message.metadata.dst_node_id for message in messages}
+        if messages:
+            sent = messages[0].content.array_records[protocol.ARRAYS]
+            self.tally.bytes_down = protocol.num_bytes(sent) * len(messages)
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if node not in waiting:
+                continue
+            waiting.discard(node)
+            flaw = None if reply.has_error() else self._flaw(reply)
+            if flaw is not None:
+                reply = protocol.refused(reply, flaw)
+            self._note(self._census.client_at[node], reply)
+            yield reply
+        for node in sorted(waiting):
+            self._fail(self._census.client_at[node], "no reply in time")
+        self.clients.sort(key=lambda row: row.client)
+        self.failures.sort(key=lambda failure: failure.client)
+
+    def _flaw(self, reply: Message) -> str | None:
+        """Say why a reply must not be averaged, or None."""
+        record = reply.content.array_records.get(protocol.ARRAYS)
+        if record is None or protocol.METRICS not in reply.content.metric_records:
+            return "refused: the reply lacks its arrays or its metrics"
+        arrays = protocol.from_record(record)
+        if {name: array.shape for name, array in arrays.items()} != self._shapes:
+            return "refused: the reply's arrays differ from the model's in name or shape"
+        if not is_finite(arrays):
+            return "refused: the reply's weights are not finite"
+        return None
+
+    def _note(self, client: int, reply: Message) -> None:
+        if reply.has_error():
+            self._fail(client, reply.error.reason or "no reason given")
+            return
+        metrics = protocol.metrics_of(reply)
+        size = protocol.num_bytes(reply.content.array_records[protocol.ARRAYS])
+        considered, accepted, right = (metrics.get(f"pseudo-{k}", 0.0) for k in PSEUDO_COUNTS)
+        steps = int(metrics.get("num-steps", 0))
+        loss = metrics.get("loss", NAN)
+        self.tally.add(steps, loss, considered, accepted, right, size)
+        self.clients.append(
+            ClientRow(
+                round=self.round,
+                client=client,
+                status="ok",
+                num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
+                num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
+                num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
+                num_steps=steps,
+                loss=loss,
+                pseudo_label_accuracy=pseudo_label_accuracy(accepted, right),
+                pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
+                seconds=metrics.get("seconds", NAN),
+                bytes_up=size,
+            )
+        )
+
+    def _fail(self, client: int, reason: str) -> None:
+        last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+        self.clients.append(ClientRow(self.round, client, "failed", last))
+        self.failures.append(Failure(self.round, client, reason))
+
+
+@dataclass
+class _Tally:
+    """Sums over the replies of a round."""
+
+    num_steps: int = 0
+    loss_sum: float = 0.0
+    considered: float = 0.0
+    accepted: float = 0.0
+    right: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(
+        self, steps: int, loss: float, considered: float, accepted: float, right: float, size: int
+    ) -> None:
+        self.num_steps += steps
+        self.loss_sum += steps * loss if steps else 0.0
+        self.considered += considered
+        self.accepted += accepted
+        self.right += right
+        self.bytes_up += size
+
+
+def _row(
+    log: _RoundLog,
+    phase: int,
+    method: str,
+    seconds: float,
+    model: Evaluation | None,
+    ema: Evaluation | None,
+) -> RoundRow:
+    tally = log.tally
+    return RoundRow(
+        round=log.round,
+        phase=phase,
+        method=method,
+        seconds=seconds,
+        server_accuracy=model.accuracy if model else NAN,
+        server_loss=model.loss if model else NAN,
+        ema_accuracy=ema.accuracy if ema else NAN,
+        ema_loss=ema.loss if ema else NAN,
+        loss=tally.loss_sum / tally.num_steps if tally.num_steps else NAN,
+        pseudo_label_accuracy=pseudo_label_accuracy(tally.accepted, tally.right),
+        pseudo_label_coverage=pseudo_label_coverage(tally.considered, tally.accepted),
+        bytes_up=tally.bytes_up,
+        bytes_down=tally.bytes_down,
+        clients_ok=log.num_ok,
+        clients_failed=len(log.failures),
+    )
