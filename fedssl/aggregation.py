@@ -38,8 +38,10 @@ class WeightedSum:
         if weight == 0:
             self.skip(position)
             return
+        # asarray: numpy multiplies a 0-d array to a scalar, which cannot be added to in place.
         sums = {
-            name: np.multiply(array, weight, dtype=np.float64) for name, array in arrays.items()
+            name: np.asarray(np.multiply(array, weight, dtype=np.float64))
+            for name, array in arrays.items()
         }
         self._climb(position, sums, float(weight))
 
@@ -76,7 +78,7 @@ def _plus(first: Sums | None, second: Sums | None) -> Sums | None:
     if first is None or second is None:
         return second if first is None else first
     for name, array in first.items():
-        array += second[name]
+        np.add(array, second[name], out=array)
     return first
 
 

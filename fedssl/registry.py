@@ -92,11 +92,15 @@ class Family:
     def _find(self, module: str) -> type[Plugin] | None:
         try:
             found = importlib.util.find_spec(module)
-        except (ModuleNotFoundError, ValueError):
+        except (ImportError, ValueError):
             found = None
         if found is None:
             return None
-        loaded = importlib.import_module(module)
+        try:
+            loaded = importlib.import_module(module)
+        except Exception as error:
+            where = f"{self.section}.{self.key}"
+            raise InputError(where, f"{module} cannot be imported: {error}") from error
         for value in vars(loaded).values():
             if (
                 inspect.isclass(value)
@@ -122,10 +126,10 @@ class Family:
             raise InputError(self.section, f"is {value!r}, not a table")
         fields = dict(value)
         kind = fields.pop(self.key, self.default)
-        if not isinstance(kind, str) or not kind:
-            raise InputError(
-                f"{self.section}.{self.key}", f"is {kind!r}", nearest("", self.names())
-            )
+        if kind is None:
+            raise InputError(f"{self.section}.{self.key}", "is missing", nearest("", self.names()))
+        if not isinstance(kind, str):
+            raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
         stem, colon, name = kind.partition(":")
         plugin = self.get(stem)
         if colon:
@@ -151,7 +155,7 @@ class Family:
         alternatives = []
         for name in self.names():
             plugin = self.get(name)
-            table = plugin.model_json_schema()
+            table = handler.resolve_ref_schema(handler(plugin.__pydantic_core_schema__))
             named = "name" in plugin.model_fields
             fields = {k: v for k, v in table.get("properties", {}).items() if k != "name"}
             discriminator = {"pattern": f"^{name}:.+"} if named else {"const": name}

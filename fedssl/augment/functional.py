@@ -107,7 +107,7 @@ def affine_matrices(
     angle = zero if degrees is None else degrees * (math.pi / 180)
     by_x, by_y, right, down = (zero if value is None else value for value in given[1:])
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rows = [cos, -sin - by_x, -right, sin - by_y, cos, -down]
+    rows = [cos, by_x - sin, -right, sin + by_y, cos, -down]
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 

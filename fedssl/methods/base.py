@@ -226,4 +226,4 @@ class Method(Plugin):
         """Do something after the last step of a round."""
 
 
-METHODS = Family("method", "fedssl.methods", "method", default=None)
+METHODS = Family("method", "fedssl.methods", "method", default="fixmatch")

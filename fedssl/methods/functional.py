@@ -37,19 +37,22 @@ def masked_cross_entropy(logits: Tensor, pseudo_labels: Tensor, mask: Tensor) ->
     return (per_example * mask).mean()
 
 
-def probability_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return the squared distance of softmax outputs, mean over batch and classes.
+def masked_probability_mse(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the squared distance of softmax outputs, mean over classes and over all B examples.
 
     The mean over classes is the convention of Mean Teacher's code: two different one-hot outputs over C classes
     are 2/C apart. No gradient flows into the teacher.
 
     Args:
         student_logits, teacher_logits: Shape (B, num_classes).
+        mask: Weight of each example in [0, 1], shape (B,).
 
     Reference:
         Tarvainen & Valpola, NeurIPS 2017, section 2 (J).
     """
-    return F.mse_loss(student_logits.softmax(1), teacher_logits.detach().softmax(1))
+    targets = teacher_logits.detach().softmax(1)
+    per_example = F.mse_loss(student_logits.softmax(1), targets, reduction="none").mean(1)
+    return (per_example * mask).mean()
 
 
 def sigmoid_ramp(fraction: float, length: float) -> float:

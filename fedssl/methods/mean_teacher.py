@@ -26,7 +26,7 @@ from fedssl.methods.base import (
 from fedssl.methods.functional import (
     call_with,
     ema_update,
-    probability_mse,
+    masked_probability_mse,
     sigmoid_ramp,
     snapshot,
     supervised_loss,
@@ -49,6 +49,15 @@ class MeanTeacher(Method):
         0.2, ge=0, le=1, description="share of the rounds over which weight grows"
     )
     ema_decay: float = Field(0.99, ge=0, le=1, description="decay of the teacher, per local step")
+    temperature: float = Field(
+        1.0, gt=0, description="T of the teacher's sharpened targets; the paper's is 1, none"
+    )
+    threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="least confidence of the teacher for an image to count; the paper's is 0, all do",
+    )
     student_view: Literal["weak", "strong"] = Field(
         "weak", description="view the student sees; the paper's is weak, as the teacher's"
     )
@@ -80,15 +89,13 @@ class MeanTeacher(Method):
         student_view, teacher_view = batch.unlabeled
         with torch.no_grad():
             teacher_logits = call_with(network, state["teacher"], teacher_view)
-        consistency = probability_mse(network(student_view), teacher_logits)
+            confidence, pseudo_labels = teacher_logits.softmax(1).max(1)
+            mask = (confidence >= self.threshold).to(confidence.dtype)
+            targets = teacher_logits / self.temperature
+        consistency = masked_probability_mse(network(student_view), targets, mask)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
-        pseudo_labels = teacher_logits.argmax(1)
-        return Loss(
-            supervised + weight * consistency,
-            {"supervised": supervised, "unlabeled": consistency},
-            pseudo_labels,
-            torch.ones_like(pseudo_labels, dtype=teacher_logits.dtype),
-        )
+        terms = {"supervised": supervised, "unlabeled": consistency}
+        return Loss(supervised + weight * consistency, terms, pseudo_labels, mask)
 
     def after_step(self, learner: Learner) -> None:
         """Move the teacher towards the student, with the paper's warm-up of the decay."""

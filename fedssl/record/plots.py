@@ -1,5 +1,6 @@
 """Pictures: who holds what, and how runs went."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def plot_partition(federation: Federation, title: str, path: Path) -> None:
     if len(shown) > 15:
         lower.tick_params(axis="x", rotation=90)
     lower.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, width=int(width * 11)), fontsize=9)
     upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     _save(figure, path)
 

@@ -41,7 +41,7 @@ class FashionMNIST(Source):
 
         try:
             part = Reader(str(self.root), train=train, download=self.download)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
             raise InputError(
                 "data.root",
                 f"no readable Fashion-MNIST under {str(self.root)!r} ({error})",

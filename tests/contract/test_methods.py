@@ -1,0 +1,83 @@
+"""One contract for every method: trained in a federation, the same bits on every engine, state where it belongs."""
+
+import numpy as np
+import pytest
+
+from clients.client_app import app
+from fedssl.engine.ray_grid import RayGrid
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.methods.base import METHODS
+from strategies.server_app import serve
+from tests.helpers import small_experiment
+
+TABLE = [{"kind": name} for name in METHODS.names()] + [
+    {"kind": "mean_teacher", "teacher_scope": "client"},
+    {"kind": "mean_teacher", "teacher_scope": "server"},
+    {"kind": "tests.plugins.stateful"},
+]
+
+
+def name_of(method):
+    return "-".join(str(value) for value in method.values())
+
+
+@pytest.fixture(scope="module")
+def ray_grid():
+    grid = RayGrid(app, 6, workers=3)
+    yield grid
+    grid.close()
+
+
+def same_bits(first, second):
+    return set(first) == set(second) and all(
+        first[k].tobytes() == second[k].tobytes() for k in first
+    )
+
+
+@pytest.mark.parametrize("method", TABLE, ids=name_of)
+def test_a_federation_trains_with_it_to_the_same_bits_on_both_grids(method, ray_grid):
+    experiment = small_experiment(method=method, federation={"sample": 5}, rounds=3)
+    serial = serve(experiment, SerialGrid(app, 6), [])
+    again = serve(experiment, SerialGrid(app, 6), [])
+    ray_grid.restart(6)
+    parallel = serve(experiment, ray_grid, [])
+    assert serial.rounds[-1].clients_ok == 5
+    assert serial.rounds[-1].clients_failed == 0
+    assert all(np.isfinite(array).all() for array in serial.arrays.values())
+    assert same_bits(serial.arrays, again.arrays)
+    assert same_bits(serial.arrays, parallel.arrays)
+    assert same_bits(serial.ema, parallel.ema)
+
+
+def test_every_hook_of_the_interface_is_used(ray_grid):
+    """Client memory persists and stays home; server state travels; private weights do not."""
+    experiment = small_experiment(
+        method={"kind": "tests.plugins.stateful"}, federation={"sample": 6}, rounds=3
+    )
+    grid = SerialGrid(app, 6)
+    outcome = serve(experiment, grid, [])
+    assert not any(key.startswith(("head.", "memory/")) for key in outcome.arrays)
+    assert any(key.startswith("second.") for key in outcome.arrays)
+    assert outcome.arrays["marginal/mass"].sum() == pytest.approx(1, abs=1e-5)
+    kept = grid._states[0].array_records
+    assert kept["tests.plugins.stateful.memory"]["rounds"].numpy() == 3
+    seen = kept["tests.plugins.stateful.memory"]["seen"].numpy()
+    assert seen.sum() == pytest.approx(3 * 2 * 16, abs=32)
+    assert set(kept["tests.plugins.stateful.private"]) == {"head.weight", "head.bias"}
+    assert 0 <= outcome.rounds[-1].server_accuracy <= 1
+
+
+def test_a_phase_may_change_the_method_and_its_network():
+    """Weights that both networks have go on; what is new begins anew."""
+    experiment = small_experiment(
+        rounds=None,
+        phases=[
+            {"rounds": 1, "method": {"kind": "supervised"}},
+            {"rounds": 1, "method": {"kind": "mean_teacher", "teacher_scope": "server"}},
+            {"rounds": 1, "method": {"kind": "fixmatch"}, "federation": {"sample": 6}},
+        ],
+    )
+    outcome = serve(experiment, SerialGrid(app, 6), [])
+    assert [row.method for row in outcome.rounds] == ["supervised", "mean_teacher", "fixmatch"]
+    assert [row.clients_ok for row in outcome.rounds] == [3, 3, 6]
+    assert not any(key.startswith("teacher/") for key in outcome.arrays)

@@ -1,0 +1,195 @@
+"""The experiment file: what is accepted, what is refused and how, phases, overrides, round trips."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedssl.config import Experiment, merge
+from fedssl.errors import InputError
+from fedssl.methods.fixmatch import FixMatch
+from fedssl.methods.supervised import Supervised
+
+MINIMAL = '[data]\nsource = "digits"\n'
+
+
+def load(tmp_path: Path, text: str, *settings: str) -> Experiment:
+    file = tmp_path / "e.toml"
+    file.write_text(text, encoding="utf-8")
+    return Experiment.load(file, settings)
+
+
+def test_every_section_is_optional_but_data(tmp_path):
+    experiment = load(tmp_path, MINIMAL)
+    assert experiment.method == FixMatch()
+    assert experiment.strategy.kind == "fedavg"
+    assert experiment.num_rounds == 40
+    with pytest.raises(InputError, match="data: is missing"):
+        load(tmp_path, 'name = "x"\n')
+
+
+FULL = """
+name = "digits-fixmatch"
+seed = 3
+[data]
+source = "digits"
+train_size = 300
+[federation]
+clients = 10
+sample = 5
+partition = {kind = "dirichlet", alpha = 0.3}
+labels = {kind = "at_clients", per_class = 2}
+[augment.strong]
+kind = "randaugment"
+num_ops = 1
+weak = {translate = 0.25}
+[model]
+kind = "torchvision:resnet18"
+[method]
+kind = "fixmatch"
+threshold = 0.9
+[train]
+local_epochs = 1.5
+clip_norm = 1.0
+[strategy]
+kind = "fedavg"
+weight = "labeled"
+[engine]
+kind = "ray"
+workers = "auto"
+gpus_per_worker = 0.5
+[[phases]]
+rounds = 10
+method.kind = "supervised"
+[[phases]]
+rounds = 40
+federation.sample = 8
+"""
+
+
+def test_round_trips_through_toml_and_json(tmp_path):
+    experiment = load(tmp_path, FULL)
+    assert load(tmp_path, experiment.to_toml()) == experiment
+    assert load(tmp_path, load(tmp_path, MINIMAL).to_toml()) == load(tmp_path, MINIMAL)
+    travelled = Experiment.from_json(experiment.to_json())
+    assert travelled.model_copy(update={"engine": experiment.engine}) == experiment
+    assert "engine" not in json.loads(experiment.to_json())
+
+
+def test_phases_script_the_rounds(tmp_path):
+    experiment = load(tmp_path, FULL)
+    first, second = experiment.in_phase(0), experiment.in_phase(1)
+    assert experiment.num_rounds == 50
+    assert first.method == Supervised()
+    assert first.federation.sample == 5
+    assert (first.num_rounds, second.num_rounds) == (10, 40)
+    assert second.method == FixMatch(threshold=0.9)
+    assert second.federation.sample == 8
+    assert second.federation.partition == experiment.federation.partition
+
+
+def test_settings_override(tmp_path):
+    experiment = load(
+        tmp_path, FULL, "method.threshold=0.5", "seed=9", "phases.1.rounds=2", "name=other"
+    )
+    assert experiment.in_phase(1).method == FixMatch(threshold=0.5)
+    assert (experiment.seed, experiment.name, experiment.num_rounds) == (9, "other", 12)
+
+
+def test_another_kind_forgets_the_old_ones_settings(tmp_path):
+    experiment = load(tmp_path, FULL, "method.kind=mean_teacher", "method.ema_decay=0.9")
+    assert experiment.method.kind == "mean_teacher"
+    same = load(tmp_path, FULL, "method.kind=fixmatch")
+    assert same.method == FixMatch(threshold=0.9)
+
+
+def test_merge_leaves_its_inputs_alone():
+    base = {"a": {"b": 1}, "l": [{"x": 1}]}
+    merged = merge(base, {"a": {"c": 2}, "l": {"0": {"x": 5}}})
+    assert merged == {"a": {"b": 1, "c": 2}, "l": [{"x": 5}]}
+    assert base == {"a": {"b": 1}, "l": [{"x": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data\n", r"is not valid TOML: .*line 1"),
+        (MINIMAL + "[metod]\n", r"metod: unknown key; did you mean 'method'\?"),
+        (MINIMAL + "[method]\ntreshold = 0.9\n", r"method.treshold: unknown key; did you mean 'threshold'"),
+        (MINIMAL + "[federation]\nclient = 3\n", r"federation.client: unknown key; did you mean 'clients'"),
+        (MINIMAL + '[train]\nlr = "fast"\n', r"train.lr: is 'fast': .*valid number"),
+        (MINIMAL + "[train]\nlocal_steps = 1.5\n", r"train.local_steps: is 1.5: .*valid integer"),
+        (MINIMAL + "[federation]\nclients = 3\nsample = 5\n", r"federation: sample = 5 is more than clients = 3"),
+        (MINIMAL + "[federation.partition]\nalpha = 0\n", r"federation.partition.alpha: is 0.*greater than 0"),
+        (MINIMAL + "[federation.partition]\nalpha = -1.0\n", r"federation.partition.alpha: is -1.0"),
+        (MINIMAL + "[federation.partition]\nalpha = nan\n", r"federation.partition.alpha: is nan"),
+        (MINIMAL + '[method]\nkind = "fixmach"\n', r"method.kind: there is no method 'fixmach'; did you mean 'fixmatch'"),
+        (MINIMAL + '[strategy]\nkind = "fedavgg"\n', r"strategy.kind: there is no strategy 'fedavgg'; did you mean 'fedavg'"),
+        (MINIMAL + '[model]\nkind = "cn"\n', r"model.kind: there is no model 'cn'; did you mean 'cnn'"),
+        ('[data]\nsource = "digit"\n', r"data.source: there is no data source 'digit'; did you mean 'digits'"),
+        ("[data]\n", r"data.source: is missing; one of: digits"),
+        ('data = 3\n', r"data: is 3, not a table"),
+        (MINIMAL + '[federation.partition]\nkind = "dirichle"\n', r"there is no partition 'dirichle'"),
+        (MINIMAL + '[federation.labels]\nkind = "at_client"\n', r"there is no label split"),
+        (MINIMAL + "[[phases]]\nrounds = 0\n", r"phases.0.rounds: is 0: .*greater than or equal to 1"),
+        (MINIMAL + "[[phases]]\nmethod.kind = 'supervised'\n", r"phases.0.rounds: is missing"),
+        (MINIMAL + "[[phases]]\nrounds = 1\nmodel.kind = 'cnn'\n", r"phases\[0\].model: a phase cannot set this; one of: method"),
+        (MINIMAL + "[[phases]]\nrounds = 1\nmethd.kind = 'cnn'\n", r"phases\[0\].methd: a phase cannot set this"),
+        (MINIMAL + "[[phases]]\nrounds = 1\nmethod.threshold = 2.0\n", r"phases\[0\].method.threshold: is 2.0"),
+        (MINIMAL + "[[phases]]\nrounds = 1\nfederation.clients = 2\n", r"phases\[0\].federation: a phase can set federation.sample only"),
+        (MINIMAL + "[[phases]]\nrounds = 1\nfederation.sample = 99\n", r"phases\[0\].federation: sample = 99"),
+        ("rounds = 3\n" + MINIMAL + "[[phases]]\nrounds = 1\n", r"rounds and phases exclude each other"),
+        (MINIMAL + "[train]\nlocal_steps = 3\nlocal_epochs = 1\n", r"train: local_steps and local_epochs exclude"),
+        (MINIMAL + "[train]\nmomentum = 0.0\n", r"train: nesterov needs momentum"),
+        (MINIMAL + '[strategy]\naveraging = "population"\nweight = "confident"\n', r"strategy: averaging = 'population'"),
+        (MINIMAL + "[model]\nwidths = [12]\n", r"model: a width of 12 is not divisible into 8 groups"),
+        (MINIMAL + "[engine]\nworkers = 0\n", r"engine: workers = 0"),
+        (MINIMAL + "[engine]\ngpus_per_worker = 1.5\n", r"gpus_per_worker = 1.5; above 1 it must be a whole number"),
+        ('name = "../x"\n' + MINIMAL, r"name: is '../x'"),
+        ("seed = -1\n" + MINIMAL, r"seed: is -1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_message(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "e.toml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.toml: no such file"):
+        Experiment.load(tmp_path / "nowhere.toml")
+    with pytest.raises(InputError, match="cannot be read"):
+        Experiment.load(tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["method.threshold", "=3", "a..b=1"])
+def test_malformed_settings(tmp_path, setting):
+    with pytest.raises(InputError, match=r"not of the form a.b=value"):
+        load(tmp_path, MINIMAL, setting)
+
+
+def test_settings_into_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"phases.3: there are 2, counted from 0"):
+        load(tmp_path, FULL, "phases.3.rounds=1")
+
+
+def test_the_schema_knows_every_plugin():
+    text = json.dumps(Experiment.model_json_schema())
+    for word in (
+        "fixmatch",
+        "mean_teacher",
+        "dirichlet",
+        "^torchvision:.+",
+        "at_clients",
+        "fedavg",
+        "digits",
+    ):
+        assert word in text
+
+
+def test_experiments_of_the_repository_are_valid():
+    files = sorted(Path("experiments").rglob("*.toml"))
+    assert len(files) >= 4
+    for file in files:
+        Experiment.load(file)

@@ -1,0 +1,136 @@
+"""Records on the wire: exact, readable by Flower, and Flower's quirks in one place."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from fedssl import protocol
+from fedssl.training import FitReport
+
+protocol.claim_identity(1)
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.uint8, np.bool_])
+
+
+@given(npst.arrays(DTYPES, npst.array_shapes(min_dims=0, min_side=0, max_dims=4, max_side=5)))
+@settings(max_examples=150, deadline=None)
+def test_arrays_travel_exactly_and_flower_reads_ours(array):
+    record = protocol.to_record({"x": array})
+    ours = protocol.from_record(record)["x"]
+    theirs = record["x"].numpy()
+    for read in (ours, theirs):
+        assert read.dtype == array.dtype
+        assert read.shape == array.shape
+        assert read.tobytes() == array.tobytes()
+    assert record["x"].data == Array(array).data  # byte for byte what Flower would have written
+
+
+def test_flowers_own_arrays_are_read_whatever_their_order():
+    column_major = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    record = ArrayRecord({"x": Array(column_major)})
+    assert np.array_equal(protocol.from_record(record)["x"], column_major)
+
+
+def test_tensors_in_any_memory_format():
+    tensor = (
+        torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    )
+    record = protocol.to_record({"w": tensor})
+    assert np.array_equal(protocol.from_record(record)["w"], tensor.numpy())
+    assert protocol.num_bytes(record) == len(record["w"].data)
+
+
+def test_a_network_is_loaded_in_place():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    pointers = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
+    arrays = {
+        name: np.full(tensor.shape, 3, tensor.numpy().dtype)
+        for name, tensor in network.state_dict().items()
+    }
+    protocol.load_network(network, arrays)
+    for name, tensor in network.state_dict().items():
+        assert (tensor == 3).all()
+        assert tensor.data_ptr() == pointers[name]
+    with pytest.raises(ValueError, match="broadcast"):
+        protocol.load_network(network, {"0.weight": np.zeros((9, 9, 9))})
+
+
+def message(content=None):
+    return protocol.new_message("train", protocol.node_of(3), content or RecordDict())
+
+
+def test_a_request_survives_the_trip():
+    config = protocol.request_config("{}", 2, 7)
+    config[protocol.ROUND] = 12
+    arrays = protocol.to_record({"w": np.ones(2)})
+    request = protocol.read_request(message(RecordDict({"arrays": arrays, "config": config})))
+    assert (request.experiment, request.server_round) == ("{}", 12)
+    assert (request.phase_round, request.phase_rounds) == (2, 7)
+    assert request.arrays["w"].tolist() == [1, 1]
+
+
+def test_a_stock_strategys_request_takes_its_round_for_the_phases():
+    config = ConfigRecord({protocol.EXPERIMENT: "{}", "server-round": 4})
+    request = protocol.read_request(message(RecordDict({"config": config})))
+    assert (request.server_round, request.phase_round, request.phase_rounds) == (4, 4, 4)
+
+
+def test_a_request_without_an_experiment_says_so():
+    with pytest.raises(ValueError, match="no 'experiment' in its 'config' record"):
+        protocol.read_request(message())
+
+
+def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
+    report = FitReport(5, 0.5, 10.0, 8.0, 6.0, 0.1)
+    reply = protocol.fit_reply(
+        message(),
+        {"w": torch.ones(2)},
+        report,
+        client=3,
+        num_examples=20,
+        num_labeled=4,
+        num_confident=12.0,
+    )
+    assert len(reply.content.array_records) == len(reply.content.metric_records) == 1
+    metrics = protocol.metrics_of(reply)
+    assert metrics["num-examples"] == 20
+    assert metrics["pseudo-right"] == 6
+    assert reply.metadata.src_node_id == protocol.node_of(3)
+
+
+def test_explained_errors_carry_the_traceback():
+    def broken(message, context):
+        raise ValueError("what went wrong")
+
+    reply = protocol.reply_or_explain(message(), None, broken)
+    assert reply.has_error()
+    assert "Traceback" in reply.error.reason
+    assert "what went wrong" in reply.error.reason
+
+
+def test_refusing_keeps_who_said_it():
+    reply = protocol.metrics_reply(message(), {"a": 1})
+    refused = protocol.refused(reply, "not finite")
+    assert refused.has_error()
+    assert refused.metadata.src_node_id == protocol.node_of(3)
+    assert refused.metadata.reply_to_message_id == reply.metadata.reply_to_message_id
+
+
+def test_flower_still_needs_to_be_told_who_speaks():
+    """If this fails, flwr makes messages by itself and `claim_identity` can go."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    kept = TaskIdentity._run_id
+    try:
+        TaskIdentity._run_id = None
+        with pytest.raises(RuntimeError, match="not set"):
+            message()
+    finally:
+        TaskIdentity._run_id = kept
+    assert isinstance(message().content, RecordDict)
+    assert protocol.client_of(protocol.node_of(5)) == 5
+    assert MetricRecord({"x": 1})["x"] == 1

@@ -1,0 +1,196 @@
+"""The local loop: bits, isolated streams, schedules, what a method's hooks are given."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fedssl import rng
+from fedssl.augment.policy import Augment
+from fedssl.batches import BatchLoader, shuffled_passes
+from fedssl.methods.base import METHODS, Views
+from fedssl.methods.fixmatch import FixMatch
+from fedssl.methods.functional import snapshot
+from fedssl.methods.mean_teacher import MeanTeacher
+from fedssl.methods.supervised import Supervised
+from fedssl.networks import build_network
+from fedssl.training import Train, fit
+from tests.helpers import federation_of, small_experiment
+
+TRAIN = Train(local_steps=3, batch_size=8)
+
+
+def train_client(method, shard, train=TRAIN, model=None, client=0, round=1, state=None, seed=0):
+    model = model or small_experiment().model
+    network = build_network(model, method, shard.spec, 0)
+    if state is None:
+        state = {s.name: method.init_slot(s.name, network, shard) for s in method.slots()}
+    report = fit(
+        network, shard, method, train, Augment(), state,
+        seed=seed, server_round=round, client=client, phase_round=round, phase_rounds=10,
+    )  # fmt: skip
+    return snapshot(network), report
+
+
+def equal(first, second):
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture(scope="module")
+def shard():
+    federation = federation_of(small_experiment())
+    labeled = federation.labeled_sizes()
+    return federation.shard(int(labeled.argmax()))
+
+
+@pytest.fixture(scope="module")
+def unlabeled_shard(shard):
+    return dataclasses.replace(
+        shard,
+        labels=torch.full_like(shard.labels, -1),
+        hidden_labels=torch.zeros_like(shard.labels),
+    )
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_training_depends_on_the_named_streams_alone(shard, name):
+    method = METHODS.build(name)
+    torch.manual_seed(1)
+    first, _ = train_client(method, shard)
+    torch.manual_seed(2)
+    second, _ = train_client(method, shard)
+    assert equal(first, second)
+    for other in ({"client": 1}, {"round": 2}, {"seed": 1}):
+        assert not equal(first, train_client(method, shard, **other)[0])
+
+
+@pytest.mark.parametrize(
+    "method", [FixMatch(unlabeled_weight=0, threshold=0), MeanTeacher(unlabeled_weight=0)]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_no_unlabeled_weight_is_supervised_bit_for_bit(shard, method, dropout):
+    model = small_experiment(model={"dropout": dropout}).model
+    plain, _ = train_client(Supervised(), shard, model=model)
+    without, report = train_client(method, shard, model=model)
+    assert equal(plain, without)
+    assert report.considered > 0  # the unlabeled branch did run
+    weighted = method.model_copy(
+        update={"unlabeled_weight": 1.0, "ramp_up": 0.0}
+        if isinstance(method, MeanTeacher)
+        else {"unlabeled_weight": 1.0}
+    )
+    assert not equal(plain, train_client(weighted, shard, model=model)[0])
+
+
+def test_supervised_without_labels_takes_no_step(unlabeled_shard):
+    network = build_network(small_experiment().model, Supervised(), unlabeled_shard.spec, 0)
+    trained, report = train_client(Supervised(), unlabeled_shard)
+    assert report.num_steps == 0
+    assert equal(trained, snapshot(network))
+
+
+@pytest.mark.parametrize("method", [FixMatch(threshold=0), MeanTeacher(ramp_up=0)])
+def test_clients_without_labels_learn_from_unlabeled_images(unlabeled_shard, method):
+    network = build_network(small_experiment().model, method, unlabeled_shard.spec, 0)
+    trained, report = train_client(method, unlabeled_shard)
+    assert report.num_steps == 3
+    assert all(torch.isfinite(v).all() for v in trained.values())
+    assert not equal(trained, snapshot(network))
+
+
+def test_pseudo_labels_are_measured_against_the_hidden_truth(shard):
+    """Counts equal a naive recount; labeled images in the unlabeled pool are not counted."""
+    _, report = train_client(FixMatch(threshold=0, unlabeled_ratio=2), shard)
+    stream = rng.generator(0, "order/unlabeled", round=1, client=0)
+    shown = shuffled_passes(len(shard), 3 * 16, stream)
+    hidden = int((shard.hidden_labels[shown] >= 0).sum())
+    assert report.considered == hidden < 48
+    assert report.accepted == hidden
+    assert 0 <= report.right <= hidden
+    none = train_client(FixMatch(threshold=1.0), shard)[1]
+    assert none.accepted == 0
+
+
+def test_steps_and_epochs(shard, unlabeled_shard):
+    both = Views(("weak",), ("weak",), ratio=1)
+    n = len(shard)
+    assert Train().num_steps(shard, both) == 10
+    assert Train(local_steps=4).num_steps(shard, both) == 4
+    assert Train(local_epochs=1, batch_size=8).num_steps(shard, both) == -(-n // 8)
+    assert Train(local_epochs=2, batch_size=8).num_steps(shard, Views()) == max(
+        1, -(-2 * len(shard.labeled) // 8)
+    )
+    assert Train().num_steps(unlabeled_shard, Views()) == 0
+
+
+def test_the_cosine_schedule_ends_at_seven_sixteenths():
+    cosine = Train(schedule="cosine")
+    assert cosine.lr_factor(0) == 1
+    assert cosine.lr_factor(1) == pytest.approx(0.19509, abs=1e-5)
+    assert Train().lr_factor(0.7) == 1
+
+
+def test_the_schedule_reaches_the_optimizer(shard):
+    slow, _ = train_client(
+        Supervised(), shard, Train(local_steps=3, batch_size=8, schedule="cosine"), round=10
+    )
+    fast, _ = train_client(Supervised(), shard, round=10)
+    start = snapshot(build_network(small_experiment().model, Supervised(), shard.spec, 0))
+
+    def moved(weights):
+        return sum(float((weights[k] - start[k]).norm()) for k in start)
+
+    assert moved(slow) < 0.5 * moved(fast)
+
+
+def test_clipping_bounds_the_first_step(shard):
+    train = Train(local_steps=1, lr=1.0, momentum=0, nesterov=False, weight_decay=0, clip_norm=0.01)
+    start = snapshot(build_network(small_experiment().model, Supervised(), shard.spec, 0))
+    trained, _ = train_client(Supervised(), shard, train)
+    step = torch.sqrt(sum(((trained[k] - start[k]) ** 2).sum() for k in start))
+    assert float(step) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bf16_trains_fp32_weights(shard):
+    trained, report = train_client(
+        FixMatch(threshold=0), shard, Train(local_steps=2, batch_size=8, precision="bf16")
+    )
+    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in trained.values())
+    assert report.loss > 0
+
+
+def test_shuffled_passes_show_everyone_before_anyone_twice():
+    drawn = shuffled_passes(7, 20, torch.Generator().manual_seed(0))
+    assert sorted(drawn[:7].tolist()) == list(range(7))
+    assert sorted(drawn[7:14].tolist()) == list(range(7))
+    assert len(drawn) == 20
+    assert len(shuffled_passes(0, 5, torch.Generator())) == 0
+
+
+def test_fewer_views_do_not_shift_the_labeled_batches(shard):
+    def batches(views):
+        def stream(purpose):
+            return rng.generator(0, purpose)
+
+        return list(BatchLoader(shard, views, Augment(), 4, 5, stream))
+
+    few, many = batches(Views()), batches(Views(("weak",), ("weak", "strong", "weak"), ratio=3))
+    for a, b in zip(few, many, strict=True):
+        assert torch.equal(a.labeled[0], b.labeled[0])
+        assert torch.equal(a.labels, b.labels)
+        assert a.unlabeled == ()
+        assert [len(v) for v in b.unlabeled] == [12, 12, 12]
+        assert torch.equal(shard.labels[a.labeled_ids], a.labels)
+
+
+def test_training_leaves_the_network_in_training_mode_and_evaluation_puts_the_mode_back(shard):
+    from fedssl.metrics.accuracy import evaluate
+
+    network = build_network(small_experiment().model, Supervised(), shard.spec, 0).train()
+    result = evaluate(network, shard.images, shard.hidden_labels.clamp(min=0), shard.spec)
+    assert network.training
+    assert result.num_examples == len(shard)
+    assert 0 <= result.accuracy <= 1
+    network.eval()
+    evaluate(network, shard.images, shard.hidden_labels.clamp(min=0), shard.spec)
+    assert not network.training
