@@ -248,7 +248,7 @@ def show(
     """Draw the federation of an experiment before any training: who holds what, who has labels."""
     from clients.local_data import simulated_federation
     from fedssl.record.display import describe
-    from fedssl.record.federation_table import federation_table
+    from fedssl.record.federation_table import describe_skew, federation_table
     from fedssl.record.plots import plot_partition
 
     experiment = Experiment.load(file, settings or [])
@@ -256,6 +256,7 @@ def show(
     console = Console()
     console.print(describe(experiment, federation), highlight=False)
     console.print(federation_table(federation))
+    console.print(describe_skew(federation), highlight=False)
     path = out or Path(f"{experiment.name}-partition.png")
     try:
         plot_partition(federation, describe(experiment, federation), path)

@@ -69,6 +69,7 @@ def check(experiment: Experiment) -> None:
     from strategies.base import strategy_of
     from strategies.census import Census, Cohorts
 
+    plan_here(experiment)
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
     for index in range(len(experiment.schedule)):

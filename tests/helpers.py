@@ -37,3 +37,10 @@ def federation_of(experiment: Experiment) -> Federation:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def broken_client() -> tuple[int, int]:
+    """Return (client, size) of one whose number of images no other has: how `plugins.raising` knows it."""
+    sizes = federation_of(small_experiment()).sizes().tolist()
+    size = next(size for size in sizes if sizes.count(size) == 1)
+    return sizes.index(size), size

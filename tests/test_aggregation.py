@@ -71,7 +71,9 @@ def test_the_cohort_mean_equals_a_naive_one(weights):
     parts = models(len(weights))
     sums, total = summed(parts, weights)
     mean = cohort_mean(sums, total, parts[0])
-    naive = sum(w * p["w"].astype(np.float64) for w, p in zip(weights, parts)) / sum(weights)
+    naive = sum(w * p["w"].astype(np.float64) for w, p in zip(weights, parts, strict=False)) / sum(
+        weights
+    )
     np.testing.assert_allclose(mean["w"], naive, rtol=1e-6)
     assert mean["w"].dtype == np.float32
 

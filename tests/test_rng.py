@@ -45,7 +45,12 @@ def test_global_streams_neither_matter_nor_move():
 
 def test_the_global_stream_comes_back_after_an_error():
     before = torch.random.get_rng_state()
-    with pytest.raises(RuntimeError), rng.seeded_torch(7):
-        torch.rand(3)
-        raise RuntimeError
+
+    def draw_and_raise():
+        with rng.seeded_torch(7):
+            torch.rand(3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        draw_and_raise()
     assert torch.equal(before, torch.random.get_rng_state())

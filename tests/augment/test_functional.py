@@ -44,7 +44,9 @@ LEVELS = torch.tensor([0.05, 0.3, 0.5, 0.8, 1.0, 1.9])
 )
 def test_blends_agree_with_torchvision(ours, theirs, channels):
     images = photos(channels)
-    expected = torch.stack([theirs(image, float(f)) for image, f in zip(images, LEVELS)])
+    expected = torch.stack(
+        [theirs(image, float(f)) for image, f in zip(images, LEVELS, strict=False)]
+    )
     assert_close(ours(images, LEVELS), expected)
 
 
@@ -53,10 +55,14 @@ def test_lookups_agree_with_torchvision(channels):
     images = photos(channels)
     levels = as_bytes(images)
     bits = torch.tensor([4.0, 5, 6, 7, 8, 4])
-    expected = torch.stack([reference.posterize(i, int(b)) for i, b in zip(levels, bits)])
+    expected = torch.stack(
+        [reference.posterize(i, int(b)) for i, b in zip(levels, bits, strict=False)]
+    )
     assert_close(ops.posterize(images, bits), expected.float() / 255)
     thresholds = torch.tensor([0.0, 0.2, 0.5, 0.7, 0.9, 1.0])
-    expected = torch.stack([reference.solarize(i, float(t)) for i, t in zip(images, thresholds)])
+    expected = torch.stack(
+        [reference.solarize(i, float(t)) for i, t in zip(images, thresholds, strict=False)]
+    )
     assert_close(ops.solarize(images, thresholds), expected)
     assert_close(ops.autocontrast(images), reference.autocontrast(images))
     assert_close(ops.equalize(images), reference.equalize(levels).float() / 255)

@@ -73,7 +73,8 @@ def test_train_test_and_validation_do_not_overlap():
 
     def keys(images):
         return sorted(
-            image.tobytes() + bytes([label]) for image, label in zip(images.images, images.labels)
+            image.tobytes() + bytes([label])
+            for image, label in zip(images.images, images.labels, strict=False)
         )
 
     assert sorted(keys(tuned.train) + keys(tuned.held_out)) == keys(plain.train)

@@ -1,0 +1,252 @@
+"""One contract for every strategy: a seeded cohort of m, right means, refused replies, and a run that stops in time."""
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from clients.client_app import app
+from fedssl import protocol
+from fedssl.aggregation import cohort_mean
+from fedssl.config import STRATEGIES
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.errors import InputError, RunFailed
+from strategies.base import CohortStrategy
+from strategies.census import Census, Cohorts
+from strategies.fedavg import FedAvg
+from strategies.server_app import serve
+from tests.helpers import federation_of, small_experiment
+
+TABLE = [
+    {"kind": "fedavg"},
+    {"kind": "fedavg", "weight": "labeled"},
+    {"kind": "fedavg", "weight": "confident"},
+    {"kind": "fedavg", "weight": "uniform"},
+    {"kind": "fedavg", "averaging": "population"},
+    {"kind": "fedavg", "averaging": "population", "weight": "uniform"},
+    {"kind": "flwr:FedAvg"},
+    {"kind": "flwr:FedAdam", "options": {"eta": 0.01}},
+    {"kind": "flwr:FedMedian"},
+]
+
+
+def name_of(section):
+    return "-".join(str(value) for value in section.values())
+
+
+@pytest.fixture
+def census():
+    return Census.of_simulation(federation_of(small_experiment()))
+
+
+@pytest.mark.parametrize("section", TABLE, ids=name_of)
+def test_a_federation_runs_with_it_the_same_way_twice(section):
+    experiment = small_experiment(strategy=section)
+    first = serve(experiment, SerialGrid(app, 6), [])
+    second = serve(experiment, SerialGrid(app, 6), [])
+    assert [row.clients_ok for row in first.rounds] == [3, 3]
+    for name, array in first.arrays.items():
+        assert np.isfinite(array).all()
+        assert array.tobytes() == second.arrays[name].tobytes()
+
+
+def messages_of(section, census, round=1, sample=3):
+    strategy = STRATEGIES.build(section).build(Cohorts(census, sample, seed=0))
+    arrays = protocol.to_record({"w": np.zeros(2, np.float32)})
+    grid = SerialGrid(app, 6)
+    config = protocol.request_config("{}", 1, 1)
+    return strategy, list(strategy.configure_train(round, arrays, config, grid))
+
+
+@pytest.mark.parametrize("section", TABLE, ids=name_of)
+def test_a_cohort_is_m_distinct_clients_drawn_by_seed(section, census):
+    cohorts = []
+    for round in range(1, 9):
+        _, messages = messages_of(section, census, round)
+        nodes = [message.metadata.dst_node_id for message in messages]
+        assert len(nodes) == len(set(nodes)) == 3
+        assert nodes == [m.metadata.dst_node_id for m in messages_of(section, census, round)[1]]
+        assert all(m.content["config"]["server-round"] == round for m in messages)
+        cohorts.append(tuple(nodes))
+    assert len(set(cohorts)) > 3
+
+
+def test_sampling_is_uniform(census):
+    cohorts = Cohorts(census, 3, seed=1)
+    counts = np.bincount([c for r in range(4000) for c in cohorts.draw(r)], minlength=6)
+    assert abs(counts - 2000).max() < 5 * np.sqrt(4000 * 0.25)
+
+
+def reply_to(message: Message, value: float, **metrics) -> Message:
+    from flwr.app import MetricRecord, RecordDict
+
+    arrays = protocol.to_record({"w": np.full(2, value, np.float32)})
+    record = MetricRecord({"num-examples": 1, "num-labeled": 1, "num-confident": 1.0} | metrics)
+    return Message(content=RecordDict({"arrays": arrays, "metrics": record}), reply_to=message)
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [("all", 40 / 20), ("labeled", 9 / 6), ("confident", 20 / 8), ("uniform", 6 / 3)],
+)
+def test_weights_are_the_choice_they_name(census, weight, expected):
+    """Clients reply 1, 2, 3 with n = (5, 10, 5), labels (4, 1, 1), confident (1, 2, 5)."""
+    strategy, messages = messages_of({"kind": "fedavg", "weight": weight}, census)
+    counts = [(5, 4, 1.0), (10, 1, 2.0), (5, 1, 5.0)]
+    replies = [
+        reply_to(m, i + 1.0, **{"num-examples": n, "num-labeled": k, "num-confident": c})
+        for i, (m, (n, k, c)) in enumerate(zip(messages, counts, strict=True))
+    ]
+    arrays, _ = strategy.aggregate_train(1, replies[::-1])
+    np.testing.assert_allclose(protocol.from_record(arrays)["w"], expected)
+
+
+def test_population_averaging_keeps_the_old_model_for_clients_not_sampled(census):
+    strategy, messages = messages_of(
+        {"kind": "fedavg", "averaging": "population", "weight": "uniform"}, census
+    )
+    arrays, _ = strategy.aggregate_train(1, [reply_to(m, 6.0) for m in messages])
+    np.testing.assert_allclose(protocol.from_record(arrays)["w"], 3.0)  # 3 of 6 moved from 0 to 6
+
+
+def test_population_weights_are_the_whole_federations(census):
+    cohorts = Cohorts(census, 3, 0)
+    assert FedAvg().population_weight(cohorts) == 400
+    assert FedAvg(weight="labeled").population_weight(cohorts) == 40
+    assert FedAvg(weight="uniform").population_weight(cohorts) == 6
+
+
+def test_nothing_that_counts_leaves_the_model_unchanged(census):
+    strategy, messages = messages_of({"kind": "fedavg", "weight": "labeled"}, census)
+    arrays, _ = strategy.aggregate_train(
+        1, [reply_to(m, 9.0, **{"num-labeled": 0}) for m in messages]
+    )
+    assert protocol.from_record(arrays)["w"].tolist() == [0, 0]
+
+
+def test_errors_and_silence_are_left_out(census):
+    strategy, messages = messages_of({"kind": "fedavg"}, census)
+    replies = [reply_to(messages[0], 4.0), protocol.error_reply(messages[1], "no")]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert protocol.from_record(arrays)["w"].tolist() == [4, 4]
+
+
+def test_hooks_are_enough_for_a_strategy_of_ones_own(census):
+    class Halfway(CohortStrategy):
+        def select(self, server_round):
+            return [5, 1]
+
+        def after(self, server_round, arrays, aggregate):
+            return {k: (arrays[k] + aggregate[k]) / 2 for k in arrays}
+
+    strategy = Halfway(Cohorts(census, 3, 0))
+    start = protocol.to_record({"w": np.zeros(2, np.float32)})
+    messages = list(
+        strategy.configure_train(1, start, protocol.request_config("{}", 1, 1), SerialGrid(app, 6))
+    )
+    assert [protocol.client_of(m.metadata.dst_node_id) for m in messages] == [5, 1]
+    arrays, _ = strategy.aggregate_train(1, [reply_to(m, 8.0) for m in messages])
+    assert protocol.from_record(arrays)["w"].tolist() == [4, 4]
+    assert cohort_mean({"w": np.ones(1)}, 2.0, {"w": np.ones(1)})["w"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"kind": "flwr:FedAvgg"}, r"strategy.kind: Flower has no strategy 'FedAvgg'; did you mean 'FedAvg'"),
+        ({"kind": "flwr:FedAdam", "options": {"etta": 1}}, r"strategy.options: FedAdam refuses them"),
+        ({"kind": "flwr:FedAvg", "options": {"fraction_train": 0.5}}, r"fraction_train: federation.sample decides this"),
+        ({"kind": "flwr:DifferentialPrivacyServerSideFixedClipping"}, r"strategy"),
+    ],
+)  # fmt: skip
+def test_flower_strategies_that_cannot_be(section, message, census):
+    with pytest.raises(InputError, match=message):
+        STRATEGIES.build(section).build(Cohorts(census, 3, 0))
+
+
+class Tampering(SerialGrid):
+    """A grid whose replies from the first client of a round are spoilt."""
+
+    def __init__(self, spoil):
+        super().__init__(app, 6)
+        self.spoil = spoil
+
+    def stream(self, messages, *, timeout=None):
+        for i, reply in enumerate(super().stream(messages, timeout=timeout)):
+            if i == 0 and not reply.has_error():
+                yield from self.spoil(reply)
+            else:
+                yield reply
+
+
+def with_arrays(reply, change):
+    arrays = change(protocol.from_record(reply.content["arrays"]))
+    reply.content["arrays"] = protocol.to_record(arrays)
+    return [reply]
+
+
+SPOILT = {
+    "nan": (lambda r: with_arrays(r, lambda a: {k: v * np.float32("nan") for k, v in a.items()}), "not finite"),
+    "shape": (lambda r: with_arrays(r, lambda a: {k: v.ravel()[:1] for k, v in a.items()}), "name or shape"),
+    "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name or shape"),
+    "silence": (lambda r: [], "no reply in time"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILT)
+@pytest.mark.parametrize("section", [{"kind": "fedavg"}, {"kind": "flwr:FedAvg"}], ids=name_of)
+def test_replies_that_must_not_be_averaged(case, section):
+    spoil, reason = SPOILT[case]
+    seen = Watcher()
+    outcome = serve(small_experiment(strategy=section), Tampering(spoil), [seen])
+    assert all(row.clients_failed == 1 and row.clients_ok == 2 for row in outcome.rounds)
+    assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+    assert all(reason in failure.reason for failure in seen.failures)
+    assert len(seen.failures) == 2
+
+
+class Watcher:
+    def __init__(self):
+        self.failures = []
+        self.stopped = None
+
+    def began(self, experiment, federation):
+        pass
+
+    def round_ended(self, row, clients, failures, arrays, ema):
+        self.failures += failures
+
+    def ended(self, outcome):
+        pass
+
+    def failed(self, reason):
+        self.stopped = reason
+
+
+def test_a_round_in_which_all_fail_stops_the_run():
+    seen = Watcher()
+    experiment = small_experiment(method={"kind": "tests.plugins.raising"})
+    with pytest.raises(RunFailed, match=r"all clients of round 1 failed(.|\n)*broken on purpose"):
+        serve(experiment, SerialGrid(app, 6), [seen])
+    assert len(seen.failures) == 3
+    assert "Traceback" in seen.failures[0].reason
+    assert "all clients of round 1 failed" in seen.stopped
+
+
+def test_the_census_by_query_equals_the_simulators(experiment):
+    grid = SerialGrid(app, 6)
+    asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_json(), 6)
+    known = Census.of_simulation(federation_of(experiment))
+    assert asked.nodes == known.nodes
+    assert np.array_equal(asked.num_examples, known.num_examples)
+    assert np.array_equal(asked.num_labeled, known.num_labeled)
+
+
+def test_a_census_that_does_not_add_up(experiment):
+    grid = SerialGrid(app, 6)
+    nodes = list(grid.get_node_ids())
+    with pytest.raises(RunFailed, match=r"no census from clients \[5\]"):
+        Census.by_query(grid.send_and_receive, nodes[:5], experiment.to_json(), 6)
+    with pytest.raises(RunFailed, match="two nodes say they are client 0"):
+        Census.by_query(grid.send_and_receive, [nodes[0], *nodes], experiment.to_json(), 6)
+    with pytest.raises(RunFailed, match="could not answer the census"):
+        Census.by_query(grid.send_and_receive, nodes, "not json", 6)

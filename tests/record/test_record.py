@@ -1,0 +1,277 @@
+"""The run directory and the screen: everything there, readable at any moment, NaN as an empty cell."""
+
+import io
+import json
+import tomllib
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from clients.client_app import app
+from fedssl.config import Experiment
+from fedssl.data.federation import draw_federation
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.errors import InputError
+from fedssl.record.comparison import Finished, as_rich, comparison_table
+from fedssl.record.display import LiveDisplay, PlainDisplay, make_display, percent, sparkline
+from fedssl.record.federation_table import describe_skew, federation_table, label_skew
+from fedssl.record.plots import plot_comparison, plot_partition
+from fedssl.record.rows import Outcome, RoundRow, summarize
+from fedssl.record.run_directory import RunDirectory, new_run_path
+from strategies.server_app import serve
+from tests.helpers import broken_client, federation_of, small_experiment
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    experiment = small_experiment(rounds=4, server={"evaluate_every": 2, "checkpoint_every": 2})
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "one")
+    outcome = serve(experiment, SerialGrid(app, 6), [directory])
+    return experiment, directory.path, outcome
+
+
+def test_everything_is_there(finished):
+    _, path, _ = finished
+    assert sorted(p.name for p in path.iterdir()) == [
+        "checkpoint", "clients.csv", "ema.safetensors", "environment.json", "events.jsonl",
+        "experiment.toml", "model.safetensors", "partition.parquet", "rounds.csv", "summary.json",
+    ]  # fmt: skip
+    assert [p.name for p in (path / "checkpoint").iterdir()] == ["round-000004.safetensors"]
+
+
+def test_the_experiment_can_be_run_again_from_its_record(finished):
+    experiment, path, _ = finished
+    assert Experiment.load(path / "experiment.toml") == experiment
+
+
+def test_rounds_and_clients(finished):
+    _, path, outcome = finished
+    rounds = pd.read_csv(path / "rounds.csv")
+    clients = pd.read_csv(path / "clients.csv")
+    assert rounds["round"].tolist() == [1, 2, 3, 4]
+    assert rounds.server_accuracy.isna().tolist() == [True, False, True, False]
+    assert (rounds.clients_ok == 3).all()
+    assert clients.groupby("round").size().tolist() == [3] * 4
+    assert (clients.status == "ok").all()
+    model_bytes = clients.bytes_up.iloc[0]
+    assert (rounds.bytes_up == 3 * model_bytes).all()
+    assert (rounds.bytes_down == 3 * model_bytes).all()
+    weighted = (clients.loss * clients.num_steps).groupby(
+        clients["round"]
+    ).sum() / clients.num_steps.groupby(clients["round"]).sum()
+    np.testing.assert_allclose(rounds.loss, weighted, rtol=1e-6)
+    assert rounds.pseudo_label_coverage.between(0, 1).all()
+    assert len(outcome.rounds) == 4
+
+
+def test_weights_and_checkpoint(finished):
+    _, path, outcome = finished
+    model, ema = load_file(path / "model.safetensors"), load_file(path / "ema.safetensors")
+    saved = load_file(path / "checkpoint" / "round-000004.safetensors")
+    for name, array in outcome.arrays.items():
+        assert np.array_equal(model[name], array)
+        assert np.array_equal(saved[f"model/{name}"], array)
+        assert np.array_equal(saved[f"ema/{name}"], ema[name])
+
+
+def test_the_ema_is_the_mean_of_the_first_models():
+    """With a decay of .9 and its warm-up, the average of 3 rounds is their plain mean."""
+    models = []
+
+    class Keep:
+        def began(self, *args): ...
+        def ended(self, *args): ...
+        def failed(self, *args): ...
+        def round_ended(self, row, clients, failures, arrays, ema):
+            models.append(arrays)
+
+    outcome = serve(small_experiment(rounds=3), SerialGrid(app, 6), [Keep()])
+    for name, average in outcome.ema.items():
+        np.testing.assert_allclose(average, np.mean([m[name] for m in models], axis=0), atol=1e-6)
+
+
+def test_the_partition_is_recorded(finished):
+    experiment, path, _ = finished
+    table = pd.read_parquet(path / "partition.parquet")
+    federation = federation_of(experiment)
+    assert np.array_equal(table.client, federation.owner)
+    assert table.labeled.sum() == 40
+    assert np.array_equal(table.label, federation.data.train.labels)
+
+
+def test_summary_and_environment(finished):
+    _experiment, path, outcome = finished
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["rounds"] == 4
+    assert summary["last_rounds"] == 2  # two were evaluated
+    evaluated = [row.server_accuracy for row in outcome.rounds if row.evaluated]
+    assert summary["server_accuracy"] == pytest.approx(np.mean(evaluated))
+    assert json.loads((path / "environment.json").read_text())["versions"]["flwr"].startswith(
+        "1.41"
+    )
+    events = [
+        json.loads(line)["event"] for line in (path / "events.jsonl").read_text().splitlines()
+    ]
+    assert events == ["began", "ended"]
+    assert tomllib.loads((path / "experiment.toml").read_text())["seed"] == 0
+
+
+def test_a_killed_run_leaves_its_finished_rounds_readable(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+
+    class Killed(Exception):
+        pass
+
+    class Killer(PlainDisplay):
+        def round_ended(self, row, *rest):
+            assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == row.round
+            if row.round == 2:
+                raise Killed
+
+    with pytest.raises(Killed):
+        serve(
+            small_experiment(rounds=5),
+            SerialGrid(app, 6),
+            [directory, Killer(Console(file=io.StringIO()))],
+        )
+    assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == 2
+    last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "failed"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("x")
+    with pytest.raises(InputError, match="is not empty"):
+        RunDirectory(tmp_path / "full")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write to"):
+        RunDirectory(tmp_path / "file" / "below")
+    assert (tmp_path / "full" / "precious").read_text() == "x"
+
+
+def test_fresh_run_paths(tmp_path):
+    experiment = small_experiment()
+    first = new_run_path(experiment, tmp_path)
+    first.mkdir(parents=True)
+    assert new_run_path(experiment, tmp_path) != first
+    assert first.parent == tmp_path / "small"
+
+
+def screen(display_class, terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    _, size = broken_client()
+    experiment = small_experiment(
+        method={"kind": "tests.plugins.raising", "sizes": [size]}, federation={"sample": 6}
+    )
+    display = make_display(console)
+    assert isinstance(display, display_class)
+    serve(experiment, SerialGrid(app, 6), [display])
+    return out.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    text = screen(PlainDisplay, terminal=False)
+    lines = text.strip().splitlines()
+    assert "\x1b" not in text
+    assert lines[1].startswith("round 1/2 tests.plugins.raising: accuracy ")
+    assert "clients 5/6" in lines[1]
+    assert (
+        lines[2]
+        == f"  client {broken_client()[0]} failed: RuntimeError: this client is broken on purpose"
+    )
+    assert lines[-1].endswith("2 client failures")
+
+
+def test_a_live_screen_on_a_terminal():
+    text = screen(LiveDisplay, terminal=True)
+    assert "ETA" in text
+    assert "5/6" in text
+    assert "broken on purpose" in text
+    assert "2 client failures" in text
+
+
+def row(round, accuracy, pseudo=NAN, failed=0):
+    return RoundRow(
+        round,
+        0,
+        "fixmatch",
+        1.0,
+        accuracy,
+        0.5,
+        accuracy,
+        0.5,
+        0.1,
+        pseudo,
+        pseudo,
+        10,
+        10,
+        5,
+        failed,
+    )
+
+
+def outcome_of(accuracies):
+    return Outcome({}, {}, tuple(row(i + 1, a) for i, a in enumerate(accuracies)), 2.0)
+
+
+def test_the_reported_accuracy_is_the_mean_of_the_last_rounds_never_the_best():
+    experiment = small_experiment(server={"last_rounds": 3})
+    summary = summarize(experiment, outcome_of([0.1, 0.99, NAN, 0.2, NAN, 0.3, 0.4]))
+    assert summary["server_accuracy"] == pytest.approx(0.3)
+    assert summary["last_rounds"] == 3
+
+
+def test_a_comparison_equals_one_by_hand():
+    def run(name, seed, accuracy):
+        return Finished(small_experiment(name=name, seed=seed), outcome_of([accuracy]))
+
+    runs = [run("base", 0, 0.5), run("base", 1, 0.7), run("ours", 0, 0.8), run("ours", 1, 0.9)]
+    table = comparison_table(runs).set_index("name")
+    assert table.loc["base", "ema_accuracy"] == pytest.approx(0.6)
+    assert table.loc["base", "ema_accuracy_std"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert table.loc["ours", "gain"] == pytest.approx(0.25)
+    console = Console(file=io.StringIO(), width=140)
+    console.print(as_rich(table.reset_index(), "title"))
+    assert "+25.0" in console.file.getvalue()
+    assert "60.0 ± 14.1 %" in console.file.getvalue()
+
+
+def test_small_words():
+    assert percent(0.1234) == "12.3 %"
+    assert percent(NAN) == "-"
+    assert sparkline([0, 0.5, 1.0], 10) == "▁▅█"
+    assert len(sparkline([i / 99 for i in range(100)], 20)) == 20
+    assert sparkline([i / 99 for i in range(100)], 20)[-1] == "█"
+
+
+def test_pictures_are_drawn(tmp_path, finished):
+    _, _, outcome = finished
+    plot_partition(federation_of(small_experiment()), "a title", tmp_path / "p.png")
+    plot_comparison(
+        {"a": [outcome.rounds, outcome.rounds], "b": [outcome.rounds]}, "t", tmp_path / "c.png"
+    )
+    for name in ("p.png", "c.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_many_clients_are_still_shown(tmp_path):
+    experiment = small_experiment()
+    data = experiment.data.dataset(0)
+    many = draw_federation(
+        data, 400, experiment.federation.partition, experiment.federation.labels, 0
+    )
+    plot_partition(many, "many", tmp_path / "many.png")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(federation_table(many))
+    assert len(console.file.getvalue().strip().splitlines()) == 42
+    assert "the 20 largest and 20 smallest of 400" in describe_skew(many)
+    assert label_skew(many) > label_skew(federation_of(experiment))
