@@ -15,7 +15,7 @@ import torch
 
 from fedssl.config import Experiment
 from fedssl.record.display import percent
-from fedssl.record.rows import ClientRow, Failure, NamedArrays, RoundRow
+from fedssl.record.rows import ClientRow, Failure, NamedArrays, Observer, RoundRow
 from fedssl.simulation import Engine, check
 
 WORKLOADS = {
@@ -32,19 +32,12 @@ WORKLOADS = {
 ENGINES = ("serial", "ray", "flower")
 
 
-class Stopwatch:
+class Stopwatch(Observer):
     """Note when every round ended; evaluation is switched off but for the last round."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.accuracy = float("nan")
-
-    def began(self, *args: object) -> None: ...
-
-    def ended(self, *args: object) -> None: ...
-
-    def failed(self, reason: str) -> None:
-        raise SystemExit(reason)
 
     def round_ended(
         self,
@@ -54,6 +47,7 @@ class Stopwatch:
         arrays: NamedArrays,
         ema: NamedArrays,
     ) -> None:
+        """Note the time."""
         self.ends.append(time.perf_counter())
         self.accuracy = row.server_accuracy
 

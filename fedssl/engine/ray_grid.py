@@ -4,7 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -102,13 +104,13 @@ class RayGrid(LocalGrid):
         super().__init__(num_clients)
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            ray.init(
-                num_cpus=available_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-            )
+            with _importable_by_workers():
+                ray.init(
+                    num_cpus=available_cores(),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
         resources = ray.cluster_resources()
         self._plan = plan_workers(
             workers, gpus_per_worker, resources.get("CPU", 1.0), resources.get("GPU", 0.0)
@@ -208,6 +210,23 @@ class RayGrid(LocalGrid):
     def _spawn(self) -> Any:
         actor = ray.remote(num_cpus=self._plan.cpus, num_gpus=self._plan.gpus)(_Worker)
         return actor.remote(self._app)
+
+
+@contextmanager
+def _importable_by_workers() -> Iterator[None]:
+    """Hand this process's import path to Ray's workers, which inherit the environment Ray is started in.
+
+    Ray's own way, a runtime environment, costs every worker a start of its own.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class _SharedContents:

@@ -68,7 +68,7 @@ def make_display(console: Console) -> Observer:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
-class PlainDisplay:
+class PlainDisplay(Observer):
     """One line a round, no control characters: for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -105,14 +105,11 @@ class PlainDisplay:
         assert self._experiment is not None
         self._line(closing_line(self._experiment, outcome))
 
-    def failed(self, reason: str) -> None:
-        """Say nothing: whoever raised does."""
-
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class LiveDisplay:
+class LiveDisplay(Observer):
     """A panel that moves: progress, ETA, the course of accuracy, the latest rounds."""
 
     def __init__(self, console: Console) -> None:

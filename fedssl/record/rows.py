@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +113,8 @@ class Outcome:
     seconds: float
 
 
-class Observer(Protocol):
-    """Somebody who is told of a run as it goes."""
+class Observer:
+    """Somebody who is told of a run as it goes; derive from it and override what matters to you."""
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Take note that a run begins."""

@@ -25,6 +25,7 @@ from fedssl.record.rows import (
     ClientRow,
     Failure,
     NamedArrays,
+    Observer,
     Outcome,
     RoundRow,
     as_record,
@@ -34,7 +35,7 @@ from fedssl.record.rows import (
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
 
-class RunDirectory:
+class RunDirectory(Observer):
     """Record a run under one folder.
 
     Args:

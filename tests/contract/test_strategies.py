@@ -10,6 +10,7 @@ from fedssl.aggregation import cohort_mean
 from fedssl.config import STRATEGIES
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError, RunFailed
+from fedssl.record.rows import Observer
 from strategies.base import CohortStrategy
 from strategies.census import Census, Cohorts
 from strategies.fedavg import FedAvg
@@ -204,19 +205,13 @@ def test_replies_that_must_not_be_averaged(case, section):
     assert len(seen.failures) == 2
 
 
-class Watcher:
+class Watcher(Observer):
     def __init__(self):
         self.failures = []
         self.stopped = None
 
-    def began(self, experiment, federation):
-        pass
-
     def round_ended(self, row, clients, failures, arrays, ema):
         self.failures += failures
-
-    def ended(self, outcome):
-        pass
 
     def failed(self, reason):
         self.stopped = reason

@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -181,3 +185,28 @@ def test_schema_and_doctor_and_version():
         assert word in doctor
     assert fedssl("--version").output.startswith("fedssl ")
     assert "run" in fedssl("--help").output
+
+
+def test_ctrl_c_is_exit_130_and_loses_no_finished_round(tmp_path):
+    file = small_toml(tmp_path / "e.toml", rounds=100_000)
+    out = tmp_path / "out"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "fedssl", "run", str(file), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not (out / "rounds.csv").exists() or len((out / "rounds.csv").read_text().splitlines()) < 4
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    rounds = pd.read_csv(out / "rounds.csv")
+    assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
+    assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["event"] == "failed"

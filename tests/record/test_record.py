@@ -19,7 +19,7 @@ from fedssl.record.comparison import Finished, as_rich, comparison_table
 from fedssl.record.display import LiveDisplay, PlainDisplay, make_display, percent, sparkline
 from fedssl.record.federation_table import describe_skew, federation_table, label_skew
 from fedssl.record.plots import plot_comparison, plot_partition
-from fedssl.record.rows import Outcome, RoundRow, summarize
+from fedssl.record.rows import Observer, Outcome, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory, new_run_path
 from strategies.server_app import serve
 from tests.helpers import broken_client, federation_of, small_experiment
@@ -83,10 +83,7 @@ def test_the_ema_is_the_mean_of_the_first_models():
     """With a decay of .9 and its warm-up, the average of 3 rounds is their plain mean."""
     models = []
 
-    class Keep:
-        def began(self, *args): ...
-        def ended(self, *args): ...
-        def failed(self, *args): ...
+    class Keep(Observer):
         def round_ended(self, row, clients, failures, arrays, ema):
             models.append(arrays)
 
