@@ -1,5 +1,6 @@
 """Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
 
+import logging
 from collections.abc import Sequence
 
 from fedssl.config import Experiment
@@ -43,6 +44,7 @@ class Engine:
         """
         from strategies.server_app import serve
 
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
             return _run_under_flower(experiment, observers)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -140,6 +141,8 @@ class _Server:
             aggregate, _ = strategy.aggregate_train(server_round, replies)
             for _ in replies:  # a strategy that stops early must not hide a reply from the record
                 pass
+            if log.num_ok == 0:
+                self._stop(phase, index, log, began)
             self._accept(aggregate, log)
             last = index == len(self.experiment.schedule) - 1 and phase_round == rounds
             due = server_round % phase.server.evaluate_every == 0 or last
@@ -166,13 +169,7 @@ class _Server:
         return self.grid.send_and_receive(messages, timeout=timeout)
 
     def _accept(self, aggregate: ArrayRecord | None, log: "_RoundLog") -> None:
-        """Take the strategy's answer as the new global arrays; stop if nobody replied."""
-        if log.num_ok == 0:
-            self._tell_clients_failed(log)
-            first = log.failures[0].reason if log.failures else "no client was sampled"
-            raise RunFailed(
-                f"all clients of round {log.round} failed; the first one said:\n{first}"
-            )
+        """Take the strategy's answer as the new global arrays."""
         if aggregate is None:
             return
         arrays = protocol.from_record(aggregate)
@@ -182,10 +179,14 @@ class _Server:
             name: arrays[name].astype(old.dtype, copy=False) for name, old in self.arrays.items()
         }
 
-    def _tell_clients_failed(self, log: "_RoundLog") -> None:
-        row = _row(log, 0, "", 0.0, None, None)
+    def _stop(self, phase: Experiment, index: int, log: "_RoundLog", began: float) -> NoReturn:
+        """Record a round without a single usable reply, and end the run with the first reason."""
+        seconds = time.perf_counter() - began
+        row = _row(log, index, phase.method.kind, seconds, None, None)
         for observer in self.observers:
             observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
+        first = log.failures[0].reason if log.failures else "no client was sampled"
+        raise RunFailed(f"all clients of round {log.round} failed; the first one said:\n{first}")
 
     def _finish_round(
         self,

@@ -1,6 +1,5 @@
 """Flower's own simulation runtime, for the same apps."""
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -33,7 +32,6 @@ def simulate(
     def main(grid: Grid, context: Context) -> None:
         serve(grid)
 
-    logging.getLogger("flwr").setLevel(logging.ERROR)
     cpus = 1 if plan.cpus >= 1 else plan.cpus
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

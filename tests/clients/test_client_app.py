@@ -1,0 +1,130 @@
+"""The ClientApp over messages: what it answers, what it keeps, what it refuses."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from clients.client_app import app
+from clients.state import load_state, save_state, shared_arrays
+from fedssl import protocol
+from fedssl.metrics.accuracy import evaluate
+from fedssl.networks import build_network
+from tests.helpers import federation_of, small_experiment
+from tests.plugins.stateful import Stateful
+
+protocol.claim_identity(1)
+
+
+def ask(experiment, kind, node_config, arrays=None, state=None):
+    config = protocol.request_config(experiment.to_json(), 1, 2)
+    config[protocol.ROUND] = 1
+    content = RecordDict({protocol.CONFIG: config})
+    if arrays is not None:
+        content[protocol.ARRAYS] = protocol.to_record(arrays)
+    message = protocol.new_message(kind, protocol.node_of(0), content)
+    context = Context(
+        run_id=1, node_id=2, node_config=node_config, state=state or RecordDict(), run_config={}
+    )
+    return app(message, context)
+
+
+def network_of(experiment):
+    spec = federation_of(experiment).data.spec
+    return build_network(experiment.model, experiment.method, spec, experiment.seed)
+
+
+def test_train_replies_with_weights_and_counts(experiment):
+    federation = federation_of(experiment)
+    start = network_of(experiment).state_dict()
+    reply = ask(experiment, "train", {"partition-id": 3}, start)
+    metrics = protocol.metrics_of(reply)
+    assert metrics["client"] == 3
+    assert metrics["num-examples"] == federation.sizes()[3]
+    assert metrics["num-labeled"] == federation.labeled_sizes()[3]
+    assert metrics["num-labeled"] <= metrics["num-confident"] <= metrics["num-examples"]
+    arrays = protocol.from_record(reply.content[protocol.ARRAYS])
+    assert set(arrays) == set(start)
+    assert any(not np.array_equal(arrays[k], start[k].numpy()) for k in start)
+
+
+def test_federated_evaluation_adds_up_to_the_central_one(experiment):
+    network = network_of(experiment)
+    federation = federation_of(experiment)
+    held_out = federation.data.held_out
+    import torch
+
+    central = evaluate(
+        network,
+        torch.from_numpy(held_out.images),
+        torch.from_numpy(held_out.labels),
+        federation.data.spec,
+    )
+    replies = [
+        protocol.metrics_of(ask(experiment, "evaluate", {"partition-id": c}, network.state_dict()))
+        for c in range(6)
+    ]
+    assert sum(r["num-examples"] for r in replies) == central.num_examples
+    assert sum(r["num-correct"] for r in replies) == central.num_correct
+    loss = sum(r["loss"] * r["num-examples"] for r in replies)
+    assert loss == pytest.approx(central.loss_sum, rel=1e-5)
+
+
+def test_query_tells_counts_and_nothing_else(experiment):
+    reply = ask(experiment, "query", {"partition-id": 5})
+    assert set(reply.content["metrics"]) == {"client", "num-examples", "num-labeled"}
+    assert list(reply.content) == ["metrics"]
+
+
+@pytest.mark.parametrize(
+    "node_config", [{}, {"partition-id": 6}, {"partition-id": -1}, {"partition-id": "x"}]
+)
+def test_a_node_that_is_not_one_of_the_clients_says_so(experiment, node_config):
+    reply = ask(experiment, "query", node_config)
+    assert "the experiment has 6 clients" in reply.error.reason
+
+
+def test_an_empty_request_says_what_is_missing():
+    message = protocol.new_message("train", 2, RecordDict({protocol.CONFIG: ConfigRecord()}))
+    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+    assert "carries no 'experiment'" in app(message, context).error.reason
+
+
+def test_state_survives_a_round_trip_through_the_context():
+    experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
+    method, network = Stateful(), network_of(experiment)
+    shard = federation_of(experiment).shard(0)
+    kept = RecordDict()
+    arrays = {"marginal/mass": np.full(10, 0.1, np.float32)}
+    state = load_state(method, network, shard, arrays, kept)
+    assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
+    state["memory"]["seen"][2] = 7
+    state["scratch"]["loss"] += 5
+    network.head.bias.data.fill_(3)
+    save_state(method, network, state, kept)
+    again = network_of(experiment)
+    reloaded = load_state(method, again, shard, arrays, kept)
+    assert reloaded["memory"]["seen"][2] == 7
+    assert reloaded["scratch"]["loss"] == 0
+    assert (again.head.bias == 3).all()
+    sent = shared_arrays(method, again, reloaded)
+    assert "marginal/mass" in sent
+    assert not any(key.startswith("head.") for key in sent)
+
+
+def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
+    """What `flwr run` would call: the ServerApp by its name in pyproject, over a grid, with a run config."""
+    from fedssl.engine.serial_grid import SerialGrid
+    from strategies.server_app import app as server_app
+    from tests.helpers import small_toml
+
+    monkeypatch.chdir(tmp_path)
+    file = small_toml(tmp_path / "e.toml")
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={},
+        state=RecordDict(),
+        run_config={"experiment": str(file)},
+    )
+    server_app(SerialGrid(app, 6), context)
+    assert len(list((tmp_path / "runs" / "small").glob("*/model.safetensors"))) == 1
