@@ -48,13 +48,34 @@ def numpy_generator(
 
 @contextmanager
 def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Lend torch's global stream a seed for code that takes no generator, then put it back.
+    """Lend torch's global streams a seed for code that takes no generator, then put them back.
 
-    Weight initialization and dropout draw from the global stream and nothing else; this is the only
-    place that touches it.
+    Weight initialization and dropout draw from the global streams and nothing else; this and `reseed` are the only
+    places that touch them.
     """
-    device = torch.device(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    streams = _global_streams(torch.device(device))
+    kept = [stream.get_state() for stream in streams]
+    try:
+        reseed(seed, device)
         yield
+    finally:
+        for stream, state in zip(streams, kept, strict=True):
+            stream.set_state(state)
+
+
+def reseed(seed: int, device: torch.device | str = "cpu") -> None:
+    """Seed torch's global streams anew, within `seeded_torch`.
+
+    `torch.manual_seed` would do the same and also queue a call with its stack trace for every GPU that is not there,
+    which costs more than a small network's forward pass.
+    """
+    for stream in _global_streams(torch.device(device)):
+        stream.manual_seed(seed)
+
+
+def _global_streams(device: torch.device) -> list[torch.Generator]:
+    streams = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        streams.append(torch.cuda.default_generators[device.index or 0])
+    return streams

@@ -163,7 +163,7 @@ def fit(
         loader = BatchLoader(shard, views, augment, train.batch_size, num_steps, stream)
         for step, batch in enumerate(loader):
             # One dropout stream a step, the labeled pass first: unlabeled passes cannot shift the next step's.
-            torch.manual_seed(noise + step)
+            rng.reseed(noise + step, device)
             learner.progress = Progress(phase_round, phase_rounds, step, num_steps)
             loss = _step(method, learner, batch, train)
             total += loss.total.detach()

@@ -25,10 +25,13 @@ class ImageSpec:
     flips: bool
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Shift and scale float images in [0, 1], shape (B, C, H, W), to the data's mean and deviation."""
+        """Shift and scale float images in [0, 1], shape (B, C, H, W), to the data's mean and deviation.
+
+        The result is laid out channels last, as networks are.
+        """
         mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
-        return (images - mean) / std
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
