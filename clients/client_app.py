@@ -1,6 +1,7 @@
 """The Flower ClientApp: train, evaluate, query. The same in simulation and in containers."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from flwr.app import Context, Message
@@ -8,12 +9,20 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from clients.local_data import local_data
-from clients.state import load_state, save_state, shared_arrays
+from clients.state import (
+    load_private,
+    load_state,
+    private_weights,
+    save_state,
+    shared_arrays,
+)
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.data.shard import ImageSpec
+from fedssl.methods.base import Method, Tensors
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.pseudo_labels import pseudo_label_coverage
+from fedssl.models.base import Model
 from fedssl.networks import build_network
 from fedssl.training import fit
 
@@ -28,9 +37,10 @@ def train(message: Message, context: Context) -> Message:
     local = local_data(experiment, context)
     device = _device(experiment, context)
     shard = local.federation.shard(local.client).to(device)
-    network = _resident_network(experiment, shard.spec, device)
+    resident = _resident(experiment, shard.spec, device)
+    network, method = resident.network, experiment.method
     protocol.load_network(network, request.arrays)
-    method = experiment.method
+    load_private(method, network, resident.private, context.state)
     state = load_state(method, network, shard, request.arrays, context.state)
     report = fit(
         network,
@@ -68,8 +78,10 @@ def evaluate(message: Message, context: Context) -> Message:
     local = local_data(experiment, context)
     device = _device(experiment, context)
     spec = local.federation.data.spec
-    network = _resident_network(experiment, spec, device)
+    resident = _resident(experiment, spec, device)
+    network = resident.network
     protocol.load_network(network, request.arrays)
+    load_private(experiment.method, network, resident.private, context.state)
     images, labels = local.federation.held_out(local.client)
     classifier = experiment.method.classifier(network)
     result = evaluate_network(classifier, images.to(device), labels.to(device), spec)
@@ -108,9 +120,22 @@ def _device(experiment: Experiment, context: Context) -> torch.device:
     return torch.device(str(given) if given else "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _resident_network(experiment: Experiment, spec: ImageSpec, device: torch.device) -> nn.Module:
-    """Return this process's one network of the kind; the caller overwrites all its shared weights."""
-    return _network(experiment.model, experiment.method, spec, experiment.seed, device)
+@dataclass(frozen=True)
+class _Resident:
+    """A network that stays in this process, and the private weights that a client starts with."""
+
+    network: nn.Module
+    private: Tensors
 
 
-_network = functools.lru_cache(maxsize=2)(build_network)
+def _resident(experiment: Experiment, spec: ImageSpec, device: torch.device) -> _Resident:
+    """Return this process's one network of the kind; callers overwrite all its weights."""
+    return _build(experiment.model, experiment.method, spec, experiment.seed, device)
+
+
+@functools.lru_cache(maxsize=2)
+def _build(
+    model: Model, method: Method, spec: ImageSpec, seed: int, device: torch.device
+) -> _Resident:
+    network = build_network(model, method, spec, seed, device)
+    return _Resident(network, private_weights(method, network))

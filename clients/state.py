@@ -15,6 +15,24 @@ PRIVATE = "private"
 """Record that holds the weights a method does not share."""
 
 
+def private_weights(method: Method, network: nn.Module) -> Tensors:
+    """Return a copy of the weights that a method does not share."""
+    weights = network.state_dict().items()
+    return {name: tensor.clone() for name, tensor in weights if not method.is_shared(name)}
+
+
+def load_private(method: Method, network: nn.Module, initial: Tensors, kept: RecordDict) -> None:
+    """Give a network the client's private weights, or the initial ones in its first round.
+
+    The network may last have served another client: what that one kept to itself must not stay.
+    """
+    record = kept.array_records.get(_name(method, PRIVATE))
+    if record is not None:
+        protocol.load_network(network, protocol.from_record(record))
+    elif initial:
+        network.load_state_dict(initial, strict=False)
+
+
 def load_state(
     method: Method,
     network: nn.Module,
@@ -22,19 +40,16 @@ def load_state(
     arrays: Mapping[str, Any],
     kept: RecordDict,
 ) -> State:
-    """Fill every slot of a method, and the network's private weights.
+    """Fill every slot of a method.
 
     Args:
         method: Declares the slots.
-        network: Holds the global weights; its private ones are overwritten with the client's.
+        network: Holds the weights of the round's start.
         shard: The client's examples.
         arrays: What the server sent, ``server`` slots among it.
         kept: What the client kept from its earlier rounds.
     """
     device = shard.images.device
-    private = kept.array_records.get(_name(method, PRIVATE))
-    if private is not None:
-        protocol.load_network(network, protocol.from_record(private))
     state: State = {}
     for slot in method.slots():
         record = kept.array_records.get(_name(method, slot.name))
@@ -55,7 +70,7 @@ def save_state(method: Method, network: nn.Module, state: State, kept: RecordDic
     for slot in method.slots():
         if slot.scope == "client":
             kept[_name(method, slot.name)] = protocol.to_record(state[slot.name])
-    private = {k: v for k, v in network.state_dict().items() if not method.is_shared(k)}
+    private = private_weights(method, network)
     if private:
         kept[_name(method, PRIVATE)] = protocol.to_record(private)
 

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.client_app import app
-from clients.state import load_state, save_state, shared_arrays
+from clients.state import load_private, load_state, private_weights, save_state, shared_arrays
 from fedssl import protocol
 from fedssl.metrics.accuracy import evaluate
 from fedssl.networks import build_network
@@ -23,7 +23,11 @@ def ask(experiment, kind, node_config, arrays=None, state=None):
         content[protocol.ARRAYS] = protocol.to_record(arrays)
     message = protocol.new_message(kind, protocol.node_of(0), content)
     context = Context(
-        run_id=1, node_id=2, node_config=node_config, state=state or RecordDict(), run_config={}
+        run_id=1,
+        node_id=2,
+        node_config=node_config,
+        state=RecordDict() if state is None else state,
+        run_config={},
     )
     return app(message, context)
 
@@ -99,9 +103,11 @@ def test_state_survives_a_round_trip_through_the_context():
     assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
+    initial = private_weights(method, network)
     network.head.bias.data.fill_(3)
     save_state(method, network, state, kept)
     again = network_of(experiment)
+    load_private(method, again, initial, kept)
     reloaded = load_state(method, again, shard, arrays, kept)
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
@@ -128,3 +134,30 @@ def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
     )
     server_app(SerialGrid(app, 6), context)
     assert len(list((tmp_path / "runs" / "small").glob("*/model.safetensors"))) == 1
+
+
+def test_private_weights_of_one_client_do_not_stay_for_the_next():
+    method = Stateful()
+    network = network_of(small_experiment(method={"kind": "tests.plugins.stateful"}))
+    initial = private_weights(method, network)
+    assert set(initial) == {"head.weight", "head.bias"}
+    network.head.bias.data.fill_(9)
+    load_private(method, network, initial, RecordDict())
+    assert (network.head.bias == initial["head.bias"]).all()
+
+
+def test_private_weights_do_not_depend_on_who_ran_before():
+    """Client 4's private head is the same whether clients 0 to 3 ran in this process before it or not."""
+    experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
+    start = {
+        k: v for k, v in network_of(experiment).state_dict().items() if not k.startswith("head.")
+    } | {"marginal/mass": np.zeros(10, np.float32)}
+
+    def head_of_client_4(before):
+        for client in before:
+            assert ask(experiment, "train", {"partition-id": client}, start).has_content()
+        state = RecordDict()
+        ask(experiment, "train", {"partition-id": 4}, start, state)
+        return state["tests.plugins.stateful.private"]["head.bias"].data
+
+    assert head_of_client_4([]) == head_of_client_4([0, 1, 2])
