@@ -10,9 +10,10 @@ from torch import nn
 
 from clients.local_data import local_data
 from clients.state import (
-    load_private,
     load_state,
+    load_weights,
     private_weights,
+    refuse_divergence,
     save_state,
     shared_arrays,
 )
@@ -39,8 +40,7 @@ def train(message: Message, context: Context) -> Message:
     shard = local.federation.shard(local.client).to(device)
     resident = _resident(experiment, shard.spec, device)
     network, method = resident.network, experiment.method
-    protocol.load_network(network, request.arrays)
-    load_private(method, network, resident.private, context.state)
+    load_weights(method, network, request.arrays, resident.private, context.state)
     state = load_state(method, network, shard, request.arrays, context.state)
     report = fit(
         network,
@@ -52,9 +52,10 @@ def train(message: Message, context: Context) -> Message:
         seed=experiment.seed,
         server_round=request.server_round,
         client=local.client,
-        phase_round=request.phase_round,
-        phase_rounds=request.phase_rounds,
+        phase_round=request.phase_round or request.server_round,
+        phase_rounds=request.phase_rounds or experiment.num_rounds,
     )
+    refuse_divergence(network, state)
     save_state(method, network, state, context.state)
     labeled = len(shard.labeled)
     coverage = pseudo_label_coverage(report.considered, report.accepted)
@@ -79,11 +80,10 @@ def evaluate(message: Message, context: Context) -> Message:
     device = _device(experiment, context)
     spec = local.federation.data.spec
     resident = _resident(experiment, spec, device)
-    network = resident.network
-    protocol.load_network(network, request.arrays)
-    load_private(experiment.method, network, resident.private, context.state)
+    network, method = resident.network, experiment.method
+    load_weights(method, network, request.arrays, resident.private, context.state)
     images, labels = local.federation.held_out(local.client)
-    classifier = experiment.method.classifier(network)
+    classifier = method.classifier(network)
     result = evaluate_network(classifier, images.to(device), labels.to(device), spec)
     return protocol.metrics_reply(
         message,

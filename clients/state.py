@@ -21,16 +21,46 @@ def private_weights(method: Method, network: nn.Module) -> Tensors:
     return {name: tensor.clone() for name, tensor in weights if not method.is_shared(name)}
 
 
-def load_private(method: Method, network: nn.Module, initial: Tensors, kept: RecordDict) -> None:
-    """Give a network the client's private weights, or the initial ones in its first round.
+def load_weights(
+    method: Method,
+    network: nn.Module,
+    arrays: Mapping[str, Any],
+    initial: Tensors,
+    kept: RecordDict,
+) -> None:
+    """Overwrite every weight of a network: shared ones with the server's, private ones with the client's own.
 
-    The network may last have served another client: what that one kept to itself must not stay.
+    The network may last have served another client, of which nothing must stay.
+
+    Args:
+        method: Says which weights are shared.
+        network: Written to.
+        arrays: What the server sent.
+        initial: Private weights of a client in its first round.
+        kept: What the client kept from its earlier rounds.
+
+    Raises:
+        ValueError: The server sent too little, or other shapes.
     """
+    shared = [name for name in network.state_dict() if method.is_shared(name)]
+    protocol.load_network(network, arrays, shared)
     record = kept.array_records.get(_name(method, PRIVATE))
     if record is not None:
-        protocol.load_network(network, protocol.from_record(record))
+        protocol.load_network(network, protocol.from_record(record), initial)
     elif initial:
         network.load_state_dict(initial, strict=False)
+
+
+def refuse_divergence(network: nn.Module, state: State) -> None:
+    """Raise `FloatingPointError` if training left anything that is not finite, before it is kept or sent."""
+    tensors = [
+        *network.state_dict().values(),
+        *(t for slot in state.values() for t in slot.values()),
+    ]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise FloatingPointError(
+            "training diverged: weights or state are not finite; lower train.lr"
+        )
 
 
 def load_state(

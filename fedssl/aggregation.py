@@ -1,6 +1,7 @@
 """Weighted sums of models in a fixed tree, so that the order of arrival cannot change a bit."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,7 @@ def cohort_mean(
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
         arXiv:1602.05629, Algorithm 1, with the sampled clients' weights summing to 1.
     """
-    return {name: _as_type(sums[name] / total_weight, like[name]) for name in like}
+    return {name: as_type(sums[name] / total_weight, like[name]) for name in like}
 
 
 def population_mean(
@@ -115,7 +116,7 @@ def population_mean(
     """
     kept = 1 - total_weight / population_weight
     return {
-        name: _as_type(np.multiply(w, kept, dtype=np.float64) + sums[name] / population_weight, w)
+        name: as_type(np.multiply(w, kept, dtype=np.float64) + sums[name] / population_weight, w)
         for name, w in like.items()
     }
 
@@ -125,7 +126,7 @@ def move_average(
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Return decay * average + (1 - decay) * arrays for floats; integer arrays are taken as they are."""
     return {
-        name: _as_type(
+        name: as_type(
             np.multiply(average[name], decay, dtype=np.float64)
             + np.multiply(array, 1 - decay, dtype=np.float64),
             array,
@@ -141,9 +142,8 @@ def is_finite(arrays: Arrays) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays.values())
 
 
-def _as_type(
-    values: npt.NDArray[np.float64], like: npt.NDArray[np.generic]
-) -> npt.NDArray[np.generic]:
+def as_type(values: npt.NDArray[Any], like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return values in the type of `like`; towards integers they are rounded, not cut."""
     if np.issubdtype(like.dtype, np.integer):
         values = np.rint(values)
-    return np.asarray(values).astype(like.dtype)
+    return np.asarray(values).astype(like.dtype, copy=False)

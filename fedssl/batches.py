@@ -71,32 +71,37 @@ class BatchLoader:
         self._unlabeled_views = [
             (view, stream(f"augment/unlabeled/{i}")) for i, view in enumerate(views.unlabeled)
         ]
-        per_step = batch_size * max(1, views.ratio if views.unlabeled else 1)
-        self._steps_at_once = max(1, IMAGES_AT_ONCE // per_step)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, self._num_steps, self._steps_at_once):
-            stop = min(start + self._steps_at_once, self._num_steps)
-            yield from self._chunk(start, stop)
+        labeled = self._shown(self._labeled, self._labeled_views)
+        unlabeled = self._shown(self._unlabeled, self._unlabeled_views)
+        for step in range(self._num_steps):
+            labeled_ids = self._labeled[step]
+            yield Batch(
+                labeled=next(labeled),
+                labels=self._shard.labels[labeled_ids],
+                labeled_ids=labeled_ids,
+                unlabeled=next(unlabeled),
+                unlabeled_ids=self._unlabeled[step],
+            )
 
     def _order(self, pool: Tensor, per_step: int, generator: torch.Generator) -> Tensor:
         """Return ids for every step, shape (num_steps, per_step); (num_steps, 0) from an empty pool."""
         positions = shuffled_passes(len(pool), self._num_steps * per_step, generator)
         return pool[positions].view(self._num_steps, per_step if len(pool) else 0)
 
-    def _chunk(self, start: int, stop: int) -> Iterator[Batch]:
-        labeled_ids = self._labeled[start:stop]
-        unlabeled_ids = self._unlabeled[start:stop]
-        labeled = self._show(labeled_ids, self._labeled_views)
-        unlabeled = self._show(unlabeled_ids, self._unlabeled_views)
-        for i in range(stop - start):
-            yield Batch(
-                labeled=tuple(view[i] for view in labeled),
-                labels=self._shard.labels[labeled_ids[i]],
-                labeled_ids=labeled_ids[i],
-                unlabeled=tuple(view[i] for view in unlabeled),
-                unlabeled_ids=unlabeled_ids[i],
-            )
+    def _shown(
+        self, ids: Tensor, views: list[tuple[View, torch.Generator]]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield each step's views, made for several steps in one call.
+
+        How many depends on this batch alone: were it shared, more unlabeled images would shift the labeled draws.
+        """
+        at_once = max(1, IMAGES_AT_ONCE // max(1, ids.shape[1]))
+        for chunk in torch.split(ids, at_once):
+            shown = self._show(chunk, views)
+            for step in range(len(chunk)):
+                yield tuple(view[step] for view in shown)
 
     def _show(self, ids: Tensor, views: list[tuple[View, torch.Generator]]) -> list[Tensor]:
         """Return each view of the examples, shape (steps, per_step, C, H, W)."""

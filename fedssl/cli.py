@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from fedssl import __version__
 from fedssl.config import STRATEGIES, Experiment
-from fedssl.errors import FedsslError, InputError, nearest
+from fedssl.errors import FedsslError, InputError, RunFailed, nearest
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -47,15 +48,19 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
         except FedsslError as error:
             _stop(str(error), FAILED)
         except KeyboardInterrupt:
-            _stop("interrupted; every finished round is in the run directory", INTERRUPTED)
+            _stop("interrupted; a run keeps every finished round in its directory", INTERRUPTED)
 
     return run
 
 
 def _stop(message: str, code: int) -> NoReturn:
+    _print_error(message)
+    raise typer.Exit(code)
+
+
+def _print_error(message: str) -> None:
     console = Console(stderr=True)
     console.print(f"[bold red]error:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def _escaped(text: str) -> str:
@@ -69,6 +74,8 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Federated semi-supervised learning: simulate, measure, deploy."""
+    # Experiments may name modules beside them; a console script does not look there by itself.
+    sys.path.append(str(Path.cwd()))
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
@@ -97,11 +104,11 @@ def run(
     """Run experiments; of several runs, end with a table that compares them.
 
     Examples:
-      fedssl run experiments/quickstart.toml
+      fedssl run experiments/digits/fixmatch.toml
 
       fedssl run experiments/digits/*.toml --seeds 5
 
-      fedssl run experiments/quickstart.toml --set federation.partition.alpha=0.1 --engine serial
+      fedssl run experiments/digits/fixmatch.toml --set federation.partition.alpha=0.1 --engine serial
     """
     from fedssl.record.comparison import Finished
     from fedssl.record.display import PlainDisplay, make_display
@@ -122,20 +129,33 @@ def run(
         check(experiment)
     console = Console()
     single = len(experiments) == 1
+    if out is None:
+        directories = [RunDirectory(new_run_path(experiment)) for experiment in experiments]
+    elif single:
+        directories = [RunDirectory(out)]
+    else:
+        directories = [RunDirectory(out / f"{e.name}-seed{e.seed}") for e in experiments]
     finished: list[Finished] = []
+    failures: list[RunFailed] = []
     with Engine() as workforce:
-        for experiment in experiments:
-            if out is None:
-                path = new_run_path(experiment)
-            else:
-                path = out if single else out / f"{experiment.name}-seed{experiment.seed}"
-            directory = RunDirectory(path)
+        for experiment, directory in zip(experiments, directories, strict=True):
             display = PlainDisplay(console) if plain else make_display(console)
-            outcome = workforce.run(experiment, [directory, display])
-            console.print(f"  recorded in {path}", style="dim", highlight=False, soft_wrap=True)
+            try:
+                outcome = workforce.run(experiment, [directory, display])
+            except RunFailed as error:
+                if single:
+                    raise
+                failures.append(error)
+                _print_error(f"{experiment.name} seed {experiment.seed}: {error}")
+                continue
+            where = f"  recorded in {directory.path}"
+            console.print(where, style="dim", highlight=False, soft_wrap=True)
             finished.append(Finished(experiment, outcome))
-    if not single:
-        _compare(finished, out or Path("runs"), console)
+    if len(finished) > 1:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(experiments)} runs failed")
 
 
 def _refuse_twins(experiments: list[Experiment]) -> None:
@@ -163,7 +183,8 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     table.to_csv(folder / "comparison.csv", index=False)
     picture = folder / "comparison.png"
     plot_comparison(curves(finished), title, picture)
-    console.print(f"  picture: {picture}   table: {folder / 'comparison.csv'}", style="dim")
+    where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
+    console.print(where, style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -208,7 +229,7 @@ def list_plugins(
             if field != "name"
         ]
         kind = f"{name}:NAME" if "name" in plugin.model_fields else name
-        doc = (plugin.__doc__ or "").strip().splitlines()[0]
+        doc = (plugin.__doc__ or "").strip().partition("\n")[0]
         table.add_row(kind, doc, "\n".join(fields))
     Console().print(table)
 
@@ -260,8 +281,8 @@ def show(
     path = out or Path(f"{experiment.name}-partition.png")
     try:
         plot_partition(federation, describe(experiment, federation), path)
-    except OSError as error:
-        raise InputError("--out", f"cannot write {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
     console.print(f"picture: {path}", highlight=False)
 
 

@@ -24,13 +24,13 @@ from fedssl.models.cnn import CNN
 from fedssl.registry import Family, Plugin, Section, input_error
 from fedssl.training import Train
 
-STRATEGIES = Family("strategy", "strategies", "strategy", default="fedavg")
+STRATEGIES = Family("strategy", "strategies", Plugin, "strategy", default="fedavg")
 
-DISCRIMINATORS = {
-    family.section: family.key
+PLUGIN_SECTIONS = {
+    family.section: family
     for family in (SOURCES, PARTITIONS, LABEL_SPLITS, MODELS, METHODS, STRATEGIES, WEAK, STRONG)
 }
-"""Section that names a plugin -> the key that names it."""
+"""Sections that name a plugin, by where they stand."""
 
 
 class FederationSection(Section):
@@ -77,7 +77,9 @@ class EngineSection(Section):
     )
     workers: int | Literal["auto"] = Field("auto", description="actors; auto: as many as fit")
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs of each actor, may be a fraction; unset: one if there are any"
+        None,
+        ge=0,
+        description="GPUs of each actor, may be a fraction; unset: an equal share of all",
     )
 
     @model_validator(mode="after")
@@ -140,6 +142,11 @@ class Experiment(Section):
         return self.phases or (Phase(rounds=self.rounds or 40),)
 
     @property
+    def largest_sample(self) -> int:
+        """Return the most clients that any phase samples."""
+        return max(self.in_phase(i).federation.sample for i in range(len(self.schedule)))
+
+    @property
     def num_rounds(self) -> int:
         """Return the rounds of all phases."""
         return sum(phase.rounds for phase in self.schedule)
@@ -157,7 +164,9 @@ class Experiment(Section):
                 raise InputError(
                     f"{where}{section}", "a phase cannot set this", _or(PHASE_SECTIONS)
                 )
-            if section == "federation" and set(value) != {"sample"}:
+            if section == "federation" and (
+                not isinstance(value, Mapping) or set(value) != {"sample"}
+            ):
                 raise InputError(f"{where}federation", "a phase can set federation.sample only")
         table = merge(self.to_dict(), phase.overrides)
         table.pop("phases", None)
@@ -235,12 +244,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
     for key, value in over.items():
         where = f"{path}.{key}" if path else key
         below = merged.get(key)
+        family = PLUGIN_SECTIONS.get(where)
+        if family is not None:
+            value, below = family.as_table(value), family.as_table(below)
+            if family.kind_of(value, below) != family.kind_of(below):
+                below = {}
         if isinstance(value, Mapping) and isinstance(below, list):
             merged[key] = _merge_list(below, value, where)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            name = DISCRIMINATORS.get(where)
-            if name and name in value and value[name] != below.get(name):
-                below = {}
             merged[key] = merge(below, value, where)
         else:
             merged[key] = value
@@ -250,9 +261,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
 def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[Any]:
     merged = list(below)
     for key, value in over.items():
-        if not key.isdigit() or int(key) >= len(merged):
+        if not (key.isascii() and key.isdecimal() and int(key) < len(merged)):
             raise InputError(f"{where}.{key}", f"there are {len(merged)}, counted from 0")
-        merged[int(key)] = merge(merged[int(key)], value, where)
+        item = merged[int(key)]
+        if isinstance(item, Mapping) and isinstance(value, Mapping):
+            # What a phase holds are sections of the experiment, so paths begin anew.
+            merged[int(key)] = merge(item, value, "" if where == "phases" else f"{where}.{key}")
+        else:
+            merged[int(key)] = value
     return merged
 
 

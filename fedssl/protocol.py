@@ -7,7 +7,7 @@ one metric record, as Flower's own strategies expect.
 import functools
 import io
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,6 +49,7 @@ CLIENT = "client"
 NUM_EXAMPLES = "num-examples"
 NUM_LABELED = "num-labeled"
 NUM_CONFIDENT = "num-confident"
+COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
 
 NamedArrays = dict[str, npt.NDArray[np.generic]]
 
@@ -114,12 +115,24 @@ def num_bytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
-def load_network(network: nn.Module, arrays: NamedArrays) -> None:
-    """Copy named arrays over a network's parameters and buffers of the same name, in place."""
-    for name, tensor in network.state_dict().items():
-        array = arrays.get(name)
-        if array is None:
-            continue
+def load_network(network: nn.Module, arrays: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Copy named arrays over a network's parameters and buffers, in place.
+
+    Args:
+        network: The module to write to.
+        arrays: Named arrays; those that are not asked for are ignored.
+        names: Keys of the network's state dict to load.
+
+    Raises:
+        ValueError: A name is missing among the arrays or of another shape: a network that stays in a process must not
+            keep what an earlier client left there.
+    """
+    state = network.state_dict()
+    for name in names:
+        tensor, array = state[name], arrays.get(name)
+        if array is None or array.shape != tuple(tensor.shape):
+            found = "is missing" if array is None else f"has shape {array.shape}"
+            raise ValueError(f"array {name!r} {found}; the network wants {tuple(tensor.shape)}")
         if tensor.device.type == "cpu":
             np.copyto(tensor.numpy(), array, casting="same_kind")
         else:
@@ -148,15 +161,15 @@ class Request:
         arrays: Global weights and the method's server-side state, by name.
         experiment: The experiment of the phase, as JSON.
         server_round: Round of the run, from 1.
-        phase_round: Round of the phase, from 1.
-        phase_rounds: Rounds of the phase.
+        phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
+        phase_rounds: Rounds of the phase; None likewise.
     """
 
     arrays: NamedArrays
     experiment: str
     server_round: int
-    phase_round: int
-    phase_rounds: int
+    phase_round: int | None
+    phase_rounds: int | None
 
 
 def request_config(experiment: str, phase_round: int, phase_rounds: int) -> ConfigRecord:
@@ -169,8 +182,6 @@ def request_config(experiment: str, phase_round: int, phase_rounds: int) -> Conf
 def read_request(message: Message) -> Request:
     """Read a request.
 
-    Under a stock Flower strategy, whose config record is the same every round, the phase follows the server's rounds.
-
     Raises:
         ValueError: The message is not a request of ours; says which record is missing.
     """
@@ -178,16 +189,13 @@ def read_request(message: Message) -> Request:
     if CONFIG not in records or EXPERIMENT not in records.config_records[CONFIG]:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
     config = records.config_records[CONFIG]
-    server_round = cast("int", config.get(ROUND, 1))
-    own_phase = cast("int", config.get(PHASE_ROUNDS, 0))
-    phase_round = cast("int", config.get(PHASE_ROUND, 0)) or server_round
     arrays = records.array_records.get(ARRAYS)
     return Request(
         arrays={} if arrays is None else from_record(arrays),
         experiment=cast("str", config[EXPERIMENT]),
-        server_round=server_round,
-        phase_round=phase_round,
-        phase_rounds=own_phase or phase_round,
+        server_round=cast("int", config.get(ROUND, 1)),
+        phase_round=cast("int | None", config.get(PHASE_ROUND)),
+        phase_rounds=cast("int | None", config.get(PHASE_ROUNDS)),
     )
 
 

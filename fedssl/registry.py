@@ -9,9 +9,17 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from fedssl.errors import InputError, nearest
@@ -20,7 +28,17 @@ from fedssl.errors import InputError, nearest
 class Section(BaseModel):
     """A frozen section of the experiment file; a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and "5" where a number is wanted; pydantic would take them for 1 and 5."""
+        field = cls.model_fields.get(info.field_name or "")
+        wanted = set(get_args(field.annotation) or (field.annotation,)) if field else set()
+        if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
+            raise ValueError(f"is {value!r}, not a number")
+        return value
 
 
 class Plugin(Section):
@@ -49,23 +67,42 @@ class Family:
     Args:
         noun: What a member is called in messages, e.g. ``"method"``.
         package: Dotted name of the package that holds one plugin a module.
+        base: Class that every member derives from.
         section: Where the family stands in the experiment file, e.g. ``"federation.partition"``.
         default: Kind that stands in when the section names none; None makes it required.
         key: Name of the discriminating key.
     """
 
     def __init__(
-        self, noun: str, package: str, section: str, default: str | None, key: str = "kind"
+        self,
+        noun: str,
+        package: str,
+        base: type[Plugin],
+        section: str,
+        default: str | None,
+        key: str = "kind",
     ) -> None:
         self.noun = noun
         self.package = package
+        self.base = base
         self.section = section
         self.default = default
         self.key = key
 
     def at(self, section: str, default: str | None) -> "Family":
         """Return the same family for another place in the experiment file."""
-        return Family(self.noun, self.package, section, default, self.key)
+        return Family(self.noun, self.package, self.base, section, default, self.key)
+
+    def as_table(self, value: Any) -> Any:
+        """Return a section as a table: a bare name is short for a table that names it."""
+        return {self.key: value} if isinstance(value, str) else value
+
+    def kind_of(self, value: Any, otherwise: Any = None) -> Any:
+        """Return the kind that a table names, or else another table's, or else the default."""
+        for table in (value, otherwise):
+            if isinstance(table, Mapping) and self.key in table:
+                return table[self.key]
+        return self.default
 
     def names(self) -> list[str]:
         """Return the kinds that the package holds, sorted."""
@@ -90,21 +127,21 @@ class Family:
         return plugin
 
     def _find(self, module: str) -> type[Plugin] | None:
+        where = f"{self.section}.{self.key}"
         try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is None:
-            return None
-        try:
+            if importlib.util.find_spec(module) is None:
+                return None
             loaded = importlib.import_module(module)
         except Exception as error:
-            where = f"{self.section}.{self.key}"
+            # The module or a package above it is not there, or its name is none; anything else is the user's to see.
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if module.startswith(missing or "\0") or not module.replace(".", "").isidentifier():
+                return None
             raise InputError(where, f"{module} cannot be imported: {error}") from error
         for value in vars(loaded).values():
             if (
                 inspect.isclass(value)
-                and issubclass(value, Plugin)
+                and issubclass(value, self.base)
                 and value.__module__ == module
                 and not value.__dict__.get("is_abstract", False)
                 and not value.__name__.startswith("_")
@@ -120,8 +157,7 @@ class Family:
         """
         if isinstance(value, Plugin):
             return value
-        if isinstance(value, str):
-            value = {self.key: value}
+        value = self.as_table(value)
         if not isinstance(value, dict):
             raise InputError(self.section, f"is {value!r}, not a table")
         fields = dict(value)
@@ -185,7 +221,9 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
     if first["type"] == "missing":
         return InputError(field, "is missing" + more)
     problem = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], (str, int, float, bool, type(None))):
+    if not problem.startswith("is ") and isinstance(
+        first["input"], (str, int, float, bool, type(None))
+    ):
         problem = f"is {first['input']!r}: {problem[0].lower()}{problem[1:]}"
     return InputError(field, problem + more)
 

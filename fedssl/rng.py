@@ -1,7 +1,7 @@
 """The one source of randomness: every stream derives from (seed, purpose, round, client).
 
-Two streams with different names never share a number, so that what one component draws cannot shift
-what another one draws, and no schedule of clients over workers can change a result.
+What one component draws cannot shift what another one draws, and no schedule of clients over workers can change a
+result. (torch's CPU generator keeps 32 bits of a seed: two names in four billion share a stream.)
 """
 
 import hashlib

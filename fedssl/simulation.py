@@ -52,12 +52,13 @@ class Engine:
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
         clients = experiment.federation.clients
-        if self._grid is not None and self._made_for == experiment.engine:
+        wanted = (experiment.engine, experiment.largest_sample)
+        if self._grid is not None and self._made_for == wanted:
             self._grid.restart(clients)
         else:
             self.close()
             self._grid = _make_grid(experiment)
-            self._made_for = experiment.engine
+            self._made_for = wanted
         return self._grid
 
 
@@ -87,10 +88,16 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
 
-        return SerialGrid(app, clients)
+        return SerialGrid(app, clients, "cpu" if engine.gpus_per_worker == 0 else None)
     from fedssl.engine.ray_grid import RayGrid
 
-    return RayGrid(app, clients, workers=engine.workers, gpus_per_worker=engine.gpus_per_worker)
+    return RayGrid(
+        app,
+        clients,
+        workers=engine.workers,
+        gpus_per_worker=engine.gpus_per_worker,
+        most_workers=experiment.largest_sample,
+    )
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
@@ -101,7 +108,8 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
     gpus = torch.cuda.device_count()
-    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus)
+    most = experiment.largest_sample
+    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus, most)
 
 
 def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:

@@ -37,7 +37,7 @@ class Train(Section):
     nesterov: bool = Field(True, description="Nesterov's form of momentum")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on every weight")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="cosine: lr cos(7 pi k / 16 K) over all rounds, as in FixMatch"
+        "constant", description="cosine: lr cos(7 pi k / 16 K) over a phase, as in FixMatch"
     )
     clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; unset: any")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
@@ -151,7 +151,7 @@ def fit(
         shard=shard,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
-        descend=_descender(network, optimizers, train),
+        descend=_descender(optimizers, train),
     )
     tally = PseudoLabelTally(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -189,7 +189,7 @@ def _step(method: Method, learner: Learner, batch: Batch, train: Train) -> Loss:
 
 
 def _descender(
-    network: nn.Module, optimizers: dict[str, torch.optim.Optimizer], train: Train
+    optimizers: dict[str, torch.optim.Optimizer], train: Train
 ) -> Callable[[Tensor, str], None]:
     def descend(total: Tensor, name: str) -> None:
         optimizer = optimizers[name]
@@ -198,7 +198,8 @@ def _descender(
             return
         total.backward()  # type: ignore[no-untyped-call]
         if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm)
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(own, train.clip_norm)
         optimizer.step()
 
     return descend
@@ -206,5 +207,6 @@ def _descender(
 
 def _precision(train: Train, device: torch.device) -> "torch.autocast | nullcontext[None]":
     if train.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
+        # No cache: it would keep the first step's weights for the whole round.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
     return nullcontext()

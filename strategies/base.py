@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from fedssl import protocol
 from fedssl.aggregation import Sums, WeightedSum, cohort_mean
 from fedssl.config import Experiment
+from fedssl.errors import InputError
 from fedssl.registry import Plugin
 from strategies.census import Cohorts
 
@@ -39,8 +40,13 @@ class Strategy(Plugin):
 
 
 def strategy_of(phase: Experiment) -> Strategy:
-    """Return the strategy of an experiment as it stands in a phase."""
-    assert isinstance(phase.strategy, Strategy)
+    """Return the strategy of an experiment as it stands in a phase.
+
+    Raises:
+        InputError: The section names a plugin that is no strategy.
+    """
+    if not isinstance(phase.strategy, Strategy):
+        raise InputError("strategy.kind", f"{phase.strategy.kind!r} is not a strategy")
     return phase.strategy
 
 

@@ -91,13 +91,13 @@ class Census:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cohorts:
-    """How a phase samples its clients.
+    """How clients are sampled.
 
     Args:
         census: Who is there.
-        sample: m.
+        sample: m; the server sets it anew in every phase.
         seed: The experiment's seed.
     """
 

@@ -19,6 +19,14 @@ OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_available
 """Arguments that `federation.sample` decides."""
 
 
+NOT_OURS = {
+    "FedProx": "its proximal term is the client's to add, and ours do not",
+    "FedXgbBagging": "it aggregates trees, not networks",
+    "FedXgbCyclic": "it aggregates trees, not networks",
+}
+"""Strategies that would run and not do what they say, or not run."""
+
+
 class Flwr(Strategy):
     """Hand the aggregation of a seeded cohort to one of Flower's strategies."""
 
@@ -42,6 +50,8 @@ class Flwr(Strategy):
             raise InputError(
                 "strategy.kind", f"Flower has no strategy {self.name!r}", nearest(self.name, known)
             )
+        if self.name in NOT_OURS:
+            raise InputError("strategy.kind", f"{self.name} cannot be used: {NOT_OURS[self.name]}")
         for option in set(self.options) & set(OURS):
             raise InputError(f"strategy.options.{option}", "federation.sample decides this")
         make = getattr(flower_strategies, self.name)

@@ -1,5 +1,7 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
+import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +11,12 @@ from typing import NoReturn
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
 from clients.local_data import simulated_federation
 from fedssl import protocol
-from fedssl.aggregation import is_finite, move_average
+from fedssl.aggregation import as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
@@ -69,7 +72,9 @@ def serve(experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> 
         return server.run()
     except BaseException as error:
         for observer in observers:
-            observer.failed(f"{type(error).__name__}: {error}")
+            # One that fails too, on a full disk say, must not hide why the run stopped or keep the others from it.
+            with contextlib.suppress(Exception):
+                observer.failed(f"{type(error).__name__}: {error}")
         raise
 
 
@@ -84,14 +89,16 @@ class _Server:
         self.arrays: NamedArrays = {}
         self.ema: NamedArrays = {}
         self.rounds: list[RoundRow] = []
+        self.strategy: FlowerStrategy | None = None
 
     def run(self) -> Outcome:
         for observer in self.observers:
             observer.began(self.experiment, self.federation)
         began = time.perf_counter()
         census = self._census()
+        cohorts = Cohorts(census, self.experiment.federation.sample, self.experiment.seed)
         for index in range(len(self.experiment.schedule)):
-            self._run_phase(index, census)
+            self._run_phase(index, cohorts)
         outcome = Outcome(self.arrays, self.ema, tuple(self.rounds), time.perf_counter() - began)
         for observer in self.observers:
             observer.ended(outcome)
@@ -118,19 +125,21 @@ class _Server:
             wanted,
         )
 
-    def _run_phase(self, index: int, census: Census) -> None:
+    def _run_phase(self, index: int, cohorts: Cohorts) -> None:
         phase = self.experiment.in_phase(index)
         spec = self.federation.data.spec
         network = build_network(phase.model, phase.method, spec, phase.seed)
         self._adopt(phase.method, network)
-        cohorts = Cohorts(census, phase.federation.sample, phase.seed)
-        strategy = strategy_of(phase).build(cohorts)
+        cohorts.sample = phase.federation.sample
+        if self.strategy is None or phase.strategy != self.experiment.in_phase(index - 1).strategy:
+            self.strategy = strategy_of(phase).build(cohorts)
+        strategy = self.strategy
         text = phase.to_json()
         rounds = phase.num_rounds
         for phase_round in range(1, rounds + 1):
             began = time.perf_counter()
             server_round = len(self.rounds) + 1
-            log = _RoundLog(server_round, census, self.arrays)
+            log = _RoundLog(server_round, cohorts.census, self.arrays)
             config = protocol.request_config(text, phase_round, rounds)
             messages = list(
                 strategy.configure_train(
@@ -150,7 +159,9 @@ class _Server:
 
     def _adopt(self, method: Method, network: nn.Module) -> None:
         """Begin a phase: keep every weight that the new network shares with the old, and make server state."""
-        protocol.load_network(network, dict(self.arrays))
+        own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        same = [name for name, array in self.arrays.items() if own.get(name) == array.shape]
+        protocol.load_network(network, self.arrays, same)
         fresh = {
             name: tensor.detach().numpy().copy()
             for name, tensor in network.state_dict().items()
@@ -175,9 +186,7 @@ class _Server:
         arrays = protocol.from_record(aggregate)
         if not is_finite(arrays):
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
-        self.arrays = {
-            name: arrays[name].astype(old.dtype, copy=False) for name, old in self.arrays.items()
-        }
+        self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
 
     def _stop(self, phase: Experiment, index: int, log: "_RoundLog", began: float) -> NoReturn:
         """Record a round without a single usable reply, and end the run with the first reason."""
@@ -210,7 +219,7 @@ class _Server:
             observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
 
     def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
-        protocol.load_network(network, dict(arrays))
+        protocol.load_network(network, arrays, arrays)
         held_out = self.federation.data.held_out
         return evaluate(
             method.classifier(network),
@@ -235,7 +244,7 @@ class _RoundLog:
         self.failures: list[Failure] = []
         self.tally = _Tally()
         self._census = census
-        self._shapes = {name: array.shape for name, array in arrays.items()}
+        self._layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
     @property
     def num_ok(self) -> int:
@@ -264,12 +273,22 @@ class _RoundLog:
 
     def _flaw(self, reply: Message) -> str | None:
         """Say why a reply must not be averaged, or None."""
-        record = reply.content.array_records.get(protocol.ARRAYS)
-        if record is None or protocol.METRICS not in reply.content.metric_records:
+        content = reply.content
+        if (
+            protocol.ARRAYS not in content.array_records
+            or protocol.METRICS not in content.metric_records
+        ):
             return "refused: the reply lacks its arrays or its metrics"
-        arrays = protocol.from_record(record)
-        if {name: array.shape for name, array in arrays.items()} != self._shapes:
-            return "refused: the reply's arrays differ from the model's in name or shape"
+        metrics = protocol.metrics_of(reply)
+        for name in protocol.COUNTS:
+            if not 0 <= metrics.get(name, -1.0) < math.inf:
+                return f"refused: the reply's {name} is {metrics.get(name)}"
+        try:
+            arrays = protocol.from_record(content.array_records[protocol.ARRAYS])
+        except (ValueError, TypeError) as error:
+            return f"refused: the reply's arrays cannot be read: {error}"
+        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != self._layout:
+            return "refused: the reply's arrays differ from the model's in name, shape or type"
         if not is_finite(arrays):
             return "refused: the reply's weights are not finite"
         return None

@@ -51,12 +51,13 @@ def test_a_network_is_loaded_in_place():
         name: np.full(tensor.shape, 3, tensor.numpy().dtype)
         for name, tensor in network.state_dict().items()
     }
-    protocol.load_network(network, arrays)
+    protocol.load_network(network, arrays, arrays)
     for name, tensor in network.state_dict().items():
         assert (tensor == 3).all()
         assert tensor.data_ptr() == pointers[name]
-    with pytest.raises(ValueError, match="broadcast"):
-        protocol.load_network(network, {"0.weight": np.zeros((9, 9, 9))})
+    for wrong in ({"0.weight": np.zeros((9, 9, 9))}, {"0.weight": np.zeros(())}, {}):
+        with pytest.raises(ValueError, match=r"array '0.weight' (is missing|has shape)"):
+            protocol.load_network(network, wrong, ["0.weight"])
 
 
 def message(content=None):
@@ -73,10 +74,10 @@ def test_a_request_survives_the_trip():
     assert request.arrays["w"].tolist() == [1, 1]
 
 
-def test_a_stock_strategys_request_takes_its_round_for_the_phases():
+def test_a_stock_strategys_request_knows_no_phases():
     config = ConfigRecord({protocol.EXPERIMENT: "{}", "server-round": 4})
     request = protocol.read_request(message(RecordDict({"config": config})))
-    assert (request.server_round, request.phase_round, request.phase_rounds) == (4, 4, 4)
+    assert (request.server_round, request.phase_round, request.phase_rounds) == (4, None, None)
 
 
 def test_a_request_without_an_experiment_says_so():

@@ -28,4 +28,4 @@ class Augmentation(Plugin):
         """
 
 
-AUGMENTATIONS = Family("augmentation", "fedssl.augment", "augment", default=None)
+AUGMENTATIONS = Family("augmentation", "fedssl.augment", Augmentation, "augment", default=None)

@@ -42,11 +42,6 @@ class LocalGrid(Grid):
             timeout: Seconds after which what is still missing becomes an error reply; None waits.
         """
 
-    @property
-    @abstractmethod
-    def num_workers(self) -> int:
-        """Number of clients that run at a time."""
-
     def close(self) -> None:
         """Let go of the workers."""
 

@@ -29,7 +29,11 @@ def available_cores() -> int:
 
 
 def plan_workers(
-    workers: int | Literal["auto"], gpus_per_worker: float | None, cpus: float, gpus: float
+    workers: int | Literal["auto"],
+    gpus_per_worker: float | None,
+    cpus: float,
+    gpus: float,
+    most: int | None = None,
 ) -> WorkerPlan:
     """Decide how many workers run and what each is given.
 
@@ -41,6 +45,7 @@ def plan_workers(
         gpus_per_worker: GPUs of each; below 1 several share one; None takes what there is.
         cpus: Cores there are.
         gpus: GPUs there are.
+        most: More workers than this are of no use to ``auto``, such as the clients of a round.
 
     Raises:
         InputError: More GPUs are asked for than there are, with the arithmetic.
@@ -53,7 +58,7 @@ def plan_workers(
             "set engine.gpus_per_worker = 0 to run on cores",
         )
     if workers == "auto":
-        count = max(1, min(slots, int(cpus))) if slots else max(1, int(cpus))
+        count = max(1, min(slots or int(cpus), int(cpus), most or int(cpus)))
     else:
         count = workers
     if gpus_per_worker is None:

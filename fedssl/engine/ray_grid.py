@@ -18,6 +18,12 @@ from fedssl import protocol
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 
+CALL_SECONDS = 0.05
+"""Work that a call to an actor should carry at least."""
+
+MOST_CLIENTS = 32
+"""Most clients in a call, so that the replies held at once do not grow with m, unless they are tiny."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -52,8 +58,9 @@ class _Worker:
         """Return what Ray gave this worker; answers once it is ready."""
         return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
 
-    def run(self, chunk: _Chunk) -> list[tuple[int, Message, RecordDict]]:
-        """Run a chunk's clients one after the other; return (client, reply, state) of each."""
+    def run(self, chunk: _Chunk) -> tuple[list[tuple[int, Message, RecordDict]], float]:
+        """Run a chunk's clients one after the other; return (client, reply, state) of each, and the seconds."""
+        began = time.perf_counter()
         contents = self._fetch(chunk.contents)
         answers = []
         for job in chunk.jobs:
@@ -64,7 +71,7 @@ class _Worker:
             answers.append(
                 (job.client, protocol.reply_or_explain(message, context, self._app), context.state)
             )
-        return answers
+        return answers, time.perf_counter() - began
 
     def _fetch(self, references: dict[int, list[Any]]) -> dict[int, RecordDict]:
         """Read shared contents; those of the last chunk are kept, for the next is often of the same round."""
@@ -88,6 +95,7 @@ class RayGrid(LocalGrid):
         num_clients: K.
         workers: Number of actors; ``"auto"`` for as many as fit.
         gpus_per_worker: GPUs of each actor, may be a fraction; None takes what there is.
+        most_workers: More than this many are of no use to ``"auto"``.
 
     Raises:
         InputError: More GPUs are asked for than Ray sees.
@@ -100,12 +108,14 @@ class RayGrid(LocalGrid):
         *,
         workers: int | Literal["auto"] = "auto",
         gpus_per_worker: float | None = None,
+        most_workers: int | None = None,
     ) -> None:
         super().__init__(num_clients)
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             with _importable_by_workers():
                 ray.init(
+                    address="local",
                     num_cpus=available_cores(),
                     include_dashboard=False,
                     log_to_driver=False,
@@ -113,20 +123,20 @@ class RayGrid(LocalGrid):
                 )
         resources = ray.cluster_resources()
         self._plan = plan_workers(
-            workers, gpus_per_worker, resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+            workers,
+            gpus_per_worker,
+            resources.get("CPU", 1.0),
+            resources.get("GPU", 0.0),
+            most_workers,
         )
         self._app = ray.put(app)
+        self._client_seconds = 0.0
         self._workers = [self._spawn() for _ in range(self._plan.workers)]
 
     @property
     def plan(self) -> WorkerPlan:
         """Number of actors and what each is given."""
         return self._plan
-
-    @property
-    def num_workers(self) -> int:
-        """Number of actors."""
-        return self._plan.workers
 
     def describe_workers(self) -> list[dict[str, Any]]:
         """Return the device, GPU ids and process id of every actor; waits until all are ready."""
@@ -144,30 +154,42 @@ class RayGrid(LocalGrid):
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Yield replies as chunks of clients finish."""
+        """Yield replies as chunks of clients finish; a worker has its next chunk before its replies are used."""
         deadline = None if timeout is None else time.monotonic() + timeout
         waiting = self._stamped(messages)[::-1]
         shared = _SharedContents()
         idle = list(range(len(self._workers)))
         running: dict[Any, tuple[int, list[Message]]] = {}
-        while waiting or running:
+
+        def dispatch() -> None:
             while waiting and idle:
                 worker = idle.pop(0)
                 part = [waiting.pop() for _ in range(self._chunk_size(len(waiting)))]
                 call = self._workers[worker].run.remote(self._chunk(part, shared))
                 running[call] = (worker, part)
+
+        dispatch()
+        while running:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(running), num_returns=1, timeout=left)
             if not done:
                 yield from self._give_up(running, waiting, timeout)
                 return
             worker, part = running.pop(done[0])
-            yield from self._collect(done[0], worker, part)
+            replies = self._collect(done[0], worker, part)
             idle.append(worker)
+            dispatch()
+            yield from replies
 
     def _chunk_size(self, left: int) -> int:
-        """Return guided chunk sizes: half of each worker's fair share of what is left."""
-        return max(1, -(-left // (2 * len(self._workers))))
+        """Return half of each worker's fair share of what is left, but no less than pays for a call.
+
+        A call costs about a millisecond on either side, so small clients travel together: as many as fill `CALL_SECONDS`
+        by what clients have taken so far, up to the whole fair share.
+        """
+        fair_share = -(-left // len(self._workers))
+        worth_a_call = int(CALL_SECONDS / self._client_seconds) if self._client_seconds else 1
+        return max(1, min(-(-fair_share // 2), MOST_CLIENTS), min(fair_share, worth_a_call))
 
     def _chunk(self, part: list[Message], shared: "_SharedContents") -> _Chunk:
         jobs, contents = [], {}
@@ -179,18 +201,20 @@ class RayGrid(LocalGrid):
             jobs.append(_Job(empty, key, client, self._states.get(client)))
         return _Chunk(self._run.run_id, self._num_clients, tuple(jobs), contents)
 
-    def _collect(self, call: Any, worker: int, part: list[Message]) -> Iterator[Message]:
-        """Yield the replies of a finished call; those of a dead worker are errors, and it is replaced."""
+    def _collect(self, call: Any, worker: int, part: list[Message]) -> list[Message]:
+        """Return the replies of a finished call; those of a dead worker are errors, and it is replaced."""
         try:
-            answers = ray.get(call)
+            answers, seconds = ray.get(call)
         except ray.exceptions.RayError as error:
             self._workers[worker] = self._spawn()
-            for message in part:
-                yield protocol.error_reply(message, f"worker lost: {error}", raised=False)
-            return
-        for client, reply, state in answers:
+            return [
+                protocol.error_reply(message, f"worker lost: {error}", raised=False)
+                for message in part
+            ]
+        self._client_seconds = seconds / len(answers)
+        for client, _, state in answers:
             self._keep_state(client, state)
-            yield reply
+        return [reply for _, reply, _ in answers]
 
     def _give_up(
         self,

@@ -12,22 +12,18 @@ from fedssl.engine.local_grid import LocalGrid
 
 
 class SerialGrid(LocalGrid):
-    """Run every client in turn, on the first GPU if there is one.
+    """Run every client in turn.
 
     Args:
         app: The client app.
         num_clients: K.
+        device: Where clients train; by default the first GPU, if there is one.
     """
 
-    def __init__(self, app: ClientApp, num_clients: int) -> None:
+    def __init__(self, app: ClientApp, num_clients: int, device: str | None = None) -> None:
         super().__init__(num_clients)
         self._app = app
-        self._device = "cuda:0" if torch.cuda.is_available() else "cpu"
-
-    @property
-    def num_workers(self) -> int:
-        """One."""
-        return 1
+        self._device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -34,7 +34,7 @@ State is always named tensors, so that it travels in Flower's records and in che
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -119,8 +119,8 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the phase that is over, in [0, 1)."""
-        return self.global_step / max(1, self.num_rounds * self.num_steps)
+        """Share of the phase that is over, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self.num_rounds * self.num_steps))
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,11 @@ class Loss:
 
     Args:
         total: The scalar to descend.
-        terms: Its parts by name, scalars, for the record.
         pseudo_labels: Class the method took for each unlabeled example, int64 (mu B,), if it took one.
         accepted: Weight in [0, 1] it gave each, shape (mu B,); with `pseudo_labels`.
     """
 
     total: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
     pseudo_labels: Tensor | None = None
     accepted: Tensor | None = None
 
@@ -226,4 +224,4 @@ class Method(Plugin):
         """Do something after the last step of a round."""
 
 
-METHODS = Family("method", "fedssl.methods", "method", default="fixmatch")
+METHODS = Family("method", "fedssl.methods", Method, "method", default="fixmatch")

@@ -41,5 +41,4 @@ class FixMatch(Method):
             mask = (confidence >= self.threshold).to(confidence.dtype)
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, mask)
         total = supervised + self.unlabeled_weight * unlabeled
-        terms = {"supervised": supervised, "unlabeled": unlabeled}
-        return Loss(total, terms, pseudo_labels, mask)
+        return Loss(total, pseudo_labels, mask)

@@ -94,8 +94,7 @@ class MeanTeacher(Method):
             targets = teacher_logits / self.temperature
         consistency = masked_probability_mse(network(student_view), targets, mask)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
-        terms = {"supervised": supervised, "unlabeled": consistency}
-        return Loss(supervised + weight * consistency, terms, pseudo_labels, mask)
+        return Loss(supervised + weight * consistency, pseudo_labels, mask)
 
     def after_step(self, learner: Learner) -> None:
         """Move the teacher towards the student, with the paper's warm-up of the decay."""

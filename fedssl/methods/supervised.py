@@ -15,5 +15,4 @@ class Supervised(Method):
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak))."""
-        total = supervised_loss(network, batch.labeled[0], batch.labels)
-        return Loss(total, {"supervised": total})
+        return Loss(supervised_loss(network, batch.labeled[0], batch.labels))

@@ -31,7 +31,7 @@ class Model(Plugin):
         """
 
 
-MODELS = Family("model", "fedssl.models", "model", default="cnn")
+MODELS = Family("model", "fedssl.models", Model, "model", default="cnn")
 
 
 def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:
@@ -54,7 +54,7 @@ def check_fits(network: nn.Module, image_shape: Sequence[int], kind: str) -> Non
     try:
         with torch.no_grad():
             network(torch.zeros(2, *image_shape))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
             "model.kind",
             f"{kind} cannot take images of {tuple(image_shape)}: {error}",

@@ -11,6 +11,12 @@ from fedssl.config import Experiment
 from fedssl.record.display import percent
 from fedssl.record.rows import Outcome, RoundRow, summarize
 
+CAPTION = (
+    "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
+    "seed by seed; right and used: share of pseudo-labels that match the hidden truth, and that "
+    "are accepted"
+)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -54,35 +60,25 @@ def curves(runs: Sequence[Finished]) -> dict[str, list[tuple[RoundRow, ...]]]:
 
 
 def as_rich(table: pd.DataFrame, title: str) -> Table:
-    """Lay a comparison out for the terminal."""
-    laid = Table(title=title, title_justify="left")
-    laid.add_column("experiment")
-    columns = (
-        "seeds",
-        "accuracy",
-        "EMA accuracy",
-        "gain",
-        "pseudo-labels right",
-        "used",
-        "s a run",
-    )
-    for name in columns:
-        laid.add_column(name, justify="right")
+    """Lay a comparison out for the terminal, in percent and within 80 columns."""
+    laid = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
+    laid.add_column("experiment", overflow="fold")
+    for name in ("seeds", "accuracy", "EMA", "gain", "right", "used", "s a run"):
+        laid.add_column(name, justify="right", no_wrap=True)
     for number, line in enumerate(table.to_dict("records")):
-        gain = "" if number == 0 else f"{line['gain'] * 100:+.1f}"
         laid.add_row(
             str(line["name"]),
             str(line["seeds"]),
             spread(line["server_accuracy"], line["server_accuracy_std"], line["seeds"]),
             spread(line["ema_accuracy"], line["ema_accuracy_std"], line["seeds"]),
-            gain,
-            percent(line["pseudo_label_accuracy"]),
-            percent(line["pseudo_label_coverage"]),
+            f"{line['gain'] * 100:+.1f}" if number else "",
+            percent(line["pseudo_label_accuracy"]).removesuffix(" %"),
+            percent(line["pseudo_label_coverage"]).removesuffix(" %"),
             f"{line['seconds']:.1f}",
         )
     return laid
 
 
 def spread(mean: float, std: float, seeds: int) -> str:
-    """Write a mean share and its standard deviation over seeds in percent."""
-    return percent(mean) if seeds == 1 else f"{mean * 100:.1f} ± {std * 100:.1f} %"
+    """Write a mean share and its standard deviation over seeds in percent, without the sign."""
+    return f"{mean * 100:.1f}" if seeds == 1 else f"{mean * 100:.1f} ± {std * 100:.1f}"

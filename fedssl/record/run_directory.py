@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -39,7 +40,7 @@ class RunDirectory(Observer):
     """Record a run under one folder.
 
     Args:
-        path: The folder; made if it is not there.
+        path: The folder; made when the run begins.
 
     Raises:
         InputError: It cannot be written to, or already holds something.
@@ -47,25 +48,23 @@ class RunDirectory(Observer):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise InputError(
-                    "--out", f"{path} is not empty", "name another folder, or remove this one"
-                )
-            (path / "checkpoint").mkdir()
-        except OSError as error:
+        parent = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise _unwritable(path, f"{parent} is not a folder you may write to")
+        if path.exists() and any(path.iterdir()):
             raise InputError(
-                "--out",
-                f"cannot write to {path}: {error.strerror}",
-                "name a folder you may write to",
-            ) from None
+                "--out", f"{path} is not empty", "name another folder, or remove this one"
+            )
         self._experiment: Experiment | None = None
         self._files: dict[str, TextIO] = {}
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Write what runs, on what, and who holds which image."""
         self._experiment = experiment
+        try:
+            (self.path / "checkpoint").mkdir(parents=True)
+        except OSError as error:
+            raise _unwritable(self.path, str(error.strerror)) from None
         (self.path / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
         self._write_json("environment.json", environment())
         partition_table(federation).to_parquet(self.path / "partition.parquet", index=False)
@@ -101,7 +100,9 @@ class RunDirectory(Observer):
         self._close()
 
     def failed(self, reason: str) -> None:
-        """Write why the run stopped."""
+        """Write why the run stopped, if it had begun."""
+        if self._experiment is None:
+            return
         self._event("failed", reason=reason)
         self._close()
 
@@ -141,6 +142,10 @@ class RunDirectory(Observer):
         self._files.clear()
 
 
+def _unwritable(path: Path, why: str) -> InputError:
+    return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
+
+
 def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
     """Return a fresh ``runs/NAME/ID``, the ID of time and seed."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -155,7 +160,7 @@ def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
 def save_atomically(arrays: NamedArrays, path: Path) -> None:
     """Write named arrays as safetensors; a reader sees the old file or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(partial))
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, str(partial))
     partial.replace(path)
 
 

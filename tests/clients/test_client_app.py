@@ -5,7 +5,14 @@ import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.client_app import app
-from clients.state import load_private, load_state, private_weights, save_state, shared_arrays
+from clients.state import (
+    load_state,
+    load_weights,
+    private_weights,
+    refuse_divergence,
+    save_state,
+    shared_arrays,
+)
 from fedssl import protocol
 from fedssl.metrics.accuracy import evaluate
 from fedssl.networks import build_network
@@ -104,10 +111,11 @@ def test_state_survives_a_round_trip_through_the_context():
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
     initial = private_weights(method, network)
+    shared = {k: v.numpy() for k, v in network.state_dict().items() if k not in initial}
     network.head.bias.data.fill_(3)
     save_state(method, network, state, kept)
     again = network_of(experiment)
-    load_private(method, again, initial, kept)
+    load_weights(method, again, arrays | shared, initial, kept)
     reloaded = load_state(method, again, shard, arrays, kept)
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
@@ -142,7 +150,8 @@ def test_private_weights_of_one_client_do_not_stay_for_the_next():
     initial = private_weights(method, network)
     assert set(initial) == {"head.weight", "head.bias"}
     network.head.bias.data.fill_(9)
-    load_private(method, network, initial, RecordDict())
+    shared = {k: v.numpy().copy() for k, v in network.state_dict().items() if k not in initial}
+    load_weights(method, network, shared, initial, RecordDict())
     assert (network.head.bias == initial["head.bias"]).all()
 
 
@@ -161,3 +170,48 @@ def test_private_weights_do_not_depend_on_who_ran_before():
         return state["tests.plugins.stateful.private"]["head.bias"].data
 
     assert head_of_client_4([]) == head_of_client_4([0, 1, 2])
+
+
+def test_a_request_with_too_little_is_refused(experiment):
+    """A network stays in the process: what is not sent must not be what the last client left."""
+    whole = network_of(experiment).state_dict()
+    part = {name: tensor for i, (name, tensor) in enumerate(whole.items()) if i > 0}
+    assert "is missing" in ask(experiment, "train", {"partition-id": 0}, part).error.reason
+    assert "is missing" in ask(experiment, "train", {"partition-id": 0}).error.reason
+
+
+def test_training_that_diverged_is_neither_kept_nor_sent():
+    experiment = small_experiment(method={"kind": "mean_teacher", "teacher_scope": "client"})
+    start = network_of(experiment).state_dict()
+    broken = {name: tensor * float("nan") for name, tensor in start.items()}
+    kept = RecordDict()
+    reply = ask(experiment, "train", {"partition-id": 0}, broken, kept)
+    assert "training diverged" in reply.error.reason
+    assert len(kept) == 0
+    assert ask(experiment, "train", {"partition-id": 0}, start, kept).has_content()
+    with pytest.raises(FloatingPointError, match=r"lower train\.lr"):
+        refuse_divergence(network_of(experiment), {"slot": {"x": start["0.weight"] / 0}})
+
+
+def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):
+    """Without phases in the request, progress runs over the whole experiment."""
+    from clients import client_app
+
+    seen = []
+
+    def fake_fit(*args, phase_round, phase_rounds, **rest):
+        seen.append((phase_round, phase_rounds))
+        raise RuntimeError("seen enough")
+
+    monkeypatch.setattr(client_app, "fit", fake_fit)
+    experiment = small_experiment(rounds=7)
+    config = ConfigRecord({protocol.EXPERIMENT: experiment.to_json(), "server-round": 4})
+    arrays = protocol.to_record(network_of(experiment).state_dict())
+    message = protocol.new_message("train", 2, RecordDict({"config": config, "arrays": arrays}))
+    app(
+        message,
+        Context(
+            run_id=1, node_id=2, node_config={"partition-id": 0}, state=RecordDict(), run_config={}
+        ),
+    )
+    assert seen == [(4, 7)]

@@ -157,6 +157,8 @@ def test_hooks_are_enough_for_a_strategy_of_ones_own(census):
         ({"kind": "flwr:FedAdam", "options": {"etta": 1}}, r"strategy.options: FedAdam refuses them"),
         ({"kind": "flwr:FedAvg", "options": {"fraction_train": 0.5}}, r"fraction_train: federation.sample decides this"),
         ({"kind": "flwr:DifferentialPrivacyServerSideFixedClipping"}, r"strategy"),
+        ({"kind": "flwr:FedProx", "options": {"proximal_mu": 1.0}}, r"FedProx cannot be used: its proximal term"),
+        ({"kind": "flwr:FedXgbBagging"}, r"FedXgbBagging cannot be used"),
     ],
 )  # fmt: skip
 def test_flower_strategies_that_cannot_be(section, message, census):
@@ -185,10 +187,18 @@ def with_arrays(reply, change):
     return [reply]
 
 
+def with_metric(reply, name, value):
+    reply.content["metrics"][name] = value
+    return [reply]
+
+
 SPOILT = {
     "nan": (lambda r: with_arrays(r, lambda a: {k: v * np.float32("nan") for k, v in a.items()}), "not finite"),
-    "shape": (lambda r: with_arrays(r, lambda a: {k: v.ravel()[:1] for k, v in a.items()}), "name or shape"),
-    "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name or shape"),
+    "shape": (lambda r: with_arrays(r, lambda a: {k: v.ravel()[:1] for k, v in a.items()}), "name, shape or type"),
+    "type": (lambda r: with_arrays(r, lambda a: {k: v.astype(np.float64) for k, v in a.items()}), "shape or type"),
+    "count": (lambda r: with_metric(r, "num-examples", float("nan")), "num-examples is nan"),
+    "negative": (lambda r: with_metric(r, "num-labeled", -3), "num-labeled is -3"),
+    "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name, shape or type"),
     "silence": (lambda r: [], "no reply in time"),
 }  # fmt: skip
 
@@ -215,6 +225,18 @@ class Watcher(Observer):
 
     def failed(self, reason):
         self.stopped = reason
+
+
+def test_a_servers_optimizer_goes_on_through_phases():
+    """FedAdam over 1 + 2 rounds in two phases is FedAdam over 3 rounds: its moments are not made anew."""
+    adam = {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}
+    supervised = {"kind": "supervised"}
+    whole = small_experiment(strategy=adam, rounds=3, method=supervised)
+    phased = small_experiment(
+        strategy=adam, rounds=None, method=supervised, phases=[{"rounds": 1}, {"rounds": 2}]
+    )
+    first, second = (serve(e, SerialGrid(app, 6), []).arrays for e in (whole, phased))
+    assert all(first[k].tobytes() == second[k].tobytes() for k in first)
 
 
 def test_a_round_in_which_all_fail_stops_the_run():

@@ -30,6 +30,13 @@ def test_train_size_cuts_and_is_checked():
         Digits(train_size=5000).dataset(0)
 
 
+def test_a_validation_split_of_nothing_is_refused():
+    with pytest.raises(
+        InputError, match=r"data.validation: is 0.0003, which is none of 1437 images"
+    ):
+        Digits(validation=0.0003).dataset(0)
+
+
 def idx(path, array):
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
     path.write_bytes(header + array.tobytes())

@@ -24,8 +24,12 @@ from fedssl.errors import InputError
 )
 def test_plans(workers, share, cpus, gpus, plan):
     assert plan_workers(workers, share, cpus, gpus) == plan
-    assert plan.workers * plan.cpus <= cpus + 1e-9
-    assert plan.workers * plan.gpus <= gpus + 1e-9
+
+
+def test_auto_takes_no_more_than_are_of_use():
+    assert plan_workers("auto", None, 64, 0, most=5).workers == 5
+    assert plan_workers("auto", None, 64, 8, most=5) == WorkerPlan(5, 1.0, 1.0)
+    assert plan_workers(7, None, 64, 0, most=5).workers == 7
 
 
 @pytest.mark.parametrize(

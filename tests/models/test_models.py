@@ -73,6 +73,11 @@ def test_torchvision_takes_larger_images_on_request():
         build_network(MODELS.build("torchvision:alexnet"), Supervised(), spec((1, 8, 8)), 0)
 
 
+def test_a_transformer_with_a_fixed_size_is_refused_in_words():
+    with pytest.raises(InputError, match=r"set model\.resize"):
+        build_network(MODELS.build("torchvision:vit_b_32"), Supervised(), spec((1, 8, 8)), 0)
+
+
 def test_unknown_torchvision_classifier():
     with pytest.raises(InputError, match=r"no classifier 'resnet81'; did you mean 'resnet1\d*'"):
         MODELS.build("torchvision:resnet81").build((1, 8, 8), 10)

@@ -29,7 +29,9 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    experiment = small_experiment(rounds=4, server={"evaluate_every": 2, "checkpoint_every": 2})
+    experiment = small_experiment(
+        rounds=4, server={"evaluate_every": 2, "checkpoint_every": 2}, model={"norm": "batch"}
+    )
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "one")
     outcome = serve(experiment, SerialGrid(app, 6), [directory])
     return experiment, directory.path, outcome
@@ -75,6 +77,7 @@ def test_weights_and_checkpoint(finished):
     saved = load_file(path / "checkpoint" / "round-000004.safetensors")
     for name, array in outcome.arrays.items():
         assert np.array_equal(model[name], array)
+        assert (model[name].shape, model[name].dtype) == (array.shape, array.dtype)
         assert np.array_equal(saved[f"model/{name}"], array)
         assert np.array_equal(saved[f"ema/{name}"], ema[name])
 
@@ -148,8 +151,10 @@ def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="is not empty"):
         RunDirectory(tmp_path / "full")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write to"):
+    with pytest.raises(InputError, match=r"cannot write to .*file is not a folder"):
         RunDirectory(tmp_path / "file" / "below")
+    RunDirectory(tmp_path / "new")
+    assert not (tmp_path / "new").exists()  # made when the run begins
     assert (tmp_path / "full" / "precious").read_text() == "x"
 
 
@@ -235,10 +240,10 @@ def test_a_comparison_equals_one_by_hand():
     assert table.loc["base", "ema_accuracy"] == pytest.approx(0.6)
     assert table.loc["base", "ema_accuracy_std"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
     assert table.loc["ours", "gain"] == pytest.approx(0.25)
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=80)
     console.print(as_rich(table.reset_index(), "title"))
     assert "+25.0" in console.file.getvalue()
-    assert "60.0 ± 14.1 %" in console.file.getvalue()
+    assert "60.0 ± 14.1" in console.file.getvalue()
 
 
 def test_small_words():

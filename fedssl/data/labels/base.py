@@ -39,5 +39,5 @@ class LabelSplit(Plugin):
 
 
 LABEL_SPLITS = Family(
-    "label split", "fedssl.data.labels", "federation.labels", default="at_clients"
+    "label split", "fedssl.data.labels", LabelSplit, "federation.labels", default="at_clients"
 )

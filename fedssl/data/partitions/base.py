@@ -40,7 +40,7 @@ class Partition(Plugin):
 
 
 PARTITIONS = Family(
-    "partition", "fedssl.data.partitions", "federation.partition", default="dirichlet"
+    "partition", "fedssl.data.partitions", Partition, "federation.partition", default="dirichlet"
 )
 
 

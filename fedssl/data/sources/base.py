@@ -86,6 +86,11 @@ class Source(Plugin):
         data = self.load(seed)
         order = rng.numpy_generator(seed, "data/order").permutation(len(data.train))
         num_held_out = round(self.validation * len(order))
+        if self.validation and num_held_out == 0:
+            problem = f"is {self.validation:g}, which is none of {len(order)} images"
+            raise InputError(
+                "data.validation", problem, "raise it, or leave it out to use test images"
+            )
         held_out, rest = order[:num_held_out], order[num_held_out:]
         if self.train_size is not None and self.train_size > len(rest):
             raise InputError("data.train_size", f"is {self.train_size}, but there are {len(rest)}")
@@ -101,4 +106,4 @@ class Source(Plugin):
         return data
 
 
-SOURCES = Family("data source", "fedssl.data.sources", "data", default=None, key="source")
+SOURCES = Family("data source", "fedssl.data.sources", Source, "data", default=None, key="source")
