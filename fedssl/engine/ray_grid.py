@@ -113,7 +113,7 @@ class RayGrid(LocalGrid):
         super().__init__(num_clients)
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            with _importable_by_workers():
+            with _workers_environment():
                 ray.init(
                     address="local",
                     num_cpus=available_cores(),
@@ -237,20 +237,24 @@ class RayGrid(LocalGrid):
 
 
 @contextmanager
-def _importable_by_workers() -> Iterator[None]:
-    """Hand this process's import path to Ray's workers, which inherit the environment Ray is started in.
+def _workers_environment() -> Iterator[None]:
+    """Set what Ray's workers inherit from the environment Ray is started in, and put it back.
 
-    Ray's own way, a runtime environment, costs every worker a start of its own.
+    They need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its own).
+    That actors without a GPU still see the machine's is Ray's coming default: our workers name their device themselves.
     """
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    wanted = {"PYTHONPATH": path, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _SharedContents:
