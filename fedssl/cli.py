@@ -175,14 +175,15 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     first = finished[0].experiment
     evaluated_on = "validation" if first.data.validation else "test"
     title = (
-        f"{first.data.kind}: mean of the last {first.server.last_rounds} evaluations on "
-        f"{evaluated_on} images, mean ± standard deviation over seeds"
+        f"{first.data.kind}, {evaluated_on} images: mean of the last {first.server.last_rounds} "
+        "evaluations, ± deviation over seeds"
     )
     console.print(as_rich(table, title))
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "comparison.csv", index=False)
     picture = folder / "comparison.png"
-    plot_comparison(curves(finished), title, picture)
+    caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
+    plot_comparison(curves(finished), caption, picture)
     where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
     console.print(where, style="dim", highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from fedssl.config import Experiment
@@ -14,7 +15,7 @@ from fedssl.record.rows import Outcome, RoundRow, summarize
 CAPTION = (
     "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
     "seed by seed; right and used: share of pseudo-labels that match the hidden truth, and that "
-    "are accepted"
+    "are accepted; s: seconds a run"
 )
 
 
@@ -61,9 +62,17 @@ def curves(runs: Sequence[Finished]) -> dict[str, list[tuple[RoundRow, ...]]]:
 
 def as_rich(table: pd.DataFrame, title: str) -> Table:
     """Lay a comparison out for the terminal, in percent and within 80 columns."""
-    laid = Table(title=title, title_justify="left", caption=CAPTION, caption_justify="left")
+    laid = Table(
+        title=title,
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        show_edge=False,
+    )
     laid.add_column("experiment", overflow="fold")
-    for name in ("seeds", "accuracy", "EMA", "gain", "right", "used", "s a run"):
+    for name in ("seeds", "accuracy", "EMA", "gain", "right", "used", "s"):
         laid.add_column(name, justify="right", no_wrap=True)
     for number, line in enumerate(table.to_dict("records")):
         laid.add_row(
