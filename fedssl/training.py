@@ -56,11 +56,8 @@ class Train(Section):
     def num_steps(self, shard: Shard, views: Views) -> int:
         """Return the steps of one round at a client.
 
-        An epoch passes once over the labeled or the unlabeled examples, whichever takes more steps. A client that
-        has nothing to learn from (no labels, and a method without unlabeled views) takes none.
+        An epoch passes once over the labeled or the unlabeled examples, whichever takes more steps.
         """
-        if len(shard.labeled) == 0 and not views.unlabeled:
-            return 0
         if self.local_epochs is None:
             return self.local_steps or 10
         passes = [len(shard.labeled) / self.batch_size if views.labeled else 0.0]
@@ -128,7 +125,7 @@ def fit(
     began = time.perf_counter()
     device = shard.images.device
     views = method.views()
-    num_steps = train.num_steps(shard, views)
+    num_steps = train.num_steps(shard, views) if method.can_learn(shard) else 0
 
     def stream(purpose: str) -> torch.Generator:
         return rng.generator(seed, purpose, round=server_round, client=client, device=device)

@@ -174,6 +174,13 @@ class Method(Plugin):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return the loss of one step; writes to nothing but the network's own buffers."""
 
+    def can_learn(self, shard: Shard) -> bool:
+        """Say whether a client has anything to learn from; one that has not takes no step.
+
+        By default it has, if it holds a label or the method looks at unlabeled images.
+        """
+        return len(shard.labeled) > 0 or bool(self.views().unlabeled)
+
     def slots(self) -> tuple[Slot, ...]:
         """Return the state it keeps; none by default."""
         return ()

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Loss, Method, Progress, State, Views
 from fedssl.methods.functional import masked_cross_entropy, supervised_loss
 
@@ -28,6 +29,10 @@ class FixMatch(Method):
     def views(self) -> Views:
         """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
         return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
+
+    def can_learn(self, shard: Shard) -> bool:
+        """Learn from unlabeled images alone, unless they weigh nothing."""
+        return len(shard.labeled) > 0 or self.unlabeled_weight > 0
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau] CE(argmax q, p(strong))), q = p(weak).

@@ -71,6 +71,10 @@ class MeanTeacher(Method):
         """Ask for a weak view of the labeled batch and two of the unlabeled: student's and teacher's."""
         return Views(("weak",), (self.student_view, "weak"), self.unlabeled_ratio)
 
+    def can_learn(self, shard: Shard) -> bool:
+        """Learn from unlabeled images alone, unless they weigh nothing."""
+        return len(shard.labeled) > 0 or self.unlabeled_weight > 0
+
     def slots(self) -> tuple[Slot, ...]:
         """Keep the teacher where the experiment says."""
         scope: Scope = "round" if self.teacher_scope == "reset" else self.teacher_scope

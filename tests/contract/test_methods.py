@@ -8,7 +8,7 @@ from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
 from strategies.server_app import serve
-from tests.helpers import small_experiment
+from tests.helpers import federation_of, small_experiment
 
 TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "mean_teacher", "teacher_scope": "client"},
@@ -81,3 +81,16 @@ def test_a_phase_may_change_the_method_and_its_network():
     assert [row.method for row in outcome.rounds] == ["supervised", "mean_teacher", "fixmatch"]
     assert [row.clients_ok for row in outcome.rounds] == [3, 3, 6]
     assert not any(key.startswith("teacher/") for key in outcome.arrays)
+
+
+@pytest.mark.parametrize("kind", ["fixmatch", "mean_teacher"])
+def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
+    """Some of these clients hold no label at all."""
+    federation = {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
+    shared = {"federation": federation, "rounds": 3}
+    supervised = small_experiment(method={"kind": "supervised"}, **shared)
+    assert (federation_of(supervised).labeled_sizes() == 0).any()
+    weightless = small_experiment(method={"kind": kind, "unlabeled_weight": 0}, **shared)
+    first, second = (serve(e, SerialGrid(app, 6), []) for e in (supervised, weightless))
+    assert same_bits(first.arrays, second.arrays)
+    assert same_bits(first.ema, second.ema)
