@@ -74,8 +74,6 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Federated semi-supervised learning: simulate, measure, deploy."""
-    # Experiments may name modules beside them; a console script does not look there by itself.
-    sys.path.append(str(Path.cwd()))
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
@@ -120,7 +118,7 @@ def run(
     overrides += [f"engine.workers={workers}"] if workers else []
     experiments = []
     for file in files:
-        first = Experiment.load(file, overrides).seed
+        first = _load(file, overrides).seed
         experiments += [
             Experiment.load(file, [*overrides, f"seed={first + i}"]) for i in range(seeds)
         ]
@@ -158,6 +156,14 @@ def run(
         raise RunFailed(f"{len(failures)} of {len(experiments)} runs failed")
 
 
+def _load(file: Path, settings: list[str]) -> Experiment:
+    """Read an experiment file, which may name modules beside it or in the current folder."""
+    for folder in (str(file.absolute().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)  # a console script looks in neither by itself
+    return Experiment.load(file, settings)
+
+
 def _refuse_twins(experiments: list[Experiment]) -> None:
     names = [(experiment.name, experiment.seed) for experiment in experiments]
     for name, seed in names:
@@ -170,13 +176,14 @@ def _refuse_twins(experiments: list[Experiment]) -> None:
 def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     from fedssl.record.comparison import as_rich, comparison_table, curves
     from fedssl.record.plots import plot_comparison
+    from fedssl.record.rows import summarize
 
     table = comparison_table(finished)
     first = finished[0].experiment
     evaluated_on = "validation" if first.data.validation else "test"
     title = (
-        f"{first.data.kind}, {evaluated_on} images: mean of the last {first.server.last_rounds} "
-        "evaluations, ± deviation over seeds"
+        f"{first.data.kind}, {evaluated_on} images: mean of the last "
+        f"{summarize(first, finished[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
     )
     console.print(as_rich(table, title))
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +203,7 @@ def validate(file: File, settings: Settings = None) -> None:
     from fedssl.record.display import describe
     from fedssl.simulation import check, plan_here
 
-    experiment = Experiment.load(file, settings or [])
+    experiment = _load(file, settings or [])
     check(experiment)
     plan = plan_here(experiment)
     print(f"{file}: valid")
@@ -225,7 +232,9 @@ def list_plugins(
     for name in families[family].names():
         plugin = families[family].get(name)
         fields = [
-            field if info.is_required() else f"{field} = {_short(info.get_default())}"
+            field
+            if info.is_required()
+            else f"{field} = {_short(info.get_default(call_default_factory=True))}"
             for field, info in plugin.model_fields.items()
             if field != "name"
         ]
@@ -273,7 +282,7 @@ def show(
     from fedssl.record.federation_table import describe_skew, federation_table
     from fedssl.record.plots import plot_partition
 
-    experiment = Experiment.load(file, settings or [])
+    experiment = _load(file, settings or [])
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation), highlight=False)

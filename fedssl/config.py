@@ -113,7 +113,7 @@ class Experiment(Section):
     """Everything that defines a run."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(0, ge=0, description="decides every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every random draw")
     rounds: int | None = Field(None, ge=1, description="rounds, where no phases script them")
     data: Annotated[Source, SOURCES]
     federation: FederationSection = FederationSection()

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
@@ -147,20 +148,31 @@ def _unwritable(path: Path, why: str) -> InputError:
 
 
 def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
-    """Return a fresh ``runs/NAME/ID``, the ID of time and seed."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = root / experiment.name / f"{stamp}-seed{experiment.seed}"
-    number = 2
-    while path.exists():
-        path = path.with_name(f"{stamp}-seed{experiment.seed}-{number}")
-        number += 1
-    return path
+    """Make and return a fresh folder ``runs/NAME/ID``, the ID of time and seed; no two processes get the same.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.seed}"
+    for number in itertools.count(1):
+        path = root / experiment.name / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.is_dir():
+                raise _unwritable(path, "something is in the way") from None
+        except OSError as error:
+            raise _unwritable(path, str(error.strerror)) from None
+        else:
+            return path
+    raise AssertionError("there is always a next number")
 
 
 def save_atomically(arrays: NamedArrays, path: Path) -> None:
     """Write named arrays as safetensors; a reader sees the old file or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, str(partial))
+    # Not save_file: it makes files that nobody but their owner can read.
+    partial.write_bytes(save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
     partial.replace(path)
 
 

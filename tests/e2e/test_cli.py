@@ -210,3 +210,15 @@ def test_ctrl_c_is_exit_130_and_loses_no_finished_round(tmp_path):
     rounds = pd.read_csv(out / "rounds.csv")
     assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
     assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["event"] == "failed"
+
+
+def test_a_method_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "lab_of_mine").mkdir()
+    source = Path("fedssl/methods/supervised.py").read_text()
+    (tmp_path / "lab_of_mine" / "own.py").write_text(source)
+    file = small_toml(tmp_path / "e.toml")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    result = fedssl("run", file, "--set", "method.kind=lab_of_mine.own", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert pd.read_csv(tmp_path / "out" / "rounds.csv").method.eq("lab_of_mine.own").all()

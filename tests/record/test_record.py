@@ -161,7 +161,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 def test_fresh_run_paths(tmp_path):
     experiment = small_experiment()
     first = new_run_path(experiment, tmp_path)
-    first.mkdir(parents=True)
+    assert first.is_dir()
     assert new_run_path(experiment, tmp_path) != first
     assert first.parent == tmp_path / "small"
 
