@@ -8,7 +8,7 @@ DIGITS := experiments/digits/supervised.toml experiments/digits/fixmatch.toml ex
 
 .PHONY: quickstart test check format table benchmark clean
 
-quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about two minutes.
+quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
 test: $(INSTALLED)  ## All tests.

@@ -74,12 +74,22 @@ def test_weak_shifts_are_uniform_over_the_whole_range():
         assert ((counts / 4000 - 1).abs() < 0.08).all()
 
 
-def test_operations_are_drawn_evenly():
-    """Counts of 14 operations over 28,000 draws stay within five standard deviations of even."""
-    chosen = torch.randint(len(OPERATIONS), (28_000,), generator=stream())
+def test_operations_and_levels_are_drawn_evenly(monkeypatch):
+    """What the policy hands to `_apply`: 14 operations within five standard deviations of even, levels uniform."""
+    drawn = []
+
+    def spy(self, images, operation, level):
+        drawn.append((operation, level))
+        return images
+
+    monkeypatch.setattr(RandAugment, "_apply", spy)
+    RandAugment()(torch.zeros(14_000, 1, 4, 4), stream(), flips=False)
+    chosen, levels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    assert len(drawn) == 2
     counts = torch.bincount(chosen, minlength=14)
-    assert len(OPERATIONS) == 14
+    assert len(counts) == len(OPERATIONS) == 14
     assert ((counts - 2000).abs() < 5 * 43.1).all()
+    assert ((torch.histc(levels, 10, 0, 1) - 2800).abs() < 5 * 50.2).all()
 
 
 def test_each_operation_changes_only_the_images_that_drew_it():
