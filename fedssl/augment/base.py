@@ -1,12 +1,15 @@
 """What every augmentation is: a frozen section and a pure function of images and a generator."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedssl.registry import Family, Plugin
+from fedssl.slots import Scope, Tensors
 
 
 class Augmentation(Plugin):
@@ -26,6 +29,64 @@ class Augmentation(Plugin):
         Returns:
             Views in [0, 1], shape (B, C, H, W).
         """
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Labeled images shown by random choices, to see which of them the network still recognizes.
+
+    Args:
+        views: Shape (B, C, H, W).
+        chosen: What was chosen for each image, in the augmentation's own terms.
+    """
+
+    views: Tensor
+    chosen: Tensors
+
+
+class LearnedAugmentation(Augmentation):
+    """An augmentation whose draws follow what it learned from labeled probes.
+
+    A step shows its images by the state, then probes its labeled images and learns. What is learned is named tensors
+    that may be averaged: they live where `scope` says.
+    """
+
+    is_abstract: ClassVar[bool] = True
+
+    scope: Scope = Field(
+        "client",
+        description="what was learned is forgotten each round, stays with its client, "
+        "or is averaged by the server",
+    )
+
+    @abstractmethod
+    def initial(self) -> Tensors:
+        """Return the state before anything was learned."""
+
+    @abstractmethod
+    def show(
+        self, images: Tensor, generator: torch.Generator, state: Tensors, *, flips: bool
+    ) -> Tensor:
+        """Return one view of each image, drawn by the state; else as `__call__`."""
+
+    @abstractmethod
+    def probe(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Probe:
+        """Show every image by a choice drawn evenly from all there are."""
+
+    @abstractmethod
+    def learn(self, state: Tensors, probe: Probe, match: Tensor) -> Tensors:
+        """Return the state after a probe; the one given is not written to.
+
+        Args:
+            state: What was learned so far.
+            probe: What was shown.
+            match: How well the network recognized each view: 1 - |p - y|_1 / 2, in [0, 1], shape (B,).
+        """
+
+    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
+        """Return views drawn before anything was learned."""
+        state = {name: tensor.to(images.device) for name, tensor in self.initial().items()}
+        return self.show(images, generator, state, flips=flips)
 
 
 AUGMENTATIONS = Family("augmentation", "fedssl.augment", Augmentation, "augment", default=None)

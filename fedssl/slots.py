@@ -1,0 +1,24 @@
+"""State that outlives a step: named tensors, and where they live.
+
+State is always named tensors, so that it travels in Flower's records and in checkpoints.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Scope = Literal["round", "client", "server"]
+"""Where state lives: made anew each round, kept by the client, or averaged by the server with the cohort's weights."""
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensors]
+"""Slot name -> named tensors."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named place for state and where it lives."""
+
+    name: str
+    scope: Scope
