@@ -20,11 +20,12 @@ from clients.state import (
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.data.shard import ImageSpec
-from fedssl.methods.base import Method, Tensors
+from fedssl.methods.base import Method
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.pseudo_labels import pseudo_label_coverage
 from fedssl.models.base import Model
 from fedssl.networks import build_network
+from fedssl.slots import Tensors
 from fedssl.training import fit
 
 app = ClientApp()
@@ -39,15 +40,13 @@ def train(message: Message, context: Context) -> Message:
     device = _device(experiment, context)
     shard = local.federation.shard(local.client).to(device)
     resident = _resident(experiment, shard.spec, device)
-    network, method = resident.network, experiment.method
-    load_weights(method, network, request.arrays, resident.private, context.state)
-    state = load_state(method, network, shard, request.arrays, context.state)
+    network, recipe = resident.network, experiment.recipe
+    load_weights(recipe.method, network, request.arrays, resident.private, context.state)
+    state = load_state(recipe, network, shard, request.arrays, context.state)
     report = fit(
         network,
         shard,
-        method,
-        experiment.train,
-        experiment.augment,
+        recipe,
         state,
         seed=experiment.seed,
         server_round=request.server_round,
@@ -56,13 +55,13 @@ def train(message: Message, context: Context) -> Message:
         phase_rounds=request.phase_rounds or experiment.num_rounds,
     )
     refuse_divergence(network, state)
-    save_state(method, network, state, context.state)
+    save_state(recipe, network, state, context.state)
     labeled = len(shard.labeled)
     coverage = pseudo_label_coverage(report.considered, report.accepted)
     hidden = len(shard) - labeled
     return protocol.fit_reply(
         message,
-        shared_arrays(method, network, state),
+        shared_arrays(recipe, network, state),
         report,
         client=local.client,
         num_examples=len(shard),

@@ -1,4 +1,4 @@
-"""A method's state at a client: from Flower's context and the request, and back."""
+"""What learning keeps at a client: from Flower's context and the request, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from fedssl import protocol
 from fedssl.data.shard import Shard
-from fedssl.methods.base import Method, State, Tensors
+from fedssl.methods.base import Method
+from fedssl.slots import State, Tensors
+from fedssl.training import Recipe
 
 PRIVATE = "private"
 """Record that holds the weights a method does not share."""
@@ -64,16 +66,16 @@ def refuse_divergence(network: nn.Module, state: State) -> None:
 
 
 def load_state(
-    method: Method,
+    recipe: Recipe,
     network: nn.Module,
     shard: Shard,
     arrays: Mapping[str, Any],
     kept: RecordDict,
 ) -> State:
-    """Fill every slot of a method.
+    """Fill every slot of a recipe.
 
     Args:
-        method: Declares the slots.
+        recipe: Declares the slots.
         network: Holds the weights of the round's start.
         shard: The client's examples.
         arrays: What the server sent, ``server`` slots among it.
@@ -81,8 +83,8 @@ def load_state(
     """
     device = shard.images.device
     state: State = {}
-    for slot in method.slots():
-        record = kept.array_records.get(_name(method, slot.name))
+    for slot in recipe.slots():
+        record = kept.array_records.get(_name(recipe.method, slot.name))
         found: Mapping[str, Any] = {}
         if slot.scope == "server":
             found = protocol.slot_arrays(arrays, slot.name)
@@ -91,24 +93,24 @@ def load_state(
         if found:
             state[slot.name] = _tensors(found, device)
         else:
-            state[slot.name] = method.init_slot(slot.name, network, shard)
+            state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, shard)
     return state
 
 
-def save_state(method: Method, network: nn.Module, state: State, kept: RecordDict) -> None:
+def save_state(recipe: Recipe, network: nn.Module, state: State, kept: RecordDict) -> None:
     """Keep ``client`` slots and private weights for the client's next round, in place."""
-    for slot in method.slots():
+    for slot in recipe.slots():
         if slot.scope == "client":
-            kept[_name(method, slot.name)] = protocol.to_record(state[slot.name])
-    private = private_weights(method, network)
+            kept[_name(recipe.method, slot.name)] = protocol.to_record(state[slot.name])
+    private = private_weights(recipe.method, network)
     if private:
-        kept[_name(method, PRIVATE)] = protocol.to_record(private)
+        kept[_name(recipe.method, PRIVATE)] = protocol.to_record(private)
 
 
-def shared_arrays(method: Method, network: nn.Module, state: State) -> dict[str, Tensor]:
+def shared_arrays(recipe: Recipe, network: nn.Module, state: State) -> dict[str, Tensor]:
     """Return what goes back to the server: shared weights and ``server`` slots."""
-    arrays = {k: v for k, v in network.state_dict().items() if method.is_shared(k)}
-    for slot in method.slots():
+    arrays = {k: v for k, v in network.state_dict().items() if recipe.method.is_shared(k)}
+    for slot in recipe.slots():
         if slot.scope == "server":
             for name, tensor in state[slot.name].items():
                 arrays[protocol.slot_key(slot.name, name)] = tensor

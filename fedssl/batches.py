@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, View, Views
+from fedssl.slots import State
 
 IMAGES_AT_ONCE = 1024
 """Views are made for several steps in one call, up to about this many images; a constant, so that the draws are too."""
@@ -38,6 +40,7 @@ class BatchLoader:
         shard: The client's examples.
         views: What the method asks for.
         augment: What weak and strong mean.
+        state: Holds what augmentations have learned; read as it stands at each step.
         batch_size: B, labeled examples a step.
         num_steps: Steps of the round.
         stream: Makes the generator for a purpose.
@@ -48,12 +51,16 @@ class BatchLoader:
         shard: Shard,
         views: Views,
         augment: Augment,
+        state: State,
         batch_size: int,
         num_steps: int,
         stream: Callable[[str], torch.Generator],
     ) -> None:
         self._shard = shard
         self._augment = augment
+        self._state = state
+        self._generator = stream("loss")
+        self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned}
         self._num_steps = num_steps
         self._labeled = self._order(
             shard.labeled if views.labeled else shard.labeled[:0],
@@ -83,6 +90,8 @@ class BatchLoader:
                 labeled_ids=labeled_ids,
                 unlabeled=next(unlabeled),
                 unlabeled_ids=self._unlabeled[step],
+                generator=self._generator,
+                probes=self._probed(labeled_ids),
             )
 
     def _order(self, pool: Tensor, per_step: int, generator: torch.Generator) -> Tensor:
@@ -98,6 +107,8 @@ class BatchLoader:
         How many depends on this batch alone: were it shared, more unlabeled images would shift the labeled draws.
         """
         at_once = max(1, IMAGES_AT_ONCE // max(1, ids.shape[1]))
+        if any(self._slot(view) in self._probes for view, _ in views):
+            at_once = 1  # what the next step shows depends on what this one learns
         for chunk in torch.split(ids, at_once):
             shown = self._show(chunk, views)
             for step in range(len(chunk)):
@@ -108,12 +119,45 @@ class BatchLoader:
         spec = self._shard.spec
         if not views:
             return []
-        images = self._shard.images[ids.flatten()].to(torch.float32).div_(255)
+        images = _as_float(self._shard.images[ids.flatten()])
         shown = []
         for view, generator in views:
             seen = images
             if view != "plain" and len(images):
-                policy = self._augment.weak if view == "weak" else self._augment.strong
-                seen = policy(images, generator, flips=spec.flips)
+                seen = self._view(view, images, generator)
             shown.append(spec.normalize(seen).view(*ids.shape, *spec.shape))
         return shown
+
+    def _view(self, view: View, images: Tensor, generator: torch.Generator) -> Tensor:
+        policy, flips = self._policy(view), self._shard.spec.flips
+        if isinstance(policy, LearnedAugmentation):
+            return policy.show(images, generator, self._state[self._slot(view)], flips=flips)
+        return policy(images, generator, flips=flips)
+
+    def _policy(self, view: View) -> Augmentation:
+        return self._augment.weak if view == "weak" else self._augment.strong
+
+    @staticmethod
+    def _slot(view: View) -> str:
+        return f"augment.{view}"
+
+    def _probed(self, labeled_ids: Tensor) -> dict[str, Probe]:
+        """Return the labeled batch as shown by random choices of each augmentation that learns."""
+        if len(labeled_ids) == 0 or not self._probes:
+            return {}
+        flips = self._shard.spec.flips
+        images = _as_float(self._shard.images[labeled_ids])
+        return {
+            slot: self._augment.learned[slot].probe(images, generator, flips=flips)
+            for slot, generator in self._probes.items()
+        }
+
+
+def plain_batches(shard: Shard) -> Iterator[Tensor]:
+    """Yield all images of a shard as they are, normalized, shape (B, C, H, W)."""
+    for images in torch.split(shard.images, IMAGES_AT_ONCE):
+        yield shard.spec.normalize(_as_float(images))
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.to(torch.float32).div_(255)

@@ -21,8 +21,9 @@ from fedssl.methods.base import METHODS, Method
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
+from fedssl.optimization import Train
 from fedssl.registry import Family, Plugin, Section, input_error
-from fedssl.training import Train
+from fedssl.training import Recipe
 
 STRATEGIES = Family("strategy", "strategies", Plugin, "strategy", default="fedavg")
 
@@ -140,6 +141,11 @@ class Experiment(Section):
     def schedule(self) -> tuple[Phase, ...]:
         """Return the phases; a file without any is one phase of `rounds`, 40 by default."""
         return self.phases or (Phase(rounds=self.rounds or 40),)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return how a client learns."""
+        return Recipe(self.method, self.train, self.augment)
 
     @property
     def largest_sample(self) -> int:

@@ -39,3 +39,10 @@ def build_network(
     # Channels last: convolutions and pooling of small images run a quarter faster on a CPU, and on tensor cores too.
     network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def classifier_names(method: Method, network: nn.Module) -> dict[str, str]:
+    """Return the classifier's own names of its weights -> their names in the network that holds it."""
+    whole = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    classifier = method.classifier(network).state_dict(keep_vars=True)
+    return {name: whole[id(tensor)] for name, tensor in classifier.items()}

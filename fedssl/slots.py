@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Scope = Literal["round", "client", "server"]
+Scope = Literal["reset", "client", "server"]
 """Where state lives: made anew each round, kept by the client, or averaged by the server with the cohort's weights."""
 
 Tensors = dict[str, Tensor]

@@ -25,7 +25,7 @@ from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.accuracy import Evaluation, evaluate
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
-from fedssl.networks import build_network
+from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
     NAN,
     ClientRow,
@@ -36,6 +36,7 @@ from fedssl.record.rows import (
     RoundRow,
 )
 from fedssl.record.run_directory import RunDirectory, new_run_path
+from fedssl.training import Recipe
 from strategies.base import strategy_of
 from strategies.census import Census, Cohorts
 
@@ -90,6 +91,7 @@ class _Server:
         self.ema: NamedArrays = {}
         self.rounds: list[RoundRow] = []
         self.strategy: FlowerStrategy | None = None
+        self.classifier_names: dict[str, str] = {}
 
     def run(self) -> Outcome:
         for observer in self.observers:
@@ -129,7 +131,7 @@ class _Server:
         phase = self.experiment.in_phase(index)
         spec = self.federation.data.spec
         network = build_network(phase.model, phase.method, spec, phase.seed)
-        self._adopt(phase.method, network)
+        self._adopt(phase.recipe, network)
         cohorts.sample = phase.federation.sample
         if self.strategy is None or phase.strategy != self.experiment.in_phase(index - 1).strategy:
             self.strategy = strategy_of(phase).build(cohorts)
@@ -157,22 +159,41 @@ class _Server:
             due = server_round % phase.server.evaluate_every == 0 or last
             self._finish_round(phase, index, network, log, began, evaluate_now=due)
 
-    def _adopt(self, method: Method, network: nn.Module) -> None:
-        """Begin a phase: keep every weight that the new network shares with the old, and make server state."""
+    def _adopt(self, recipe: Recipe, network: nn.Module) -> None:
+        """Begin a phase: keep every weight that the new network shares with the old, and make server state.
+
+        A classifier keeps its weights when a method puts it into another network, under other names.
+        """
+        method = recipe.method
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        same = [name for name, array in self.arrays.items() if own.get(name) == array.shape]
-        protocol.load_network(network, self.arrays, same)
+        names = {name: name for name in own} | self._renamed(method, network)
+        same = {
+            name: old
+            for name, old in names.items()
+            if old in self.arrays and own[name] == self.arrays[old].shape
+        }
+        protocol.load_network(network, {n: self.arrays[old] for n, old in same.items()}, same)
         fresh = {
             name: tensor.detach().numpy().copy()
             for name, tensor in network.state_dict().items()
             if method.is_shared(name)
         }
-        self.ema = {name: self.ema.get(name, array) for name, array in fresh.items()}
-        for slot in method.slots():
+        averages = {name: self.ema.get(same.get(name, name)) for name in fresh}
+        self.ema = {
+            name: array if (average := averages[name]) is None else average
+            for name, array in fresh.items()
+        }
+        for slot in recipe.slots():
             if slot.scope == "server":
-                for name, tensor in method.init_slot(slot.name, network, None).items():
+                spec = self.federation.data.spec
+                for name, tensor in recipe.init_slot(slot.name, network, spec, None).items():
                     fresh[protocol.slot_key(slot.name, name)] = tensor.numpy()
         self.arrays = fresh
+
+    def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
+        """Return the classifier's names in a new network -> its names in the last one."""
+        last, self.classifier_names = self.classifier_names, classifier_names(method, network)
+        return {now: last[n] for n, now in self.classifier_names.items() if n in last}
 
     def _send(self, messages: list[Message], timeout: float) -> Iterable[Message]:
         if isinstance(self.grid, LocalGrid):

@@ -8,25 +8,32 @@ import torch
 from fedssl import rng
 from fedssl.augment.policy import Augment
 from fedssl.batches import BatchLoader, shuffled_passes
-from fedssl.methods.base import METHODS, Views
+from fedssl.methods.base import METHODS, Progress, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.supervised import Supervised
 from fedssl.networks import build_network
-from fedssl.training import Train, fit
+from fedssl.optimization import Train
+from fedssl.training import Recipe, fit
 from tests.helpers import federation_of, small_experiment
 
 TRAIN = Train(local_steps=3, batch_size=8)
+AUGMENT = Augment()
 
 
-def train_client(method, shard, train=TRAIN, model=None, client=0, round=1, state=None, seed=0):
+def train_client(
+    method, shard, train=TRAIN, model=None, client=0, round=1, state=None, seed=0, augment=AUGMENT
+):
     model = model or small_experiment().model
     network = build_network(model, method, shard.spec, 0)
+    recipe = Recipe(method, train, augment)
     if state is None:
-        state = {s.name: method.init_slot(s.name, network, shard) for s in method.slots()}
+        state = {
+            s.name: recipe.init_slot(s.name, network, shard.spec, shard) for s in recipe.slots()
+        }
     report = fit(
-        network, shard, method, train, Augment(), state,
+        network, shard, recipe, state,
         seed=seed, server_round=round, client=client, phase_round=round, phase_rounds=10,
     )  # fmt: skip
     return snapshot(network), report
@@ -133,9 +140,9 @@ def test_steps_and_epochs(shard):
 
 def test_the_cosine_schedule_ends_at_seven_sixteenths():
     cosine = Train(schedule="cosine")
-    assert cosine.lr_factor(0) == 1
-    assert cosine.lr_factor(1) == pytest.approx(0.19509, abs=1e-5)
-    assert Train().lr_factor(0.7) == 1
+    assert cosine.lr_factor(Progress(1, 10, 0, 4)) == 1
+    assert cosine.lr_factor(Progress(11, 10, 0, 4)) == pytest.approx(0.19509, abs=1e-5)
+    assert Train().lr_factor(Progress(8, 10, 0, 4)) == 1
 
 
 def test_the_schedule_reaches_the_optimizer(shard):
@@ -183,7 +190,7 @@ def test_fewer_views_do_not_shift_the_labeled_batches(shard):
         def stream(purpose):
             return rng.generator(0, purpose)
 
-        return list(BatchLoader(shard, views, Augment(), 4, 5, stream))
+        return list(BatchLoader(shard, views, Augment(), {}, 4, 5, stream))
 
     few, many = batches(Views()), batches(Views(("weak",), ("weak", "strong", "weak"), ratio=3))
     huge = batches(

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fedssl.augment.base import AUGMENTATIONS, Augmentation
+from fedssl.augment.base import AUGMENTATIONS, Augmentation, LearnedAugmentation
 from fedssl.augment.randaugment import RandAugment
 from fedssl.augment.weak import Weak
 from fedssl.registry import Section
+from fedssl.slots import Slot
 
 WEAK = AUGMENTATIONS.at("augment.weak", "weak")
 STRONG = AUGMENTATIONS.at("augment.strong", "randaugment")
@@ -16,3 +17,13 @@ class Augment(Section):
 
     weak: Annotated[Augmentation, WEAK] = Weak()
     strong: Annotated[Augmentation, STRONG] = RandAugment()
+
+    @property
+    def learned(self) -> dict[str, LearnedAugmentation]:
+        """Return the augmentations that learn, by the slot their state is in."""
+        kinds = {"augment.weak": self.weak, "augment.strong": self.strong}
+        return {name: a for name, a in kinds.items() if isinstance(a, LearnedAugmentation)}
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return where the state of augmentations that learn lives."""
+        return tuple(Slot(name, policy.scope) for name, policy in self.learned.items())

@@ -1,5 +1,14 @@
 """Semi-supervised methods, one a file."""
 
-from fedssl.methods.base import METHODS, Batch, Learner, Loss, Method, Progress, Slot, Views
+from fedssl.methods.base import (
+    METHODS,
+    Batch,
+    Learner,
+    Loss,
+    Method,
+    Progress,
+    SemiSupervised,
+    Views,
+)
 
-__all__ = ["METHODS", "Batch", "Learner", "Loss", "Method", "Progress", "Slot", "Views"]
+__all__ = ["METHODS", "Batch", "Learner", "Loss", "Method", "Progress", "SemiSupervised", "Views"]

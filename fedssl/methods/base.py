@@ -14,13 +14,15 @@ a teacher (an average of the student)                   `slots` and `init_slot` 
 the model as a function, gradients of the input         nothing: `loss` is given the network
 mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `loss` (it is given the whole batch)
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
-                                                        rows of it; `after_step` or `step` writes it
-running statistics, merged at the server                a ``server`` slot: it comes back as the cohort's weighted mean
-                                                        (a ratio of sums is a ratio of two such means)
+                                                        rows of it; `Loss.updates` writes it
+running statistics, merged at the server                a ``server`` slot, written by `Loss.updates`: it comes back as
+                                                        the cohort's weighted mean (a ratio of sums is a ratio of two
+                                                        such means)
+randomness in the loss (mixing, adversarial directions) nothing: `Batch.generator`
 a second network, an extra head                         `network` (a module that holds them all), `classifier`
 weights that never leave the client                     `is_shared` (those keys stay in the client's own slot)
 several optimizers, a step of its own                   `optimizers`, `step`
-a queue or a bank of features                           a ``round`` or ``client`` slot
+a queue or a bank of features                           a ``reset`` or ``client`` slot
 a pass over the whole shard before the steps            `begin` (`Learner.shard` holds it, `Learner.stream` draws)
 something after the steps (statistics of BatchNorm)     `end`
 no labels at all, or only the last layer                `views` without labeled ones; `optimizers` over some weights
@@ -28,30 +30,24 @@ the model of an earlier phase (a frozen teacher)        a ``server`` slot: `init
                                                         when the phase begins; a method that never writes it gets
                                                         back what it was
 ======================================================= ==========================================================
-
-State is always named tensors, so that it travels in Flower's records and in checkpoints.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.data.shard import Shard
+from fedssl.augment.base import Probe
+from fedssl.data.shard import ImageSpec, Shard
 from fedssl.registry import Family, Plugin
+from fedssl.slots import Slot, State, Tensors
 
 View = Literal["weak", "strong", "plain"]
 """How an image is shown: weakly or strongly augmented, or as it is."""
-
-Scope = Literal["round", "client", "server"]
-"""Where state lives: made anew each round, kept by the client, or merged by the server."""
-
-Tensors = dict[str, Tensor]
-State = dict[str, Tensors]
-"""Slot name -> named tensors."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,6 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A named place for state and where it lives."""
-
-    name: str
-    scope: Scope
-
-
-@dataclass(frozen=True)
 class Batch:
     """One step's examples, augmented and normalized.
 
@@ -87,6 +75,9 @@ class Batch:
         labeled_ids: Their rows in the shard, int64 (B,).
         unlabeled: Views of the unlabeled batch, each (mu B, C, H, W).
         unlabeled_ids: Their rows in the shard, int64 (mu B,).
+        generator: Source of the loss's own draws, such as MixUp's, on the images' device.
+        probes: The labeled batch as shown by each augmentation that learns, by its state's slot; of no concern to
+            methods.
     """
 
     labeled: tuple[Tensor, ...]
@@ -94,6 +85,8 @@ class Batch:
     labeled_ids: Tensor
     unlabeled: tuple[Tensor, ...]
     unlabeled_ids: Tensor
+    generator: torch.Generator
+    probes: Mapping[str, Probe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,11 +124,13 @@ class Loss:
         total: The scalar to descend.
         pseudo_labels: Class the method took for each unlabeled example, int64 (mu B,), if it took one.
         accepted: Weight in [0, 1] it gave each, shape (mu B,); with `pseudo_labels`.
+        updates: Tensors that take the place of the state's after the step, by slot and name; detached.
     """
 
     total: Tensor
     pseudo_labels: Tensor | None = None
     accepted: Tensor | None = None
+    updates: State = field(default_factory=dict)
 
 
 @dataclass
@@ -185,12 +180,15 @@ class Method(Plugin):
         """Return the state it keeps; none by default."""
         return ()
 
-    def init_slot(self, name: str, network: nn.Module, shard: Shard | None) -> Tensors:
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
         """Return a slot's first content.
 
         Args:
             name: The slot.
             network: Holds the global weights as they stand.
+            spec: What the images have in common.
             shard: The client's examples; None at the server, for ``server`` slots.
         """
         raise NotImplementedError(f"{self.kind} declares slot {name!r} but does not make it")
@@ -222,6 +220,8 @@ class Method(Plugin):
         """Take one step; by default one step of the main optimizer down the loss."""
         loss = self.loss(learner.network, batch, learner.state, learner.progress)
         learner.descend(loss.total, "main")
+        for slot, tensors in loss.updates.items():
+            learner.state[slot].update(tensors)
         return loss
 
     def after_step(self, learner: Learner) -> None:
@@ -229,6 +229,23 @@ class Method(Plugin):
 
     def end(self, learner: Learner) -> None:
         """Do something after the last step of a round."""
+
+
+class SemiSupervised(Method):
+    """A method whose loss is the supervised one plus a weighted one on unlabeled images.
+
+    With ``unlabeled_weight = 0`` such a method is supervised training bit for bit, as long as the network keeps no
+    batch statistics: the labeled pass comes first, alone, and every draw has a stream of its own.
+    """
+
+    is_abstract: ClassVar[bool] = True
+
+    unlabeled_weight: float = Field(1.0, ge=0, description="lambda_u, weight of the unlabeled loss")
+    unlabeled_ratio: int = Field(7, ge=1, description="mu, unlabeled images for each labeled one")
+
+    def can_learn(self, shard: Shard) -> bool:
+        """Learn from unlabeled images alone, unless they weigh nothing."""
+        return len(shard.labeled) > 0 or self.unlabeled_weight > 0
 
 
 METHODS = Family("method", "fedssl.methods", Method, "method", default="fixmatch")

@@ -1,12 +1,17 @@
 """Pieces that methods share: tensors in, tensors out."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from fedssl.methods.base import Tensors
+from fedssl.slots import Tensors
+
+Mixing = Literal["example", "batch"]
+"""Whether MixUp draws one lambda for each example or one for the batch."""
 
 
 def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -22,37 +27,152 @@ def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tenso
     return F.cross_entropy(network(images), labels)
 
 
-def masked_cross_entropy(logits: Tensor, pseudo_labels: Tensor, mask: Tensor) -> Tensor:
+@torch.no_grad()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Return class probabilities of images, shape (B, num_classes), outside the graph and in the current mode."""
+    probs: Tensor = network(images).softmax(1)
+    return probs
+
+
+def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Return sum(mask * CE) / B: the mean over all B examples given, not over those that pass.
 
     Args:
         logits: Shape (B, num_classes).
-        pseudo_labels: Classes, int64 (B,); carry no gradient.
+        targets: Classes, int64 (B,), or probabilities (B, num_classes); no gradient flows into them.
         mask: Weight of each example in [0, 1], shape (B,).
 
     Reference:
         Sohn et al. (FixMatch), NeurIPS 2020, equation 4.
     """
-    per_example = F.cross_entropy(logits, pseudo_labels, reduction="none")
+    per_example = F.cross_entropy(logits, targets.detach(), reduction="none")
     return (per_example * mask).mean()
 
 
-def masked_probability_mse(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
-    """Return the squared distance of softmax outputs, mean over classes and over all B examples.
+def probability_mse(logits: Tensor, target_probs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the squared distance of softmax outputs to targets, mean over classes and over all B examples.
 
-    The mean over classes is the convention of Mean Teacher's code: two different one-hot outputs over C classes
-    are 2/C apart. No gradient flows into the teacher.
+    The mean over classes is the convention of Mean Teacher's and MixMatch's code: two different one-hot outputs over
+    C classes are 2/C apart. Gradient flows into the targets, where they carry one.
 
     Args:
-        student_logits, teacher_logits: Shape (B, num_classes).
-        mask: Weight of each example in [0, 1], shape (B,).
+        logits: Shape (B, num_classes).
+        target_probs: Shape (B, num_classes), rows sum to 1.
+        mask: Weight of each example in [0, 1], shape (B,); none: every example counts.
 
     Reference:
         Tarvainen & Valpola, NeurIPS 2017, section 2 (J).
     """
-    targets = teacher_logits.detach().softmax(1)
-    per_example = F.mse_loss(student_logits.softmax(1), targets, reduction="none").mean(1)
-    return (per_example * mask).mean()
+    per_example = (logits.softmax(1) - target_probs).square().mean(1)
+    return (per_example if mask is None else per_example * mask).mean()
+
+
+def kl_divergence(target_probs: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(targets || softmax(logits)), shape (B,); no gradient flows into the targets.
+
+    Args:
+        target_probs: Shape (B, num_classes), rows sum to 1.
+        logits: Shape (B, num_classes).
+    """
+    targets = target_probs.detach()
+    return (torch.xlogy(targets, targets) - targets * logits.log_softmax(1)).sum(1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of softmax(logits) in nats, shape (B,)."""
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def sharpen(probs: Tensor, temperature: float) -> Tensor:
+    """Return p^(1/T), normalized: T = 1 changes nothing, T towards 0 is the most probable class.
+
+    Args:
+        probs: Shape (B, num_classes), rows sum to 1.
+        temperature: T, positive.
+
+    Reference:
+        Berthelot et al. (MixMatch), NeurIPS 2019, equation 7.
+    """
+    return (probs.log() / temperature).softmax(1)
+
+
+def align_distribution(probs: Tensor, prior: Tensor, marginal: Tensor) -> Tensor:
+    """Return q * prior / marginal, normalized: predictions whose mean is `marginal` come to follow `prior`.
+
+    Args:
+        probs: Shape (B, num_classes), rows sum to 1.
+        prior: Class distribution that is wanted, shape (num_classes,).
+        marginal: Mean of the recent predictions, shape (num_classes,).
+
+    Reference:
+        Berthelot et al. (ReMixMatch), ICLR 2020, section 3.1.
+    """
+    # Far from 0, for a class that was never predicted must not divide by nothing.
+    aligned = probs * (prior / marginal.clamp(min=1e-6))
+    return aligned / aligned.sum(1, keepdim=True)
+
+
+def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Generator) -> Tensor:
+    """Return lambda' = max(lambda, 1 - lambda) with lambda drawn from Beta(alpha, alpha), shape (count,).
+
+    Args:
+        count: Examples to mix.
+        alpha: Of the Beta distribution; 0 mixes nothing.
+        mixing: Whether each example draws its own, or the batch shares one.
+        generator: Source of the draws.
+
+    Reference:
+        Berthelot et al. (MixMatch), NeurIPS 2019, equations 8 and 9.
+    """
+    draws = count if mixing == "example" else 1
+    device = generator.device
+    if alpha == 0 or count == 0:
+        return torch.ones(count, device=device)
+    uniform = torch.rand(draws, generator=generator, device=device)
+    quantiles = betaincinv(alpha, alpha, uniform.cpu().numpy())
+    share = torch.from_numpy(quantiles).to(uniform)
+    return torch.maximum(share, 1 - share).expand(count)
+
+
+def mix_with_shuffled(
+    images: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return w * row + (1 - w) * another row, the other rows being one shuffle of all.
+
+    Args:
+        images: Labeled ones first, shape (B, C, H, W).
+        targets: Class probabilities, shape (B, num_classes).
+        weights: At least 1/2, so that a mixed row is closer to its own, shape (B,).
+        generator: Source of the shuffle.
+
+    Reference:
+        Berthelot et al. (MixMatch), NeurIPS 2019, Algorithm 1, lines 11 to 15.
+    """
+    other = torch.randperm(len(images), generator=generator, device=images.device)
+    mixed_images = torch.lerp(images[other], images, weights.view(-1, 1, 1, 1))
+    return mixed_images, torch.lerp(targets[other], targets, weights.view(-1, 1))
+
+
+def class_shares(classes: Tensor, num_classes: int) -> Tensor:
+    """Return the share of each class among int64 (B,), shape (num_classes,); zeros of an empty batch."""
+    counts = F.one_hot(classes, num_classes).sum(0, dtype=torch.float32)
+    return counts / max(1, len(classes))
+
+
+def mean_by_example(values: Tensor, ids: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
+    """Average rows that belong to the same example: a small client shows one more than once in a step.
+
+    Args:
+        values: Shape (B, D).
+        ids: Example of each row, int64 (B,).
+        num_examples: n; every id is below it.
+
+    Returns:
+        Means, shape (n, D), zero for examples not shown, and whether each was shown, bool (n,).
+    """
+    counts = values.new_zeros(num_examples).index_add_(0, ids, values.new_ones(len(ids)))
+    sums = values.new_zeros(num_examples, values.shape[1]).index_add_(0, ids, values)
+    return sums / counts.clamp(min=1).unsqueeze(1), counts > 0
 
 
 def sigmoid_ramp(fraction: float, length: float) -> float:
@@ -68,6 +188,11 @@ def sigmoid_ramp(fraction: float, length: float) -> float:
     if length == 0:
         return 1.0
     return math.exp(-5 * (1 - min(1.0, fraction / length)) ** 2)
+
+
+def linear_ramp(fraction: float, length: float) -> float:
+    """Return fraction / length up to 1; 1 where length is 0. Arguments as in `sigmoid_ramp`."""
+    return 1.0 if length == 0 else min(1.0, fraction / length)
 
 
 def warm_decay(decay: float, updates: int) -> float:

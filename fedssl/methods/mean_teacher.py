@@ -10,31 +10,21 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fedssl.data.shard import Shard
-from fedssl.methods.base import (
-    Batch,
-    Learner,
-    Loss,
-    Method,
-    Progress,
-    Scope,
-    Slot,
-    State,
-    Tensors,
-    Views,
-)
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     call_with,
     ema_update,
-    masked_probability_mse,
+    probability_mse,
     sigmoid_ramp,
     snapshot,
     supervised_loss,
     warm_decay,
 )
+from fedssl.slots import Scope, Slot, State, Tensors
 
 
-class MeanTeacher(Method):
+class MeanTeacher(SemiSupervised):
     """Agree with a teacher, the moving average of the student, on unlabeled images.
 
     Deviation: the paper weighs consistency by up to 100 over CIFAR-10's whole training set; what suits a federation
@@ -61,7 +51,7 @@ class MeanTeacher(Method):
     student_view: Literal["weak", "strong"] = Field(
         "weak", description="view the student sees; the paper's is weak, as the teacher's"
     )
-    teacher_scope: Literal["reset", "client", "server"] = Field(
+    teacher_scope: Scope = Field(
         "reset",
         description="teacher starts each round from the global model, stays with its client, "
         "or is averaged by the server",
@@ -71,16 +61,13 @@ class MeanTeacher(Method):
         """Ask for a weak view of the labeled batch and two of the unlabeled: student's and teacher's."""
         return Views(("weak",), (self.student_view, "weak"), self.unlabeled_ratio)
 
-    def can_learn(self, shard: Shard) -> bool:
-        """Learn from unlabeled images alone, unless they weigh nothing."""
-        return len(shard.labeled) > 0 or self.unlabeled_weight > 0
-
     def slots(self) -> tuple[Slot, ...]:
         """Keep the teacher where the experiment says."""
-        scope: Scope = "round" if self.teacher_scope == "reset" else self.teacher_scope
-        return (Slot("teacher", scope),)
+        return (Slot("teacher", self.teacher_scope),)
 
-    def init_slot(self, name: str, network: nn.Module, shard: Shard | None) -> Tensors:
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
         """Start the teacher at the network's weights."""
         return snapshot(network)
 
@@ -95,8 +82,8 @@ class MeanTeacher(Method):
             teacher_logits = call_with(network, state["teacher"], teacher_view)
             confidence, pseudo_labels = teacher_logits.softmax(1).max(1)
             mask = (confidence >= self.threshold).to(confidence.dtype)
-            targets = teacher_logits / self.temperature
-        consistency = masked_probability_mse(network(student_view), targets, mask)
+            targets = (teacher_logits / self.temperature).softmax(1)
+        consistency = probability_mse(network(student_view), targets, mask)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         return Loss(supervised + weight * consistency, pseudo_labels, mask)
 

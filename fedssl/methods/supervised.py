@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from fedssl.methods.base import Batch, Loss, Method, Progress, State, Views
+from fedssl.methods.base import Batch, Loss, Method, Progress, Views
 from fedssl.methods.functional import supervised_loss
+from fedssl.slots import State
 
 
 class Supervised(Method):

@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from fedssl.data.shard import Shard
+from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import (
     Batch,
     Learner,
     Loss,
     Method,
     Progress,
-    Slot,
-    State,
-    Tensors,
     Views,
 )
 from fedssl.methods.functional import supervised_loss
+from fedssl.slots import Slot, State, Tensors
 
 
 class Twins(nn.Module):
@@ -43,9 +41,11 @@ class Stateful(Method):
         return Views(("weak", "plain"), ("weak", "strong", "plain"), ratio=2)
 
     def slots(self) -> tuple[Slot, ...]:
-        return (Slot("memory", "client"), Slot("marginal", "server"), Slot("scratch", "round"))
+        return (Slot("memory", "client"), Slot("marginal", "server"), Slot("scratch", "reset"))
 
-    def init_slot(self, name: str, network: nn.Module, shard: Shard | None) -> Tensors:
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
         if name == "memory":
             assert shard is not None
             return {"seen": torch.zeros(len(shard), dtype=torch.int64), "rounds": torch.zeros(1)}

@@ -1,0 +1,108 @@
+"""FreeMatch.
+
+Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, arXiv:2205.07246.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.functional import (
+    class_shares,
+    masked_cross_entropy,
+    predict,
+    supervised_loss,
+)
+from fedssl.slots import Scope, Slot, State, Tensors
+
+
+class FreeMatch(SemiSupervised):
+    """FixMatch whose thresholds follow the network's confidence, globally and by class, and a pull towards fairness.
+
+    The running statistics are averages, so that the mean of the clients' is the cohort's.
+    """
+
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the statistics, per step")
+    fairness_weight: float = Field(0.01, ge=0, description="w_f, weight of the fairness loss")
+    statistics_scope: Scope = Field(
+        "server",
+        description="statistics start anew each round, stay with the client, or are averaged "
+        "by the server",
+    )
+
+    def views(self) -> Views:
+        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
+        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Keep the running statistics where the experiment says."""
+        return (Slot("statistics", self.statistics_scope),)
+
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
+        """Start at chance: confidence 1/C, every class with probability and share 1/C."""
+        device = next(network.parameters()).device
+        chance = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
+        return {"confidence": chance[0].clone(), "probs": chance, "shares": chance.clone()}
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return CE(y, p(weak)) + w_u mean(1[max q > tau_c] CE(c, p(strong))) + w_f L_f, q = p(weak), c = argmax q.
+
+        tau_c = p_c / max p * tau, with the running confidence tau and class probabilities p, this step's included.
+
+        Reference: equations 5 to 8 and 11 to 13.
+        """
+        supervised = supervised_loss(network, batch.labeled[0], batch.labels)
+        weak, strong = batch.unlabeled
+        probs = predict(network, weak).float()
+        confidence, pseudo_labels = probs.max(1)
+        statistics = self._moved(state["statistics"], probs, pseudo_labels)
+        thresholds = statistics["confidence"] * statistics["probs"] / statistics["probs"].max()
+        mask = (confidence >= thresholds[pseudo_labels]).to(confidence.dtype)
+        logits = network(strong)
+        total = (
+            supervised
+            + self.unlabeled_weight * masked_cross_entropy(logits, pseudo_labels, mask)
+            + self.unlabeled_weight * self.fairness_weight * fairness_loss(logits, mask, statistics)
+        )
+        return Loss(total, pseudo_labels, mask, {"statistics": statistics})
+
+    def _moved(self, statistics: Tensors, probs: Tensor, pseudo_labels: Tensor) -> Tensors:
+        now = {
+            "confidence": probs.max(1).values.mean(),
+            "probs": probs.mean(0),
+            "shares": class_shares(pseudo_labels, probs.shape[1]),
+        }
+        return {k: torch.lerp(v, statistics[k], self.ema_decay) for k, v in now.items()}
+
+
+def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
+    """Return -H(norm(p / h), norm(p' / h')): the lower, the more evenly the strong views' classes are spread.
+
+    p and h are the running class probabilities and shares, p' and h' those of the strong views that count. 0 where
+    none counts.
+
+    Args:
+        logits: Of strong views, shape (B, num_classes).
+        mask: 1 where an example counts, shape (B,).
+        statistics: ``probs`` and ``shares``, each (num_classes,).
+
+    Reference: Wang et al. (FreeMatch), equations 11 and 12.
+    """
+    counted = mask.sum().clamp(min=1)
+    probs = logits.float().softmax(1)
+    hard = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
+    mean_probs = (probs * mask.unsqueeze(1)).sum(0) / counted
+    shares = (hard * mask.unsqueeze(1)).sum(0) / counted
+    wanted = _normalized(statistics["probs"], statistics["shares"])
+    found = _normalized(mean_probs, shares)
+    return (wanted * torch.log(found + 1e-12)).sum() * (mask.sum() > 0)
+
+
+def _normalized(probs: Tensor, shares: Tensor) -> Tensor:
+    """Divide by the shares, a class without a share counting for nothing, and scale to a sum of 1."""
+    ratio = torch.where(shares > 0, probs / shares.clamp(min=1e-12), 0.0)
+    return ratio / ratio.sum().clamp(min=1e-12)

@@ -1,0 +1,67 @@
+"""MixMatch.
+
+Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019, arXiv:1905.02249.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.functional import (
+    Mixing,
+    linear_ramp,
+    mix_with_shuffled,
+    mixing_weights,
+    predict,
+    probability_mse,
+    sharpen,
+)
+from fedssl.slots import State
+
+
+class MixMatch(SemiSupervised):
+    """Guess labels from the mean of several weak views, sharpen them, and mix labeled and unlabeled images.
+
+    Deviation: mixed labeled and mixed unlabeled images run through the network one after the other; the official code
+    interleaves them for the sake of batch normalization.
+    """
+
+    unlabeled_weight: float = Field(75.0, ge=0, description="largest weight of the unlabeled loss")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
+    num_views: int = Field(2, ge=1, le=16, description="K, weak views whose mean is the guess")
+    temperature: float = Field(0.5, gt=0, description="T of the sharpened guesses")
+    alpha: float = Field(0.75, ge=0, description="of MixUp's Beta(alpha, alpha); 0 mixes nothing")
+    mixing: Mixing = Field(
+        "example", description="one lambda for each example, as in the official code, or a batch"
+    )
+    ramp_up: float = Field(
+        1 / 64, ge=0, le=1, description="share of the rounds over which the weight grows, linearly"
+    )
+
+    def views(self) -> Views:
+        """Ask for a weak view of the labeled and K of the unlabeled batch."""
+        weak: View = "weak"
+        return Views((weak,), (weak,) * self.num_views, self.unlabeled_ratio)
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return CE(X') + lambda_u(t) MSE(U'), both sides mixed with examples drawn from labeled and unlabeled ones.
+
+        Reference: Algorithm 1, equations 3 to 5.
+        """
+        guesses = torch.stack([predict(network, view) for view in batch.unlabeled]).mean(0)
+        targets = sharpen(guesses.float(), self.temperature)
+        labels = F.one_hot(batch.labels, targets.shape[1]).to(targets.dtype)
+        images = torch.cat([*batch.labeled, *batch.unlabeled])
+        classes = torch.cat([labels, *[targets] * self.num_views])
+        weights = mixing_weights(len(images), self.alpha, self.mixing, batch.generator)
+        images, classes = mix_with_shuffled(images, classes, weights, batch.generator)
+        num_labeled = len(labels)
+        supervised = images.new_zeros(())
+        if num_labeled:
+            supervised = F.cross_entropy(network(images[:num_labeled]), classes[:num_labeled])
+        unlabeled = probability_mse(network(images[num_labeled:]), classes[num_labeled:])
+        weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
+        total = supervised + weight * unlabeled
+        return Loss(total, guesses.argmax(1), guesses.new_ones(len(guesses)))

@@ -1,0 +1,41 @@
+"""Pseudo-Label.
+
+Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML 2013
+workshop on challenges in representation learning; with the confidence threshold that later comparisons gave it
+(Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning Algorithms", NeurIPS 2018, arXiv:1804.09170).
+"""
+
+from pydantic import Field
+from torch import nn
+
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.functional import linear_ramp, masked_cross_entropy, supervised_loss
+from fedssl.slots import State
+
+
+class PseudoLabel(SemiSupervised):
+    """Train on the network's own confident predictions, on the very view they were made on."""
+
+    threshold: float = Field(
+        0.95, ge=0, le=1, description="least confidence of a pseudo-label; 0 as in Lee's paper"
+    )
+    ramp_up: float = Field(
+        0.4, ge=0, le=1, description="share of the rounds over which the weight grows, linearly"
+    )
+
+    def views(self) -> Views:
+        """Ask for one weak view of each batch."""
+        return Views(("weak",), ("weak",), self.unlabeled_ratio)
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return CE(y, p(weak)) + a(t) mean(1[max p >= tau] CE(argmax p, p)), p = p(weak) in one pass.
+
+        Reference: Lee 2013, equations 15 and 16.
+        """
+        supervised = supervised_loss(network, batch.labeled[0], batch.labels)
+        logits = network(batch.unlabeled[0])
+        confidence, pseudo_labels = logits.detach().softmax(1).max(1)
+        mask = (confidence >= self.threshold).to(confidence.dtype)
+        weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
+        total = supervised + weight * masked_cross_entropy(logits, pseudo_labels, mask)
+        return Loss(total, pseudo_labels, mask)

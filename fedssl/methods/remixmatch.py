@@ -1,0 +1,160 @@
+"""ReMixMatch.
+
+Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring",
+ICLR 2020, arXiv:1911.09785. Its strong views are CTAugment's: ``augment.strong = "ctaugment"``.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.functional import (
+    Mixing,
+    align_distribution,
+    class_shares,
+    linear_ramp,
+    mix_with_shuffled,
+    mixing_weights,
+    predict,
+    sharpen,
+)
+from fedssl.methods.heads import TwoHeads, quarter_turns
+from fedssl.slots import Scope, Slot, State, Tensors
+
+
+class ReMixMatch(SemiSupervised):
+    """Anchor several strong views to one weak view's aligned and sharpened guess; mix; tell turned images apart.
+
+    Deviation: mixed labeled and mixed unlabeled images run one after the other, as in our MixMatch. The wanted class
+    distribution is a running mean of the labels, from even classes on, as in the official code: the few labels of one
+    client leave out classes that its images show.
+    """
+
+    unlabeled_weight: float = Field(1.5, ge=0, description="lambda_U, of the mixed unlabeled loss")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
+    unmixed_weight: float = Field(
+        0.5, ge=0, description="lambda_U1, of the first strong view before MixUp"
+    )
+    rotation_weight: float = Field(0.5, ge=0, description="lambda_r, of the rotation loss")
+    num_strong: int = Field(8, ge=1, le=32, description="K, strong views of each unlabeled image")
+    temperature: float = Field(0.5, gt=0, description="T of the sharpened guesses")
+    alpha: float = Field(0.75, ge=0, description="of MixUp's Beta(alpha, alpha); 0 mixes nothing")
+    mixing: Mixing = Field(
+        "example", description="one lambda for each example, as in the official code, or a batch"
+    )
+    ramp_up: float = Field(
+        1 / 64,
+        ge=0,
+        le=1,
+        description="share of the rounds over which unlabeled weights grow, linearly (official code)",
+    )
+    labeled_view: View = Field(
+        "strong", description="view of the labeled batch; the paper's is strong, its code's weak"
+    )
+    alignment_window: int = Field(
+        128,
+        ge=1,
+        description="batches whose mean prediction is aligned to the labels' distribution",
+    )
+    label_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the running mean of labels, per step"
+    )
+    alignment_scope: Scope = Field(
+        "client",
+        description="running distributions start anew each round, stay with the client, or are "
+        "averaged by the server",
+    )
+
+    def views(self) -> Views:
+        """Ask for one view of the labeled batch, a weak and K strong ones of the unlabeled."""
+        strong: View = "strong"
+        unlabeled = ("weak", *(strong,) * self.num_strong)
+        return Views((self.labeled_view,), unlabeled, self.unlabeled_ratio)
+
+    def network(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Put a head for the four rotations beside the classifier's own."""
+        return TwoHeads(build(), 4)
+
+    def classifier(self, network: nn.Module) -> nn.Module:
+        """Return the classifier."""
+        assert isinstance(network, TwoHeads)
+        return network.classifier
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Keep the running distributions where the experiment says."""
+        return (Slot("alignment", self.alignment_scope),)
+
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
+        """Start with even classes: labels (C,), the last mean predictions (window, C), where the next one goes."""
+        device = next(network.parameters()).device
+        even = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
+        return {
+            "labels": even,
+            "recent": even.repeat(self.alignment_window, 1),
+            "next": torch.zeros((), dtype=torch.int64, device=device),
+        }
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return H(X') + r(t) (lambda_U H(U') + lambda_U1 H(U1) + lambda_r H(rotation)).
+
+        Reference: Algorithm 1, sections 3.1 to 3.3.
+        """
+        assert isinstance(network, TwoHeads)
+        weak, *strong = batch.unlabeled
+        guesses = predict(network, weak).float()
+        alignment = state["alignment"]
+        aligned = align_distribution(guesses, alignment["labels"], alignment["recent"].mean(0))
+        targets = sharpen(aligned, self.temperature)
+        labels = F.one_hot(batch.labels, targets.shape[1]).to(targets.dtype)
+        images = torch.cat([*batch.labeled, *strong, weak])
+        classes = torch.cat([labels, *[targets] * (self.num_strong + 1)])
+        weights = mixing_weights(len(images), self.alpha, self.mixing, batch.generator)
+        images, classes = mix_with_shuffled(images, classes, weights, batch.generator)
+        supervised = images.new_zeros(())
+        if len(labels):
+            supervised = _cross_entropy(network, images[: len(labels)], classes[: len(labels)])
+        unlabeled = (
+            self.unlabeled_weight
+            * _cross_entropy(network, images[len(labels) :], classes[len(labels) :])
+            + self.unmixed_weight * _cross_entropy(network, strong[0], targets)
+            + self.rotation_weight * self.rotation_loss(network, strong[0], batch.generator)
+        )
+        total = supervised + linear_ramp(progress.fraction, self.ramp_up) * unlabeled
+        updates = self._moved(alignment, guesses, batch.labels)
+        return Loss(
+            total, targets.argmax(1), targets.new_ones(len(targets)), {"alignment": updates}
+        )
+
+    def rotation_loss(
+        self, network: TwoHeads, images: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return the cross-entropy of telling by how many quarters each image was turned.
+
+        Reference: section 3.3, after Gidaris et al., ICLR 2018, arXiv:1803.07728.
+        """
+        if self.rotation_weight == 0:
+            return images.new_zeros(())
+        turns = torch.randint(4, (len(images),), generator=generator, device=images.device)
+        return F.cross_entropy(network.second_logits(quarter_turns(images, turns)), turns)
+
+    def _moved(self, alignment: Tensors, guesses: Tensor, labels: Tensor) -> Tensors:
+        """Return the running distributions with this step's in them: it was aligned by those before it."""
+        row = alignment["next"] % self.alignment_window
+        recent = alignment["recent"].clone()
+        recent[row] = guesses.mean(0)
+        shares = alignment["labels"]
+        if len(labels):
+            now = class_shares(labels, guesses.shape[1])
+            shares = torch.lerp(now, shares, self.label_decay)
+        return {"labels": shares, "recent": recent, "next": alignment["next"] + 1}
+
+
+def _cross_entropy(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(network(images), targets)

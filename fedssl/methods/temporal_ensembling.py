@@ -1,0 +1,80 @@
+"""Temporal Ensembling.
+
+Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, arXiv:1610.02242.
+"""
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.functional import (
+    mean_by_example,
+    probability_mse,
+    sigmoid_ramp,
+    supervised_loss,
+)
+from fedssl.slots import Slot, State, Tensors
+
+
+class TemporalEnsembling(SemiSupervised):
+    """Agree with the moving average of the predictions made for the same image on earlier visits.
+
+    One pass a step. The client remembers its averages between the rounds it takes part in, so that they lag behind the
+    global model; an image that was never visited does not count. The paper updates all averages when an epoch ends;
+    here each is updated when its image has been visited, which is the same where every image is visited once an epoch.
+    """
+
+    unlabeled_weight: float = Field(
+        30.0, ge=0, description="largest weight of the consistency loss"
+    )
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    ramp_up: float = Field(
+        80 / 300, ge=0, le=1, description="share of the rounds over which weight grows"
+    )
+    ensemble_decay: float = Field(
+        0.6, ge=0, lt=1, description="alpha, decay of an image's average, per visit"
+    )
+
+    def views(self) -> Views:
+        """Ask for one weak view of each batch."""
+        return Views(("weak",), ("weak",), self.unlabeled_ratio)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Keep an average and a count of visits for every example, at the client."""
+        return (Slot("ensemble", "client"),)
+
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
+        """Start with no prediction: Z of shape (n, num_classes), visits t of shape (n,)."""
+        assert shard is not None, "the ensemble lives at the client"
+        device = shard.images.device
+        return {
+            "average": torch.zeros(len(shard), spec.num_classes, device=device),
+            "visits": torch.zeros(len(shard), dtype=torch.int64, device=device),
+        }
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return CE(y, p(weak)) + w(t) MSE(p(x), z), z = Z / (1 - alpha^t); then Z <- alpha Z + (1 - alpha) p(x).
+
+        Reference: Algorithm 2; w(t) as in section 2.1.
+        """
+        supervised = supervised_loss(network, batch.labeled[0], batch.labels)
+        average, visits = state["ensemble"]["average"], state["ensemble"]["visits"]
+        ids, decay = batch.unlabeled_ids, self.ensemble_decay
+        logits = network(batch.unlabeled[0])
+        # An image that was never visited has t = 0 and Z = 0: any divisor does, for its mask is 0.
+        bias = 1 - decay ** visits[ids].clamp(min=1).to(average.dtype)
+        targets = average[ids] / bias.unsqueeze(1)
+        mask = (visits[ids] > 0).to(average.dtype)
+        weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
+        total = supervised + weight * probability_mse(logits, targets, mask)
+        seen, shown = mean_by_example(logits.detach().float().softmax(1), ids, len(visits))
+        moved = torch.lerp(seen, average, decay)
+        updates = {
+            "average": torch.where(shown.unsqueeze(1), moved, average),
+            "visits": visits + shown.to(visits.dtype),
+        }
+        return Loss(total, targets.argmax(1), mask, {"ensemble": updates})

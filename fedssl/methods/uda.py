@@ -1,0 +1,94 @@
+"""Unsupervised Data Augmentation.
+
+Xie, Dai, Hovy, Luong & Le, "Unsupervised Data Augmentation for Consistency Training", NeurIPS 2020,
+arXiv:1904.12848.
+"""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.functional import masked_cross_entropy, predict, sharpen
+from fedssl.slots import State
+
+Annealing = Literal["none", "linear", "log", "exp"]
+
+
+class UDA(SemiSupervised):
+    """Let the sharpened prediction on a weak view be the soft target of the strong view.
+
+    Training-signal annealing leaves out labeled images that the network already gets right with more confidence than
+    it should have by then.
+    """
+
+    threshold: float = Field(0.8, ge=0, le=1, description="least confidence for an image to count")
+    temperature: float = Field(0.4, gt=0, description="T of the sharpened targets")
+    annealing: Annealing = Field(
+        "linear", description="how labeled images are let in over the rounds; none: all at once"
+    )
+
+    def views(self) -> Views:
+        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
+        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
+
+    def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
+        """Return annealed CE(y, p(weak)) + lambda mean(1[max q >= tau] CE(sharpen(q, T), p(strong))), q = p(weak).
+
+        Reference: equation 1 with section 2.3; the paper's KL has the same gradient as this cross-entropy.
+        """
+        supervised = self.annealed_loss(network, batch.labeled[0], batch.labels, progress.fraction)
+        weak, strong = batch.unlabeled
+        probs = predict(network, weak)
+        confidence, pseudo_labels = probs.max(1)
+        mask = (confidence >= self.threshold).to(confidence.dtype)
+        targets = sharpen(probs, self.temperature)
+        unlabeled = masked_cross_entropy(network(strong), targets, mask)
+        return Loss(supervised + self.unlabeled_weight * unlabeled, pseudo_labels, mask)
+
+    def annealed_loss(
+        self, network: nn.Module, images: Tensor, labels: Tensor, fraction: float
+    ) -> Tensor:
+        """Return the mean cross-entropy of the labeled images whose p_y is below the schedule; 0 if there are none.
+
+        Args:
+            network: From images to logits.
+            images: Shape (B, C, H, W).
+            labels: int64 (B,).
+            fraction: Share of training that is over.
+
+        Reference: section 3.3 (training-signal annealing).
+        """
+        if len(labels) == 0:
+            return images.new_zeros(())
+        logits = network(images)
+        if self.annealing == "none":
+            return F.cross_entropy(logits, labels)
+        limit = annealing_threshold(self.annealing, fraction, logits.shape[1])
+        right = logits.detach().softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        kept = (right < limit).to(right.dtype)
+        per_example = F.cross_entropy(logits, labels, reduction="none")
+        mean: Tensor = (per_example * kept).sum() / kept.sum().clamp(min=1)
+        return mean
+
+
+def annealing_threshold(schedule: Annealing, fraction: float, num_classes: int) -> float:
+    """Return a(t) (1 - 1/C) + 1/C: from chance to certainty.
+
+    Args:
+        schedule: linear: a = t; log: 1 - exp(-5 t); exp: exp(5 (t - 1)); none: 1.
+        fraction: t, share of training that is over.
+        num_classes: C.
+
+    Reference: Xie et al. (UDA), section 3.3.
+    """
+    share = {
+        "linear": fraction,
+        "log": 1 - math.exp(-5 * fraction),
+        "exp": math.exp(5 * (fraction - 1)),
+        "none": 1.0,
+    }[schedule]
+    return share * (1 - 1 / num_classes) + 1 / num_classes
