@@ -62,7 +62,7 @@ class TemporalEnsembling(SemiSupervised):
         Reference: Algorithm 2; w(t) as in section 2.1.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
-        average, visits = state["ensemble"]["average"], state["ensemble"]["visits"]
+        average, visits = state["ensemble"]["average"].detach(), state["ensemble"]["visits"]
         ids, decay = batch.unlabeled_ids, self.ensemble_decay
         logits = network(batch.unlabeled[0])
         # An image that was never visited has t = 0 and Z = 0: any divisor does, for its mask is 0.

@@ -1,0 +1,90 @@
+"""Small networks and batches for tests of losses."""
+
+import torch
+from torch import nn
+
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Progress, Views
+
+SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
+PROGRESS = Progress(round=5, num_rounds=5, step=9, num_steps=10)
+NUM_EXAMPLES = 12
+
+
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear(seed=0, classes=10, norm=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)]
+        if norm:
+            layers.insert(2, nn.BatchNorm1d(8))
+        return nn.Sequential(*layers)
+
+
+def network_of(method, seed=0, norm=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 100)
+        return method.network(lambda: linear(seed, norm=norm))
+
+
+def batch(views=None, labeled=4, unlabeled=NUM_EXAMPLES, seed=0):
+    """Return a batch of random images in the views asked for; labeled and unlabeled examples are rows 0, 1, ..."""
+    generator = stream(seed)
+    views = views or Views(("weak",), ("weak", "strong"))
+
+    def draw(n):
+        return torch.randn(n, 1, 4, 4, generator=generator)
+
+    return Batch(
+        labeled=tuple(draw(labeled) for _ in views.labeled),
+        labels=torch.arange(labeled) % 10,
+        labeled_ids=torch.arange(labeled),
+        unlabeled=tuple(draw(unlabeled) for _ in views.unlabeled),
+        unlabeled_ids=torch.arange(unlabeled),
+        generator=stream(seed + 1),
+    )
+
+
+def batch_for(method, **kwargs):
+    return batch(method.views(), **kwargs)
+
+
+def shard():
+    labels = torch.full((NUM_EXAMPLES,), -1)
+    labels[:4] = torch.arange(4)
+    images = torch.zeros(NUM_EXAMPLES, 1, 4, 4, dtype=torch.uint8)
+    return Shard(images, labels, torch.zeros_like(labels), SPEC)
+
+
+def state_of(method, network):
+    return {
+        slot.name: method.init_slot(
+            slot.name, network, SPEC, None if slot.scope == "server" else shard()
+        )
+        for slot in method.slots()
+    }
+
+
+class Watched(nn.Module):
+    """Note of every pass through a network how many images it took and whether it built a graph."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.passes = []
+
+    def forward(self, images):
+        logits = self.inner(images)
+        self.passes.append((len(images), torch.is_grad_enabled() and logits.requires_grad))
+        return logits
+
+    @property
+    def images_in_graph(self):
+        return sum(count for count, graph in self.passes if graph)
+
+    @property
+    def images_outside(self):
+        return sum(count for count, graph in self.passes if not graph)
