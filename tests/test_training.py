@@ -8,7 +8,7 @@ import torch
 from fedssl import rng
 from fedssl.augment.policy import Augment
 from fedssl.batches import BatchLoader, shuffled_passes
-from fedssl.methods.base import METHODS, Progress, Views
+from fedssl.methods.base import METHODS, SemiSupervised, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
@@ -71,14 +71,33 @@ def test_training_depends_on_the_named_streams_alone(shard, name):
         assert not equal(first, train_client(method, shard, **other)[0])
 
 
-@pytest.mark.parametrize(
-    "method", [FixMatch(unlabeled_weight=0, threshold=0), MeanTeacher(unlabeled_weight=0)]
-)
+MIXING = {"mixmatch", "remixmatch"}
+"""Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
+
+WITHOUT = {
+    name: {"kind": name, "unlabeled_weight": 0}
+    | {
+        "fixmatch": {"threshold": 0},
+        "uda": {"annealing": "none"},
+        "vat": {"entropy_weight": 0},
+    }.get(name, {})
+    for name in METHODS.names()
+    if name not in MIXING | {"supervised"}
+}
+"""Every other semi-supervised method, with nothing that tells it from supervised training but the work it does."""
+
+
+def test_every_method_that_does_not_mix_has_a_weight_to_switch_off():
+    assert all(issubclass(METHODS.get(name), SemiSupervised) for name in WITHOUT)
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize(("batch_size", "steps", "ratio"), [(8, 3, 2), (32, 10, 7), (64, 40, 1)])
+@pytest.mark.parametrize(("batch_size", "steps", "ratio"), [(8, 3, 2), (32, 10, 7), (64, 20, 1)])
 def test_no_unlabeled_weight_is_supervised_bit_for_bit(
-    shard, method, dropout, batch_size, steps, ratio
+    shard, kind, dropout, batch_size, steps, ratio
 ):
+    method = METHODS.build(WITHOUT[kind])
     train = Train(local_steps=steps, batch_size=batch_size)
     method = method.model_copy(update={"unlabeled_ratio": ratio})
     model = small_experiment(model={"dropout": dropout}).model
@@ -86,12 +105,8 @@ def test_no_unlabeled_weight_is_supervised_bit_for_bit(
     without, report = train_client(method, shard, train, model=model)
     assert equal(plain, without)
     assert report.considered > 0  # the unlabeled branch did run
-    weighted = method.model_copy(
-        update={"unlabeled_weight": 1.0, "ramp_up": 0.0}
-        if isinstance(method, MeanTeacher)
-        else {"unlabeled_weight": 1.0}
-    )
-    assert not equal(plain, train_client(weighted, shard, train, model=model)[0])
+    weighted = METHODS.build(WITHOUT[kind] | {"unlabeled_weight": 1.0})
+    assert not equal(plain, train_client(weighted, shard, train, model=model, round=8)[0])
 
 
 @pytest.mark.parametrize(
@@ -136,45 +151,6 @@ def test_steps_and_epochs(shard):
     assert Train(local_epochs=2, batch_size=8).num_steps(shard, Views()) == max(
         1, -(-2 * len(shard.labeled) // 8)
     )
-
-
-def test_the_cosine_schedule_ends_at_seven_sixteenths():
-    cosine = Train(schedule="cosine")
-    assert cosine.lr_factor(Progress(1, 10, 0, 4)) == 1
-    assert cosine.lr_factor(Progress(11, 10, 0, 4)) == pytest.approx(0.19509, abs=1e-5)
-    assert Train().lr_factor(Progress(8, 10, 0, 4)) == 1
-
-
-def test_the_schedule_reaches_the_optimizer(shard):
-    slow, _ = train_client(
-        Supervised(), shard, Train(local_steps=3, batch_size=8, schedule="cosine"), round=10
-    )
-    fast, _ = train_client(Supervised(), shard, round=10)
-    start = snapshot(build_network(small_experiment().model, Supervised(), shard.spec, 0))
-
-    def moved(weights):
-        return sum(float((weights[k] - start[k]).norm()) for k in start)
-
-    assert moved(slow) < 0.5 * moved(fast)
-
-
-def test_clipping_bounds_the_first_step(shard):
-    train = Train(local_steps=1, lr=1.0, momentum=0, nesterov=False, weight_decay=0, clip_norm=0.01)
-    start = snapshot(build_network(small_experiment().model, Supervised(), shard.spec, 0))
-    trained, _ = train_client(Supervised(), shard, train)
-    step = torch.sqrt(sum(((trained[k] - start[k]) ** 2).sum() for k in start))
-    assert float(step) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_bf16_follows_fp32(shard):
-    """Same batches, rounded: after 20 steps the loss has fallen as far, to within a few percent."""
-    exact = Train(local_steps=20, batch_size=8)
-    rounded = exact.model_copy(update={"precision": "bf16"})
-    _, full = train_client(Supervised(), shard, exact)
-    trained, half = train_client(Supervised(), shard, rounded)
-    assert all(v.dtype == torch.float32 and torch.isfinite(v).all() for v in trained.values())
-    assert half.loss != full.loss
-    assert half.loss == pytest.approx(full.loss, rel=0.05)
 
 
 def test_shuffled_passes_show_everyone_before_anyone_twice():

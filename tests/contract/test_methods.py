@@ -9,10 +9,14 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
 from strategies.server_app import serve
 from tests.helpers import federation_of, small_experiment
+from tests.test_training import WITHOUT
 
 TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "mean_teacher", "teacher_scope": "client"},
     {"kind": "mean_teacher", "teacher_scope": "server"},
+    {"kind": "freematch", "statistics_scope": "client"},
+    {"kind": "softmatch", "statistics_scope": "reset"},
+    {"kind": "remixmatch", "alignment_scope": "server"},
     {"kind": "tests.plugins.stateful"},
 ]
 
@@ -67,6 +71,66 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
     assert 0 <= outcome.rounds[-1].server_accuracy <= 1
 
 
+@pytest.mark.parametrize("scope", ["reset", "client", "server"])
+@pytest.mark.parametrize(
+    ("kind", "field", "slot"),
+    [
+        ("mean_teacher", "teacher_scope", "teacher"),
+        ("freematch", "statistics_scope", "statistics"),
+        ("softmatch", "statistics_scope", "statistics"),
+        ("remixmatch", "alignment_scope", "alignment"),
+    ],
+)
+def test_state_lives_where_the_experiment_says(kind, field, slot, scope):
+    experiment = small_experiment(
+        method={"kind": kind, field: scope}, federation={"sample": 6}, rounds=2
+    )
+    grid = SerialGrid(app, 6)
+    outcome = serve(experiment, grid, [])
+    assert any(key.startswith(f"{slot}/") for key in outcome.arrays) == (scope == "server")
+    kept = {c for c, state in grid._states.items() if f"{kind}.{slot}" in state.array_records}
+    assert kept == (set(range(6)) if scope == "client" else set())
+
+
+@pytest.mark.parametrize(
+    ("kind", "slot"), [("flexmatch", "confident"), ("temporal_ensembling", "ensemble")]
+)
+def test_memory_by_example_survives_between_rounds_on_every_engine(kind, slot, ray_grid):
+    """After three rounds of everyone, both grids remember the same, and more than one round can have left."""
+    experiment = small_experiment(
+        method={"kind": kind, "unlabeled_ratio": 1}, federation={"sample": 6}, rounds=3
+    )
+    serial = SerialGrid(app, 6)
+    serve(experiment, serial, [])
+    ray_grid.restart(6)
+    serve(experiment, ray_grid, [])
+    sizes = federation_of(experiment).sizes()
+    for client in range(6):
+        here, there = (
+            grid._states[client].array_records[f"{kind}.{slot}"] for grid in (serial, ray_grid)
+        )
+        assert {k: v.data for k, v in here.items()} == {k: v.data for k, v in there.items()}
+        assert all(array.shape[0] == sizes[client] for array in here.values())
+        if kind == "temporal_ensembling" and sizes[client] >= 16:
+            assert here["visits"].numpy().sum() == 3 * 2 * 8  # rounds, steps, images a step
+    assert sizes.max() >= 16
+
+
+def test_a_classifier_keeps_its_weights_when_a_method_puts_it_into_another_network():
+    """ReMixMatch holds it beside a second head; at a learning rate of nothing, it comes out as it went in."""
+    still = {"lr": 1e-12, "weight_decay": 0.0}
+    before = {"rounds": 2, "method": {"kind": "supervised"}}
+    for kinds in (["remixmatch"], ["remixmatch", "supervised"]):
+        phases = [before] + [
+            {"rounds": 1, "method": {"kind": kind}, "train": still} for kind in kinds
+        ]
+        outcome = serve(small_experiment(rounds=None, phases=phases), SerialGrid(app, 6), [])
+        alone = serve(small_experiment(method="supervised", rounds=2), SerialGrid(app, 6), [])
+        prefix = "classifier." if kinds[-1] == "remixmatch" else ""
+        for name, array in alone.arrays.items():
+            assert np.allclose(outcome.arrays[prefix + name], array, atol=1e-6), name
+
+
 def test_a_phase_may_change_the_method_and_its_network():
     """Weights that both networks have go on; what is new begins anew."""
     experiment = small_experiment(
@@ -83,14 +147,15 @@ def test_a_phase_may_change_the_method_and_its_network():
     assert not any(key.startswith("teacher/") for key in outcome.arrays)
 
 
-@pytest.mark.parametrize("kind", ["fixmatch", "mean_teacher"])
+@pytest.mark.parametrize("kind", WITHOUT)
 def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
     """Some of these clients hold no label at all."""
     federation = {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
     shared = {"federation": federation, "rounds": 3}
     supervised = small_experiment(method={"kind": "supervised"}, **shared)
     assert (federation_of(supervised).labeled_sizes() == 0).any()
-    weightless = small_experiment(method={"kind": kind, "unlabeled_weight": 0}, **shared)
+    weightless = small_experiment(method=WITHOUT[kind], **shared)
     first, second = (serve(e, SerialGrid(app, 6), []) for e in (supervised, weightless))
-    assert same_bits(first.arrays, second.arrays)
+    weights = {name: second.arrays[name] for name in first.arrays}  # without server-side state
+    assert same_bits(first.arrays, weights)
     assert same_bits(first.ema, second.ema)

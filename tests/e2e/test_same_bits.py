@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedssl.methods.base import METHODS
 from tests.helpers import sha256, small_toml
 
 VARIANTS = [
@@ -18,9 +19,18 @@ VARIANTS = [
 ]
 
 
+EVERY_METHOD = {
+    "rounds": None,
+    "phases": [{"rounds": 2, "method": {"kind": name}} for name in METHODS.names()],
+    "augment": {"strong": "ctaugment"},
+}
+"""Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
+
+
 @pytest.mark.timeout(600)
-def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path):
-    file = small_toml(tmp_path / "e.toml", federation={"sample": 5})
+@pytest.mark.parametrize("changes", [{}, EVERY_METHOD], ids=["default", "every method"])
+def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path, changes):
+    file = small_toml(tmp_path / "e.toml", federation={"sample": 5}, **changes)
     sums = {}
     for i, variant in enumerate(VARIANTS):
         out = tmp_path / str(i)

@@ -238,8 +238,6 @@ def test_the_ramps_ends():
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(0, 12), (4, 12), (1, 1)])
 def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
     """Clients without labels and batches of one among them."""
-    if name == "supervised" and labeled == 0:
-        pytest.skip("nothing to learn from")
     method = METHODS.build(name)
     network = network_of(method)
     given = batch_for(method, labeled=labeled, unlabeled=unlabeled)

@@ -1,0 +1,74 @@
+"""A new method is one file: written here into an empty folder, and run end to end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import sha256, small_toml
+
+METHOD = '''
+"""Entropy minimization (Grandvalet & Bengio, NeurIPS 2004), with a memory of how often each image was shown."""
+
+import torch
+from pydantic import Field
+
+from fedssl.methods import Loss, SemiSupervised, Views
+from fedssl.methods.functional import entropy, supervised_loss
+from fedssl.slots import Slot
+
+
+class EntropyMinimization(SemiSupervised):
+    """Make predictions on unlabeled images confident."""
+
+    floor: float = Field(0.0, ge=0, description="entropy below which an image does not count, nats")
+
+    def views(self):
+        return Views(("weak",), ("strong",), self.unlabeled_ratio)
+
+    def slots(self):
+        return (Slot("shown", "client"),)
+
+    def init_slot(self, name, network, spec, shard):
+        return {"times": torch.zeros(len(shard))}
+
+    def loss(self, network, batch, state, progress):
+        supervised = supervised_loss(network, batch.labeled[0], batch.labels)
+        logits = network(batch.unlabeled[0])
+        each = entropy(logits)
+        mask = (each > self.floor).float()
+        total = supervised + self.unlabeled_weight * (each * mask).mean()
+        times = state["shown"]["times"].index_add(0, batch.unlabeled_ids, mask)
+        return Loss(total, logits.argmax(1), mask, {"shown": {"times": times}})
+'''
+
+
+@pytest.mark.timeout(300)
+def test_one_file_is_a_method_on_every_engine(tmp_path):
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "mylab" / "entropy_minimization.py").write_text(METHOD, encoding="utf-8")
+    file = small_toml(tmp_path / "e.toml")
+    settings = ["--set", "method.kind=mylab.entropy_minimization", "--set", "method.floor=0.1"]
+    sums = set()
+    for i, engine in enumerate(("serial", "ray", "flower")):
+        out = tmp_path / f"run{i}"
+        arguments = ["run", str(file), *settings, "--engine", engine, "--out", str(out)]
+        done = subprocess.run(
+            [sys.executable, "-m", "fedssl", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        sums.add(sha256(out / "model.safetensors"))
+        assert "entropy_minimization" in (out / "rounds.csv").read_text()
+    assert len(sums) == 1
+    wrong = [*settings[:3], "method.flor=0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedssl", "validate", str(file), *wrong],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert "floor" in done.stderr
