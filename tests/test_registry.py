@@ -20,7 +20,12 @@ def test_a_name_is_a_module():
 def test_named_plugins():
     model = MODELS.build({"kind": "torchvision:resnet18", "resize": 32})
     assert model.kind == "torchvision:resnet18"
-    assert model.to_dict() == {"kind": "torchvision:resnet18", "resize": 32}
+    assert model.to_dict() == {
+        "kind": "torchvision:resnet18",
+        "resize": 32,
+        "norm": None,
+        "groups": 8,
+    }
     assert MODELS.build(model.to_dict()) == model
     with pytest.raises(InputError, match=r"model.name: is missing"):
         MODELS.build("torchvision")

@@ -4,12 +4,14 @@ Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseu
 arXiv:2110.08263.
 """
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
 from fedssl.slots import Slot, State, Tensors
 
@@ -20,12 +22,18 @@ UNUSED = -1
 class FlexMatch(SemiSupervised):
     """FixMatch with a threshold for each class, lower for classes that are learned more slowly.
 
-    Which class each image was last confidently given is remembered at its client between rounds, so that the estimate
-    of a class's progress is the client's own.
+    Which class each image was last confidently given is remembered at its client between rounds. A class that a skewed
+    client does not hold looks to it like one that is never learned, and gets a threshold of 0: `status_scope` can
+    judge classes by the whole cohort instead.
     """
 
     threshold: float = Field(
         0.95, ge=0, le=1, description="tau, threshold of the best learned class"
+    )
+    status_scope: Literal["client", "server"] = Field(
+        "client",
+        description="how far classes are learned is judged by the client's own images, as in the "
+        "paper, or by the cohort's of the last round",
     )
 
     def views(self) -> Views:
@@ -33,13 +41,18 @@ class FlexMatch(SemiSupervised):
         return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Remember the confident class of every example, at the client."""
-        return (Slot("confident", "client"),)
+        """Remember the confident class of every example at the client, and perhaps the cohort's shares."""
+        shared = (Slot("status", "server"),) if self.status_scope == "server" else ()
+        return (Slot("confident", "client"), *shared)
 
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start with no confident prediction: classes of shape (n,)."""
+        """Start with no confident prediction: classes of shape (n,); shares of shape (1 + num_classes,)."""
+        if name == "status":
+            shares = torch.zeros(1 + spec.num_classes, device=next(network.parameters()).device)
+            shares[0] = 1
+            return {"shares": shares}
         assert shard is not None, "memory by example lives at the client"
         return {"classes": torch.full_like(shard.labels, UNUSED)}
 
@@ -53,42 +66,61 @@ class FlexMatch(SemiSupervised):
         probs = predict(network, weak)
         confidence, pseudo_labels = probs.max(1)
         classes = state["confident"]["classes"]
-        thresholds = self.threshold * flexible_share(classes, probs.shape[1])
+        shared = state.get("status", {}).get("shares")
+        shares = class_status(classes, probs.shape[1]) if shared is None else shared
+        thresholds = self.threshold * flexible_share(shares)
         mask = (confidence >= thresholds[pseudo_labels]).to(confidence.dtype)
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, mask)
-        total = supervised + self.unlabeled_weight * unlabeled
+        remembered = self._remember(batch, classes, confidence, pseudo_labels)
         return Loss(
-            total,
+            supervised + self.unlabeled_weight * unlabeled,
             pseudo_labels,
             mask,
-            {"confident": {"classes": self._remember(batch, classes, confidence, pseudo_labels)}},
+            {"confident": {"classes": remembered}},
         )
+
+    def end(self, learner: Learner) -> None:
+        """Tell the server how far the client's own images have come."""
+        if self.status_scope == "server":
+            shares = learner.state["status"]["shares"]
+            classes = learner.state["confident"]["classes"]
+            learner.state["status"]["shares"] = class_status(classes, len(shares) - 1)
 
     def _remember(
         self, batch: Batch, classes: Tensor, confidence: Tensor, pseudo_labels: Tensor
     ) -> Tensor:
-        """Return the memory with the classes of what is confident by tau itself; the last visit in a step counts."""
+        """Return the memory with the classes of what is confident by tau itself.
+
+        Of several visits in one step the last counts.
+        """
         ids = batch.unlabeled_ids
-        visit = torch.where(
-            confidence >= self.threshold, torch.arange(len(ids), device=ids.device), -1
-        )
+        order = torch.arange(len(ids), device=ids.device)
+        visit = torch.where(confidence >= self.threshold, order, -1)
         last = torch.full_like(classes, -1).scatter_reduce(0, ids, visit, "amax")
         return torch.where(last >= 0, pseudo_labels[last.clamp(min=0)], classes)
 
 
-def flexible_share(classes: Tensor, num_classes: int) -> Tensor:
-    """Return b / (2 - b), the share of tau that each class is held to, shape (num_classes,).
-
-    b = s_c / max(max s, unused), s_c the images whose last confident class is c. While most images are unused every
-    threshold is low (the paper's threshold warm-up).
+def class_status(classes: Tensor, num_classes: int) -> Tensor:
+    """Return the share of images that are unused, then that of each class, shape (1 + num_classes,).
 
     Args:
         classes: Last confident class of every image, or `UNUSED`, int64 (n,).
         num_classes: C.
+    """
+    counts = torch.bincount(classes - UNUSED, minlength=num_classes + 1)
+    return counts / max(1, len(classes))
+
+
+def flexible_share(shares: Tensor) -> Tensor:
+    """Return b / (2 - b), the share of tau that each class is held to, shape (num_classes,).
+
+    b = s_c / max(max s, unused). While most images are unused every threshold is low (the paper's threshold warm-up).
+
+    Args:
+        shares: As `class_status` returns them; a common factor changes nothing.
 
     Reference: Zhang et al. (FlexMatch), equations 6, 9 and 10.
     """
-    counts = torch.bincount(classes - UNUSED, minlength=num_classes + 1)
-    unused, learned = counts[0], counts[1:]
-    share = learned / torch.maximum(learned.max(), unused).clamp(min=1)
+    unused, learned = shares[0], shares[1:]
+    share = learned / torch.maximum(learned.max(), unused).clamp(min=1e-12)
     return share / (2 - share)

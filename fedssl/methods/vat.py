@@ -18,7 +18,8 @@ class VAT(SemiSupervised):
     """Keep the prediction where a small push in the worst direction would change it most.
 
     The passes that look for that direction leave the statistics of batch normalization alone. Distances are in units
-    of normalized pixels. Deviation: xi is 1e-2, not 1e-6; in single precision so small a push is rounded away.
+    of normalized pixels. Deviation: xi is 1e-2, not 1e-6; in single precision so small a push is rounded away
+    and the direction is noise.
     """
 
     unlabeled_weight: float = Field(0.3, ge=0, description="weight of the adversarial loss")

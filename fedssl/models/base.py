@@ -1,16 +1,18 @@
 """What every model section is: hyper-parameters that build a module from the data's shape."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from fedssl.errors import InputError
+from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.registry import Family, Plugin
 
-Norm = Literal["group", "batch", "none"]
+Norm = Literal["group", "batch", "static", "none"]
+"""Normalization after a convolution; static: by the batch in training, by measured statistics in evaluation."""
 
 
 class Model(Plugin):
@@ -35,16 +37,59 @@ MODELS = Family("model", "fedssl.models", Model, "model", default="cnn")
 
 
 def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:
-    """Return the normalization of one layer.
+    """Return the normalization of one layer of images (B, channels, H, W).
 
     Group normalization is the default of a federation: batch statistics of skewed clients do not average
     (Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020, arXiv:1910.00189).
+
+    Args:
+        norm: Which one.
+        channels: Of the layer.
+        groups: Of group normalization; a layer of fewer channels has one group a channel.
     """
     if norm == "group":
         return nn.GroupNorm(min(groups, channels), channels)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
+    if norm == "static":
+        return StaticBatchNorm(channels)
     return nn.Identity()
+
+
+def check_groups(norm: Norm, groups: int, widths: Iterable[int]) -> None:
+    """Raise `ValueError` if group normalization cannot divide one of a model's widths, in channels."""
+    for width in widths:
+        if norm == "group" and width % min(groups, width):
+            raise ValueError(f"a width of {width} is not divisible into {groups} groups")
+
+
+def conv_layer(
+    channels: int, out: int, size: int, norm: Norm, *, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """Return a convolution beside a normalization, which makes its bias redundant.
+
+    Args:
+        channels, out: Channels in and out.
+        size: Side of the kernel, odd.
+        norm: Its normalization; only ``"none"`` keeps the bias.
+        stride: As in torch.
+        padding: Zeros on each side; None: as many as keep the image's size at stride 1.
+    """
+    if padding is None:
+        padding = size // 2
+    return nn.Conv2d(channels, out, size, stride, padding, bias=norm == "none")
+
+
+def init_he(network: nn.Module) -> None:
+    """Draw every convolution's weights from N(0, 2 / fan_out) and set its bias to 0, in place; the rest stays torch's.
+
+    Reference: He et al., "Delving Deep into Rectifiers", ICCV 2015, arXiv:1502.01852, equation 14.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def check_fits(network: nn.Module, image_shape: Sequence[int], kind: str) -> None:

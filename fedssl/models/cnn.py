@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import nn
 
-from fedssl.models.base import Model, Norm, norm_layer
+from fedssl.models.base import Model, Norm, check_groups, norm_layer
 
 
 class CNN(Model):
@@ -22,8 +22,7 @@ class CNN(Model):
         for width in self.widths:
             if width < 1:
                 raise ValueError(f"widths must be positive, not {width}")
-            if self.norm == "group" and width % min(self.groups, width):
-                raise ValueError(f"a width of {width} is not divisible into {self.groups} groups")
+        check_groups(self.norm, self.groups, self.widths)
         return self
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:

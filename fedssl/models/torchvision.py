@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.errors import InputError, nearest
-from fedssl.models.base import Model
+from fedssl.models.base import Model, Norm, norm_layer
 
 
 class TorchVision(Model):
@@ -17,6 +17,15 @@ class TorchVision(Model):
     name: str = Field(description="name of the classifier, as torchvision lists it")
     resize: int | None = Field(
         None, ge=8, description="side in pixels that images are scaled to first; unset: as they are"
+    )
+    norm: Norm | None = Field(
+        None,
+        description="what stands in for every batch normalization; unset: as the architecture has it",
+    )
+    groups: int = Field(
+        8,
+        ge=1,
+        description="most groups of group normalization; a layer has as many as divide its channels",
     )
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
@@ -33,7 +42,36 @@ class TorchVision(Model):
         options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
         if self.name in ("inception_v3", "googlenet"):
             options |= {"aux_logits": False, "init_weights": True}
-        return _Adapted(models.get_model(self.name, **options), self.resize)
+        backbone = models.get_model(self.name, **options)
+        if self.norm is not None:
+            self._replace_norms(backbone, self.norm)
+        return _Adapted(backbone, self.resize)
+
+    def _replace_norms(self, backbone: nn.Module, norm: Norm) -> None:
+        """Replace every `BatchNorm2d` by a fresh normalization of as many channels, in place.
+
+        No weights are drawn, so that the others are the seed's own whatever the normalization.
+        """
+        found = [
+            (parent, name, child)
+            for parent in backbone.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.BatchNorm2d)
+        ]
+        if not found:
+            raise InputError(
+                "model.norm",
+                f"is {norm!r}, but {self.name} has no batch normalization to replace",
+                "leave it out",
+            )
+        for parent, name, child in found:
+            channels = child.num_features
+            setattr(parent, name, norm_layer(norm, channels, _num_groups(channels, self.groups)))
+
+
+def _num_groups(channels: int, most: int) -> int:
+    """Return the largest divisor of a number of channels that is not above `most`."""
+    return max(groups for groups in range(1, most + 1) if channels % groups == 0)
 
 
 class _Adapted(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fedssl.methods.base import Progress
-from fedssl.methods.flexmatch import UNUSED, FlexMatch, flexible_share
+from fedssl.methods.flexmatch import UNUSED, FlexMatch, class_status, flexible_share
 from fedssl.methods.freematch import FreeMatch, fairness_loss
 from fedssl.methods.pseudo_label import PseudoLabel
 from fedssl.methods.softmatch import SoftMatch, gaussian_weight
@@ -32,7 +32,7 @@ def classes(*counts, unused):
     ],
 )
 def test_flexible_thresholds(counts, unused, thresholds):
-    found = 0.95 * flexible_share(classes(*counts, unused=unused), 2)
+    found = 0.95 * flexible_share(class_status(classes(*counts, unused=unused), 2))
     assert found.tolist() == pytest.approx(thresholds, abs=5e-5)
 
 
@@ -49,8 +49,22 @@ def test_flexmatch_remembers_the_last_confident_class():
     loss = method.loss(network, given, state, PROGRESS)
     expected = torch.where(sure, guess, 7)
     assert torch.equal(loss.updates["confident"]["classes"], expected)
-    thresholds = 0.15 * flexible_share(state["confident"]["classes"], 10)
+    thresholds = 0.15 * flexible_share(class_status(state["confident"]["classes"], 10))
     assert torch.equal(loss.accepted.bool(), confidence >= thresholds[guess])
+
+
+def test_flexmatch_can_judge_classes_by_the_cohort():
+    """A class that this client holds no image of is not one that nobody learns."""
+    method, network = FlexMatch(threshold=0.2, status_scope="server"), linear()
+    given = batch_for(method)
+    state = state_of(method, network)
+    assert torch.equal(state["status"]["shares"], torch.eye(11)[0])
+    state["status"]["shares"] = torch.full((11,), 1 / 11)
+    loss = method.loss(network, given, state, PROGRESS)
+    confidence = network(given.unlabeled[0]).softmax(1).max(1).values
+    assert torch.equal(loss.accepted.bool(), confidence >= 0.2)
+    own = FlexMatch(threshold=0.2).loss(network, given, state_of(FlexMatch(), network), PROGRESS)
+    assert own.accepted.all()
 
 
 def test_of_two_visits_in_a_step_the_last_confident_one_counts():

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.base import Dataset, Images, Source
-from fedssl.errors import InputError
+from fedssl.data.sources.torchvision_files import read_files
 
 
 class FashionMNIST(Source):
@@ -37,16 +37,16 @@ class FashionMNIST(Source):
         )
 
     def _part(self, *, train: bool) -> tuple[Images, tuple[str, ...]]:
-        from torchvision.datasets import FashionMNIST as Reader  # imported here: it takes a second
+        from torchvision import datasets  # imported here: it takes a second
 
-        try:
-            part = Reader(str(self.root), train=train, download=self.download)
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:
-            raise InputError(
-                "data.root",
-                f"no readable Fashion-MNIST under {str(self.root)!r} ({error})",
-                "pass --set data.download=true to fetch it, or put torchvision's four files "
-                "(train-images-idx3-ubyte, ...) in ROOT/FashionMNIST/raw and set data.root=ROOT",
-            ) from None
+        part = read_files(
+            datasets.FashionMNIST,
+            self.root,
+            what="Fashion-MNIST",
+            files="torchvision's four files (train-images-idx3-ubyte, ...)",
+            folder="ROOT/FashionMNIST/raw",
+            train=train,
+            download=self.download,
+        )
         images = Images(part.data.numpy()[:, None], part.targets.numpy().astype(np.int64))
         return images, tuple(part.classes)

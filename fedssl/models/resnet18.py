@@ -1,0 +1,77 @@
+"""ResNet-18 for small images: a 3x3 stem at full size and no pooling before the blocks.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385; the stem as in their CIFAR-10
+networks (section 4.2), the blocks as in their ImageNet network (table 1).
+"""
+
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, norm_layer
+
+
+class ResNet18(Model):
+    """Four pairs of residual blocks of 1, 2, 4 and 8 times `width` channels.
+
+    Shortcuts that change the shape are 1x1 convolutions with a normalization (the paper's option B).
+    """
+
+    width: int = Field(64, ge=1, description="channels of the first blocks; 64 in the paper")
+    norm: Norm = Field("group", description="normalization after every convolution")
+    groups: int = Field(8, ge=1, description="groups of group normalization")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ResNet18":
+        check_groups(self.norm, self.groups, [self.width * 2**i for i in range(4)])
+        return self
+
+    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+        """Return the network, 11.17 million weights at width 64; He normal convolutions, as in the paper.
+
+        The last three pairs halve the image; one of a single pixel stays as it is.
+        """
+        channels = self.width
+        layers: list[nn.Module] = [
+            conv_layer(image_shape[0], channels, 3, self.norm),
+            norm_layer(self.norm, channels, self.groups),
+            nn.ReLU(inplace=True),
+        ]
+        for pair in range(4):
+            out = self.width * 2**pair
+            layers += [
+                _Block(channels, out, 1 if pair == 0 else 2, self),
+                _Block(out, out, 1, self),
+            ]
+            channels = out
+        network = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
+        )
+        init_he(network)
+        return network
+
+
+class _Block(nn.Module):
+    """The basic block: ReLU(x + f(x)), f = two 3x3 convolutions (He et al., figure 2)."""
+
+    def __init__(self, channels: int, out: int, stride: int, model: ResNet18) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            conv_layer(channels, out, 3, model.norm, stride=stride),
+            norm_layer(model.norm, out, model.groups),
+            nn.ReLU(inplace=True),
+            conv_layer(out, out, 3, model.norm),
+            norm_layer(model.norm, out, model.groups),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(
+                conv_layer(channels, out, 1, model.norm, stride=stride),
+                norm_layer(model.norm, out, model.groups),
+            )
+        self.activate = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.activate(self.shortcut(x) + self.residual(x))
+        return activated

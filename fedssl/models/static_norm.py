@@ -1,0 +1,125 @@
+"""Static batch normalization: statistics of the batch in training, measured ones in evaluation.
+
+Diao, Ding & Tarokh, "HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients",
+ICLR 2021, arXiv:2010.01264, section 3; used by SemiFL (Diao, Ding & Tarokh, NeurIPS 2022, arXiv:2106.01432).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class StaticBatchNorm(nn.Module):
+    """Normalize each channel by the batch's own mean and variance, and track neither.
+
+    What evaluation normalizes with is measured by a separate pass over data (`measure_statistics`) and kept as E[x]
+    and E[x^2] of each channel. Both are linear in the data, so the mean of clients' buffers with weights n_k is
+    exactly what one pass over the clients' batches together gives; a mean of variances would leave out how far the
+    clients' means lie apart. Until measured, evaluation only scales and shifts.
+
+    Deviation: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
+
+    Args:
+        channels: C, of images (B, C, H, W).
+        eps: Added to the variance.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    mean: Tensor
+    mean_square: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("mean_square", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalized, (B, C, H, W) like x; one value a channel becomes the bias."""
+        if self.training:
+            # Not F.batch_norm, which refuses one value a channel; its variance is 0 and needs no special case.
+            return torch.batch_norm(
+                x, self.weight, self.bias, None, None, True, 0.0, self.eps,
+                torch.backends.cudnn.enabled,
+            )  # fmt: skip
+        # Rounding can leave the variance of a constant channel below zero.
+        variance = (self.mean_square - self.mean.square()).clamp(min=0)
+        return F.batch_norm(x, self.mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        """Return what a printed network shows of the layer."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Fill the buffers of a network's `StaticBatchNorm` layers by one pass over images, without gradients.
+
+    While the pass runs these layers normalize by each batch's own statistics, as in training, and everything else
+    (dropout, other normalizations) is as in evaluation; the training modes are put back afterwards. A batch weighs
+    as many as it has values a channel. What deeper layers see depends on how images are cut into batches. Without
+    such layers no batch is asked for; without an image the buffers stay what they were.
+
+    Args:
+        network: Written in place.
+        batches: Normalized images, each (B, C, H, W), on the network's device; sizes may differ.
+    """
+    layers = [module for module in network.modules() if isinstance(module, StaticBatchNorm)]
+    if not layers:
+        return
+    tallies = [_Tally(layer) for layer in layers]
+    with torch.no_grad(), _normalizing_by_batch(network, layers):
+        hooks = [
+            layer.register_forward_pre_hook(tally)
+            for layer, tally in zip(layers, tallies, strict=True)
+        ]
+        try:
+            for images in batches:
+                if len(images):
+                    network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for tally in tallies:
+            tally.write()
+
+
+class _Tally:
+    """Sums of x and x^2 of each channel that a layer was given, in double precision."""
+
+    def __init__(self, layer: StaticBatchNorm) -> None:
+        self.layer = layer
+        self.count = 0
+        self.total = torch.zeros_like(layer.mean, dtype=torch.float64)
+        self.total_square = torch.zeros_like(self.total)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # One batch at float32 (autocast hands over less), the sum over batches at float64.
+        x = inputs[0].float()
+        values = x.numel() // x.shape[1]
+        self.count += values
+        self.total += values * x.mean((0, 2, 3)).double()
+        self.total_square += values * x.square().mean((0, 2, 3)).double()
+
+    def write(self) -> None:
+        if self.count:
+            self.layer.mean.copy_(self.total / self.count)
+            self.layer.mean_square.copy_(self.total_square / self.count)
+
+
+@contextmanager
+def _normalizing_by_batch(network: nn.Module, layers: list[StaticBatchNorm]) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
