@@ -1,6 +1,6 @@
 """Weighted sums of models in a fixed tree, so that the order of arrival cannot change a bit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,19 +122,26 @@ def population_mean(
 
 
 def move_average(
-    average: Arrays, arrays: Arrays, decay: float
+    average: Arrays, arrays: Arrays, decay: float, buffers: Collection[str] = ()
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Return decay * average + (1 - decay) * arrays for floats; integer arrays are taken as they are."""
-    return {
-        name: as_type(
-            np.multiply(average[name], decay, dtype=np.float64)
-            + np.multiply(array, 1 - decay, dtype=np.float64),
-            array,
-        )
-        if np.issubdtype(array.dtype, np.floating)
-        else array
-        for name, array in arrays.items()
-    }
+    """Return decay * average + (1 - decay) * arrays for weights; buffers and integer arrays are taken as they are.
+
+    Args:
+        average, arrays: By name.
+        decay: In [0, 1].
+        buffers: Names of what is no weight, such as the statistics of batch normalization.
+
+    Reference:
+        Tarvainen & Valpola (Mean Teacher), NeurIPS 2017, whose averages take the student's buffers.
+    """
+
+    def moved(name: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        if name in buffers or not np.issubdtype(array.dtype, np.floating):
+            return array
+        kept = np.multiply(average[name], decay, dtype=np.float64)
+        return as_type(kept + np.multiply(array, 1 - decay, dtype=np.float64), array)
+
+    return {name: moved(name, array) for name, array in arrays.items()}
 
 
 def is_finite(arrays: Arrays) -> bool:

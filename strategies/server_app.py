@@ -230,7 +230,8 @@ class _Server:
     ) -> None:
         decay = warm_decay(phase.server.ema_decay, len(self.rounds))
         own = {name: self.arrays[name] for name in self.ema}
-        self.ema = move_average(self.ema, own, decay)
+        buffers = {name for name, _ in network.named_buffers()}
+        self.ema = move_average(self.ema, own, decay, buffers)
         model = self._evaluate(phase.method, network, own) if evaluate_now else None
         ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
         seconds = time.perf_counter() - began

@@ -151,10 +151,9 @@ def test_finite_and_moving_average():
     assert is_finite({"w": np.ones(2), "n": np.array(3)})
     assert not is_finite({"w": np.array([1, np.inf])})
     assert not is_finite({"w": np.array([np.nan])})
-    moved = move_average(
-        {"w": np.zeros(2, np.float32), "n": np.array(1)},
-        {"w": np.ones(2, np.float32), "n": np.array(5)},
-        0.75,
-    )
+    average = {"w": np.zeros(2, np.float32), "mean": np.zeros(2, np.float32), "n": np.array(1)}
+    latest = {"w": np.ones(2, np.float32), "mean": np.ones(2, np.float32), "n": np.array(5)}
+    moved = move_average(average, latest, 0.75, {"mean"})
     assert moved["w"].tolist() == [0.25, 0.25]
+    assert moved["mean"].tolist() == [1, 1]
     assert moved["n"] == 5

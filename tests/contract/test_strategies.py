@@ -267,3 +267,14 @@ def test_a_census_that_does_not_add_up(experiment):
         Census.by_query(grid.send_and_receive, [nodes[0], *nodes], experiment.to_json(), 6)
     with pytest.raises(RunFailed, match="could not answer the census"):
         Census.by_query(grid.send_and_receive, nodes, "not json", 6)
+
+
+@pytest.mark.parametrize("norm", ["batch", "static"])
+def test_the_moving_average_takes_the_latest_statistics_of_normalization(norm):
+    """Its weights lag behind the global model's, its buffers are the global model's own."""
+    experiment = small_experiment(rounds=3, model={"norm": norm}, method="supervised")
+    outcome = serve(experiment, SerialGrid(app, 6), [])
+    buffers = {name for name in outcome.arrays if "mean" in name or "var" in name or "num" in name}
+    assert buffers
+    for name, array in outcome.arrays.items():
+        assert (array == outcome.ema[name]).all() == (name in buffers), name
