@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ from fedssl.record.rows import RoundRow
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe & Ito's palette, told apart by color-blind readers."""
+
+Color = str | tuple[float, float, float, float]
 
 MOST_CLIENTS_DRAWN = 60
 
@@ -89,17 +92,23 @@ def plot_comparison(
 ) -> None:
     """Draw learning curves of several experiments, mean over seeds with the range as a band.
 
+    Beyond eight experiments there are no bands, and the legend stands beside the curves.
+
     Args:
         runs: Name -> one sequence of rounds a seed.
         title: What is compared.
         path: PNG to write.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=110)
+    crowded = len(runs) > len(COLORS)
+    figure = Figure(figsize=(12.5 if crowded else 10, 4), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
-    for (name, seeds), color in zip(runs.items(), COLORS * len(runs), strict=False):
-        _curve(left, seeds, "ema_accuracy", name, color, "-")
-        _curve(right, seeds, "pseudo_label_accuracy", name, color, "-")
-        _curve(right, seeds, "pseudo_label_coverage", None, color, ":")
+    palette: Sequence[Color] = COLORS
+    if crowded:
+        palette = [colormaps["tab20"](i % 20) for i in range(len(runs))]
+    for (name, seeds), color in zip(runs.items(), palette, strict=False):
+        _curve(left, seeds, "ema_accuracy", name, color, "-", band=not crowded)
+        _curve(right, seeds, "pseudo_label_accuracy", None, color, "-", band=not crowded)
+        _curve(right, seeds, "pseudo_label_coverage", None, color, ":", band=False)
     left.set_title("accuracy of the global model (EMA)", fontsize=10)
     right.set_title("pseudo-labels: right (line), used (dots)", fontsize=10)
     for axes in (left, right):
@@ -107,7 +116,10 @@ def plot_comparison(
         axes.set_ylabel("%")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=9, loc="lower right")
+    if crowded:
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
+    else:
+        left.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 
@@ -117,8 +129,10 @@ def _curve(
     seeds: Sequence[Sequence[RoundRow]],
     column: str,
     label: str | None,
-    color: str,
+    color: Color,
     style: str,
+    *,
+    band: bool,
 ) -> None:
     length = min(len(rows) for rows in seeds)
     values = np.array([[getattr(row, column) for row in rows[:length]] for rows in seeds]) * 100
@@ -128,7 +142,7 @@ def _curve(
     rounds = np.arange(1, length + 1)[known]
     values = values[:, known]
     axes.plot(rounds, values.mean(0), style, color=color, label=label, linewidth=1.6)
-    if len(values) > 1 and style == "-":
+    if len(values) > 1 and band:
         axes.fill_between(
             rounds, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0
         )

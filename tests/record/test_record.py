@@ -260,7 +260,9 @@ def test_pictures_are_drawn(tmp_path, finished):
     plot_comparison(
         {"a": [outcome.rounds, outcome.rounds], "b": [outcome.rounds]}, "t", tmp_path / "c.png"
     )
-    for name in ("p.png", "c.png"):
+    many = {f"experiment {i}": [outcome.rounds] for i in range(25)}
+    plot_comparison(many, "t", tmp_path / "m.png")
+    for name in ("p.png", "c.png", "m.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / name).stat().st_size > 10_000
 
