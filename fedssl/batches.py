@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
+from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe, as_float
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, View, Views
@@ -119,12 +119,11 @@ class BatchLoader:
         spec = self._shard.spec
         if not views:
             return []
-        images = _as_float(self._shard.images[ids.flatten()])
+        images = self._shard.images[ids.flatten()]
         shown = []
         for view, generator in views:
-            seen = images
-            if view != "plain" and len(images):
-                seen = self._view(view, images, generator)
+            plain = view == "plain" or len(images) == 0
+            seen = as_float(images) if plain else self._view(view, images, generator)
             shown.append(spec.normalize(seen).view(*ids.shape, *spec.shape))
         return shown
 
@@ -146,7 +145,7 @@ class BatchLoader:
         if len(labeled_ids) == 0 or not self._probes:
             return {}
         flips = self._shard.spec.flips
-        images = _as_float(self._shard.images[labeled_ids])
+        images = self._shard.images[labeled_ids]
         return {
             slot: self._augment.learned[slot].probe(images, generator, flips=flips)
             for slot, generator in self._probes.items()
@@ -156,8 +155,4 @@ class BatchLoader:
 def plain_batches(shard: Shard) -> Iterator[Tensor]:
     """Yield all images of a shard as they are, normalized, shape (B, C, H, W)."""
     for images in torch.split(shard.images, IMAGES_AT_ONCE):
-        yield shard.spec.normalize(_as_float(images))
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return images.to(torch.float32).div_(255)
+        yield shard.spec.normalize(as_float(images))

@@ -12,6 +12,11 @@ from fedssl.registry import Family, Plugin
 from fedssl.slots import Scope, Tensors
 
 
+def as_float(images: Tensor) -> Tensor:
+    """Return bytes as 32-bit floats in [0, 1], and floats as they are."""
+    return images if images.is_floating_point() else images.to(torch.float32).div_(255)
+
+
 class Augmentation(Plugin):
     """Turn a batch of images into a batch of views of the same shape."""
 
@@ -22,12 +27,12 @@ class Augmentation(Plugin):
         """Return one view of each image.
 
         Args:
-            images: Float images in [0, 1], shape (B, C, H, W), C of 1 or 3; never written to.
+            images: Floats in [0, 1] or bytes (uint8), shape (B, C, H, W), C of 1 or 3; never written to.
             generator: Source of every draw, on the images' device.
             flips: Whether a mirrored image of this data still shows the same class.
 
         Returns:
-            Views in [0, 1], shape (B, C, H, W).
+            Float views in [0, 1], shape (B, C, H, W).
         """
 
 

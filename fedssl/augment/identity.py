@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import Augmentation, as_float
 
 
 class Identity(Augmentation):
@@ -11,4 +11,4 @@ class Identity(Augmentation):
 
     def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
         """Return the images themselves."""
-        return images
+        return as_float(images)

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import Augmentation, as_float
 
 
 class Noise(Augmentation):
@@ -14,5 +14,6 @@ class Noise(Augmentation):
 
     def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
         """Return noisy images, clipped to [0, 1]."""
+        images = as_float(images)
         draw = torch.empty_like(images).normal_(0, self.std, generator=generator)
         return draw.add_(images).clamp_(0, 1)

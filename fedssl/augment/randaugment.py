@@ -15,39 +15,29 @@ from torch import Tensor
 
 from fedssl.augment import functional as ops
 from fedssl.augment.base import Augmentation
+from fedssl.augment.grouped import AFFINE, affine, apply_grouped_, single
 from fedssl.augment.weak import Weak
 
-OPERATIONS = (
-    "identity",
-    "autocontrast",
-    "equalize",
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "rotate",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
+
+def _enhance(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda images, levels: function(images, 0.05 + 0.9 * levels[:, 0])
+
+
+POINTWISE = (
+    single("identity", lambda images, levels: images),
+    single("autocontrast", lambda images, levels: ops.autocontrast(images)),
+    single("equalize", lambda images, levels: ops.equalize(images)),
+    single("brightness", _enhance(ops.brightness)),
+    single("color", _enhance(ops.color)),
+    single("contrast", _enhance(ops.contrast)),
+    single("sharpness", _enhance(ops.sharpness)),
+    single(
+        "posterize", lambda images, levels: ops.posterize(images, 4 + (5 * levels[:, 0]).floor())
+    ),
+    single("solarize", lambda images, levels: ops.solarize(images, levels[:, 0])),
 )
+OPERATIONS = (*(name for group in POINTWISE for name in group.names), *AFFINE)
 """The 14 operations of FixMatch, Table 12; the last five are affine."""
-
-_FIRST_AFFINE = OPERATIONS.index("rotate")
-
-_POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": lambda images, level: ops.autocontrast(images),
-    "equalize": lambda images, level: ops.equalize(images),
-    "brightness": lambda images, level: ops.brightness(images, 0.05 + 0.9 * level),
-    "color": lambda images, level: ops.color(images, 0.05 + 0.9 * level),
-    "contrast": lambda images, level: ops.contrast(images, 0.05 + 0.9 * level),
-    "sharpness": lambda images, level: ops.sharpness(images, 0.05 + 0.9 * level),
-    "posterize": lambda images, level: ops.posterize(images, 4 + torch.floor(5 * level)),
-    "solarize": lambda images, level: ops.solarize(images, level),
-}
-"""Operation -> function of images and of a level drawn from [0, 1)."""
 
 
 class RandAugment(Augmentation):
@@ -72,38 +62,15 @@ class RandAugment(Augmentation):
         batch, device = len(views), views.device
         shape = (self.num_ops, batch)
         chosen = torch.randint(len(OPERATIONS), shape, generator=generator, device=device)
-        levels = torch.rand(shape, generator=generator, device=device)
+        levels = torch.rand((*shape, 1), generator=generator, device=device)
         for operation, level in zip(chosen, levels, strict=True):
-            views = self._apply(views, operation, level)
+            self._apply_(views, operation, level)
         side, x, y = torch.rand((3, batch), generator=generator, device=device)
         height, width = views.shape[2:]
         size = side * self.max_cutout * min(height, width)
-        return ops.cutout(views, size, x * width, y * height)
+        return ops.cutout_(views, size, x * width, y * height)
 
-    def _apply(self, images: Tensor, operation: Tensor, level: Tensor) -> Tensor:
-        """Apply to image i operation[i] at level[i] in [0, 1); one call a kind of operation."""
-        result = images.clone()
-        for name, function in _POINTWISE.items():
-            rows = (operation == OPERATIONS.index(name)).nonzero().squeeze(1)
-            if len(rows):
-                result[rows] = function(images[rows], level[rows])
-        rows = (operation >= _FIRST_AFFINE).nonzero().squeeze(1)
-        if len(rows):
-            matrices = self._matrices(operation[rows], level[rows], images.shape[2:])
-            result[rows] = ops.warp(images[rows], matrices, self.interpolation)
-        return result
-
-    def _matrices(self, operation: Tensor, level: Tensor, size: torch.Size) -> Tensor:
-        signed = 2 * level - 1
-        height, width = size
-
-        def where(name: str, reach: float) -> Tensor:
-            return torch.where(operation == OPERATIONS.index(name), signed * reach, 0.0)
-
-        return ops.affine_matrices(
-            degrees=where("rotate", self.max_degrees),
-            shear_x=where("shear_x", self.max_shear),
-            shear_y=where("shear_y", self.max_shear),
-            shift_x=where("translate_x", self.max_translate * width),
-            shift_y=where("translate_y", self.max_translate * height),
-        )
+    def _apply_(self, images: Tensor, operation: Tensor, level: Tensor) -> Tensor:
+        """Apply in place to image i operation[i], shape (B,), at level[i], shape (B, 1)."""
+        moved = affine(self.max_degrees, self.max_shear, self.max_translate, self.interpolation)
+        return apply_grouped_(images, operation, level, (*POINTWISE, moved))

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation
-from fedssl.augment.functional import shift_by_pixels
+from fedssl.augment.base import Augmentation, as_float
+from fedssl.augment.geometry import flip_and_shift
 
 
 class Weak(Augmentation):
@@ -24,11 +24,10 @@ class Weak(Augmentation):
     def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
         """Return flipped and shifted views; see `Augmentation.__call__`."""
         batch, device = len(images), images.device
+        mirrored = torch.zeros(batch, dtype=torch.bool, device=device)
         if flips if self.flip is None else self.flip:
             mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
-            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
         reach = round(self.translate * min(images.shape[2:]))
-        if reach == 0:
-            return images
         shifts = torch.randint(-reach, reach + 1, (2, batch), generator=generator, device=device)
-        return shift_by_pixels(images, shifts[0], shifts[1], reach)
+        # Bytes are moved as bytes: a quarter of the traffic.
+        return as_float(flip_and_shift(images, mirrored, shifts[0], shifts[1]))

@@ -134,6 +134,20 @@ def test_views_use_bins_in_proportion_and_none_below_the_threshold(applied):
     assert ((torch.histc(place, 5, 0, 1) - 1000).abs() < 5 * 28.3 + 100).all()
 
 
+def test_the_far_end_of_the_last_bin_is_still_inside(monkeypatch):
+    """The largest number below 1, added to a bin's number, rounds up to the next."""
+    weights = CTAugment().initial()["weights"]
+    weights[RESCALE, 1, :5] = 0
+    operation = torch.full((4, 2), RESCALE)
+    largest = torch.full((4, 2, 4), 1 - 2**-24)
+    monkeypatch.setattr(CTAugment, "_draw", lambda self, views, generator: (operation, largest))
+    images = torch.rand(4, 1, 8, 8, generator=stream(7))
+    state = {"weights": weights}
+    assert CTAugment().show(images, stream(), state, flips=False).isfinite().all()
+    probe = CTAugment().probe(images, stream(), flips=False)
+    assert (probe.chosen["bin"] == torch.tensor([16, 5])).all()
+
+
 def test_a_parameter_whose_weights_vanished_starts_anew():
     weights = torch.zeros(len(OPERATIONS), 2, 17)
     odds = CTAugment().odds(weights)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedssl.augment import ctaugment, grouped
-from fedssl.augment.base import AUGMENTATIONS
+from fedssl.augment.base import AUGMENTATIONS, LearnedAugmentation
 from fedssl.augment.color_jitter import ColorJitter
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.randaugment import OPERATIONS, RandAugment
@@ -65,6 +65,23 @@ def test_a_view_does_not_depend_on_the_other_images(name):
     others[1:] = torch.rand(63, 3, 16, 16, generator=stream(8))
     first = policy(given, stream(), flips=True)[0]
     assert torch.equal(first, policy(others, stream(), flips=True)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_happens_where_the_images_are(name):
+    """A tensor made without naming a device would land on the default one, and could not meet the images."""
+    policy, given, generator = AUGMENTATIONS.build(name), images(count=200), stream()
+    if not isinstance(policy, LearnedAugmentation):
+        with torch.device("meta"):
+            assert policy(given, generator, flips=True).device.type == "cpu"
+        return
+    state = policy.initial()
+    match = torch.rand(200)
+    with torch.device("meta"):
+        assert policy.show(given, generator, state, flips=True).device.type == "cpu"
+        probe = policy.probe(given, generator, flips=True)
+        learned = policy.learn(state, probe, match)
+    assert all(tensor.device.type == "cpu" for tensor in learned.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,8 +154,9 @@ def test_cutouts_are_uniform_up_to_half_the_side():
     sides = rows[whole].sum(1)
     assert (sides - columns[whole].sum(1)).abs().max() <= 1
     assert 31 <= sides.max() <= 33
-    at_most = sum((1 - side) ** 2 for side in torch.linspace(0, 0.5, 2001)) / 2001  # P(whole)
-    assert abs(float(whole.float().mean() - at_most)) < 5 * (0.25 / 4000) ** 0.5
+    sizes = torch.linspace(0, 0.5, 2001)
+    probability = float(((1 - sizes) ** 2).mean())  # a square of side s lies inside with (1 - s)^2
+    assert abs(float(whole.float().mean()) - probability) < 5 * (0.25 / 4000) ** 0.5
     assert not RandAugment(num_ops=0, max_cutout=0)(
         torch.zeros(9, 1, 8, 8), stream(), flips=True
     ).any()
@@ -196,13 +214,12 @@ def test_color_jitter_with_no_range_changes_nothing():
     assert torch.allclose(still()(given, stream(), flips=False), given, atol=1e-6)
 
 
-def test_color_jitter_draws_an_order_for_every_image():
+def test_color_jitter_draws_an_order_for_every_image(monkeypatch):
     """Bright first clips at 1 and loses contrast; contrast first does not: with one factor each, order shows."""
     given = torch.tensor([0.2, 0.9]).view(1, 1, 1, 2).expand(4000, 3, -1, -1)
-    policy = still()
     factors = torch.tensor([[2.0, 0.5, 1, 0]]).expand(4000, -1)
-    object.__setattr__(policy, "_factors", lambda uniform: factors)
-    views = policy(given, stream(), flips=False)[:, 0, 0]
+    monkeypatch.setattr(ColorJitter, "_factors", lambda self, uniform: factors)
+    views = still()(given, stream(), flips=False)[:, 0, 0]
     bright_first = (views - torch.tensor([0.55, 0.85])).abs().amax(1) < 1e-3
     contrast_first = (views - torch.tensor([0.75, 1.0])).abs().amax(1) < 1e-3
     assert (bright_first | contrast_first).all()
