@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedssl import rng
+from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.batches import BatchLoader, shuffled_passes
 from fedssl.methods.base import METHODS, SemiSupervised, Views
@@ -192,3 +193,85 @@ def test_training_leaves_the_network_in_training_mode_and_evaluation_puts_the_mo
     network.eval()
     evaluate(network, shard.images, shard.hidden_labels.clamp(min=0), shard.spec)
     assert not network.training
+
+
+LEARNED = Augment(strong=CTAugment())
+
+
+def test_an_augmentation_learns_from_labeled_probes_during_the_round(shard):
+    """A bin that was probed moves from 1 towards p_y, one that was not stays."""
+    state = {"augment.strong": CTAugment().initial()}
+    train_client(FixMatch(), shard, state=state, augment=LEARNED)
+    weights = state["augment.strong"]["weights"]
+    moved = weights != 1
+    # 3 steps, 8 labeled images, 2 operations with at most 2 parameters each.
+    assert 0 < int(moved.sum()) <= 3 * 8 * 2 * 2
+    assert (weights[moved] < 1).all()
+    assert (weights[moved] > 0.9).all()
+
+
+def test_what_it_learned_decides_the_next_views(shard):
+    def views(weights):
+        def stream(purpose):
+            return rng.generator(0, purpose)
+
+        state = {"augment.strong": {"weights": weights}}
+        wanted = Views(("weak",), ("weak", "strong"), ratio=2)
+        return list(BatchLoader(shard, wanted, LEARNED, state, 8, 2, stream))
+
+    fresh = CTAugment().initial()["weights"]
+    gentle = fresh.clone()
+    gentle[..., 1:] = 0
+    first, second = views(fresh), views(gentle)
+    assert all(
+        torch.equal(a.unlabeled[0], b.unlabeled[0]) for a, b in zip(first, second, strict=True)
+    )
+    assert not torch.equal(first[0].unlabeled[1], second[0].unlabeled[1])
+
+
+def test_probing_shifts_no_other_stream(shard):
+    """With a zero weight, an augmentation that learns is supervised training all the same."""
+    model = small_experiment(model={"dropout": 0.5}).model
+    plain, _ = train_client(Supervised(), shard, model=model)
+    probed, _ = train_client(Supervised(), shard, model=model, augment=LEARNED)
+    weightless, _ = train_client(FixMatch(unlabeled_weight=0), shard, model=model, augment=LEARNED)
+    assert equal(plain, probed)
+    assert equal(plain, weightless)
+
+
+def test_a_client_without_labels_learns_no_augmentation(unlabeled_shard):
+    state = {"augment.strong": CTAugment().initial()}
+    _, report = train_client(FixMatch(threshold=0), unlabeled_shard, state=state, augment=LEARNED)
+    assert report.num_steps == 3
+    assert (state["augment.strong"]["weights"] == 1).all()
+
+
+@pytest.mark.parametrize("scope", ["reset", "client", "server"])
+def test_what_an_augmentation_learned_lives_where_it_says(scope):
+    from clients.client_app import app
+    from fedssl.engine.serial_grid import SerialGrid
+    from strategies.server_app import serve
+
+    strong = {"kind": "ctaugment", "scope": scope}
+    experiment = small_experiment(augment={"strong": strong}, federation={"sample": 6}, rounds=2)
+    grid = SerialGrid(app, 6)
+    outcome = serve(experiment, grid, [])
+    assert ("augment.strong/weights" in outcome.arrays) == (scope == "server")
+    kept = {c for c, s in grid._states.items() if "fixmatch.augment.strong" in s.array_records}
+    assert kept == (set(range(6)) if scope == "client" else set())
+    if scope == "server":
+        assert (outcome.arrays["augment.strong/weights"] < 1).any()
+
+
+def test_static_normalization_is_measured_on_the_trained_weights(shard):
+    """The buffers are those of one plain pass over the shard with the weights that are sent."""
+    from fedssl.batches import plain_batches
+    from fedssl.models.static_norm import measure_statistics
+
+    model = small_experiment(model={"norm": "static"}).model
+    trained, _ = train_client(Supervised(), shard, model=model)
+    network = build_network(model, Supervised(), shard.spec, 0)
+    network.load_state_dict(trained)
+    measure_statistics(network, plain_batches(shard))
+    assert equal(trained, snapshot(network))
+    assert any(name.endswith("mean_square") for name in trained)

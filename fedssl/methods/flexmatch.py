@@ -22,18 +22,18 @@ UNUSED = -1
 class FlexMatch(SemiSupervised):
     """FixMatch with a threshold for each class, lower for classes that are learned more slowly.
 
-    Which class each image was last confidently given is remembered at its client between rounds. A class that a skewed
-    client does not hold looks to it like one that is never learned, and gets a threshold of 0: `status_scope` can
-    judge classes by the whole cohort instead.
+    Which class each image was last confidently given is remembered at its client between rounds. The paper judges how
+    far a class is learned by its whole data set; here that is the cohort of the last round. Judged by one skewed
+    client, a class that it does not hold looks like one that is never learned, and gets a threshold of 0.
     """
 
     threshold: float = Field(
         0.95, ge=0, le=1, description="tau, threshold of the best learned class"
     )
     status_scope: Literal["client", "server"] = Field(
-        "client",
-        description="how far classes are learned is judged by the client's own images, as in the "
-        "paper, or by the cohort's of the last round",
+        "server",
+        description="how far classes are learned is judged by the client's own images alone, or by "
+        "those of the last round's cohort",
     )
 
     def views(self) -> Views:

@@ -31,8 +31,8 @@ class ReMixMatch(SemiSupervised):
     """Anchor several strong views to one weak view's aligned and sharpened guess; mix; tell turned images apart.
 
     Deviation: mixed labeled and mixed unlabeled images run one after the other, as in our MixMatch. The wanted class
-    distribution is a running mean of the labels, from even classes on, as in the official code: the few labels of one
-    client leave out classes that its images show.
+    distribution is a running mean of the labels, from even classes on, as in the official code. Both running
+    distributions are the cohort's by default: aligned to even classes, a skewed client's own guesses would be wrong.
     """
 
     unlabeled_weight: float = Field(1.5, ge=0, description="lambda_U, of the mixed unlabeled loss")
@@ -65,7 +65,7 @@ class ReMixMatch(SemiSupervised):
         0.999, ge=0, lt=1, description="decay of the running mean of labels, per step"
     )
     alignment_scope: Scope = Field(
-        "client",
+        "server",
         description="running distributions start anew each round, stay with the client, or are "
         "averaged by the server",
     )

@@ -14,10 +14,10 @@ from tests.test_training import WITHOUT
 TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "mean_teacher", "teacher_scope": "client"},
     {"kind": "mean_teacher", "teacher_scope": "server"},
-    {"kind": "flexmatch", "status_scope": "server"},
+    {"kind": "flexmatch", "status_scope": "client"},
     {"kind": "freematch", "statistics_scope": "client"},
     {"kind": "softmatch", "statistics_scope": "reset"},
-    {"kind": "remixmatch", "alignment_scope": "server"},
+    {"kind": "remixmatch", "alignment_scope": "client"},
     {"kind": "tests.plugins.stateful"},
 ]
 

@@ -17,6 +17,8 @@ from tests.methods.examples import PROGRESS, batch_for, linear, state_of, stream
 
 # 10. FlexMatch
 
+CLIENT = FlexMatch(threshold=0.2, status_scope="client")
+
 
 def classes(*counts, unused):
     learned = [torch.full((n,), c) for c, n in enumerate(counts)]
@@ -38,7 +40,7 @@ def test_flexible_thresholds(counts, unused, thresholds):
 
 def test_flexmatch_remembers_the_last_confident_class():
     """By tau itself and not by the class's threshold; what is not confident keeps what it had."""
-    method = FlexMatch(threshold=0.15)
+    method = FlexMatch(threshold=0.15, status_scope="client")
     network, given = linear(), batch_for(FlexMatch())
     state = state_of(method, network)
     assert (state["confident"]["classes"] == UNUSED).all()
@@ -63,7 +65,7 @@ def test_flexmatch_can_judge_classes_by_the_cohort():
     loss = method.loss(network, given, state, PROGRESS)
     confidence = network(given.unlabeled[0]).softmax(1).max(1).values
     assert torch.equal(loss.accepted.bool(), confidence >= 0.2)
-    own = FlexMatch(threshold=0.2).loss(network, given, state_of(FlexMatch(), network), PROGRESS)
+    own = CLIENT.loss(network, given, state_of(CLIENT, network), PROGRESS)
     assert own.accepted.all()
 
 
