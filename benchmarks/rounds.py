@@ -9,13 +9,12 @@ client's images, batches of 32 of which a quarter is labeled, noise as the stron
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
 
 import torch
 
 from fedssl.config import Experiment
 from fedssl.record.display import percent
-from fedssl.record.rows import ClientRow, Failure, NamedArrays, Observer, RoundRow
+from fedssl.record.rows import Observer, RoundEnd
 from fedssl.simulation import Engine, check
 
 WORKLOADS = {
@@ -39,17 +38,10 @@ class Stopwatch(Observer):
         self.ends: list[float] = []
         self.accuracy = float("nan")
 
-    def round_ended(
-        self,
-        row: RoundRow,
-        clients: Sequence[ClientRow],
-        failures: Sequence[Failure],
-        arrays: NamedArrays,
-        ema: NamedArrays,
-    ) -> None:
+    def round_ended(self, end: RoundEnd) -> None:
         """Note the time."""
         self.ends.append(time.perf_counter())
-        self.accuracy = row.server_accuracy
+        self.accuracy = end.row.server_accuracy
 
     @property
     def seconds_a_round(self) -> float:

@@ -15,7 +15,8 @@ from clients.state import (
     private_weights,
     refuse_divergence,
     save_state,
-    shared_arrays,
+    shared_state,
+    shared_weights,
 )
 from fedssl import protocol
 from fedssl.config import Experiment
@@ -42,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
     resident = _resident(experiment, shard.spec, device)
     network, recipe = resident.network, experiment.recipe
     load_weights(recipe.method, network, request.arrays, resident.private, context.state)
-    state = load_state(recipe, network, shard, request.arrays, context.state)
+    state = load_state(recipe, network, shard, request.state, context.state, request.phase)
     report = fit(
         network,
         shard,
@@ -55,13 +56,14 @@ def train(message: Message, context: Context) -> Message:
         phase_rounds=request.phase_rounds or experiment.num_rounds,
     )
     refuse_divergence(network, state)
-    save_state(recipe, network, state, context.state)
+    save_state(recipe, network, state, context.state, request.phase)
     labeled = len(shard.labeled)
     coverage = pseudo_label_coverage(report.considered, report.accepted)
     hidden = len(shard) - labeled
     return protocol.fit_reply(
         message,
-        shared_arrays(recipe, network, state),
+        shared_weights(recipe.method, network),
+        shared_state(recipe, state),
         report,
         client=local.client,
         num_examples=len(shard),

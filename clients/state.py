@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl import protocol
 from fedssl.data.shard import Shard
@@ -14,7 +14,10 @@ from fedssl.slots import State, Tensors
 from fedssl.training import Recipe
 
 PRIVATE = "private"
-"""Record that holds the weights a method does not share."""
+"""Begins the name of the record that holds the weights a method does not share."""
+
+PHASE = "phase-"
+"""Begins the names of records that hold state, which belongs to its phase."""
 
 
 def private_weights(method: Method, network: nn.Module) -> Tensors:
@@ -46,7 +49,7 @@ def load_weights(
     """
     shared = [name for name in network.state_dict() if method.is_shared(name)]
     protocol.load_network(network, arrays, shared)
-    record = kept.array_records.get(_name(method, PRIVATE))
+    record = kept.array_records.get(_private(method))
     if record is not None:
         protocol.load_network(network, protocol.from_record(record), initial)
     elif initial:
@@ -69,8 +72,9 @@ def load_state(
     recipe: Recipe,
     network: nn.Module,
     shard: Shard,
-    arrays: Mapping[str, Any],
+    shared: Mapping[str, Any],
     kept: RecordDict,
+    phase: int,
 ) -> State:
     """Fill every slot of a recipe.
 
@@ -78,47 +82,68 @@ def load_state(
         recipe: Declares the slots.
         network: Holds the weights of the round's start.
         shard: The client's examples.
-        arrays: What the server sent, ``server`` slots among it.
-        kept: What the client kept from its earlier rounds.
+        shared: What the server sent of ``server`` slots.
+        kept: What the client kept from its earlier rounds; what it kept in another phase is not used.
+        phase: Of the run, from 0.
     """
     device = shard.images.device
     state: State = {}
     for slot in recipe.slots():
-        record = kept.array_records.get(_name(recipe.method, slot.name))
+        record = kept.array_records.get(_in_phase(phase, slot.name))
         found: Mapping[str, Any] = {}
         if slot.scope == "server":
-            found = protocol.slot_arrays(arrays, slot.name)
+            found = protocol.slot_arrays(shared, slot.name)
         elif slot.scope == "client" and record is not None:
             found = protocol.from_record(record)
         if found:
             state[slot.name] = _tensors(found, device)
         else:
-            state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, shard)
+            # A server that knows nothing of state, such as a stock strategy's, sends none: it begins as it would there.
+            held = None if slot.scope == "server" else shard
+            state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, held)
     return state
 
 
-def save_state(recipe: Recipe, network: nn.Module, state: State, kept: RecordDict) -> None:
-    """Keep ``client`` slots and private weights for the client's next round, in place."""
+def save_state(
+    recipe: Recipe, network: nn.Module, state: State, kept: RecordDict, phase: int
+) -> None:
+    """Keep ``client`` slots and private weights for the client's next round, in place.
+
+    A phase begins with fresh state, at the client as at the server: what an earlier one left is dropped. Private
+    weights are weights, and go on.
+    """
+    for name in list(kept.array_records):
+        if name.startswith(PHASE) and not name.startswith(_in_phase(phase, "")):
+            del kept[name]
     for slot in recipe.slots():
         if slot.scope == "client":
-            kept[_name(recipe.method, slot.name)] = protocol.to_record(state[slot.name])
+            kept[_in_phase(phase, slot.name)] = protocol.to_record(state[slot.name])
     private = private_weights(recipe.method, network)
     if private:
-        kept[_name(recipe.method, PRIVATE)] = protocol.to_record(private)
+        kept[_private(recipe.method)] = protocol.to_record(private)
 
 
-def shared_arrays(recipe: Recipe, network: nn.Module, state: State) -> dict[str, Tensor]:
-    """Return what goes back to the server: shared weights and ``server`` slots."""
-    arrays = {k: v for k, v in network.state_dict().items() if recipe.method.is_shared(k)}
-    for slot in recipe.slots():
-        if slot.scope == "server":
-            for name, tensor in state[slot.name].items():
-                arrays[protocol.slot_key(slot.name, name)] = tensor
-    return arrays
+def shared_weights(method: Method, network: nn.Module) -> Tensors:
+    """Return the weights that go back to the server."""
+    return {k: v for k, v in network.state_dict().items() if method.is_shared(k)}
 
 
-def _name(method: Method, slot: str) -> str:
-    return f"{method.kind}.{slot}"
+def shared_state(recipe: Recipe, state: State) -> Tensors:
+    """Return what goes back to the server of ``server`` slots, by ``SLOT/NAME``."""
+    return {
+        protocol.slot_key(slot.name, name): tensor
+        for slot in recipe.slots()
+        if slot.scope == "server"
+        for name, tensor in state[slot.name].items()
+    }
+
+
+def _in_phase(phase: int, slot: str) -> str:
+    return f"{PHASE}{phase}.{slot}"
+
+
+def _private(method: Method) -> str:
+    return f"{PRIVATE}.{method.kind}"
 
 
 def _tensors(arrays: Mapping[str, Any], device: torch.device) -> Tensors:

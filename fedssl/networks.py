@@ -26,8 +26,9 @@ def build_network(
         device: Where the network is to live.
 
     Raises:
-        InputError: The model cannot take such images.
+        InputError: The model or the method cannot take such images.
     """
+    method.check(spec)
 
     def build() -> nn.Module:
         classifier = model.build(spec.shape, spec.num_classes)

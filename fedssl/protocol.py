@@ -32,12 +32,15 @@ from torch import Tensor, nn
 from fedssl.training import FitReport
 
 ARRAYS = "arrays"
+STATE = "state"
+"""State of methods that the server keeps; beside the weights, for strategies are given weights only."""
 CONFIG = "config"
 METRICS = "metrics"
 
 EXPERIMENT = "experiment"
 ROUND = "server-round"
 """Flower's own name: its strategies write it into every config record."""
+PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
 
@@ -110,9 +113,10 @@ def from_record(record: ArrayRecord) -> NamedArrays:
     return {name: _decode_array(array) for name, array in record.items()}
 
 
-def num_bytes(record: ArrayRecord) -> int:
-    """Return the bytes of a record's arrays as they travel."""
-    return sum(len(array.data) for array in record.values())
+def num_bytes(content: RecordDict) -> int:
+    """Return the bytes of a message's arrays as they travel."""
+    records = content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 def load_network(network: nn.Module, arrays: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -140,7 +144,7 @@ def load_network(network: nn.Module, arrays: Mapping[str, Any], names: Iterable[
 
 
 def slot_key(slot: str, name: str) -> str:
-    """Return the name under which a method's server-side tensor travels among the model's arrays."""
+    """Return the name under which a slot's tensor travels."""
     return f"{slot}/{name}"
 
 
@@ -158,24 +162,35 @@ class Request:
     """What the server asks of a client.
 
     Args:
-        arrays: Global weights and the method's server-side state, by name.
+        arrays: Global weights by name.
+        state: What the server keeps of the method's state, by ``SLOT/NAME``.
         experiment: The experiment of the phase, as JSON.
         server_round: Round of the run, from 1.
+        phase: Phase of the run, from 0.
         phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
         phase_rounds: Rounds of the phase; None likewise.
     """
 
     arrays: NamedArrays
+    state: NamedArrays
     experiment: str
     server_round: int
+    phase: int
     phase_round: int | None
     phase_rounds: int | None
 
 
-def request_config(experiment: str, phase_round: int, phase_rounds: int) -> ConfigRecord:
+def request_config(
+    experiment: str, phase: int, phase_round: int, phase_rounds: int
+) -> ConfigRecord:
     """Return the config record of a request; strategies add the server round."""
     return ConfigRecord(
-        {EXPERIMENT: experiment, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds}
+        {
+            EXPERIMENT: experiment,
+            PHASE: phase,
+            PHASE_ROUND: phase_round,
+            PHASE_ROUNDS: phase_rounds,
+        }
     )
 
 
@@ -189,11 +204,13 @@ def read_request(message: Message) -> Request:
     if CONFIG not in records or EXPERIMENT not in records.config_records[CONFIG]:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
     config = records.config_records[CONFIG]
-    arrays = records.array_records.get(ARRAYS)
+    arrays, state = (records.array_records.get(name) for name in (ARRAYS, STATE))
     return Request(
         arrays={} if arrays is None else from_record(arrays),
+        state={} if state is None else from_record(state),
         experiment=cast("str", config[EXPERIMENT]),
         server_round=cast("int", config.get(ROUND, 1)),
+        phase=cast("int", config.get(PHASE, 0)),
         phase_round=cast("int | None", config.get(PHASE_ROUND)),
         phase_rounds=cast("int | None", config.get(PHASE_ROUNDS)),
     )
@@ -212,6 +229,7 @@ def new_message(
 def fit_reply(
     message: Message,
     arrays: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
     report: FitReport,
     *,
     client: int,
@@ -219,7 +237,10 @@ def fit_reply(
     num_labeled: int,
     num_confident: float,
 ) -> Message:
-    """Return the reply to a training request."""
+    """Return the reply to a training request.
+
+    State goes back only to a server that sent some: Flower's own strategies take a reply with one array record only.
+    """
     metrics: dict[str, int | float | list[int] | list[float]] = {
         CLIENT: client,
         NUM_EXAMPLES: num_examples,
@@ -233,7 +254,15 @@ def fit_reply(
         "seconds": report.seconds,
     }
     content = RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord(metrics)})
+    if STATE in message.content:
+        content[STATE] = to_record(state)
     return Message(content=content, reply_to=message)
+
+
+def without_state(reply: Message) -> Message:
+    """Return the same reply with weights and metrics only."""
+    kept = {name: record for name, record in reply.content.items() if name != STATE}
+    return with_content(reply, RecordDict(kept))
 
 
 def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Message:

@@ -153,7 +153,7 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
     for slot, probe in batch.probes.items():
         classifier = recipe.method.classifier(learner.network)
         learner.network.eval()
-        probs = predict(classifier, learner.shard.spec.normalize(probe.views)).float()
+        probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         learner.network.train()
         # 1 - |p - y|_1 / 2 is p_y, for p sums to 1.
         match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -33,12 +34,14 @@ from fedssl.record.rows import (
     NamedArrays,
     Observer,
     Outcome,
+    RoundEnd,
     RoundRow,
 )
 from fedssl.record.run_directory import RunDirectory, new_run_path
 from fedssl.training import Recipe
 from strategies.base import strategy_of
 from strategies.census import Census, Cohorts
+from strategies.shared_state import SharedState
 
 PSEUDO_COUNTS = ("considered", "accepted", "right")
 
@@ -89,6 +92,7 @@ class _Server:
         self.federation: Federation = simulated_federation(experiment)
         self.arrays: NamedArrays = {}
         self.ema: NamedArrays = {}
+        self.state: protocol.NamedArrays = {}
         self.rounds: list[RoundRow] = []
         self.strategy: FlowerStrategy | None = None
         self.classifier_names: dict[str, str] = {}
@@ -101,7 +105,8 @@ class _Server:
         cohorts = Cohorts(census, self.experiment.federation.sample, self.experiment.seed)
         for index in range(len(self.experiment.schedule)):
             self._run_phase(index, cohorts)
-        outcome = Outcome(self.arrays, self.ema, tuple(self.rounds), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.rounds), seconds)
         for observer in self.observers:
             observer.ended(outcome)
         return outcome
@@ -141,13 +146,14 @@ class _Server:
         for phase_round in range(1, rounds + 1):
             began = time.perf_counter()
             server_round = len(self.rounds) + 1
-            log = _RoundLog(server_round, cohorts.census, self.arrays)
-            config = protocol.request_config(text, phase_round, rounds)
+            config = protocol.request_config(text, index, phase_round, rounds)
             messages = list(
                 strategy.configure_train(
                     server_round, protocol.to_record(self.arrays), config, self.grid
                 )
             )
+            shared = SharedState(self.state, messages)
+            log = _RoundLog(server_round, cohorts.census, self.arrays, shared)
             replies = log.watch(messages, self._send(messages, phase.server.timeout))
             aggregate, _ = strategy.aggregate_train(server_round, replies)
             for _ in replies:  # a strategy that stops early must not hide a reply from the record
@@ -155,6 +161,7 @@ class _Server:
             if log.num_ok == 0:
                 self._stop(phase, index, log, began)
             self._accept(aggregate, log)
+            self.state = shared.merged()
             last = index == len(self.experiment.schedule) - 1 and phase_round == rounds
             due = server_round % phase.server.evaluate_every == 0 or last
             self._finish_round(phase, index, network, log, began, evaluate_now=due)
@@ -178,17 +185,17 @@ class _Server:
             for name, tensor in network.state_dict().items()
             if method.is_shared(name)
         }
-        averages = {name: self.ema.get(same.get(name, name)) for name in fresh}
         self.ema = {
-            name: array if (average := averages[name]) is None else average
-            for name, array in fresh.items()
+            name: self.ema[same[name]] if name in same else array for name, array in fresh.items()
         }
-        for slot in recipe.slots():
-            if slot.scope == "server":
-                spec = self.federation.data.spec
-                for name, tensor in recipe.init_slot(slot.name, network, spec, None).items():
-                    fresh[protocol.slot_key(slot.name, name)] = tensor.numpy()
         self.arrays = fresh
+        spec = self.federation.data.spec
+        self.state = {
+            protocol.slot_key(slot.name, name): tensor.numpy()
+            for slot in recipe.slots()
+            if slot.scope == "server"
+            for name, tensor in recipe.init_slot(slot.name, network, spec, None).items()
+        }
 
     def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
         """Return the classifier's names in a new network -> its names in the last one."""
@@ -214,7 +221,7 @@ class _Server:
         seconds = time.perf_counter() - began
         row = _row(log, index, phase.method.kind, seconds, None, None)
         for observer in self.observers:
-            observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
+            observer.round_ended(self._end(row, log))
         first = log.failures[0].reason if log.failures else "no client was sampled"
         raise RunFailed(f"all clients of round {log.round} failed; the first one said:\n{first}")
 
@@ -229,16 +236,18 @@ class _Server:
         evaluate_now: bool,
     ) -> None:
         decay = warm_decay(phase.server.ema_decay, len(self.rounds))
-        own = {name: self.arrays[name] for name in self.ema}
         buffers = {name for name, _ in network.named_buffers()}
-        self.ema = move_average(self.ema, own, decay, buffers)
-        model = self._evaluate(phase.method, network, own) if evaluate_now else None
+        self.ema = move_average(self.ema, self.arrays, decay, buffers)
+        model = self._evaluate(phase.method, network, self.arrays) if evaluate_now else None
         ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
         seconds = time.perf_counter() - began
         row = _row(log, index, phase.method.kind, seconds, model, ema)
         self.rounds.append(row)
         for observer in self.observers:
-            observer.round_ended(row, log.clients, log.failures, self.arrays, self.ema)
+            observer.round_ended(self._end(row, log))
+
+    def _end(self, row: RoundRow, log: "_RoundLog") -> RoundEnd:
+        return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
 
     def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
         protocol.load_network(network, arrays, arrays)
@@ -257,16 +266,22 @@ class _RoundLog:
     Args:
         round: Round of the run, from 1.
         census: Who is there.
-        arrays: What was sent, which every reply must match in names and shapes.
+        arrays: Weights that were sent, which every reply must match in names and shapes.
+        shared: State of the method that was sent, likewise.
     """
 
-    def __init__(self, round: int, census: Census, arrays: NamedArrays) -> None:
+    def __init__(
+        self, round: int, census: Census, arrays: NamedArrays, shared: SharedState
+    ) -> None:
         self.round = round
         self.clients: list[ClientRow] = []
         self.failures: list[Failure] = []
         self.tally = _Tally()
         self._census = census
-        self._layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        self._shared = shared
+        self._layouts = {protocol.ARRAYS: _layout(arrays)}
+        if shared.arrays:
+            self._layouts[protocol.STATE] = _layout(shared.arrays)
 
     @property
     def num_ok(self) -> int:
@@ -276,8 +291,7 @@ class _RoundLog:
         """Pass replies on, an error in place of each that is refused, and note them all."""
         waiting = {message.metadata.dst_node_id for message in messages}
         if messages:
-            sent = messages[0].content.array_records[protocol.ARRAYS]
-            self.tally.bytes_down = protocol.num_bytes(sent) * len(messages)
+            self.tally.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
         for reply in replies:
             node = reply.metadata.src_node_id
             if node not in waiting:
@@ -287,7 +301,7 @@ class _RoundLog:
             if flaw is not None:
                 reply = protocol.refused(reply, flaw)
             self._note(self._census.client_at[node], reply)
-            yield reply
+            yield reply if reply.has_error() else self._shared.detach(reply)
         for node in sorted(waiting):
             self._fail(self._census.client_at[node], "no reply in time")
         self.clients.sort(key=lambda row: row.client)
@@ -296,23 +310,22 @@ class _RoundLog:
     def _flaw(self, reply: Message) -> str | None:
         """Say why a reply must not be averaged, or None."""
         content = reply.content
-        if (
-            protocol.ARRAYS not in content.array_records
-            or protocol.METRICS not in content.metric_records
-        ):
+        missing = [name for name in self._layouts if name not in content.array_records]
+        if missing or protocol.METRICS not in content.metric_records:
             return "refused: the reply lacks its arrays or its metrics"
         metrics = protocol.metrics_of(reply)
         for name in protocol.COUNTS:
             if not 0 <= metrics.get(name, -1.0) < math.inf:
                 return f"refused: the reply's {name} is {metrics.get(name)}"
-        try:
-            arrays = protocol.from_record(content.array_records[protocol.ARRAYS])
-        except (ValueError, TypeError) as error:
-            return f"refused: the reply's arrays cannot be read: {error}"
-        if {name: (array.shape, array.dtype) for name, array in arrays.items()} != self._layout:
-            return "refused: the reply's arrays differ from the model's in name, shape or type"
-        if not is_finite(arrays):
-            return "refused: the reply's weights are not finite"
+        for name, layout in self._layouts.items():
+            try:
+                arrays = protocol.from_record(content.array_records[name])
+            except (ValueError, TypeError) as error:
+                return f"refused: the reply's arrays cannot be read: {error}"
+            if _layout(arrays) != layout:
+                return "refused: the reply's arrays differ from the model's in name, shape or type"
+            if not is_finite(arrays):
+                return "refused: the reply's weights are not finite"
         return None
 
     def _note(self, client: int, reply: Message) -> None:
@@ -320,7 +333,7 @@ class _RoundLog:
             self._fail(client, reply.error.reason or "no reason given")
             return
         metrics = protocol.metrics_of(reply)
-        size = protocol.num_bytes(reply.content.array_records[protocol.ARRAYS])
+        size = protocol.num_bytes(reply.content)
         considered, accepted, right = (metrics.get(f"pseudo-{k}", 0.0) for k in PSEUDO_COUNTS)
         steps = int(metrics.get("num-steps", 0))
         loss = metrics.get("loss", NAN)
@@ -346,6 +359,10 @@ class _RoundLog:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         self.clients.append(ClientRow(self.round, client, "failed", last))
         self.failures.append(Failure(self.round, client, reason))
+
+
+def _layout(arrays: NamedArrays) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
 
 @dataclass

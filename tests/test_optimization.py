@@ -200,7 +200,7 @@ def test_momentum_stays_with_its_client_in_a_federation():
     grid = SerialGrid(app, 6)
     outcome = serve(experiment, grid, [])
     assert not any(key.startswith("optimizer") for key in outcome.arrays)
-    kept = [state.array_records.get("supervised.optimizer.sgd") for state in grid._states.values()]
+    kept = [state.array_records.get("phase-0.optimizer.sgd") for state in grid._states.values()]
     stepped = [record for record in kept if record]
     assert stepped
     forgotten = serve(

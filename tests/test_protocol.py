@@ -41,7 +41,7 @@ def test_tensors_in_any_memory_format():
     )
     record = protocol.to_record({"w": tensor})
     assert np.array_equal(protocol.from_record(record)["w"], tensor.numpy())
-    assert protocol.num_bytes(record) == len(record["w"].data)
+    assert protocol.num_bytes(RecordDict({"a": record, "b": record})) == 2 * len(record["w"].data)
 
 
 def test_a_network_is_loaded_in_place():
@@ -65,13 +65,15 @@ def message(content=None):
 
 
 def test_a_request_survives_the_trip():
-    config = protocol.request_config("{}", 2, 7)
+    config = protocol.request_config("{}", 1, 2, 7)
     config[protocol.ROUND] = 12
     arrays = protocol.to_record({"w": np.ones(2)})
     request = protocol.read_request(message(RecordDict({"arrays": arrays, "config": config})))
     assert (request.experiment, request.server_round) == ("{}", 12)
     assert (request.phase_round, request.phase_rounds) == (2, 7)
+    assert request.phase == 1
     assert request.arrays["w"].tolist() == [1, 1]
+    assert request.state == {}
 
 
 def test_a_stock_strategys_request_knows_no_phases():
@@ -90,6 +92,7 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     reply = protocol.fit_reply(
         message(),
         {"w": torch.ones(2)},
+        {"statistics/mean": torch.ones(())},
         report,
         client=3,
         num_examples=20,
@@ -97,6 +100,20 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
         num_confident=12.0,
     )
     assert len(reply.content.array_records) == len(reply.content.metric_records) == 1
+    sent = {protocol.STATE: protocol.to_record({"statistics/mean": np.zeros(())})}
+    stateful = protocol.fit_reply(
+        message(RecordDict(sent)),
+        {"w": torch.ones(2)},
+        {"statistics/mean": torch.ones(())},
+        report,
+        client=3,
+        num_examples=20,
+        num_labeled=4,
+        num_confident=12.0,
+    )
+    returned = protocol.from_record(stateful.content[protocol.STATE])
+    assert returned["statistics/mean"] == 1
+    assert set(protocol.without_state(stateful).content) == {"arrays", "metrics"}
     metrics = protocol.metrics_of(reply)
     assert metrics["num-examples"] == 20
     assert metrics["pseudo-right"] == 6

@@ -169,6 +169,9 @@ class Method(Plugin):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return the loss of one step; writes to nothing but the network's own buffers."""
 
+    def check(self, spec: ImageSpec) -> None:
+        """Raise `InputError` if the method cannot work on such images; by default it can."""
+
     def can_learn(self, shard: Shard) -> bool:
         """Say whether a client has anything to learn from; one that has not takes no step.
 

@@ -23,8 +23,9 @@ class FlexMatch(SemiSupervised):
     """FixMatch with a threshold for each class, lower for classes that are learned more slowly.
 
     Which class each image was last confidently given is remembered at its client between rounds. The paper judges how
-    far a class is learned by its whole data set; here that is the cohort of the last round. Judged by one skewed
-    client, a class that it does not hold looks like one that is never learned, and gets a threshold of 0.
+    far a class is learned by its whole data set; here that is the cohort of the last round (so that all of the first one
+    runs at a threshold of 0). Judged by one skewed client, a class that it does not hold looks like one that is never
+    learned, and gets a threshold of 0.
     """
 
     threshold: float = Field(
@@ -59,15 +60,17 @@ class FlexMatch(SemiSupervised):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau_c] CE(c, p(strong))), q = p(weak), c = argmax q.
 
-        Reference: equations 5 to 7, 9 and 10, Algorithm 1.
+        Reference: section 3, Algorithm 1.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
         probs = predict(network, weak)
         confidence, pseudo_labels = probs.max(1)
         classes = state["confident"]["classes"]
-        shared = state.get("status", {}).get("shares")
-        shares = class_status(classes, probs.shape[1]) if shared is None else shared
+        if self.status_scope == "server":
+            shares = state["status"]["shares"]
+        else:
+            shares = class_status(classes, probs.shape[1])
         thresholds = self.threshold * flexible_share(shares)
         mask = (confidence >= thresholds[pseudo_labels]).to(confidence.dtype)
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, mask)
@@ -119,7 +122,7 @@ def flexible_share(shares: Tensor) -> Tensor:
     Args:
         shares: As `class_status` returns them; a common factor changes nothing.
 
-    Reference: Zhang et al. (FlexMatch), equations 6, 9 and 10.
+    Reference: Zhang et al. (FlexMatch), section 3: normalization, threshold warm-up, non-linear mapping.
     """
     unused, learned = shares[0], shares[1:]
     share = learned / torch.maximum(learned.max(), unused).clamp(min=1e-12)

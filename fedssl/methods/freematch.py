@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
+    at_least_single,
     class_shares,
     masked_cross_entropy,
     predict,
+    running_mean,
     supervised_loss,
 )
 from fedssl.slots import Scope, Slot, State, Tensors
@@ -21,7 +23,9 @@ from fedssl.slots import Scope, Slot, State, Tensors
 class FreeMatch(SemiSupervised):
     """FixMatch whose thresholds follow the network's confidence, globally and by class, and a pull towards fairness.
 
-    The running statistics are averages, so that the mean of the clients' is the cohort's.
+    The running statistics are averages, so that the mean of the clients' is the cohort's. Deviations: the paper starts
+    them at chance, and with its decay a federation of a few thousand steps would stay there; ours are the plain mean of
+    the first steps. The fairness loss is part of the unlabeled loss, and weighs nothing where that does.
     """
 
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the statistics, per step")
@@ -43,13 +47,18 @@ class FreeMatch(SemiSupervised):
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start at chance: confidence 1/C, every class with probability and share 1/C."""
+        """Start at chance, after no step: confidence 1/C, every class with probability and share 1/C."""
         device = next(network.parameters()).device
         chance = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
-        return {"confidence": chance[0].clone(), "probs": chance, "shares": chance.clone()}
+        return {
+            "confidence": chance[0].clone(),
+            "probs": chance,
+            "shares": chance.clone(),
+            "steps": torch.zeros((), device=device),
+        }
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return CE(y, p(weak)) + w_u mean(1[max q > tau_c] CE(c, p(strong))) + w_f L_f, q = p(weak), c = argmax q.
+        """Return CE(y, p(weak)) + w_u (mean(1[max q >= tau_c] CE(c, p(strong))) + w_f L_f), q = p(weak), c = argmax q.
 
         tau_c = p_c / max p * tau, with the running confidence tau and class probabilities p, this step's included.
 
@@ -57,17 +66,15 @@ class FreeMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak).float()
+        probs = predict(network, weak)
         confidence, pseudo_labels = probs.max(1)
         statistics = self._moved(state["statistics"], probs, pseudo_labels)
         thresholds = statistics["confidence"] * statistics["probs"] / statistics["probs"].max()
         mask = (confidence >= thresholds[pseudo_labels]).to(confidence.dtype)
         logits = network(strong)
-        total = (
-            supervised
-            + self.unlabeled_weight * masked_cross_entropy(logits, pseudo_labels, mask)
-            + self.unlabeled_weight * self.fairness_weight * fairness_loss(logits, mask, statistics)
-        )
+        unlabeled = masked_cross_entropy(logits, pseudo_labels, mask)
+        unlabeled = unlabeled + self.fairness_weight * fairness_loss(logits, mask, statistics)
+        total = supervised + self.unlabeled_weight * unlabeled
         return Loss(total, pseudo_labels, mask, {"statistics": statistics})
 
     def _moved(self, statistics: Tensors, probs: Tensor, pseudo_labels: Tensor) -> Tensors:
@@ -76,7 +83,8 @@ class FreeMatch(SemiSupervised):
             "probs": probs.mean(0),
             "shares": class_shares(pseudo_labels, probs.shape[1]),
         }
-        return {k: torch.lerp(v, statistics[k], self.ema_decay) for k, v in now.items()}
+        steps = statistics["steps"]
+        return running_mean(statistics, now, steps, self.ema_decay) | {"steps": steps + 1}
 
 
 def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
@@ -93,7 +101,7 @@ def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
     Reference: Wang et al. (FreeMatch), equations 11 and 12.
     """
     counted = mask.sum().clamp(min=1)
-    probs = logits.float().softmax(1)
+    probs = at_least_single(logits).softmax(1)
     hard = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
     mean_probs = (probs * mask.unsqueeze(1)).sum(0) / counted
     shares = (hard * mask.unsqueeze(1)).sum(0) / counted

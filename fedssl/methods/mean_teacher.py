@@ -13,6 +13,7 @@ from torch import nn
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
+    at_least_single,
     call_with,
     ema_update,
     probability_mse,
@@ -74,12 +75,12 @@ class MeanTeacher(SemiSupervised):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + w(t) MSE(p_student(view), sg p_teacher(another view)).
 
-        Reference: section 2; w(t) as in section 3.1.
+        Reference: section 2; w(t) as in appendix B.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         student_view, teacher_view = batch.unlabeled
         with torch.no_grad():
-            teacher_logits = call_with(network, state["teacher"], teacher_view)
+            teacher_logits = at_least_single(call_with(network, state["teacher"], teacher_view))
             confidence, pseudo_labels = teacher_logits.softmax(1).max(1)
             mask = (confidence >= self.threshold).to(confidence.dtype)
             targets = (teacher_logits / self.temperature).softmax(1)

@@ -7,7 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
-from fedssl.methods.functional import probability_mse, sigmoid_ramp, supervised_loss
+from fedssl.methods.functional import (
+    at_least_single,
+    probability_mse,
+    sigmoid_ramp,
+    supervised_loss,
+)
 from fedssl.slots import State
 
 
@@ -34,11 +39,11 @@ class PiModel(SemiSupervised):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + w(t) MSE(p(x'), p(x'')), with gradients through both passes.
 
-        Reference: Algorithm 1; w(t) as in section 2.1.
+        Reference: Algorithm 1; w(t) as in appendix A.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         first, second = (network(view) for view in batch.unlabeled)
-        probs = first.softmax(1)
+        probs = at_least_single(first).softmax(1)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * probability_mse(second, probs)
         return Loss(total, probs.argmax(1), probs.new_ones(len(probs)))

@@ -9,7 +9,12 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
-from fedssl.methods.functional import linear_ramp, masked_cross_entropy, supervised_loss
+from fedssl.methods.functional import (
+    at_least_single,
+    linear_ramp,
+    masked_cross_entropy,
+    supervised_loss,
+)
 from fedssl.slots import State
 
 
@@ -34,7 +39,7 @@ class PseudoLabel(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         logits = network(batch.unlabeled[0])
-        confidence, pseudo_labels = logits.detach().softmax(1).max(1)
+        confidence, pseudo_labels = at_least_single(logits.detach()).softmax(1).max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
         weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * masked_cross_entropy(logits, pseudo_labels, mask)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, Shard
+from fedssl.errors import InputError
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     Mixing,
@@ -51,7 +52,8 @@ class ReMixMatch(SemiSupervised):
         1 / 64,
         ge=0,
         le=1,
-        description="share of the rounds over which unlabeled weights grow, linearly (official code)",
+        description="share of the rounds over which lambda_U and lambda_U1 grow, linearly, as in the "
+        "official code",
     )
     labeled_view: View = Field(
         "strong", description="view of the labeled batch; the paper's is strong, its code's weak"
@@ -76,6 +78,16 @@ class ReMixMatch(SemiSupervised):
         unlabeled = ("weak", *(strong,) * self.num_strong)
         return Views((self.labeled_view,), unlabeled, self.unlabeled_ratio)
 
+    def check(self, spec: ImageSpec) -> None:
+        """Refuse images that are not square, unless no rotation is asked for."""
+        _, height, width = spec.shape
+        if height != width and self.rotation_weight > 0:
+            raise InputError(
+                "method.rotation_weight",
+                f"is {self.rotation_weight:g}, but images of {height}x{width} cannot be turned by a quarter",
+                "set it to 0",
+            )
+
     def network(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Put a head for the four rotations beside the classifier's own."""
         return TwoHeads(build(), 4)
@@ -92,23 +104,22 @@ class ReMixMatch(SemiSupervised):
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start with even classes: labels (C,), the last mean predictions (window, C), where the next one goes."""
+        """Start with even classes: labels (C,), and the mean predictions of the last batches (window, C)."""
         device = next(network.parameters()).device
         even = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
         return {
             "labels": even,
             "recent": even.repeat(self.alignment_window, 1),
-            "next": torch.zeros((), dtype=torch.int64, device=device),
         }
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return H(X') + r(t) (lambda_U H(U') + lambda_U1 H(U1) + lambda_r H(rotation)).
+        """Return H(X') + r(t) (lambda_U H(U') + lambda_U1 H(U1)) + lambda_r H(rotation).
 
         Reference: Algorithm 1, sections 3.1 to 3.3.
         """
         assert isinstance(network, TwoHeads)
         weak, *strong = batch.unlabeled
-        guesses = predict(network, weak).float()
+        guesses = predict(network, weak)
         alignment = state["alignment"]
         aligned = align_distribution(guesses, alignment["labels"], alignment["recent"].mean(0))
         targets = sharpen(aligned, self.temperature)
@@ -120,13 +131,15 @@ class ReMixMatch(SemiSupervised):
         supervised = images.new_zeros(())
         if len(labels):
             supervised = _cross_entropy(network, images[: len(labels)], classes[: len(labels)])
-        unlabeled = (
-            self.unlabeled_weight
-            * _cross_entropy(network, images[len(labels) :], classes[len(labels) :])
-            + self.unmixed_weight * _cross_entropy(network, strong[0], targets)
-            + self.rotation_weight * self.rotation_loss(network, strong[0], batch.generator)
+        unlabeled = self.unlabeled_weight * _cross_entropy(
+            network, images[len(labels) :], classes[len(labels) :]
+        ) + self.unmixed_weight * _cross_entropy(network, strong[0], targets)
+        rotation = self.rotation_loss(network, strong[0], batch.generator)
+        total = (
+            supervised
+            + linear_ramp(progress.fraction, self.ramp_up) * unlabeled
+            + self.rotation_weight * rotation
         )
-        total = supervised + linear_ramp(progress.fraction, self.ramp_up) * unlabeled
         updates = self._moved(alignment, guesses, batch.labels)
         return Loss(
             total, targets.argmax(1), targets.new_ones(len(targets)), {"alignment": updates}
@@ -146,14 +159,12 @@ class ReMixMatch(SemiSupervised):
 
     def _moved(self, alignment: Tensors, guesses: Tensor, labels: Tensor) -> Tensors:
         """Return the running distributions with this step's in them: it was aligned by those before it."""
-        row = alignment["next"] % self.alignment_window
-        recent = alignment["recent"].clone()
-        recent[row] = guesses.mean(0)
+        recent = torch.cat([alignment["recent"][1:], guesses.mean(0, keepdim=True)])
         shares = alignment["labels"]
         if len(labels):
             now = class_shares(labels, guesses.shape[1])
             shares = torch.lerp(now, shares, self.label_decay)
-        return {"labels": shares, "recent": recent, "next": alignment["next"] + 1}
+        return {"labels": shares, "recent": recent}
 
 
 def _cross_entropy(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
     predict,
+    running_mean,
     supervised_loss,
 )
 from fedssl.slots import Scope, Slot, State, Tensors
@@ -22,8 +23,9 @@ from fedssl.slots import Scope, Slot, State, Tensors
 class SoftMatch(SemiSupervised):
     """FixMatch with a weight in place of the threshold: a truncated Gaussian of the confidence.
 
-    Mean, second moment and class marginal are running averages, so that the mean of the clients' is the cohort's; the
-    paper keeps the variance itself, which does not average.
+    Class marginal, and mean and second moment of the doubt 1 - max p, are running averages, so that the mean of the
+    clients' is the cohort's; the paper keeps the confidence's variance, which does not average, and its square would
+    lose all digits near 1. Another deviation: the averages are the plain mean of the first steps, as in our FreeMatch.
     """
 
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the statistics, per step")
@@ -50,13 +52,14 @@ class SoftMatch(SemiSupervised):
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start at chance: mean 1/C, variance 1, every class with probability 1/C."""
+        """Start at chance, after no step: confidence 1/C, variance 1, every class with probability 1/C."""
         device = next(network.parameters()).device
         chance = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
         return {
-            "mean": chance[0].clone(),
-            "mean_square": chance[0].square() + 1,
+            "doubt": 1 - chance[0],
+            "doubt_square": (1 - chance[0]).square() + 1,
             "probs": chance,
+            "steps": torch.zeros((), device=device),
         }
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
@@ -66,25 +69,33 @@ class SoftMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak).float()
-        marginal = torch.lerp(probs.mean(0), state["statistics"]["probs"], self.ema_decay)
-        uniform = torch.full_like(marginal, 1 / len(marginal))
-        judged = align_distribution(probs, uniform, marginal) if self.uniform_alignment else probs
-        confidence = judged.max(1).values
-        statistics = {"probs": marginal} | self._moments(state["statistics"], confidence)
-        variance = (statistics["mean_square"] - statistics["mean"].square()).clamp(min=1e-12)
-        weights = gaussian_weight(confidence, statistics["mean"], variance / self.num_sigmas**2)
+        probs = predict(network, weak)
+        before = state["statistics"]
+        steps, decay = before["steps"], self.ema_decay
+        statistics = running_mean(before, {"probs": probs.mean(0)}, steps, decay)
+        confidence = self._judged(probs, statistics["probs"]).max(1).values
+        statistics |= running_mean(before, _moments(1 - confidence), steps, decay)
+        variance = statistics["doubt_square"] - statistics["doubt"].square()
+        narrowed = variance.clamp(min=1e-12) / self.num_sigmas**2
+        weights = gaussian_weight(confidence, 1 - statistics["doubt"], narrowed)
         pseudo_labels = probs.argmax(1)
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, weights)
         total = supervised + self.unlabeled_weight * unlabeled
-        return Loss(total, pseudo_labels, weights, {"statistics": statistics})
+        updates = {"statistics": statistics | {"steps": steps + 1}}
+        return Loss(total, pseudo_labels, weights, updates)
 
-    def _moments(self, statistics: Tensors, confidence: Tensor) -> Tensors:
-        """Return the moved mean and second moment of the confidence; the variance of a batch is the unbiased one."""
-        mean = confidence.mean()
-        variance = confidence.var() if len(confidence) > 1 else torch.zeros_like(mean)
-        now = {"mean": mean, "mean_square": variance + mean.square()}
-        return {k: torch.lerp(v, statistics[k], self.ema_decay) for k, v in now.items()}
+    def _judged(self, probs: Tensor, marginal: Tensor) -> Tensor:
+        """Return the predictions whose confidence counts."""
+        if not self.uniform_alignment:
+            return probs
+        return align_distribution(probs, torch.full_like(marginal, 1 / len(marginal)), marginal)
+
+
+def _moments(doubt: Tensor) -> Tensors:
+    """Return mean and second moment of a batch, the latter by its unbiased variance."""
+    mean = doubt.mean()
+    variance = doubt.var() if len(doubt) > 1 else torch.zeros_like(mean)
+    return {"doubt": mean, "doubt_square": variance + mean.square()}
 
 
 def gaussian_weight(confidence: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
+    at_least_single,
     mean_by_example,
     probability_mse,
     sigmoid_ramp,
@@ -59,7 +60,7 @@ class TemporalEnsembling(SemiSupervised):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + w(t) MSE(p(x), z), z = Z / (1 - alpha^t); then Z <- alpha Z + (1 - alpha) p(x).
 
-        Reference: Algorithm 2; w(t) as in section 2.1.
+        Reference: Algorithm 2; w(t) as in appendix A.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         average, visits = state["ensemble"]["average"].detach(), state["ensemble"]["visits"]
@@ -71,7 +72,7 @@ class TemporalEnsembling(SemiSupervised):
         mask = (visits[ids] > 0).to(average.dtype)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * probability_mse(logits, targets, mask)
-        seen, shown = mean_by_example(logits.detach().float().softmax(1), ids, len(visits))
+        seen, shown = mean_by_example(at_least_single(logits.detach()).softmax(1), ids, len(visits))
         moved = torch.lerp(seen, average, decay)
         updates = {
             "average": torch.where(shown.unsqueeze(1), moved, average),

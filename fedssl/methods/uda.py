@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
-from fedssl.methods.functional import masked_cross_entropy, predict, sharpen
+from fedssl.methods.functional import at_least_single, masked_cross_entropy, predict, sharpen
 from fedssl.slots import State
 
 Annealing = Literal["none", "linear", "log", "exp"]
@@ -38,7 +38,8 @@ class UDA(SemiSupervised):
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return annealed CE(y, p(weak)) + lambda mean(1[max q >= tau] CE(sharpen(q, T), p(strong))), q = p(weak).
 
-        Reference: equation 1 with section 2.3; the paper's KL has the same gradient as this cross-entropy.
+        The paper's KL has the same gradient as this cross-entropy. Reference: equation 1 with confidence-based masking
+        and prediction sharpening.
         """
         supervised = self.annealed_loss(network, batch.labeled[0], batch.labels, progress.fraction)
         weak, strong = batch.unlabeled
@@ -60,7 +61,7 @@ class UDA(SemiSupervised):
             labels: int64 (B,).
             fraction: Share of training that is over.
 
-        Reference: section 3.3 (training-signal annealing).
+        Reference: training signal annealing.
         """
         if len(labels) == 0:
             return images.new_zeros(())
@@ -68,7 +69,9 @@ class UDA(SemiSupervised):
         if self.annealing == "none":
             return F.cross_entropy(logits, labels)
         limit = annealing_threshold(self.annealing, fraction, logits.shape[1])
-        right = logits.detach().softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        right = (
+            at_least_single(logits.detach()).softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        )
         kept = (right < limit).to(right.dtype)
         per_example = F.cross_entropy(logits, labels, reduction="none")
         mean: Tensor = (per_example * kept).sum() / kept.sum().clamp(min=1)
@@ -83,7 +86,7 @@ def annealing_threshold(schedule: Annealing, fraction: float, num_classes: int) 
         fraction: t, share of training that is over.
         num_classes: C.
 
-    Reference: Xie et al. (UDA), section 3.3.
+    Reference: Xie et al. (UDA), training signal annealing.
     """
     share = {
         "linear": fraction,

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
-from fedssl.methods.functional import call_with, entropy, kl_divergence, supervised_loss
+from fedssl.methods.functional import (
+    at_least_single,
+    call_with,
+    entropy,
+    kl_divergence,
+    supervised_loss,
+)
 from fedssl.slots import State
 
 
@@ -47,9 +53,9 @@ class VAT(SemiSupervised):
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         images = batch.unlabeled[0]
         logits = network(images)
-        probs = logits.detach().softmax(1)
+        probs = at_least_single(logits.detach()).softmax(1)
         push = self.epsilon * self.worst_direction(network, images, probs, batch.generator)
-        pushed = _without_statistics(network, images + push)
+        pushed = call_with(network, {}, images + push)
         total = (
             supervised
             + self.unlabeled_weight * kl_divergence(probs, pushed).mean()
@@ -71,11 +77,15 @@ class VAT(SemiSupervised):
         Reference: Algorithm 1, equations 9 to 12.
         """
         direction = torch.empty_like(images).normal_(generator=generator)
-        # A push of xi is below what half precision can tell from none.
+        # What a push of xi changes is below what half precision can tell from nothing.
+        halved = torch.is_autocast_enabled(images.device.type)
         with torch.autocast(images.device.type, enabled=False):
+            if halved:
+                with torch.no_grad():
+                    probs = call_with(network, {}, images).softmax(1)
             for _ in range(self.power_iterations):
                 pushed = (images + self.xi * _unit(direction)).requires_grad_()
-                change = kl_divergence(probs, _without_statistics(network, pushed)).sum()
+                change = kl_divergence(probs, call_with(network, {}, pushed)).sum()
                 (direction,) = torch.autograd.grad(change, pushed)
         return _unit(direction)
 
@@ -86,8 +96,3 @@ def _unit(direction: Tensor) -> Tensor:
     scaled = direction / largest  # the squares of a gradient as small as xi would vanish
     lengths = scaled.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
     return scaled / lengths.clamp(min=1e-12)
-
-
-def _without_statistics(network: nn.Module, images: Tensor) -> Tensor:
-    """Run a network on a copy of its buffers."""
-    return call_with(network, {n: b.clone() for n, b in network.named_buffers()}, images)

@@ -20,11 +20,10 @@ from rich.text import Text
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.record.rows import (
-    ClientRow,
     Failure,
-    NamedArrays,
     Observer,
     Outcome,
+    RoundEnd,
     RoundRow,
     summarize,
 )
@@ -80,24 +79,18 @@ class PlainDisplay(Observer):
         self._experiment = experiment
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
 
-    def round_ended(
-        self,
-        row: RoundRow,
-        clients: Sequence[ClientRow],
-        failures: Sequence[Failure],
-        arrays: NamedArrays,
-        ema: NamedArrays,
-    ) -> None:
+    def round_ended(self, end: RoundEnd) -> None:
         """Say how the round went, and who failed."""
         assert self._experiment is not None
+        row = end.row
         self._line(
             f"round {row.round}/{self._experiment.num_rounds} {row.method}: "
             f"accuracy {percent(row.server_accuracy)}, EMA {percent(row.ema_accuracy)}, "
             f"pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
-            f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(clients)}, "
+            f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(end.clients)}, "
             f"{row.seconds:.2f} s"
         )
-        for failure in failures:
+        for failure in end.failures:
             self._line(f"  client {failure.client} failed: {_last_line(failure.reason)}")
 
     def ended(self, outcome: Outcome) -> None:
@@ -137,17 +130,10 @@ class LiveDisplay(Observer):
         self._live.update(self._screen())
         self._live.start()
 
-    def round_ended(
-        self,
-        row: RoundRow,
-        clients: Sequence[ClientRow],
-        failures: Sequence[Failure],
-        arrays: NamedArrays,
-        ema: NamedArrays,
-    ) -> None:
+    def round_ended(self, end: RoundEnd) -> None:
         """Move on by one round."""
-        self._rows.append(row)
-        self._failures += failures
+        self._rows.append(end.row)
+        self._failures += end.failures
         self._progress.advance(self._task)
         self._live.update(self._screen())
 

@@ -97,18 +97,41 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class RoundEnd:
+    """A finished round.
+
+    Args:
+        row: What came of it.
+        clients: Its cohort, by number.
+        failures: Those of them that gave no usable reply.
+        arrays: Global weights after it.
+        ema: Their moving average.
+        state: What the server keeps of the method's state, by ``SLOT/NAME``.
+    """
+
+    row: RoundRow
+    clients: Sequence[ClientRow]
+    failures: Sequence[Failure]
+    arrays: NamedArrays
+    ema: NamedArrays
+    state: NamedArrays
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished run.
 
     Args:
-        arrays: Global weights of the last round, and server-side method state.
+        arrays: Global weights of the last round.
         ema: Their moving average.
+        state: What the server keeps of the last phase's method, by ``SLOT/NAME``.
         rounds: Every round.
         seconds: From the first round to the end.
     """
 
     arrays: NamedArrays
     ema: NamedArrays
+    state: NamedArrays
     rounds: tuple[RoundRow, ...]
     seconds: float
 
@@ -119,14 +142,7 @@ class Observer:
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Take note that a run begins."""
 
-    def round_ended(
-        self,
-        row: RoundRow,
-        clients: Sequence[ClientRow],
-        failures: Sequence[Failure],
-        arrays: NamedArrays,
-        ema: NamedArrays,
-    ) -> None:
+    def round_ended(self, end: RoundEnd) -> None:
         """Take note of a finished round and of the weights after it."""
 
     def ended(self, outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,10 +25,10 @@ from fedssl.engine.plan import available_cores
 from fedssl.errors import InputError
 from fedssl.record.rows import (
     ClientRow,
-    Failure,
     NamedArrays,
     Observer,
     Outcome,
+    RoundEnd,
     RoundRow,
     as_record,
     summarize,
@@ -71,31 +71,26 @@ class RunDirectory(Observer):
         partition_table(federation).to_parquet(self.path / "partition.parquet", index=False)
         self._event("began", name=experiment.name, seed=experiment.seed)
 
-    def round_ended(
-        self,
-        row: RoundRow,
-        clients: Sequence[ClientRow],
-        failures: Sequence[Failure],
-        arrays: NamedArrays,
-        ema: NamedArrays,
-    ) -> None:
+    def round_ended(self, end: RoundEnd) -> None:
         """Append the round and its clients, and every so often save the weights."""
         assert self._experiment is not None
-        for client in clients:
+        for client in end.clients:
             self._append("clients.csv", client)
-        for failure in failures:
+        for failure in end.failures:
             self._event("client_failed", **dataclasses.asdict(failure))
-        self._append("rounds.csv", row)
+        self._append("rounds.csv", end.row)
         for file in self._files.values():
             file.flush()
-        if row.round % self._experiment.server.checkpoint_every == 0:
-            self._checkpoint(row.round, arrays, ema)
+        if end.row.round % self._experiment.server.checkpoint_every == 0:
+            self._checkpoint(end)
 
     def ended(self, outcome: Outcome) -> None:
         """Write the final weights and the summary."""
         assert self._experiment is not None
         save_atomically(outcome.arrays, self.path / "model.safetensors")
         save_atomically(outcome.ema, self.path / "ema.safetensors")
+        if outcome.state:
+            save_atomically(outcome.state, self.path / "state.safetensors")
         self._write_json("summary.json", summarize(self._experiment, outcome))
         self._event("ended", seconds=outcome.seconds)
         self._close()
@@ -122,13 +117,12 @@ class RunDirectory(Observer):
         self._files[name].write(json.dumps({"time": now, "event": kind, **details}) + "\n")
         self._files[name].flush()
 
-    def _checkpoint(self, round: int, arrays: NamedArrays, ema: NamedArrays) -> None:
+    def _checkpoint(self, end: RoundEnd) -> None:
         folder = self.path / "checkpoint"
-        both = {f"model/{k}": v for k, v in arrays.items()} | {
-            f"ema/{k}": v for k, v in ema.items()
-        }
-        newest = folder / f"round-{round:06d}.safetensors"
-        save_atomically(both, newest)
+        parts = {"model": end.arrays, "ema": end.ema, "state": end.state}
+        everything = {f"{part}/{k}": v for part, arrays in parts.items() for k, v in arrays.items()}
+        newest = folder / f"round-{end.row.round:06d}.safetensors"
+        save_atomically(everything, newest)
         for old in folder.glob("round-*.safetensors"):
             if old != newest:
                 old.unlink()

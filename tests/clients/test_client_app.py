@@ -11,7 +11,8 @@ from clients.state import (
     private_weights,
     refuse_divergence,
     save_state,
-    shared_arrays,
+    shared_state,
+    shared_weights,
 )
 from fedssl import protocol
 from fedssl.metrics.accuracy import evaluate
@@ -23,7 +24,7 @@ protocol.claim_identity(1)
 
 
 def ask(experiment, kind, node_config, arrays=None, state=None):
-    config = protocol.request_config(experiment.to_json(), 1, 2)
+    config = protocol.request_config(experiment.to_json(), 0, 1, 2)
     config[protocol.ROUND] = 1
     content = RecordDict({protocol.CONFIG: config})
     if arrays is not None:
@@ -102,27 +103,44 @@ def test_an_empty_request_says_what_is_missing():
 
 def test_state_survives_a_round_trip_through_the_context():
     experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
-    method, network = Stateful(), network_of(experiment)
+    recipe, network = experiment.recipe, network_of(experiment)
+    method = recipe.method
     shard = federation_of(experiment).shard(0)
     kept = RecordDict()
-    arrays = {"marginal/mass": np.full(10, 0.1, np.float32)}
-    state = load_state(method, network, shard, arrays, kept)
+    sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
+    state = load_state(recipe, network, shard, sent, kept, 0)
     assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
     initial = private_weights(method, network)
     shared = {k: v.numpy() for k, v in network.state_dict().items() if k not in initial}
     network.head.bias.data.fill_(3)
-    save_state(method, network, state, kept)
+    save_state(recipe, network, state, kept, 0)
     again = network_of(experiment)
-    load_weights(method, again, arrays | shared, initial, kept)
-    reloaded = load_state(method, again, shard, arrays, kept)
+    load_weights(method, again, shared, initial, kept)
+    reloaded = load_state(recipe, again, shard, sent, kept, 0)
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
     assert (again.head.bias == 3).all()
-    sent = shared_arrays(method, again, reloaded)
-    assert "marginal/mass" in sent
-    assert not any(key.startswith("head.") for key in sent)
+    assert set(shared_state(recipe, reloaded)) == {"marginal/mass"}
+    assert shared_weights(method, again).keys() == shared.keys()
+    assert not any(key.startswith("head.") for key in shared)
+
+
+def test_a_phase_begins_with_fresh_state_and_drops_what_the_last_one_left():
+    """Whatever was remembered by example or as momentum; private weights go on."""
+    experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
+    recipe, network = experiment.recipe, network_of(experiment)
+    shard, kept = federation_of(experiment).shard(0), RecordDict()
+    sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
+    state = load_state(recipe, network, shard, sent, kept, 0)
+    state["memory"]["seen"][2] = 7
+    save_state(recipe, network, state, kept, 0)
+    assert load_state(recipe, network, shard, sent, kept, 0)["memory"]["seen"][2] == 7
+    fresh = load_state(recipe, network, shard, sent, kept, 1)
+    assert fresh["memory"]["seen"][2] == 0
+    save_state(recipe, network, fresh, kept, 1)
+    assert set(kept) == {"phase-1.memory", "private.tests.plugins.stateful"}
 
 
 def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
@@ -160,14 +178,14 @@ def test_private_weights_do_not_depend_on_who_ran_before():
     experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
     start = {
         k: v for k, v in network_of(experiment).state_dict().items() if not k.startswith("head.")
-    } | {"marginal/mass": np.zeros(10, np.float32)}
+    }
 
     def head_of_client_4(before):
         for client in before:
             assert ask(experiment, "train", {"partition-id": client}, start).has_content()
         state = RecordDict()
         ask(experiment, "train", {"partition-id": 4}, start, state)
-        return state["tests.plugins.stateful.private"]["head.bias"].data
+        return state["private.tests.plugins.stateful"]["head.bias"].data
 
     assert head_of_client_4([]) == head_of_client_4([0, 1, 2])
 

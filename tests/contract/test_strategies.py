@@ -54,7 +54,7 @@ def messages_of(section, census, round=1, sample=3):
     strategy = STRATEGIES.build(section).build(Cohorts(census, sample, seed=0))
     arrays = protocol.to_record({"w": np.zeros(2, np.float32)})
     grid = SerialGrid(app, 6)
-    config = protocol.request_config("{}", 1, 1)
+    config = protocol.request_config("{}", 0, 1, 1)
     return strategy, list(strategy.configure_train(round, arrays, config, grid))
 
 
@@ -142,7 +142,9 @@ def test_hooks_are_enough_for_a_strategy_of_ones_own(census):
     strategy = Halfway(Cohorts(census, 3, 0))
     start = protocol.to_record({"w": np.zeros(2, np.float32)})
     messages = list(
-        strategy.configure_train(1, start, protocol.request_config("{}", 1, 1), SerialGrid(app, 6))
+        strategy.configure_train(
+            1, start, protocol.request_config("{}", 0, 1, 1), SerialGrid(app, 6)
+        )
     )
     assert [protocol.client_of(m.metadata.dst_node_id) for m in messages] == [5, 1]
     arrays, _ = strategy.aggregate_train(1, [reply_to(m, 8.0) for m in messages])
@@ -220,8 +222,8 @@ class Watcher(Observer):
         self.failures = []
         self.stopped = None
 
-    def round_ended(self, row, clients, failures, arrays, ema):
-        self.failures += failures
+    def round_ended(self, end):
+        self.failures += end.failures
 
     def failed(self, reason):
         self.stopped = reason
@@ -278,3 +280,48 @@ def test_the_moving_average_takes_the_latest_statistics_of_normalization(norm):
     assert buffers
     for name, array in outcome.arrays.items():
         assert (array == outcome.ema[name]).all() == (name in buffers), name
+
+
+STATISTICS = [
+    {"kind": "freematch", "ema_decay": 0.5},
+    {"kind": "flexmatch", "status_scope": "server", "threshold": 0.2},
+    {"kind": "remixmatch", "num_strong": 1, "alignment_scope": "server"},
+]
+STRATEGIES_OF_ALL_KINDS = [
+    {"kind": "fedavg"},
+    {"kind": "fedavg", "averaging": "population", "weight": "labeled"},
+    {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}},
+    {"kind": "flwr:FedAdam", "options": {"eta": 0.1}},
+]
+
+
+@pytest.mark.parametrize("method", STATISTICS, ids=lambda m: m["kind"])
+@pytest.mark.parametrize("strategy", STRATEGIES_OF_ALL_KINDS, ids=lambda s: str(list(s.values())))
+def test_distributions_stay_distributions_whatever_the_strategy_does_with_weights(method, strategy):
+    experiment = small_experiment(method=method, strategy=strategy, rounds=6)
+    outcome = serve(experiment, SerialGrid(app, 6), [])
+    assert outcome.rounds[-1].clients_ok == 3
+    distributions = {
+        "statistics/probs", "statistics/shares", "status/shares",
+        "alignment/labels", "alignment/recent",
+    }  # fmt: skip
+    found = [outcome.state[name] for name in distributions & set(outcome.state)]
+    assert found
+    for array in found:
+        assert (array >= 0).all()
+        np.testing.assert_allclose(array.sum(-1), 1, atol=1e-4)
+
+
+def test_the_servers_state_is_the_mean_of_the_cohorts_by_images():
+    """FlexMatch's shares after a round: those of all images of its cohort together."""
+    method = {"kind": "flexmatch", "threshold": 0.1}
+    experiment = small_experiment(method=method, rounds=1)
+    grid = SerialGrid(app, 6)
+    outcome = serve(experiment, grid, [])
+    memories = [
+        s.array_records["phase-0.confident"]["classes"].numpy() for s in grid._states.values()
+    ]
+    everything = np.concatenate(memories)
+    counts = np.bincount(everything + 1, minlength=11)
+    assert len(memories) == 3
+    np.testing.assert_allclose(outcome.state["status/shares"], counts / counts.sum(), atol=1e-6)

@@ -11,10 +11,13 @@ from torch import nn
 from fedssl.errors import InputError
 from fedssl.methods import functional as pieces
 from fedssl.methods import remixmatch as module
+from fedssl.methods.base import Progress
 from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.methods.mixmatch import MixMatch
 from fedssl.methods.remixmatch import ReMixMatch
-from tests.methods.examples import PROGRESS, batch_for, linear, network_of, state_of, stream
+from fedssl.models.cnn import CNN
+from fedssl.networks import build_network
+from tests.methods.examples import PROGRESS, SPEC, batch_for, linear, network_of, state_of, stream
 
 
 def distributions(count, seed=0, classes=10):
@@ -56,7 +59,7 @@ def test_what_equals_the_marginal_becomes_the_prior():
 
 
 def test_remixmatch_aligns_by_what_was_there_before_the_step():
-    """Even classes at first, so that the first step changes nothing; then the batch's mean takes a row's place."""
+    """The window starts even and takes each step's mean guess, as it was before alignment."""
     method = ReMixMatch(num_strong=1, alignment_window=4)
     network = network_of(method)
     state = state_of(method, network)
@@ -64,16 +67,33 @@ def test_remixmatch_aligns_by_what_was_there_before_the_step():
     given = batch_for(method)
     guess = pieces.predict(network, given.unlabeled[0])
     for step in range(6):
-        loss = method.loss(network, given, state, PROGRESS)
-        state["alignment"] = loss.updates["alignment"]
+        state["alignment"] = method.loss(network, given, state, PROGRESS).updates["alignment"]
         recent = state["alignment"]["recent"]
         filled = min(step + 1, 4)
-        assert torch.allclose(recent[:filled], guess.mean(0).expand(filled, -1), atol=1e-6)
-        assert torch.allclose(recent[filled:], torch.full((4 - filled, 10), 0.1))
-    assert state["alignment"]["next"] == 6
+        assert torch.allclose(recent[4 - filled :], guess.mean(0).expand(filled, -1), atol=1e-6)
+        assert torch.allclose(recent[: 4 - filled], torch.full((4 - filled, 10), 0.1))
     shares = state["alignment"]["labels"]
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert shares[0] == pytest.approx(0.1 * 0.999**6 + 0.25 * (1 - 0.999**6), abs=1e-5)
+
+
+def test_remixmatch_aligns_guesses_to_the_labels_and_not_the_other_way_round():
+    """From uneven state, with alpha = 0 and the mixed terms alone, the loss is a sum that can be written down."""
+    method = ReMixMatch(num_strong=1, alpha=0, ramp_up=0, unmixed_weight=0, rotation_weight=0)
+    network, given = network_of(method), batch_for(method, labeled=0)
+    labels, recent = distributions(1, seed=5)[0], distributions(128, seed=6)
+    state = {"alignment": {"labels": labels, "recent": recent}}
+    weak, strong = given.unlabeled
+    guess = network(weak).softmax(1).detach()
+    aligned = guess * labels / recent.mean(0)
+    target = (aligned / aligned.sum(1, keepdim=True)) ** 2
+    target = target / target.sum(1, keepdim=True)
+    both = torch.cat([strong, weak])
+    expected = 1.5 * F.cross_entropy(network(both), torch.cat([target, target]))
+    loss = method.loss(network, given, state, PROGRESS)
+    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.equal(loss.pseudo_labels, target.argmax(1))
+    assert not torch.equal(loss.pseudo_labels, guess.argmax(1))
 
 
 # 12. MixUp
@@ -173,26 +193,26 @@ def test_remixmatch_anchors_k_strong_views_and_leaves_the_first_unmixed(monkeypa
 
 
 def test_remixmatchs_terms_weigh_what_they_should():
-    """alpha = 0 and one strong view: every term can be written down."""
-    method = ReMixMatch(num_strong=1, alpha=0, ramp_up=0)
+    """alpha = 0 and two strong views: every term can be written down; at the first step, two of them are off."""
+    method = ReMixMatch(num_strong=2, alpha=0)
     network = network_of(method)
     given = batch_for(method)
-    loss = method.loss(network, given, state_of(method, network), PROGRESS)
-    weak, strong = given.unlabeled
+    state = state_of(method, network)
+    weak, strong, other = given.unlabeled
     guess = network(weak).softmax(1).detach()  # aligned to even classes from even classes: itself
     target = guess**2 / (guess**2).sum(1, keepdim=True)
-    both = torch.cat([strong, weak])
+    shown = torch.cat([strong, other, weak])
     turns_stream = stream(1)
-    torch.randperm(28, generator=turns_stream)
+    torch.randperm(40, generator=turns_stream)
     turns = torch.randint(4, (12,), generator=turns_stream)
     rotation = F.cross_entropy(network.second_logits(quarter_turns(strong, turns)), turns)
-    expected = (
-        F.cross_entropy(network(given.labeled[0]), given.labels)
-        + 1.5 * F.cross_entropy(network(both), torch.cat([target, target]))
-        + 0.5 * F.cross_entropy(network(strong), target)
-        + 0.5 * rotation
-    )
-    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    always = F.cross_entropy(network(given.labeled[0]), given.labels) + 0.5 * rotation
+    ramped = 1.5 * F.cross_entropy(network(shown), target.repeat(3, 1))
+    ramped = ramped + 0.5 * F.cross_entropy(network(strong), target)
+    for progress, expected in ((PROGRESS, always + ramped), (Progress(1, 64, 0, 10), always)):
+        fresh = replace(given, generator=stream(1))
+        loss = method.loss(network, fresh, state, progress)
+        assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_four_quarter_turns_are_the_identity():
@@ -203,8 +223,10 @@ def test_four_quarter_turns_are_the_identity():
     assert torch.equal(turned, images)
     each = quarter_turns(images, torch.arange(4))
     assert all(torch.equal(each[k], torch.rot90(images[k], k, (1, 2))) for k in range(4))
-    with pytest.raises(ValueError, match="rotation_weight"):
-        quarter_turns(torch.zeros(2, 1, 4, 5), torch.zeros(2, dtype=torch.int64))
+    oblong = replace(SPEC, shape=(1, 4, 5))
+    with pytest.raises(InputError, match=r"method.rotation_weight: is 0.5, .*4x5"):
+        build_network(CNN(), ReMixMatch(), oblong, 0)
+    assert build_network(CNN(), ReMixMatch(rotation_weight=0), oblong, 0)
 
 
 def test_a_head_that_cannot_tell_costs_ln_4():

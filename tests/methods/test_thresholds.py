@@ -11,7 +11,7 @@ from fedssl.methods.base import Progress
 from fedssl.methods.flexmatch import UNUSED, FlexMatch, class_status, flexible_share
 from fedssl.methods.freematch import FreeMatch, fairness_loss
 from fedssl.methods.pseudo_label import PseudoLabel
-from fedssl.methods.softmatch import SoftMatch, gaussian_weight
+from fedssl.methods.softmatch import SoftMatch, _moments, gaussian_weight
 from fedssl.methods.uda import UDA, annealing_threshold
 from tests.methods.examples import PROGRESS, batch_for, linear, state_of, stream
 
@@ -86,12 +86,32 @@ def test_freematchs_statistics_are_running_averages_of_this_and_earlier_steps():
     method, network = FreeMatch(ema_decay=0.9), linear()
     given = batch_for(method)
     state = state_of(method, network)
-    found = method.loss(network, given, state, PROGRESS).updates["statistics"]
     probs = network(given.unlabeled[0]).softmax(1).detach()
     shares = F.one_hot(probs.argmax(1), 10).float().mean(0)
-    expected = {"confidence": probs.max(1).values.mean(), "probs": probs.mean(0), "shares": shares}
-    for name, now in expected.items():
-        assert torch.allclose(found[name], 0.9 * 0.1 + 0.1 * now, atol=1e-6), name
+    now = {"confidence": probs.max(1).values.mean(), "probs": probs.mean(0), "shares": shares}
+    # After no step what they start from does not count; after one it weighs a half; after many, the decay.
+    for steps, kept in ((0, 0.0), (1, 0.5), (1000, 0.9)):
+        state["statistics"]["steps"] = torch.tensor(float(steps))
+        found = method.loss(network, given, state, PROGRESS).updates["statistics"]
+        assert found["steps"] == steps + 1
+        for name, value in now.items():
+            assert torch.allclose(found[name], kept * 0.1 + (1 - kept) * value, atol=1e-6), name
+
+
+def test_freematchs_loss_is_the_sum_of_its_terms():
+    method = FreeMatch(unlabeled_weight=2.0, fairness_weight=0.5)
+    network, given = linear(), batch_for(method)
+    loss = method.loss(network, given, state_of(method, network), PROGRESS)
+    logits = network(given.unlabeled[1])
+    each = F.cross_entropy(logits, loss.pseudo_labels, reduction="none")
+    fairness = fairness_loss(logits, loss.accepted, loss.updates["statistics"])
+    assert fairness < 0
+    expected = (
+        F.cross_entropy(network(given.labeled[0]), given.labels)
+        + 2 * (each * loss.accepted).mean()
+        + 2 * 0.5 * fairness
+    )
+    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_freematch_holds_the_likeliest_class_to_the_global_threshold():
@@ -137,13 +157,51 @@ def test_softmatch_weighs_by_its_running_mean_and_variance():
     method, network = SoftMatch(ema_decay=0.0, uniform_alignment=False), linear()
     given = batch_for(method)
     state = state_of(method, network)
-    spread = state["statistics"]["mean_square"] - state["statistics"]["mean"] ** 2
+    spread = state["statistics"]["doubt_square"] - state["statistics"]["doubt"] ** 2
     assert float(spread) == pytest.approx(1)
     loss = method.loss(network, given, state, PROGRESS)
     confidence = network(given.unlabeled[0]).softmax(1).detach().max(1).values
     expected = gaussian_weight(confidence, confidence.mean(), confidence.var() / 4)
     assert torch.allclose(loss.accepted, expected, atol=1e-4)
     assert 0 < float(loss.accepted.min()) < 1
+
+
+def test_softmatchs_statistics_move_by_the_decay():
+    method, network = SoftMatch(ema_decay=0.75, uniform_alignment=False), linear()
+    given = batch_for(method)
+    state = state_of(method, network)
+    state["statistics"]["steps"] = torch.tensor(1000.0)
+    found = method.loss(network, given, state, PROGRESS).updates["statistics"]
+    probs = network(given.unlabeled[0]).softmax(1).detach()
+    doubt = 1 - probs.max(1).values
+    now = {
+        "doubt": doubt.mean(),
+        "doubt_square": doubt.var() + doubt.mean() ** 2,
+        "probs": probs.mean(0),
+    }
+    for name, value in now.items():
+        expected = 0.75 * state["statistics"][name] + 0.25 * value
+        assert torch.allclose(found[name], expected, atol=1e-6), name
+
+
+def test_softmatch_tells_degrees_of_certainty_apart():
+    """A thousandth of a percent from certain, where squares of the confidence itself have no digits left."""
+    doubt = torch.tensor([1e-5, 2e-5, 3e-5, 4e-5])
+    moments = _moments(doubt)
+    variance = moments["doubt_square"] - moments["doubt"].square()
+    assert float(variance) == pytest.approx(float(doubt.double().var()), rel=1e-3)
+
+
+def test_softmatch_aligns_to_even_classes():
+    """Weights are those of q / p~, normalized, with this step's marginal in p~."""
+    method, network = SoftMatch(ema_decay=0.0), linear()
+    given = batch_for(method)
+    loss = method.loss(network, given, state_of(method, network), PROGRESS)
+    probs = network(given.unlabeled[0]).softmax(1).detach()
+    aligned = probs / probs.mean(0)
+    confidence = (aligned / aligned.sum(1, keepdim=True)).max(1).values
+    expected = gaussian_weight(confidence, confidence.mean(), confidence.var() / 4)
+    assert torch.allclose(loss.accepted, expected, atol=1e-4)
 
 
 def test_uniform_alignment_weighs_but_does_not_relabel():
@@ -194,7 +252,31 @@ def test_udas_targets_are_sharpened_and_its_mask_is_not():
     assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_uda_anneals_by_the_rounds_that_are_over():
+    """At the start only what is worse than chance counts; at the end everything."""
+    method = UDA(annealing="linear", unlabeled_weight=0)
+    network, given = linear(), batch_for(UDA())
+    first, last = (
+        float(method.loss(network, given, {}, progress).total.detach())
+        for progress in (Progress(1, 5, 0, 1), Progress(6, 5, 0, 1))
+    )
+    everything = F.cross_entropy(network(given.labeled[0]), given.labels)
+    assert last == pytest.approx(float(everything.detach()), rel=1e-5)
+    right = network(given.labeled[0]).softmax(1)[torch.arange(4), given.labels]
+    assert 0 < int((right < 0.1).sum()) < 4
+    assert first != pytest.approx(last, rel=1e-3)
+
+
 # Pseudo-Label
+
+
+def test_pseudo_labels_below_the_threshold_do_not_count():
+    method, network = PseudoLabel(threshold=0.16), linear()
+    given = batch_for(method, labeled=0)
+    loss = method.loss(network, given, {}, PROGRESS)
+    confidence = network(given.unlabeled[0]).softmax(1).max(1).values
+    assert torch.equal(loss.accepted.bool(), confidence >= 0.16)
+    assert 0 < int(loss.accepted.sum()) < 12
 
 
 def test_pseudo_labels_weight_grows_over_forty_percent():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fedssl.methods import functional as pieces
-from fedssl.methods.base import METHODS
+from fedssl.methods.base import METHODS, Learner, Progress
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
@@ -20,9 +20,19 @@ from tests.methods.examples import (
     batch_for,
     linear,
     network_of,
+    shard,
     state_of,
     stream,
 )
+
+
+def sigmoid(share):
+    return math.exp(-5 * (1 - share) ** 2)
+
+
+def linear_growth(share):
+    return share
+
 
 # 1. a consistency loss that compares a tensor with itself
 
@@ -231,6 +241,164 @@ def test_the_ramps_ends():
     assert math.isclose(pieces.sigmoid_ramp(0.0, 0.5), math.exp(-5))
 
 
+RAMPED = {
+    "pi_model": sigmoid,
+    "mean_teacher": sigmoid,
+    "temporal_ensembling": sigmoid,
+    "pseudo_label": linear_growth,
+    "mixmatch": linear_growth,
+}
+
+
+@pytest.mark.parametrize("kind", RAMPED)
+def test_the_unlabeled_weight_grows_over_the_rounds(kind):
+    """Round by round, the loss of a client without labels is the last one's times the ramp."""
+    settings = {"kind": kind, "ramp_up": 0.5}
+    method = METHODS.build(settings | ({"threshold": 0} if kind == "pseudo_label" else {}))
+    network = linear()
+    given = batch_for(method, labeled=0)
+    state = state_of(method, linear(1))
+    if kind == "temporal_ensembling":
+        state["ensemble"] = method.loss(linear(1), given, state, PROGRESS).updates["ensemble"]
+
+    def total(round):
+        again = replace(given, generator=stream())
+        progress = Progress(round, 100, 0, 1)
+        return float(method.loss(network, again, state, progress).total.detach())
+
+    whole = total(51)
+    assert whole > 0
+    assert total(101) == pytest.approx(whole)
+    for round in (1, 11, 26, 41):
+        share = RAMPED[kind]((round - 1) / 50)
+        assert total(round) == pytest.approx(share * whole, rel=1e-4, abs=1e-9)
+
+
+# what every method is shown
+
+VIEWS = {
+    "supervised": (("weak",), (), 1),
+    "fixmatch": (("weak",), ("weak", "strong"), 7),
+    "flexmatch": (("weak",), ("weak", "strong"), 7),
+    "freematch": (("weak",), ("weak", "strong"), 7),
+    "softmatch": (("weak",), ("weak", "strong"), 7),
+    "uda": (("weak",), ("weak", "strong"), 7),
+    "mean_teacher": (("weak",), ("weak", "weak"), 3),
+    "pi_model": (("weak",), ("weak", "weak"), 3),
+    "pseudo_label": (("weak",), ("weak",), 7),
+    "temporal_ensembling": (("weak",), ("weak",), 3),
+    "vat": (("weak",), ("weak",), 3),
+    "mixmatch": (("weak",), ("weak", "weak"), 1),
+    "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
+}
+"""Method -> (labeled views, unlabeled views, mu), as it is by default."""
+
+
+@pytest.mark.parametrize("kind", METHODS.names())
+def test_views(kind):
+    views = METHODS.build(kind).views()
+    assert (views.labeled, views.unlabeled, views.ratio) == VIEWS[kind]
+
+
+@pytest.mark.parametrize(
+    ("settings", "labeled", "unlabeled"),
+    [
+        ({"kind": "mean_teacher", "student_view": "strong"}, ("weak",), ("strong", "weak")),
+        ({"kind": "pi_model", "second_view": "strong"}, ("weak",), ("weak", "strong")),
+        ({"kind": "remixmatch", "labeled_view": "weak", "num_strong": 1}, ("weak",), ("weak", "strong")),
+        ({"kind": "mixmatch", "num_views": 3}, ("weak",), ("weak",) * 3),
+    ],
+)  # fmt: skip
+def test_settings_change_views(settings, labeled, unlabeled):
+    views = METHODS.build(settings | {"unlabeled_ratio": 5}).views()
+    assert (views.labeled, views.unlabeled, views.ratio) == (labeled, unlabeled, 5)
+
+
+# Mean Teacher, step by step
+
+
+def test_the_teacher_sees_its_own_view_and_the_student_its():
+    method = MeanTeacher(ramp_up=0, unlabeled_weight=1.0)
+    student, teacher = linear(0), linear(1)
+    given = batch(labeled=0)
+    loss = method.loss(student, given, {"teacher": pieces.snapshot(teacher)}, PROGRESS)
+    of_student, of_teacher = given.unlabeled
+    distance = (student(of_student).softmax(1) - teacher(of_teacher).softmax(1)).square().mean()
+    assert float(loss.total.detach()) == pytest.approx(float(distance.detach()), rel=1e-5)
+
+
+def test_mean_teachers_threshold_and_temperature():
+    student, teacher, given = linear(0), linear(1), batch(labeled=0)
+    logits = teacher(given.unlabeled[1]).detach()
+    confidence = logits.softmax(1).max(1).values
+    middle = float(confidence.median())
+    method = MeanTeacher(ramp_up=0, unlabeled_weight=1.0, threshold=middle, temperature=0.5)
+    loss = method.loss(student, given, {"teacher": pieces.snapshot(teacher)}, PROGRESS)
+    mask = confidence >= middle
+    assert torch.equal(loss.accepted.bool(), mask)
+    each = (student(given.unlabeled[0]).softmax(1) - (logits / 0.5).softmax(1)).square().mean(1)
+    expected = float((each * mask).sum().detach()) / 12
+    assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def learner_of(method, network, state, round=1, step=0):
+    return Learner(
+        network=network,
+        optimizers={},
+        state=state,
+        shard=shard(),
+        progress=Progress(round, 100, step, 10),
+        stream=lambda purpose: stream(),
+        descend=lambda total, name: None,
+    )
+
+
+def test_the_teacher_moves_after_each_step_and_warms_up_over_all_rounds():
+    """At the first step of all it is the student; at step 10 of them it keeps 10/11 of itself; then the decay."""
+    method, student, teacher = MeanTeacher(ema_decay=0.95), linear(0), linear(1)
+    for (round, step), kept in {(1, 0): 0.0, (2, 0): 10 / 11, (50, 3): 0.95}.items():
+        state = {"teacher": pieces.snapshot(teacher)}
+        method.after_step(learner_of(method, student, state, round, step))
+        for name, weight in student.state_dict().items():
+            expected = kept * teacher.state_dict()[name] + (1 - kept) * weight
+            assert torch.allclose(state["teacher"][name], expected, atol=1e-6)
+
+
+def test_a_step_writes_what_the_loss_returns():
+    method, network = METHODS.build("freematch"), linear()
+    state = state_of(method, network)
+    expected = method.loss(network, batch_for(method), state, PROGRESS).updates["statistics"]
+    learner = learner_of(method, network, state)
+    method.step(learner, batch_for(method))
+    assert state["statistics"].keys() == expected.keys()
+    assert all(torch.equal(state["statistics"][k], v) for k, v in expected.items())
+    assert state["statistics"]["steps"] == 1
+
+
+def test_flexmatch_tells_the_server_how_far_its_client_has_come():
+    method, network = METHODS.build("flexmatch"), linear()
+    state = state_of(method, network)
+    state["confident"]["classes"] = torch.tensor([-1] * 6 + [2] * 3 + [9] * 3)
+    method.end(learner_of(method, network, state))
+    expected = torch.zeros(11)
+    expected[[0, 3, 10]] = torch.tensor([0.5, 0.25, 0.25])
+    assert torch.equal(state["status"]["shares"], expected)
+
+
+@pytest.mark.parametrize("kind", ["fixmatch", "uda", "flexmatch", "softmatch"])
+def test_the_unlabeled_weight_weighs(kind):
+    settings = {"fixmatch": {"threshold": 0}, "uda": {"threshold": 0, "annealing": "none"}}
+    table = {"kind": kind} | settings.get(kind, {})
+    network = linear()
+    totals = []
+    for weight in (0.0, 1.0, 3.0):
+        method = METHODS.build(table | {"unlabeled_weight": weight})
+        loss = method.loss(network, batch_for(method), state_of(method, network), PROGRESS)
+        totals.append(float(loss.total.detach()))
+    assert totals[1] > totals[0]
+    assert totals[2] - totals[0] == pytest.approx(3 * (totals[1] - totals[0]), rel=1e-4)
+
+
 # every method
 
 
@@ -254,16 +422,17 @@ def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_the_loss_is_pure(name):
-    """Same inputs, same loss; weights and state are not written to."""
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_loss_is_pure(name, norm):
+    """Same inputs, same loss; neither weights nor state are written to, batch normalization's apart."""
     method = METHODS.build(name)
-    network = network_of(method)
-    state = state_of(method, network_of(method, seed=1))
-    weights = pieces.snapshot(network)
+    network = network_of(method, norm=norm)
+    state = state_of(method, network_of(method, seed=1, norm=norm))
+    weights = {k: p.detach().clone() for k, p in network.named_parameters()}
     kept = {slot: {k: v.clone() for k, v in tensors.items()} for slot, tensors in state.items()}
     first = method.loss(network, batch_for(method), state, PROGRESS).total
     second = method.loss(network, batch_for(method), state, PROGRESS).total
     assert torch.equal(first, second)
-    assert all(torch.equal(weights[k], v) for k, v in network.state_dict().items())
+    assert all(torch.equal(weights[k], p) for k, p in network.named_parameters())
     for slot, tensors in kept.items():
         assert all(torch.equal(v, state[slot][k]) for k, v in tensors.items())

@@ -27,6 +27,28 @@ def direction(xi, dtype=torch.float32):
         return VAT(xi=xi).worst_direction(network, images, probs, stream(1))
 
 
+def test_half_precision_finds_the_direction_too():
+    truth = direction(1e-6, torch.float64)
+    network = convolutional(torch.float32)
+    images = torch.randn(32, 1, 8, 8, generator=stream())
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            probs = network(images).float().softmax(1).detach()
+            found = VAT().worst_direction(network, images, probs, stream(1))
+        cosine = (found.double() * truth).flatten(1).sum(1)
+        assert float(cosine.median()) > 0.99
+
+
+def test_more_power_iterations_find_a_worse_direction():
+    network, images = linear(), torch.randn(64, 1, 4, 4, generator=stream())
+    probs = network(images).softmax(1).detach()
+    changes = []
+    for count in (1, 4):
+        push = VAT(power_iterations=count).worst_direction(network, images, probs, stream(1))
+        changes.append(float(kl_divergence(probs, network(images + 0.1 * push)).mean().detach()))
+    assert changes[1] > 1.02 * changes[0]
+
+
 def test_the_push_has_the_length_it_should():
     assert torch.allclose(direction(1e-2).flatten(1).norm(dim=1), torch.ones(32), atol=1e-5)
 

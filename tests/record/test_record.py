@@ -87,8 +87,8 @@ def test_the_ema_is_the_mean_of_the_first_models():
     models = []
 
     class Keep(Observer):
-        def round_ended(self, row, clients, failures, arrays, ema):
-            models.append(arrays)
+        def round_ended(self, end):
+            models.append(end.arrays)
 
     outcome = serve(small_experiment(rounds=3), SerialGrid(app, 6), [Keep()])
     for name, average in outcome.ema.items():
@@ -128,9 +128,9 @@ def test_a_killed_run_leaves_its_finished_rounds_readable(tmp_path):
         pass
 
     class Killer(PlainDisplay):
-        def round_ended(self, row, *rest):
-            assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == row.round
-            if row.round == 2:
+        def round_ended(self, end):
+            assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == end.row.round
+            if end.row.round == 2:
                 raise Killed
 
     with pytest.raises(Killed):
@@ -221,7 +221,7 @@ def row(round, accuracy, pseudo=NAN, failed=0):
 
 
 def outcome_of(accuracies):
-    return Outcome({}, {}, tuple(row(i + 1, a) for i, a in enumerate(accuracies)), 2.0)
+    return Outcome({}, {}, {}, tuple(row(i + 1, a) for i, a in enumerate(accuracies)), 2.0)
 
 
 def test_the_reported_accuracy_is_the_mean_of_the_last_rounds_never_the_best():
