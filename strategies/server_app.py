@@ -1,14 +1,11 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
 import contextlib
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -25,12 +22,8 @@ from fedssl.errors import RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.accuracy import Evaluation, evaluate
-from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
-    NAN,
-    ClientRow,
-    Failure,
     NamedArrays,
     Observer,
     Outcome,
@@ -41,9 +34,8 @@ from fedssl.record.run_directory import RunDirectory, new_run_path
 from fedssl.training import Recipe
 from strategies.base import strategy_of
 from strategies.census import Census, Cohorts
+from strategies.round_log import RoundLog, row_of
 from strategies.shared_state import SharedState
-
-PSEUDO_COUNTS = ("considered", "accepted", "right")
 
 NODES_TIMEOUT = 300.0
 """Seconds to wait for all K clients to connect to a grid that is not ours."""
@@ -153,7 +145,7 @@ class _Server:
                 )
             )
             shared = SharedState(self.state, messages)
-            log = _RoundLog(server_round, cohorts.census, self.arrays, shared)
+            log = RoundLog(server_round, cohorts.census, self.arrays, shared)
             replies = log.watch(messages, self._send(messages, phase.server.timeout))
             aggregate, _ = strategy.aggregate_train(server_round, replies)
             for _ in replies:  # a strategy that stops early must not hide a reply from the record
@@ -207,7 +199,7 @@ class _Server:
             return self.grid.stream(messages, timeout=timeout)
         return self.grid.send_and_receive(messages, timeout=timeout)
 
-    def _accept(self, aggregate: ArrayRecord | None, log: "_RoundLog") -> None:
+    def _accept(self, aggregate: ArrayRecord | None, log: RoundLog) -> None:
         """Take the strategy's answer as the new global arrays."""
         if aggregate is None:
             return
@@ -216,10 +208,10 @@ class _Server:
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
         self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
 
-    def _stop(self, phase: Experiment, index: int, log: "_RoundLog", began: float) -> NoReturn:
+    def _stop(self, phase: Experiment, index: int, log: RoundLog, began: float) -> NoReturn:
         """Record a round without a single usable reply, and end the run with the first reason."""
         seconds = time.perf_counter() - began
-        row = _row(log, index, phase.method.kind, seconds, None, None)
+        row = row_of(log, index, phase.method.kind, seconds, None, None)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
         first = log.failures[0].reason if log.failures else "no client was sampled"
@@ -230,7 +222,7 @@ class _Server:
         phase: Experiment,
         index: int,
         network: nn.Module,
-        log: "_RoundLog",
+        log: RoundLog,
         began: float,
         *,
         evaluate_now: bool,
@@ -241,12 +233,12 @@ class _Server:
         model = self._evaluate(phase.method, network, self.arrays) if evaluate_now else None
         ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
         seconds = time.perf_counter() - began
-        row = _row(log, index, phase.method.kind, seconds, model, ema)
+        row = row_of(log, index, phase.method.kind, seconds, model, ema)
         self.rounds.append(row)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
 
-    def _end(self, row: RoundRow, log: "_RoundLog") -> RoundEnd:
+    def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
         return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
 
     def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
@@ -258,159 +250,3 @@ class _Server:
             torch.from_numpy(held_out.labels),
             self.federation.data.spec,
         )
-
-
-class _RoundLog:
-    """What the server saw of one round; refuses replies that must not be averaged.
-
-    Args:
-        round: Round of the run, from 1.
-        census: Who is there.
-        arrays: Weights that were sent, which every reply must match in names and shapes.
-        shared: State of the method that was sent, likewise.
-    """
-
-    def __init__(
-        self, round: int, census: Census, arrays: NamedArrays, shared: SharedState
-    ) -> None:
-        self.round = round
-        self.clients: list[ClientRow] = []
-        self.failures: list[Failure] = []
-        self.tally = _Tally()
-        self._census = census
-        self._shared = shared
-        self._layouts = {protocol.ARRAYS: _layout(arrays)}
-        if shared.arrays:
-            self._layouts[protocol.STATE] = _layout(shared.arrays)
-
-    @property
-    def num_ok(self) -> int:
-        return len(self.clients) - len(self.failures)
-
-    def watch(self, messages: list[Message], replies: Iterable[Message]) -> Iterator[Message]:
-        """Pass replies on, an error in place of each that is refused, and note them all."""
-        waiting = {message.metadata.dst_node_id for message in messages}
-        if messages:
-            self.tally.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in waiting:
-                continue
-            waiting.discard(node)
-            flaw = None if reply.has_error() else self._flaw(reply)
-            if flaw is not None:
-                reply = protocol.refused(reply, flaw)
-            self._note(self._census.client_at[node], reply)
-            yield reply if reply.has_error() else self._shared.detach(reply)
-        for node in sorted(waiting):
-            self._fail(self._census.client_at[node], "no reply in time")
-        self.clients.sort(key=lambda row: row.client)
-        self.failures.sort(key=lambda failure: failure.client)
-
-    def _flaw(self, reply: Message) -> str | None:
-        """Say why a reply must not be averaged, or None."""
-        content = reply.content
-        missing = [name for name in self._layouts if name not in content.array_records]
-        if missing or protocol.METRICS not in content.metric_records:
-            return "refused: the reply lacks its arrays or its metrics"
-        metrics = protocol.metrics_of(reply)
-        for name in protocol.COUNTS:
-            if not 0 <= metrics.get(name, -1.0) < math.inf:
-                return f"refused: the reply's {name} is {metrics.get(name)}"
-        for name, layout in self._layouts.items():
-            try:
-                arrays = protocol.from_record(content.array_records[name])
-            except (ValueError, TypeError) as error:
-                return f"refused: the reply's arrays cannot be read: {error}"
-            if _layout(arrays) != layout:
-                return "refused: the reply's arrays differ from the model's in name, shape or type"
-            if not is_finite(arrays):
-                return "refused: the reply's weights are not finite"
-        return None
-
-    def _note(self, client: int, reply: Message) -> None:
-        if reply.has_error():
-            self._fail(client, reply.error.reason or "no reason given")
-            return
-        metrics = protocol.metrics_of(reply)
-        size = protocol.num_bytes(reply.content)
-        considered, accepted, right = (metrics.get(f"pseudo-{k}", 0.0) for k in PSEUDO_COUNTS)
-        steps = int(metrics.get("num-steps", 0))
-        loss = metrics.get("loss", NAN)
-        self.tally.add(steps, loss, considered, accepted, right, size)
-        self.clients.append(
-            ClientRow(
-                round=self.round,
-                client=client,
-                status="ok",
-                num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
-                num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
-                num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
-                num_steps=steps,
-                loss=loss,
-                pseudo_label_accuracy=pseudo_label_accuracy(accepted, right),
-                pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
-                seconds=metrics.get("seconds", NAN),
-                bytes_up=size,
-            )
-        )
-
-    def _fail(self, client: int, reason: str) -> None:
-        last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
-        self.clients.append(ClientRow(self.round, client, "failed", last))
-        self.failures.append(Failure(self.round, client, reason))
-
-
-def _layout(arrays: NamedArrays) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
-@dataclass
-class _Tally:
-    """Sums over the replies of a round."""
-
-    num_steps: int = 0
-    loss_sum: float = 0.0
-    considered: float = 0.0
-    accepted: float = 0.0
-    right: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(
-        self, steps: int, loss: float, considered: float, accepted: float, right: float, size: int
-    ) -> None:
-        self.num_steps += steps
-        self.loss_sum += steps * loss if steps else 0.0
-        self.considered += considered
-        self.accepted += accepted
-        self.right += right
-        self.bytes_up += size
-
-
-def _row(
-    log: _RoundLog,
-    phase: int,
-    method: str,
-    seconds: float,
-    model: Evaluation | None,
-    ema: Evaluation | None,
-) -> RoundRow:
-    tally = log.tally
-    return RoundRow(
-        round=log.round,
-        phase=phase,
-        method=method,
-        seconds=seconds,
-        server_accuracy=model.accuracy if model else NAN,
-        server_loss=model.loss if model else NAN,
-        ema_accuracy=ema.accuracy if ema else NAN,
-        ema_loss=ema.loss if ema else NAN,
-        loss=tally.loss_sum / tally.num_steps if tally.num_steps else NAN,
-        pseudo_label_accuracy=pseudo_label_accuracy(tally.accepted, tally.right),
-        pseudo_label_coverage=pseudo_label_coverage(tally.considered, tally.accepted),
-        bytes_up=tally.bytes_up,
-        bytes_down=tally.bytes_down,
-        clients_ok=log.num_ok,
-        clients_failed=len(log.failures),
-    )

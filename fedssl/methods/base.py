@@ -239,12 +239,19 @@ class SemiSupervised(Method):
 
     With ``unlabeled_weight = 0`` such a method is supervised training bit for bit, as long as the network keeps no
     batch statistics: the labeled pass comes first, alone, and every draw has a stream of its own.
+
+    Unless it says otherwise, it is given the views of FixMatch: a weak one of labeled images, a weak and a strong one of
+    unlabeled images.
     """
 
     is_abstract: ClassVar[bool] = True
 
     unlabeled_weight: float = Field(1.0, ge=0, description="lambda_u, weight of the unlabeled loss")
     unlabeled_ratio: int = Field(7, ge=1, description="mu, unlabeled images for each labeled one")
+
+    def views(self) -> Views:
+        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
+        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def can_learn(self, shard: Shard) -> bool:
         """Learn from unlabeled images alone, unless they weigh nothing."""

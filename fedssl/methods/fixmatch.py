@@ -7,7 +7,7 @@ arXiv:2001.07685.
 from pydantic import Field
 from torch import nn
 
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
 from fedssl.slots import State
 
@@ -22,10 +22,6 @@ class FixMatch(SemiSupervised):
     threshold: float = Field(
         0.95, ge=0, le=1, description="tau, least confidence of a pseudo-label"
     )
-
-    def views(self) -> Views:
-        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
-        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau] CE(argmax q, p(strong))), q = p(weak).

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
 from fedssl.slots import Slot, State, Tensors
 
@@ -36,10 +36,6 @@ class FlexMatch(SemiSupervised):
         description="how far classes are learned is judged by the client's own images alone, or by "
         "those of the last round's cohort",
     )
-
-    def views(self) -> Views:
-        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
-        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def slots(self) -> tuple[Slot, ...]:
         """Remember the confident class of every example at the client, and perhaps the cohort's shares."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
@@ -40,10 +40,6 @@ class SoftMatch(SemiSupervised):
         description="statistics start anew each round, stay with the client, or are averaged "
         "by the server",
     )
-
-    def views(self) -> Views:
-        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
-        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def slots(self) -> tuple[Slot, ...]:
         """Keep the running statistics where the experiment says."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import at_least_single, masked_cross_entropy, predict, sharpen
 from fedssl.slots import State
 
@@ -30,10 +30,6 @@ class UDA(SemiSupervised):
     annealing: Annealing = Field(
         "linear", description="how labeled images are let in over the rounds; none: all at once"
     )
-
-    def views(self) -> Views:
-        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
-        return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return annealed CE(y, p(weak)) + lambda mean(1[max q >= tau] CE(sharpen(q, T), p(strong))), q = p(weak).
