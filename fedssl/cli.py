@@ -15,6 +15,7 @@ from rich.table import Table
 from fedssl import __version__
 from fedssl.config import STRATEGIES, Experiment
 from fedssl.errors import FedsslError, InputError, RunFailed, nearest
+from fedssl.registry import Plugin
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -264,7 +265,9 @@ def _families() -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return value.kind if hasattr(value, "kind") else repr(value)
+    if isinstance(value, Plugin):
+        return value.kind
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 @app.command()
