@@ -62,6 +62,16 @@ def test_no_gradient_into_the_teacher():
     assert all(tensor.grad is None for tensor in state["teacher"].values())
 
 
+def test_no_gradient_into_soft_targets():
+    logits = torch.randn(5, 10, generator=stream(), requires_grad=True)
+    targets = torch.randn(5, 10, generator=stream(1)).softmax(1).requires_grad_()
+    pieces.masked_cross_entropy(logits, targets, torch.ones(5)).backward()
+    assert logits.grad.abs().sum() > 0
+    assert targets.grad is None
+    pieces.kl_divergence(targets, logits).sum().backward()
+    assert targets.grad is None
+
+
 def test_the_pi_models_gradient_flows_through_both_passes():
     method, network = PiModel(ramp_up=0), linear()
     given = batch_for(method, labeled=0)
