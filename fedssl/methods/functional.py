@@ -88,8 +88,8 @@ def kl_divergence(target_probs: Tensor, logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the entropy of softmax(logits) in nats, shape (B,)."""
-    log_probs = at_least_single(logits).log_softmax(1)
-    return -(log_probs.exp() * log_probs).sum(1)
+    logits = at_least_single(logits)
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
 def sharpen(probs: Tensor, temperature: float) -> Tensor:
