@@ -267,7 +267,9 @@ def _families() -> dict[str, Any]:
 def _short(value: Any) -> str:
     if isinstance(value, Plugin):
         return value.kind
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+    if value is None:
+        return "unset"
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, default=str)
 
 
 @app.command()

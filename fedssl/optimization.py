@@ -79,9 +79,18 @@ class Train(Section):
             raise ValueError("local_steps and local_epochs exclude each other; set one")
         if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":
             raise ValueError("nesterov needs momentum above 0")
-        if not all(0 < share < 1 for share in self.milestones):
-            raise ValueError(f"milestones = {self.milestones}; each must lie between 0 and 1")
+        shares = list(self.milestones)
+        if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+            raise ValueError(
+                f"milestones = {shares}; they are shares of the steps, rising, each between 0 and 1"
+            )
+        unused = [name for name in ("milestones", "gamma") if self._is_set(name)]
+        if unused and self.schedule != "step":
+            raise ValueError(f"{unused[0]} is for schedule = 'step', not {self.schedule!r}")
         return self
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def num_steps(self, shard: Shard, views: Views) -> int:
         """Return the steps of one round at a client.

@@ -4,7 +4,7 @@ State is always named tensors, so that it travels in Flower's records and in che
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -18,7 +18,16 @@ State = dict[str, Tensors]
 
 @dataclass(frozen=True)
 class Slot:
-    """A named place for state and where it lives."""
+    """A named place for state and where it lives.
+
+    Raises:
+        ValueError: There is no such scope.
+    """
 
     name: str
     scope: Scope
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            scopes = ", ".join(get_args(Scope))
+            raise ValueError(f"slot {self.name!r} has scope {self.scope!r}; one of: {scopes}")

@@ -74,7 +74,10 @@ def test_milestones_and_rounds():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"milestones": (0.5, 1.5)}, "milestones"),
+        ({"milestones": (0.5, 1.5), "schedule": "step"}, "milestones"),
+        ({"milestones": (0.75, 0.5), "schedule": "step"}, "rising"),
+        ({"milestones": (0.5,), "schedule": "cosine"}, "milestones is for schedule = 'step'"),
+        ({"gamma": 0.5}, "gamma is for schedule = 'step', not 'constant'"),
         ({"momentum": 0.0}, "nesterov"),
         ({"local_steps": 1, "local_epochs": 1}, "exclude"),
         ({"precision": "fp8"}, "precision"),

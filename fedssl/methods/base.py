@@ -133,6 +133,40 @@ class Loss:
     updates: State = field(default_factory=dict)
 
 
+def check_loss(loss: Loss, batch: Batch, state: State) -> None:
+    """Refuse what a method's loss must not say.
+
+    Args:
+        loss: What it said.
+        batch: Of what.
+        state: The state it may update.
+
+    Raises:
+        TypeError, ValueError: Names what is wrong; for whoever writes the method.
+    """
+    if not isinstance(loss, Loss):
+        raise TypeError(f"a method's loss must return a Loss, not {type(loss).__name__}")
+    if loss.total.dim() != 0:
+        raise ValueError(f"Loss.total must be a scalar, not of shape {tuple(loss.total.shape)}")
+    shape = batch.unlabeled_ids.shape
+    for name, tensor in (("pseudo_labels", loss.pseudo_labels), ("accepted", loss.accepted)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"Loss.{name} must have shape {tuple(shape)}, not {tuple(tensor.shape)}"
+            )
+    if loss.accepted is not None and not bool(((loss.accepted >= 0) & (loss.accepted <= 1)).all()):
+        raise ValueError("Loss.accepted must lie between 0 and 1")
+    for slot, tensors in loss.updates.items():
+        if slot not in state:
+            raise ValueError(f"Loss.updates names slot {slot!r}; declared are: {', '.join(state)}")
+        for name, tensor in tensors.items():
+            before, where = state[slot].get(name), f"Loss.updates[{slot!r}][{name!r}]"
+            if before is None or before.shape != tensor.shape or before.dtype != tensor.dtype:
+                raise ValueError(f"{where} is not of the name, shape and type that init_slot gave")
+            if tensor.requires_grad:
+                raise ValueError(f"{where} carries a gradient; detach it")
+
+
 @dataclass
 class Learner:
     """One client's training in one round, as a method's hooks see it.
@@ -222,6 +256,8 @@ class Method(Plugin):
     def step(self, learner: Learner, batch: Batch) -> Loss:
         """Take one step; by default one step of the main optimizer down the loss."""
         loss = self.loss(learner.network, batch, learner.state, learner.progress)
+        if learner.progress.step == 0:  # what is right at the first step of a round is right at all
+            check_loss(loss, batch, learner.state)
         learner.descend(loss.total, "main")
         for slot, tensors in loss.updates.items():
             learner.state[slot].update(tensors)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from fedssl.methods import functional as pieces
-from fedssl.methods.base import METHODS, Learner, Progress
+from fedssl.methods.base import METHODS, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
+from fedssl.slots import Slot
 from tests.methods.examples import (
     PROGRESS,
     SPEC,
@@ -446,3 +447,46 @@ def test_the_loss_is_pure(name, norm):
     assert all(torch.equal(weights[k], p) for k, p in network.named_parameters())
     for slot, tensors in kept.items():
         assert all(torch.equal(v, state[slot][k]) for k, v in tensors.items())
+
+
+# what a new method may get wrong
+
+
+class Careless(SemiSupervised):
+    def slots(self):
+        return (Slot("memory", "client"),)
+
+    def init_slot(self, name, network, spec, shard):
+        return {"seen": torch.zeros(12)}
+
+    def loss(self, network, batch, state, progress):
+        return WRONG[0](network(batch.unlabeled[0]))
+
+
+WRONG = []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda z: (z.mean(), z), "must return a Loss, not tuple"),
+        (lambda z: Loss(z.mean(1)), r"Loss.total must be a scalar, not of shape \(12,\)"),
+        (lambda z: Loss(z.mean(), z.softmax(1), z[:, 0]), r"Loss.pseudo_labels must have shape \(12,\)"),
+        (lambda z: Loss(z.mean(), z.argmax(1), torch.full((12,), 5.0)), "accepted must lie between"),
+        (lambda z: Loss(z.mean(), updates={"memry": {}}), "names slot 'memry'; declared are: memory"),
+        (lambda z: Loss(z.mean(), updates={"memory": {"sen": z[:, 0]}}), "is not of the name, shape"),
+        (lambda z: Loss(z.mean(), updates={"memory": {"seen": z[:3, 0]}}), "is not of the name, shape"),
+        (lambda z: Loss(z.mean(), updates={"memory": {"seen": z[:, 0]}}), "carries a gradient"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_is_none_says_what_is_wrong(wrong, message):
+    WRONG[:] = [wrong]
+    method, network = Careless(), linear()
+    learner = learner_of(method, network, state_of(method, network))
+    with pytest.raises((TypeError, ValueError), match=message):
+        method.step(learner, batch())
+
+
+def test_a_scope_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="slot 'memory' has scope 'clinet'; one of: reset, client"):
+        Slot("memory", "clinet")
