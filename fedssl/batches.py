@@ -60,7 +60,8 @@ class BatchLoader:
         self._augment = augment
         self._state = state
         self._generator = stream("loss")
-        self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned}
+        shown = {self._slot(view) for view in (*views.labeled, *views.unlabeled)}
+        self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned if slot in shown}
         self._num_steps = num_steps
         self._labeled = self._order(
             shard.labeled if views.labeled else shard.labeled[:0],

@@ -239,6 +239,12 @@ def test_probing_shifts_no_other_stream(shard):
     assert equal(plain, weightless)
 
 
+def test_an_augmentation_that_nobody_asks_for_learns_nothing(shard):
+    state = {"augment.strong": CTAugment().initial()}
+    train_client(Supervised(), shard, state=state, augment=LEARNED)
+    assert (state["augment.strong"]["weights"] == 1).all()
+
+
 def test_a_client_without_labels_learns_no_augmentation(unlabeled_shard):
     state = {"augment.strong": CTAugment().initial()}
     _, report = train_client(FixMatch(threshold=0), unlabeled_shard, state=state, augment=LEARNED)
