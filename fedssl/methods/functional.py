@@ -20,7 +20,7 @@ def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tenso
     Args:
         network: From images to logits (B, num_classes).
         images: Normalized views, shape (B, C, H, W).
-        labels: Classes, int64 (B,).
+        labels: Classes, int64 (B,), or probabilities (B, num_classes).
     """
     if len(labels) == 0:
         return images.new_zeros(())

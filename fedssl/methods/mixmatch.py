@@ -17,6 +17,7 @@ from fedssl.methods.functional import (
     predict,
     probability_mse,
     sharpen,
+    supervised_loss,
 )
 from fedssl.slots import State
 
@@ -51,16 +52,14 @@ class MixMatch(SemiSupervised):
         Reference: Algorithm 1, equations 3 to 5.
         """
         guesses = torch.stack([predict(network, view) for view in batch.unlabeled]).mean(0)
-        targets = sharpen(guesses.float(), self.temperature)
+        targets = sharpen(guesses, self.temperature)
         labels = F.one_hot(batch.labels, targets.shape[1]).to(targets.dtype)
         images = torch.cat([*batch.labeled, *batch.unlabeled])
         classes = torch.cat([labels, *[targets] * self.num_views])
         weights = mixing_weights(len(images), self.alpha, self.mixing, batch.generator)
         images, classes = mix_with_shuffled(images, classes, weights, batch.generator)
         num_labeled = len(labels)
-        supervised = images.new_zeros(())
-        if num_labeled:
-            supervised = F.cross_entropy(network(images[:num_labeled]), classes[:num_labeled])
+        supervised = supervised_loss(network, images[:num_labeled], classes[:num_labeled])
         unlabeled = probability_mse(network(images[num_labeled:]), classes[num_labeled:])
         weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * unlabeled

@@ -23,6 +23,7 @@ from fedssl.methods.functional import (
     mixing_weights,
     predict,
     sharpen,
+    supervised_loss,
 )
 from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.slots import Scope, Slot, State, Tensors
@@ -128,9 +129,7 @@ class ReMixMatch(SemiSupervised):
         classes = torch.cat([labels, *[targets] * (self.num_strong + 1)])
         weights = mixing_weights(len(images), self.alpha, self.mixing, batch.generator)
         images, classes = mix_with_shuffled(images, classes, weights, batch.generator)
-        supervised = images.new_zeros(())
-        if len(labels):
-            supervised = _cross_entropy(network, images[: len(labels)], classes[: len(labels)])
+        supervised = supervised_loss(network, images[: len(labels)], classes[: len(labels)])
         unlabeled = self.unlabeled_weight * _cross_entropy(
             network, images[len(labels) :], classes[len(labels) :]
         ) + self.unmixed_weight * _cross_entropy(network, strong[0], targets)
