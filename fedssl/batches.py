@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe, as_float
+from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
 from fedssl.augment.policy import Augment
-from fedssl.data.shard import Shard
+from fedssl.data.shard import Shard, as_float
 from fedssl.methods.base import Batch, View, Views
 from fedssl.slots import State
 

@@ -87,30 +87,24 @@ def test_a_request_without_an_experiment_says_so():
         protocol.read_request(message())
 
 
-def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
-    report = FitReport(5, 0.5, 10.0, 8.0, 6.0, 0.1)
-    reply = protocol.fit_reply(
-        message(),
+def reply_to(request):
+    return protocol.fit_reply(
+        request,
         {"w": torch.ones(2)},
         {"statistics/mean": torch.ones(())},
-        report,
+        FitReport(5, 0.5, 10.0, 8.0, 6.0, 0.1),
         client=3,
         num_examples=20,
         num_labeled=4,
         num_confident=12.0,
     )
+
+
+def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
+    reply = reply_to(message())
     assert len(reply.content.array_records) == len(reply.content.metric_records) == 1
     sent = {protocol.STATE: protocol.to_record({"statistics/mean": np.zeros(())})}
-    stateful = protocol.fit_reply(
-        message(RecordDict(sent)),
-        {"w": torch.ones(2)},
-        {"statistics/mean": torch.ones(())},
-        report,
-        client=3,
-        num_examples=20,
-        num_labeled=4,
-        num_confident=12.0,
-    )
+    stateful = reply_to(message(RecordDict(sent)))
     returned = protocol.from_record(stateful.content[protocol.STATE])
     assert returned["statistics/mean"] == 1
     assert set(protocol.without_state(stateful).content) == {"arrays", "metrics"}

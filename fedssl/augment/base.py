@@ -12,11 +12,6 @@ from fedssl.registry import Family, Plugin
 from fedssl.slots import Scope, Tensors
 
 
-def as_float(images: Tensor) -> Tensor:
-    """Return bytes as 32-bit floats in [0, 1], and floats as they are."""
-    return images if images.is_floating_point() else images.to(torch.float32).div_(255)
-
-
 class Augmentation(Plugin):
     """Turn a batch of images into a batch of views of the same shape."""
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, as_float
+from fedssl.augment.base import Augmentation
+from fedssl.data.shard import as_float
 
 
 class Identity(Augmentation):

@@ -4,7 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, as_float
+from fedssl.augment.base import Augmentation
+from fedssl.data.shard import as_float
 
 
 class Noise(Augmentation):

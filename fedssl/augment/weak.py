@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, as_float
+from fedssl.augment.base import Augmentation
 from fedssl.augment.geometry import flip_and_shift
+from fedssl.data.shard import as_float
 
 
 class Weak(Augmentation):

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def as_float(images: Tensor) -> Tensor:
+    """Return bytes as 32-bit floats in [0, 1], and floats as they are."""
+    return images if images.is_floating_point() else images.to(torch.float32).div_(255)
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """What every image of a data set has in common.

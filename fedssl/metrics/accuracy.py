@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.data.shard import ImageSpec
+from fedssl.data.shard import ImageSpec, as_float
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def evaluate(
     correct, loss = 0, 0.0
     try:
         for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size].to(torch.float32).div_(255)
+            part = as_float(images[start : start + batch_size])
             target = labels[start : start + batch_size]
             logits = network(spec.normalize(part))
             correct += int((logits.argmax(1) == target).sum())
