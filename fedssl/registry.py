@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -89,9 +89,9 @@ class Family:
         self.default = default
         self.key = key
 
-    def at(self, section: str, default: str | None) -> "Family":
+    def at(self, section: str, default: str | None) -> Self:
         """Return the same family for another place in the experiment file."""
-        return Family(self.noun, self.package, self.base, section, default, self.key)
+        return type(self)(self.noun, self.package, self.base, section, default, self.key)
 
     def as_table(self, value: Any) -> Any:
         """Return a section as a table: a bare name is short for a table that names it."""
@@ -170,6 +170,13 @@ class Family:
         plugin = self.get(stem)
         if colon:
             fields["name"] = name
+        elif "name" in plugin.model_fields and not fields.get("name"):
+            what = plugin.model_fields["name"].description or "what it is to be"
+            raise InputError(
+                f"{self.section}.{self.key}",
+                f"is {kind!r}",
+                f"write {stem + ':NAME'!r}, NAME being {what}",
+            )
         try:
             return plugin.model_validate(fields)
         except ValidationError as error:

@@ -1,9 +1,21 @@
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
 
 from fedssl.config import Experiment
+from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.data.federation import Federation
 from tests.helpers import federation_of, small_experiment
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare data in a folder of this session's, from the first import on; workers and subprocesses inherit it."""
+    folder = tempfile.mkdtemp(prefix="fedssl-tests-")
+    os.environ[CACHE_VARIABLE] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

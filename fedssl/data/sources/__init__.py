@@ -1,5 +1,5 @@
 """Where images come from, one source a file."""
 
-from fedssl.data.sources.base import SOURCES, Dataset, Images, Source
+from fedssl.data.sources.base import SOURCES, Source
 
-__all__ = ["SOURCES", "Dataset", "Images", "Source"]
+__all__ = ["SOURCES", "Source"]

@@ -3,59 +3,36 @@
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", University of Toronto, 2009.
 """
 
-from pathlib import Path
-
-import numpy as np
-from pydantic import Field
-
-from fedssl.data.shard import ImageSpec
-from fedssl.data.sources.base import Dataset, Images, Source
-from fedssl.data.sources.torchvision_files import read_files
+from fedssl.data.cache import Raw
+from fedssl.data.sources.torchvision_files import TorchvisionFiles, color_block
 
 
-class CIFAR10(Source):
+class CIFAR10(TorchvisionFiles):
     """50,000 training and 10,000 test images, read from torchvision's folder layout.
 
     Mean and deviation were measured on all training images of a copy re-encoded as JPEG, which smooths: the deviation
     commonly published for the original is (0.2470, 0.2435, 0.2616), at most 0.7 % larger.
     """
 
-    root: Path = Field(Path("data"), description="folder that holds cifar-10-batches-py")
-    download: bool = Field(False, description="fetch what is missing from the network")
+    def wanted(self) -> str:
+        """Say which files to put where."""
+        return "the files of cifar-10-python.tar.gz (data_batch_1, ...) in ROOT/cifar-10-batches-py"
 
-    def load(self, seed: int) -> Dataset:
+    def read(self) -> Raw:
         """Return the images, shape (3, 32, 32).
 
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        train, names = self._part(train=True)
-        test, _ = self._part(train=False)
-        return Dataset(
-            train=train,
-            held_out=test,
-            held_out_name="test",
-            spec=ImageSpec(
-                (3, 32, 32),
-                10,
-                mean=(0.4913, 0.4821, 0.4465),
-                std=(0.2452, 0.2428, 0.2606),
-                flips=True,
-            ),
-            class_names=names,
-        )
-
-    def _part(self, *, train: bool) -> tuple[Images, tuple[str, ...]]:
         from torchvision import datasets  # imported here: it takes a second
 
-        part = read_files(
-            datasets.CIFAR10,
-            self.root,
-            what="CIFAR-10",
-            files="the files of cifar-10-python.tar.gz (data_batch_1, ...)",
-            folder="ROOT/cifar-10-batches-py",
-            train=train,
-            download=self.download,
+        train = self.open(datasets.CIFAR10, "CIFAR-10", train=True)
+        test = self.open(datasets.CIFAR10, "CIFAR-10", train=False)
+        return Raw(
+            class_names=tuple(train.classes),
+            train=[color_block(train)],
+            test=[color_block(test)],
+            flips=True,
+            mean=(0.4913, 0.4821, 0.4465),
+            std=(0.2452, 0.2428, 0.2606),
         )
-        images = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))
-        return Images(images, np.array(part.targets, dtype=np.int64)), tuple(part.classes)

@@ -1,34 +1,62 @@
-"""Reading data sets in torchvision's folder layouts, with its errors in the user's words."""
+"""Data sets in the folder layouts of ``torchvision.datasets``: what their sources share."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+from pydantic import Field
+
+from fedssl.data.blocks import Block
+from fedssl.data.sources.base import Source
 from fedssl.errors import InputError
 
 
-def read_files(
-    reader: Callable[..., Any], root: Path, *, what: str, files: str, folder: str, **options: Any
-) -> Any:
-    """Return what a reader of ``torchvision.datasets`` makes of the files under `root`.
+class TorchvisionFiles(Source):
+    """A source whose files torchvision knows how to read, check and fetch."""
 
-    Args:
-        reader: Class of ``torchvision.datasets``; called with `root` and the options.
-        root: Folder that the layout is relative to.
-        what: Name of the data set in the error.
-        files: What to put there by hand, as the error says it.
-        folder: Where to put them, from ROOT on.
-        options: Passed to the reader.
+    is_abstract: ClassVar[bool] = True
+    cuts: ClassVar[frozenset[str]] = Source.cuts | {"download"}
 
-    Raises:
-        InputError: A file is missing, damaged, or could not be fetched; says how to get it.
-    """
-    try:
-        return reader(str(root), **options)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        raise InputError(
+    root: Path = Field(Path("data"), description="folder that holds the data's own folder or files")
+    download: bool = Field(False, description="fetch what is missing from the network")
+
+    @abstractmethod
+    def wanted(self) -> str:
+        """Say which files to put where by hand, from ROOT on."""
+
+    def open(self, reader: Callable[..., Any], what: str, **options: Any) -> Any:
+        """Return what a reader of ``torchvision.datasets`` makes of the files under `root`.
+
+        Args:
+            reader: Class of ``torchvision.datasets``; called with `root`, `download` and the options.
+            what: Name of the data in the error.
+            options: Passed to the reader.
+
+        Raises:
+            InputError: A file is missing, damaged, or could not be fetched; says how to get it.
+        """
+        try:
+            return reader(str(self.root), download=self.download, **options)
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            raise self.missing(what, error) from None
+
+    def missing(self, what: str, problem: object) -> InputError:
+        """Return the error that some data is not under `root`, or not as it should be."""
+        return InputError(
             "data.root",
-            f"no readable {what} under {str(root)!r} ({error})",
-            f"pass --set data.download=true to fetch it, or put {files} in {folder} "
+            f"no readable {what} under {str(self.root)!r} ({problem})",
+            f"pass --set data.download=true to fetch it, or put {self.wanted()} "
             "and set data.root=ROOT",
-        ) from None
+        )
+
+
+def gray_block(part: Any) -> Block:
+    """Return the images of torchvision's MNIST kind, tensors of shape (N, H, W), as one block."""
+    return Block(part.data.numpy()[:, None], part.targets.numpy().astype(np.int64))
+
+
+def color_block(part: Any) -> Block:
+    """Return the images of torchvision's CIFAR kind, an array of shape (N, H, W, C), as one block."""
+    return Block(part.data.transpose(0, 3, 1, 2), np.array(part.targets, dtype=np.int64))

@@ -1,0 +1,32 @@
+"""CIFAR-100: 60,000 color 32x32 photographs in 100 classes.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", University of Toronto, 2009.
+"""
+
+from fedssl.data.cache import Raw
+from fedssl.data.sources.torchvision_files import TorchvisionFiles, color_block
+
+
+class CIFAR100(TorchvisionFiles):
+    """50,000 training and 10,000 test images in the 100 fine classes, read from torchvision's folder layout."""
+
+    def wanted(self) -> str:
+        """Say which files to put where."""
+        return "the files of cifar-100-python.tar.gz (train, test, meta) in ROOT/cifar-100-python"
+
+    def read(self) -> Raw:
+        """Return the images, shape (3, 32, 32); mean and deviation are measured on the training images.
+
+        Raises:
+            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+        """
+        from torchvision import datasets  # imported here: it takes a second
+
+        train = self.open(datasets.CIFAR100, "CIFAR-100", train=True)
+        test = self.open(datasets.CIFAR100, "CIFAR-100", train=False)
+        return Raw(
+            class_names=tuple(train.classes),
+            train=[color_block(train)],
+            test=[color_block(test)],
+            flips=True,
+        )

@@ -1,0 +1,226 @@
+"""A user's own images from end to end: run cold and warm, killed while preparing, and refused in one message."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedssl.cli import app
+from tests.helpers import sha256
+
+TABLES = """
+name = "own"
+rounds = 2
+[data]
+source = "{source}"
+{data}
+[federation]
+clients = 4
+sample = 2
+{federation}
+[model]
+widths = [8, 16]
+hidden = 16
+[method]
+unlabeled_ratio = 1
+[train]
+local_steps = 2
+batch_size = 8
+"""
+
+
+def write_pngs(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:
+    """Write color noise as PNG files, so many in each subfolder."""
+    generator = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = generator.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{i:03}.png")
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FEDSSL_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def pngs(tmp_path):
+    return write_pngs(
+        tmp_path / "pngs", {"cat/site_1": 20, "cat/site_2": 20, "dog/site_1": 40, "unlabeled": 40}
+    )
+
+
+def experiment(tmp_path, source, data="", federation="labels = { per_class = 4 }"):
+    file = tmp_path / "own.toml"
+    file.write_text(TABLES.format(source=source, data=data, federation=federation))
+    return file
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "fedssl", *map(str, arguments)]
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path.cwd())}
+
+
+def fedssl(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def entries(cache):
+    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+
+
+def test_a_folder_runs_cold_and_warm_with_two_workers(tmp_path, cache, pngs):
+    file = experiment(tmp_path, f"folder:{pngs}")
+    sums = []
+    for name in ("cold", "warm"):
+        done = subprocess.run(
+            command("run", file, "--workers", 2, "--plain", "--out", tmp_path / name),
+            capture_output=True, text=True, env=environment(), timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "0 client failures" in done.stdout
+        assert ("preparing folder:" in done.stderr) == (name == "cold")
+        sums.append(sha256(tmp_path / name / "model.safetensors"))
+    assert sums[0] == sums[1]
+    assert len(entries(cache)) == 1
+
+
+def test_a_natural_partition_follows_the_folders(tmp_path, cache, pngs):
+    partition = '[federation.partition]\nkind = "natural"\ncolumn = "folder"\n'
+    federation = f"labels = {{ per_class = 4 }}\n{partition}"
+    file = experiment(tmp_path, f"folder:{pngs}", federation=federation)
+    too_many = fedssl("validate", file)
+    assert too_many.exit_code == 2
+    result = fedssl("validate", file, "--set", "federation.clients=3")
+    assert result.exit_code == 0, result.output  # site_1, site_2, and the unlabeled ones' none
+    assert "3 clients (natural)" in result.output
+
+
+def test_killed_while_preparing_the_next_run_recovers(tmp_path, cache):
+    """The process is stopped by a pipe that stands for one image, and killed while it waits."""
+    root = write_pngs(tmp_path / "pngs", {"a": 300, "b": 300})
+    os.mkfifo(root / "b" / "zzz.png")
+    file = experiment(tmp_path, f"folder:{root}", data="size = 12\nchannels = 3")
+    process = subprocess.Popen(command("validate", file), env=environment())
+    try:
+        deadline = time.monotonic() + 120
+        while not list(cache.glob("*.partial/train_images.npy")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert list(cache.glob("*.partial"))
+    (root / "b" / "zzz.png").unlink()
+    result = fedssl("run", file, "--engine", "serial", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    # The pipe gone, it is another data set: its entry is whole, and the dead one's rest is in nobody's way.
+    whole = [name for name in entries(cache) if not name.endswith(".partial")]
+    assert len(whole) == 1
+    assert fedssl("validate", file).exit_code == 0
+
+
+def refused(result, *words):
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.output.count("error:") == 1
+    for word in words:
+        assert word in result.output.replace("\n", " "), result.output
+
+
+def spoil(name):
+    """Return a function that spoils a folder of images in one way."""
+
+    def truncated(root):
+        path = root / "cat" / "000.png"
+        path.write_bytes(path.read_bytes()[:60])
+
+    def gray(root):
+        Image.new("L", (12, 12)).save(root / "cat" / "gray.png")
+
+    def larger(root):
+        Image.new("RGB", (13, 12)).save(root / "dog" / "large.png")
+
+    def empty(root):
+        (root / "fish").mkdir()
+
+    return {"truncated": truncated, "gray": gray, "larger": larger, "empty": empty}[name]
+
+
+@pytest.mark.parametrize(
+    ("flaw", "words"),
+    [
+        ("truncated", ["1 image cannot be read (", "cat/000.png)"]),
+        ("gray", ["1 image has 1 channels", "cat/gray.png"]),
+        ("larger", ["1 image is not 12x12", "dog/large.png"]),
+        ("empty", ["1 class without training images (fish)"]),
+    ],
+)
+def test_flawed_folders_are_refused_or_skipped_on_request(tmp_path, cache, flaw, words):
+    root = write_pngs(tmp_path / "pngs", {"cat": 20, "dog": 20})
+    spoil(flaw)(root)
+    file = experiment(tmp_path, f"folder:{root}")
+    refused(fedssl("run", file, "--out", tmp_path / "out"), *words, "bad_images = 'skip'")
+    assert not (tmp_path / "out").exists()
+    assert entries(cache) == []
+    skipped = fedssl("validate", file, "--set", "data.bad_images=skip")
+    assert skipped.exit_code == 0, skipped.output
+    shown = fedssl("show", file, "--set", "data.bad_images=skip", "--out", tmp_path / "p.png")
+    assert f"left out: {words[0][:12]}" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("folder:/nowhere", ["there is no folder '/nowhere'"]),
+        ("npz:/nowhere.npz", ["there is no such file"]),
+        ("hf:/nowhere/at/all", ["there is no such folder"]),
+        ("mnist", ["data.root", "download=true"]),
+        ("cifar100", ["data.root", "download=true"]),
+        ("stl10", ["data.root", "download=true"]),
+        ("svhn", ["data.root", "download=true", "train_32x32.mat"]),
+        ("imagenette", ["data.root", "download=true"]),
+    ],
+)
+def test_data_that_is_not_there_says_what_to_do(tmp_path, cache, source, words):
+    root = "" if ":" in source else f'root = "{tmp_path}"'
+    refused(fedssl("validate", experiment(tmp_path, source, data=root)), *words)
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path, monkeypatch):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, not a folder")
+    monkeypatch.setenv("FEDSSL_CACHE", str(blocked / "cache"))
+    file = experiment(tmp_path, "digits")
+    refused(fedssl("validate", file), "FEDSSL_CACHE", "set FEDSSL_CACHE to a folder")
+
+
+def test_a_damaged_cache_is_prepared_anew(tmp_path, cache):
+    file = experiment(tmp_path, "digits")
+    assert fedssl("validate", file).exit_code == 0
+    (entry,) = entries(cache)
+    images = cache / entry / "train_images.npy"
+    before = images.read_bytes()
+    images.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # same size, other content
+    done = subprocess.run(
+        command("validate", file), env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is damaged; preparing it anew" in done.stderr
+    assert images.read_bytes() == before
