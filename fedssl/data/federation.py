@@ -1,17 +1,56 @@
 """A federation as drawn: which client holds which image, and which of them carry a label."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, model_validator
 
 from fedssl import rng
-from fedssl.data.labels.base import LabelSplit
-from fedssl.data.partitions.base import Partition, Rows, fill_up
+from fedssl.data.features.base import FEATURE_SKEWS, FeatureSkew
+from fedssl.data.images import Dataset, Images, Mask, Rows
+from fedssl.data.label_noise.base import LABEL_NOISES, LabelNoise
+from fedssl.data.labels.at_clients import AtClients
+from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit, Pool
+from fedssl.data.partitions.base import PARTITIONS, Partition, examples_of, fill_up
+from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
-from fedssl.data.sources.base import Dataset, Images
 from fedssl.errors import InputError
+from fedssl.registry import Section
+
+SERVER, HELD_BACK = -1, -2
+"""Owners that are no clients: of labeled images at the server, and of labels kept for validation."""
+
+UNLABELED_PARTITIONS = PARTITIONS.at("federation.unlabeled_partition", None)
+
+
+class Deal(Section):
+    """What decides who holds what: the part of the ``[federation]`` section that data depends on."""
+
+    clients: int = Field(10, ge=1, description="K, clients in all")
+    partition: Annotated[Partition, PARTITIONS] = Dirichlet()
+    unlabeled_partition: Annotated[Partition, UNLABELED_PARTITIONS] | None = Field(
+        None, description="how images without a label fall to clients; unset: like those with one"
+    )
+    labels: Annotated[LabelSplit, LABEL_SPLITS] = AtClients()
+    label_noise: Annotated[LabelNoise, LABEL_NOISES] | None = Field(
+        None, description="how many of the given labels are wrong, and in what way; unset: none"
+    )
+    features: Annotated[FeatureSkew, FEATURE_SKEWS] | None = Field(
+        None, description="how the same class looks different at every client; unset: it does not"
+    )
+
+    @model_validator(mode="after")
+    def _check_deal(self) -> "Deal":
+        if self.labels.at_server and self.unlabeled_partition is not None:
+            raise ValueError(
+                f"labels.kind = {self.labels.kind!r} leaves clients without labels, so partition deals all they hold; "
+                "drop unlabeled_partition"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -20,99 +59,187 @@ class Federation:
 
     Args:
         data: The data set.
-        owner: Client of each training image, int64 (N,).
-        labeled: Whether each training image carries a label, (N,).
+        owner: Client of each training image, int64 (N,); -1 at the server, -2 held back for validation.
+        given: Label that whoever holds an image is given with it, int64 (N,); -1 without. Under label noise it need
+            not be the true one.
+        held_out: What the global model is evaluated on.
+        held_out_name: ``"test"`` or ``"validation"``.
         held_out_owner: Client of each held-out image, for evaluation at the clients.
         num_clients: K.
+        features: How clients see differently, if they do.
+        seed: The experiment's.
     """
 
     data: Dataset
     owner: Rows
-    labeled: npt.NDArray[np.bool_]
+    given: Rows
+    held_out: Images
+    held_out_name: Literal["test", "validation"]
     held_out_owner: Rows
     num_clients: int
-    _order: Rows
-    _starts: Rows
-    _held_out_order: Rows
-    _held_out_starts: Rows
+    features: FeatureSkew | None
+    seed: int
+
+    @property
+    def labeled(self) -> Mask:
+        """Whether each training image carries a label, (N,)."""
+        return self.given >= 0
 
     def rows(self, client: int) -> Rows:
         """Return a client's training rows, ascending: an example's place here is its id."""
-        return self._order[self._starts[client] : self._starts[client + 1]]
+        order, starts = self._by_client
+        return order[starts[client] : starts[client + 1]]
 
     def shard(self, client: int) -> Shard:
-        """Return what one client holds."""
+        """Return what one client holds, as it sees it."""
         rows = self.rows(client)
-        labels = self.data.train.labels[rows]
-        labeled = self.labeled[rows]
-        return Shard(
-            images=torch.from_numpy(self.data.train.images[rows]),
-            labels=torch.from_numpy(np.where(labeled, labels, -1)),
-            hidden_labels=torch.from_numpy(np.where(labeled, -1, labels)),
-            spec=self.data.spec,
-        )
+        shard = self._shard(rows)
+        images = self._seen(shard.images, client, "train")
+        return Shard(images, shard.labels, shard.hidden_labels, shard.spec)
 
-    def held_out(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def server_shard(self) -> Shard:
+        """Return the labeled images that the server holds; empty unless labels are there."""
+        return self._shard(self.server_rows)
+
+    def held_out_at(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (images, labels) of the held-out examples dealt to one client by its own mix."""
-        start, stop = self._held_out_starts[client], self._held_out_starts[client + 1]
-        part = self.data.held_out.take(self._held_out_order[start:stop])
-        return torch.from_numpy(part.images), torch.from_numpy(part.labels)
+        order, starts = self._held_out_by_client
+        rows = order[starts[client] : starts[client + 1]]
+        images = torch.from_numpy(self.held_out.read(rows))
+        labels = torch.from_numpy(self.held_out.labels[rows])
+        return self._seen(images, client, "held-out"), labels
 
+    @cached_property
     def sizes(self) -> Rows:
-        """Return the number of training images of each client, (K,)."""
-        return np.diff(self._starts)
+        """Number of training images of each client, (K,)."""
+        return np.diff(self._by_client[1])
 
+    @cached_property
     def labeled_sizes(self) -> Rows:
-        """Return the number of labeled training images of each client, (K,)."""
-        return np.bincount(self.owner[self.labeled], minlength=self.num_clients)
+        """Number of labeled training images of each client, (K,)."""
+        at_clients = self.owner[self.labeled & (self.owner >= 0)]
+        return np.bincount(at_clients, minlength=self.num_clients)
+
+    @cached_property
+    def server_rows(self) -> Rows:
+        """Training images that the server holds, ascending."""
+        return np.flatnonzero(self.owner == SERVER)
+
+    @cached_property
+    def held_back_rows(self) -> Rows:
+        """Training images whose labels are held back for validation, ascending."""
+        return np.flatnonzero(self.owner == HELD_BACK)
+
+    @property
+    def num_wrong_labels(self) -> int:
+        """Number of given labels that are not the true ones."""
+        return int((self.labeled & (self.given != self.data.train.labels)).sum())
 
     def class_counts(self, *, labeled: bool) -> npt.NDArray[np.int64]:
-        """Count labeled or unlabeled training images by client and class, (K, num_classes)."""
-        rows = self.labeled if labeled else ~self.labeled
+        """Count labeled or unlabeled training images by client and true class, (K, num_classes); known classes only."""
         classes = self.data.spec.num_classes
-        cells = self.owner[rows] * classes + self.data.train.labels[rows]
+        truth = self.data.train.labels
+        rows = (self.labeled == labeled) & (self.owner >= 0) & (truth >= 0)
+        cells = self.owner[rows] * classes + truth[rows]
         counts = np.bincount(cells, minlength=self.num_clients * classes)
         return counts.reshape(self.num_clients, classes)
 
+    @cached_property
+    def _by_client(self) -> tuple[Rows, Rows]:
+        return _by_client(self.owner, self.num_clients)
 
-def draw_federation(
-    data: Dataset, num_clients: int, partition: Partition, labels: LabelSplit, seed: int
-) -> Federation:
+    @cached_property
+    def _held_out_by_client(self) -> tuple[Rows, Rows]:
+        return _by_client(self.held_out_owner, self.num_clients)
+
+    def _shard(self, rows: Rows) -> Shard:
+        truth, given = self.data.train.labels[rows], self.given[rows]
+        return Shard(
+            images=torch.from_numpy(self.data.train.read(rows)),
+            labels=torch.from_numpy(given),
+            hidden_labels=torch.from_numpy(np.where(given >= 0, -1, truth)),
+            spec=self.data.spec,
+        )
+
+    def _seen(self, images: torch.Tensor, client: int, part: str) -> torch.Tensor:
+        """Return images as a client sees them."""
+        if self.features is None:
+            return images
+        return self.features.apply(
+            images,
+            law=rng.numpy_generator(self.seed, "features/law", client=client),
+            noise=rng.generator(self.seed, f"features/{part}", client=client),
+        )
+
+
+def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
     """Deal a data set to clients and choose its labels; the same answer for the same seed.
 
     Raises:
-        InputError: More clients than training images, or more labels than there are.
+        InputError: More clients than training images, more labels than there are, or a law that these images do not
+            allow.
     """
-    if num_clients > len(data.train):
-        raise InputError(
-            "federation.clients",
-            f"is {num_clients}, but there are {len(data.train)} training images",
-            "every client needs at least one",
-        )
-    classes = data.spec.num_classes
+    num_clients, labels, train = deal.clients, deal.labels, data.train
+    truth = train.labels
+    examples = examples_of(train, data.spec.num_classes)
 
-    def assign(images: Images, name: str, min_size: int) -> Rows:
-        owner = partition.assign(
-            images.labels,
-            classes,
+    def dealt(partition: Partition, rows: Mask, name: str) -> Rows:
+        return partition.deal_to(
+            examples.take(rows),
             num_clients,
             law=rng.numpy_generator(seed, "partition/law"),
             deal=rng.numpy_generator(seed, f"partition/{name}"),
         )
-        return fill_up(owner, num_clients, min_size)
 
-    owner = assign(data.train, "train", 1)
-    held_out_owner = assign(data.held_out, "held-out", 0)
-    labeled = labels.draw(data.train.labels, owner, classes, rng.numpy_generator(seed, "labels"))
-    order, starts = _by_client(owner, num_clients)
-    held_out_order, held_out_starts = _by_client(held_out_owner, num_clients)
+    everybody = np.ones(len(train), dtype=np.bool_)
+    owner = None if labels.at_server else dealt(deal.partition, everybody, "train")
+    pool = Pool(truth, train.labelable, owner, data.spec.num_classes, num_clients)
+    labeled = labels.draw(pool, rng.numpy_generator(seed, "labels"))
+    if owner is None:
+        owner = np.full(len(train), SERVER)
+        owner[~labeled] = dealt(deal.partition, ~labeled, "train")
+    elif deal.unlabeled_partition is not None:
+        try:
+            owner[~labeled] = dealt(deal.unlabeled_partition, ~labeled, "unlabeled")
+        except InputError as error:
+            field = error.field.replace("federation.partition", "federation.unlabeled_partition")
+            raise InputError(field, error.problem, error.remedy) from None
+    kept_back = labels.share_for_validation(
+        truth, labeled, rng.numpy_generator(seed, "labels/validation")
+    )
+    if len(kept_back):
+        owner[kept_back], labeled[kept_back] = HELD_BACK, False
+        # A label must not move to where none is meant to be; where there are no others, labels are everywhere anyway.
+        movable = ~labeled if (~labeled & (owner >= 0)).any() else None
+        owner = fill_up(owner, num_clients, deal.partition.min_size, movable)
+    given = np.where(labeled, truth, -1)
+    if deal.label_noise is not None:
+        given[labeled] = deal.label_noise.corrupt(
+            given[labeled], data.spec.num_classes, rng.numpy_generator(seed, "labels/noise")
+        )
+    held_out = train.take(kept_back) if len(kept_back) else data.held_out
+    held_out_owner = deal.partition.assign_held_out(
+        examples_of(held_out, data.spec.num_classes),
+        examples,
+        owner,
+        num_clients,
+        law=rng.numpy_generator(seed, "partition/law"),
+        deal=rng.numpy_generator(seed, "partition/held-out"),
+    )
     return Federation(
-        data, owner, labeled, held_out_owner, num_clients,
-        order, starts, held_out_order, held_out_starts,
-    )  # fmt: skip
+        data=data,
+        owner=owner,
+        given=given,
+        held_out=held_out,
+        held_out_name="validation" if len(kept_back) else data.held_out_name,
+        held_out_owner=held_out_owner,
+        num_clients=num_clients,
+        features=deal.features,
+        seed=seed,
+    )
 
 
 def _by_client(owner: Rows, num_clients: int) -> tuple[Rows, Rows]:
-    """Return rows sorted by client, and where each client's begin, (K + 1,)."""
+    """Return rows sorted by client, those that are nobody's first, and where each client's begin, (K + 1,)."""
     order = np.argsort(owner, kind="stable")
     return order, np.searchsorted(owner[order], np.arange(num_clients + 1))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedssl.data.federation import draw_federation
+from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.labels.at_clients import AtClients
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.sources.digits import Digits
@@ -15,10 +15,13 @@ from fedssl.errors import InputError
 DIGITS = Digits().dataset(0)
 
 
-def draw(clients=10, alpha=0.5, per_class=4, seed=0):
-    return draw_federation(
-        DIGITS, clients, Dirichlet(alpha=alpha), AtClients(per_class=per_class), seed
-    )
+def draw(clients=10, alpha=0.5, per_class=4, seed=0, data=DIGITS, **deal):
+    deal = {
+        "partition": Dirichlet(alpha=alpha),
+        "labels": AtClients(per_class=per_class),
+        **deal,
+    }
+    return draw_federation(data, Deal(clients=clients, **deal), seed)
 
 
 @given(per_class=st.integers(1, 100), clients=st.integers(1, 200), seed=st.integers(0, 1000))
@@ -36,10 +39,10 @@ def test_shards_are_disjoint_and_complete():
     federation = draw()
     rows = np.concatenate([federation.rows(client) for client in range(10)])
     assert sorted(rows) == list(range(len(DIGITS.train)))
-    assert federation.sizes().sum() == len(DIGITS.train)
-    assert federation.labeled_sizes().sum() == 40
+    assert federation.sizes.sum() == len(DIGITS.train)
+    assert federation.labeled_sizes.sum() == 40
     both = federation.class_counts(labeled=True) + federation.class_counts(labeled=False)
-    assert np.array_equal(both.sum(1), federation.sizes())
+    assert np.array_equal(both.sum(1), federation.sizes)
 
 
 def test_a_shard_shows_labels_and_hides_the_truth():
@@ -57,7 +60,7 @@ def test_a_shard_shows_labels_and_hides_the_truth():
 
 def test_held_out_parts_add_up_to_the_whole():
     federation = draw(clients=25)
-    parts = [federation.held_out(client)[1] for client in range(25)]
+    parts = [federation.held_out_at(client)[1] for client in range(25)]
     assert sum(len(part) for part in parts) == len(DIGITS.held_out)
     counts = sum(torch.bincount(part, minlength=10) for part in parts)
     assert counts.tolist() == np.bincount(DIGITS.held_out.labels, minlength=10).tolist()
@@ -81,8 +84,10 @@ def test_train_test_and_validation_do_not_overlap():
 
 
 def test_the_seed_decides_the_split():
-    assert not np.array_equal(Digits().load(0).held_out.images, Digits().load(1).held_out.images)
-    assert np.array_equal(Digits().load(1).held_out.images, Digits().load(1).held_out.images)
+    assert not np.array_equal(
+        Digits().dataset(0).held_out.images, Digits().dataset(1).held_out.images
+    )
+    assert np.array_equal(Digits().dataset(1).held_out.images, Digits().dataset(1).held_out.images)
 
 
 def test_more_labels_than_there_are():
@@ -96,4 +101,4 @@ def test_more_labels_than_there_are():
 def test_more_clients_than_images():
     with pytest.raises(InputError, match=r"federation.clients: is 2000, but there are 1437"):
         draw(clients=2000)
-    assert (draw(clients=1437).sizes() == 1).all()
+    assert (draw(clients=1437).sizes == 1).all()

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fedssl.data.partitions.base import Partition, Rows
+from fedssl.data.images import Rows
+from fedssl.data.partitions.base import Examples, Partition
 
 
 class IID(Partition):
@@ -10,12 +11,11 @@ class IID(Partition):
 
     def assign(
         self,
-        labels: Rows,
-        num_classes: int,
+        examples: Examples,
         num_clients: int,
         *,
         law: np.random.Generator,
         deal: np.random.Generator,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
-        return deal.permutation(np.arange(len(labels)) % num_clients)
+        return deal.permutation(np.arange(len(examples)) % num_clients)

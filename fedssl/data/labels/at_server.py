@@ -1,0 +1,27 @@
+"""All labels at the server: clients hold unlabeled images only.
+
+Diao et al., "SemiFL: Semi-Supervised Federated Learning for Unlabeled Clients with Alternate Training", NeurIPS 2022,
+arXiv:2106.01432; Jeong et al., "Federated Semi-Supervised Learning with Inter-Client Consistency & Disjoint Learning",
+ICLR 2021, arXiv:2006.12097 (its labels-at-server scenario).
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from fedssl.data.images import Mask
+from fedssl.data.labels.base import LabelSplit, Pool, choose
+
+
+class AtServer(LabelSplit):
+    """Draw the labeled examples for the server, which trains on them; the partition deals the others to clients.
+
+    For the same seed and amounts they are the examples that `at_clients` labels.
+    """
+
+    at_server: ClassVar[bool] = True
+
+    def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
+        """Return exactly as many labeled examples of every class as are asked for; see `LabelSplit.draw`."""
+        amounts = self.amounts(pool, pool.labelable)
+        return choose(pool.labels, pool.labelable, amounts, generator)

@@ -1,0 +1,91 @@
+"""Label skew by number: every client holds images of the same number of classes.
+
+Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv:2102.02079,
+section IV-A, "#C = k". There every client draws its classes without regard to the others', so a class may have any
+number of holders, even none; here holders are balanced and no class is lost.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from fedssl.data.images import Rows
+from fedssl.data.partitions.base import Examples, Partition
+from fedssl.errors import InputError
+
+WHERE = "federation.partition.classes"
+
+
+class Classes(Partition):
+    """Give every client exactly `classes` classes, and cut each class evenly over the clients that hold it."""
+
+    by_class: ClassVar[bool] = True
+
+    classes: int = Field(2, ge=1, description="classes that each client holds images of")
+
+    def assign(
+        self,
+        examples: Examples,
+        num_clients: int,
+        *,
+        law: np.random.Generator,
+        deal: np.random.Generator,
+    ) -> Rows:
+        """Return the client of each example; see `Partition.assign`.
+
+        Raises:
+            InputError: More classes a client than there are, too few to hold all, or a class with too few images for
+                as many clients as may hold it.
+        """
+        present, counts = np.unique(examples.labels, return_counts=True)
+        if self.classes > len(present):
+            problem = f"is {self.classes}, but there are images of {len(present)} classes"
+            raise InputError(WHERE, problem)
+        if num_clients * self.classes < len(present):
+            problem = (
+                f"is {self.classes}: {num_clients} clients cannot hold all {len(present)} classes"
+            )
+            least = -(-len(present) // num_clients)
+            raise InputError(WHERE, problem, f"at least {least}, or more clients")
+        most_holders = -(-num_clients * self.classes // len(present))
+        if counts.min() < most_holders:
+            problem = (
+                f"is {self.classes}: up to {most_holders} clients are to hold each class, "
+                f"but class {present[counts.argmin()]} has {counts.min()} images"
+            )
+            raise InputError(WHERE, problem, "fewer clients, or fewer classes for each")
+        held = _balanced_draws(len(present), self.classes, num_clients, law)
+        clients_by_class = np.argsort(held, axis=None, kind="stable") // self.classes
+        ends = np.cumsum(np.bincount(held.ravel(), minlength=len(present)))
+        owner = np.empty(len(examples), dtype=np.int64)
+        for cls, holders in zip(present, np.split(clients_by_class, ends[:-1]), strict=True):
+            members = np.flatnonzero(examples.labels == cls)
+            # The first of them get one image more, where it does not come out even.
+            holders = law.permutation(holders)
+            owner[deal.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
+        return owner
+
+
+def _balanced_draws(
+    num_items: int, size: int, num_draws: int, generator: np.random.Generator
+) -> Rows:
+    """Draw sets of distinct items, all drawn equally often, (num_draws, size); counts differ by one at most.
+
+    One set after the other takes the items drawn least so far, ties broken at random. All items are level again after
+    num_items / gcd(num_items, size) sets, so that blocks of so many are drawn side by side.
+    """
+    block = num_items // np.gcd(num_items, size)
+    num_blocks = -(-num_draws // block)
+    times_drawn = np.zeros((num_blocks, num_items))
+    sets = np.empty((num_blocks, block, size), dtype=np.int64)
+    for place in range(block):
+        keys = times_drawn + generator.random(times_drawn.shape)
+        sets[:, place] = np.argpartition(keys, size - 1, axis=1)[:, :size]
+        np.put_along_axis(
+            times_drawn,
+            sets[:, place],
+            np.take_along_axis(times_drawn, sets[:, place], axis=1) + 1,
+            axis=1,
+        )
+    return generator.permutation(sets.reshape(-1, size)[:num_draws])

@@ -1,0 +1,80 @@
+"""Clients as the data has them: by a column such as who made an image.
+
+The way of Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv:1812.01097, section 3, whose clients
+are writers, speakers and users.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from fedssl.data.images import Rows
+from fedssl.data.partitions.base import Examples, Partition
+from fedssl.errors import InputError, nearest
+
+WHERE = "federation.partition.column"
+
+
+class Natural(Partition):
+    """Keep all examples with one value of a column together; clients have the same number of values, or one more."""
+
+    column: str = Field(description="column of the data that says whose an image is")
+
+    def assign(
+        self,
+        examples: Examples,
+        num_clients: int,
+        *,
+        law: np.random.Generator,
+        deal: np.random.Generator,
+    ) -> Rows:
+        """Return the client of each example; see `Partition.assign`.
+
+        Raises:
+            InputError: There is no such column, or it has fewer values than there are clients.
+        """
+        values, which = np.unique(self._codes(examples), return_inverse=True)
+        if len(values) < num_clients:
+            problem = f"{self.column!r} has {len(values)} values for {num_clients} clients"
+            raise InputError(WHERE, problem, f"federation.clients may be {len(values)} at most")
+        clients: Rows = law.permutation(np.arange(len(values)) % num_clients)
+        return clients[which]
+
+    def assign_held_out(
+        self,
+        held_out: Examples,
+        train: Examples,
+        owner: Rows,
+        num_clients: int,
+        *,
+        law: np.random.Generator,
+        deal: np.random.Generator,
+    ) -> Rows:
+        """Return the client of each held-out example: whose its value is in training, else one at random.
+
+        Where single examples of a value were moved to fill up a client, it is whose most of them are. Examples whose
+        value no client has are shuffled and dealt evenly.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        dealt = owner >= 0
+        values, which = np.unique(self._codes(train)[dealt], return_inverse=True)
+        cells, counts = np.unique(which * num_clients + owner[dealt], return_counts=True)
+        cells = cells[np.lexsort((-counts, cells // num_clients))]  # the most frequent first
+        starts = np.searchsorted(cells // num_clients, np.arange(len(values)))
+        clients = cells[starts] % num_clients
+        codes = self._codes(held_out)
+        known = np.isin(codes, values)
+        held_out_owner = np.empty(len(held_out), dtype=np.int64)
+        held_out_owner[known] = clients[np.searchsorted(values, codes[known])]
+        num_unknown = int((~known).sum())
+        held_out_owner[~known] = deal.permutation(np.arange(num_unknown) % num_clients)
+        return held_out_owner
+
+    def _codes(self, examples: Examples) -> Rows:
+        """Return the column."""
+        if self.column not in examples.columns:
+            raise InputError(
+                WHERE, f"there is no column {self.column!r}", nearest(self.column, examples.columns)
+            )
+        return examples.columns[self.column]

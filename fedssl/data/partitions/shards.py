@@ -1,0 +1,42 @@
+"""The pathological split: examples sorted by class, cut into shards, a few shards for each client.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+arXiv:1602.05629, section 3.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from fedssl.data.images import Rows
+from fedssl.data.partitions.base import Examples, Partition
+
+
+class Shards(Partition):
+    """Sort by class, cut into K x `shards` pieces of one size, and deal every client as many at random.
+
+    Sizes of pieces differ by one at most. With fewer images than pieces some are empty, and so may a client be before
+    it is given its minimum.
+    """
+
+    by_class: ClassVar[bool] = True
+
+    shards: int = Field(2, ge=1, description="pieces of the sorted images that each client gets")
+
+    def assign(
+        self,
+        examples: Examples,
+        num_clients: int,
+        *,
+        law: np.random.Generator,
+        deal: np.random.Generator,
+    ) -> Rows:
+        """Return the client of each example; see `Partition.assign`."""
+        num_pieces = num_clients * self.shards
+        client_of_piece = law.permutation(np.arange(num_pieces) % num_clients)
+        order = deal.permutation(len(examples))
+        order = order[np.argsort(examples.labels[order], kind="stable")]
+        owner = np.empty(len(examples), dtype=np.int64)
+        owner[order] = client_of_piece[np.arange(len(examples)) * num_pieces // len(examples)]
+        return owner
