@@ -7,9 +7,10 @@ INSTALLED := $(VENV)/.installed
 DIGITS := $(addprefix experiments/digits/,supervised.toml fixmatch.toml mean_teacher.toml)
 # Every file of a folder, the baseline first: gains are over the first.
 baseline_first = $(1)/supervised.toml $(filter-out $(1)/supervised.toml,$(sort $(wildcard $(1)/*.toml)))
+LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data
 
-.PHONY: quickstart test check format table table-fashion benchmark clean
+.PHONY: quickstart test check format table table-fashion table-labels benchmark clean
 
 quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -33,10 +34,15 @@ table: $(INSTALLED)  ## Every method on the 40 labels of the quickstart, five se
 table-fashion: $(INSTALLED)  ## Methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER says where the data is.
 	$(BIN)/fedssl run $(call baseline_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT)
 
-benchmark: $(INSTALLED)  ## Rounds beside Flower's runtime; augmentation and a step beside straightforward ones.
+table-labels: $(INSTALLED)  ## What it costs where labels are: five settings with the same 40, five seeds; half an hour.
+	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
+	$(BIN)/fedssl run $(LABELS) --seeds 5
+
+benchmark: $(INSTALLED)  ## Rounds beside Flower's runtime; augmentation, a step, data.
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data.py
 
 clean:  ## Remove what was installed and built; runs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -83,7 +83,7 @@ def evaluate(message: Message, context: Context) -> Message:
     resident = _resident(experiment, spec, device)
     network, method = resident.network, experiment.method
     load_weights(method, network, request.arrays, resident.private, context.state)
-    images, labels = local.federation.held_out(local.client)
+    images, labels = local.federation.held_out_at(local.client)
     classifier = method.classifier(network)
     result = evaluate_network(classifier, images.to(device), labels.to(device), spec)
     return protocol.metrics_reply(
@@ -107,8 +107,8 @@ def query(message: Message, context: Context) -> Message:
         message,
         {
             protocol.CLIENT: local.client,
-            protocol.NUM_EXAMPLES: int(local.federation.sizes()[local.client]),
-            protocol.NUM_LABELED: int(local.federation.labeled_sizes()[local.client]),
+            protocol.NUM_EXAMPLES: int(local.federation.sizes[local.client]),
+            protocol.NUM_LABELED: int(local.federation.labeled_sizes[local.client]),
         },
     )
 

@@ -7,9 +7,7 @@ from flwr.app import Context
 
 from fedssl import protocol
 from fedssl.config import Experiment
-from fedssl.data.federation import Federation, draw_federation
-from fedssl.data.labels.base import LabelSplit
-from fedssl.data.partitions.base import Partition
+from fedssl.data.federation import Deal, Federation, draw_federation
 from fedssl.data.sources.base import Source
 
 
@@ -43,14 +41,9 @@ def local_data(experiment: Experiment, context: Context) -> LocalData:
 
 def simulated_federation(experiment: Experiment) -> Federation:
     """Return the federation an experiment describes; drawn once a process."""
-    section = experiment.federation
-    return _draw(
-        experiment.data, section.clients, section.partition, section.labels, experiment.seed
-    )
+    return _draw(experiment.data, experiment.federation.deal, experiment.seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _draw(
-    data: Source, clients: int, partition: Partition, labels: LabelSplit, seed: int
-) -> Federation:
-    return draw_federation(data.dataset(seed), clients, partition, labels, seed)
+def _draw(data: Source, deal: Deal, seed: int) -> Federation:
+    return draw_federation(data.dataset(seed), deal, seed)

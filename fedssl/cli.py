@@ -1,6 +1,7 @@
 """The command line: every command is one screen of glue over the library."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -78,6 +79,15 @@ def main(
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
+    _tell_of_data()
+
+
+def _tell_of_data() -> None:
+    """Let what is said while data is prepared, which can take minutes, appear on stderr."""
+    log = logging.getLogger("fedssl.data")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 @app.command()
@@ -181,7 +191,7 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
 
     table = comparison_table(finished)
     first = finished[0].experiment
-    evaluated_on = "validation" if first.data.validation else "test"
+    evaluated_on = first.evaluated_on
     title = (
         f"{first.data.kind}, {evaluated_on} images: mean of the last "
         f"{summarize(first, finished[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
@@ -247,11 +257,15 @@ def list_plugins(
 
 def _families() -> dict[str, Any]:
     from fedssl.augment.base import AUGMENTATIONS
+    from fedssl.data.features.base import FEATURE_SKEWS
+    from fedssl.data.label_noise.base import LABEL_NOISES
     from fedssl.data.labels.base import LABEL_SPLITS
     from fedssl.data.partitions.base import PARTITIONS
     from fedssl.data.sources.base import SOURCES
     from fedssl.methods.base import METHODS
     from fedssl.models.base import MODELS
+    from fedssl.system.availability.base import AVAILABILITIES
+    from fedssl.system.laws.base import LAWS
 
     return {
         "methods": METHODS,
@@ -260,6 +274,10 @@ def _families() -> dict[str, Any]:
         "models": MODELS,
         "partitions": PARTITIONS,
         "labels": LABEL_SPLITS,
+        "label_noises": LABEL_NOISES,
+        "features": FEATURE_SKEWS,
+        "laws": LAWS,
+        "availabilities": AVAILABILITIES,
         "augmentations": AUGMENTATIONS,
     }
 
@@ -278,24 +296,36 @@ def show(
     file: File,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="PNG to write; by default NAME-partition.png here.")
+        Path | None, typer.Option(help="PNG to write; by default NAME-federation.png here.")
     ] = None,
 ) -> None:
     """Draw the federation of an experiment before any training: who holds what, who has labels."""
     from clients.local_data import simulated_federation
     from fedssl.record.display import describe
-    from fedssl.record.federation_table import describe_skew, federation_table
-    from fedssl.record.plots import plot_partition
+    from fedssl.record.federation_plot import plot_federation
+    from fedssl.record.federation_table import describe_skew, device_table, federation_table
+    from fedssl.simulation import check, virtual_seconds
 
     experiment = _load(file, settings or [])
+    check(experiment)
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation), highlight=False)
     console.print(federation_table(federation))
-    console.print(describe_skew(federation), highlight=False)
-    path = out or Path(f"{experiment.name}-partition.png")
+    console.print(describe_skew(federation), highlight=False, soft_wrap=True)
+    timed = virtual_seconds(experiment)
+    if timed is not None:
+        console.print(device_table(*timed))
+    path = out or Path(f"{experiment.name}-federation.png")
+    deadline = experiment.system.deadline if experiment.system else None
     try:
-        plot_partition(federation, describe(experiment, federation), path)
+        plot_federation(
+            federation,
+            describe(experiment, federation),
+            path,
+            None if timed is None else timed[1],
+            deadline,
+        )
     except (OSError, ValueError) as error:
         raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
     console.print(f"picture: {path}", highlight=False)
@@ -314,6 +344,7 @@ def doctor() -> None:
     """Say what this machine has and what a run would use."""
     import torch
 
+    from fedssl.data.cache import CACHE_VARIABLE, cache_folder
     from fedssl.engine.plan import plan_workers
     from fedssl.record.run_directory import environment
 
@@ -329,6 +360,10 @@ def doctor() -> None:
     table.add_row("GPUs", ", ".join(names) if names else "none")
     for name, version in facts["versions"].items():
         table.add_row(name, version)
+    kept = sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())
+    table.add_row(
+        "data cache", f"{cache_folder()} ({kept / 1e6:,.0f} MB; {CACHE_VARIABLE} moves it)"
+    )
     plan = plan_workers("auto", None, facts["cores"], gpus)
     table.add_row(
         "a run would use",

@@ -11,36 +11,41 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from fedssl.augment.policy import STRONG, WEAK, Augment
-from fedssl.data.labels.at_clients import AtClients
-from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit
-from fedssl.data.partitions.base import PARTITIONS, Partition
-from fedssl.data.partitions.dirichlet import Dirichlet
+from fedssl.data.features.base import FEATURE_SKEWS
+from fedssl.data.federation import UNLABELED_PARTITIONS, Deal
+from fedssl.data.label_noise.base import LABEL_NOISES
+from fedssl.data.labels.base import LABEL_SPLITS
+from fedssl.data.partitions.base import PARTITIONS
 from fedssl.data.sources.base import SOURCES, Source
 from fedssl.errors import InputError
 from fedssl.methods.base import METHODS, Method
 from fedssl.methods.fixmatch import FixMatch
+from fedssl.methods.supervised import Supervised
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
 from fedssl.optimization import Train
 from fedssl.registry import Family, Plugin, Section, input_error
+from fedssl.system.section import SYSTEM_FAMILIES, System
 from fedssl.training import Recipe
 
 STRATEGIES = Family("strategy", "strategies", Plugin, "strategy", default="fedavg")
 
+SERVER_METHODS = METHODS.at("server.method", "supervised")
+
 PLUGIN_SECTIONS = {
     family.section: family
-    for family in (SOURCES, PARTITIONS, LABEL_SPLITS, MODELS, METHODS, STRATEGIES, WEAK, STRONG)
+    for family in (
+        *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
+        *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, WEAK, STRONG, *SYSTEM_FAMILIES),
+    )
 }
 """Sections that name a plugin, by where they stand."""
 
 
-class FederationSection(Section):
+class FederationSection(Deal):
     """The ``[federation]`` section: who takes part and what they hold."""
 
-    clients: int = Field(10, ge=1, description="K, clients in all")
     sample: int = Field(5, ge=1, description="m, clients sampled each round")
-    partition: Annotated[Partition, PARTITIONS] = Dirichlet()
-    labels: Annotated[LabelSplit, LABEL_SPLITS] = AtClients()
 
     @model_validator(mode="after")
     def _check(self) -> "FederationSection":
@@ -50,6 +55,11 @@ class FederationSection(Section):
                 "m of K clients are sampled each round, so sample must not exceed clients"
             )
         return self
+
+    @property
+    def deal(self) -> Deal:
+        """Return what the data depends on, which no phase can change."""
+        return Deal.model_construct(**{name: getattr(self, name) for name in Deal.model_fields})
 
 
 class ServerSection(Section):
@@ -66,6 +76,12 @@ class ServerSection(Section):
     )
     checkpoint_every: int = Field(10, ge=1, description="rounds between saved weights")
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    method: Annotated[Method, SERVER_METHODS] = Field(
+        Supervised(), description="how the server learns, where labels are at the server"
+    )
+    train: Train | None = Field(
+        None, description="its [train] settings; unset: those of the clients"
+    )
 
 
 class EngineSection(Section):
@@ -126,6 +142,9 @@ class Experiment(Section):
         default_factory=lambda: STRATEGIES.build({}), validate_default=True
     )
     server: ServerSection = ServerSection()
+    system: System | None = Field(
+        None, description="virtual devices and virtual time; unset: every client answers at once"
+    )
     engine: EngineSection = EngineSection()
     phases: tuple[Phase, ...] = ()
 
@@ -134,6 +153,10 @@ class Experiment(Section):
         if self.rounds is not None and self.phases:
             raise ValueError(
                 "rounds and phases exclude each other; phases carry their own rounds, so drop rounds"
+            )
+        if self.data.validation and self.federation.labels.validation:
+            raise ValueError(
+                "data.validation and federation.labels.validation exclude each other; drop one"
             )
         return self
 
@@ -146,6 +169,17 @@ class Experiment(Section):
     def recipe(self) -> Recipe:
         """Return how a client learns."""
         return Recipe(self.method, self.train, self.augment)
+
+    @property
+    def server_recipe(self) -> Recipe:
+        """Return how the server learns, where labels are at the server."""
+        return Recipe(self.server.method, self.server.train or self.train, self.augment)
+
+    @property
+    def evaluated_on(self) -> str:
+        """Return what the global model is evaluated on: ``"test"`` or ``"validation"`` images."""
+        held = self.data.validation or self.federation.labels.validation
+        return "validation" if held else "test"
 
     @property
     def largest_sample(self) -> int:

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedssl.data.shard import Shard
 from fedssl.methods.base import Progress, Views
 from fedssl.registry import Section
 from fedssl.slots import Slot, Tensors
@@ -92,16 +91,16 @@ class Train(Section):
     def _is_set(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
-    def num_steps(self, shard: Shard, views: Views) -> int:
-        """Return the steps of one round at a client.
+    def num_steps(self, num_labeled: int, num_examples: int, views: Views) -> int:
+        """Return the steps of one round at a client that holds so many examples, labeled ones among them.
 
         An epoch passes once over the labeled or the unlabeled examples, whichever takes more steps.
         """
         if self.local_epochs is None:
             return self.local_steps or 10
-        passes = [len(shard.labeled) / self.batch_size if views.labeled else 0.0]
+        passes = [num_labeled / self.batch_size if views.labeled else 0.0]
         if views.unlabeled:
-            passes.append(len(shard.unlabeled) / (self.batch_size * views.ratio))
+            passes.append(num_examples / (self.batch_size * views.ratio))
         return max(1, math.ceil(self.local_epochs * max(passes)))
 
     def make_optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:

@@ -250,6 +250,7 @@ def fit_reply(
         "loss": report.loss,
         "pseudo-considered": report.considered,
         "pseudo-accepted": report.accepted,
+        "pseudo-judged": report.judged,
         "pseudo-right": report.right,
         "seconds": report.seconds,
     }

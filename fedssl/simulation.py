@@ -7,6 +7,7 @@ from fedssl.config import Experiment
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.record.rows import Observer, Outcome
+from fedssl.system.devices import Devices, Floats
 
 
 class Engine:
@@ -65,20 +66,44 @@ class Engine:
 def check(experiment: Experiment) -> None:
     """Raise `InputError` for whatever can be known to be wrong before any worker is started.
 
-    The data is loaded, the federation drawn, and every phase's network and strategy built.
+    The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
     from clients.local_data import simulated_federation
     from fedssl.networks import build_network
     from strategies.base import strategy_of
-    from strategies.census import Census, Cohorts
+    from strategies.census import Census
+    from strategies.server_training import check_server_method
+    from strategies.virtual_time import check_deadline, cohorts_of, make_clock
 
     plan_here(experiment)
+    experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
+    clock = make_clock(experiment)
+    if clock is not None:
+        clock.open_round(1)  # reads what availability rests on
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
         build_network(phase.model, phase.method, federation.data.spec, phase.seed)
-        strategy_of(phase).build(Cohorts(census, phase.federation.sample, phase.seed))
+        strategy_of(phase).build(cohorts_of(phase, census))
+        check_server_method(phase)
+        if clock is not None:
+            check_deadline(phase, census, clock, federation.data.spec)
+
+
+def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
+    """Return the virtual devices and the seconds that a round of the first phase takes each; None without them."""
+    from clients.local_data import simulated_federation
+    from strategies.census import Census
+    from strategies.virtual_time import make_clock, round_seconds
+
+    clock = make_clock(experiment)
+    if clock is None:
+        return None
+    federation = simulated_federation(experiment)
+    census = Census.of_simulation(federation)
+    phase = experiment.in_phase(0)
+    return clock.devices, round_seconds(phase, census, clock, federation.data.spec)
 
 
 def _make_grid(experiment: Experiment) -> LocalGrid:

@@ -30,6 +30,19 @@ class Recipe:
         """Return all state that learning by it keeps."""
         return (*self.method.slots(), *self.augment.slots(), *self.train.slots())
 
+    def num_steps(self, num_labeled: int, num_examples: int) -> int:
+        """Return the steps that a client with so many examples, labeled ones among them, takes in a round."""
+        if not self.method.can_learn(num_labeled):
+            return 0
+        return self.train.num_steps(num_labeled, num_examples, self.method.views())
+
+    def images_shown(self, num_labeled: int, num_examples: int) -> int:
+        """Return the images that all views of such a client's round come to: the size of its work."""
+        views, batch = self.method.views(), self.train.batch_size
+        labeled = batch * len(views.labeled) if num_labeled else 0
+        each = labeled + batch * views.ratio * len(views.unlabeled)
+        return each * self.num_steps(num_labeled, num_examples)
+
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
@@ -50,9 +63,10 @@ class FitReport:
     Args:
         num_steps: Steps taken.
         loss: Mean of the total loss over the steps; NaN without steps.
-        considered: Hidden-label examples that were shown, over all steps.
+        considered: Examples without a label that were shown, over all steps.
         accepted: Weight of the pseudo-labels accepted among them.
-        right: Weight of the accepted ones that match the hidden truth.
+        judged: Weight of the accepted ones whose truth the simulator knows.
+        right: Weight of those that match it.
         seconds: Time it took.
     """
 
@@ -60,6 +74,7 @@ class FitReport:
     loss: float
     considered: float
     accepted: float
+    judged: float
     right: float
     seconds: float
 
@@ -90,7 +105,7 @@ def fit(
     method, train = recipe.method, recipe.train
     device = shard.images.device
     views = method.views()
-    num_steps = train.num_steps(shard, views) if method.can_learn(shard) else 0
+    num_steps = recipe.num_steps(len(shard.labeled), len(shard))
 
     def stream(purpose: str) -> torch.Generator:
         return rng.generator(seed, purpose, round=server_round, client=client, device=device)
@@ -139,10 +154,10 @@ def fit(
         measure_statistics(network, plain_batches(shard))
     for slot in train.slots():
         state[slot.name] = optimizer_tensors(optimizers)
-    considered, accepted, right = tally.counts()
+    counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
-    return FitReport(num_steps, mean_loss, considered, accepted, right, seconds)
+    return FitReport(num_steps, mean_loss, *counts, seconds)
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
@@ -162,4 +177,6 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
 
 def _count(tally: PseudoLabelTally, loss: Loss, shard: Shard, batch: Batch) -> None:
     if loss.pseudo_labels is not None and loss.accepted is not None:
-        tally.add(loss.pseudo_labels, loss.accepted, shard.hidden_labels[batch.unlabeled_ids])
+        ids = batch.unlabeled_ids
+        hidden, truth = shard.labels[ids] < 0, shard.hidden_labels[ids]
+        tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)

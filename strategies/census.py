@@ -1,6 +1,7 @@
 """Who is there: client numbers, node ids, and how much each client holds."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -41,8 +42,8 @@ class Census:
         clients = range(federation.num_clients)
         return cls(
             tuple(protocol.node_of(client) for client in clients),
-            federation.sizes(),
-            federation.labeled_sizes(),
+            federation.sizes,
+            federation.labeled_sizes,
         )
 
     @classmethod
@@ -99,16 +100,26 @@ class Cohorts:
         census: Who is there.
         sample: m; the server sets it anew in every phase.
         seed: The experiment's seed.
+        over_selection: Clients asked for every one of the m.
+        available: Clients that can be asked in this round, ascending; None: all. The server sets it anew.
     """
 
     census: Census
     sample: int
     seed: int
+    over_selection: float = 1.0
+    available: npt.NDArray[np.int64] | None = None
 
     def draw(self, server_round: int) -> list[int]:
-        """Return the m distinct client numbers of a round, ascending; uniform over all K."""
+        """Return the distinct client numbers that a round asks, ascending; uniform over those there.
+
+        They are m; more under over-selection, and fewer where fewer are there.
+        """
         stream = rng.numpy_generator(self.seed, "cohort", round=server_round)
-        drawn = stream.choice(len(self.census), size=self.sample, replace=False)
+        there = len(self.census) if self.available is None else self.available
+        most = len(self.census) if self.available is None else len(self.available)
+        asked = min(most, math.ceil(round(self.sample * self.over_selection, 9)))
+        drawn = stream.choice(there, size=asked, replace=False)
         return sorted(int(client) for client in drawn)
 
     def nodes(self, clients: Iterable[int]) -> list[int]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from fedssl import protocol
 from fedssl.aggregation import Sums, cohort_mean, population_mean
+from fedssl.errors import InputError
 from strategies.base import CohortStrategy, NamedArrays, Strategy
 from strategies.census import Cohorts
 
@@ -46,7 +47,17 @@ class FedAvg(Strategy):
         return self
 
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
-        """Return the strategy that runs a phase."""
+        """Return the strategy that runs a phase.
+
+        Raises:
+            InputError: Every client would weigh nothing.
+        """
+        if self.weight == "labeled" and not cohorts.census.num_labeled.any():
+            raise InputError(
+                "strategy.weight",
+                "is 'labeled', but no client holds a label",
+                "take another weight",
+            )
         return _FedAvg(self, cohorts)
 
     def population_weight(self, cohorts: Cohorts) -> float:

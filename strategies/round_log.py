@@ -1,7 +1,7 @@
 """What the server saw of one round, and what of it must not be averaged."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,13 @@ from fedssl.aggregation import is_finite
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
 from fedssl.record.rows import NAN, ClientRow, Failure, NamedArrays, RoundRow
+from fedssl.system.clock import Fate
 from strategies.census import Census
 from strategies.shared_state import SharedState
 
-PSEUDO_COUNTS = ("considered", "accepted", "right")
+PSEUDO_COUNTS = ("considered", "accepted", "judged", "right")
+
+Fates = Mapping[int, Fate]
 
 
 class RoundLog:
@@ -26,10 +29,16 @@ class RoundLog:
         census: Who is there.
         arrays: Weights that were sent, which every reply must match in names and shapes.
         shared: State of the method that was sent, likewise.
+        fates: What virtual time makes of the clients that were asked; empty without it.
     """
 
     def __init__(
-        self, round: int, census: Census, arrays: NamedArrays, shared: SharedState
+        self,
+        round: int,
+        census: Census,
+        arrays: NamedArrays,
+        shared: SharedState,
+        fates: Fates,
     ) -> None:
         self.round = round
         self.clients: list[ClientRow] = []
@@ -37,6 +46,7 @@ class RoundLog:
         self.tally = _Tally()
         self._census = census
         self._shared = shared
+        self._fates = fates
         self._layouts = {protocol.ARRAYS: _layout(arrays)}
         if shared.arrays:
             self._layouts[protocol.STATE] = _layout(shared.arrays)
@@ -44,13 +54,38 @@ class RoundLog:
     @property
     def num_ok(self) -> int:
         """Clients whose reply counts."""
-        return len(self.clients) - len(self.failures)
+        return sum(row.status == "ok" for row in self.clients)
+
+    @property
+    def num_lost(self) -> int:
+        """Clients that virtual time left out."""
+        return len(self.clients) - self.num_ok - len(self.failures)
+
+    def sent(self, messages: list[Message]) -> list[Message]:
+        """Return the requests whose clients make it, and note the others; all of them have been sent the weights."""
+        if messages:
+            self.tally.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
+        kept = []
+        for message in messages:
+            client = self._census.client_at[message.metadata.dst_node_id]
+            fate = self._fates.get(client)
+            if fate is None or fate.status == "ok":
+                kept.append(message)
+                continue
+            row = ClientRow(
+                round=self.round,
+                client=client,
+                status=fate.status,
+                num_examples=int(self._census.num_examples[client]),
+                num_labeled=int(self._census.num_labeled[client]),
+                virtual_seconds=fate.seconds,
+            )
+            self.clients.append(row)
+        return kept
 
     def watch(self, messages: list[Message], replies: Iterable[Message]) -> Iterator[Message]:
         """Pass replies on, an error in place of each that is refused, and note them all."""
         waiting = {message.metadata.dst_node_id for message in messages}
-        if messages:
-            self.tally.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
         for reply in replies:
             node = reply.metadata.src_node_id
             if node not in waiting:
@@ -93,10 +128,11 @@ class RoundLog:
             return
         metrics = protocol.metrics_of(reply)
         size = protocol.num_bytes(reply.content)
-        considered, accepted, right = (metrics.get(f"pseudo-{k}", 0.0) for k in PSEUDO_COUNTS)
+        counts = [metrics.get(f"pseudo-{count}", 0.0) for count in PSEUDO_COUNTS]
+        considered, accepted, judged, right = counts
         steps = int(metrics.get("num-steps", 0))
         loss = metrics.get("loss", NAN)
-        self.tally.add(steps, loss, considered, accepted, right, size)
+        self.tally.add(steps, loss, counts, size)
         self.clients.append(
             ClientRow(
                 round=self.round,
@@ -107,16 +143,22 @@ class RoundLog:
                 num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
                 num_steps=steps,
                 loss=loss,
-                pseudo_label_accuracy=pseudo_label_accuracy(accepted, right),
+                pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
                 pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
                 seconds=metrics.get("seconds", NAN),
                 bytes_up=size,
+                virtual_seconds=self._virtual_seconds(client),
             )
         )
 
+    def _virtual_seconds(self, client: int) -> float:
+        return self._fates[client].seconds if client in self._fates else NAN
+
     def _fail(self, client: int, reason: str) -> None:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
-        self.clients.append(ClientRow(self.round, client, "failed", last))
+        seconds = self._virtual_seconds(client)
+        row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)
+        self.clients.append(row)
         self.failures.append(Failure(self.round, client, reason))
 
 
@@ -132,17 +174,18 @@ class _Tally:
     loss_sum: float = 0.0
     considered: float = 0.0
     accepted: float = 0.0
+    judged: float = 0.0
     right: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def add(
-        self, steps: int, loss: float, considered: float, accepted: float, right: float, size: int
-    ) -> None:
+    def add(self, steps: int, loss: float, counts: Sequence[float], size: int) -> None:
         self.num_steps += steps
         self.loss_sum += steps * loss if steps else 0.0
+        considered, accepted, judged, right = counts
         self.considered += considered
         self.accepted += accepted
+        self.judged += judged
         self.right += right
         self.bytes_up += size
 
@@ -154,6 +197,7 @@ def row_of(
     seconds: float,
     model: Evaluation | None,
     ema: Evaluation | None,
+    virtual_seconds: float,
 ) -> RoundRow:
     """Return the line of a round.
 
@@ -163,6 +207,7 @@ def row_of(
         method: The phase's.
         seconds: It took.
         model, ema: How the global model and its average did; None where they were not evaluated.
+        virtual_seconds: The virtual clock after it; NaN without one.
     """
     tally = log.tally
     return RoundRow(
@@ -175,10 +220,12 @@ def row_of(
         ema_accuracy=ema.accuracy if ema else NAN,
         ema_loss=ema.loss if ema else NAN,
         loss=tally.loss_sum / tally.num_steps if tally.num_steps else NAN,
-        pseudo_label_accuracy=pseudo_label_accuracy(tally.accepted, tally.right),
+        pseudo_label_accuracy=pseudo_label_accuracy(tally.judged, tally.right),
         pseudo_label_coverage=pseudo_label_coverage(tally.considered, tally.accepted),
         bytes_up=tally.bytes_up,
         bytes_down=tally.bytes_down,
         clients_ok=log.num_ok,
         clients_failed=len(log.failures),
+        clients_lost=log.num_lost,
+        virtual_seconds=virtual_seconds,
     )

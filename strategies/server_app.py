@@ -24,6 +24,7 @@ from fedssl.methods.functional import warm_decay
 from fedssl.metrics.accuracy import Evaluation, evaluate
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
+    NAN,
     NamedArrays,
     Observer,
     Outcome,
@@ -31,11 +32,14 @@ from fedssl.record.rows import (
     RoundRow,
 )
 from fedssl.record.run_directory import RunDirectory, new_run_path
+from fedssl.system.devices import Floats
 from fedssl.training import Recipe
 from strategies.base import strategy_of
 from strategies.census import Census, Cohorts
-from strategies.round_log import RoundLog, row_of
-from strategies.shared_state import SharedState
+from strategies.round_log import Fates, RoundLog, row_of
+from strategies.server_training import ServerTraining
+from strategies.shared_state import SharedState, initial_state
+from strategies.virtual_time import cohorts_of, make_clock, work_of
 
 NODES_TIMEOUT = 300.0
 """Seconds to wait for all K clients to connect to a grid that is not ours."""
@@ -87,6 +91,8 @@ class _Server:
         self.state: protocol.NamedArrays = {}
         self.rounds: list[RoundRow] = []
         self.strategy: FlowerStrategy | None = None
+        self.clock = make_clock(experiment)
+        self.training = ServerTraining(self.federation.server_shard())
         self.classifier_names: dict[str, str] = {}
 
     def run(self) -> Outcome:
@@ -94,7 +100,7 @@ class _Server:
             observer.began(self.experiment, self.federation)
         began = time.perf_counter()
         census = self._census()
-        cohorts = Cohorts(census, self.experiment.federation.sample, self.experiment.seed)
+        cohorts = cohorts_of(self.experiment, census)
         for index in range(len(self.experiment.schedule)):
             self._run_phase(index, cohorts)
         seconds = time.perf_counter() - began
@@ -135,9 +141,14 @@ class _Server:
         strategy = self.strategy
         text = phase.to_json()
         rounds = phase.num_rounds
+        if not self.rounds:
+            self._train_at_server(phase, index, network, 0)
+        work = None if self.clock is None else work_of(phase, cohorts.census)
         for phase_round in range(1, rounds + 1):
             began = time.perf_counter()
             server_round = len(self.rounds) + 1
+            if self.clock is not None:
+                cohorts.available = self.clock.open_round(server_round)
             config = protocol.request_config(text, index, phase_round, rounds)
             messages = list(
                 strategy.configure_train(
@@ -145,18 +156,48 @@ class _Server:
                 )
             )
             shared = SharedState(self.state, messages)
-            log = RoundLog(server_round, cohorts.census, self.arrays, shared)
-            replies = log.watch(messages, self._send(messages, phase.server.timeout))
-            aggregate, _ = strategy.aggregate_train(server_round, replies)
-            for _ in replies:  # a strategy that stops early must not hide a reply from the record
-                pass
-            if log.num_ok == 0:
-                self._stop(phase, index, log, began)
-            self._accept(aggregate, log)
-            self.state = shared.merged()
+            fates = self._fates(messages, cohorts, work)
+            log = RoundLog(server_round, cohorts.census, self.arrays, shared, fates)
+            sent = log.sent(messages)
+            replies = log.watch(sent, self._send(sent, phase.server.timeout))
+            if sent or not messages:
+                aggregate, _ = strategy.aggregate_train(server_round, replies)
+                for (
+                    _
+                ) in replies:  # a strategy that stops early must not hide a reply from the record
+                    pass
+                if log.num_ok == 0:
+                    self._stop(phase, index, log, began)
+                self._accept(aggregate, log)
+                self.state = shared.merged()
+            self._train_at_server(phase, index, network, phase_round)
             last = index == len(self.experiment.schedule) - 1 and phase_round == rounds
             due = server_round % phase.server.evaluate_every == 0 or last
             self._finish_round(phase, index, network, log, began, evaluate_now=due)
+
+    def _train_at_server(
+        self, phase: Experiment, index: int, network: nn.Module, phase_round: int
+    ) -> None:
+        """Let the server train, where labels are at the server."""
+        self.arrays = self.training.train(
+            phase,
+            network,
+            self.arrays,
+            server_round=len(self.rounds) + bool(phase_round),
+            phase=index,
+            phase_round=phase_round,
+        )
+
+    def _fates(self, messages: list[Message], cohorts: Cohorts, work: Floats | None) -> Fates:
+        """Return what virtual time makes of the clients that are asked, each with so many images to train on."""
+        if self.clock is None or work is None:
+            return {}
+        census = cohorts.census
+        clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
+        # A reply brings back what a request takes along: weights and state.
+        size = protocol.num_bytes(messages[0].content) if messages else 0
+        seconds = self.clock.devices.round_seconds(work, size, size)
+        return self.clock.close_round(len(self.rounds) + 1, clients, cohorts.sample, seconds)
 
     def _adopt(self, recipe: Recipe, network: nn.Module) -> None:
         """Begin a phase: keep every weight that the new network shares with the old, and make server state.
@@ -181,13 +222,7 @@ class _Server:
             name: self.ema[same[name]] if name in same else array for name, array in fresh.items()
         }
         self.arrays = fresh
-        spec = self.federation.data.spec
-        self.state = {
-            protocol.slot_key(slot.name, name): tensor.numpy()
-            for slot in recipe.slots()
-            if slot.scope == "server"
-            for name, tensor in recipe.init_slot(slot.name, network, spec, None).items()
-        }
+        self.state = initial_state(recipe, network, self.federation.data.spec)
 
     def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
         """Return the classifier's names in a new network -> its names in the last one."""
@@ -211,7 +246,7 @@ class _Server:
     def _stop(self, phase: Experiment, index: int, log: RoundLog, began: float) -> NoReturn:
         """Record a round without a single usable reply, and end the run with the first reason."""
         seconds = time.perf_counter() - began
-        row = row_of(log, index, phase.method.kind, seconds, None, None)
+        row = row_of(log, index, phase.method.kind, seconds, None, None, self._now)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
         first = log.failures[0].reason if log.failures else "no client was sampled"
@@ -233,7 +268,7 @@ class _Server:
         model = self._evaluate(phase.method, network, self.arrays) if evaluate_now else None
         ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
         seconds = time.perf_counter() - began
-        row = row_of(log, index, phase.method.kind, seconds, model, ema)
+        row = row_of(log, index, phase.method.kind, seconds, model, ema, self._now)
         self.rounds.append(row)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
@@ -241,9 +276,13 @@ class _Server:
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
         return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
 
+    @property
+    def _now(self) -> float:
+        return NAN if self.clock is None else self.clock.now
+
     def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
         protocol.load_network(network, arrays, arrays)
-        held_out = self.federation.data.held_out
+        held_out = self.federation.held_out
         return evaluate(
             method.classifier(network),
             torch.from_numpy(held_out.images),

@@ -7,9 +7,22 @@ distribution that momentum has carried past zero is none. So strategies never se
 from collections.abc import Iterable
 
 from flwr.app import Message
+from torch import nn
 
 from fedssl import protocol
 from fedssl.aggregation import WeightedSum, cohort_mean
+from fedssl.data.shard import ImageSpec
+from fedssl.training import Recipe
+
+
+def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> protocol.NamedArrays:
+    """Return what the server keeps of a method at the beginning of a phase, by ``SLOT/NAME``."""
+    return {
+        protocol.slot_key(slot.name, name): tensor.numpy()
+        for slot in recipe.slots()
+        if slot.scope == "server"
+        for name, tensor in recipe.init_slot(slot.name, network, spec, None).items()
+    }
 
 
 class SharedState:

@@ -41,6 +41,6 @@ def sha256(path: Path) -> str:
 
 def broken_client() -> tuple[int, int]:
     """Return (client, size) of one whose number of images no other has: how `plugins.raising` knows it."""
-    sizes = federation_of(small_experiment()).sizes().tolist()
+    sizes = federation_of(small_experiment()).sizes.tolist()
     size = next(size for size in sizes if sizes.count(size) == 1)
     return sizes.index(size), size

@@ -19,7 +19,7 @@ from tests.test_training import equal, train_client
 @pytest.fixture(scope="module")
 def shard():
     federation = federation_of(small_experiment())
-    return federation.shard(int(federation.labeled_sizes().argmax()))
+    return federation.shard(int(federation.labeled_sizes.argmax()))
 
 
 def test_the_cosine_schedule_ends_at_seven_sixteenths():

@@ -92,7 +92,7 @@ def reply_to(request):
         request,
         {"w": torch.ones(2)},
         {"statistics/mean": torch.ones(())},
-        FitReport(5, 0.5, 10.0, 8.0, 6.0, 0.1),
+        FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1),
         client=3,
         num_examples=20,
         num_labeled=4,

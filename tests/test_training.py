@@ -47,7 +47,7 @@ def equal(first, second):
 @pytest.fixture(scope="module")
 def shard():
     federation = federation_of(small_experiment())
-    labeled = federation.labeled_sizes()
+    labeled = federation.labeled_sizes
     return federation.shard(int(labeled.argmax()))
 
 
@@ -145,13 +145,23 @@ def test_pseudo_labels_are_measured_against_the_hidden_truth(shard):
 
 def test_steps_and_epochs(shard):
     both = Views(("weak",), ("weak",), ratio=1)
-    n = len(shard)
-    assert Train().num_steps(shard, both) == 10
-    assert Train(local_steps=4).num_steps(shard, both) == 4
-    assert Train(local_epochs=1, batch_size=8).num_steps(shard, both) == -(-n // 8)
-    assert Train(local_epochs=2, batch_size=8).num_steps(shard, Views()) == max(
-        1, -(-2 * len(shard.labeled) // 8)
+    n, labeled = len(shard), len(shard.labeled)
+    assert Train().num_steps(labeled, n, both) == 10
+    assert Train(local_steps=4).num_steps(labeled, n, both) == 4
+    assert Train(local_epochs=1, batch_size=8).num_steps(labeled, n, both) == -(-n // 8)
+    assert Train(local_epochs=2, batch_size=8).num_steps(labeled, n, Views()) == max(
+        1, -(-2 * labeled // 8)
     )
+
+
+def test_the_work_of_a_round_is_the_images_that_its_views_show(shard):
+    """10 steps of 4 labeled images and 2 x 4 unlabeled ones, these in two views."""
+    train = Train(local_steps=10, batch_size=4)
+    recipe = Recipe(FixMatch(unlabeled_ratio=2), train, Augment())
+    assert recipe.images_shown(5, 50) == 10 * (4 + 2 * 4 * 2)
+    assert recipe.images_shown(0, 50) == 10 * 2 * 4 * 2
+    assert Recipe(Supervised(), train, Augment()).images_shown(5, 50) == 10 * 4
+    assert Recipe(Supervised(), train, Augment()).images_shown(0, 50) == 0
 
 
 def test_shuffled_passes_show_everyone_before_anyone_twice():

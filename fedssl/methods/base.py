@@ -206,12 +206,12 @@ class Method(Plugin):
     def check(self, spec: ImageSpec) -> None:
         """Raise `InputError` if the method cannot work on such images; by default it can."""
 
-    def can_learn(self, shard: Shard) -> bool:
-        """Say whether a client has anything to learn from; one that has not takes no step.
+    def can_learn(self, num_labeled: int) -> bool:
+        """Say whether a client with so many labels has anything to learn from; one that has not takes no step.
 
         By default it has, if it holds a label or the method looks at unlabeled images.
         """
-        return len(shard.labeled) > 0 or bool(self.views().unlabeled)
+        return num_labeled > 0 or bool(self.views().unlabeled)
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the state it keeps; none by default."""
@@ -289,9 +289,9 @@ class SemiSupervised(Method):
         """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
         return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
-    def can_learn(self, shard: Shard) -> bool:
+    def can_learn(self, num_labeled: int) -> bool:
         """Learn from unlabeled images alone, unless they weigh nothing."""
-        return len(shard.labeled) > 0 or self.unlabeled_weight > 0
+        return num_labeled > 0 or self.unlabeled_weight > 0
 
 
 METHODS = Family("method", "fedssl.methods", Method, "method", default="fixmatch")

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     at_least_single,
@@ -41,9 +40,9 @@ class VAT(SemiSupervised):
         """Ask for one weak view of each batch."""
         return Views(("weak",), ("weak",), self.unlabeled_ratio)
 
-    def can_learn(self, shard: Shard) -> bool:
+    def can_learn(self, num_labeled: int) -> bool:
         """Learn from unlabeled images alone, unless they weigh nothing."""
-        return super().can_learn(shard) or self.entropy_weight > 0
+        return super().can_learn(num_labeled) or self.entropy_weight > 0
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda KL(sg p(x), p(x + r)) + lambda' H(p(x)), r the virtual adversarial push.

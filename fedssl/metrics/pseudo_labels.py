@@ -8,30 +8,32 @@ class PseudoLabelTally:
     """Counts of pseudo-labels over the steps of a round; kept on the device, read once at the end."""
 
     def __init__(self, device: torch.device) -> None:
-        self._counts = torch.zeros(3, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(4, dtype=torch.float64, device=device)
 
-    def add(self, pseudo_labels: Tensor, accepted: Tensor, truth: Tensor) -> None:
+    def add(self, pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor) -> None:
         """Count one step.
 
         Args:
             pseudo_labels: int64 (n,).
             accepted: Weight of each in [0, 1], shape (n,).
-            truth: int64 (n,); -1 where it is not known or was never hidden, which is not counted.
+            hidden: Whether the example is one without a label, (n,); others are not counted.
+            truth: int64 (n,); -1 where nobody knows it: such an example counts as accepted or not, but not as right.
         """
-        known = truth >= 0
-        weight = accepted.to(torch.float64) * known
-        right = (weight * (pseudo_labels == truth)).sum()
-        self._counts += torch.stack([known.sum().to(torch.float64), weight.sum(), right])
+        weight = accepted.to(torch.float64) * hidden
+        judged = weight * (truth >= 0)
+        right = (judged * (pseudo_labels == truth)).sum()
+        considered = hidden.sum().to(torch.float64)
+        self._counts += torch.stack([considered, weight.sum(), judged.sum(), right])
 
-    def counts(self) -> tuple[float, float, float]:
-        """Return (considered, accepted, right): examples seen, weight accepted, weight that was right."""
-        considered, accepted, right = self._counts.tolist()
-        return considered, accepted, right
+    def counts(self) -> tuple[float, float, float, float]:
+        """Return (considered, accepted, judged, right): examples seen; weight accepted, of known truth, and right."""
+        considered, accepted, judged, right = self._counts.tolist()
+        return considered, accepted, judged, right
 
 
-def pseudo_label_accuracy(accepted: float, right: float) -> float:
-    """Share of accepted pseudo-labels that are right, in [0, 1]; NaN if none was accepted."""
-    return right / accepted if accepted else float("nan")
+def pseudo_label_accuracy(judged: float, right: float) -> float:
+    """Share of accepted pseudo-labels of known truth that are right, in [0, 1]; NaN if there is none."""
+    return right / judged if judged else float("nan")
 
 
 def pseudo_label_coverage(considered: float, accepted: float) -> float:

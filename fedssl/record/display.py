@@ -40,12 +40,14 @@ def percent(share: float) -> str:
 def describe(experiment: Experiment, federation: Federation) -> str:
     """Say in one line what runs on what."""
     section = experiment.federation
-    labeled = int(federation.labeled.sum())
+    labeled = f"{int(federation.labeled.sum()):,} labels"
+    if section.labels.kind != "at_clients":
+        labeled += f" ({section.labels.kind})"
     methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
     return (
         f"{' then '.join(dict.fromkeys(methods))} on {experiment.data.kind}: "
-        f"{section.clients} clients ({section.partition.kind}), {section.sample} a round, "
-        f"{labeled} labels on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
+        f"{section.clients:,} clients ({section.partition.kind}), {section.sample} a round, "
+        f"{labeled} on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
         f"seed {experiment.seed}"
     )
 

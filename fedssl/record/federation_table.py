@@ -1,20 +1,36 @@
-"""The federation as a table: one line a client."""
+"""The federation as tables and figures: one line a client, how skewed it is, and on what devices it runs."""
 
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from fedssl.data.federation import Federation
+from fedssl.system.devices import Devices
 
 MOST_ROWS = 40
+MOST_CLASSES = 20
+"""Classes that have a column of their own."""
+
+QUANTILES = {
+    "least": 0.0,
+    "10 %": 0.1,
+    "33 %": 1 / 3,
+    "median": 0.5,
+    "67 %": 2 / 3,
+    "90 %": 0.9,
+    "most": 1.0,
+}
 
 
 def federation_table(federation: Federation) -> Table:
     """Return images and labels of each client, and its count of every class.
 
-    Beyond 40 clients, the 20 largest and the 20 smallest are listed; `describe_skew` says so.
+    Beyond 40 clients, the 20 largest and the 20 smallest are listed; `describe_skew` says so. Beyond 20 classes, it
+    says how many of them a client holds, and not how many images of each.
     """
-    sizes, labeled = federation.sizes(), federation.labeled_sizes()
-    counts = federation.class_counts(labeled=True) + federation.class_counts(labeled=False)
+    sizes, labeled = federation.sizes, federation.labeled_sizes
+    counts = known_counts(federation)
+    unknown = sizes - counts.sum(1)
     shown = np.arange(federation.num_clients)
     if len(shown) > MOST_ROWS:
         by_size = np.argsort(-sizes, kind="stable")
@@ -22,32 +38,89 @@ def federation_table(federation: Federation) -> Table:
     table = Table(show_edge=False)
     for name in ("client", "images", "labeled"):
         table.add_column(name, justify="right")
-    for name in federation.data.class_names:
+    names = federation.data.class_names
+    many = len(names) > MOST_CLASSES
+    for name in ("classes",) if many else names:
         table.add_column(name, justify="right", style="dim")
+    if unknown.any():
+        table.add_column("class unknown", justify="right", style="dim")
     for client in shown:
+        row = [client, sizes[client], labeled[client]]
+        cells = [(counts[client] > 0).sum()] if many else list(counts[client])
+        cells += [unknown[client]] if unknown.any() else []
         table.add_row(
-            *(str(int(cell)) for cell in (client, sizes[client], labeled[client])),
-            *(str(int(count)) if count else "·" for count in counts[client]),
+            *(str(int(cell)) for cell in row), *(str(int(cell)) if cell else "·" for cell in cells)
         )
     return table
 
 
 def describe_skew(federation: Federation) -> str:
-    """Say in a line how far from iid the clients are, and which of them the table lists."""
-    without = int((federation.labeled_sizes() == 0).sum())
-    text = (
-        f"skew {label_skew(federation):.2f} (mean total-variation distance of a client's classes to "
-        f"the federation's; 0 is iid), {without} clients without labels"
-    )
+    """Say in a few lines how far from iid the clients are, and which of them the table lists."""
+    sizes, labeled = federation.sizes, federation.labeled_sizes
+    lines = [
+        f"skew {label_skew(federation):.2f} (mean total-variation distance of a client's classes to the federation's; "
+        f"0 is iid), Gini of sizes {gini(sizes):.2f} (0: all equal; {sizes.min():,} to {sizes.max():,} images)",
+        f"{int((labeled == 0).sum()):,} of {federation.num_clients:,} clients without labels; labels: {labeled.sum():,} at "
+        f"clients, {len(federation.server_rows):,} at the server, {len(federation.held_back_rows):,} held back for validation",
+    ]
+    wrong = federation.num_wrong_labels
+    if wrong:
+        lines.append(f"{wrong:,} of the given labels are wrong")
+    lines += [f"left out: {note}" for note in federation.data.notes]
     if federation.num_clients > MOST_ROWS:
         half = MOST_ROWS // 2
-        text += f"; listed are the {half} largest and {half} smallest of {federation.num_clients:,}"
-    return text
+        lines.append(
+            f"listed are the {half} largest and {half} smallest of {federation.num_clients:,}"
+        )
+    return "\n".join(lines)
+
+
+def known_counts(federation: Federation) -> npt.NDArray[np.int64]:
+    """Count training images by client and true class, (K, num_classes); known classes only."""
+    return federation.class_counts(labeled=True) + federation.class_counts(labeled=False)
 
 
 def label_skew(federation: Federation) -> float:
-    """Return the mean over clients of the total-variation distance to the global class mix, in [0, 1]."""
-    counts = federation.class_counts(labeled=True) + federation.class_counts(labeled=False)
+    """Return the mean over clients of the total-variation distance to the global class mix, in [0, 1].
+
+    Clients without an image of known class are left out; NaN if all are.
+    """
+    counts = known_counts(federation)
+    counts = counts[counts.sum(1) > 0]
+    if len(counts) == 0:
+        return float("nan")
     mixes = counts / counts.sum(1, keepdims=True)
     overall = counts.sum(0) / counts.sum()
     return float(np.abs(mixes - overall).sum(1).mean() / 2)
+
+
+def gini(sizes: npt.NDArray[np.int64]) -> float:
+    """Return the Gini coefficient of sizes: half their mean absolute difference over their mean, in [0, 1)."""
+    ascending = np.sort(sizes).astype(np.float64)
+    ranks = np.arange(1, len(ascending) + 1)
+    weights = 2 * ranks - len(ascending) - 1
+    return float((weights * ascending).sum() / (len(ascending) * ascending.sum()))
+
+
+def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
+    """Return how devices differ: quantiles over clients of what they can and of what a round takes them.
+
+    Args:
+        devices: One a client.
+        seconds: Virtual seconds of each client's round, (K,).
+    """
+    table = Table(show_edge=False, title="devices, over all clients", title_justify="left")
+    table.add_column("")
+    for name in QUANTILES:
+        table.add_column(name, justify="right")
+    rows = {
+        "speed, images/s": devices.speed,
+        "download, Mbit/s": devices.download,
+        "upload, Mbit/s": devices.upload,
+        "dropout, probability": devices.dropout,
+        "a round, virtual s": seconds,
+    }
+    for name, values in rows.items():
+        cells = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
+        table.add_row(name, *(f"{cell:.3g}" for cell in cells))
+    return table

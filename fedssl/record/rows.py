@@ -21,7 +21,7 @@ class ClientRow:
 
     Args:
         round, client: Which.
-        status: ``"ok"`` or ``"failed"``.
+        status: ``"ok"`` or ``"failed"``; or what virtual time made of it: ``"late"``, ``"dropped"``, ``"surplus"``.
         reason: Last line of what went wrong; empty if nothing did.
         num_examples, num_labeled: What the client holds.
         num_confident: Its labeled images and those whose pseudo-label was accepted.
@@ -30,6 +30,7 @@ class ClientRow:
         pseudo_label_accuracy, pseudo_label_coverage: Against the labels the simulator hides, in [0, 1].
         seconds: Time of the local loop.
         bytes_up: Size of its reply's arrays.
+        virtual_seconds: Its round on its own virtual device; NaN without ``[system]``.
     """
 
     round: int
@@ -45,6 +46,7 @@ class ClientRow:
     pseudo_label_coverage: float = NAN
     seconds: float = NAN
     bytes_up: int = 0
+    virtual_seconds: float = NAN
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class RoundRow:
         pseudo_label_coverage: Share of unlabeled images whose pseudo-label was accepted.
         bytes_up, bytes_down: Of all replies and all requests.
         clients_ok, clients_failed: Of the cohort.
+        clients_lost: Of the cohort too: late, dropped out or beyond those wanted, in virtual time.
+        virtual_seconds: The virtual clock at its end; NaN without ``[system]``.
     """
 
     round: int
@@ -80,6 +84,8 @@ class RoundRow:
     bytes_down: int
     clients_ok: int
     clients_failed: int
+    clients_lost: int = 0
+    virtual_seconds: float = NAN
 
     @property
     def evaluated(self) -> bool:
@@ -167,16 +173,18 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "seed": experiment.seed,
         "rounds": len(rounds),
         "last_rounds": len(last),
-        "evaluated_on": "validation" if experiment.data.validation else "test",
+        "evaluated_on": experiment.evaluated_on,
         "server_accuracy": nan_mean(row.server_accuracy for row in last),
         "ema_accuracy": nan_mean(row.ema_accuracy for row in last),
         "pseudo_label_accuracy": nan_mean(row.pseudo_label_accuracy for row in last),
         "pseudo_label_coverage": nan_mean(row.pseudo_label_coverage for row in last),
         "clients_ok": sum(row.clients_ok for row in rounds),
         "clients_failed": sum(row.clients_failed for row in rounds),
+        "clients_lost": sum(row.clients_lost for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": outcome.seconds,
+        "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
     }
 
 

@@ -189,12 +189,17 @@ def environment() -> dict[str, Any]:
 
 
 def partition_table(federation: Federation) -> pd.DataFrame:
-    """Return one line a training image: its row, client, true class, and whether it is labeled."""
+    """Return one line a training image.
+
+    Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
+    labeled, and with what label.
+    """
     return pd.DataFrame(
         {
             "row": np.arange(len(federation.owner)),
             "client": federation.owner,
             "label": federation.data.train.labels,
             "labeled": federation.labeled,
+            "given": federation.given,
         }
     )

@@ -51,8 +51,8 @@ def test_train_replies_with_weights_and_counts(experiment):
     reply = ask(experiment, "train", {"partition-id": 3}, start)
     metrics = protocol.metrics_of(reply)
     assert metrics["client"] == 3
-    assert metrics["num-examples"] == federation.sizes()[3]
-    assert metrics["num-labeled"] == federation.labeled_sizes()[3]
+    assert metrics["num-examples"] == federation.sizes[3]
+    assert metrics["num-labeled"] == federation.labeled_sizes[3]
     assert metrics["num-labeled"] <= metrics["num-confident"] <= metrics["num-examples"]
     arrays = protocol.from_record(reply.content[protocol.ARRAYS])
     assert set(arrays) == set(start)
@@ -62,7 +62,7 @@ def test_train_replies_with_weights_and_counts(experiment):
 def test_federated_evaluation_adds_up_to_the_central_one(experiment):
     network = network_of(experiment)
     federation = federation_of(experiment)
-    held_out = federation.data.held_out
+    held_out = federation.held_out
     import torch
 
     central = evaluate(

@@ -107,7 +107,7 @@ def test_memory_by_example_survives_between_rounds_on_every_engine(kind, slot, r
     serve(experiment, serial, [])
     ray_grid.restart(6)
     serve(experiment, ray_grid, [])
-    sizes = federation_of(experiment).sizes()
+    sizes = federation_of(experiment).sizes
     for client in range(6):
         here, there = (
             grid._states[client].array_records[f"phase-0.{slot}"] for grid in (serial, ray_grid)
@@ -156,7 +156,7 @@ def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
     federation = {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
     shared = {"federation": federation, "rounds": 3}
     supervised = small_experiment(method={"kind": "supervised"}, **shared)
-    assert (federation_of(supervised).labeled_sizes() == 0).any()
+    assert (federation_of(supervised).labeled_sizes == 0).any()
     weightless = small_experiment(method=WITHOUT[kind], **shared)
     first, second = (serve(e, SerialGrid(app, 6), []) for e in (supervised, weightless))
     assert same_bits(first.arrays, second.arrays)

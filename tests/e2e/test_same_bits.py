@@ -27,10 +27,25 @@ EVERY_METHOD = {
 """Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
 
 
+OTHER_FEDERATION = {
+    "federation": {
+        "sample": 5,
+        "labels": {"kind": "at_server", "per_class": 4},
+        "features": {"kind": "noise", "max_std": 0.3},
+    }
+}
+
+CHANGES = {
+    "default": {"federation": {"sample": 5}},
+    "every method": {"federation": {"sample": 5}, **EVERY_METHOD},
+    "labels at the server, noise by client": OTHER_FEDERATION,
+}
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("changes", [{}, EVERY_METHOD], ids=["default", "every method"])
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path, changes):
-    file = small_toml(tmp_path / "e.toml", federation={"sample": 5}, **changes)
+    file = small_toml(tmp_path / "e.toml", **changes)
     sums = {}
     for i, variant in enumerate(VARIANTS):
         out = tmp_path / str(i)

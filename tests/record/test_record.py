@@ -1,5 +1,6 @@
 """The run directory and the screen: everything there, readable at any moment, NaN as an empty cell."""
 
+import dataclasses
 import io
 import json
 import tomllib
@@ -7,20 +8,34 @@ import tomllib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from clients.client_app import app
 from fedssl.config import Experiment
-from fedssl.data.federation import draw_federation
+from fedssl.data.federation import Deal, draw_federation
+from fedssl.data.images import Dataset
+from fedssl.data.images import Images as DataImages
+from fedssl.data.labels.at_clients import AtClients
+from fedssl.data.partitions.iid import IID
+from fedssl.data.shard import ImageSpec
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
 from fedssl.record.comparison import Finished, as_rich, comparison_table
 from fedssl.record.display import LiveDisplay, PlainDisplay, make_display, percent, sparkline
-from fedssl.record.federation_table import describe_skew, federation_table, label_skew
-from fedssl.record.plots import plot_comparison, plot_partition
+from fedssl.record.federation_plot import plot_federation
+from fedssl.record.federation_table import (
+    describe_skew,
+    device_table,
+    federation_table,
+    gini,
+    label_skew,
+)
+from fedssl.record.plots import plot_comparison
 from fedssl.record.rows import Observer, Outcome, RoundRow, summarize
-from fedssl.record.run_directory import RunDirectory, new_run_path
+from fedssl.record.run_directory import RunDirectory, new_run_path, partition_table
+from fedssl.simulation import virtual_seconds
 from strategies.server_app import serve
 from tests.helpers import broken_client, federation_of, small_experiment
 
@@ -256,13 +271,19 @@ def test_small_words():
 
 def test_pictures_are_drawn(tmp_path, finished):
     _, _, outcome = finished
-    plot_partition(federation_of(small_experiment()), "a title", tmp_path / "p.png")
+    plot_federation(federation_of(small_experiment()), "a title", tmp_path / "p.png")
     plot_comparison(
         {"a": [outcome.rounds, outcome.rounds], "b": [outcome.rounds]}, "t", tmp_path / "c.png"
     )
     many = {f"experiment {i}": [outcome.rounds] for i in range(25)}
     plot_comparison(many, "t", tmp_path / "m.png")
-    for name in ("p.png", "c.png", "m.png"):
+    timed = tuple(
+        dataclasses.replace(row, virtual_seconds=10.0 * row.round) for row in outcome.rounds
+    )
+    plot_comparison({"a": [timed, timed]}, "t", tmp_path / "v.png")
+    heights = {name: Image.open(tmp_path / name).height for name in ("c.png", "v.png")}
+    assert heights["v.png"] > 1.5 * heights["c.png"]  # two more panels
+    for name in ("p.png", "c.png", "m.png", "v.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / name).stat().st_size > 10_000
 
@@ -270,12 +291,84 @@ def test_pictures_are_drawn(tmp_path, finished):
 def test_many_clients_are_still_shown(tmp_path):
     experiment = small_experiment()
     data = experiment.data.dataset(0)
-    many = draw_federation(
-        data, 400, experiment.federation.partition, experiment.federation.labels, 0
-    )
-    plot_partition(many, "many", tmp_path / "many.png")
+    many = draw_federation(data, Deal(clients=400), 0)
+    plot_federation(many, "many", tmp_path / "many.png")
     console = Console(file=io.StringIO(), width=200)
     console.print(federation_table(many))
     assert len(console.file.getvalue().strip().splitlines()) == 42
     assert "the 20 largest and 20 smallest of 400" in describe_skew(many)
     assert label_skew(many) > label_skew(federation_of(experiment))
+
+
+def text_of(table, width=200):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([5, 5, 5], 0), ([0, 0, 0, 12], 0.75), ([1, 3], 0.25), ([7], 0)]
+)
+def test_gini_of_known_cases(sizes, expected):
+    assert gini(np.array(sizes)) == pytest.approx(expected)
+
+
+def own_federation(truth, owner_count, names):
+    """Return a federation of blank images of the given classes, -1 where unknown."""
+    truth = np.array(truth)
+    images = DataImages(np.zeros((len(truth), 1, 2, 2), np.uint8), truth, truth >= 0)
+    spec = ImageSpec((1, 2, 2), len(names), (0.5,), (0.5,), flips=False)
+    held_out = images.take(np.flatnonzero(truth >= 0)[:2])
+    data = Dataset(images, held_out, "test", spec, names, notes=("3 images cannot be read",))
+    deal = Deal(clients=owner_count, partition=IID(), labels=AtClients(per_class=1))
+    return draw_federation(data, deal, 0)
+
+
+def test_images_of_unknown_class_and_what_was_left_out_are_shown(tmp_path):
+    federation = own_federation([0, 1] * 20 + [-1] * 60, 5, ("cat", "dog"))
+    shown = text_of(federation_table(federation))
+    assert "class unknown" in shown
+    assert "left out: 3 images cannot be read" in describe_skew(federation)
+    assert "0 of 5 clients" not in describe_skew(federation)  # two labels for five clients
+    plot_federation(federation, "t", tmp_path / "u.png")
+    assert (tmp_path / "u.png").stat().st_size > 10_000
+
+
+def test_many_classes_are_counted_and_not_listed(tmp_path):
+    names = tuple(f"class {i}" for i in range(100))
+    federation = own_federation(list(range(100)) * 3, 4, names)
+    shown = text_of(federation_table(federation))
+    assert "classes" in shown
+    assert "class 50" not in shown
+    plot_federation(federation, "t", tmp_path / "c.png")
+    assert Image.open(tmp_path / "c.png").height < 3000
+
+
+def test_clients_of_unknown_classes_only_do_not_break_the_skew():
+    federation = own_federation([0, 1] + [-1] * 98, 50, ("cat", "dog"))
+    assert 0 <= label_skew(federation) <= 1
+
+
+def test_devices_are_summed_up(tmp_path):
+    system = {"speed": {"kind": "choices", "values": [10.0, 1000.0], "shares": [0.5, 0.5]}}
+    experiment = small_experiment(system=system)
+    devices, seconds = virtual_seconds(experiment)
+    shown = text_of(device_table(devices, seconds))
+    speeds = next(line for line in shown.splitlines() if "images/s" in line)
+    assert "10" in speeds
+    assert "1e+03" in speeds
+    assert "virtual s" in shown
+    plot_federation(federation_of(experiment), "t", tmp_path / "d.png", seconds, 3.0)
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+
+
+def test_the_partitions_file_says_who_holds_what_and_with_what_label():
+    federation = federation_of(
+        small_experiment(federation={"labels": {"kind": "at_server"}, "label_noise": "pair"})
+    )
+    table = partition_table(federation)
+    assert (table.client == -1).sum() == 40
+    labeled = table[table.labeled]
+    assert (labeled.client == -1).all()
+    assert (labeled.given != labeled.label).sum() == 8
+    assert (table.given[~table.labeled] == -1).all()

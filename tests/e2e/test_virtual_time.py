@@ -1,0 +1,140 @@
+"""Virtual time from end to end: the same clients are late on every engine, and the record says so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedssl.config import Experiment
+from fedssl.errors import InputError, RunFailed
+from fedssl.simulation import Engine, check, virtual_seconds
+from tests.helpers import sha256, small_experiment, small_toml
+
+SYSTEM = {
+    "speed": {"kind": "lognormal", "median": 50.0, "sigma": 1.0},
+    "upload": {"kind": "choices", "values": [0.2, 5.0], "shares": [0.5, 0.5]},
+}
+
+ENGINES = [
+    ["--engine", "serial"],
+    ["--engine", "ray", "--workers", "1"],
+    ["--engine", "ray", "--workers", "3"],
+    ["--engine", "flower", "--workers", "2"],
+]
+
+
+def slowest_third(experiment: Experiment) -> tuple[float, set[int]]:
+    """Return a deadline that the slowest third of the clients misses, and who they are."""
+    timed = virtual_seconds(experiment)
+    assert timed is not None
+    seconds = timed[1]
+    order = np.argsort(seconds)
+    third = len(seconds) // 3
+    return float(seconds[order[-third - 1]]), {int(c) for c in order[-third:]}
+
+
+@pytest.mark.timeout(600)
+def test_the_slowest_third_is_late_on_every_engine(tmp_path):
+    everybody = {"clients": 9, "sample": 9}
+    draft = small_experiment(rounds=3, federation=everybody, system=SYSTEM)
+    deadline, slow = slowest_third(draft)
+    assert len(slow) == 3
+    file = small_toml(
+        tmp_path / "e.toml",
+        rounds=3,
+        federation=everybody,
+        system={**SYSTEM, "deadline": deadline, "dropout": 0.2},
+    )
+    seen = {}
+    for i, engine in enumerate(ENGINES):
+        out = tmp_path / str(i)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedssl", "run", str(file), "--out", str(out), *engine],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        clients = pd.read_csv(out / "clients.csv")
+        rounds = pd.read_csv(out / "rounds.csv")
+        seen[" ".join(engine)] = (
+            clients[["round", "client", "status", "virtual_seconds"]].to_csv(),
+            rounds[["clients_ok", "clients_lost", "virtual_seconds"]].to_csv(),
+            sha256(out / "model.safetensors"),
+        )
+    assert len(set(seen.values())) == 1, seen
+    late = clients[clients.status == "late"]
+    assert set(late.client) <= slow
+    assert len(late) + (clients.client.isin(slow) & (clients.status == "dropped")).sum() == 9
+    assert rounds.virtual_seconds.tolist() == pytest.approx([deadline, 2 * deadline, 3 * deadline])
+
+
+def run(**overrides):
+    with Engine() as engine:
+        return engine.run(small_experiment(**overrides))
+
+
+def test_without_a_deadline_virtual_time_changes_no_bit():
+    plain, timed = run(), run(system=SYSTEM)
+    for name, array in plain.arrays.items():
+        assert np.array_equal(timed.arrays[name], array)
+    assert np.isnan(plain.rounds[-1].virtual_seconds)
+    assert timed.rounds[-1].virtual_seconds > timed.rounds[0].virtual_seconds > 0
+
+
+def test_over_selection_asks_more_and_counts_as_many_as_wanted():
+    outcome = run(federation={"clients": 6, "sample": 3}, system={**SYSTEM, "over_selection": 1.5})
+    assert [(row.clients_ok, row.clients_lost) for row in outcome.rounds] == [(3, 2)] * 2
+    down = outcome.rounds[0].bytes_down
+    assert down == pytest.approx(outcome.rounds[0].bytes_up * 5 / 3)
+
+
+def test_a_round_that_nobody_makes_leaves_the_weights_and_the_run_goes_on():
+    outcome = run(system={**SYSTEM, "dropout": 1.0, "deadline": 1000.0})
+    assert [(row.clients_ok, row.clients_lost) for row in outcome.rounds] == [(0, 3)] * 2
+    assert outcome.rounds[-1].virtual_seconds == 2000
+    other = run(rounds=1, system={**SYSTEM, "dropout": 1.0, "deadline": 1000.0})
+    for name, array in outcome.arrays.items():
+        assert np.array_equal(other.arrays[name], array)
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "flwr:FedAvg", "flwr:FedAdam"])
+def test_any_strategy_lives_with_fewer_replies(kind):
+    system = {**SYSTEM, "dropout": 0.4, "deadline": 1000.0}
+    outcome = run(rounds=4, strategy={"kind": kind}, system=system)
+    assert 0 < sum(row.clients_lost for row in outcome.rounds) < 12
+
+
+def test_few_that_are_there_make_a_small_cohort(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text("client,start,end\n1,0,1e9\n4,0,1e9\n")
+    availability = {"kind": "schedule", "path": str(path)}
+    outcome = run(system={"availability": availability})
+    assert [row.clients_ok for row in outcome.rounds] == [2, 2]
+
+
+def test_a_state_at_the_server_survives_lost_clients():
+    method = {"kind": "freematch", "unlabeled_ratio": 2}
+    outcome = run(rounds=3, method=method, system={**SYSTEM, "dropout": 0.5, "deadline": 1000.0})
+    assert outcome.state
+    assert all(np.isfinite(array).all() for array in outcome.state.values())
+
+
+def test_a_deadline_that_nobody_can_meet_is_refused():
+    with pytest.raises(InputError, match=r"system.deadline: is 0.001 s, but the fastest client"):
+        check(small_experiment(system={**SYSTEM, "deadline": 0.001}))
+
+
+def test_what_availability_rests_on_is_read_before_anything_runs(tmp_path):
+    lost = {"kind": "schedule", "path": str(tmp_path / "lost.csv")}
+    with pytest.raises(InputError, match=r"lost.csv: no such file"):
+        check(small_experiment(system={"availability": lost}))
+    never = tmp_path / "never.csv"
+    never.write_text("client,start,end\n99,0,10\n")
+    with pytest.raises((InputError, RunFailed), match="ever available"):
+        check(small_experiment(system={"availability": {"kind": "schedule", "path": str(never)}}))
