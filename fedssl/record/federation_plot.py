@@ -51,7 +51,7 @@ def plot_federation(
         clients = by_size[picks]
         title += f"\n{len(clients)} of {federation.num_clients:,} clients, largest first"
     num_classes = len(federation.data.class_names)
-    tall = min(9.0, 1.1 + 0.21 * num_classes)
+    tall = min(8.0, 0.9 + 0.18 * num_classes)
     heights = [tall, tall, 1.5] + ([1.8] if many or seconds is not None else [])
     width = 3.2 + max(3.0, 0.26 * len(clients))
     figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained", dpi=110)
