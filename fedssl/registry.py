@@ -171,12 +171,9 @@ class Family:
         if colon:
             fields["name"] = name
         elif "name" in plugin.model_fields and not fields.get("name"):
-            what = plugin.model_fields["name"].description or "what it is to be"
-            raise InputError(
-                f"{self.section}.{self.key}",
-                f"is {kind!r}",
-                f"write {stem + ':NAME'!r}, NAME being {what}",
-            )
+            what = plugin.model_fields["name"].description
+            remedy = f"write {stem + ':NAME'!r}" + (f" (NAME: {what})" if what else "")
+            raise InputError(f"{self.section}.{self.key}", f"is {kind!r}", remedy)
         try:
             return plugin.model_validate(fields)
         except ValidationError as error:

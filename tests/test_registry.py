@@ -27,7 +27,9 @@ def test_named_plugins():
         "groups": 8,
     }
     assert MODELS.build(model.to_dict()) == model
-    with pytest.raises(InputError, match=r"model.name: is missing"):
+    with pytest.raises(
+        InputError, match=r"model.kind: is 'torchvision'; write 'torchvision:NAME' \(NAME: name"
+    ):
         MODELS.build("torchvision")
 
 

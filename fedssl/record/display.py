@@ -1,7 +1,8 @@
 """What a person sees while a run goes: a live screen on a terminal, plain lines anywhere else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -61,7 +62,15 @@ def closing_line(experiment: Experiment, outcome: Outcome) -> str:
         f"accuracy {percent(summary['server_accuracy'])}, EMA {percent(summary['ema_accuracy'])} "
         f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
         f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
+        f"{_in_virtual_time(summary)}"
     )
+
+
+def _in_virtual_time(summary: Mapping[str, Any]) -> str:
+    """Say how long it took in virtual time and how many clients were lost to it; nothing without virtual time."""
+    if math.isnan(summary["virtual_seconds"]):
+        return ""
+    return f", {summary['clients_lost']} lost in {summary['virtual_seconds']:,.0f} virtual s"
 
 
 def make_display(console: Console) -> Observer:
@@ -188,7 +197,7 @@ class LiveDisplay(Observer):
                 percent(row.ema_accuracy),
                 percent(row.pseudo_label_accuracy),
                 percent(row.pseudo_label_coverage),
-                f"{row.clients_ok}/{row.clients_ok + row.clients_failed}",
+                f"{row.clients_ok}/{row.clients_ok + row.clients_failed + row.clients_lost}",
                 f"{row.seconds:.2f}",
             )
         return table

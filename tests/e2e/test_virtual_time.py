@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from fedssl.config import Experiment
 from fedssl.errors import InputError, RunFailed
+from fedssl.record.display import LiveDisplay, PlainDisplay
 from fedssl.simulation import Engine, check, virtual_seconds
 from tests.helpers import sha256, small_experiment, small_toml
 
@@ -72,6 +74,17 @@ def test_the_slowest_third_is_late_on_every_engine(tmp_path):
     assert set(late.client) <= slow
     assert len(late) + (clients.client.isin(slow) & (clients.status == "dropped")).sum() == 9
     assert rounds.virtual_seconds.tolist() == pytest.approx([deadline, 2 * deadline, 3 * deadline])
+
+
+def test_the_screen_says_who_was_lost_and_how_long_it_took(capsys):
+    experiment = small_experiment(system={**SYSTEM, "dropout": 1.0, "deadline": 500.0})
+    console = Console(width=200)
+    with Engine() as engine:
+        engine.run(experiment, [PlainDisplay(console)])
+        engine.run(experiment, [LiveDisplay(Console(width=200, force_terminal=True))])
+    said = capsys.readouterr().out
+    assert said.count("6 lost in 1,000 virtual s") == 2
+    assert "clients 0/3" in said
 
 
 def run(**overrides):
