@@ -1,10 +1,16 @@
 """Small experiments for tests."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from click.testing import Result
+from typer.testing import CliRunner
+
 from clients.local_data import simulated_federation
+from fedssl.cli import app
 from fedssl.config import Experiment, merge
 from fedssl.data.federation import Federation
 
@@ -44,3 +50,29 @@ def broken_client() -> tuple[int, int]:
     sizes = federation_of(small_experiment()).sizes.tolist()
     size = next(size for size in sizes if sizes.count(size) == 1)
     return sizes.index(size), size
+
+
+def fedssl(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line as a process of its own takes it."""
+    return [sys.executable, "-m", "fedssl", *map(str, arguments)]
+
+
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, which must end well."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def refused(result: Result, *words: str) -> None:
+    """Assert that a command ended with exit 2 and one message that holds these words."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.output.count("error:") == 1
+    for word in words:
+        assert word in result.output.replace("\n", " "), result.output

@@ -15,7 +15,7 @@ from fedssl.data.images import Dataset, Images, Mask, Rows
 from fedssl.data.label_noise.base import LABEL_NOISES, LabelNoise
 from fedssl.data.labels.at_clients import AtClients
 from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit, Pool
-from fedssl.data.partitions.base import PARTITIONS, Partition, examples_of, fill_up
+from fedssl.data.partitions.base import PARTITIONS, Draws, Partition, examples_of, fill_up
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
 from fedssl.errors import InputError
@@ -183,13 +183,12 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
     truth = train.labels
     examples = examples_of(train, data.spec.num_classes)
 
+    def draws(name: str) -> Draws:
+        law = rng.numpy_generator(seed, "partition/law")
+        return Draws(law, rng.numpy_generator(seed, f"partition/{name}"))
+
     def dealt(partition: Partition, rows: Mask, name: str) -> Rows:
-        return partition.deal_to(
-            examples.take(rows),
-            num_clients,
-            law=rng.numpy_generator(seed, "partition/law"),
-            deal=rng.numpy_generator(seed, f"partition/{name}"),
-        )
+        return partition.deal_to(examples.take(rows), num_clients, draws(name))
 
     everybody = np.ones(len(train), dtype=np.bool_)
     owner = None if labels.at_server else dealt(deal.partition, everybody, "train")
@@ -223,8 +222,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         examples,
         owner,
         num_clients,
-        law=rng.numpy_generator(seed, "partition/law"),
-        deal=rng.numpy_generator(seed, "partition/held-out"),
+        draws("held-out"),
     )
     return Federation(
         data=data,

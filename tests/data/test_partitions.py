@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedssl.data.partitions.base import (
     PARTITIONS,
+    Draws,
     Examples,
     class_shares,
     deal_by_shares,
@@ -115,8 +116,10 @@ def deal(partition, examples, clients, seed=0, deal_seed=None):
     return partition.deal_to(
         examples,
         clients,
-        law=np.random.default_rng([seed, 0]),
-        deal=np.random.default_rng([seed if deal_seed is None else deal_seed, 1]),
+        Draws(
+            np.random.default_rng([seed, 0]),
+            np.random.default_rng([seed if deal_seed is None else deal_seed, 1]),
+        ),
     )
 
 
@@ -126,8 +129,7 @@ def deal_held_out(partition, held_out, examples, owner, clients, seed=0):
         examples,
         owner,
         clients,
-        law=np.random.default_rng([seed, 0]),
-        deal=np.random.default_rng([seed, 2]),
+        Draws(np.random.default_rng([seed, 0]), np.random.default_rng([seed, 2])),
     )
 
 
@@ -623,13 +625,13 @@ if os.fork():  # a child's peak would count from its parent's, were it the first
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 import resource, time
 import numpy as np
-from fedssl.data.partitions.base import Examples
+from fedssl.data.partitions.base import Draws, Examples
 from fedssl.data.partitions.dirichlet import Dirichlet
 
 examples = Examples(np.random.default_rng(0).integers(0, 10, 1_000_000), 10)
-law, deal = np.random.default_rng(1), np.random.default_rng(2)
+draws = Draws(np.random.default_rng(1), np.random.default_rng(2))
 start = time.process_time()
-owner = Dirichlet(alpha=0.1).deal_to(examples, 100_000, law=law, deal=deal)
+owner = Dirichlet(alpha=0.1).deal_to(examples, 100_000, draws)
 seconds = time.process_time() - start
 assert np.bincount(owner, minlength=100_000).min() >= 1
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

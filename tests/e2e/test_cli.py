@@ -10,16 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from fedssl.cli import app
-from tests.helpers import broken_client, sha256, small_toml
+from tests.helpers import broken_client, command, fedssl, refused, sha256, small_toml
 
 MINIMAL = '[data]\nsource = "digits"\n'
-
-
-def fedssl(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -91,14 +85,6 @@ def test_all_clients_failing_stops_with_exit_1(tmp_path):
     assert "all clients of round 1 failed" in result.output
     assert "broken on purpose" in result.output
     assert len(pd.read_csv(tmp_path / "out" / "clients.csv")) == 3
-
-
-def refused(result, *words):
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert result.output.count("error:") == 1
-    for word in words:
-        assert word in result.output.replace("\n", " "), result.output
 
 
 @pytest.mark.parametrize(
@@ -191,7 +177,7 @@ def test_ctrl_c_is_exit_130_and_loses_no_finished_round(tmp_path):
     file = small_toml(tmp_path / "e.toml", rounds=100_000)
     out = tmp_path / "out"
     running = subprocess.Popen(
-        [sys.executable, "-m", "fedssl", "run", str(file), "--out", str(out)],
+        command("run", file, "--out", out),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,17 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from fedssl.cli import app
-from tests.helpers import sha256
+from tests.helpers import command, fedssl, in_a_process, refused, sha256
 
 TABLES = """
 name = "own"
@@ -68,18 +65,6 @@ def experiment(tmp_path, source, data="", federation="labels = { per_class = 4 }
     return file
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "fedssl", *map(str, arguments)]
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(Path.cwd())}
-
-
-def fedssl(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def entries(cache):
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
@@ -88,11 +73,7 @@ def test_a_folder_runs_cold_and_warm_with_two_workers(tmp_path, cache, pngs):
     file = experiment(tmp_path, f"folder:{pngs}")
     sums = []
     for name in ("cold", "warm"):
-        done = subprocess.run(
-            command("run", file, "--workers", 2, "--plain", "--out", tmp_path / name),
-            capture_output=True, text=True, env=environment(), timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = in_a_process("run", file, "--workers", 2, "--plain", "--out", tmp_path / name)
         assert "0 client failures" in done.stdout
         assert ("preparing folder:" in done.stderr) == (name == "cold")
         sums.append(sha256(tmp_path / name / "model.safetensors"))
@@ -116,7 +97,7 @@ def test_killed_while_preparing_the_next_run_recovers(tmp_path, cache):
     root = write_pngs(tmp_path / "pngs", {"a": 300, "b": 300})
     os.mkfifo(root / "b" / "zzz.png")
     file = experiment(tmp_path, f"folder:{root}", data="size = 12\nchannels = 3")
-    process = subprocess.Popen(command("validate", file), env=environment())
+    process = subprocess.Popen(command("validate", file))
     try:
         deadline = time.monotonic() + 120
         while not list(cache.glob("*.partial/train_images.npy")):
@@ -134,14 +115,6 @@ def test_killed_while_preparing_the_next_run_recovers(tmp_path, cache):
     whole = [name for name in entries(cache) if not name.endswith(".partial")]
     assert len(whole) == 1
     assert fedssl("validate", file).exit_code == 0
-
-
-def refused(result, *words):
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert result.output.count("error:") == 1
-    for word in words:
-        assert word in result.output.replace("\n", " "), result.output
 
 
 def spoil(name):
@@ -218,9 +191,6 @@ def test_a_damaged_cache_is_prepared_anew(tmp_path, cache):
     images = cache / entry / "train_images.npy"
     before = images.read_bytes()
     images.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))  # same size, other content
-    done = subprocess.run(
-        command("validate", file), env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_a_process("validate", file)
     assert "is damaged; preparing it anew" in done.stderr
     assert images.read_bytes() == before

@@ -1,11 +1,8 @@
 """A new method is one file: written here into an empty folder, and run end to end."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.helpers import sha256, small_toml
+from tests.helpers import fedssl, in_a_process, refused, sha256, small_toml
 
 METHOD = '''
 """Entropy minimization (Grandvalet & Bengio, NeurIPS 2004), with a memory of how often each image was shown."""
@@ -52,23 +49,9 @@ def test_one_file_is_a_method_on_every_engine(tmp_path):
     sums = set()
     for i, engine in enumerate(("serial", "ray", "flower")):
         out = tmp_path / f"run{i}"
-        arguments = ["run", str(file), *settings, "--engine", engine, "--out", str(out)]
-        done = subprocess.run(
-            [sys.executable, "-m", "fedssl", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        in_a_process("run", file, *settings, "--engine", engine, "--out", out)
         sums.add(sha256(out / "model.safetensors"))
         assert "entropy_minimization" in (out / "rounds.csv").read_text()
     assert len(sums) == 1
     wrong = [*settings[:3], "method.flor=0.1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fedssl", "validate", str(file), *wrong],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 2
-    assert "floor" in done.stderr
+    refused(fedssl("validate", file, *wrong), "floor")

@@ -1,14 +1,9 @@
 """Same file, same seed, same bits: serial, Ray with any number of workers, Flower's own runtime, twice in a row."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from fedssl.methods.base import METHODS
-from tests.helpers import sha256, small_toml
+from tests.helpers import fedssl, in_a_process, sha256, small_toml
 
 VARIANTS = [
     ["--engine", "serial"],
@@ -49,14 +44,7 @@ def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path, cha
     sums = {}
     for i, variant in enumerate(VARIANTS):
         out = tmp_path / str(i)
-        done = subprocess.run(
-            [sys.executable, "-m", "fedssl", "run", str(file), "--out", str(out), *variant],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        in_a_process("run", file, "--out", out, *variant)
         sums[" ".join(variant)] = (
             sha256(out / "model.safetensors"),
             sha256(out / "ema.safetensors"),
@@ -65,14 +53,10 @@ def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path, cha
 
 
 def test_another_seed_is_another_model(tmp_path):
-    from typer.testing import CliRunner
-
-    from fedssl.cli import app
-
     file = small_toml(tmp_path / "e.toml")
     for seed in (0, 1):
-        arguments = ["run", str(file), "--set", f"seed={seed}", "--out", str(tmp_path / str(seed))]
-        assert CliRunner().invoke(app, arguments).exit_code == 0
+        out = tmp_path / str(seed)
+        assert fedssl("run", file, "--set", f"seed={seed}", "--out", out).exit_code == 0
     assert sha256(tmp_path / "0" / "model.safetensors") != sha256(
         tmp_path / "1" / "model.safetensors"
     )

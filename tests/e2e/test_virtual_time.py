@@ -1,10 +1,5 @@
 """Virtual time from end to end: the same clients are late on every engine, and the record says so."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +9,7 @@ from fedssl.config import Experiment
 from fedssl.errors import InputError, RunFailed
 from fedssl.record.display import LiveDisplay, PlainDisplay
 from fedssl.simulation import Engine, check, virtual_seconds
-from tests.helpers import sha256, small_experiment, small_toml
+from tests.helpers import in_a_process, sha256, small_experiment, small_toml
 
 SYSTEM = {
     "speed": {"kind": "lognormal", "median": 50.0, "sigma": 1.0},
@@ -54,14 +49,7 @@ def test_the_slowest_third_is_late_on_every_engine(tmp_path):
     seen = {}
     for i, engine in enumerate(ENGINES):
         out = tmp_path / str(i)
-        done = subprocess.run(
-            [sys.executable, "-m", "fedssl", "run", str(file), "--out", str(out), *engine],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        in_a_process("run", file, "--out", out, *engine)
         clients = pd.read_csv(out / "clients.csv")
         rounds = pd.read_csv(out / "rounds.csv")
         seen[" ".join(engine)] = (

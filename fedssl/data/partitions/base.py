@@ -4,7 +4,7 @@ import heapq
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,18 @@ class Examples:
         return Examples(self.labels[rows], self.num_classes, columns)
 
 
+class Draws(NamedTuple):
+    """The streams that a partition draws from; two, so that how many examples there are cannot shift who gets what.
+
+    Args:
+        law: Draws what makes clients differ, such as their mix of classes.
+        deal: Draws which example goes where.
+    """
+
+    law: np.random.Generator
+    deal: np.random.Generator
+
+
 class Partition(Plugin):
     """A law that says which client holds which example."""
 
@@ -52,17 +64,14 @@ class Partition(Plugin):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example, int64 (N,); some clients may get none.
 
         Args:
             examples: At least one a client; with known classes only, if `by_class`.
             num_clients: K.
-            law: Draws what makes clients differ, such as their mix of classes.
-            deal: Draws which example goes where.
+            draws: Streams to draw from.
 
         Raises:
             InputError: The examples cannot be dealt by this law.
@@ -74,9 +83,7 @@ class Partition(Plugin):
         train: Examples,
         owner: Rows,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each held-out example, int64 (M,): by default each class as in training.
 
@@ -85,17 +92,15 @@ class Partition(Plugin):
             train: What was dealt.
             owner: Client of each of `train`.
             num_clients: K.
-            law, deal: Fresh streams; `law` is the one that training examples were dealt by.
+            draws: Fresh streams; `law` is the one that training examples were dealt by.
         """
-        return deal_by_shares(held_out.labels, class_shares(train, owner, num_clients), deal)
+        return deal_by_shares(held_out.labels, class_shares(train, owner, num_clients), draws.deal)
 
     def deal_to(
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example, int64 (N,), and give everybody at least `min_size`.
 
@@ -116,7 +121,7 @@ class Partition(Plugin):
             )
         known = examples.labels >= 0
         if not self.by_class or known.all():
-            owner = self.assign(examples, num_clients, law=law, deal=deal)
+            owner = self.assign(examples, num_clients, draws)
         else:
             if not known.any():
                 raise InputError(
@@ -125,9 +130,9 @@ class Partition(Plugin):
                     "'iid' and 'quantity' do not look at classes",
                 )
             owner = np.empty(len(examples), dtype=np.int64)
-            owner[known] = self.assign(examples.take(known), num_clients, law=law, deal=deal)
+            owner[known] = self.assign(examples.take(known), num_clients, draws)
             sizes = np.bincount(owner[known], minlength=num_clients)
-            owner[~known] = deal_by_sizes(int((~known).sum()), sizes / sizes.sum(), deal)
+            owner[~known] = deal_by_sizes(int((~known).sum()), sizes / sizes.sum(), draws.deal)
         return fill_up(owner, num_clients, self.min_size)
 
 

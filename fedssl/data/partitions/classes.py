@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition
+from fedssl.data.partitions.base import Draws, Examples, Partition
 from fedssl.errors import InputError
 
 WHERE = "federation.partition.classes"
@@ -28,9 +28,7 @@ class Classes(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
@@ -55,15 +53,15 @@ class Classes(Partition):
                 f"but class {present[counts.argmin()]} has {counts.min()} images"
             )
             raise InputError(WHERE, problem, "fewer clients, or fewer classes for each")
-        held = _balanced_draws(len(present), self.classes, num_clients, law)
+        held = _balanced_draws(len(present), self.classes, num_clients, draws.law)
         clients_by_class = np.argsort(held, axis=None, kind="stable") // self.classes
         ends = np.cumsum(np.bincount(held.ravel(), minlength=len(present)))
         owner = np.empty(len(examples), dtype=np.int64)
         for cls, holders in zip(present, np.split(clients_by_class, ends[:-1]), strict=True):
             members = np.flatnonzero(examples.labels == cls)
             # The first of them get one image more, where it does not come out even.
-            holders = law.permutation(holders)
-            owner[deal.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
+            holders = draws.law.permutation(holders)
+            owner[draws.deal.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
         return owner
 
 

@@ -6,11 +6,10 @@ section 4.
 
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition, deal_by_shares, dirichlet_shares
+from fedssl.data.partitions.base import Draws, Examples, Partition, deal_by_shares, dirichlet_shares
 
 
 class Dirichlet(Partition):
@@ -26,10 +25,8 @@ class Dirichlet(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
-        shares = dirichlet_shares(self.alpha, num_clients, examples.num_classes, law)
-        return deal_by_shares(examples.labels, shares, deal)
+        shares = dirichlet_shares(self.alpha, num_clients, examples.num_classes, draws.law)
+        return deal_by_shares(examples.labels, shares, draws.deal)

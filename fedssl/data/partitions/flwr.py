@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition
+from fedssl.data.partitions.base import Draws, Examples, Partition
 from fedssl.errors import InputError, nearest
 
 KIND = "federation.partition.kind"
@@ -59,9 +59,7 @@ class Flwr(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
@@ -70,7 +68,7 @@ class Flwr(Partition):
                 or it does not put every example at one of K places.
         """
         make = self._partitioner()
-        options = self._options(make, num_clients, seed=int(law.integers(2**32)))
+        options = self._options(make, num_clients, seed=int(draws.law.integers(2**32)))
         column = options.get("partition_by", LABEL)
         if column not in (LABEL, *examples.columns):
             problem = f"there is no column {column!r}"
@@ -78,7 +76,7 @@ class Flwr(Partition):
             raise InputError(f"{OPTIONS}.partition_by", problem, remedy)
         with self._refusals():
             partitioner = make(**options)
-            partitioner.dataset = _table(examples, deal.permutation(len(examples)))
+            partitioner.dataset = _table(examples, draws.deal.permutation(len(examples)))
             num_partitions = partitioner.num_partitions
         if num_partitions != num_clients:
             problem = f"{self.name} makes {num_partitions} parts for {num_clients} clients"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition
+from fedssl.data.partitions.base import Draws, Examples, Partition
 
 
 class IID(Partition):
@@ -13,9 +13,7 @@ class IID(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
-        return deal.permutation(np.arange(len(examples)) % num_clients)
+        return draws.deal.permutation(np.arange(len(examples)) % num_clients)

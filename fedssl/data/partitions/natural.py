@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition
+from fedssl.data.partitions.base import Draws, Examples, Partition
 from fedssl.errors import InputError, nearest
 
 WHERE = "federation.partition.column"
@@ -23,9 +23,7 @@ class Natural(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
@@ -36,7 +34,7 @@ class Natural(Partition):
         if len(values) < num_clients:
             problem = f"{self.column!r} has {len(values)} values for {num_clients} clients"
             raise InputError(WHERE, problem, f"federation.clients may be {len(values)} at most")
-        clients: Rows = law.permutation(np.arange(len(values)) % num_clients)
+        clients: Rows = draws.law.permutation(np.arange(len(values)) % num_clients)
         return clients[which]
 
     def assign_held_out(
@@ -45,9 +43,7 @@ class Natural(Partition):
         train: Examples,
         owner: Rows,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each held-out example: whose its value is in training, else one at random.
 
@@ -68,7 +64,7 @@ class Natural(Partition):
         held_out_owner = np.empty(len(held_out), dtype=np.int64)
         held_out_owner[known] = clients[np.searchsorted(values, codes[known])]
         num_unknown = int((~known).sum())
-        held_out_owner[~known] = deal.permutation(np.arange(num_unknown) % num_clients)
+        held_out_owner[~known] = draws.deal.permutation(np.arange(num_unknown) % num_clients)
         return held_out_owner
 
     def _codes(self, examples: Examples) -> Rows:

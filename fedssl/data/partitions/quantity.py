@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition, deal_by_sizes
+from fedssl.data.partitions.base import Draws, Examples, Partition, deal_by_sizes
 
 
 class Quantity(Partition):
@@ -29,12 +29,10 @@ class Quantity(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
-        return deal_by_sizes(len(examples), self.shares(num_clients, law), deal)
+        return deal_by_sizes(len(examples), self.shares(num_clients, draws.law), draws.deal)
 
     def shares(self, num_clients: int, law: np.random.Generator) -> npt.NDArray[np.float64]:
         """Return the share of all examples that each client gets, (K,); they sum to 1."""

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from fedssl.data.images import Rows
-from fedssl.data.partitions.base import Examples, Partition
+from fedssl.data.partitions.base import Draws, Examples, Partition
 
 
 class Shards(Partition):
@@ -28,14 +28,12 @@ class Shards(Partition):
         self,
         examples: Examples,
         num_clients: int,
-        *,
-        law: np.random.Generator,
-        deal: np.random.Generator,
+        draws: Draws,
     ) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
         num_pieces = num_clients * self.shards
-        client_of_piece = law.permutation(np.arange(num_pieces) % num_clients)
-        order = deal.permutation(len(examples))
+        client_of_piece = draws.law.permutation(np.arange(num_pieces) % num_clients)
+        order = draws.deal.permutation(len(examples))
         order = order[np.argsort(examples.labels[order], kind="stable")]
         owner = np.empty(len(examples), dtype=np.int64)
         owner[order] = client_of_piece[np.arange(len(examples)) * num_pieces // len(examples)]
