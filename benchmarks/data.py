@@ -24,7 +24,7 @@ PREPARE = """
 import sys, time, json
 from fedssl.data.sources.base import SOURCES
 source = SOURCES.build(sys.argv[1])
-began = time.perf_counter(); source.prepare(); print(json.dumps(time.perf_counter() - began))
+began = time.perf_counter(); source.prepare(verify=True); print(json.dumps(time.perf_counter() - began))
 """
 
 READ = """

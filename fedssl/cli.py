@@ -158,7 +158,7 @@ def run(
                 _print_error(f"{experiment.name} seed {experiment.seed}: {error}")
                 continue
             where = f"  recorded in {directory.path}"
-            console.print(where, style="dim", highlight=False, soft_wrap=True)
+            console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
             finished.append(Finished(experiment, outcome))
     if len(finished) > 1:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -203,7 +203,7 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
     plot_comparison(curves(finished), caption, picture)
     where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
-    console.print(where, style="dim", highlight=False, soft_wrap=True)
+    console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -310,9 +310,9 @@ def show(
     check(experiment)
     federation = simulated_federation(experiment)
     console = Console()
-    console.print(describe(experiment, federation), highlight=False)
+    console.print(describe(experiment, federation), highlight=False, markup=False)
     console.print(federation_table(federation))
-    console.print(describe_skew(federation), highlight=False, soft_wrap=True)
+    console.print(describe_skew(federation), highlight=False, markup=False, soft_wrap=True)
     timed = virtual_seconds(experiment)
     if timed is not None:
         console.print(device_table(*timed))
@@ -328,7 +328,7 @@ def show(
         )
     except (OSError, ValueError) as error:
         raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
-    console.print(f"picture: {path}", highlight=False)
+    console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

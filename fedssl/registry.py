@@ -170,7 +170,7 @@ class Family:
         plugin = self.get(stem)
         if colon:
             fields["name"] = name
-        elif "name" in plugin.model_fields and not fields.get("name"):
+        if "name" in plugin.model_fields and not fields.get("name"):
             what = plugin.model_fields["name"].description
             remedy = f"write {stem + ':NAME'!r}" + (f" (NAME: {what})" if what else "")
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}", remedy)

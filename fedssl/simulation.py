@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.errors import InputError, RunFailed
 from fedssl.record.rows import Observer, Outcome
 from fedssl.system.devices import Devices, Floats
 
@@ -81,7 +82,10 @@ def check(experiment: Experiment) -> None:
     census = Census.of_simulation(federation)
     clock = make_clock(experiment)
     if clock is not None:
-        clock.open_round(1)  # reads what availability rests on
+        try:
+            clock.open_round(1)  # reads what availability rests on
+        except RunFailed as error:
+            raise InputError("system.availability", str(error)) from None
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
         build_network(phase.model, phase.method, federation.data.spec, phase.seed)

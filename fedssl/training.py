@@ -32,7 +32,7 @@ class Recipe:
 
     def num_steps(self, num_labeled: int, num_examples: int) -> int:
         """Return the steps that a client with so many examples, labeled ones among them, takes in a round."""
-        if not self.method.can_learn(num_labeled):
+        if num_examples == 0 or not self.method.can_learn(num_labeled):
             return 0
         return self.train.num_steps(num_labeled, num_examples, self.method.views())
 

@@ -179,6 +179,9 @@ class _Server:
         self, phase: Experiment, index: int, network: nn.Module, phase_round: int
     ) -> None:
         """Let the server train, where labels are at the server."""
+        if self.clock is not None:
+            labels = len(self.federation.server_rows)
+            self.clock.train_at_server(phase.server_recipe.images_shown(labels, labels))
         self.arrays = self.training.train(
             phase,
             network,

@@ -64,7 +64,7 @@ class Raw:
 def cache_folder() -> Path:
     """Return where prepared data is kept: ``$FEDSSL_CACHE``, else the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).absolute() if named else platformdirs.user_cache_path("fedssl")
+    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("fedssl")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Prepared:
 
     Args:
         folder: Where it is.
-        meta: Its ``meta.json``: classes, normalization, columns, notes, and size and checksum of every file.
+        meta: Of its ``meta.json``, beside its own checksum: classes, normalization, columns, notes, and size and
+            checksum of every file.
     """
 
     folder: Path
@@ -145,21 +146,29 @@ def reading(kind: str) -> Iterator[None]:
 def _open(folder: Path, verify: bool) -> Prepared | None:
     """Return an entry if it is there and whole."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        sizes = {file: (folder / file).stat().st_size for file in meta["files"]}
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not what `_write` wrote
-        return None
-    whole = all(sizes[file] == stamp["bytes"] for file, stamp in meta["files"].items())
-    if whole and verify:
-        whole = _checksums_match(folder, (folder / "meta.json").stat().st_mtime_ns)
+        written = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta, digest = written["meta"], written["sha256"]
+        files = meta["files"].items()
+        whole = digest == _digest(meta) and all(
+            (folder / file).stat().st_size == stamp["bytes"] for file, stamp in files
+        )
+        if whole and verify:
+            whole = _checksums_match(folder, (folder / "meta.json").stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, no longer there, or not what `_write` wrote
     return Prepared(folder, meta) if whole else None
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
 def _checksums_match(folder: Path, written: int) -> bool:
     """Say whether every file of an entry holds what was written; `written` tells one writing from the next."""
-    files = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["files"]
-    return all(_sha256(folder / name) == stamp["sha256"] for name, stamp in files.items())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["meta"]
+    files = meta["files"].items()
+    return all(_sha256(folder / name) == stamp["sha256"] for name, stamp in files)
 
 
 def _sha256(path: Path) -> str:
@@ -189,7 +198,8 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prep
         shutil.rmtree(partial)
     if folder.exists():
         log.warning("%s is damaged; preparing it anew", folder)
-        shutil.rmtree(folder)
+        folder.rename(partial)  # gone at once for whoever opens it, and not file by file
+        shutil.rmtree(partial)
     partial.mkdir()
     began = time.perf_counter()
     log.info("preparing %s in %s (once)", kind, folder.parent)
@@ -201,7 +211,8 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prep
         stamps = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in arrays
         }
-        text = json.dumps({**meta, "files": stamps}, indent=1)
+        meta = json.loads(json.dumps({**meta, "files": stamps}))  # as it will be read
+        text = json.dumps({"sha256": _digest(meta), "meta": meta}, indent=1)
         (partial / "meta.json").write_text(text, encoding="utf-8")
         for path in (*arrays, partial / "meta.json"):
             _sync(path)  # a power cut after the move would otherwise leave an entry of zeros
@@ -212,7 +223,7 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prep
     for note in meta["notes"]:
         log.warning("%s: left out %s", kind, note)
     log.info("prepared %s in %.1f s", kind, time.perf_counter() - began)
-    return Prepared(folder, json.loads(text))
+    return Prepared(folder, meta)
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """A federation as drawn: which client holds which image, and which of them carry a label."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
@@ -179,62 +180,95 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         InputError: More clients than training images, more labels than there are, or a law that these images do not
             allow.
     """
-    num_clients, labels, train = deal.clients, deal.labels, data.train
-    truth = train.labels
-    examples = examples_of(train, data.spec.num_classes)
-
-    def draws(name: str) -> Draws:
-        law = rng.numpy_generator(seed, "partition/law")
-        return Draws(law, rng.numpy_generator(seed, f"partition/{name}"))
-
-    def dealt(partition: Partition, rows: Mask, name: str) -> Rows:
-        return partition.deal_to(examples.take(rows), num_clients, draws(name))
-
-    everybody = np.ones(len(train), dtype=np.bool_)
-    owner = None if labels.at_server else dealt(deal.partition, everybody, "train")
-    pool = Pool(truth, train.labelable, owner, data.spec.num_classes, num_clients)
-    labeled = labels.draw(pool, rng.numpy_generator(seed, "labels"))
-    if owner is None:
-        owner = np.full(len(train), SERVER)
-        owner[~labeled] = dealt(deal.partition, ~labeled, "train")
-    elif deal.unlabeled_partition is not None:
-        try:
-            owner[~labeled] = dealt(deal.unlabeled_partition, ~labeled, "unlabeled")
-        except InputError as error:
-            field = error.field.replace("federation.partition", "federation.unlabeled_partition")
-            raise InputError(field, error.problem, error.remedy) from None
-    kept_back = labels.share_for_validation(
-        truth, labeled, rng.numpy_generator(seed, "labels/validation")
-    )
-    if len(kept_back):
-        owner[kept_back], labeled[kept_back] = HELD_BACK, False
-        # A label must not move to where none is meant to be; where there are no others, labels are everywhere anyway.
-        movable = ~labeled if (~labeled & (owner >= 0)).any() else None
-        owner = fill_up(owner, num_clients, deal.partition.min_size, movable)
-    given = np.where(labeled, truth, -1)
+    labels, train = deal.labels, data.train
+    num_classes = data.spec.num_classes
+    owner, labeled = _deal_and_label(train, num_classes, deal, seed)
+    given = np.where(labeled, train.labels, -1)
     if deal.label_noise is not None:
-        given[labeled] = deal.label_noise.corrupt(
-            given[labeled], data.spec.num_classes, rng.numpy_generator(seed, "labels/noise")
-        )
-    held_out = train.take(kept_back) if len(kept_back) else data.held_out
+        noise = rng.numpy_generator(seed, "labels/noise")
+        given[labeled] = deal.label_noise.corrupt(given[labeled], num_classes, noise)
+    held_out, held_out_name = data.held_out, data.held_out_name
+    stream = rng.numpy_generator(seed, "labels/validation")
+    kept_back = labels.share_for_validation(train.labels, labeled, stream)
+    if len(kept_back):
+        # As whoever labeled them says: truth beyond that is not to be had.
+        held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
+        held_out_name = "validation"
+        owner[kept_back], given[kept_back] = HELD_BACK, -1
+        owner = _fill_up(owner, given, deal)
     held_out_owner = deal.partition.assign_held_out(
-        examples_of(held_out, data.spec.num_classes),
-        examples,
+        examples_of(held_out, num_classes),
+        examples_of(train, num_classes),
         owner,
-        num_clients,
-        draws("held-out"),
+        deal.clients,
+        _draws(seed, "law", "held-out"),
     )
     return Federation(
         data=data,
         owner=owner,
         given=given,
         held_out=held_out,
-        held_out_name="validation" if len(kept_back) else data.held_out_name,
+        held_out_name=held_out_name,
         held_out_owner=held_out_owner,
-        num_clients=num_clients,
+        num_clients=deal.clients,
         features=deal.features,
         seed=seed,
     )
+
+
+def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> tuple[Rows, Mask]:
+    """Return the owner of each training image, and whether it is to carry a label."""
+    examples, labels = examples_of(train, num_classes), deal.labels
+
+    def drawn_labels(owner: Rows | None) -> Mask:
+        pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
+        return labels.draw(pool, rng.numpy_generator(seed, "labels"))
+
+    if labels.at_server:
+        labeled = drawn_labels(None)
+        owner = np.full(len(train), SERVER)
+        rest = examples.take(~labeled)
+        owner[~labeled] = deal.partition.deal_to(rest, deal.clients, _draws(seed, "law", "train"))
+        return owner, labeled
+    owner = deal.partition.deal_to(examples, deal.clients, _draws(seed, "law", "train"))
+    labeled = drawn_labels(owner)
+    if deal.unlabeled_partition is not None:
+        draws = _draws(seed, "unlabeled-law", "unlabeled")
+        rest = examples.take(~labeled)
+        try:
+            owner[~labeled] = deal.unlabeled_partition.deal_to(rest, deal.clients, draws)
+        except InputError as error:
+            raise _about_unlabeled(error) from None
+        owner = _fill_up(owner, np.where(labeled, train.labels, -1), deal)
+    return owner, labeled
+
+
+def _draws(seed: int, law: str, deal: str) -> Draws:
+    return Draws(
+        rng.numpy_generator(seed, f"partition/{law}"),
+        rng.numpy_generator(seed, f"partition/{deal}"),
+    )
+
+
+def _fill_up(owner: Rows, given: Rows, deal: Deal) -> Rows:
+    """Give every client its minimum once more, after images have been taken or dealt anew.
+
+    A label must not move to where none is meant to be; where there are only labels, they are everywhere anyway.
+    """
+    unlabeled = (given < 0) & (owner >= 0)
+    movable = unlabeled if unlabeled.any() else None
+    return fill_up(owner, deal.clients, deal.partition.min_size, movable)
+
+
+def _about_unlabeled(error: InputError) -> InputError:
+    """Return what a partition says of the images it was to deal, where these are the unlabeled ones."""
+    field, problem, remedy = (
+        text.replace("federation.partition", "federation.unlabeled_partition").replace(
+            "training images to deal", "unlabeled images to deal"
+        )
+        for text in (error.field, error.problem, error.remedy)
+    )
+    return InputError(field, problem, remedy)
 
 
 def _by_client(owner: Rows, num_clients: int) -> tuple[Rows, Rows]:

@@ -153,7 +153,10 @@ class LiveDisplay(Observer):
         assert self._experiment is not None
         self._live.stop()
         self._console.print(
-            closing_line(self._experiment, outcome), highlight=False, soft_wrap=True
+            closing_line(self._experiment, outcome),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
     def failed(self, reason: str) -> None:

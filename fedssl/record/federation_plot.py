@@ -73,7 +73,7 @@ def plot_federation(
         if seconds is not None:
             _round_times(figure.add_subplot(grid[3, columns[-2] :]), seconds, deadline)
     wrapped = [textwrap.fill(line, width=int(width * 11)) for line in title.splitlines()]
-    figure.suptitle("\n".join(wrapped), fontsize=9)
+    figure.suptitle("\n".join(wrapped), fontsize=9, parse_math=False)
     save_figure(figure, path)
 
 
@@ -92,7 +92,7 @@ def _bubbles(axes: Axes, counts: Counts, class_names: Sequence[str], color: str,
             )
     step = -(-len(class_names) // MOST_NAMES)
     places = list(range(0, len(class_names), step))
-    axes.set_yticks(places, [class_names[place] for place in places], fontsize=7)
+    axes.set_yticks(places, [class_names[place] for place in places], fontsize=7, parse_math=False)
     axes.set_ylim(-0.8, len(class_names) - 0.2)
     axes.set_ylabel(f"{what}\nby class", fontsize=8)
     axes.tick_params(axis="x", labelbottom=False)

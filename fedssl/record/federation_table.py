@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+from rich.markup import escape
 from rich.table import Table
 
 from fedssl.data.federation import Federation
@@ -41,7 +42,7 @@ def federation_table(federation: Federation) -> Table:
     names = federation.data.class_names
     many = len(names) > MOST_CLASSES
     for name in ("classes",) if many else names:
-        table.add_column(name, justify="right", style="dim")
+        table.add_column(escape(name), justify="right", style="dim")
     if unknown.any():
         table.add_column("class unknown", justify="right", style="dim")
     for client in shown:

@@ -70,8 +70,7 @@ class VirtualClock:
                 return np.flatnonzero(there)
             self.now = availability.next_change(self.now, self._num_clients)
         raise RunFailed(
-            f"no client was available for round {server_round} from virtual second {began:.0f} to {self.now:.0f}; "
-            "see [system.availability]"
+            f"no client was available for round {server_round} from virtual second {began:.0f} to {self.now:.0f}"
         )
 
     def close_round(
@@ -90,14 +89,16 @@ class VirtualClock:
         """
         deadline = self._system.deadline or math.inf
         # One draw a client, asked or not: who is lost does not depend on who else was asked.
-        luck = rng.numpy_generator(self._seed, "system/dropout", round=server_round).random(
-            self._num_clients
-        )
-        lost = luck < self.devices.dropout
+        lost = self._draws("dropout", server_round) < self.devices.dropout
+        order = self._draws(
+            "order", server_round
+        )  # of equally fast ones, each round another comes first
         answering = sorted(
-            (float(seconds[c]), c) for c in clients if not lost[c] and seconds[c] <= deadline
+            (float(seconds[c]), float(order[c]), c)
+            for c in clients
+            if not lost[c] and seconds[c] <= deadline
         )
-        counted = {client for _, client in answering[:wanted]}
+        counted = {client for *_, client in answering[:wanted]}
         fates = {}
         for client in clients:
             if client in counted:
@@ -112,3 +113,13 @@ class VirtualClock:
         complete = len(counted) == min(wanted, len(clients))
         self.now += last if complete or self._system.deadline is None else deadline
         return fates
+
+    def train_at_server(self, images: int) -> None:
+        """Let the time pass in which the server itself trains on so many images."""
+        if self._system.server_speed is not None:
+            self.now += images / self._system.server_speed
+
+    def _draws(self, purpose: str, server_round: int) -> Floats:
+        """Return a draw from [0, 1) for every client, (K,), in this round."""
+        stream = rng.numpy_generator(self._seed, f"system/{purpose}", round=server_round)
+        return stream.random(self._num_clients)

@@ -33,6 +33,11 @@ class System(Section):
     availability: Annotated[Availability, AVAILABILITIES] = Field(
         Always(), description="when it can be asked to take part"
     )
+    server_speed: float | None = Field(
+        None,
+        gt=0,
+        description="images that the server trains on in a second, where labels are there; unset: it takes no time",
+    )
     deadline: float | None = Field(
         None,
         gt=0,

@@ -119,7 +119,15 @@ def damages():
     def other_json(folder):
         (folder / "meta.json").write_text("[]")
 
-    return [truncate, drop, garble, other_json]
+    def another_setting(folder):
+        text = (folder / "meta.json").read_text()
+        assert '"flips": true' in text
+        (folder / "meta.json").write_text(text.replace('"flips": true', '"flips": false'))
+
+    def no_files(folder):
+        (folder / "meta.json").write_text('{"sha256": "", "meta": {"files": {}}}')
+
+    return [truncate, drop, garble, other_json, another_setting, no_files]
 
 
 @pytest.mark.parametrize("damage", damages(), ids=lambda damage: damage.__name__)
@@ -469,6 +477,6 @@ def test_progress_is_told(caplog, monkeypatch):
     clock = itertools.count(step=6.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO):
-        meta = json.loads((prepared(raw).folder / "meta.json").read_text())
+        meta = json.loads((prepared(raw).folder / "meta.json").read_text())["meta"]
     assert "mine: 4 images so far" in caplog.text
     assert set(meta["files"]) == {f"train_{a}.npy" for a in ("images", "labels", "labelable")}

@@ -92,7 +92,7 @@ def test_the_seed_decides_the_split():
 
 def test_more_labels_than_there_are():
     with pytest.raises(
-        InputError, match=r"per_class: is 500, but class \d has \d+ training images; at most"
+        InputError, match=r"per_class: is 500, but class \d has \d+ training images; the smallest"
     ):
         draw(per_class=500)
     assert draw(per_class="all").labeled.all()

@@ -273,6 +273,58 @@ def test_wrong_labels_are_counted_and_the_truth_stays(noise):
     assert np.array_equal(shard.labels.numpy(), noisy.given[rows])
 
 
+def test_labels_held_back_are_as_wrong_as_the_others():
+    """What is evaluated on is what there is: the given labels, of which the same draw made some wrong."""
+    truth = balanced(500)
+    labels = AtClients(per_class=40, validation=0.5)
+    federation = draw(labels, truth, label_noise=Pair(rate=0.25))
+    back = federation.held_back_rows
+    wrong = (federation.held_out.labels != truth[back]).sum()
+    assert wrong + federation.num_wrong_labels == 50
+    assert 10 <= wrong <= 40
+    test = draw(AtClients(per_class=40), truth, label_noise=Pair(rate=0.25)).held_out
+    assert np.array_equal(test.labels, truth[:CLASSES])
+
+
+def test_an_unlabeled_partition_has_a_law_of_its_own():
+    """The same section twice is not the same mix twice."""
+    truth = balanced(5000)
+    law = Dirichlet(alpha=0.1)
+    federation = draw(AtClients(per_class=500), truth, 10, partition=law, unlabeled_partition=law)
+    labeled = federation.class_counts(labeled=True).ravel()
+    unlabeled = federation.class_counts(labeled=False).ravel()
+    assert abs(np.corrcoef(labeled, unlabeled)[0, 1]) < 0.5
+
+
+@given(min_size=st.integers(1, 30), alpha=st.floats(0.01, 1), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_everybody_has_the_minimum_under_two_partitions(min_size, alpha, seed):
+    federation = draw(
+        AtClients(per_class=4),
+        balanced(400),
+        10,
+        seed,
+        partition=IID(min_size=min_size),
+        unlabeled_partition=Dirichlet(alpha=alpha),
+    )
+    assert federation.sizes.min() >= min_size
+    assert counts(federation) == [4] * CLASSES
+
+
+def test_what_an_unlabeled_partition_refuses_is_said_of_it():
+    wanted = Dirichlet(min_size=1000)
+    with pytest.raises(InputError) as error:
+        draw(AtClients(), balanced(100), unlabeled_partition=wanted)
+    said = str(error.value)
+    assert "80 unlabeled images to deal" in said
+    assert "federation.unlabeled_partition.min_size = 1000" in said
+
+
+def test_fewer_labels_than_labeled_clients_are_refused():
+    with pytest.raises(InputError, match=r"labeled_clients: is 6, but there are 5 labels"):
+        draw(SomeClients(labeled_clients=6, per_class=1), balanced(100))
+
+
 def test_amounts_that_contradict_each_other_or_mean_nothing_are_refused():
     for wrong, said in {
         "drop one": {"per_class": 4, "fraction": 0.1},

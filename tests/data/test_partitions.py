@@ -36,6 +36,10 @@ def too_few_values(examples, clients):
     return len(np.unique(examples.columns["writer"])) < clients
 
 
+def too_few_for(shards):
+    return lambda examples, clients: clients * shards > len(examples)
+
+
 def classes_do_not_fit(classes):
     def refuses(examples, clients):
         counts = np.bincount(examples.labels)
@@ -49,7 +53,7 @@ def classes_do_not_fit(classes):
 TABLE = {
     "dirichlet": [({"alpha": alpha}, never) for alpha in (1e-300, 1e-9, 0.001, 0.5, 1e6, 1e308)],
     "iid": [({}, never)],
-    "shards": [({"shards": shards}, never) for shards in (1, 2, 7, 1000)],
+    "shards": [({"shards": shards}, too_few_for(shards)) for shards in (1, 2, 7, 10**13)],
     "classes": [({"classes": n}, classes_do_not_fit(n)) for n in (1, 2, 3, 10, 11)],
     "quantity": [
         ({}, never),

@@ -1,6 +1,5 @@
 """A user's own images from end to end: run cold and warm, killed while preparing, and refused in one message."""
 
-import os
 import signal
 import subprocess
 import time
@@ -69,13 +68,34 @@ def entries(cache):
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
 
-def test_a_folder_runs_cold_and_warm_with_two_workers(tmp_path, cache, pngs):
-    file = experiment(tmp_path, f"folder:{pngs}")
+def as_parquet(pngs: Path, folder: Path) -> Path:
+    """Write the labeled images of a folder as the Hugging Face Hub lays data sets out."""
+    import datasets
+
+    classes = ["cat", "dog"]
+    paths = [path for name in classes for path in sorted((pngs / name).rglob("*.png"))]
+    rows = {
+        "image": [{"bytes": path.read_bytes(), "path": None} for path in paths],
+        "label": [classes.index(path.relative_to(pngs).parts[0]) for path in paths],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+    )
+    folder.mkdir()
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "hf"])
+def test_own_images_run_cold_and_warm_with_two_workers(tmp_path, cache, pngs, kind):
+    source = pngs if kind == "folder" else as_parquet(pngs, tmp_path / "hub")
+    file = experiment(tmp_path, f"{kind}:{source}")
     sums = []
     for name in ("cold", "warm"):
         done = in_a_process("run", file, "--workers", 2, "--plain", "--out", tmp_path / name)
         assert "0 client failures" in done.stdout
-        assert ("preparing folder:" in done.stderr) == (name == "cold")
+        assert (f"preparing {kind}:" in done.stderr) == (name == "cold")
         sums.append(sha256(tmp_path / name / "model.safetensors"))
     assert sums[0] == sums[1]
     assert len(entries(cache)) == 1
@@ -93,28 +113,22 @@ def test_a_natural_partition_follows_the_folders(tmp_path, cache, pngs):
 
 
 def test_killed_while_preparing_the_next_run_recovers(tmp_path, cache):
-    """The process is stopped by a pipe that stands for one image, and killed while it waits."""
-    root = write_pngs(tmp_path / "pngs", {"a": 300, "b": 300})
-    os.mkfifo(root / "b" / "zzz.png")
+    """Large images, so that there is time to kill it; the files do not change, so it is the same entry that recovers."""
+    root = write_pngs(tmp_path / "pngs", {"a": 150, "b": 150}, size=(300, 300))
     file = experiment(tmp_path, f"folder:{root}", data="size = 12\nchannels = 3")
     process = subprocess.Popen(command("validate", file))
-    try:
-        deadline = time.monotonic() + 120
-        while not list(cache.glob("*.partial/train_images.npy")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert list(cache.glob("*.partial"))
-    (root / "b" / "zzz.png").unlink()
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("*.partial/train_images.npy")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (partial,) = entries(cache)
+    assert partial.endswith(".partial")
     result = fedssl("run", file, "--engine", "serial", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    # The pipe gone, it is another data set: its entry is whole, and the dead one's rest is in nobody's way.
-    whole = [name for name in entries(cache) if not name.endswith(".partial")]
-    assert len(whole) == 1
-    assert fedssl("validate", file).exit_code == 0
+    assert entries(cache) == [partial.removesuffix(".partial")]
 
 
 def spoil(name):
@@ -174,6 +188,22 @@ def test_flawed_folders_are_refused_or_skipped_on_request(tmp_path, cache, flaw,
 def test_data_that_is_not_there_says_what_to_do(tmp_path, cache, source, words):
     root = "" if ":" in source else f'root = "{tmp_path}"'
     refused(fedssl("validate", experiment(tmp_path, source, data=root)), *words)
+
+
+def test_a_hundred_thousand_clients_are_shown(tmp_path, cache):
+    labels = np.random.default_rng(0).integers(0, 10, 1_000_000)
+    images = np.zeros((len(labels), 2, 2), np.uint8)
+    tests = {"test_images": images[:100], "test_labels": np.arange(100) % 10}
+    np.savez(tmp_path / "big.npz", images=images, labels=labels, **tests)
+    partition = '[federation.partition]\nkind = "dirichlet"\nalpha = 0.1\n'
+    federation = f"labels = {{ per_class = 4000 }}\n{partition}"
+    file = experiment(tmp_path, f"npz:{tmp_path}/big.npz", federation=federation)
+    many = ("--set", "federation.clients=100000")
+    result = fedssl("show", file, *many, "--out", tmp_path / "big.png")
+    assert result.exit_code == 0, result.output
+    assert "the 20 largest and 20 smallest of 100,000" in result.output
+    with Image.open(tmp_path / "big.png") as picture:
+        assert max(picture.size) < 4000
 
 
 def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path, monkeypatch):

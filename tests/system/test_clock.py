@@ -54,7 +54,26 @@ def test_over_selection_ends_with_the_last_one_wanted():
     a_clock = clock(over_selection=2.0, deadline=10.0)
     assert close(a_clock, [4, 1, 3, 2], wanted=2) == ["surplus", "ok", "surplus", "ok"]
     assert a_clock.now == 2
-    assert close(a_clock, [1, 1, 1, 1], wanted=2) == ["ok", "ok", "surplus", "surplus"]  # by number
+
+
+def test_of_equally_fast_clients_all_have_their_turn():
+    """Ten of twenty equal clients count each round: over 200 rounds each about 100 times, by no fixed order."""
+    a_clock = clock(clients=20)
+    counted = np.zeros(20)
+    for server_round in range(1, 201):
+        fates = close(a_clock, np.ones(20), wanted=10, server_round=server_round)
+        assert fates.count("ok") == 10
+        counted += [fate == "ok" for fate in fates]
+    assert 70 < counted.min() <= counted.max() < 130
+
+
+def test_the_servers_own_training_takes_its_time():
+    a_clock = clock(server_speed=50.0)
+    a_clock.train_at_server(200)
+    assert a_clock.now == 4
+    at_once = clock()
+    at_once.train_at_server(200)
+    assert at_once.now == 0
 
 
 def test_the_lost_are_drawn_by_round_and_client_alone():

@@ -11,9 +11,9 @@ from fedssl.registry import Family, Plugin
 
 
 class LabelNoise(Plugin):
-    """A law by which a share of the labels that clients train on are of another class.
+    """A law by which a share of the given labels, wherever they are, are of another class.
 
-    True classes, which measure pseudo-labels, and the labels of held-out images stay right.
+    True classes, which measure pseudo-labels, and the labels of test images stay right.
     """
 
     is_abstract: ClassVar[bool] = True

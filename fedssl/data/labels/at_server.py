@@ -7,10 +7,7 @@ ICLR 2021, arXiv:2006.12097 (its labels-at-server scenario).
 
 from typing import ClassVar
 
-import numpy as np
-
-from fedssl.data.images import Mask
-from fedssl.data.labels.base import LabelSplit, Pool, choose
+from fedssl.data.labels.base import LabelSplit
 
 
 class AtServer(LabelSplit):
@@ -20,8 +17,3 @@ class AtServer(LabelSplit):
     """
 
     at_server: ClassVar[bool] = True
-
-    def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
-        """Return exactly as many labeled examples of every class as are asked for; see `LabelSplit.draw`."""
-        amounts = self.amounts(pool, pool.labelable)
-        return choose(pool.labels, pool.labelable, amounts, generator)

@@ -1,6 +1,5 @@
 """What every label split is: a law that says which examples keep their label."""
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -68,9 +67,8 @@ class LabelSplit(Plugin):
             raise ValueError(f"per_class = {self.per_class}: there must be at least one label")
         return self
 
-    @abstractmethod
     def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
-        """Say which examples are labeled, (N,).
+        """Say which examples are labeled, (N,): by default so many of each class, uniformly over the whole federation.
 
         Args:
             pool: The examples.
@@ -79,6 +77,7 @@ class LabelSplit(Plugin):
         Raises:
             InputError: More labels are asked for than there are examples.
         """
+        return choose(pool.labels, pool.labelable, self.amounts(pool, pool.labelable), generator)
 
     def amounts(self, pool: Pool, candidates: Mask, whose: str = "") -> list[int]:
         """Return how many examples of each class are to be labeled.
@@ -108,7 +107,7 @@ class LabelSplit(Plugin):
                 raise InputError(
                     "federation.labels.per_class",
                     f"is {count}, but class {cls} has {most} training images{whose}",
-                    f"at most {int(there.min())}",
+                    f"the smallest class has {int(there.min())}",
                 )
         return wanted
 

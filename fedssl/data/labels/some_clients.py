@@ -15,7 +15,10 @@ from fedssl.errors import InputError
 
 
 class SomeClients(LabelSplit):
-    """Draw the labeled clients, and the labels among what they hold; by default all of it."""
+    """Draw the labeled clients, and the labels among all that they hold together; by default they are all of it.
+
+    Where labels are few, one of these clients may be left without.
+    """
 
     default_per_class: ClassVar[int | Literal["all"]] = "all"
 
@@ -32,4 +35,11 @@ class SomeClients(LabelSplit):
         clients = generator.choice(pool.num_clients, size=self.labeled_clients, replace=False)
         candidates = pool.labelable & np.isin(pool.owner, clients)
         whose = f" at the {self.labeled_clients} labeled clients"
-        return choose(pool.labels, candidates, self.amounts(pool, candidates, whose), generator)
+        amounts = self.amounts(pool, candidates, whose)
+        if sum(amounts) < self.labeled_clients:
+            raise InputError(
+                "federation.labels.labeled_clients",
+                f"is {self.labeled_clients}, but there are {sum(amounts)} labels",
+                "a labeled client wants at least one",
+            )
+        return choose(pool.labels, candidates, amounts, generator)

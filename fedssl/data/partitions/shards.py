@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
+from fedssl.errors import InputError
 
 
 class Shards(Partition):
@@ -30,8 +31,18 @@ class Shards(Partition):
         num_clients: int,
         draws: Draws,
     ) -> Rows:
-        """Return the client of each example; see `Partition.assign`."""
+        """Return the client of each example; see `Partition.assign`.
+
+        Raises:
+            InputError: There are fewer examples than pieces.
+        """
         num_pieces = num_clients * self.shards
+        if num_pieces > len(examples):
+            raise InputError(
+                "federation.partition.shards",
+                f"is {self.shards}, so {num_clients} clients want {num_pieces} pieces of {len(examples)} images",
+                f"at most {len(examples) // num_clients}",
+            )
         client_of_piece = draws.law.permutation(np.arange(num_pieces) % num_clients)
         order = draws.deal.permutation(len(examples))
         order = order[np.argsort(examples.labels[order], kind="stable")]

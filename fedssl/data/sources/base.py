@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,10 +106,12 @@ class Source(Plugin):
 
     def _whole(self, seed: int) -> Dataset:
         """Return all there is; the seed decides the split where the data has none of its own."""
-        prepared = self.prepare()
-        meta = prepared.meta
-        train, test = prepared.part("train"), prepared.part("test")
-        assert train is not None
+        try:
+            meta, train, test = self._mapped()
+        except (
+            FileNotFoundError
+        ):  # another process found it damaged just now, and has prepared it anew
+            meta, train, test = self._mapped()
         if test is None:
             train, test = self._split(train, meta["class_names"], seed)
         return Dataset(
@@ -127,6 +129,12 @@ class Source(Plugin):
             column_values={name: tuple(v) for name, v in meta["column_values"].items()},
             notes=tuple(meta["notes"]),
         )
+
+    def _mapped(self) -> tuple[Mapping[str, Any], Images, Images | None]:
+        prepared = self.prepare()
+        train = prepared.part("train")
+        assert train is not None
+        return prepared.meta, train, prepared.part("test")
 
     def _split(self, images: Images, class_names: list[str], seed: int) -> tuple[Images, Images]:
         """Hold out a share of every class for test; images that may not be labeled stay with the training images."""

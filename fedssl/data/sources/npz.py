@@ -46,7 +46,12 @@ class Npz(OwnImages):
         """
         path = self._path()
         try:
-            with np.load(path, allow_pickle=False) as file:
+            file = np.load(path, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise self.wrong(
+                    "cannot be read: it holds one array without a name", "write it with numpy.savez"
+                )
+            with file:
                 arrays: Arrays = {name: file[name] for name in file.files}
         except UNREADABLE as error:
             raise self.wrong(f"cannot be read: {error}", "write it with numpy.savez") from None
