@@ -50,7 +50,9 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
         except FedsslError as error:
             _stop(str(error), FAILED)
         except KeyboardInterrupt:
-            _stop("interrupted; a run keeps every finished round in its directory", INTERRUPTED)
+            _stop(
+                "interrupted; every finished round of a run is kept in its directory", INTERRUPTED
+            )
 
     return run
 
@@ -185,7 +187,7 @@ def _refuse_twins(experiments: list[Experiment]) -> None:
 
 
 def _compare(finished: list[Any], folder: Path, console: Console) -> None:
-    from fedssl.record.comparison import as_rich, comparison_table, curves
+    from fedssl.record.comparison import as_rich, comparison_table, costs_as_rich, curves
     from fedssl.record.plots import plot_comparison
     from fedssl.record.rows import summarize
 
@@ -197,6 +199,9 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
         f"{summarize(first, finished[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
     )
     console.print(as_rich(table, title))
+    costs = costs_as_rich(table)
+    if costs is not None:
+        console.print(costs)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "comparison.csv", index=False)
     picture = folder / "comparison.png"
@@ -303,7 +308,12 @@ def show(
     from clients.local_data import simulated_federation
     from fedssl.record.display import describe
     from fedssl.record.federation_plot import plot_federation
-    from fedssl.record.federation_table import describe_skew, device_table, federation_table
+    from fedssl.record.federation_table import (
+        describe_skew,
+        describe_system,
+        device_table,
+        federation_table,
+    )
     from fedssl.simulation import check, virtual_seconds
 
     experiment = _load(file, settings or [])
@@ -316,6 +326,9 @@ def show(
     timed = virtual_seconds(experiment)
     if timed is not None:
         console.print(device_table(*timed))
+        console.print(
+            describe_system(experiment, timed[1]), highlight=False, markup=False, soft_wrap=True
+        )
     path = out or Path(f"{experiment.name}-federation.png")
     deadline = experiment.system.deadline if experiment.system else None
     try:

@@ -122,6 +122,9 @@ class Phase(Section):
         return dict(self.model_extra or {})
 
 
+UNSET = "unset"
+"""What ``--set KEY=unset`` takes out of a file; `fedssl list` says so of what has no default."""
+
 PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federation")
 """What a phase may override; of the federation, only the number of sampled clients."""
 
@@ -277,8 +280,9 @@ class Experiment(Section):
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Lay one table of settings over another.
 
-    Tables merge key by key, but a section that names another plugin (``method.kind``) replaces the old one whole:
-    settings of one method mean nothing to the next. Numbered keys (``phases.0.rounds``) reach into lists.
+    Tables merge key by key, but a section that names another plugin (``method.kind``) replaces the old one: settings of
+    one method mean nothing to the next. Only what all of a family have stays, such as how many labels there are. None
+    takes a setting out. Numbered keys (``phases.0.rounds``) reach into lists.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -288,8 +292,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
         if family is not None:
             value, below = family.as_table(value), family.as_table(below)
             if family.kind_of(value, below) != family.kind_of(below):
-                below = {}
-        if isinstance(value, Mapping) and isinstance(below, list):
+                below = {k: v for k, v in (below or {}).items() if k in family.base.model_fields}
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(below, list):
             merged[key] = _merge_list(below, value, where)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
             merged[key] = merge(below, value, where)
@@ -339,7 +345,9 @@ def _put(table: dict[str, Any], setting: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """Read a value as TOML would; a bare word is a string."""
+    """Read a value as TOML would; a bare word is a string, but for ``unset``."""
+    if text == UNSET:
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -235,9 +235,9 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     for part in path:
         field = model.model_fields.get(part)
-        if field is None or not inspect.isclass(field.annotation):
+        choices = () if field is None else get_args(field.annotation) or (field.annotation,)
+        sections = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
+        if not sections:
             return None
-        if not issubclass(field.annotation, BaseModel):
-            return None
-        model = field.annotation
+        model = sections[0]
     return model

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,6 +80,27 @@ def serve(experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> 
         raise
 
 
+@dataclass(frozen=True)
+class _Phase:
+    """What stays the same over the rounds of a phase.
+
+    Args:
+        index: From 0.
+        experiment: As it stands in the phase.
+        text: The same, as it travels to clients.
+        network: For scratch.
+        strategy: Drives it.
+        work: Images that every client trains on in a round, (K,); None without virtual time.
+    """
+
+    index: int
+    experiment: Experiment
+    text: str
+    network: nn.Module
+    strategy: FlowerStrategy
+    work: Floats | None
+
+
 class _Server:
     """The state of one run at the server."""
 
@@ -131,63 +154,59 @@ class _Server:
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
-        phase = self.experiment.in_phase(index)
+        experiment = self.experiment.in_phase(index)
         spec = self.federation.data.spec
-        network = build_network(phase.model, phase.method, spec, phase.seed)
-        self._adopt(phase.recipe, network)
-        cohorts.sample = phase.federation.sample
-        if self.strategy is None or phase.strategy != self.experiment.in_phase(index - 1).strategy:
-            self.strategy = strategy_of(phase).build(cohorts)
-        strategy = self.strategy
-        text = phase.to_json()
-        rounds = phase.num_rounds
+        network = build_network(experiment.model, experiment.method, spec, experiment.seed)
+        self._adopt(experiment.recipe, network)
+        cohorts.sample = experiment.federation.sample
+        last = self.experiment.in_phase(index - 1).strategy
+        if self.strategy is None or experiment.strategy != last:
+            self.strategy = strategy_of(experiment).build(cohorts)
+        work = None if self.clock is None else work_of(experiment, cohorts.census)
+        phase = _Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
         if not self.rounds:
-            self._train_at_server(phase, index, network, 0)
-        work = None if self.clock is None else work_of(phase, cohorts.census)
-        for phase_round in range(1, rounds + 1):
-            began = time.perf_counter()
-            server_round = len(self.rounds) + 1
-            if self.clock is not None:
-                cohorts.available = self.clock.open_round(server_round)
-            config = protocol.request_config(text, index, phase_round, rounds)
-            messages = list(
-                strategy.configure_train(
-                    server_round, protocol.to_record(self.arrays), config, self.grid
-                )
-            )
-            shared = SharedState(self.state, messages)
-            fates = self._fates(messages, cohorts, work)
-            log = RoundLog(server_round, cohorts.census, self.arrays, shared, fates)
-            sent = log.sent(messages)
-            replies = log.watch(sent, self._send(sent, phase.server.timeout))
-            if sent or not messages:
-                aggregate, _ = strategy.aggregate_train(server_round, replies)
-                for (
-                    _
-                ) in replies:  # a strategy that stops early must not hide a reply from the record
-                    pass
-                if log.num_ok == 0:
-                    self._stop(phase, index, log, began)
-                self._accept(aggregate, log)
-                self.state = shared.merged()
-            self._train_at_server(phase, index, network, phase_round)
-            last = index == len(self.experiment.schedule) - 1 and phase_round == rounds
-            due = server_round % phase.server.evaluate_every == 0 or last
-            self._finish_round(phase, index, network, log, began, evaluate_now=due)
+            self._train_at_server(phase, 0)
+        for phase_round in range(1, experiment.num_rounds + 1):
+            self._run_round(phase, phase_round, cohorts)
 
-    def _train_at_server(
-        self, phase: Experiment, index: int, network: nn.Module, phase_round: int
-    ) -> None:
-        """Let the server train, where labels are at the server."""
+    def _run_round(self, phase: _Phase, phase_round: int, cohorts: Cohorts) -> None:
+        began = time.perf_counter()
+        server_round = len(self.rounds) + 1
+        if self.clock is not None:
+            cohorts.available = self.clock.open_round(server_round)
+        rounds = phase.experiment.num_rounds
+        config = protocol.request_config(phase.text, phase.index, phase_round, rounds)
+        arrays = protocol.to_record(self.arrays)
+        messages = list(phase.strategy.configure_train(server_round, arrays, config, self.grid))
+        shared = SharedState(self.state, messages)
+        fates = self._fates(messages, cohorts, phase.work)
+        log = RoundLog(server_round, cohorts.census, self.arrays, shared, fates)
+        sent = log.sent(messages)
+        replies = log.watch(sent, self._send(sent, phase.experiment.server.timeout))
+        if sent or not messages:
+            aggregate, _ = phase.strategy.aggregate_train(server_round, replies)
+            deque(
+                replies, maxlen=0
+            )  # a strategy that stops early must not hide one from the record
+            if log.num_ok == 0:
+                self._stop(phase, log, began)
+            self._accept(aggregate, log)
+            self.state = shared.merged()
+        self._train_at_server(phase, phase_round)
+        self._finish_round(phase, log, began)
+
+    def _train_at_server(self, phase: _Phase, phase_round: int) -> None:
+        """Let the server train, where labels are at the server; `phase_round` is 0 before the first round of the run."""
         if self.clock is not None:
             labels = len(self.federation.server_rows)
-            self.clock.train_at_server(phase.server_recipe.images_shown(labels, labels))
+            images = phase.experiment.server_recipe.images_shown(labels, labels)
+            self.clock.train_at_server(images)
         self.arrays = self.training.train(
-            phase,
-            network,
+            phase.experiment,
+            phase.network,
             self.arrays,
             server_round=len(self.rounds) + bool(phase_round),
-            phase=index,
+            phase=phase.index,
             phase_round=phase_round,
         )
 
@@ -246,42 +265,42 @@ class _Server:
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
         self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
 
-    def _stop(self, phase: Experiment, index: int, log: RoundLog, began: float) -> NoReturn:
+    def _stop(self, phase: _Phase, log: RoundLog, began: float) -> NoReturn:
         """Record a round without a single usable reply, and end the run with the first reason."""
-        seconds = time.perf_counter() - began
-        row = row_of(log, index, phase.method.kind, seconds, None, None, self._now)
+        row = self._row(phase, log, began, None, None)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
         first = log.failures[0].reason if log.failures else "no client was sampled"
         raise RunFailed(f"all clients of round {log.round} failed; the first one said:\n{first}")
 
-    def _finish_round(
-        self,
-        phase: Experiment,
-        index: int,
-        network: nn.Module,
-        log: RoundLog,
-        began: float,
-        *,
-        evaluate_now: bool,
-    ) -> None:
-        decay = warm_decay(phase.server.ema_decay, len(self.rounds))
+    def _finish_round(self, phase: _Phase, log: RoundLog, began: float) -> None:
+        server, network = phase.experiment.server, phase.network
+        decay = warm_decay(server.ema_decay, len(self.rounds))
         buffers = {name for name, _ in network.named_buffers()}
         self.ema = move_average(self.ema, self.arrays, decay, buffers)
-        model = self._evaluate(phase.method, network, self.arrays) if evaluate_now else None
-        ema = self._evaluate(phase.method, network, self.ema) if evaluate_now else None
-        seconds = time.perf_counter() - began
-        row = row_of(log, index, phase.method.kind, seconds, model, ema, self._now)
+        due = log.round % server.evaluate_every == 0 or log.round == self.experiment.num_rounds
+        method = phase.experiment.method
+        model = self._evaluate(method, network, self.arrays) if due else None
+        ema = self._evaluate(method, network, self.ema) if due else None
+        row = self._row(phase, log, began, model, ema)
         self.rounds.append(row)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
 
+    def _row(
+        self,
+        phase: _Phase,
+        log: RoundLog,
+        began: float,
+        model: Evaluation | None,
+        ema: Evaluation | None,
+    ) -> RoundRow:
+        now = NAN if self.clock is None else self.clock.now
+        seconds = time.perf_counter() - began
+        return row_of(log, phase.index, phase.experiment.method.kind, seconds, model, ema, now)
+
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
         return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
-
-    @property
-    def _now(self) -> float:
-        return NAN if self.clock is None else self.clock.now
 
     def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
         protocol.load_network(network, arrays, arrays)

@@ -68,6 +68,6 @@ def check_deadline(phase: Experiment, census: Census, clock: VirtualClock, spec:
         raise InputError(
             "system.deadline",
             f"is {deadline:g} s, but the fastest client needs {seconds.min():.3g} s for a round, "
-            f"half of them {np.median(seconds):.3g} s, all {seconds.max():.3g} s",
+            f"half of them {np.quantile(seconds, 0.5, method='inverted_cdf'):.3g} s, all {seconds.max():.3g} s",
             "raise it, or give clients less to do",
         )

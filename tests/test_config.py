@@ -103,6 +103,27 @@ def test_another_kind_forgets_the_old_ones_settings(tmp_path):
     assert same.method == FixMatch(threshold=0.9)
 
 
+def test_another_kind_keeps_what_its_family_has_in_common(tmp_path):
+    """Where labels are changes; how many there are, and what is held out, does not."""
+    text = '[data]\nsource = "digits"\ntrain_size = 500\nvalidation = 0.2\n[federation.labels]\nper_class = 7\n'
+    text += '[federation.partition]\nkind = "dirichlet"\nalpha = 0.1\nmin_size = 3\n'
+    for kind in ("at_server", "skewed", "some_clients"):
+        labels = load(tmp_path, text, f"federation.labels.kind={kind}").federation.labels
+        assert (labels.kind, labels.per_class) == (kind, 7)
+    data = load(tmp_path, text, "data.source=npz:mine.npz").data
+    assert (data.kind, data.train_size, data.validation) == ("npz:mine.npz", 500, 0.2)
+    partition = load(tmp_path, text, "federation.partition.kind=shards").federation.partition
+    assert partition.min_size == 3
+
+
+def test_unset_takes_a_setting_out(tmp_path):
+    text = MINIMAL + "[federation.labels]\nper_class = 7\n"
+    changes = ["federation.labels.per_class=unset", "federation.labels.fraction=0.1"]
+    labels = load(tmp_path, text, *changes).federation.labels
+    assert (labels.per_class, labels.fraction) == (None, 0.1)
+    assert load(tmp_path, text, "federation.labels=unset").federation.labels.per_class is None
+
+
 def test_a_bare_name_is_short_for_a_table(tmp_path):
     text = 'data = "digits"\nmethod = "mean_teacher"\n[federation]\npartition = "iid"\n'
     experiment = load(tmp_path, text, "method.unlabeled_weight=0", "data.validation=0.2")
@@ -164,6 +185,7 @@ def test_merge_leaves_its_inputs_alone():
         (MINIMAL + '[federation.label_noise]\nkind = "pairs"\n', r"federation.label_noise.kind: there is no label noise 'pairs'; did you mean 'pair'"),
         (MINIMAL + '[federation.features]\nkind = "rotation"\nmax_degrees = 500\n', r"federation.features.max_degrees: is 500"),
         ('[data]\nsource = "digits"\nvalidation = 0.1\n[federation.labels]\nvalidation = 0.5\n', r"data.validation and federation.labels.validation exclude each other"),
+        (MINIMAL + '[system]\nsped = 3\n', r"system.sped: unknown key; did you mean 'speed'"),
         (MINIMAL + '[system]\nspeed = "fast"\n', r"system.speed.kind: there is no law 'fast'"),
         (MINIMAL + '[system]\nspeed = { kind = "uniform", low = 2, high = 1 }\n', r"system.speed"),
         (MINIMAL + '[system]\ndeadline = 0\n', r"system.deadline: is 0"),

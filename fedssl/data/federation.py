@@ -226,6 +226,9 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
 
     if labels.at_server:
         labeled = drawn_labels(None)
+        if labeled.all():
+            problem = "leave nothing to the clients: every image is labeled, and at the server"
+            raise InputError("federation.labels", problem, "label fewer")
         owner = np.full(len(train), SERVER)
         rest = examples.take(~labeled)
         owner[~labeled] = deal.partition.deal_to(rest, deal.clients, _draws(seed, "law", "train"))
@@ -233,6 +236,9 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
     owner = deal.partition.deal_to(examples, deal.clients, _draws(seed, "law", "train"))
     labeled = drawn_labels(owner)
     if deal.unlabeled_partition is not None:
+        if labeled.all():
+            problem = "has nothing to deal: every image carries a label"
+            raise InputError("federation.unlabeled_partition", problem, "drop it, or label fewer")
         draws = _draws(seed, "unlabeled-law", "unlabeled")
         rest = examples.take(~labeled)
         try:

@@ -54,7 +54,7 @@ class Flaws:
             raise InputError(
                 "data.source",
                 f"{what}: {'; '.join(self.notes())}",
-                "mend them, or set data.bad_images = 'skip' to go on without them",
+                "mend this, or set data.bad_images = 'skip' to go on without them",
             )
 
 

@@ -47,7 +47,10 @@ def comparison_table(runs: Sequence[Finished]) -> pd.DataFrame:
         line["gain"] = paired.mean()
         for column in ("pseudo_label_accuracy", "pseudo_label_coverage", "seconds"):
             line[column] = seeds[column].mean()
-        line["clients_failed"] = int(seeds["clients_failed"].sum())
+        for column in ("clients_failed", "clients_lost"):
+            line[column] = int(seeds[column].sum())
+        line["virtual_seconds"] = seeds["virtual_seconds"].mean()
+        line["megabytes"] = (seeds["bytes_up"] + seeds["bytes_down"]).mean() / 1e6
         table.append(line)
     return pd.DataFrame(table)
 
@@ -85,6 +88,20 @@ def as_rich(table: pd.DataFrame, title: str) -> Table:
             percent(line["pseudo_label_coverage"]).removesuffix(" %"),
             f"{line['seconds']:.1f}",
         )
+    return laid
+
+
+def costs_as_rich(table: pd.DataFrame) -> Table | None:
+    """Lay out what the runs of a comparison cost in virtual time; None without it."""
+    if table["virtual_seconds"].isna().all():
+        return None
+    laid = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    laid.add_column("experiment", overflow="fold")
+    for name in ("virtual s a run", "MB a run, up and down", "clients lost, all seeds"):
+        laid.add_column(name, justify="right")
+    for line in table.to_dict("records"):
+        costs = (line["virtual_seconds"], line["megabytes"], line["clients_lost"])
+        laid.add_row(str(line["name"]), *(f"{cost:,.1f}" for cost in costs[:2]), f"{costs[2]:,}")
     return laid
 
 

@@ -45,9 +45,16 @@ def describe(experiment: Experiment, federation: Federation) -> str:
     if section.labels.kind != "at_clients":
         labeled += f" ({section.labels.kind})"
     methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
+    laws = section.partition.kind
+    if section.unlabeled_partition is not None:
+        laws += f", unlabeled {section.unlabeled_partition.kind}"
+    if section.features is not None:
+        laws += f", {section.features.kind} by client"
+    if section.label_noise is not None:
+        labeled += f", {section.label_noise.rate:.0%} of them wrong ({section.label_noise.kind})"
     return (
         f"{' then '.join(dict.fromkeys(methods))} on {experiment.data.kind}: "
-        f"{section.clients:,} clients ({section.partition.kind}), {section.sample} a round, "
+        f"{section.clients:,} clients ({laws}), {section.sample} a round, "
         f"{labeled} on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
         f"seed {experiment.seed}"
     )

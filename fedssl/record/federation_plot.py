@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from fedssl.data.federation import Federation
 from fedssl.record.federation_table import known_counts
@@ -60,10 +61,14 @@ def plot_federation(
     middle = figure.add_subplot(grid[1, :], sharex=upper)
     lower = figure.add_subplot(grid[2, :], sharex=upper)
     names = federation.data.class_names
-    labeled = federation.class_counts(labeled=True)[clients]
-    unlabeled = federation.class_counts(labeled=False)[clients]
-    _bubbles(upper, labeled, names, COLORS[1], "labeled images")
-    _bubbles(middle, unlabeled, names, GRAY, "unlabeled images")
+    labeled = federation.class_counts(labeled=True)
+    unlabeled = federation.class_counts(labeled=False)
+    unknown = federation.sizes - labeled.sum(1) - unlabeled.sum(1)
+    elsewhere = f"none here; {len(federation.server_rows):,} at the server, {labeled.sum():,} at other clients"
+    _bubbles(upper, labeled[clients], names, COLORS[1], "labeled images", elsewhere)
+    if unknown.any():
+        unlabeled, names = np.column_stack([unlabeled, unknown]), (*names, "class unknown")
+    _bubbles(middle, unlabeled[clients], names, GRAY, "unlabeled images", "none")
     _sizes(lower, federation, clients)
     if many or seconds is not None:
         panels = [_all_sizes, _all_classes] if many else []
@@ -77,7 +82,14 @@ def plot_federation(
     save_figure(figure, path)
 
 
-def _bubbles(axes: Axes, counts: Counts, class_names: Sequence[str], color: str, what: str) -> None:
+def _bubbles(
+    axes: Axes,
+    counts: Counts,
+    class_names: Sequence[str],
+    color: str,
+    what: str,
+    if_none: str,
+) -> None:
     """Draw a bubble for every client and class, of area by count; counts stand in it where there is room."""
     clients, classes = np.nonzero(counts)
     shown = counts[clients, classes]
@@ -97,7 +109,7 @@ def _bubbles(axes: Axes, counts: Counts, class_names: Sequence[str], color: str,
     axes.set_ylabel(f"{what}\nby class", fontsize=8)
     axes.tick_params(axis="x", labelbottom=False)
     if len(shown) == 0:
-        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color="gray")
+        axes.text(0.5, 0.5, if_none, transform=axes.transAxes, ha="center", color="gray")
     _plain(axes)
 
 
@@ -124,13 +136,15 @@ def _all_sizes(axes: Axes, federation: Federation) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(f"images of all {len(ordered):,} clients, largest first", fontsize=8)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _plain(axes)
 
 
 def _all_classes(axes: Axes, federation: Federation) -> None:
     """Draw how many clients hold how many classes."""
     held = (known_counts(federation) > 0).sum(1)
-    axes.hist(held, bins=(np.arange(held.max() + 2) - 0.5).tolist(), color=COLORS[0])
+    axes.hist(held, bins=(np.arange(held.min(), held.max() + 2) - 0.5).tolist(), color=COLORS[0])
     axes.set_title("classes that a client holds", fontsize=8)
     axes.set_ylabel("clients", fontsize=8)
     _plain(axes)
@@ -139,7 +153,8 @@ def _all_classes(axes: Axes, federation: Federation) -> None:
 def _round_times(axes: Axes, seconds: npt.NDArray[np.float64], deadline: float | None) -> None:
     """Draw the share of clients that have finished by each virtual second."""
     ordered = np.sort(seconds)
-    axes.step(ordered, np.arange(1, len(ordered) + 1) / len(ordered) * 100, color=COLORS[0])
+    shares = np.arange(1, len(ordered) + 1) / len(ordered) * 100
+    axes.step(ordered, shares, where="post", color=COLORS[0])
     if deadline is not None:
         axes.axvline(deadline, color=COLORS[1], linestyle="--", label=f"deadline {deadline:g} s")
         axes.legend(frameon=False, fontsize=7, loc="lower right")

@@ -1,10 +1,13 @@
 """The federation as tables and figures: one line a client, how skewed it is, and on what devices it runs."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
+from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.system.devices import Devices
 
@@ -103,6 +106,23 @@ def gini(sizes: npt.NDArray[np.int64]) -> float:
     return float((weights * ascending).sum() / (len(ascending) * ascending.sum()))
 
 
+def describe_system(experiment: Experiment, seconds: npt.NDArray[np.float64]) -> str:
+    """Say in a line who is asked in a round of virtual time, and how many could make it.
+
+    Args:
+        experiment: Has a ``[system]``.
+        seconds: Virtual seconds of each client's round, (K,).
+    """
+    system, wanted = experiment.system, experiment.federation.sample
+    assert system is not None
+    asked = min(len(seconds), math.ceil(round(wanted * system.over_selection, 9)))
+    text = f"available: {system.availability.kind}; {asked} asked for {wanted} wanted"
+    if system.deadline is None:
+        return f"{text}; no deadline"
+    in_time = int((seconds <= system.deadline).sum())
+    return f"{text}; deadline {system.deadline:g} s: {in_time:,} of {len(seconds):,} clients can make it"
+
+
 def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
     """Return how devices differ: quantiles over clients of what they can and of what a round takes them.
 
@@ -119,7 +139,7 @@ def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
         "download, Mbit/s": devices.download,
         "upload, Mbit/s": devices.upload,
         "dropout, probability": devices.dropout,
-        "a round, virtual s": seconds,
+        "a client's round, s": seconds,
     }
     for name, values in rows.items():
         cells = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")

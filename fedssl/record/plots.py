@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedssl.record.rows import RoundRow
 
@@ -52,7 +53,7 @@ def plot_comparison(runs: Mapping[str, Seeds], title: str, path: Path) -> None:
         _curve(right, seeds, lambda row: row.pseudo_label_coverage, None, color, ":", band=False)
         for axes, spent in zip(cost, (_seconds_spent, _megabytes_spent), strict=False):
             _curve(axes, seeds, _accuracy, None, color, "-", band=band, against=spent)
-    left.set_title("accuracy of the global model (EMA)", fontsize=10)
+    left.set_title("accuracy of the global model's moving average (EMA)", fontsize=10)
     right.set_title("pseudo-labels: right (line), used (dots)", fontsize=10)
     for axes, unit in zip(
         panels, ("round", "round", "virtual seconds", "MB, up and down"), strict=False
@@ -61,6 +62,8 @@ def plot_comparison(runs: Mapping[str, Seeds], title: str, path: Path) -> None:
         axes.set_ylabel("%")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes, what in zip(cost, ("virtual time", "traffic"), strict=False):
         axes.set_title(f"accuracy (EMA) by {what}", fontsize=10)
     if crowded:
@@ -102,15 +105,14 @@ def _curve(
     length = min(len(rows) for rows in seeds)
     values = np.array([[column(row) for row in rows[:length]] for rows in seeds]) * 100
     places = np.array([against(rows[:length]) for rows in seeds]).mean(0)
-    known = ~(np.isnan(values).any(axis=0) | np.isnan(places))
+    known = ~(np.isnan(values).all(axis=0) | np.isnan(places))
     if not known.any():
         return
     values, places = values[:, known], places[known]
-    axes.plot(places, values.mean(0), style, color=color, label=label, linewidth=1.6)
+    axes.plot(places, np.nanmean(values, 0), style, color=color, label=label, linewidth=1.6)
     if len(values) > 1 and band:
-        axes.fill_between(
-            places, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0
-        )
+        least, most = np.nanmin(values, 0), np.nanmax(values, 0)
+        axes.fill_between(places, least, most, color=color, alpha=0.15, linewidth=0)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

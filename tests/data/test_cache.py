@@ -458,7 +458,7 @@ def test_every_flaw_is_named_in_one_error():
         "data.source: mine: 1 image cannot be read (x.png); "
         "1 class without training images (b); "
         "2 test images are of no class there is to learn (test row 3, test row 4); "
-        "mend them, or set data.bad_images = 'skip' to go on without them"
+        "mend this, or set data.bad_images = 'skip' to go on without them"
     )
     assert entries() == []
 

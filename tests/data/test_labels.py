@@ -123,7 +123,7 @@ def test_labels_at_the_server_are_those_that_clients_would_have():
 
 def test_all_labels_at_the_server_leave_clients_nothing():
     with pytest.raises(
-        InputError, match=r"federation.clients: is 6, but there are 0 training images"
+        InputError, match=r"federation.labels: leave nothing to the clients.*label fewer"
     ):
         draw(AtServer(per_class="all"), balanced(50))
 
@@ -318,6 +318,11 @@ def test_what_an_unlabeled_partition_refuses_is_said_of_it():
     said = str(error.value)
     assert "80 unlabeled images to deal" in said
     assert "federation.unlabeled_partition.min_size = 1000" in said
+
+
+def test_an_unlabeled_partition_of_nothing_is_refused():
+    with pytest.raises(InputError, match=r"unlabeled_partition: has nothing to deal"):
+        draw(AtClients(per_class="all"), balanced(100), unlabeled_partition=IID())
 
 
 def test_fewer_labels_than_labeled_clients_are_refused():

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import warnings
 import zlib
@@ -348,8 +350,8 @@ def test_a_folder_of_which_too_little_is_left_is_refused_even_with_skip(root):
 
 
 def folders_that_are_none(root):
-    yield root / "gone", "there is no folder"
-    yield root / "cat" / "0.png", "there is no folder"
+    yield root / "gone", "there is no such folder"
+    yield root / "cat" / "0.png", "is a file, not a folder"
     yield root / "cat", "there are 0 class folders in"
 
 
@@ -370,3 +372,17 @@ def test_a_test_folder_without_a_train_folder_is_no_class(root, name):
 def test_sizes_without_pixels_are_refused(size):
     with pytest.raises(InputError, match=r"a side has at least one pixel"):
         SOURCES.build({"source": "folder:x", "size": size})
+
+
+def test_images_are_found_whatever_was_imported_before(tmp_path):
+    """Other libraries load some of Pillow's formats, which must not be taken for all."""
+    save(tmp_path / "own" / "cat" / "0.jpg", colors()[0])
+    code = (
+        "import sys, matplotlib.colors\n"
+        "from fedssl.data.sources.folder import Folder\n"
+        "print(len(list(Folder(name=sys.argv[1]).files())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "own")], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "1", done.stderr

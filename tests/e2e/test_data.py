@@ -175,7 +175,7 @@ def test_flawed_folders_are_refused_or_skipped_on_request(tmp_path, cache, flaw,
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("folder:/nowhere", ["there is no folder '/nowhere'"]),
+        ("folder:/nowhere", ["folder:/nowhere: there is no such folder"]),
         ("npz:/nowhere.npz", ["there is no such file"]),
         ("hf:/nowhere/at/all", ["there is no such folder"]),
         ("mnist", ["data.root", "download=true"]),

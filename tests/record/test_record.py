@@ -22,11 +22,19 @@ from fedssl.data.partitions.iid import IID
 from fedssl.data.shard import ImageSpec
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
-from fedssl.record.comparison import Finished, as_rich, comparison_table
-from fedssl.record.display import LiveDisplay, PlainDisplay, make_display, percent, sparkline
+from fedssl.record.comparison import Finished, as_rich, comparison_table, costs_as_rich
+from fedssl.record.display import (
+    LiveDisplay,
+    PlainDisplay,
+    describe,
+    make_display,
+    percent,
+    sparkline,
+)
 from fedssl.record.federation_plot import plot_federation
 from fedssl.record.federation_table import (
     describe_skew,
+    describe_system,
     device_table,
     federation_table,
     gini,
@@ -357,7 +365,13 @@ def test_devices_are_summed_up(tmp_path):
     speeds = next(line for line in shown.splitlines() if "images/s" in line)
     assert "10" in speeds
     assert "1e+03" in speeds
-    assert "virtual s" in shown
+    assert "a client's round, s" in shown
+    late = small_experiment(
+        system={**system, "deadline": float(np.median(seconds)) + 1e-6, "over_selection": 1.5}
+    )
+    said = describe_system(late, seconds)
+    assert "5 asked for 3 wanted" in said
+    assert "3 of 6 clients can make it" in said
     plot_federation(federation_of(experiment), "t", tmp_path / "d.png", seconds, 3.0)
     assert (tmp_path / "d.png").stat().st_size > 10_000
 
@@ -372,3 +386,32 @@ def test_the_partitions_file_says_who_holds_what_and_with_what_label():
     assert (labeled.client == -1).all()
     assert (labeled.given != labeled.label).sum() == 8
     assert (table.given[~table.labeled] == -1).all()
+
+
+def test_what_differs_between_clients_is_said_in_the_first_line():
+    experiment = small_experiment(
+        federation={
+            "partition": {"kind": "classes", "classes": 2},
+            "unlabeled_partition": "iid",
+            "features": "rotation",
+            "label_noise": {"kind": "pair", "rate": 0.3},
+        }
+    )
+    said = describe(experiment, federation_of(experiment))
+    assert "(classes, unlabeled iid, rotation by client)" in said
+    assert "40 labels, 30% of them wrong (pair)" in said
+
+
+def test_virtual_time_stands_in_the_comparison(finished):
+    _, _, outcome = finished
+    rounds = tuple(
+        dataclasses.replace(row, virtual_seconds=60.0 * row.round, clients_lost=2)
+        for row in outcome.rounds
+    )
+    timed = dataclasses.replace(outcome, rounds=rounds)
+    experiment = small_experiment()
+    table = comparison_table([Finished(experiment, timed)])
+    assert table.virtual_seconds[0] == 60.0 * len(rounds)
+    assert table.clients_lost[0] == 2 * len(rounds)
+    assert f"{60 * len(rounds):.1f}" in text_of(costs_as_rich(table))
+    assert costs_as_rich(comparison_table([Finished(experiment, outcome)])) is None

@@ -107,7 +107,7 @@ class LabelSplit(Plugin):
                 raise InputError(
                     "federation.labels.per_class",
                     f"is {count}, but class {cls} has {most} training images{whose}",
-                    f"the smallest class has {int(there.min())}",
+                    f"the smallest class, {int(there.argmin())}, has {int(there.min())}",
                 )
         return wanted
 

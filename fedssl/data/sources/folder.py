@@ -72,7 +72,8 @@ class Folder(EncodedImages):
     def _root(self) -> Path:
         root = Path(self.name).expanduser()
         if not root.is_dir():
-            raise self.wrong(f"there is no folder {str(root)!r}", "check the path")
+            what = "is a file, not a folder" if root.exists() else "there is no such folder"
+            raise self.wrong(what, "check the path")
         return root
 
     def _train_and_test(self, root: Path) -> tuple[Path, Path | None]:
@@ -110,6 +111,5 @@ def _image_files(folder: Path) -> Iterator[str]:
 
 def _is_image(path: str) -> bool:
     """Say whether a file's name is an image's; that what it holds is none, its pixels show."""
-    if not Image.EXTENSION:
-        Image.init()
+    Image.init()  # all formats; other libraries load a few, and it remembers whether it was called
     return os.path.splitext(path)[1].lower() in Image.EXTENSION  # noqa: PTH122 - as fast as it gets

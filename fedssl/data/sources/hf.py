@@ -3,6 +3,9 @@
 Needs the ``datasets`` library: ``pip install 'fedssl[hf]'``. A local folder is read without the network.
 """
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,8 +107,13 @@ class Hf(EncodedImages):
             if any((folder / mark).is_file() for mark in SAVED):
                 saved = datasets.load_from_disk(str(folder))
                 return saved if isinstance(saved, dict) else {"train": saved}
-            path = str(folder) if folder.is_dir() else self.name
-            return datasets.load_dataset(path, self.config, revision=self.revision)
+            if not folder.is_dir():
+                return datasets.load_dataset(self.name, self.config, revision=self.revision)
+            # Its own copy of a folder goes as soon as ours is made, and is never taken for the Hub's data of that name.
+            copy = tempfile.mkdtemp(prefix="fedssl-")
+            found = datasets.load_dataset(str(folder), self.config, cache_dir=copy)
+            weakref.finalize(next(iter(found.values())), shutil.rmtree, copy, ignore_errors=True)
+            return found
         except Exception as error:  # the Hub's many ways to say no
             said = " ".join(str(error).split()) or "no reason given"
             raise self.wrong(

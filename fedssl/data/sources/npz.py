@@ -100,7 +100,7 @@ class Npz(OwnImages):
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise self.wrong(
                 f"{prefix}images is {images.dtype} of shape {images.shape}",
-                "it must be uint8, (N, H, W) or (N, H, W, C)",
+                "it must be uint8, 0 to 255, (N, H, W) or (N, H, W, C)",
             )
         images = images[..., None] if images.ndim == 3 else images
         if images.shape[3] not in (1, 3):
@@ -124,7 +124,11 @@ class Npz(OwnImages):
             if name.startswith(prefix)
             and name.removeprefix(prefix) not in ("images", "labels", "class_names")
             and (prefix or not name.startswith("test_"))
-            and values.shape == (len(images),)
+            and values.ndim == 1
         }
+        for name, values in columns.items():
+            if len(values) != len(images):
+                problem = f"array {prefix + name!r} has {len(values)} values, but there are {len(images)} images"
+                raise self.wrong(problem, "a column has one value an image")
         rows = np.moveaxis(images, 3, 1)
         return Block(rows, labels, None, columns)

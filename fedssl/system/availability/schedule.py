@@ -51,7 +51,8 @@ class Schedule(Availability):
             later = (origin + starts)[origin + starts > now]
             if len(later):
                 return float(later.min())
-        raise RunFailed(f"no client is ever available again after {now:.0f} s ({self.path})")
+        again = "" if self.period else "; set period to repeat the timetable"
+        raise RunFailed(f"no client is ever available again after {now:.0f} s ({self.path}){again}")
 
     def _origins(self, now: float) -> Iterator[float]:
         """Yield the beginning, in seconds, of every period that could matter at a second, in order.

@@ -54,7 +54,10 @@ class Law(Plugin):
         Raises:
             InputError: A number is out of bounds or not finite; names the first such client and its number.
         """
-        numbers = self.draw(num_clients, generator)
+        try:
+            numbers = self.draw(num_clients, generator)
+        except InputError as error:
+            raise error.within(f"{field}: ") from None
         above = numbers >= least if including_least else numbers > least
         wrong = ~(np.isfinite(numbers) & above & (numbers <= most))
         if wrong.any():
