@@ -1,9 +1,12 @@
 """Data sets of the Hub's layouts: exactly what was written, or counted, named and refused; never the network."""
 
+import gc
 import io
 import socket
 import sys
+import tempfile
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +15,6 @@ from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.hf import Hf
 from fedssl.errors import InputError
 from tests.data.own_images import colors, refused, save_classes
-
-datasets = pytest.importorskip("datasets", reason="needs the datasets library")
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,15 @@ def test_parquet_files_are_read_exactly(tmp_path):
     assert data.train.labels.tolist() == [0, 1] * 5
     assert data.class_names == ("cat", "dog")
     assert data.notes == ()
+
+
+def test_the_librarys_copy_of_a_folder_goes_with_its_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = on_disk(tmp_path / "hub", train=table(20), test=table(4, seed=1))
+    assert len(source.dataset(0).train) == 20
+    gc.collect()
+    assert not list(tmp_path.glob("fedssl-*"))
+    assert not (tmp_path / "hf_cache").exists()
 
 
 def test_a_lone_split_is_divided_for_test(tmp_path):

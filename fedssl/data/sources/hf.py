@@ -69,7 +69,7 @@ class Hf(EncodedImages):
             if image not in splits[name].features:
                 raise self.wrong(f"split {name!r} has no column {image!r}, which 'train' has")
         parts: Parts = {
-            part: partial(_items, {name: splits[name] for name in several}, image, label, number)
+            part: partial(_items, splits, several, image, label, number)
             for part, several in chosen.items()
         }
         flaws = Flaws()
@@ -109,11 +109,7 @@ class Hf(EncodedImages):
                 return saved if isinstance(saved, dict) else {"train": saved}
             if not folder.is_dir():
                 return datasets.load_dataset(self.name, self.config, revision=self.revision)
-            # Its own copy of a folder goes as soon as ours is made, and is never taken for the Hub's data of that name.
-            copy = tempfile.mkdtemp(prefix="fedssl-")
-            found = datasets.load_dataset(str(folder), self.config, cache_dir=copy)
-            weakref.finalize(next(iter(found.values())), shutil.rmtree, copy, ignore_errors=True)
-            return found
+            return _read_folder(folder, self.config)
         except Exception as error:  # the Hub's many ways to say no
             said = " ".join(str(error).split()) or "no reason given"
             raise self.wrong(
@@ -172,14 +168,35 @@ def _classes(train: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], i
     return tuple(str(value) for value in values), lambda value: numbers.get(value, UNKNOWN)
 
 
+def _read_folder(folder: Path, config: str | None) -> Any:
+    """Return the splits of a local folder.
+
+    The library makes a copy, which is gone with them: in its own cache it could be taken for the Hub's data of that name.
+    """
+    import datasets
+
+    copy = tempfile.mkdtemp(prefix="fedssl-")
+    try:
+        splits = datasets.load_dataset(str(folder), config, cache_dir=copy)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    weakref.finalize(splits, shutil.rmtree, copy, ignore_errors=True)
+    return splits
+
+
 def _items(
-    splits: dict[str, Any], image: str, label: str, number: Callable[[Any], int]
+    splits: dict[str, Any],
+    names: Sequence[str],
+    image: str,
+    label: str,
+    number: Callable[[Any], int],
 ) -> Iterator[Encoded]:
     """Yield the images of some splits, still encoded."""
     import datasets
 
-    for name, split in splits.items():
-        plain = split.cast_column(image, datasets.Image(decode=False))
+    for name in names:
+        plain = splits[name].cast_column(image, datasets.Image(decode=False))
         others = [
             column
             for column, feature in plain.features.items()
