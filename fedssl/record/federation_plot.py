@@ -97,10 +97,10 @@ def _bubbles(
     area = 12 + LARGEST_BUBBLE * shown / most
     axes.scatter(clients, classes, s=area, color=color)
     if len(shown) <= 400 and most < 1000:
-        dark = "white" if color != GRAY else "black"
+        ink = "white" if color != GRAY else "black"
         for client, cls, count in zip(clients, classes, shown, strict=True):
             axes.annotate(
-                str(count), (client, cls), ha="center", va="center", fontsize=5.5, color=dark
+                str(count), (client, cls), ha="center", va="center", fontsize=5.5, color=ink
             )
     step = -(-len(class_names) // MOST_NAMES)
     places = list(range(0, len(class_names), step))

@@ -457,7 +457,7 @@ def test_columns_that_will_not_do(column, message):
 
 
 def test_data_without_columns():
-    with pytest.raises(InputError, match=r"there is no column 'writer'; nothing is known here"):
+    with pytest.raises(InputError, match=r"there is no column 'writer'; this data has no columns"):
         deal(Natural(column="writer"), Examples(some_labels(30), 10), 3)
 
 

@@ -60,12 +60,7 @@ class Partition(Plugin):
     min_size: int = Field(1, ge=1, description="images that every client gets at least")
 
     @abstractmethod
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example, int64 (N,); some clients may get none.
 
         Args:
@@ -96,12 +91,7 @@ class Partition(Plugin):
         """
         return deal_by_shares(held_out.labels, class_shares(train, owner, num_clients), draws.deal)
 
-    def deal_to(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def deal_to(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example, int64 (N,), and give everybody at least `min_size`.
 
         Examples of unknown class follow a law of classes only in numbers: clients get as large a share of them as they

@@ -24,12 +24,7 @@ class Classes(Partition):
 
     classes: int = Field(2, ge=1, description="classes that each client holds images of")
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:

@@ -21,12 +21,7 @@ class Dirichlet(Partition):
         0.5, gt=0, description="concentration: small is skewed, large approaches iid"
     )
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
         shares = dirichlet_shares(self.alpha, num_clients, examples.num_classes, draws.law)
         return deal_by_shares(examples.labels, shares, draws.deal)

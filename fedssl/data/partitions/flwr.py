@@ -55,12 +55,7 @@ class Flwr(Partition):
         takes = inspect.signature(self._partitioner()).parameters
         return "partition_by" in takes and self.options.get("partition_by", LABEL) == LABEL
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:

@@ -9,11 +9,6 @@ from fedssl.data.partitions.base import Draws, Examples, Partition
 class IID(Partition):
     """Deal shuffled examples evenly: client sizes differ by one at most."""
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
         return draws.deal.permutation(np.arange(len(examples)) % num_clients)

@@ -19,12 +19,7 @@ class Natural(Partition):
 
     column: str = Field(description="column of the data that says whose an image is")
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:
@@ -70,7 +65,7 @@ class Natural(Partition):
     def _codes(self, examples: Examples) -> Rows:
         """Return the column."""
         if self.column not in examples.columns:
-            raise InputError(
-                WHERE, f"there is no column {self.column!r}", nearest(self.column, examples.columns)
-            )
+            known = examples.columns
+            remedy = nearest(self.column, known) if known else "this data has no columns"
+            raise InputError(WHERE, f"there is no column {self.column!r}", remedy)
         return examples.columns[self.column]

@@ -25,12 +25,7 @@ class Quantity(Partition):
     sigma: float = Field(1.0, gt=0, description="lognormal: standard deviation of log(size)")
     exponent: float = Field(1.0, gt=0, description="power: how fast sizes fall, 1 being Zipf's law")
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`."""
         return deal_by_sizes(len(examples), self.shares(num_clients, draws.law), draws.deal)
 

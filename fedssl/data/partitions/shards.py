@@ -25,12 +25,7 @@ class Shards(Partition):
 
     shards: int = Field(2, ge=1, description="pieces of the sorted images that each client gets")
 
-    def assign(
-        self,
-        examples: Examples,
-        num_clients: int,
-        draws: Draws,
-    ) -> Rows:
+    def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:
