@@ -309,6 +309,7 @@ def show(
     from fedssl.record.display import describe
     from fedssl.record.federation_plot import plot_federation
     from fedssl.record.federation_table import (
+        client_names,
         describe_skew,
         describe_system,
         device_table,
@@ -321,7 +322,8 @@ def show(
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation), highlight=False, markup=False)
-    console.print(federation_table(federation))
+    names = client_names(federation, experiment.federation.partition)
+    console.print(federation_table(federation, names))
     console.print(describe_skew(federation), highlight=False, markup=False, soft_wrap=True)
     timed = virtual_seconds(experiment)
     if timed is not None:
@@ -334,6 +336,7 @@ def show(
     try:
         plot_federation(
             federation,
+            names,
             describe(experiment, federation),
             path,
             None if timed is None else timed[1],

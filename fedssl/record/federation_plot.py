@@ -27,6 +27,7 @@ Counts = npt.NDArray[np.int64]
 
 def plot_federation(
     federation: Federation,
+    names: Sequence[str],
     title: str,
     path: Path,
     seconds: npt.NDArray[np.float64] | None = None,
@@ -39,6 +40,7 @@ def plot_federation(
 
     Args:
         federation: As drawn.
+        names: What to call each client.
         title: What it is.
         path: PNG to write.
         seconds: Virtual seconds of each client's round, (K,), if there is virtual time.
@@ -60,16 +62,16 @@ def plot_federation(
     upper = figure.add_subplot(grid[0, :])
     middle = figure.add_subplot(grid[1, :], sharex=upper)
     lower = figure.add_subplot(grid[2, :], sharex=upper)
-    names = federation.data.class_names
+    classes = federation.data.class_names
     labeled = federation.class_counts(labeled=True)
     unlabeled = federation.class_counts(labeled=False)
     unknown = federation.sizes - labeled.sum(1) - unlabeled.sum(1)
     elsewhere = f"none here; {len(federation.server_rows):,} at the server, {labeled.sum():,} at other clients"
-    _bubbles(upper, labeled[clients], names, COLORS[1], "labeled images", elsewhere)
+    _bubbles(upper, labeled[clients], classes, COLORS[1], "labeled images", elsewhere)
     if unknown.any():
-        unlabeled, names = np.column_stack([unlabeled, unknown]), (*names, "class unknown")
-    _bubbles(middle, unlabeled[clients], names, GRAY, "unlabeled images", "none")
-    _sizes(lower, federation, clients)
+        unlabeled, classes = np.column_stack([unlabeled, unknown]), (*classes, "class unknown")
+    _bubbles(middle, unlabeled[clients], classes, GRAY, "unlabeled images", "none")
+    _sizes(lower, federation, clients, [names[int(client)] for client in clients])
     if many or seconds is not None:
         panels = [_all_sizes, _all_classes] if many else []
         columns = np.linspace(0, 6, len(panels) + (seconds is not None) + 1).astype(int)
@@ -113,7 +115,7 @@ def _bubbles(
     _plain(axes)
 
 
-def _sizes(axes: Axes, federation: Federation, clients: Counts) -> None:
+def _sizes(axes: Axes, federation: Federation, clients: Counts, names: Sequence[str]) -> None:
     """Draw each client's images as a bar, labeled ones on top."""
     labeled, sizes = federation.labeled_sizes[clients], federation.sizes[clients]
     positions = np.arange(len(clients))
@@ -121,9 +123,9 @@ def _sizes(axes: Axes, federation: Federation, clients: Counts) -> None:
     axes.bar(positions, labeled, bottom=sizes - labeled, color=COLORS[1], label="labeled")
     axes.set_ylabel("images", fontsize=8)
     axes.set_xlabel("client", fontsize=8)
-    axes.set_xticks(positions, [str(client) for client in clients], fontsize=7)
+    axes.set_xticks(positions, names, fontsize=7, parse_math=False)
     axes.set_xlim(-0.8, len(clients) - 0.2)
-    if len(clients) > 15:
+    if len(clients) > 15 or max(map(len, names)) > 3:
         axes.tick_params(axis="x", rotation=90)
     axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _plain(axes)

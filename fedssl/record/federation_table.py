@@ -1,6 +1,7 @@
 """The federation as tables and figures: one line a client, how skewed it is, and on what devices it runs."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ from rich.table import Table
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.data.partitions.base import Partition
+from fedssl.data.partitions.natural import Natural
 from fedssl.system.devices import Devices
 
 MOST_ROWS = 40
@@ -26,11 +29,38 @@ QUANTILES = {
 }
 
 
-def federation_table(federation: Federation) -> Table:
+def client_names(federation: Federation, partition: Partition) -> list[str]:
+    """Return what to call each client: its number, and under a `natural` partition the values that are its own.
+
+    Args:
+        federation: As drawn.
+        partition: What dealt its images.
+    """
+    numbers = [str(client) for client in range(federation.num_clients)]
+    if not isinstance(partition, Natural):
+        return numbers
+    dealt = federation.owner >= 0
+    pairs = np.stack(
+        [federation.owner[dealt], federation.data.train.columns[partition.column][dealt]]
+    )
+    values: list[list[str]] = [[] for _ in numbers]
+    for client, code in np.unique(pairs, axis=1).T.tolist():
+        values[client].append(federation.data.column_values[partition.column][code])
+    return [
+        f"{number} ({own[0]}{f' +{len(own) - 1}' if len(own) > 1 else ''})"
+        for number, own in zip(numbers, values, strict=True)
+    ]
+
+
+def federation_table(federation: Federation, names: Sequence[str]) -> Table:
     """Return images and labels of each client, and its count of every class.
 
     Beyond 40 clients, the 20 largest and the 20 smallest are listed; `describe_skew` says so. Beyond 20 classes, it
     says how many of them a client holds, and not how many images of each.
+
+    Args:
+        federation: As drawn.
+        names: What to call each client.
     """
     sizes, labeled = federation.sizes, federation.labeled_sizes
     counts = known_counts(federation)
@@ -40,20 +70,23 @@ def federation_table(federation: Federation) -> Table:
         by_size = np.argsort(-sizes, kind="stable")
         shown = np.concatenate([by_size[: MOST_ROWS // 2], by_size[-MOST_ROWS // 2 :]])
     table = Table(show_edge=False)
-    for name in ("client", "images", "labeled"):
+    table.add_column("client")
+    for name in ("images", "labeled"):
         table.add_column(name, justify="right")
-    names = federation.data.class_names
-    many = len(names) > MOST_CLASSES
-    for name in ("classes",) if many else names:
+    class_names = federation.data.class_names
+    many = len(class_names) > MOST_CLASSES
+    for name in ("classes",) if many else class_names:
         table.add_column(escape(name), justify="right", style="dim")
     if unknown.any():
         table.add_column("class unknown", justify="right", style="dim")
     for client in shown:
-        row = [client, sizes[client], labeled[client]]
         cells = [(counts[client] > 0).sum()] if many else list(counts[client])
         cells += [unknown[client]] if unknown.any() else []
         table.add_row(
-            *(str(int(cell)) for cell in row), *(str(int(cell)) if cell else "·" for cell in cells)
+            escape(names[int(client)]),
+            str(int(sizes[client])),
+            str(int(labeled[client])),
+            *(str(int(cell)) if cell else "·" for cell in cells),
         )
     return table
 

@@ -33,6 +33,7 @@ from fedssl.record.display import (
 )
 from fedssl.record.federation_plot import plot_federation
 from fedssl.record.federation_table import (
+    client_names,
     describe_skew,
     describe_system,
     device_table,
@@ -48,6 +49,8 @@ from strategies.server_app import serve
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")
+
+NUMBERS = [str(client) for client in range(400)]
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +282,7 @@ def test_small_words():
 
 def test_pictures_are_drawn(tmp_path, finished):
     _, _, outcome = finished
-    plot_federation(federation_of(small_experiment()), "a title", tmp_path / "p.png")
+    plot_federation(federation_of(small_experiment()), NUMBERS, "a title", tmp_path / "p.png")
     plot_comparison(
         {"a": [outcome.rounds, outcome.rounds], "b": [outcome.rounds]}, "t", tmp_path / "c.png"
     )
@@ -300,9 +303,9 @@ def test_many_clients_are_still_shown(tmp_path):
     experiment = small_experiment()
     data = experiment.data.dataset(0)
     many = draw_federation(data, Deal(clients=400), 0)
-    plot_federation(many, "many", tmp_path / "many.png")
+    plot_federation(many, NUMBERS, "many", tmp_path / "many.png")
     console = Console(file=io.StringIO(), width=200)
-    console.print(federation_table(many))
+    console.print(federation_table(many, NUMBERS))
     assert len(console.file.getvalue().strip().splitlines()) == 42
     assert "the 20 largest and 20 smallest of 400" in describe_skew(many)
     assert label_skew(many) > label_skew(federation_of(experiment))
@@ -334,21 +337,21 @@ def own_federation(truth, owner_count, names):
 
 def test_images_of_unknown_class_and_what_was_left_out_are_shown(tmp_path):
     federation = own_federation([0, 1] * 20 + [-1] * 60, 5, ("cat", "dog"))
-    shown = text_of(federation_table(federation))
+    shown = text_of(federation_table(federation, NUMBERS))
     assert "class unknown" in shown
     assert "left out: 3 images cannot be read" in describe_skew(federation)
     assert "0 of 5 clients" not in describe_skew(federation)  # two labels for five clients
-    plot_federation(federation, "t", tmp_path / "u.png")
+    plot_federation(federation, NUMBERS, "t", tmp_path / "u.png")
     assert (tmp_path / "u.png").stat().st_size > 10_000
 
 
 def test_many_classes_are_counted_and_not_listed(tmp_path):
     names = tuple(f"class {i}" for i in range(100))
     federation = own_federation(list(range(100)) * 3, 4, names)
-    shown = text_of(federation_table(federation))
+    shown = text_of(federation_table(federation, NUMBERS))
     assert "classes" in shown
     assert "class 50" not in shown
-    plot_federation(federation, "t", tmp_path / "c.png")
+    plot_federation(federation, NUMBERS, "t", tmp_path / "c.png")
     assert Image.open(tmp_path / "c.png").height < 3000
 
 
@@ -372,7 +375,7 @@ def test_devices_are_summed_up(tmp_path):
     said = describe_system(late, seconds)
     assert "5 asked for 3 wanted" in said
     assert "3 of 6 clients can make it" in said
-    plot_federation(federation_of(experiment), "t", tmp_path / "d.png", seconds, 3.0)
+    plot_federation(federation_of(experiment), NUMBERS, "t", tmp_path / "d.png", seconds, 3.0)
     assert (tmp_path / "d.png").stat().st_size > 10_000
 
 
@@ -415,3 +418,31 @@ def test_virtual_time_stands_in_the_comparison(finished):
     assert table.clients_lost[0] == 2 * len(rounds)
     assert f"{60 * len(rounds):.1f}" in text_of(costs_as_rich(table))
     assert costs_as_rich(comparison_table([Finished(experiment, outcome)])) is None
+
+
+def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
+    sites = np.array(["berlin", "lyon", "[oslo]"])[np.arange(90) % 3]
+    labels = np.arange(90) % 2
+    np.savez(tmp_path / "a.npz", images=np.zeros((90, 2, 2), np.uint8), labels=labels, site=sites)
+    partition = {"kind": "natural", "column": "site"}
+    experiment = small_experiment(
+        data={"source": f"npz:{tmp_path}/a.npz", "train_size": None},
+        federation={"clients": 3, "sample": 2, "partition": partition},
+    )
+    federation = federation_of(experiment)
+    names = client_names(federation, experiment.federation.partition)
+    for client, name in enumerate(names):
+        own = federation.data.train.columns["site"][federation.rows(client)]
+        (site,) = {federation.data.column_values["site"][code] for code in own}
+        assert name == f"{client} ({site})"
+    assert "[oslo]" in text_of(federation_table(federation, names))
+    plot_federation(federation, names, "t", tmp_path / "n.png")
+    two = small_experiment(
+        data={"source": f"npz:{tmp_path}/a.npz", "train_size": None},
+        federation={"clients": 2, "sample": 2, "partition": partition},
+    )
+    assert any(
+        name.endswith(" +1)") for name in client_names(federation_of(two), two.federation.partition)
+    )
+    iid = small_experiment()
+    assert client_names(federation_of(iid), iid.federation.partition) == NUMBERS[:6]
