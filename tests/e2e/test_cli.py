@@ -96,7 +96,7 @@ def test_all_clients_failing_stops_with_exit_1(tmp_path):
         (MINIMAL + "[federation]\nclients = 3\nsample = 5\n", ["sample = 5 is more than clients = 3"]),
         (MINIMAL + "[federation.partition]\nalpha = 0\n", ["federation.partition.alpha", "greater than 0"]),
         (MINIMAL + "[federation]\nclients = 2000\n", ["federation.clients: is 2000", "1437 training images"]),
-        (MINIMAL + "[federation.labels]\nper_class = 1000\n", ["federation.labels.per_class: is 1000", "the smallest class has"]),
+        (MINIMAL + "[federation.labels]\nper_class = 1000\n", ["federation.labels.per_class: is 1000", "the smallest class, 8, has"]),
         (MINIMAL + '[method]\nkind = "mixmach"\n', ["there is no method 'mixmach'"]),
         (MINIMAL + '[strategy]\nkind = "avg"\n', ["there is no strategy 'avg'"]),
         (MINIMAL + '[strategy]\nkind = "flwr:Nothing"\n', ["Flower has no strategy 'Nothing'"]),
