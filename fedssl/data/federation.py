@@ -195,7 +195,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
         held_out_name = "validation"
         owner[kept_back], given[kept_back] = HELD_BACK, -1
-        owner = _fill_up(owner, given, deal)
+        owner = _fill_up(owner, given, deal, seed)
     held_out_owner = deal.partition.assign_held_out(
         examples_of(held_out, num_classes),
         examples_of(train, num_classes),
@@ -245,7 +245,7 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
             owner[~labeled] = deal.unlabeled_partition.deal_to(rest, deal.clients, draws)
         except InputError as error:
             raise _about_unlabeled(error) from None
-        owner = _fill_up(owner, np.where(labeled, train.labels, -1), deal)
+        owner = _fill_up(owner, np.where(labeled, train.labels, -1), deal, seed)
     return owner, labeled
 
 
@@ -256,14 +256,15 @@ def _draws(seed: int, law: str, deal: str) -> Draws:
     )
 
 
-def _fill_up(owner: Rows, given: Rows, deal: Deal) -> Rows:
+def _fill_up(owner: Rows, given: Rows, deal: Deal, seed: int) -> Rows:
     """Give every client its minimum once more, after images have been taken or dealt anew.
 
     A label must not move to where none is meant to be; where there are only labels, they are everywhere anyway.
     """
     unlabeled = (given < 0) & (owner >= 0)
     movable = unlabeled if unlabeled.any() else None
-    return fill_up(owner, deal.clients, deal.partition.min_size, movable)
+    stream = rng.numpy_generator(seed, "partition/fill")
+    return fill_up(owner, deal.clients, deal.partition.min_size, stream, movable)
 
 
 def _about_unlabeled(error: InputError) -> InputError:

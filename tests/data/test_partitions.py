@@ -610,15 +610,38 @@ def test_filling_up_moves_no_more_than_is_missing(examples, any_may_move, min_si
     given_movable = None if any_may_move else movable
     if np.maximum(spare, 0).sum() < missing:
         with pytest.raises(InputError, match=rf"min_size: is {min_size}, and too few images"):
-            fill_up(owner, 7, min_size, given_movable)
+            fill_up(owner, 7, min_size, np.random.default_rng(0), given_movable)
         return
-    filled = fill_up(owner, 7, min_size, given_movable)
+    filled = fill_up(owner, 7, min_size, np.random.default_rng(0), given_movable)
+    again = fill_up(owner, 7, min_size, np.random.default_rng(0), given_movable)
+    assert np.array_equal(filled, again)
     moved = filled != owner
     after = np.bincount(filled[filled >= 0], minlength=7)
     assert after.min() >= min_size
     assert moved.sum() == missing
     assert may_move[moved].all()
     assert (after >= np.minimum(before, min_size)).all()
+
+
+def test_filling_up_thins_large_clients_and_does_not_cut_them():
+    """A thousand clients without anything take from one of 8,000 and eight of 1,000 examples: about half from the one."""
+    sizes = np.array([0] * 1000 + [8000] + [1000] * 8)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    filled = fill_up(owner, len(sizes), 1, np.random.default_rng(0))
+    after = np.bincount(filled, minlength=len(sizes))
+    assert (after[:1000] == 1).all()
+    given = sizes[1000:] - after[1000:]
+    assert given.sum() == 1000
+    assert 420 < given[0] < 580
+    assert given[1:].min() > 20
+    given_rows = np.flatnonzero(filled[owner == 1000] != 1000)
+    assert given_rows.max() - given_rows.min() > 6000  # from anywhere, not from one end
+
+
+def test_filling_up_draws_nothing_where_nothing_is_missing():
+    generator = np.random.default_rng(0)
+    fill_up(np.arange(10) % 5, 5, 2, generator)
+    assert generator.random() == np.random.default_rng(0).random()
 
 
 # A hundred thousand clients

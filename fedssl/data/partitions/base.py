@@ -1,6 +1,5 @@
 """What every partition is: a law that assigns every example to a client."""
 
-import heapq
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,7 +122,7 @@ class Partition(Plugin):
             owner[known] = self.assign(examples.take(known), num_clients, draws)
             sizes = np.bincount(owner[known], minlength=num_clients)
             owner[~known] = deal_by_sizes(int((~known).sum()), sizes / sizes.sum(), draws.deal)
-        return fill_up(owner, num_clients, self.min_size)
+        return fill_up(owner, num_clients, self.min_size, draws.deal)
 
 
 PARTITIONS = Family(
@@ -208,15 +207,23 @@ def owners_by_share(num_items: int, shares: npt.NDArray[np.float64]) -> Rows:
     return np.repeat(np.arange(len(shares)), counts)
 
 
-def fill_up(owner: Rows, num_clients: int, min_size: int, movable: Mask | None = None) -> Rows:
-    """Move single examples from the largest clients to those below a minimum size.
+def fill_up(
+    owner: Rows,
+    num_clients: int,
+    min_size: int,
+    generator: np.random.Generator,
+    movable: Mask | None = None,
+) -> Rows:
+    """Move single examples, drawn from all that can be spared, to clients below a minimum size.
 
-    Every move takes from a client above the minimum, so it ends after exactly as many moves as examples are missing.
+    Who gives is as random as what: large clients give in proportion to what they have above the minimum, so that the
+    shape of a law is thinned and not cut. Exactly as many are moved as are missing; without any, nothing is drawn.
 
     Args:
         owner: Client of each example, int64 (N,); negative ones are nobody's, and stay.
         num_clients: K.
         min_size: Examples that every client gets at least.
+        generator: Source of the draw.
         movable: Which examples may be moved, (N,); by default all that are somebody's.
 
     Returns:
@@ -225,32 +232,24 @@ def fill_up(owner: Rows, num_clients: int, min_size: int, movable: Mask | None =
     Raises:
         InputError: There are not enough examples that may be moved.
     """
-    owner = owner.copy()
-    movable = owner >= 0 if movable is None else movable & (owner >= 0)
     sizes = np.bincount(owner[owner >= 0], minlength=num_clients)
-    needy = np.flatnonzero(sizes < min_size)
-    if len(needy) == 0:
-        return owner
-    spare = np.minimum(sizes - min_size, np.bincount(owner[movable], minlength=num_clients))
-    rows = np.flatnonzero(movable)
-    order = rows[np.argsort(owner[rows], kind="stable")]
-    ends = np.cumsum(
-        np.bincount(owner[rows], minlength=num_clients)
-    )  # one past each one's last unmoved in `order`
-    heap = [
-        (-int(sizes[donor]), int(donor), int(spare[donor])) for donor in np.flatnonzero(spare > 0)
-    ]
-    heapq.heapify(heap)
-    for client in np.repeat(needy, min_size - sizes[needy]):
-        if not heap:
-            raise InputError(
-                "federation.partition.min_size",
-                f"is {min_size}, and too few images may be moved to clients that have less",
-                "fewer clients, or fewer labels at one place",
-            )
-        size, donor, left = heapq.heappop(heap)
-        ends[donor] -= 1
-        owner[order[ends[donor]]] = client
-        if left > 1:
-            heapq.heappush(heap, (size + 1, donor, left - 1))
-    return owner
+    missing = np.maximum(min_size - sizes, 0)
+    if not missing.any():
+        return owner.copy()
+    rows = generator.permutation(
+        np.flatnonzero(owner >= 0 if movable is None else movable & (owner >= 0))
+    )
+    rows = rows[np.argsort(owner[rows], kind="stable")]  # by client, in random order within each
+    starts = np.searchsorted(owner[rows], np.arange(num_clients))
+    place = np.arange(len(rows)) - starts[owner[rows]]
+    spare = rows[place < (sizes - min_size)[owner[rows]]]
+    if len(spare) < missing.sum():
+        raise InputError(
+            "federation.partition.min_size",
+            f"is {min_size}, and too few images may be moved to clients that have less",
+            "fewer clients, or fewer labels at one place",
+        )
+    filled = owner.copy()
+    moved = generator.choice(spare, size=int(missing.sum()), replace=False)
+    filled[moved] = np.repeat(np.arange(num_clients), missing)
+    return filled
