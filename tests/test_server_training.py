@@ -9,6 +9,7 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
 from fedssl.simulation import Engine, check
 from fedssl.training import fit
+from strategies import server_training
 from strategies.server_training import THE_SERVER, ServerTraining
 from tests.helpers import federation_of, small_experiment
 
@@ -143,7 +144,14 @@ def test_heads_of_the_clients_method_are_left_alone():
         assert same == name.startswith("second."), name
 
 
-def test_threads_are_put_back():
+def test_it_trains_with_the_clients_threads_and_puts_them_back(monkeypatch):
+    seen = []
+
+    def counting_fit(*args, **kwargs):
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(server_training, "fit", counting_fit)
     torch.set_num_threads(2)
     server_round(at_server(train={"local_steps": 1, "threads": 1}))
+    assert seen == [1]
     assert torch.get_num_threads() == 2

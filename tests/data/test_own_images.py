@@ -376,7 +376,8 @@ def test_sizes_without_pixels_are_refused(size):
 
 def test_images_are_found_whatever_was_imported_before(tmp_path):
     """Other libraries load some of Pillow's formats, which must not be taken for all."""
-    save(tmp_path / "own" / "cat" / "0.jpg", colors()[0])
+    for number, kind in enumerate(("jpg", "tif", "webp")):
+        save(tmp_path / "own" / "cat" / f"{number}.{kind}", colors()[0])
     code = (
         "import sys, matplotlib.colors\n"
         "from fedssl.data.sources.folder import Folder\n"
@@ -385,4 +386,4 @@ def test_images_are_found_whatever_was_imported_before(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "own")], capture_output=True, text=True
     )
-    assert done.stdout.strip() == "1", done.stderr
+    assert done.stdout.strip() == "3", done.stderr
