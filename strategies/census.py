@@ -1,7 +1,6 @@
 """Who is there: client numbers, node ids, and how much each client holds."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from fedssl import protocol, rng
 from fedssl.data.federation import Federation
 from fedssl.errors import RunFailed
+from fedssl.system.section import num_asked
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Cohorts:
         stream = rng.numpy_generator(self.seed, "cohort", round=server_round)
         there = len(self.census) if self.available is None else self.available
         most = len(self.census) if self.available is None else len(self.available)
-        asked = min(most, math.ceil(round(self.sample * self.over_selection, 9)))
+        asked = min(most, num_asked(self.sample, self.over_selection))
         drawn = stream.choice(there, size=asked, replace=False)
         return sorted(int(client) for client in drawn)
 

@@ -1,6 +1,5 @@
 """The federation as tables and figures: one line a client, how skewed it is, and on what devices it runs."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from fedssl.data.federation import Federation
 from fedssl.data.partitions.base import Partition
 from fedssl.data.partitions.natural import Natural
 from fedssl.system.devices import Devices
+from fedssl.system.section import num_asked
 
 MOST_ROWS = 40
 MOST_CLASSES = 20
@@ -148,7 +148,7 @@ def describe_system(experiment: Experiment, seconds: npt.NDArray[np.float64]) ->
     """
     system, wanted = experiment.system, experiment.federation.sample
     assert system is not None
-    asked = min(len(seconds), math.ceil(round(wanted * system.over_selection, 9)))
+    asked = min(len(seconds), num_asked(wanted, system.over_selection))
     text = f"available: {system.availability.kind}; {asked} asked for {wanted} wanted"
     if system.deadline is None:
         return f"{text}; no deadline"

@@ -1,5 +1,6 @@
 """The ``[system]`` section: the devices that clients run on, and how long the server waits for them."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +16,11 @@ SPEEDS, DOWNLOADS, UPLOADS, DROPOUTS = (
     LAWS.at(f"system.{name}", "fixed") for name in ("speed", "download", "upload", "dropout")
 )
 SYSTEM_FAMILIES = (SPEEDS, DOWNLOADS, UPLOADS, DROPOUTS, AVAILABILITIES, PROBABILITIES)
+
+
+def num_asked(wanted: int, over_selection: float) -> int:
+    """Return how many clients are asked where so many are wanted; a product that is whole but for rounding stays."""
+    return math.ceil(round(wanted * over_selection, 9))
 
 
 class System(Section):
