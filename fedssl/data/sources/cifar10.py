@@ -24,10 +24,7 @@ class CIFAR10(TorchvisionFiles):
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        from torchvision import datasets  # imported here: it takes a second
-
-        train = self.open(datasets.CIFAR10, "CIFAR-10", train=True)
-        test = self.open(datasets.CIFAR10, "CIFAR-10", train=False)
+        train, test = self.train_and_test("CIFAR10", "CIFAR-10")
         return Raw(
             class_names=tuple(train.classes),
             train=[color_block(train)],

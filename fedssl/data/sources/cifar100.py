@@ -20,10 +20,7 @@ class CIFAR100(TorchvisionFiles):
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        from torchvision import datasets  # imported here: it takes a second
-
-        train = self.open(datasets.CIFAR100, "CIFAR-100", train=True)
-        test = self.open(datasets.CIFAR100, "CIFAR-100", train=False)
+        train, test = self.train_and_test("CIFAR100", "CIFAR-100")
         return Raw(
             class_names=tuple(train.classes),
             train=[color_block(train)],

@@ -21,10 +21,7 @@ class FashionMNIST(TorchvisionFiles):
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        from torchvision import datasets  # imported here: it takes a second
-
-        train = self.open(datasets.FashionMNIST, "Fashion-MNIST", train=True)
-        test = self.open(datasets.FashionMNIST, "Fashion-MNIST", train=False)
+        train, test = self.train_and_test("FashionMNIST", "Fashion-MNIST")
         return Raw(
             class_names=tuple(train.classes),
             train=[gray_block(train)],

@@ -23,10 +23,7 @@ class MNIST(TorchvisionFiles):
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        from torchvision import datasets  # imported here: it takes a second
-
-        train = self.open(datasets.MNIST, "MNIST", train=True)
-        test = self.open(datasets.MNIST, "MNIST", train=False)
+        train, test = self.train_and_test("MNIST", "MNIST")
         return Raw(
             class_names=tuple(str(digit) for digit in range(10)),
             train=[gray_block(train)],

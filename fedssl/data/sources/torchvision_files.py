@@ -26,6 +26,13 @@ class TorchvisionFiles(Source):
     def wanted(self) -> str:
         """Say which files to put where by hand, from ROOT on."""
 
+    def train_and_test(self, reader: str, what: str) -> tuple[Any, Any]:
+        """Return both parts of a data set whose reader tells them apart by ``train``; arguments as in `open`."""
+        from torchvision import datasets  # imported here: it takes a second
+
+        opened = [self.open(getattr(datasets, reader), what, train=part) for part in (True, False)]
+        return opened[0], opened[1]
+
     def open(self, reader: Callable[..., Any], what: str, **options: Any) -> Any:
         """Return what a reader of ``torchvision.datasets`` makes of the files under `root`.
 
