@@ -26,6 +26,8 @@ from flwr.app import (
 )
 from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
@@ -152,6 +154,19 @@ def slot_arrays(arrays: Mapping[str, Any], slot: str) -> dict[str, Any]:
     """Return the tensors of one slot among travelling arrays, by their own names."""
     prefix = f"{slot}/"
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+# ---- what a client keeps ----
+
+
+def state_to_bytes(state: RecordDict) -> bytes | None:
+    """Write what a client left in its context; None if it left nothing."""
+    return recorddict_to_proto(state).SerializeToString() if state else None
+
+
+def state_from_bytes(data: bytes | None) -> RecordDict:
+    """Read what `state_to_bytes` wrote."""
+    return RecordDict() if data is None else recorddict_from_proto(RecordDictProto.FromString(data))
 
 
 # ---- requests ----
@@ -331,13 +346,13 @@ def with_content(message: Message, content: RecordDict) -> Message:
 
 
 def new_context(
-    run_id: int, client: int, num_clients: int, device: str, state: RecordDict | None
+    run_id: int, client: int, num_clients: int, device: str, state: bytes | None
 ) -> Context:
     """Return the context in which a client's app runs."""
     return Context(
         run_id=run_id,
         node_id=node_of(client),
         node_config={PARTITION_ID: client, NUM_PARTITIONS: num_clients, DEVICE: device},
-        state=RecordDict() if state is None else state,
+        state=state_from_bytes(state),
         run_config={},
     )

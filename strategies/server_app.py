@@ -193,6 +193,8 @@ class _Server:
             self._accept(aggregate, log)
             self.state = shared.merged()
         self._train_at_server(phase, phase_round)
+        if isinstance(self.grid, LocalGrid):
+            self.grid.states.commit()
         self._finish_round(phase, log, began)
 
     def _train_at_server(self, phase: _Phase, phase_round: int) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import Result
+from flwr.app import RecordDict
 from typer.testing import CliRunner
 
 from clients.local_data import simulated_federation
+from fedssl import protocol
 from fedssl.cli import app
 from fedssl.config import Experiment, merge
 from fedssl.data.federation import Federation
+from fedssl.engine.local_grid import LocalGrid
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -39,6 +42,12 @@ def small_toml(path: Path, **overrides: Any) -> Path:
 
 def federation_of(experiment: Experiment) -> Federation:
     return simulated_federation(experiment)
+
+
+def kept_states(grid: LocalGrid) -> dict[int, RecordDict]:
+    """Return what each of the first hundred clients keeps between rounds, if it keeps anything."""
+    kept = {client: grid.states.get(client) for client in range(100)}
+    return {c: protocol.state_from_bytes(state) for c, state in kept.items() if state is not None}
 
 
 def sha256(path: Path) -> str:

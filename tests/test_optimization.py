@@ -12,7 +12,7 @@ from fedssl.methods.functional import snapshot
 from fedssl.methods.supervised import Supervised
 from fedssl.networks import build_network
 from fedssl.optimization import Descent, Train, optimizer_tensors, restore_optimizers
-from tests.helpers import federation_of, small_experiment
+from tests.helpers import federation_of, kept_states, small_experiment
 from tests.test_training import equal, train_client
 
 
@@ -203,7 +203,9 @@ def test_momentum_stays_with_its_client_in_a_federation():
     grid = SerialGrid(app, 6)
     outcome = serve(experiment, grid, [])
     assert not any(key.startswith("optimizer") for key in outcome.arrays)
-    kept = [state.array_records.get("phase-0.optimizer.sgd") for state in grid._states.values()]
+    kept = [
+        state.array_records.get("phase-0.optimizer.sgd") for state in kept_states(grid).values()
+    ]
     stepped = [record for record in kept if record]
     assert stepped
     forgotten = serve(

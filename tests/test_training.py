@@ -17,7 +17,7 @@ from fedssl.methods.supervised import Supervised
 from fedssl.networks import build_network
 from fedssl.optimization import Train
 from fedssl.training import Recipe, fit
-from tests.helpers import federation_of, small_experiment
+from tests.helpers import federation_of, kept_states, small_experiment
 
 TRAIN = Train(local_steps=3, batch_size=8)
 AUGMENT = Augment()
@@ -273,7 +273,7 @@ def test_what_an_augmentation_learned_lives_where_it_says(scope):
     grid = SerialGrid(app, 6)
     outcome = serve(experiment, grid, [])
     assert ("augment.strong/weights" in outcome.state) == (scope == "server")
-    kept = {c for c, s in grid._states.items() if "phase-0.augment.strong" in s.array_records}
+    kept = {c for c, s in kept_states(grid).items() if "phase-0.augment.strong" in s.array_records}
     assert kept == (set(range(6)) if scope == "client" else set())
     if scope == "server":
         assert (outcome.state["augment.strong/weights"] < 1).any()

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedssl import protocol
+from fedssl.engine.client_states import ClientStates
 
 
 class LocalGrid(Grid):
@@ -27,7 +28,7 @@ class LocalGrid(Grid):
         """Begin another run over the same workers: forget every client's state."""
         self._run = Run.create_empty(run_id=next(self._run_ids))
         self._num_clients = num_clients
-        self._states: dict[int, RecordDict] = {}
+        self.states = ClientStates()
         self._pushed: dict[str, Message] = {}
         protocol.claim_identity(self._run.run_id)
 
@@ -102,10 +103,3 @@ class LocalGrid(Grid):
         if not 0 <= client < self._num_clients:
             raise ValueError(f"node {message.metadata.dst_node_id} is not one of this grid's")
         return client
-
-    def _keep_state(self, client: int, state: RecordDict) -> None:
-        """Keep what a client left in its context for its next message; an empty state costs nothing."""
-        if state:
-            self._states[client] = state
-        else:
-            self._states.pop(client, None)

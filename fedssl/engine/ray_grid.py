@@ -32,7 +32,7 @@ class _Job:
     message: Message
     content: int
     client: int
-    state: RecordDict | None
+    state: bytes | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Worker:
         """Return what Ray gave this worker; answers once it is ready."""
         return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
 
-    def run(self, chunk: _Chunk) -> tuple[list[tuple[int, Message, RecordDict]], float]:
+    def run(self, chunk: _Chunk) -> tuple[list[tuple[int, Message, bytes | None]], float]:
         """Run a chunk's clients one after the other; return (client, reply, state) of each, and the seconds."""
         began = time.perf_counter()
         contents = self._fetch(chunk.contents)
@@ -68,9 +68,8 @@ class _Worker:
                 chunk.run_id, job.client, chunk.num_clients, self._device, job.state
             )
             message = protocol.with_content(job.message, contents[job.content])
-            answers.append(
-                (job.client, protocol.reply_or_explain(message, context, self._app), context.state)
-            )
+            reply = protocol.reply_or_explain(message, context, self._app)
+            answers.append((job.client, reply, protocol.state_to_bytes(context.state)))
         return answers, time.perf_counter() - began
 
     def _fetch(self, references: dict[int, list[Any]]) -> dict[int, RecordDict]:
@@ -198,7 +197,7 @@ class RayGrid(LocalGrid):
             contents[key] = [reference]
             client = self._client(message)
             empty = protocol.with_content(message, RecordDict())
-            jobs.append(_Job(empty, key, client, self._states.get(client)))
+            jobs.append(_Job(empty, key, client, self.states.get(client)))
         return _Chunk(self._run.run_id, self._num_clients, tuple(jobs), contents)
 
     def _collect(self, call: Any, worker: int, part: list[Message]) -> list[Message]:
@@ -213,7 +212,7 @@ class RayGrid(LocalGrid):
             ]
         self._client_seconds = seconds / len(answers)
         for client, _, state in answers:
-            self._keep_state(client, state)
+            self.states.stage(client, state)
         return [reply for _, reply, _ in answers]
 
     def _give_up(

@@ -37,8 +37,8 @@ class SerialGrid(LocalGrid):
                 continue
             client = self._client(message)
             context = protocol.new_context(
-                self._run.run_id, client, self._num_clients, self._device, self._states.get(client)
+                self._run.run_id, client, self._num_clients, self._device, self.states.get(client)
             )
             reply = protocol.reply_or_explain(message, context, self._app)
-            self._keep_state(client, context.state)
+            self.states.stage(client, protocol.state_to_bytes(context.state))
             yield reply

@@ -8,7 +8,7 @@ from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
 from strategies.server_app import serve
-from tests.helpers import federation_of, small_experiment
+from tests.helpers import federation_of, kept_states, small_experiment
 from tests.test_training import WITHOUT
 
 TABLE = [{"kind": name} for name in METHODS.names()] + [
@@ -65,7 +65,7 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
     assert not any(key.startswith(("head.", "memory/")) for key in outcome.arrays)
     assert any(key.startswith("second.") for key in outcome.arrays)
     assert outcome.state["marginal/mass"].sum() == pytest.approx(1, abs=1e-5)
-    kept = grid._states[0].array_records
+    kept = kept_states(grid)[0].array_records
     assert kept["phase-0.memory"]["rounds"].numpy() == 3
     seen = kept["phase-0.memory"]["seen"].numpy()
     assert seen.sum() == pytest.approx(3 * 2 * 16, abs=32)
@@ -91,7 +91,7 @@ def test_state_lives_where_the_experiment_says(kind, field, slot, scope):
     outcome = serve(experiment, grid, [])
     assert not any("/" in key for key in outcome.arrays)
     assert any(key.startswith(f"{slot}/") for key in outcome.state) == (scope == "server")
-    kept = {c for c, state in grid._states.items() if f"phase-0.{slot}" in state.array_records}
+    kept = {c for c, state in kept_states(grid).items() if f"phase-0.{slot}" in state.array_records}
     assert kept == (set(range(6)) if scope == "client" else set())
 
 
@@ -110,7 +110,8 @@ def test_memory_by_example_survives_between_rounds_on_every_engine(kind, slot, r
     sizes = federation_of(experiment).sizes
     for client in range(6):
         here, there = (
-            grid._states[client].array_records[f"phase-0.{slot}"] for grid in (serial, ray_grid)
+            kept_states(grid)[client].array_records[f"phase-0.{slot}"]
+            for grid in (serial, ray_grid)
         )
         assert {k: v.data for k, v in here.items()} == {k: v.data for k, v in there.items()}
         assert all(array.shape[0] == sizes[client] for array in here.values())

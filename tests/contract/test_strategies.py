@@ -15,7 +15,7 @@ from strategies.base import CohortStrategy
 from strategies.census import Census, Cohorts
 from strategies.fedavg import FedAvg
 from strategies.server_app import serve
-from tests.helpers import federation_of, small_experiment
+from tests.helpers import federation_of, kept_states, small_experiment
 
 TABLE = [
     {"kind": "fedavg"},
@@ -319,7 +319,7 @@ def test_the_servers_state_is_the_mean_of_the_cohorts_by_images():
     grid = SerialGrid(app, 6)
     outcome = serve(experiment, grid, [])
     memories = [
-        s.array_records["phase-0.confident"]["classes"].numpy() for s in grid._states.values()
+        s.array_records["phase-0.confident"]["classes"].numpy() for s in kept_states(grid).values()
     ]
     everything = np.concatenate(memories)
     counts = np.bincount(everything + 1, minlength=11)
