@@ -1,5 +1,6 @@
 """The command line: every command is one screen of glue over the library."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -46,13 +47,11 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            _stop(str(error), WRONG_INPUT)
+            _stop(_said(error), WRONG_INPUT)
         except FedsslError as error:
-            _stop(str(error), FAILED)
-        except KeyboardInterrupt:
-            _stop(
-                "interrupted; every finished round of a run is kept in its directory", INTERRUPTED
-            )
+            _stop(_said(error), FAILED)
+        except KeyboardInterrupt as error:
+            _stop(_said(error, "interrupted"), INTERRUPTED)
 
     return run
 
@@ -60,6 +59,11 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
 def _stop(message: str, code: int) -> NoReturn:
     _print_error(message)
     raise typer.Exit(code)
+
+
+def _said(error: BaseException, otherwise: str = "") -> str:
+    """Return what an error says, and what became known while it was on its way."""
+    return "\n".join([str(error) or otherwise, *getattr(error, "__notes__", ())])
 
 
 def _print_error(message: str) -> None:
@@ -110,6 +114,10 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each file: its seed, the next one, and so on.")
     ] = 1,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with runs that were killed; those that ended stay."),
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
 ) -> None:
     """Run experiments; of several runs, end with a table that compares them.
@@ -120,11 +128,11 @@ def run(
       fedssl run experiments/digits/*.toml --seeds 5
 
       fedssl run experiments/digits/fixmatch.toml --set federation.partition.alpha=0.1 --engine serial
+
+      fedssl run experiments/digits/*.toml --seeds 5 --resume
     """
-    from fedssl.record.comparison import Finished
-    from fedssl.record.display import PlainDisplay, make_display
-    from fedssl.record.run_directory import RunDirectory, new_run_path
-    from fedssl.simulation import Engine, check
+    from fedssl.interrupts import interruptible
+    from fedssl.simulation import check
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
@@ -138,35 +146,86 @@ def run(
     _refuse_twins(experiments)
     for experiment in experiments:
         check(experiment)
-    console = Console()
     single = len(experiments) == 1
-    if out is None:
-        directories = [RunDirectory(new_run_path(experiment)) for experiment in experiments]
-    elif single:
-        directories = [RunDirectory(out)]
-    else:
-        directories = [RunDirectory(out / f"{e.name}-seed{e.seed}") for e in experiments]
-    finished: list[Finished] = []
-    failures: list[RunFailed] = []
-    with Engine() as workforce:
-        for experiment, directory in zip(experiments, directories, strict=True):
-            display = PlainDisplay(console) if plain else make_display(console)
-            try:
-                outcome = workforce.run(experiment, [directory, display])
-            except RunFailed as error:
-                if single:
-                    raise
-                failures.append(error)
-                _print_error(f"{experiment.name} seed {experiment.seed}: {error}")
-                continue
-            where = f"  recorded in {directory.path}"
-            console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
-            finished.append(Finished(experiment, outcome))
+    folders = [
+        out if out is None or single else out / f"{e.name}-seed{e.seed}" for e in experiments
+    ]
+    with interruptible() as interrupts:
+        finished, failed = _run_all(experiments, folders, resume, plain, interrupts)
     if len(finished) > 1:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
-    if failures:
-        raise RunFailed(f"{len(failures)} of {len(experiments)} runs failed")
+        _compare(finished, out or Path("runs") / f"comparison-{stamp}", Console())
+    if failed:
+        raise RunFailed(f"{failed} of {len(experiments)} runs failed")
+
+
+def _run_all(
+    experiments: list[Experiment],
+    folders: list[Path | None],
+    resume: bool,
+    plain: bool,
+    interrupts: Any,
+) -> tuple[list[Any], int]:
+    """Run experiments one after the other, and return those that ended and how many failed."""
+    from fedssl.record.comparison import Finished
+    from fedssl.record.display import PlainDisplay, make_display
+    from fedssl.record.resume import directory_to_resume, outcome_of
+    from fedssl.record.run_directory import RunDirectory
+    from fedssl.record.run_path import new_run_path
+    from fedssl.simulation import Engine
+
+    console = Console()
+    finished: list[Finished] = []
+    failed = 0
+    with contextlib.ExitStack() as stack:
+        directories = []
+        for experiment, folder in zip(experiments, folders, strict=True):
+            if resume:
+                directory = directory_to_resume(experiment, folder)
+            else:
+                directory = RunDirectory(folder or new_run_path(experiment))
+            stack.callback(directory.close)
+            directories.append(directory)
+        workforce = stack.enter_context(Engine())
+        for experiment, directory in zip(experiments, directories, strict=True):
+            title = f"{experiment.name} seed {experiment.seed}"
+            if directory.is_finished:
+                _whisper(console, f"{title}: already done, in {directory.path}")
+                finished.append(Finished(experiment, outcome_of(directory.path)))
+                continue
+            found = directory.load()
+            if resume:
+                for flaw in found.damaged:
+                    _print_error(f"{title}: {flaw}")
+                _whisper(console, f"{title}: {_where_it_begins(directory, found.snapshot)}")
+            display = PlainDisplay(console) if plain else make_display(console)
+            observers = [directory, display, interrupts]
+            try:
+                outcome = workforce.run(experiment, observers, found.snapshot)
+            except RunFailed as error:
+                if len(experiments) == 1:
+                    raise
+                failed += 1
+                _print_error(f"{title}: {_said(error)}")
+                continue
+            except KeyboardInterrupt as error:
+                error.add_note("to go on, run the same command again with --resume")
+                raise
+            _whisper(console, f"  recorded in {directory.path}")
+            finished.append(Finished(experiment, outcome))
+    return finished, failed
+
+
+def _where_it_begins(directory: Any, snapshot: Any) -> str:
+    if snapshot is not None:
+        return f"goes on after round {snapshot.round} of {directory.path}"
+    if directory.continues:
+        return f"there is no checkpoint in {directory.path}; it begins with round 1"
+    return f"there is no run of it; it begins in {directory.path}"
+
+
+def _whisper(console: Console, text: str) -> None:
+    console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _load(file: Path, settings: list[str]) -> Experiment:
@@ -207,8 +266,7 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     picture = folder / "comparison.png"
     caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
     plot_comparison(curves(finished), caption, picture)
-    where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
-    console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
+    _whisper(console, f"  picture: {picture}   table: {folder / 'comparison.csv'}")
 
 
 @app.command()
@@ -362,7 +420,7 @@ def doctor() -> None:
 
     from fedssl.data.cache import CACHE_VARIABLE, cache_folder
     from fedssl.engine.plan import plan_workers
-    from fedssl.record.run_directory import environment
+    from fedssl.record.provenance import environment
 
     facts = environment()
     table = Table(show_header=False, show_edge=False)

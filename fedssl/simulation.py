@@ -4,10 +4,13 @@ import logging
 from collections.abc import Sequence
 
 from fedssl.config import Experiment
+from fedssl.engine.client_states import MEGABYTE
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.errors import InputError, RunFailed
+from fedssl.interrupts import handlers_kept
 from fedssl.record.rows import Observer, Outcome
+from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Devices, Floats
 
 
@@ -31,14 +34,21 @@ class Engine:
         """Let go of the workers."""
         if self._grid is not None:
             self._grid.close()
+            self._grid.states.close()
             self._grid = None
 
-    def run(self, experiment: Experiment, observers: Sequence[Observer] = ()) -> Outcome:
+    def run(
+        self,
+        experiment: Experiment,
+        observers: Sequence[Observer] = (),
+        resume: Snapshot | None = None,
+    ) -> Outcome:
         """Run one experiment on the engine it names.
 
         Args:
             experiment: What to run.
             observers: Told of everything as it happens.
+            resume: Go on after this; None begins.
 
         Raises:
             InputError: The experiment asks for what is not there.
@@ -49,8 +59,8 @@ class Engine:
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
-            return _run_under_flower(experiment, observers)
-        return serve(experiment, self._grid_for(experiment), observers)
+            return _run_under_flower(experiment, observers, resume)
+        return serve(experiment, self._grid_for(experiment), observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
         clients = experiment.federation.clients
@@ -61,6 +71,7 @@ class Engine:
             self.close()
             self._grid = _make_grid(experiment)
             self._made_for = wanted
+        self._grid.states.memory = int(experiment.engine.state_memory * MEGABYTE)
         return self._grid
 
 
@@ -74,6 +85,7 @@ def check(experiment: Experiment) -> None:
     from strategies.base import strategy_of
     from strategies.census import Census
     from strategies.server_training import check_server_method
+    from strategies.strategy_state import state_of
     from strategies.virtual_time import check_deadline, cohorts_of, make_clock
 
     plan_here(experiment)
@@ -89,7 +101,7 @@ def check(experiment: Experiment) -> None:
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
         build_network(phase.model, phase.method, federation.data.spec, phase.seed)
-        strategy_of(phase).build(cohorts_of(phase, census))
+        state_of(strategy_of(phase).build(cohorts_of(phase, census)))
         check_server_method(phase)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)
@@ -118,15 +130,16 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
         from fedssl.engine.serial_grid import SerialGrid
 
         return SerialGrid(app, clients, "cpu" if engine.gpus_per_worker == 0 else None)
-    from fedssl.engine.ray_grid import RayGrid
+    with handlers_kept():  # Ray takes SIGTERM
+        from fedssl.engine.ray_grid import RayGrid
 
-    return RayGrid(
-        app,
-        clients,
-        workers=engine.workers,
-        gpus_per_worker=engine.gpus_per_worker,
-        most_workers=experiment.largest_sample,
-    )
+        return RayGrid(
+            app,
+            clients,
+            workers=engine.workers,
+            gpus_per_worker=engine.gpus_per_worker,
+            most_workers=experiment.largest_sample,
+        )
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
@@ -141,14 +154,16 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
     return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus, most)
 
 
-def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:
+def _run_under_flower(
+    experiment: Experiment, observers: Sequence[Observer], resume: Snapshot | None
+) -> Outcome:
     from clients.client_app import app
     from fedssl.engine.flower import simulate
     from strategies.server_app import serve
 
     outcomes: list[Outcome] = []
     simulate(
-        lambda grid: outcomes.append(serve(experiment, grid, observers)),
+        lambda grid: outcomes.append(serve(experiment, grid, observers, resume)),
         app,
         experiment.federation.clients,
         plan_here(experiment),

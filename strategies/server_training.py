@@ -17,11 +17,14 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.record.rows import NamedArrays
-from fedssl.slots import State
+from fedssl.slots import State, Tensors
 from fedssl.training import fit
 
 THE_SERVER = -1
 """Client number of the server's random streams."""
+
+PRIVATE = "(private)"
+"""Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
 
 
 class ServerTraining:
@@ -37,7 +40,24 @@ class ServerTraining:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._state: State = {}
+        self._private: Tensors = {}
         self._phase = -1
+
+    def state(self) -> NamedArrays:
+        """Return a copy of what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
+        kept = {
+            protocol.slot_key(slot, n): t for slot, ts in self._state.items() for n, t in ts.items()
+        }
+        kept |= {protocol.slot_key(PRIVATE, name): t for name, t in self._private.items()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
+
+    def load_state(self, state: NamedArrays, phase: int) -> None:
+        """Take up what `state` returned in a round of a phase."""
+        self._phase = phase
+        for key, array in state.items():
+            slot, _, name = key.partition("/")
+            held = self._private if slot == PRIVATE else self._state.setdefault(slot, {})
+            held[name] = torch.from_numpy(array.copy())
 
     def train(
         self,
@@ -64,11 +84,12 @@ class ServerTraining:
         """
         if len(self._shard) == 0:
             return arrays
+        if phase != self._phase:
+            self._state, self._private, self._phase = {}, {}, phase
         protocol.load_network(network, arrays, arrays)
+        network.load_state_dict(self._private, strict=False)
         recipe = experiment.server_recipe
         classifier = experiment.method.classifier(network)
-        if phase != self._phase:
-            self._state, self._phase = {}, phase
         spec = self._shard.spec
         for slot in recipe.slots():
             if slot.scope == "reset" or slot.name not in self._state:
@@ -87,6 +108,7 @@ class ServerTraining:
                 phase_rounds=experiment.num_rounds,
             )
         weights = network.state_dict()
+        self._private = {name: t.clone() for name, t in weights.items() if name not in arrays}
         # What clients measured over all their images is worth more than the same over the server's few labeled ones.
         kept = _static_statistics(network) if server_round else set()
         trained = {
