@@ -17,7 +17,7 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.record.rows import NamedArrays
-from fedssl.slots import State, Tensors
+from fedssl.slots import State
 from fedssl.training import fit
 
 THE_SERVER = -1
@@ -39,25 +39,16 @@ class ServerTraining:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._state: State = {}
-        self._private: Tensors = {}
+        self._kept: NamedArrays = {}
         self._phase = -1
 
     def state(self) -> NamedArrays:
-        """Return a copy of what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
-        kept = {
-            protocol.slot_key(slot, n): t for slot, ts in self._state.items() for n, t in ts.items()
-        }
-        kept |= {protocol.slot_key(PRIVATE, name): t for name, t in self._private.items()}
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in kept.items()}
+        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
+        return self._kept
 
     def load_state(self, state: NamedArrays, phase: int) -> None:
         """Take up what `state` returned in a round of a phase."""
-        self._phase = phase
-        for key, array in state.items():
-            slot, _, name = key.partition("/")
-            held = self._private if slot == PRIVATE else self._state.setdefault(slot, {})
-            held[name] = torch.from_numpy(array.copy())
+        self._kept, self._phase = state, phase
 
     def train(
         self,
@@ -85,22 +76,25 @@ class ServerTraining:
         if len(self._shard) == 0:
             return arrays
         if phase != self._phase:
-            self._state, self._private, self._phase = {}, {}, phase
-        protocol.load_network(network, arrays, arrays)
-        network.load_state_dict(self._private, strict=False)
+            self._kept, self._phase = {}, phase
+        private = protocol.slot_arrays(self._kept, PRIVATE)
+        protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe
         classifier = experiment.method.classifier(network)
         spec = self._shard.spec
+        state: State = {}
         for slot in recipe.slots():
-            if slot.scope == "reset" or slot.name not in self._state:
-                fresh = recipe.init_slot(slot.name, classifier, spec, self._shard)
-                self._state[slot.name] = fresh
+            found = protocol.slot_arrays(self._kept, slot.name) if slot.scope != "reset" else {}
+            if found:
+                state[slot.name] = {n: torch.from_numpy(a.copy()) for n, a in found.items()}
+            else:
+                state[slot.name] = recipe.init_slot(slot.name, classifier, spec, self._shard)
         with _threads(recipe.train.threads):
             fit(
                 classifier,
                 self._shard,
                 recipe,
-                self._state,
+                state,
                 seed=experiment.seed,
                 server_round=server_round,
                 client=THE_SERVER,
@@ -108,7 +102,13 @@ class ServerTraining:
                 phase_rounds=experiment.num_rounds,
             )
         weights = network.state_dict()
-        self._private = {name: t.clone() for name, t in weights.items() if name not in arrays}
+        state[PRIVATE] = {name: t for name, t in weights.items() if name not in arrays}
+        # Kept as arrays, as a checkpoint has them: a tensor's layout in memory can decide how its products round.
+        self._kept = {
+            protocol.slot_key(slot, name): tensor.detach().numpy().copy(order="C")
+            for slot, tensors in state.items()
+            for name, tensor in tensors.items()
+        }
         # What clients measured over all their images is worth more than the same over the server's few labeled ones.
         kept = _static_statistics(network) if server_round else set()
         trained = {

@@ -120,12 +120,12 @@ class Checkpoints:
             "training": snapshot.training,
             "clients": index_arrays(index),
         }
-        files = {}
+        files: dict[str, Stamp] = {}
         for name, arrays in parts.items():
             content = as_safetensors(arrays)
             write_synced(folder / f"{name}.safetensors", content)
             digest = hashlib.sha256(content).hexdigest()
-            files[f"{name}.safetensors"] = {"bytes": len(content), "sha256": digest}
+            files[name] = {"bytes": len(content), "sha256": digest, "names": list(arrays)}
         manifest = {
             "format": FORMAT,
             "round": snapshot.round,
@@ -179,10 +179,10 @@ class Checkpoints:
                     f"{self._path / 'experiment.toml'} was changed after the run began",
                     "put it back, or run without --resume to begin anew",
                 )
-            parts = {
-                name.removesuffix(".safetensors"): load(_verified(folder / name, stamp))
-                for name, stamp in manifest["files"].items()
-            }
+            parts = {}
+            for name, stamp in manifest["files"].items():
+                arrays = load(_verified(folder / f"{name}.safetensors", stamp))
+                parts[name] = {key: arrays[key] for key in stamp["names"]}  # in their old order
             for pack, stamp in manifest["packs"].items():
                 _verify(self._packs / pack_name(int(pack)), stamp)
             for name, length in manifest["record"].items():
