@@ -234,7 +234,7 @@ def wait_for_rounds(process: subprocess.Popen[str], out: Path, rounds: int) -> N
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_process_is_stopped_and_another_goes_on(how, tmp_path):
     file = small_toml(
-        tmp_path / "e.toml", rounds=300, method={"kind": "tests.plugins.stateful"}, server=EVERY
+        tmp_path / "e.toml", rounds=200, server=EVERY, **CASES["memory at clients"]
     )
     out = tmp_path / "run"
     process = begin(file, "--out", out, "--plain")
@@ -251,7 +251,7 @@ def test_a_process_is_stopped_and_another_goes_on(how, tmp_path):
         assert "--resume" in errors
         assert "Traceback" not in errors
     before = len((out / "rounds.csv").open().readlines()) - 1
-    assert 5 <= before < 300
+    assert 5 <= before < 200
     done = in_a_process("run", file, "--out", out, "--resume", "--plain")
     went_on = int(done.stdout.partition("goes on after round ")[2].split()[0])
     assert went_on == before if how != signal.SIGKILL else before - 2 <= went_on <= before
