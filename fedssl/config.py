@@ -76,6 +76,12 @@ class ServerSection(Section):
     )
     checkpoint_every: int = Field(10, ge=1, description="rounds between saved weights")
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    min_success: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a round's clients that must succeed for the run to go on; one must in any case",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )
@@ -97,6 +103,15 @@ class EngineSection(Section):
         None,
         ge=0,
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
+    )
+
+    retries: int = Field(
+        1,
+        ge=0,
+        description="how often a client that raised, hung or lost its worker is tried again",
+    )
+    client_timeout: float | None = Field(
+        None, gt=0, description="seconds a client may take; unset: as long as server.timeout"
     )
 
     @model_validator(mode="after")

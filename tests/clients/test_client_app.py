@@ -15,6 +15,7 @@ from clients.state import (
     shared_weights,
 )
 from fedssl import protocol
+from fedssl.engine.local_grid import Apps
 from fedssl.metrics.accuracy import evaluate
 from fedssl.networks import build_network
 from tests.helpers import federation_of, small_experiment
@@ -158,7 +159,7 @@ def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
         state=RecordDict(),
         run_config={"experiment": str(file)},
     )
-    server_app(SerialGrid(app, 6), context)
+    server_app(SerialGrid(Apps(app), 6), context)
     assert len(list((tmp_path / "runs" / "small").glob("*/model.safetensors"))) == 1
 
 

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import protocol
+from fedssl.engine.local_grid import Apps
 from fedssl.engine.ray_grid import RayGrid
 
 naughty = ClientApp()
@@ -31,7 +32,7 @@ def query(message: Message, context: Context) -> Message:
 
 @pytest.fixture
 def grid():
-    grid = RayGrid(naughty, 4, workers=2)
+    grid = RayGrid(Apps(naughty), 4, workers=2)
     yield grid
     grid.close()
 
@@ -78,16 +79,17 @@ def test_every_actor_gets_its_share_of_the_gpus_ray_sees():
     """Ray's pretended resources: auto takes both GPUs, a fraction packs two actors on each."""
     out = run_with_gpus("""
         from collections import Counter
+        from fedssl.engine.local_grid import Apps
         from fedssl.engine.ray_grid import RayGrid
         from fedssl.errors import InputError
         from tests.engine.test_ray_grid import naughty
 
         for workers, share in (("auto", None), ("auto", 0.5), (4, None), ("auto", 0)):
-            grid = RayGrid(naughty, 4, workers=workers, gpus_per_worker=share)
+            grid = RayGrid(Apps(naughty), 4, workers=workers, gpus_per_worker=share)
             print(grid.plan.workers, sorted(Counter(i for w in grid.describe_workers() for i in w["gpu_ids"]).items()))
             grid.close()
         try:
-            RayGrid(naughty, 4, workers=3, gpus_per_worker=1)
+            RayGrid(Apps(naughty), 4, workers=3, gpus_per_worker=1)
         except InputError as error:
             print(error)
     """)
