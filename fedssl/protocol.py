@@ -79,6 +79,10 @@ def client_of(node: int) -> int:
 # ---- arrays ----
 
 
+_dtype_name = functools.lru_cache(str)
+"""Numpy spells a type's name out anew at every call."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
@@ -93,7 +97,7 @@ def _encode_array(array: npt.NDArray[Any]) -> Array:
     Its constructor takes longer to look at its arguments than a small array takes to copy, so what it would set is set
     here; a test holds the two against each other.
     """
-    dtype, shape = str(array.dtype), tuple(array.shape)
+    dtype, shape = _dtype_name(array.dtype), tuple(array.shape)
     encoded = Array.__new__(Array)
     encoded.__dict__.update(
         _is_dirty=True,

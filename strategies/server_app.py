@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -23,7 +22,7 @@ from fedssl.engine.reduction import Answer, CohortSums, Reduction, Weigh, by_exa
 from fedssl.errors import RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
-from fedssl.metrics.accuracy import Evaluation, evaluate
+from fedssl.metrics.accuracy import Evaluation
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
     NAN,
@@ -38,6 +37,7 @@ from fedssl.system.devices import Floats
 from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
 from strategies.census import Census, Cohorts
+from strategies.evaluation import evaluate_models
 from strategies.round_log import Fates, RoundLog, row_of
 from strategies.server_training import ServerTraining
 from strategies.shared_state import attach, initial_state, merged
@@ -324,13 +324,17 @@ class _Server:
         buffers = {name for name, _ in network.named_buffers()}
         self.ema = move_average(self.ema, self.arrays, decay, buffers)
         due = log.round % server.evaluate_every == 0 or log.round == self.experiment.num_rounds
-        method = phase.experiment.method
-        model = self._evaluate(method, network, self.arrays) if due else None
-        ema = self._evaluate(method, network, self.ema) if due else None
+        model, ema = self._evaluate(phase) if due else (None, None)
         row = self._row(phase, log, began, model, ema)
         self.rounds.append(row)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
+
+    def _evaluate(self, phase: _Phase) -> list[Evaluation]:
+        """Return how the global model and its average do."""
+        workers = self.grid if isinstance(self.grid, LocalGrid) else None
+        num_images = len(self.federation.held_out)
+        return evaluate_models(phase.text, [self.arrays, self.ema], num_images, workers)
 
     def _row(
         self,
@@ -346,13 +350,3 @@ class _Server:
 
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
         return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
-
-    def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
-        protocol.load_network(network, arrays, arrays)
-        held_out = self.federation.held_out
-        return evaluate(
-            method.classifier(network),
-            torch.from_numpy(held_out.images),
-            torch.from_numpy(held_out.labels),
-            self.federation.data.spec,
-        )

@@ -106,6 +106,11 @@ class LocalGrid(Grid):
     ) -> list[Result]:
         """Call a function of some module once for each tuple of arguments, on the workers; results in order."""
 
+    @property
+    def num_workers(self) -> int:
+        """How many run clients at once."""
+        return 1
+
     def close(self) -> None:
         """Let go of the workers."""
 

@@ -104,6 +104,11 @@ class RayGrid(LocalGrid):
         """Number of actors and what each is given."""
         return self._plan
 
+    @property
+    def num_workers(self) -> int:
+        """Number of actors."""
+        return len(self._pool)
+
     def describe_workers(self) -> list[dict[str, Any]]:
         """Return the device, GPU ids and process id of every actor; waits until all are ready."""
         return self._pool.describe()
