@@ -60,6 +60,9 @@ COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
 NamedArrays = dict[str, npt.NDArray[np.generic]]
 Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU, in a plain RuntimeError."""
+
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
 
@@ -341,8 +344,11 @@ def reply_or_explain(
     """
     try:
         return call_next(message, context)
-    except Exception:
-        return error_reply(message, traceback.format_exc())
+    except Exception as error:
+        said = traceback.format_exc()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+            said += f"out of memory: {error}"
+        return error_reply(message, said)
 
 
 def refused(reply: Message, reason: str) -> Message:
