@@ -78,6 +78,12 @@ class ServerSection(Section):
         10, ge=1, description="rounds between checkpoints, from which --resume goes on"
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    min_success: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a round's clients that must succeed for the run to go on; one must in any case",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )
@@ -104,6 +110,15 @@ class EngineSection(Section):
         1024.0,
         ge=0,
         description="MB of what clients keep that are held in memory; the rest is in a temporary file (TMPDIR moves it)",
+    )
+
+    retries: int = Field(
+        1,
+        ge=0,
+        description="how often a client that raised, hung or lost its worker is tried again",
+    )
+    client_timeout: float | None = Field(
+        None, gt=0, description="seconds a client may take; unset: as long as server.timeout"
     )
 
     @model_validator(mode="after")

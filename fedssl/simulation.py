@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fedssl.config import Experiment
 from fedssl.engine.client_states import MEGABYTE
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import handlers_kept
@@ -126,19 +126,23 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     from clients.client_app import app
 
     clients, engine = experiment.federation.clients, experiment.engine
+    apps = Apps(app)
+    patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
 
-        return SerialGrid(app, clients, "cpu" if engine.gpus_per_worker == 0 else None)
+        device = "cpu" if engine.gpus_per_worker == 0 else None
+        return SerialGrid(apps, clients, device, patience)
     with handlers_kept():  # Ray takes SIGTERM
         from fedssl.engine.ray_grid import RayGrid
 
         return RayGrid(
-            app,
+            apps,
             clients,
             workers=engine.workers,
             gpus_per_worker=engine.gpus_per_worker,
             most_workers=experiment.largest_sample,
+            patience=patience,
         )
 
 

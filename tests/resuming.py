@@ -7,6 +7,7 @@ import pandas as pd
 
 from clients.client_app import app
 from fedssl.config import Experiment
+from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.record.checkpoint import Found
 from fedssl.record.resume import directory_to_resume
@@ -53,7 +54,7 @@ def bits(path: Path) -> dict[str, object]:
 
 def run(experiment: Experiment, path: Path, *observers: Observer, clients: int = 6) -> Outcome:
     """Run an experiment from its beginning."""
-    return serve(experiment, SerialGrid(app, clients), [RunDirectory(path), *observers])
+    return serve(experiment, SerialGrid(Apps(app), clients), [RunDirectory(path), *observers])
 
 
 def go_on(
@@ -62,7 +63,7 @@ def go_on(
     """Go on with a run, and return what it went on from."""
     directory = directory_to_resume(experiment, path)
     found = directory.load()
-    grid = SerialGrid(app, experiment.federation.clients)
+    grid = SerialGrid(Apps(app), experiment.federation.clients)
     if memory is not None:
         grid.states.memory = memory
     serve(experiment, grid, [directory, *observers], found.snapshot)

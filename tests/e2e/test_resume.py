@@ -12,8 +12,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from clients.client_app import app
 from fedssl.config import Experiment
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.serial_grid import SerialGrid
 from fedssl.record.resume import directory_to_resume
+from fedssl.record.run_directory import RunDirectory
+from strategies.server_app import serve
 from tests.helpers import command, fedssl, in_a_process, refused, small_experiment, small_toml
 from tests.resuming import Copier, Stop, Stopper, bits, go_on, run
 
@@ -100,25 +105,21 @@ def test_stopped_time_and_again(tmp_path):
 
 def test_interrupted_within_a_round_the_last_finished_one_is_kept(tmp_path):
     """The error comes from the grid, in the middle of round 4, with half its clients' state staged."""
-    from clients.client_app import app
-    from fedssl.engine.serial_grid import SerialGrid
-    from fedssl.record.run_directory import RunDirectory
-    from strategies.server_app import serve
 
     class Interrupted(SerialGrid):
         sent = 0
 
-        def stream(self, messages, *, timeout=None):
+        def reduce(self, messages, sums, **options):
             self.sent += 1
-            for number, reply in enumerate(super().stream(messages, timeout=timeout)):
+            for number, answer in enumerate(super().reduce(messages, sums, **options)):
                 if self.sent == 4 and number == 1:
                     raise KeyboardInterrupt
-                yield reply
+                yield answer
 
     experiment = experiment_of("memory at clients")
     run(experiment, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        serve(experiment, Interrupted(app, 6), [RunDirectory(tmp_path / "run")])
+        serve(experiment, Interrupted(Apps(app), 6), [RunDirectory(tmp_path / "run")])
     found = go_on(experiment, tmp_path / "run")
     assert found.snapshot is not None
     assert found.snapshot.round == 3
@@ -233,9 +234,7 @@ def wait_for_rounds(process: subprocess.Popen[str], out: Path, rounds: int) -> N
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_process_is_stopped_and_another_goes_on(how, tmp_path):
-    file = small_toml(
-        tmp_path / "e.toml", rounds=200, server=EVERY, **CASES["memory at clients"]
-    )
+    file = small_toml(tmp_path / "e.toml", rounds=200, server=EVERY, **CASES["memory at clients"])
     out = tmp_path / "run"
     process = begin(file, "--out", out, "--plain")
     wait_for_rounds(process, out, 5)
