@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -61,14 +61,16 @@ def interruptible() -> Iterator[Interrupts]:
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Put signal handlers back after a library that takes them for itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def handlers_kept() -> Iterator[Callable[[], None]]:
+    """Put signal handlers back after a library that takes them for itself; the function yielded does so meanwhile."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def put_back() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     try:
-        yield
+        yield put_back
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        put_back()

@@ -1,14 +1,17 @@
 """Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
 
 import logging
+import threading
 from collections.abc import Sequence
+
+from flwr.serverapp import Grid
 
 from fedssl.config import Experiment
 from fedssl.engine.client_states import MEGABYTE
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.errors import InputError, RunFailed
-from fedssl.interrupts import handlers_kept
+from fedssl.interrupts import Interrupts, handlers_kept
 from fedssl.record.rows import Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Devices, Floats
@@ -165,11 +168,34 @@ def _run_under_flower(
     from fedssl.engine.flower import simulate
     from strategies.server_app import serve
 
-    outcomes: list[Outcome] = []
-    simulate(
-        lambda grid: outcomes.append(serve(experiment, grid, observers, resume)),
-        app,
-        experiment.federation.clients,
-        plan_here(experiment),
-    )
+    outcomes: list[Outcome | BaseException] = []
+    interrupts = Interrupts()
+    done = threading.Event()
+
+    def server(grid: Grid) -> None:
+        try:
+            outcomes.append(serve(experiment, grid, [*observers, interrupts], resume))
+        except BaseException as error:
+            outcomes.append(error)
+
+    def flower() -> None:
+        try:
+            simulate(server, app, experiment.federation.clients, plan_here(experiment))
+        finally:
+            done.set()
+
+    # In a thread, so that Ctrl-C reaches this one: Flower's would end the clients and leave its server waiting for them.
+    threading.Thread(target=flower).start()
+    with handlers_kept() as put_back:
+        try:
+            while not done.wait(1.0):
+                put_back()  # the Ray that Flower has started meanwhile took SIGTERM
+        except KeyboardInterrupt:
+            interrupts.asked = True
+            done.wait()
+            raise
+    if not outcomes:
+        raise RunFailed("Flower's simulation runtime ended before its server had begun")
+    if isinstance(outcomes[0], BaseException):
+        raise outcomes[0]
     return outcomes[0]
