@@ -1,6 +1,5 @@
 """The command line: every command is one screen of glue over the library."""
 
-import contextlib
 import json
 import logging
 import sys
@@ -47,28 +46,26 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            _stop(_said(error), WRONG_INPUT)
+            _stop(error, WRONG_INPUT)
         except FedsslError as error:
-            _stop(_said(error), FAILED)
+            _stop(error, FAILED)
         except KeyboardInterrupt as error:
-            _stop(_said(error, "interrupted"), INTERRUPTED)
+            _stop(error, INTERRUPTED)
 
     return run
 
 
-def _stop(message: str, code: int) -> NoReturn:
-    _print_error(message)
+def _stop(error: BaseException, code: int) -> NoReturn:
+    _complain(error)
     raise typer.Exit(code)
 
 
-def _said(error: BaseException, otherwise: str = "") -> str:
-    """Return what an error says, and what became known while it was on its way."""
-    return "\n".join([str(error) or otherwise, *getattr(error, "__notes__", ())])
-
-
-def _print_error(message: str) -> None:
+def _complain(error: BaseException | str, where: str = "") -> None:
+    """Print an error, and what became known while it was on its way."""
+    lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
+    text = _escaped(where + "\n".join(lines))
     console = Console(stderr=True)
-    console.print(f"[bold red]error:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:
@@ -132,100 +129,43 @@ def run(
       fedssl run experiments/digits/*.toml --seeds 5 --resume
     """
     from fedssl.interrupts import interruptible
+    from fedssl.runs import Runs
     from fedssl.simulation import check
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
     overrides += [f"engine.workers={workers}"] if workers else []
-    experiments = []
-    for file in files:
-        first = _load(file, overrides).seed
-        experiments += [
-            Experiment.load(file, [*overrides, f"seed={first + i}"]) for i in range(seeds)
-        ]
-    _refuse_twins(experiments)
-    for experiment in experiments:
-        check(experiment)
-    single = len(experiments) == 1
-    folders = [
-        out if out is None or single else out / f"{e.name}-seed{e.seed}" for e in experiments
-    ]
+    console = Console()
     with interruptible() as interrupts:
-        finished, failed = _run_all(experiments, folders, resume, plain, interrupts)
-    if len(finished) > 1:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        _compare(finished, out or Path("runs") / f"comparison-{stamp}", Console())
+        experiments = _experiments(files, overrides, seeds)
+        for experiment in experiments:
+            check(experiment)
+        runs = Runs(console, interrupts, plain=plain, resume=resume, complain=_complain)
+        finished, failed = runs.run(experiments, _folders(experiments, out))
+        if len(finished) > 1:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
     if failed:
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
 
-def _run_all(
-    experiments: list[Experiment],
-    folders: list[Path | None],
-    resume: bool,
-    plain: bool,
-    interrupts: Any,
-) -> tuple[list[Any], int]:
-    """Run experiments one after the other, and return those that ended and how many failed."""
-    from fedssl.record.comparison import Finished
-    from fedssl.record.display import PlainDisplay, make_display
-    from fedssl.record.resume import directory_to_resume, outcome_of
-    from fedssl.record.run_directory import RunDirectory
-    from fedssl.record.run_path import new_run_path
-    from fedssl.simulation import Engine
-
-    console = Console()
-    finished: list[Finished] = []
-    failed = 0
-    with contextlib.ExitStack() as stack:
-        directories = []
-        for experiment, folder in zip(experiments, folders, strict=True):
-            if resume:
-                directory = directory_to_resume(experiment, folder)
-            else:
-                directory = RunDirectory(folder or new_run_path(experiment))
-            stack.callback(directory.close)
-            directories.append(directory)
-        workforce = stack.enter_context(Engine())
-        for experiment, directory in zip(experiments, directories, strict=True):
-            title = f"{experiment.name} seed {experiment.seed}"
-            if directory.is_finished:
-                _whisper(console, f"{title}: already done, in {directory.path}")
-                finished.append(Finished(experiment, outcome_of(directory.path)))
-                continue
-            found = directory.load()
-            if resume:
-                for flaw in found.damaged:
-                    _print_error(f"{title}: {flaw}")
-                _whisper(console, f"{title}: {_where_it_begins(directory, found.snapshot)}")
-            display = PlainDisplay(console) if plain else make_display(console)
-            observers = [directory, display, interrupts]
-            try:
-                outcome = workforce.run(experiment, observers, found.snapshot)
-            except RunFailed as error:
-                if len(experiments) == 1:
-                    raise
-                failed += 1
-                _print_error(f"{title}: {_said(error)}")
-                continue
-            except KeyboardInterrupt as error:
-                error.add_note("to go on, run the same command again with --resume")
-                raise
-            _whisper(console, f"  recorded in {directory.path}")
-            finished.append(Finished(experiment, outcome))
-    return finished, failed
+def _experiments(files: list[Path], settings: list[str], seeds: int) -> list[Experiment]:
+    """Return every file's experiment with its seed, the next one, and so on."""
+    experiments = []
+    for file in files:
+        first = _load(file, settings).seed
+        experiments += [
+            Experiment.load(file, [*settings, f"seed={first + i}"]) for i in range(seeds)
+        ]
+    _refuse_twins(experiments)
+    return experiments
 
 
-def _where_it_begins(directory: Any, snapshot: Any) -> str:
-    if snapshot is not None:
-        return f"goes on after round {snapshot.round} of {directory.path}"
-    if directory.continues:
-        return f"there is no checkpoint in {directory.path}; it begins with round 1"
-    return f"there is no run of it; it begins in {directory.path}"
-
-
-def _whisper(console: Console, text: str) -> None:
-    console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+def _folders(experiments: list[Experiment], out: Path | None) -> list[Path | None]:
+    """Return where each experiment is recorded, where that was said."""
+    if out is None or len(experiments) == 1:
+        return [out] * len(experiments)
+    return [out / f"{experiment.name}-seed{experiment.seed}" for experiment in experiments]
 
 
 def _load(file: Path, settings: list[str]) -> Experiment:
@@ -266,7 +206,8 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     picture = folder / "comparison.png"
     caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
     plot_comparison(curves(finished), caption, picture)
-    _whisper(console, f"  picture: {picture}   table: {folder / 'comparison.csv'}")
+    where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
+    console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -89,7 +89,8 @@ def serve(
                 observer.failed(f"{type(error).__name__}: {error}")
             except Exception as another:
                 # On a full disk, say. It must not hide why the run stopped or keep the others from it.
-                error.add_note(f"{type(observer).__name__} could not take note of it: {another}")
+                if str(another) != str(error):
+                    error.add_note(f"{type(observer).__name__} took no note of it: {another}")
         raise
 
 

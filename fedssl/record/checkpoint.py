@@ -148,7 +148,7 @@ class Checkpoints:
         """Return the newest checkpoint that is whole, and remove the damaged ones after it.
 
         Raises:
-            InputError: It is another experiment's.
+            InputError: It is another experiment's, or another version's.
         """
         damaged = []
         for number in (numbered := self._numbered()):
@@ -246,13 +246,22 @@ class Checkpoints:
             path.unlink()
 
 
+def other_version(path: Path) -> InputError:
+    """Return the error that a run cannot go on with this version."""
+    return InputError(
+        "--resume",
+        f"{path} was written by another version of fedssl",
+        "go on with that one (environment.json says which), or run without --resume to begin anew",
+    )
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest: dict[str, Any] = written["manifest"]
     if written["sha256"] != _digest(manifest):
         raise _Damaged(f"{MANIFEST} is not what was written")
     if manifest["format"] != FORMAT:
-        raise _Damaged(f"it is of format {manifest['format']}; this version reads {FORMAT}")
+        raise other_version(folder)
     return manifest
 
 

@@ -98,10 +98,6 @@ class PlainDisplay(Observer):
         self._experiment = experiment
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
 
-    def resumed(self, snapshot: Snapshot) -> None:
-        """Say where it goes on."""
-        self._line(f"goes on after round {snapshot.round}")
-
     def round_ended(self, end: RoundEnd) -> None:
         """Say how the round went, and who failed."""
         assert self._experiment is not None

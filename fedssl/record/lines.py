@@ -68,7 +68,7 @@ class Table(Lines):
 
     def __init__(self, path: Path, kind: type[Any], length: int = 0) -> None:
         super().__init__(path, length)
-        names = [field.name for field in dataclasses.fields(kind)]
+        names = columns_of(kind)
         self._cells = attrgetter(*names)
         self._buffer = io.StringIO(newline="")
         self._writer = csv.writer(self._buffer)
@@ -87,6 +87,20 @@ class Table(Lines):
         self.append(self._buffer.getvalue())
 
 
+def columns_of(kind: type[Any]) -> list[str]:
+    """Return the columns of a table of rows of one kind."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def has_other_columns(path: Path, kind: type[Any]) -> bool:
+    """Say whether a table has a first line that is not that of this kind."""
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8", newline="") as file:
+        first = file.readline()
+    return first.endswith("\n") and next(csv.reader([first])) != columns_of(kind)
+
+
 def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
     """Read the rounds that a `Table` holds, to the bit.
 
@@ -101,14 +115,12 @@ def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
     with path.open("rb") as file:
         text = file.read(-1 if length is None else length).decode()
     lines = csv.DictReader(io.StringIO(text, newline=""))
-    if lines.fieldnames is not None and list(lines.fieldnames) != list(kinds):
-        raise ValueError(f"the columns are {', '.join(lines.fieldnames)}")
     rows = tuple(
         RoundRow(**{name: _cell(kinds[name], text) for name, text in line.items()})
         for line in lines
     )
     if [row.round for row in rows] != list(range(1, len(rows) + 1)):
-        raise ValueError("a round is missing or there twice")
+        raise ValueError(f"{path.name} lacks a round or has one twice")
     return rows
 
 

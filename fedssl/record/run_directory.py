@@ -15,9 +15,9 @@ import filelock
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.errors import InputError, RunFailed
-from fedssl.record.checkpoint import Checkpoints, Found, Lengths
+from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
 from fedssl.record.files import as_safetensors, write_atomically
-from fedssl.record.lines import Lines, Table
+from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.provenance import check_partition, environment, partition_table
 from fedssl.record.rows import (
     ClientRow,
@@ -90,8 +90,11 @@ class RunDirectory(Observer):
         """Return what the run can go on from; of the record, only what goes with it is kept.
 
         Raises:
-            InputError: The checkpoints are another experiment's.
+            InputError: It is another experiment's, or another version's.
         """
+        for name, kind in TABLES.items():
+            if has_other_columns(self.path / name, kind):
+                raise other_version(self.path / name)
         found = self._checkpoints.find()
         self._lengths = found.lengths
         return found
