@@ -105,6 +105,17 @@ class EngineSection(Section):
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
     )
 
+    cpu_workers: int = Field(
+        0, ge=0, description="further actors without a GPU, beside those with one"
+    )
+    memory_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="MB of each actor; more than there is is refused; unset: not counted",
+    )
+    address: str | None = Field(
+        None, description="of a Ray cluster that runs already; unset: one is started here"
+    )
     retries: int = Field(
         1,
         ge=0,

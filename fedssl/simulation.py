@@ -3,12 +3,22 @@
 import logging
 from collections.abc import Sequence
 
-from fedssl.config import Experiment
+from fedssl.config import EngineSection, Experiment
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
-from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.engine.plan import (
+    MB,
+    Node,
+    Wish,
+    WorkerPlan,
+    available_cores,
+    available_memory,
+    plan_workers,
+)
 from fedssl.errors import InputError, RunFailed
 from fedssl.record.rows import Observer, Outcome
 from fedssl.system.devices import Devices, Floats
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -123,26 +133,44 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
         return SerialGrid(apps, clients, device, patience)
     from fedssl.engine.ray_grid import RayGrid
 
-    return RayGrid(
+    grid = RayGrid(
         apps,
         clients,
-        workers=engine.workers,
-        gpus_per_worker=engine.gpus_per_worker,
+        _wish(engine),
         most_workers=experiment.largest_sample,
+        address=engine.address,
         patience=patience,
+    )
+    if grid.plan.warning:
+        log.warning("%s", grid.plan.warning)
+    return grid
+
+
+def _wish(engine: EngineSection) -> Wish:
+    memory = engine.memory_per_worker
+    return Wish(
+        engine.workers,
+        engine.gpus_per_worker,
+        engine.cpu_workers,
+        None if memory is None else memory * MB,
     )
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by the cores and GPUs that torch sees here."""
+    """Return the workers a run would use, by what there is here; of another cluster only that knows."""
     import torch
 
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
-    gpus = torch.cuda.device_count()
-    most = experiment.largest_sample
-    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus, most)
+    return plan_workers(_wish(engine), [this_machine()], experiment.largest_sample)
+
+
+def this_machine() -> Node:
+    """Return what torch and the system see here."""
+    import torch
+
+    return Node(available_cores(), torch.cuda.device_count(), available_memory())
 
 
 def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:

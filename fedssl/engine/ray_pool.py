@@ -91,13 +91,11 @@ class Pool:
         self.idle: list[int] = []
         """Actors that have nothing to do; whoever gives them something takes them off."""
         self._apps = ray.put(apps)
-        self._kind = ray.remote(
-            num_cpus=plan.cpus, num_gpus=plan.gpus, concurrency_groups={"watch": 1}
-        )(_Actor)
+        self._plan = plan
         self._busy: dict[Any, int] = {}
         self._lost_in_a_row = 0
-        self._actors: list[Any] = [None] * plan.workers
-        for worker in range(plan.workers):
+        self._actors: list[Any] = [None] * len(plan)
+        for worker in range(len(plan)):
             self._spawn(worker)
 
     def __len__(self) -> int:
@@ -158,7 +156,13 @@ class Pool:
         self._actors = []
 
     def _spawn(self, worker: int) -> None:
-        self._actors[worker] = self._kind.remote(self._apps)
+        kind = ray.remote(
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus_of(worker),
+            memory=int(self._plan.memory),
+            concurrency_groups={"watch": 1},
+        )(_Actor)
+        self._actors[worker] = kind.remote(self._apps)
         self._busy[self._actors[worker].describe.remote()] = worker
 
     def _welcome(self, call: Any, worker: int) -> None:
