@@ -349,4 +349,9 @@ class _Server:
         return row_of(log, phase.index, phase.experiment.method.kind, seconds, model, ema, now)
 
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
-        return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
+        incidents: list[str] = []
+        if isinstance(self.grid, LocalGrid):
+            incidents, self.grid.incidents = self.grid.incidents, []
+        return RoundEnd(
+            row, log.clients, log.failures, self.arrays, self.ema, self.state, incidents
+        )

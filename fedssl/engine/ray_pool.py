@@ -53,7 +53,9 @@ class _Actor:
 
     def describe(self) -> dict[str, Any]:
         """Return what Ray gave this worker; answers once it is ready."""
-        return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ray.get_gpu_ids()
+        return {"device": self._device, "gpu_ids": gpus, "pid": os.getpid(), "node": node}
 
     def run(self, order: Order) -> Done:
         """Run an order's clients one after the other."""
@@ -106,7 +108,7 @@ class Pool:
         return self._actors[worker]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        """Return the device, GPU ids, process id and node of every actor; waits until all are ready."""
         calls = [actor.describe.remote() for actor in self._actors]
         described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
         return described
