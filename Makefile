@@ -38,8 +38,10 @@ table-labels: $(INSTALLED)  ## What it costs where labels are: five settings wit
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
-benchmark: $(INSTALLED)  ## Rounds beside Flower's runtime; augmentation, a step, data.
-	$(BIN)/python benchmarks/rounds.py
+benchmark: $(INSTALLED)  ## Rounds beside the alternatives, scaling, augmentation, a step, data; FASHION_ROOT as above.
+	$(BIN)/python -m benchmarks.engines --fashion-root $(FASHION_ROOT)
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.scaling --memory
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
