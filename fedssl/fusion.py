@@ -110,7 +110,7 @@ def fit_together(
     train, device = recipe.train, shards[0].images.device
     num_steps = recipe.num_steps(len(shards[0].labeled), len(shards[0]))
     stacked = _stacked(way, network, len(shards))
-    stacked.start_from(network)
+    stacked.start_from([network])
     weights = dict(stacked.parameters)
     descent = Descent({"main": train.make_optimizer(iter(weights.values()))}, train, device)
     average = None if train.ema_decay is None else _copied(weights)

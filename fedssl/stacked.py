@@ -9,7 +9,7 @@ clients by vmap in both.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,16 +55,18 @@ class Stacked(ABC):
             Tensors of shape (M, ...); a gradient of their sum reaches each client's own weights.
         """
 
-    def start_from(self, networks: nn.Module | list[nn.Module]) -> None:
-        """Give every copy the weights of one network, or each those of its own, in new memory."""
-        each = networks if isinstance(networks, list) else [networks] * self.count
-        named = [dict(network.named_parameters()) for network in each]
+    def start_from(self, networks: Sequence[nn.Module]) -> None:
+        """Give the copies weights, in new memory.
+
+        Args:
+            networks: One whose weights all copies get, or one for each of them.
+        """
+        named = [dict(network.named_parameters()) for network in networks]
         for name, parameter in self.parameters.items():
-            stacked = torch.stack([own[name].detach() for own in named])
-            shaped = stacked.view_as(parameter)
-            if shaped.dim() == 4:
-                shaped = shaped.contiguous(memory_format=torch.channels_last)
-            parameter.data = shaped
+            stacked = torch.empty_like(parameter).detach()
+            given = torch.stack([own[name].detach() for own in named])
+            stacked.view(self.count, *self._shapes[name]).copy_(given)
+            parameter.data = stacked
 
     def split(self, stacked: Mapping[str, Tensor]) -> list[Tensors]:
         """Return each client's part, by name, of tensors that are laid out as `parameters` are; they share memory."""
@@ -196,7 +198,11 @@ def _widen(network: nn.Module, count: int) -> nn.Module:
 def _wider(module: nn.Module, parameter: nn.Parameter, count: int) -> nn.Parameter:
     first, *rest = parameter.shape
     shape = (count, first, *rest) if type(module) is nn.Linear else (count * first, *rest)
-    return nn.Parameter(parameter.new_empty(shape), parameter.requires_grad)
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    empty = torch.empty(
+        shape, dtype=parameter.dtype, device=parameter.device, memory_format=layout
+    )
+    return nn.Parameter(empty, parameter.requires_grad)
 
 
 def _linear(module: nn.Linear, count: int) -> Callable[[Tensor], Tensor]:
