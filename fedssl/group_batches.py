@@ -134,7 +134,7 @@ class GroupLoader:
         """
         num_clients, _, per_step = rows.shape
         at_once = max(1, IMAGES_AT_ONCE // max(1, num_clients * per_step))
-        for drawn in rows.split(max(1, IMAGES_AT_ONCE // max(1, per_step)), dim=1):
+        for drawn in torch.split(rows, max(1, IMAGES_AT_ONCE // max(1, per_step)), dim=1):
             draws = [self._draw(view, drawn, generators) for view, generators in views]
             for start in range(0, drawn.shape[1], at_once):
                 steps = slice(start, start + at_once)
@@ -154,7 +154,7 @@ class GroupLoader:
                 for own, generator in zip(rows, generators, strict=True)
             ]
         return {
-            name: torch.stack([draws[name] for draws in each]).unflatten(1, rows.shape[1:])
+            name: torch.unflatten(torch.stack([draws[name] for draws in each]), 1, rows.shape[1:])
             for name in each[0]
         }
 
@@ -180,7 +180,9 @@ class GroupLoader:
             return as_float(images)
         flat = {name: drawn.flatten(0, 2) for name, drawn in draws.items()}
         policy = self._policy(view)
-        return policy.apply(images, flat) if isinstance(policy, DrawnAugmentation) else flat["views"]
+        return (
+            policy.apply(images, flat) if isinstance(policy, DrawnAugmentation) else flat["views"]
+        )
 
     def _policy(self, view: View) -> Augmentation:
         return self._augment.weak if view == "weak" else self._augment.strong

@@ -86,7 +86,7 @@ class Wide(Stacked):
 
     def __init__(self, network: nn.Module, count: int) -> None:
         super().__init__(network, count)
-        self._network = _widen(copy.deepcopy(network).train(), count)
+        self._network = _widen(_copied(network), count)
         self._parameters = dict(self._network.named_parameters())
         self._seen = _Seen(self)
 
@@ -112,7 +112,7 @@ class Mapped(Stacked):
 
     def __init__(self, network: nn.Module, count: int) -> None:
         super().__init__(network, count)
-        self._network = copy.deepcopy(network).train()
+        self._network = _copied(network)
         self._parameters = {
             name: nn.Parameter(p.new_empty(count, *p.shape), p.requires_grad)
             for name, p in self._network.named_parameters()
@@ -127,7 +127,7 @@ class Mapped(Stacked):
         """Map the function and the weights."""
         holder = _Holder(self._network, function)
 
-        def one(weights: Tensors, *own: Any) -> tuple[Tensor, ...]:
+        def one(weights: Mapping[str, Tensor], *own: Any) -> tuple[Tensor, ...]:
             named = {f"network.{name}": tensor for name, tensor in weights.items()}
             outputs: tuple[Tensor, ...] = torch.func.functional_call(holder, named, own)
             return outputs
@@ -155,7 +155,7 @@ class _Seen(nn.Module):
         self._wide = wide
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = _Pass.apply(images, self._wide)  # type: ignore[no-untyped-call]
+        logits: Tensor = _Pass.apply(images, self._wide)
         return logits
 
 
@@ -175,6 +175,11 @@ class _Pass(torch.autograd.Function):
         return wide(images.movedim(in_dims[0], 0)), 0
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in training mode, around the same weights, which nobody uses."""
+    return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()}).train()
+
+
 def _widen(network: nn.Module, count: int) -> nn.Module:
     """Turn a network into its wide form, in place; its weights have to be filled in."""
     for module in list(network.modules()):
@@ -186,7 +191,7 @@ def _widen(network: nn.Module, count: int) -> nn.Module:
             module.num_groups *= count
             module.num_channels *= count
         elif type(module) is nn.Linear:
-            module.forward = _linear(module, count)  # type: ignore[method-assign]
+            module.forward = _linear(module, count)  # type: ignore[method-assign,assignment]
         elif module._parameters:
             raise ValueError(f"a {type(module).__name__} layer cannot be widened")
         for name, parameter in list(module._parameters.items()):
@@ -199,9 +204,7 @@ def _wider(module: nn.Module, parameter: nn.Parameter, count: int) -> nn.Paramet
     first, *rest = parameter.shape
     shape = (count, first, *rest) if type(module) is nn.Linear else (count * first, *rest)
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    empty = torch.empty(
-        shape, dtype=parameter.dtype, device=parameter.device, memory_format=layout
-    )
+    empty = torch.empty(shape, dtype=parameter.dtype, device=parameter.device, memory_format=layout)
     return nn.Parameter(empty, parameter.requires_grad)
 
 
@@ -211,10 +214,11 @@ def _linear(module: nn.Linear, count: int) -> Callable[[Tensor], Tensor]:
     def forward(inputs: Tensor) -> Tensor:
         each = inputs.view(len(inputs), count, -1).transpose(0, 1)
         weight = module.weight.transpose(1, 2)
-        if module.bias is None:
+        bias: Tensor | None = module.bias
+        if bias is None:
             outputs = torch.bmm(each, weight)
         else:
-            outputs = torch.baddbmm(module.bias.unsqueeze(1), each, weight)
+            outputs = torch.baddbmm(bias.unsqueeze(1), each, weight)
         return outputs.transpose(0, 1).flatten(1)
 
     return forward
