@@ -95,10 +95,10 @@ def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSp
     alone = [_shaken(network, draws) for _ in range(2)]
     stacked = way(network, 2)
     stacked.start_from(alone)
-    device = next(network.parameters()).device
+    weight = next(network.parameters())
     for num_labeled in (2, 0) if recipe.method.can_learn(0) else (2,):
-        batch = _made_up(recipe.method, spec, num_labeled, draws, device)
-        with rng.seeded_torch(0, device):
+        batch = _made_up(recipe.method, spec, num_labeled, draws, weight)
+        with rng.seeded_torch(0, weight.device):
             before = torch.get_rng_state()
             differs = _differs(stacked, alone, recipe.method, batch)
             drew = not torch.equal(before, torch.get_rng_state())
@@ -122,18 +122,18 @@ def _shaken(network: nn.Module, draws: torch.Generator) -> nn.Module:
 
 
 def _made_up(
-    method: Method, spec: ImageSpec, num_labeled: int, draws: torch.Generator, device: torch.device
+    method: Method, spec: ImageSpec, num_labeled: int, draws: torch.Generator, like: Tensor
 ) -> GroupBatch:
-    """Return a batch of noise for two clients of two images each."""
+    """Return a batch of noise for two clients of two images each, of a weight's type."""
     views = method.views()
     num_labeled = num_labeled if views.labeled else 0
     num_unlabeled = 2 * views.ratio if views.unlabeled else 0
 
     def images(count: int) -> Tensor:
-        return torch.randn(2, count, *spec.shape, generator=draws).to(device)
+        return torch.randn(2, count, *spec.shape, generator=draws).to(like)
 
     def numbers(count: int, below: int) -> Tensor:
-        return torch.randint(below, (2, count), generator=draws).to(device)
+        return torch.randint(below, (2, count), generator=draws).to(like.device)
 
     unlabeled_ids = numbers(num_unlabeled, 2)
     return GroupBatch(
@@ -165,13 +165,17 @@ def _differs(
         )
         loss = method.loss(network, own, {}, progress)
         wanted = _gradients(loss.total, dict(network.named_parameters()))
-        pairs = [(gradients[i][name], wanted[name]) for name in wanted]
-        pairs.append((fused.total[i].view(1), loss.total.view(1)))
-        if loss.pseudo_labels is not None and fused.pseudo_labels is not None:
-            pairs.append((fused.pseudo_labels[i].float(), loss.pseudo_labels.float()))
-        if any(_apart(found, expected) for found, expected in pairs):
+        if _apart(fused.total[i], loss.total) or _apart(_flat(gradients[i]), _flat(wanted)):
+            return True
+        both = fused.pseudo_labels, loss.pseudo_labels
+        if both[0] is not None and both[1] is not None and not torch.equal(both[0][i], both[1]):
             return True
     return False
+
+
+def _flat(gradients: Tensors) -> Tensor:
+    """Return all of a gradient as one vector: parts of it may be nothing but rounding."""
+    return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
 def _apart(found: Tensor, expected: Tensor) -> bool:
