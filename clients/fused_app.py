@@ -19,7 +19,7 @@ from fedssl.data.shard import Shard
 from fedssl.fusion import GROUP_SIZE, fit_together, fusion_key, groups, why_not, worth_fusing
 from fedssl.metrics.pseudo_labels import pseudo_label_coverage
 from fedssl.slots import Tensors
-from fedssl.training import FitReport
+from fedssl.training import FitReport, Recipe
 
 log = logging.getLogger("fedssl.fusion")
 
@@ -31,6 +31,17 @@ class _Ready:
     place: int
     client: int
     shard: Shard
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What was trained together, and by what."""
+
+    recipe: Recipe
+    network: nn.Module
+    phase: int
+    ready: list[_Ready]
+    trained: list[tuple[Tensors, FitReport]]
 
 
 def why_apart(experiment: Experiment, device: str = "cpu") -> str | None:
@@ -87,36 +98,46 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     if any(message.content is not messages[0].content for message in messages):
         raise ValueError("requests that are answered together must share one content")
     replies: dict[int, Message] = {}
-    trained: list[tuple[Tensors, FitReport]] = []
     try:
-        request = protocol.read_request(messages[0])
-        experiment = Experiment.from_json(request.experiment)
-        network = _loaded(request, experiment, contexts[0])
-        ready = _prepare(experiment, messages, contexts, replies)
-        if ready:
-            trained = fit_together(
-                network,
-                [own.shard for own in ready],
-                experiment.recipe,
-                seed=experiment.seed,
-                server_round=request.server_round,
-                clients=[own.client for own in ready],
-                phase_round=request.phase_round or request.server_round,
-                phase_rounds=request.phase_rounds or experiment.num_rounds,
-            )
+        group = _train(messages, contexts, replies)
     except Exception as error:  # whoever is at fault says so when it is trained alone
         log.warning("clients are trained one by one: %s", error)
+        group = None
+    if group is None:
         return [app(message, ctx) for message, ctx in zip(messages, contexts, strict=True)]
-    finite = _finite([weights for weights, _ in trained])
-    for own, (weights, report), is_finite in zip(ready, trained, finite, strict=True):
+    finite = _finite([weights for weights, _ in group.trained])
+    for own, (weights, report), is_finite in zip(group.ready, group.trained, finite, strict=True):
         message, context = messages[own.place], contexts[own.place]
         if is_finite:
-            save_state(experiment.recipe, network, {}, context.state, request.phase)
+            save_state(group.recipe, group.network, {}, context.state, group.phase)
             replies[own.place] = _reply(message, own, weights, report)
         else:
             reason = "FloatingPointError: training diverged: weights are not finite; lower train.lr"
             replies[own.place] = protocol.error_reply(message, reason)
     return [replies[place] for place in range(len(messages))]
+
+
+def _train(
+    messages: Sequence[Message], contexts: Sequence[Context], replies: dict[int, Message]
+) -> _Group:
+    """Train all clients that can be prepared; who cannot gets an error reply."""
+    request = protocol.read_request(messages[0])
+    experiment = Experiment.from_json(request.experiment)
+    network = _loaded(request, experiment, contexts[0])
+    ready = _prepare(experiment, messages, contexts, replies)
+    trained: list[tuple[Tensors, FitReport]] = []
+    if ready:
+        trained = fit_together(
+            network,
+            [own.shard for own in ready],
+            experiment.recipe,
+            seed=experiment.seed,
+            server_round=request.server_round,
+            clients=[own.client for own in ready],
+            phase_round=request.phase_round or request.server_round,
+            phase_rounds=request.phase_rounds or experiment.num_rounds,
+        )
+    return _Group(experiment.recipe, network, request.phase, ready, trained)
 
 
 def _loaded(request: protocol.Request, experiment: Experiment, context: Context) -> nn.Module:

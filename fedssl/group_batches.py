@@ -58,6 +58,9 @@ class GroupLoader:
         batch_size: B, labeled examples a step and client.
         num_steps: Steps of the round.
         streams: One of each client.
+
+    Raises:
+        ValueError: Some images are bytes, others floats.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class GroupLoader:
         num_steps: int,
         streams: Sequence[Stream],
     ) -> None:
+        if len({shard.images.dtype for shard in shards}) > 1:
+            raise ValueError("images of different types cannot be put into one batch")
         self._spec = shards[0].spec
         self._augment = augment
         self._num_steps = num_steps

@@ -74,3 +74,10 @@ def test_whatever_views_are_asked_for(views):
 
 def test_an_augmentation_that_draws_while_it_works_is_called_for_each_client():
     check(shards(), Views(("weak",), ("weak", "strong")), Augment(strong=Own()))
+
+
+def test_bytes_and_floats_are_not_put_into_one_batch():
+    """Side by side, torch would take 255 for a float."""
+    own = [shards()[0], shards(dtype=torch.float32)[1]]
+    with pytest.raises(ValueError, match="different types"):
+        check(own, Views(), Augment())
