@@ -109,7 +109,10 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     for own, (weights, report), is_finite in zip(group.ready, group.trained, finite, strict=True):
         message, context = messages[own.place], contexts[own.place]
         if is_finite:
-            save_state(group.recipe, group.network, {}, context.state, group.phase)
+            if (
+                context.state
+            ):  # whoever is fused keeps nothing: only an earlier phase can have left something
+                save_state(group.recipe, group.network, {}, context.state, group.phase)
             replies[own.place] = _reply(message, own, weights, report)
         else:
             reason = "FloatingPointError: training diverged: weights are not finite; lower train.lr"

@@ -1,8 +1,8 @@
 """Several small clients in one step: the batches and updates that each alone would have, but for rounding."""
 
 import copy
+import dataclasses
 import functools
-import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
@@ -32,6 +32,9 @@ SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
 
 WORTH = 1.15
 """Least gain for which the measured choice fuses: below it, noise decides."""
+
+LONG = 0.02
+"""Seconds of a step from which on nothing is tried: it is not calls that it waits for, and trying would take long."""
 
 
 def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
@@ -122,7 +125,7 @@ def fit_together(
 def worth_fusing(
     network: nn.Module, shards: Sequence[Shard], recipe: Recipe, *, repeats: int = 3
 ) -> int:
-    """Measure, and return the group size at which a client takes the least time; 0 if that is alone.
+    """Measure a step, and return the group size at which a client takes the least time; 0 if that is alone.
 
     It depends on the machine and on the moment: whoever asks must keep the answer for all of a run.
 
@@ -130,40 +133,42 @@ def worth_fusing(
         network: As for `fit_together`.
         shards: Clients of one `fusion_key`; no group larger than these is tried.
         recipe: How they learn.
-        repeats: Medians are over so many turns.
+        repeats: Turns of each size, of which the fastest counts.
     """
     if why_not(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
         return 0
-    alone = copy.deepcopy(network)
-    place = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
+    one_step = {"local_steps": 1, "local_epochs": None}
+    step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
+    own = copy.deepcopy(network)
+    when = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
 
-    def by_itself() -> None:
+    def one_by_one() -> None:
         for client, shard in enumerate(shards[: SIZES[0]]):
-            fit(alone, shard, recipe, {}, client=client, **place)
+            fit(own, shard, step, {}, client=client, **when)
 
     def together(size: int) -> None:
-        fit_together(network, shards[:size], recipe, clients=range(size), **place)
+        fit_together(network, shards[:size], step, clients=range(size), **when)
 
-    sizes = [size for size in SIZES if size <= len(shards)]
-    trials: list[Callable[[], None]] = [by_itself]
-    trials += [functools.partial(together, size) for size in sizes]
-    seconds = _medians(trials, [SIZES[0], *sizes], repeats)
-    best = min(range(len(sizes)), key=lambda i: seconds[1 + i])
-    return sizes[best] if seconds[0] > WORTH * seconds[1 + best] else 0
+    alone = _seconds(one_by_one, repeats) / SIZES[0]
+    if alone > LONG:
+        return 0
+    tried = {
+        size: _seconds(functools.partial(together, size), repeats) / size
+        for size in SIZES
+        if size <= len(shards)
+    }
+    best = min(tried, key=tried.__getitem__)
+    return best if alone > WORTH * tried[best] else 0
 
 
-def _medians(
-    trials: Sequence[Callable[[], None]], shares: Sequence[int], repeats: int
-) -> list[float]:
-    """Return each trial's median seconds a share, over trials taking turns; the first turn warms up."""
-    seconds: list[list[float]] = [[] for _ in trials]
-    for turn in range(repeats + 1):
-        for trial, share, taken in zip(trials, shares, seconds, strict=True):
-            began = time.perf_counter()
-            trial()
-            if turn:
-                taken.append((time.perf_counter() - began) / share)
-    return [statistics.median(taken) for taken in seconds]
+def _seconds(trial: Callable[[], None], repeats: int) -> float:
+    """Return the processor time of the fastest turn, the first not counted: others on the machine take no part in it."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.process_time()
+        trial()
+        times.append(time.process_time() - began)
+    return min(times[1:])
 
 
 @functools.lru_cache(maxsize=2)

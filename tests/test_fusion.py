@@ -226,15 +226,24 @@ def test_the_measured_size_is_one_that_was_tried_or_none():
 
 @pytest.mark.parametrize(
     ("seconds", "size"),
-    [([1.0, 0.5, 0.4], 8), ([1.0, 0.3, 0.4], 4), ([1.0, 0.95, 0.9], 0), ([1.0, 2.0, 3.0], 0)],
+    [
+        ([4e-3, 2e-3, 3e-3], 8),
+        ([4e-3, 1e-3, 3e-3], 4),
+        ([4e-3, 3.8e-3, 7.2e-3], 0),
+        ([4e-3, 8e-3, 24e-3], 0),
+        ([0.4], 0),  # a long step; fusing is not tried
+    ],
 )
 def test_the_fastest_size_is_taken_if_it_pays(monkeypatch, seconds, size):
-    monkeypatch.setattr(fusion, "_medians", lambda trials, shares, repeats: seconds)
+    """Seconds of four clients alone, of four and of eight together."""
+    script = iter(seconds)
+    monkeypatch.setattr(fusion, "_seconds", lambda trial, repeats: trial() or next(script))
     many = [shard(seed=i) for i in range(8)]
     network = network_for(FixMatch())
     before = snapshot(network)
     assert worth_fusing(network, many, recipe(FixMatch())) == size
     assert all(torch.equal(before[k], v) for k, v in snapshot(network).items())
+    assert next(script, None) is None
 
 
 def test_a_small_model_is_faster_fused():
