@@ -72,9 +72,11 @@ def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
     model = CNN.model_validate({"widths": (16, 32), "hidden": 64, "norm": norm})
     network = build_network(model, method, shards[0].spec, 0)
 
+    optimizers = method.optimizers(network, recipe.train.make_optimizer)
+
     def one_by_one() -> None:
         for client, shard in enumerate(shards[:ALONE]):
-            fit(network, shard, recipe, {}, client=client, **WHEN)
+            fit(network, shard, recipe, {}, client=client, optimizers=optimizers, **WHEN)
 
     def together(size: int) -> Callable[[], None]:
         return lambda: fit_together(network, shards[:size], recipe, clients=range(size), **WHEN)

@@ -8,18 +8,18 @@ from typing import Literal
 
 import torch
 from flwr.app import Context, Message
-from torch import nn
 
-from clients.client_app import _device, _resident, app
+from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
-from clients.state import load_weights, save_state
+from clients.resident import Resident, resident
+from clients.state import save_state
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
 from fedssl.fusion import GROUP_SIZE, fit_together, fusion_key, groups, why_not, worth_fusing
 from fedssl.metrics.pseudo_labels import pseudo_label_coverage
 from fedssl.slots import Tensors
-from fedssl.training import FitReport, Recipe
+from fedssl.training import FitReport
 
 log = logging.getLogger("fedssl.fusion")
 
@@ -37,8 +37,7 @@ class _Ready:
 class _Group:
     """What was trained together, and by what."""
 
-    recipe: Recipe
-    network: nn.Module
+    here: Resident
     phase: int
     ready: list[_Ready]
     trained: list[tuple[Tensors, FitReport]]
@@ -47,8 +46,8 @@ class _Group:
 def why_apart(experiment: Experiment, device: str = "cpu") -> str | None:
     """Return None if this experiment's clients can be trained together, else one sentence that says why not."""
     spec = simulated_federation(experiment).data.spec
-    network = _resident(experiment, spec, torch.device(device)).network
-    return why_not(experiment.recipe, network, spec)
+    here = resident(experiment.to_json(), device)
+    return why_not(here.recipe, here.network, spec)
 
 
 def fusion_keys(experiment: Experiment, clients: Iterable[int]) -> list[Hashable]:
@@ -80,8 +79,8 @@ def group_size(
     federation = simulated_federation(experiment)
     longest = [clients[place] for place in max(cut, key=len)]
     shards = [federation.shard(client).to(torch.device(device)) for client in longest]
-    network = _resident(experiment, federation.data.spec, torch.device(device)).network
-    return worth_fusing(network, shards, experiment.recipe)
+    here = resident(experiment.to_json(), device)
+    return worth_fusing(here.network, shards, here.recipe)
 
 
 def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -92,11 +91,9 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     is trained alone.
 
     Args:
-        messages: To clients of one of `fusion_keys`.
+        messages: To clients of one of `fusion_keys`; that they share one content is looked at.
         contexts: Of the same clients; written to, as the app does.
     """
-    if any(message.content is not messages[0].content for message in messages):
-        raise ValueError("requests that are answered together must share one content")
     replies: dict[int, Message] = {}
     try:
         group = _train(messages, contexts, replies)
@@ -109,10 +106,8 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     for own, (weights, report), is_finite in zip(group.ready, group.trained, finite, strict=True):
         message, context = messages[own.place], contexts[own.place]
         if is_finite:
-            if (
-                context.state
-            ):  # whoever is fused keeps nothing: only an earlier phase can have left something
-                save_state(group.recipe, group.network, {}, context.state, group.phase)
+            if context.state:  # of an earlier phase: whoever is fused keeps nothing
+                save_state(group.here.recipe, group.here.weights, {}, context.state, group.phase)
             replies[own.place] = _reply(message, own, weights, report)
         else:
             reason = "FloatingPointError: training diverged: weights are not finite; lower train.lr"
@@ -124,32 +119,27 @@ def _train(
     messages: Sequence[Message], contexts: Sequence[Context], replies: dict[int, Message]
 ) -> _Group:
     """Train all clients that can be prepared; who cannot gets an error reply."""
+    if any(message.content is not messages[0].content for message in messages):
+        raise ValueError("their requests do not share one content")
     request = protocol.read_request(messages[0])
-    experiment = Experiment.from_json(request.experiment)
-    network = _loaded(request, experiment, contexts[0])
+    here = resident(request.experiment, device_of(contexts[0]))
+    experiment = here.experiment
+    set_threads(experiment)
+    here.weights.load(request.arrays, contexts[0].state)  # fused clients have none of their own
     ready = _prepare(experiment, messages, contexts, replies)
     trained: list[tuple[Tensors, FitReport]] = []
     if ready:
         trained = fit_together(
-            network,
+            here.network,
             [own.shard for own in ready],
-            experiment.recipe,
+            here.recipe,
             seed=experiment.seed,
             server_round=request.server_round,
             clients=[own.client for own in ready],
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-    return _Group(experiment.recipe, network, request.phase, ready, trained)
-
-
-def _loaded(request: protocol.Request, experiment: Experiment, context: Context) -> nn.Module:
-    """Return this process's network with the weights that were sent; fused clients have none of their own."""
-    spec = simulated_federation(experiment).data.spec
-    resident = _resident(experiment, spec, _device(experiment, context))
-    method = experiment.method
-    load_weights(method, resident.network, request.arrays, resident.private, context.state)
-    return resident.network
+    return _Group(here, request.phase, ready, trained)
 
 
 def _prepare(
@@ -163,7 +153,7 @@ def _prepare(
     for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:
             local = local_data(experiment, context)
-            shard = local.federation.shard(local.client).to(_device(experiment, context))
+            shard = local.federation.shard(local.client).to(torch.device(device_of(context)))
             ready.append(_Ready(place, local.client, shard))
         except Exception:
             replies[place] = protocol.error_reply(message, traceback.format_exc())

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -140,11 +141,12 @@ def worth_fusing(
     one_step = {"local_steps": 1, "local_epochs": None}
     step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
     own = copy.deepcopy(network)
-    when = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
+    optimizers = step.method.optimizers(own, step.train.make_optimizer)
+    when: dict[str, Any] = dict(seed=0, server_round=0, phase_round=1, phase_rounds=1)
 
     def one_by_one() -> None:
         for client, shard in enumerate(shards[: SIZES[0]]):
-            fit(own, shard, step, {}, client=client, **when)
+            fit(own, shard, step, {}, client=client, optimizers=optimizers, **when)
 
     def together(size: int) -> None:
         fit_together(network, shards[:size], step, clients=range(size), **when)

@@ -144,10 +144,15 @@ def test_a_broken_request_is_answered_as_alone():
     assert all("carries no 'experiment'" in reply.error.reason for reply in replies)
 
 
-def test_requests_of_other_contents_are_not_answered_together(fusible):
+def test_requests_of_other_contents_are_answered_one_by_one(fusible, caplog):
     first, second = requests(fusible, [0]), requests(fusible, [1])
-    with pytest.raises(ValueError, match="share one content"):
-        train_together(first[0] + second[0], first[1] + second[1])
+    with caplog.at_level(logging.WARNING, "fedssl.fusion"):
+        replies = train_together(first[0] + second[0], first[1] + second[1])
+    assert "do not share one content" in caplog.text
+    assert (
+        replies[1].content[protocol.ARRAYS]
+        == (alone(*requests(fusible, [1]))[0].content[protocol.ARRAYS])
+    )
 
 
 def test_clients_are_told_apart_by_their_steps_and_whether_they_have_labels():
