@@ -142,7 +142,7 @@ def worth_fusing(
     step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
     own = copy.deepcopy(network)
     optimizers = step.method.optimizers(own, step.train.make_optimizer)
-    when: dict[str, Any] = dict(seed=0, server_round=0, phase_round=1, phase_rounds=1)
+    when: dict[str, Any] = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
 
     def one_by_one() -> None:
         for client, shard in enumerate(shards[: SIZES[0]]):

@@ -96,7 +96,7 @@ def test_every_method_fuses_to_the_same_weights_or_says_why_not(name, labeled):
         check_parity(network, shards(labeled), plan, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FUSES)
+@pytest.mark.parametrize("name", sorted(FUSES))
 def test_in_double_precision_nothing_but_rounding_is_left(name):
     method = build(name)
     network = network_for(method, dtype=torch.float64)
