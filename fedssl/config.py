@@ -91,7 +91,7 @@ class ServerSection(Section):
 
 
 class EngineSection(Section):
-    """The ``[engine]`` section: where clients run. It cannot change a result."""
+    """The ``[engine]`` section: where clients run. It cannot change a result, but for how sums round under ``fuse``."""
 
     kind: Literal["serial", "ray", "flower"] = Field(
         "ray",
@@ -103,6 +103,11 @@ class EngineSection(Section):
         None,
         ge=0,
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
+    )
+    fuse: int | Literal["off", "on", "auto"] = Field(
+        "off",
+        description="clients trained in one step at most: a number, or on for 32; auto: what is fastest "
+        "here, measured once a run; changes the rounding of every sum",
     )
 
     cpu_workers: int = Field(
@@ -129,6 +134,8 @@ class EngineSection(Section):
     def _check(self) -> "EngineSection":
         if self.workers != "auto" and self.workers < 1:
             raise ValueError(f"workers = {self.workers}; it must be at least 1, or 'auto'")
+        if isinstance(self.fuse, int) and self.fuse < 2:
+            raise ValueError(f"fuse = {self.fuse}; it must be at least 2, or 'off', 'on' or 'auto'")
         gpus = self.gpus_per_worker
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_worker = {gpus}; above 1 it must be a whole number")
