@@ -81,12 +81,12 @@ def main(
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
-    _tell_of_data()
+    _tell()
 
 
-def _tell_of_data() -> None:
-    """Let what is said while data is prepared, which can take minutes, appear on stderr."""
-    log = logging.getLogger("fedssl.data")
+def _tell() -> None:
+    """Let what is said while data is prepared, which can take minutes, and of workers appear on stderr."""
+    log = logging.getLogger("fedssl")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -45,18 +46,20 @@ def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
 
 
 def groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
-    """Cut the places 0, 1, ... of a cohort into runs of equal keys, each of at most `size`, in order.
+    """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size`, in order.
+
+    A run of equal keys is cut into as few groups as it takes, of nearly equal size.
 
     Args:
         keys: The key of each place.
         size: At least 1.
     """
     cut: list[list[int]] = []
-    for place, key in enumerate(keys):
-        if cut and len(cut[-1]) < size and keys[cut[-1][-1]] == key:
-            cut[-1].append(place)
-        else:
-            cut.append([place])
+    for _, run in itertools.groupby(range(len(keys)), key=lambda place: keys[place]):
+        places = list(run)
+        count = -(-len(places) // size)
+        edges = [len(places) * i // count for i in range(count + 1)]
+        cut += [places[a:b] for a, b in itertools.pairwise(edges)]
     return cut
 
 

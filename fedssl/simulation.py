@@ -122,9 +122,10 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
     from clients.client_app import app
+    from clients.fused_app import train_together
 
     clients, engine = experiment.federation.clients, experiment.engine
-    apps = Apps(app)
+    apps = Apps(app, train_together)
     patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid

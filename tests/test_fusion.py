@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 
 import pytest
@@ -206,13 +207,16 @@ def test_clients_of_one_key_take_the_same_steps_and_both_have_labels_or_neither(
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 7))
-def test_groups_are_runs_of_one_key_as_long_as_may_be(keys, size):
+def test_groups_are_even_parts_of_runs_of_one_key_and_as_few_as_may_be(keys, size):
     cut = groups(keys, size)
     assert [place for group in cut for place in group] == list(range(len(keys)))
     assert all(1 <= len(group) <= size for group in cut)
     assert all(len({keys[place] for place in group}) == 1 for group in cut)
-    for first, second in itertools.pairwise(cut):
-        assert len(first) == size or keys[first[0]] != keys[second[0]]
+    for _, run in itertools.groupby(range(len(keys)), key=lambda place: keys[place]):
+        places = set(run)
+        sizes = [len(group) for group in cut if places.issuperset(group)]
+        assert len(sizes) == math.ceil(len(places) / size)
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_the_measured_size_is_one_that_was_tried_or_none():
