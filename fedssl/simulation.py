@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from fedssl.config import EngineSection, Experiment
+from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     MB,
@@ -13,6 +13,7 @@ from fedssl.engine.plan import (
     available_cores,
     available_memory,
     plan_workers,
+    slots_on_a_gpu,
 )
 from fedssl.errors import InputError, RunFailed
 from fedssl.record.rows import Observer, Outcome
@@ -137,7 +138,7 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     grid = RayGrid(
         apps,
         clients,
-        _wish(engine),
+        _wish(experiment),
         most_workers=experiment.largest_sample,
         address=engine.address,
         patience=patience,
@@ -147,14 +148,25 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     return grid
 
 
-def _wish(engine: EngineSection) -> Wish:
-    memory = engine.memory_per_worker
-    return Wish(
-        engine.workers,
-        engine.gpus_per_worker,
-        engine.cpu_workers,
-        None if memory is None else memory * MB,
-    )
+def _wish(experiment: Experiment) -> Wish:
+    """Return what an experiment asks of workers; measured, where it says so."""
+    import torch
+
+    engine = experiment.engine
+    share, memory = engine.gpus_per_worker, engine.memory_per_worker
+    if memory != "measured":
+        megabytes = None if memory is None else memory * MB
+        return Wish(engine.workers, share, engine.cpu_workers, megabytes)
+    from clients.measuring import measured_bytes
+
+    if share == 0 or not torch.cuda.is_available():
+        taken = measured_bytes(experiment, "cpu")
+        log.info("a worker with the largest client takes %.0f MB", taken / MB)
+        return Wish(engine.workers, share, engine.cpu_workers, taken)
+    taken = measured_bytes(experiment, "cuda:0")
+    slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
+    log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
+    return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
@@ -164,7 +176,7 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
-    return plan_workers(_wish(engine), [this_machine()], experiment.largest_sample)
+    return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
 
 
 def this_machine() -> Node:
