@@ -9,12 +9,23 @@ from flwr.serverapp import Grid
 from fedssl.config import Experiment
 from fedssl.engine.client_states import MEGABYTE
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
-from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.engine.plan import (
+    MB,
+    Node,
+    Wish,
+    WorkerPlan,
+    available_cores,
+    available_memory,
+    plan_workers,
+    slots_on_a_gpu,
+)
 from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import Interrupts, handlers_kept
 from fedssl.record.rows import Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Devices, Floats
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -127,9 +138,10 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
     from clients.client_app import app
+    from clients.fused_app import train_together
 
     clients, engine = experiment.federation.clients, experiment.engine
-    apps = Apps(app)
+    apps = Apps(app, train_together)
     patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
@@ -139,26 +151,55 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     with handlers_kept():  # Ray takes SIGTERM
         from fedssl.engine.ray_grid import RayGrid
 
-        return RayGrid(
+        grid = RayGrid(
             apps,
             clients,
-            workers=engine.workers,
-            gpus_per_worker=engine.gpus_per_worker,
+            _wish(experiment),
             most_workers=experiment.largest_sample,
+            address=engine.address,
             patience=patience,
         )
+    if grid.plan.warning:
+        log.warning("%s", grid.plan.warning)
+    return grid
+
+
+def _wish(experiment: Experiment) -> Wish:
+    """Return what an experiment asks of workers; measured, where it says so."""
+    import torch
+
+    engine = experiment.engine
+    share, memory = engine.gpus_per_worker, engine.memory_per_worker
+    if memory != "measured":
+        megabytes = None if memory is None else memory * MB
+        return Wish(engine.workers, share, engine.cpu_workers, megabytes)
+    from clients.measuring import measured_bytes
+
+    if share == 0 or not torch.cuda.is_available():
+        taken = measured_bytes(experiment, "cpu")
+        log.info("a worker with the largest client takes %.0f MB", taken / MB)
+        return Wish(engine.workers, share, engine.cpu_workers, taken)
+    taken = measured_bytes(experiment, "cuda:0")
+    slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
+    log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
+    return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by the cores and GPUs that torch sees here."""
+    """Return the workers a run would use, by what there is here; of another cluster only that knows."""
     import torch
 
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
-    gpus = torch.cuda.device_count()
-    most = experiment.largest_sample
-    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus, most)
+    return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
+
+
+def this_machine() -> Node:
+    """Return what torch and the system see here."""
+    import torch
+
+    return Node(available_cores(), torch.cuda.device_count(), available_memory())
 
 
 def _run_under_flower(

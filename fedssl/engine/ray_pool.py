@@ -53,7 +53,9 @@ class _Actor:
 
     def describe(self) -> dict[str, Any]:
         """Return what Ray gave this worker; answers once it is ready."""
-        return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ray.get_gpu_ids()
+        return {"device": self._device, "gpu_ids": gpus, "pid": os.getpid(), "node": node}
 
     def run(self, order: Order) -> Done:
         """Run an order's clients one after the other."""
@@ -91,13 +93,11 @@ class Pool:
         self.idle: list[int] = []
         """Actors that have nothing to do; whoever gives them something takes them off."""
         self._apps = ray.put(apps)
-        self._kind = ray.remote(
-            num_cpus=plan.cpus, num_gpus=plan.gpus, concurrency_groups={"watch": 1}
-        )(_Actor)
+        self._plan = plan
         self._busy: dict[Any, int] = {}
         self._lost_in_a_row = 0
-        self._actors: list[Any] = [None] * plan.workers
-        for worker in range(plan.workers):
+        self._actors: list[Any] = [None] * len(plan)
+        for worker in range(len(plan)):
             self._spawn(worker)
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class Pool:
         return self._actors[worker]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        """Return the device, GPU ids, process id and node of every actor; waits until all are ready."""
         calls = [actor.describe.remote() for actor in self._actors]
         described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
         return described
@@ -158,7 +158,13 @@ class Pool:
         self._actors = []
 
     def _spawn(self, worker: int) -> None:
-        self._actors[worker] = self._kind.remote(self._apps)
+        kind = ray.remote(
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus_of(worker),
+            memory=int(self._plan.memory),
+            concurrency_groups={"watch": 1},
+        )(_Actor)
+        self._actors[worker] = kind.remote(self._apps)
         self._busy[self._actors[worker].describe.remote()] = worker
 
     def _welcome(self, call: Any, worker: int) -> None:

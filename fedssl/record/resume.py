@@ -15,9 +15,6 @@ from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun, never_began, new_run_path
 
-DECIDES_BITS = ("fuse",)
-"""Settings of ``[engine]`` that can change a result; all others may differ when a run goes on."""
-
 MOST_NAMED = 8
 """Differences that a message names."""
 
@@ -97,8 +94,13 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
 
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
+    """Return what can change a result; of the engine, that is who is fused."""
     table = experiment.to_dict()
-    table["engine"] = {k: v for k, v in table["engine"].items() if k in DECIDES_BITS}
+    engine = table.pop("engine")
+    if engine["fuse"] != "off":
+        table["engine"] = {"fuse": engine["fuse"]}
+        if engine["kind"] == "flower":  # it fuses nobody
+            table["engine"]["kind"] = "flower"
     return table
 
 

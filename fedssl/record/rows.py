@@ -116,6 +116,7 @@ class RoundEnd:
         arrays: Global weights after it.
         ema: Their moving average.
         state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        incidents: What went wrong and was mended, such as a worker that was lost and replaced.
         snapshot: What the run could go on from; None if it could not.
     """
 
@@ -125,6 +126,7 @@ class RoundEnd:
     arrays: NamedArrays
     ema: NamedArrays
     state: NamedArrays
+    incidents: Sequence[str] = ()
     snapshot: "Snapshot | None" = None
 
 

@@ -135,6 +135,8 @@ class RunDirectory(Observer):
             self._table("clients.csv").add(end.clients)
             for failure in end.failures:
                 self._event("client_failed", **dataclasses.asdict(failure))
+            for incident in end.incidents:
+                self._event("incident", round=end.row.round, what=incident)
             self._table("rounds.csv").add([end.row])
         if end.snapshot is None:
             return

@@ -19,6 +19,7 @@ class Snapshot:
         strategy: What the strategy keeps between rounds.
         training: What the server's own training keeps.
         classifier_names: Names of the classifier's weights in itself -> in the phase's network.
+        fused_size: Clients trained in one step at most, by phase, which may have been measured; 0: one by one.
         virtual_seconds: The virtual clock; None without ``[system]``.
         seconds: Time that the run has taken.
         clients: What clients keep; None where that is not the grid's to know, and nothing is kept.
@@ -31,6 +32,7 @@ class Snapshot:
     strategy: NamedArrays
     training: NamedArrays
     classifier_names: Mapping[str, str]
+    fused_size: Mapping[int, int]
     virtual_seconds: float | None
     seconds: float
     clients: KeptStates | None

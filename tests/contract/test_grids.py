@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from clients.client_app import app as real_app
 from fedssl import protocol
 from fedssl.engine.local_grid import Apps, LocalGrid
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 
@@ -39,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
 
 @pytest.fixture(scope="module")
 def ray_grid() -> Iterator[RayGrid]:
-    grid = RayGrid(Apps(toy), CLIENTS, workers=2)
+    grid = RayGrid(Apps(toy), CLIENTS, Wish(2))
     yield grid
     grid.close()
 

@@ -5,6 +5,7 @@ import pytest
 
 from clients.client_app import app
 from fedssl.engine.local_grid import Apps
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
@@ -29,7 +30,7 @@ def name_of(method):
 
 @pytest.fixture(scope="module")
 def ray_grid():
-    grid = RayGrid(Apps(app), 6, workers=3)
+    grid = RayGrid(Apps(app), 6, Wish(3))
     yield grid
     grid.close()
 

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedssl import protocol
 from fedssl.engine.local_grid import Apps, Patience
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.reduction import CohortSums, Reduction, by_examples
 from fedssl.errors import RunFailed
@@ -53,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[RayGrid]:
-    grid = RayGrid(Apps(naughty), 9, workers=2, patience=Patience(retries=1, client_timeout=2))
+    grid = RayGrid(Apps(naughty), 9, Wish(2), patience=Patience(retries=1, client_timeout=2))
     grid.describe_workers()  # both are up: what follows is not their start
     yield grid
     grid.close()
@@ -153,12 +154,13 @@ def test_an_iterator_that_nobody_reads_to_its_end_leaves_the_grid_usable(patient
 def test_workers_that_cannot_start_end_the_run():
     out = in_a_ray_of_its_own("""
         from fedssl.engine.local_grid import Apps
+        from fedssl.engine.plan import Wish
         from fedssl.engine.ray_grid import RayGrid
         from fedssl.errors import RunFailed
         from tests.engine.test_ray_grid import Unreadable
 
         try:
-            RayGrid(Apps(Unreadable()), 4, workers=1).map(divmod, [(1, 1)])
+            RayGrid(Apps(Unreadable()), 4, Wish(1)).map(divmod, [(1, 1)])
         except RunFailed as error:
             print(error)
     """)
@@ -182,11 +184,19 @@ def _raise():
 
 def in_a_ray_of_its_own(code):
     """Run code against a Ray of its own that believes in two GPUs."""
-    whole = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
-    whole += textwrap.dedent(code)
+    start = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
+    return in_a_process_of_its_own(start + textwrap.dedent(code))
+
+
+def in_a_process_of_its_own(code):
+    """Run code in a fresh interpreter, which must end well, and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
-        [sys.executable, "-c", whole], capture_output=True, text=True, env=environment, timeout=200
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -197,16 +207,17 @@ def test_every_actor_gets_its_share_of_the_gpus_ray_sees():
     out = in_a_ray_of_its_own("""
         from collections import Counter
         from fedssl.engine.local_grid import Apps, Patience
+        from fedssl.engine.plan import Wish
         from fedssl.engine.ray_grid import RayGrid
         from fedssl.errors import InputError
         from tests.engine.test_ray_grid import naughty
 
         for workers, share in (("auto", None), ("auto", 0.5), (4, None), ("auto", 0)):
-            grid = RayGrid(Apps(naughty), 4, workers=workers, gpus_per_worker=share)
+            grid = RayGrid(Apps(naughty), 4, Wish(workers, share))
             print(grid.plan.workers, sorted(Counter(i for w in grid.describe_workers() for i in w["gpu_ids"]).items()))
             grid.close()
         try:
-            RayGrid(Apps(naughty), 4, workers=3, gpus_per_worker=1)
+            RayGrid(Apps(naughty), 4, Wish(3, 1))
         except InputError as error:
             print(error)
     """)

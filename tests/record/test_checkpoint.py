@@ -39,6 +39,7 @@ def snapshot(states: ClientStates | None, rounds: int) -> Snapshot:
         strategy={"m/b": np.ones(2)},
         training={},
         classifier_names={"weight": "first.weight"},
+        fused_size={0: 5},
         virtual_seconds=0.1 + 0.2,
         seconds=1.5,
         clients=states,
@@ -86,6 +87,7 @@ def test_a_checkpoint_is_read_as_it_was_written(path):
     assert found is not None
     assert (found.virtual_seconds, found.seconds) == (0.1 + 0.2, 1.5)
     assert found.classifier_names == taken.classifier_names
+    assert found.fused_size == taken.fused_size
     for part in ("arrays", "ema", "state", "strategy", "training"):
         was, now = getattr(taken, part), getattr(found, part)
         assert list(was) == list(now)  # in their order too: strategies zip
