@@ -3,12 +3,22 @@
 import logging
 from collections.abc import Sequence
 
+import torch
+
+from clients.client_app import app
+from clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.errors import InputError, RunFailed
+from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
 from fedssl.system.devices import Devices, Floats
+from strategies.base import strategy_of
+from strategies.census import Census
+from strategies.server_app import serve
+from strategies.server_training import check_server_method
+from strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 
 
 class Engine:
@@ -44,8 +54,6 @@ class Engine:
             InputError: The experiment asks for what is not there.
             RunFailed: The run could not go on.
         """
-        from strategies.server_app import serve
-
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
@@ -69,13 +77,6 @@ def check(experiment: Experiment) -> None:
 
     The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
-    from clients.local_data import simulated_federation
-    from fedssl.networks import build_network
-    from strategies.base import strategy_of
-    from strategies.census import Census
-    from strategies.server_training import check_server_method
-    from strategies.virtual_time import check_deadline, cohorts_of, make_clock
-
     plan_here(experiment)
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
@@ -97,10 +98,6 @@ def check(experiment: Experiment) -> None:
 
 def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
     """Return the virtual devices and the seconds that a round of the first phase takes each; None without them."""
-    from clients.local_data import simulated_federation
-    from strategies.census import Census
-    from strategies.virtual_time import make_clock, round_seconds
-
     clock = make_clock(experiment)
     if clock is None:
         return None
@@ -111,8 +108,6 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
-    from clients.client_app import app
-
     clients, engine = experiment.federation.clients, experiment.engine
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
@@ -131,8 +126,6 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
     """Return the workers a run would use, by the cores and GPUs that torch sees here."""
-    import torch
-
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
@@ -142,9 +135,7 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
 
 
 def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:
-    from clients.client_app import app
     from fedssl.engine.flower import simulate
-    from strategies.server_app import serve
 
     outcomes: list[Outcome] = []
     simulate(

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save
 
 from fedssl.config import Experiment
@@ -68,7 +70,7 @@ class RunDirectory(Observer):
             raise _unwritable(self.path, str(error.strerror)) from None
         (self.path / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
         self._write_json("environment.json", environment())
-        partition_table(federation).to_parquet(self.path / "partition.parquet", index=False)
+        pq.write_table(partition_table(federation), self.path / "partition.parquet")
         self._event("began", name=experiment.name, seed=experiment.seed)
 
     def round_ended(self, end: RoundEnd) -> None:
@@ -188,18 +190,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def partition_table(federation: Federation) -> pd.DataFrame:
+def partition_table(federation: Federation) -> pa.Table:
     """Return one line a training image.
 
     Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
     labeled, and with what label.
     """
-    return pd.DataFrame(
+    return pa.table(
         {
-            "row": np.arange(len(federation.owner)),
-            "client": federation.owner,
-            "label": federation.data.train.labels,
-            "labeled": federation.labeled,
-            "given": federation.given,
+            "row": _column(np.arange(len(federation.owner))),
+            "client": _column(federation.owner),
+            "label": _column(federation.data.train.labels),
+            "labeled": _column(federation.labeled),
+            "given": _column(federation.given),
         }
     )
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    memory = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])
