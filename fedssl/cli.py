@@ -156,19 +156,20 @@ def run(
             Experiment.load(file, [*overrides, f"seed={first + i}"]) for i in range(seeds)
         ]
     _refuse_twins(experiments)
-    for experiment in experiments:
-        check(experiment)
     console = Console()
     single = len(experiments) == 1
-    if out is None:
-        directories = [RunDirectory(new_run_path(experiment)) for experiment in experiments]
-    elif single:
-        directories = [RunDirectory(out)]
-    else:
-        directories = [RunDirectory(out / f"{e.name}-seed{e.seed}") for e in experiments]
     finished: list[tuple[Experiment, Outcome]] = []
     failures: list[RunFailed] = []
     with Engine() as workforce:
+        workforce.start(experiments[0])  # its workers make themselves ready while we do
+        for experiment in experiments:
+            check(experiment)
+        if out is None:
+            directories = [RunDirectory(new_run_path(experiment)) for experiment in experiments]
+        elif single:
+            directories = [RunDirectory(out)]
+        else:
+            directories = [RunDirectory(out / f"{e.name}-seed{e.seed}") for e in experiments]
         for experiment, directory in zip(experiments, directories, strict=True):
             display = PlainDisplay(console) if plain else make_display(console)
             try:

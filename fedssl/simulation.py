@@ -13,6 +13,7 @@ from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
 from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
+from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
 from strategies.base import strategy_of
 from strategies.census import Census
@@ -28,7 +29,7 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._grid: LocalGrid | None = None
+        self._grid: InBackground[LocalGrid] | None = None
         self._made_for: object = None
 
     def __enter__(self) -> "Engine":
@@ -40,8 +41,15 @@ class Engine:
     def close(self) -> None:
         """Let go of the workers."""
         if self._grid is not None:
-            self._grid.close()
-            self._grid = None
+            grid, self._grid = self._grid, None
+            grid.end(lambda made: made.close())
+
+    def start(self, experiment: Experiment) -> None:
+        """Begin to start the workers that an experiment will want, and return at once."""
+        if experiment.engine.kind != "flower":
+            self.close()
+            self._grid = InBackground(lambda: _make_grid(experiment))
+            self._made_for = _workers_of(experiment)
 
     def run(self, experiment: Experiment, observers: Sequence[Observer] = ()) -> Outcome:
         """Run one experiment on the engine it names.
@@ -61,15 +69,17 @@ class Engine:
         return serve(experiment, self._grid_for(experiment), observers)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
-        clients = experiment.federation.clients
-        wanted = (experiment.engine, experiment.largest_sample)
-        if self._grid is not None and self._made_for == wanted:
-            self._grid.restart(clients)
-        else:
-            self.close()
-            self._grid = _make_grid(experiment)
-            self._made_for = wanted
-        return self._grid
+        if self._grid is None or self._made_for != _workers_of(experiment):
+            self.start(experiment)
+        assert self._grid is not None
+        grid = self._grid.result()
+        grid.restart(experiment.federation.clients)
+        return grid
+
+
+def _workers_of(experiment: Experiment) -> object:
+    """Return what the workers depend on."""
+    return experiment.engine, experiment.largest_sample
 
 
 def check(experiment: Experiment) -> None:

@@ -1,12 +1,9 @@
 """The parallel grid: long-lived Ray actors that are handed chunks of clients as they fall idle."""
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -16,7 +13,8 @@ from flwr.clientapp import ClientApp
 
 from fedssl import protocol
 from fedssl.engine.local_grid import LocalGrid
-from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.engine.plan import WorkerPlan, plan_workers
+from fedssl.engine.ray_start import spawn, start_ray
 
 CALL_SECONDS = 0.05
 """Work that a call to an actor should carry at least."""
@@ -112,14 +110,7 @@ class RayGrid(LocalGrid):
         super().__init__(num_clients)
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            with _workers_environment():
-                ray.init(
-                    address="local",
-                    num_cpus=available_cores(),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="error",
-                )
+            start_ray()
         resources = ray.cluster_resources()
         self._plan = plan_workers(
             workers,
@@ -128,7 +119,7 @@ class RayGrid(LocalGrid):
             resources.get("GPU", 0.0),
             most_workers,
         )
-        self._app = ray.put(app)
+        self._parts = ray.put((_Worker, app))
         self._client_seconds = 0.0
         self._workers = [self._spawn() for _ in range(self._plan.workers)]
 
@@ -231,29 +222,7 @@ class RayGrid(LocalGrid):
             yield protocol.error_reply(message, f"no reply within {timeout:g} s", raised=False)
 
     def _spawn(self) -> Any:
-        actor = ray.remote(num_cpus=self._plan.cpus, num_gpus=self._plan.gpus)(_Worker)
-        return actor.remote(self._app)
-
-
-@contextmanager
-def _workers_environment() -> Iterator[None]:
-    """Set what Ray's workers inherit from the environment Ray is started in, and put it back.
-
-    They need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its own).
-    That actors without a GPU still see the machine's is Ray's coming default: our workers name their device themselves.
-    """
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    wanted = {"PYTHONPATH": path, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        return spawn(self._parts, self._plan)
 
 
 class _SharedContents:
