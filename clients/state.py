@@ -7,62 +7,21 @@ import torch
 from flwr.app import RecordDict
 from torch import nn
 
+from clients.weights import Weights
 from fedssl import protocol
+from fedssl.aggregation import is_finite
 from fedssl.data.shard import Shard
-from fedssl.methods.base import Method
 from fedssl.slots import State, Tensors
 from fedssl.training import Recipe
-
-PRIVATE = "private"
-"""Begins the name of the record that holds the weights a method does not share."""
 
 PHASE = "phase-"
 """Begins the names of records that hold state, which belongs to its phase."""
 
 
-def private_weights(method: Method, network: nn.Module) -> Tensors:
-    """Return a copy of the weights that a method does not share."""
-    weights = network.state_dict().items()
-    return {name: tensor.clone() for name, tensor in weights if not method.is_shared(name)}
-
-
-def load_weights(
-    method: Method,
-    network: nn.Module,
-    arrays: Mapping[str, Any],
-    initial: Tensors,
-    kept: RecordDict,
-) -> None:
-    """Overwrite every weight of a network: shared ones with the server's, private ones with the client's own.
-
-    The network may last have served another client, of which nothing must stay.
-
-    Args:
-        method: Says which weights are shared.
-        network: Written to.
-        arrays: What the server sent.
-        initial: Private weights of a client in its first round.
-        kept: What the client kept from its earlier rounds.
-
-    Raises:
-        ValueError: The server sent too little, or other shapes.
-    """
-    shared = [name for name in network.state_dict() if method.is_shared(name)]
-    protocol.load_network(network, arrays, shared)
-    record = kept.array_records.get(_private(method))
-    if record is not None:
-        protocol.load_network(network, protocol.from_record(record), initial)
-    elif initial:
-        network.load_state_dict(initial, strict=False)
-
-
-def refuse_divergence(network: nn.Module, state: State) -> None:
+def refuse_divergence(weights: Weights, state: State) -> None:
     """Raise `FloatingPointError` if training left anything that is not finite, before it is kept or sent."""
-    tensors = [
-        *network.state_dict().values(),
-        *(t for slot in state.values() for t in slot.values()),
-    ]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    tensors = [*weights.all.values(), *(t for slot in state.values() for t in slot.values())]
+    if not is_finite({str(i): protocol.as_numpy(tensor) for i, tensor in enumerate(tensors)}):
         raise FloatingPointError(
             "training diverged: weights or state are not finite; lower train.lr"
         )
@@ -89,12 +48,11 @@ def load_state(
     device = shard.images.device
     state: State = {}
     for slot in recipe.slots():
-        record = kept.array_records.get(_in_phase(phase, slot.name))
         found: Mapping[str, Any] = {}
         if slot.scope == "server":
             found = protocol.slot_arrays(shared, slot.name)
-        elif slot.scope == "client" and record is not None:
-            found = protocol.from_record(record)
+        elif slot.scope == "client":
+            found = protocol.arrays_of(kept, _in_phase(phase, slot.name)) or {}
         if found:
             state[slot.name] = _tensors(found, device)
         else:
@@ -105,27 +63,20 @@ def load_state(
 
 
 def save_state(
-    recipe: Recipe, network: nn.Module, state: State, kept: RecordDict, phase: int
+    recipe: Recipe, weights: Weights, state: State, kept: RecordDict, phase: int
 ) -> None:
     """Keep ``client`` slots and private weights for the client's next round, in place.
 
     A phase begins with fresh state, at the client as at the server: what an earlier one left is dropped. Private
     weights are weights, and go on.
     """
-    for name in list(kept.array_records):
+    for name in list(kept):
         if name.startswith(PHASE) and not name.startswith(_in_phase(phase, "")):
             del kept[name]
     for slot in recipe.slots():
         if slot.scope == "client":
             kept[_in_phase(phase, slot.name)] = protocol.to_record(state[slot.name])
-    private = private_weights(recipe.method, network)
-    if private:
-        kept[_private(recipe.method)] = protocol.to_record(private)
-
-
-def shared_weights(method: Method, network: nn.Module) -> Tensors:
-    """Return the weights that go back to the server."""
-    return {k: v for k, v in network.state_dict().items() if method.is_shared(k)}
+    weights.keep_private(kept)
 
 
 def shared_state(recipe: Recipe, state: State) -> Tensors:
@@ -140,10 +91,6 @@ def shared_state(recipe: Recipe, state: State) -> Tensors:
 
 def _in_phase(phase: int, slot: str) -> str:
     return f"{PHASE}{phase}.{slot}"
-
-
-def _private(method: Method) -> str:
-    return f"{PRIVATE}.{method.kind}"
 
 
 def _tensors(arrays: Mapping[str, Any], device: torch.device) -> Tensors:

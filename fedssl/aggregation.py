@@ -7,16 +7,21 @@ import numpy as np
 import numpy.typing as npt
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
-Sums = dict[str, npt.NDArray[np.float64]]
+Double = npt.NDArray[np.float64]
+Sums = dict[str, Double]
+Span = tuple[int, int]
+"""Positions from the first up to, and without, the second."""
 
 
 class WeightedSum:
-    """Sum of weight_i * arrays_i over positions 0 .. size-1, added in any order, one at a time.
+    """Sum of weight_i * arrays_i over positions 0 .. size-1, added in any order, one at a time or as sums of parts.
 
-    Positions are the leaves of a binary tree; two siblings are added as soon as both are there. The shape of the tree
-    depends on `size` alone, so the bits do not depend on who came first. At most the unmatched siblings are held:
-    about log2(size) models when replies come roughly in order. Sums are double precision: the mean of equal single
-    precision models is that model, exactly.
+    Positions are the leaves of a binary tree in which every node is cut in the middle; two siblings are added as soon
+    as both are there. The shape of the tree depends on `size` alone, so the bits depend neither on who came first nor
+    on where a node was summed: whoever has all positions of a node may sum them apart (`WeightedSum` of its length has
+    the same shape) and hand in the result. At most the unmatched siblings are held: about log2(size) models when
+    replies come roughly in order. Sums are double precision: the mean of equal single precision models is that model,
+    exactly.
 
     Args:
         size: Number of positions; every one must be added or skipped before `result`.
@@ -26,7 +31,7 @@ class WeightedSum:
         if size < 1:
             raise ValueError(f"a sum needs at least one position, not {size}")
         self._size = size
-        self._nodes: dict[tuple[int, int], tuple[Sums | None, float]] = {}
+        self._nodes: dict[Span, tuple[Sums | None, float]] = {}
 
     def add(self, position: int, arrays: Arrays, weight: float) -> None:
         """Add one model at its position.
@@ -44,43 +49,99 @@ class WeightedSum:
             name: np.asarray(np.multiply(array, weight, dtype=np.float64))
             for name, array in arrays.items()
         }
-        self._climb(position, sums, float(weight))
+        self.add_part((position, position + 1), sums, float(weight))
 
     def skip(self, position: int) -> None:
         """Leave a position out."""
-        self._climb(position, None, 0.0)
+        self.add_part((position, position + 1), None, 0.0)
+
+    def add_part(self, span: Span, sums: Sums | None, weight: float) -> None:
+        """Add the sum over all positions of a node, as a `WeightedSum` of its length gives it.
+
+        Args:
+            span: First position, and the one behind the last; a node of this tree, as `parts` gives them.
+            sums: May be written to from now on, where they can be.
+            weight: Behind them.
+        """
+        *above, node = self._path(span)
+        if node in self._nodes:
+            raise ValueError(f"positions {span} were added twice")
+        for parent in reversed(above):
+            sibling = _other_half(parent, node)
+            if sibling not in self._nodes:
+                break
+            other, other_weight = self._nodes.pop(sibling)
+            sums, weight, node = _plus(sums, other), weight + other_weight, parent
+        self._nodes[node] = (sums, weight)
 
     def result(self) -> tuple[Sums | None, float]:
         """Return (sums, total weight); sums are None if every position was left out."""
-        root = (max(0, (self._size - 1).bit_length()), 0)
-        if set(self._nodes) != {root}:
+        if set(self._nodes) != {(0, self._size)}:
             raise ValueError("some positions were neither added nor skipped")
-        return self._nodes[root]
+        return self._nodes[0, self._size]
 
-    def _climb(self, position: int, sums: Sums | None, weight: float) -> None:
-        if not 0 <= position < self._size:
-            raise ValueError(f"position {position} is not below {self._size}")
-        level, index = 0, position
-        while (1 << level) < self._size:
-            sibling = index ^ 1
-            beyond = (sibling << level) >= self._size
-            if not beyond and (level, sibling) not in self._nodes:
-                break
-            other, other_weight = (None, 0.0) if beyond else self._nodes.pop((level, sibling))
-            sums, weight = _plus(sums, other), weight + other_weight
-            level, index = level + 1, index >> 1
-        if (level, index) in self._nodes:
-            raise ValueError(f"position {position} was added twice")
-        self._nodes[level, index] = (sums, weight)
+    def _path(self, span: Span) -> list[Span]:
+        """Return the nodes from the root down to one."""
+        path = [(0, self._size)]
+        low, high = span
+        if not 0 <= low < high <= self._size:
+            raise ValueError(f"positions {span} are not among the {self._size}")
+        while path[-1] != span:
+            left, right = halves(path[-1])
+            path.append(left if low < left[1] else right)
+            if path[-1][0] > low or path[-1][1] < high:
+                raise ValueError(f"positions {span} are no node of a tree of {self._size}")
+        return path
+
+
+def halves(span: Span) -> tuple[Span, Span]:
+    """Return the two children of a node of more than one position; the right one is the longer, if one is."""
+    low, high = span
+    middle = low + (high - low) // 2
+    return (low, middle), (middle, high)
+
+
+def parts(span: Span, count: int) -> list[Span]:
+    """Cut a node into at least `count` nodes of nearly equal length, as far as its length allows; in order."""
+    cut = [span]
+    while len(cut) < count and any(high - low > 1 for low, high in cut):
+        cut = [
+            half for node in cut for half in (halves(node) if node[1] - node[0] > 1 else (node,))
+        ]
+    return cut
+
+
+def without(span: Span, position: int) -> list[Span]:
+    """Return the nodes that make up a node but for one position; in order."""
+    before: list[Span] = []
+    after: list[Span] = []
+    while span[1] - span[0] > 1:
+        left, right = halves(span)
+        if position < left[1]:
+            after.append(right)
+            span = left
+        else:
+            before.append(left)
+            span = right
+    return [*before, *reversed(after)]
+
+
+def _other_half(parent: Span, node: Span) -> Span:
+    left, right = halves(parent)
+    return right if node == left else left
 
 
 def _plus(first: Sums | None, second: Sums | None) -> Sums | None:
-    """Add two sums, into the first one's memory."""
+    """Add two sums, into the memory of one that may be written to, if one may."""
     if first is None or second is None:
         return second if first is None else first
-    for name, array in first.items():
-        np.add(array, second[name], out=array)
-    return first
+    return {name: _add(array, second[name]) for name, array in first.items()}
+
+
+def _add(first: Double, second: Double) -> Double:
+    # What comes out of shared memory is read-only.
+    into = next((array for array in (first, second) if array.flags.writeable), None)
+    return np.asarray(np.add(first, second, out=into))
 
 
 def cohort_mean(

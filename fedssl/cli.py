@@ -255,10 +255,7 @@ def validate(file: File, settings: Settings = None) -> None:
     plan = plan_here(experiment)
     print(f"{file}: valid")
     print(f"  {describe(experiment, simulated_federation(experiment))}")
-    print(
-        f"  engine {experiment.engine.kind}: {plan.workers} workers, "
-        f"{plan.cpus:g} cores and {plan.gpus:g} GPUs each"
-    )
+    print(f"  engine {experiment.engine.kind}: {plan.describe()}")
 
 
 @app.command("list")
@@ -374,8 +371,9 @@ def doctor() -> None:
         import torch
 
         from fedssl.data.cache import CACHE_VARIABLE, cache_folder
-        from fedssl.engine.plan import plan_workers
+        from fedssl.engine.plan import AS_MANY_AS_FIT, plan_workers
         from fedssl.record.run_directory import environment
+        from fedssl.simulation import this_machine
 
     facts = environment()
     table = Table(show_header=False, show_edge=False)
@@ -393,9 +391,6 @@ def doctor() -> None:
     table.add_row(
         "data cache", f"{cache_folder()} ({kept / 1e6:,.0f} MB; {CACHE_VARIABLE} moves it)"
     )
-    plan = plan_workers("auto", None, facts["cores"], gpus)
-    table.add_row(
-        "a run would use",
-        f"{plan.workers} workers, {plan.cpus:g} cores and {plan.gpus:g} GPUs each",
-    )
+    plan = plan_workers(AS_MANY_AS_FIT, [this_machine()])
+    table.add_row("a run would use", plan.describe())
     Console().print(table)

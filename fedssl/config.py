@@ -76,6 +76,12 @@ class ServerSection(Section):
     )
     checkpoint_every: int = Field(10, ge=1, description="rounds between saved weights")
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
+    min_success: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a round's clients that must succeed for the run to go on; one must in any case",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )
@@ -97,6 +103,26 @@ class EngineSection(Section):
         None,
         ge=0,
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
+    )
+
+    cpu_workers: int = Field(
+        0, ge=0, description="further actors without a GPU, beside those with one"
+    )
+    memory_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="MB of each actor; more than there is is refused; unset: not counted",
+    )
+    address: str | None = Field(
+        None, description="of a Ray cluster that runs already; unset: one is started here"
+    )
+    retries: int = Field(
+        1,
+        ge=0,
+        description="how often a client that raised, hung or lost its worker is tried again",
+    )
+    client_timeout: float | None = Field(
+        None, gt=0, description="seconds a client may take; unset: as long as server.timeout"
     )
 
     @model_validator(mode="after")

@@ -165,10 +165,8 @@ class Descent:
         self._train = train
         # One each: a scaler that serves two optimizers must be told when both have stepped.
         self._scalers = {
-            name: torch.amp.GradScaler(
-                device.type, init_scale=FIRST_LOSS_SCALE, enabled=train.precision == "fp16"
-            )
-            for name in optimizers
+            name: torch.amp.GradScaler(device.type, init_scale=FIRST_LOSS_SCALE)
+            for name in (optimizers if train.precision == "fp16" else ())
         }
 
     def set_lr(self, progress: Progress) -> None:
@@ -180,17 +178,30 @@ class Descent:
 
     def __call__(self, total: Tensor, name: str) -> None:
         """Minimize a scalar by one step of the named optimizer; one without a gradient leaves all as it is."""
-        optimizer, scaler = self._optimizers[name], self._scalers[name]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer, scaler = self._optimizers[name], self._scalers.get(name)
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in own:
+            parameter.grad = None  # zero_grad does this too, inside a record for the profiler
         if not total.requires_grad:
             return
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
         if self._train.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            own = [p for group in optimizer.param_groups for p in group["params"]]
+            if scaler is not None:
+                scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(own, self._train.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+
+def forget(optimizers: Optimizers) -> None:
+    """Make optimizers as they were before their first step, in place."""
+    for optimizer in optimizers.values():
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("initial_lr", group["lr"])
 
 
 def optimizer_tensors(optimizers: Optimizers) -> Tensors:

@@ -7,9 +7,9 @@ one metric record, as Flower's own strategies expect.
 import functools
 import io
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from flwr.app import (
     Context,
     Error,
     Message,
+    Metadata,
     MetricRecord,
     RecordDict,
 )
@@ -57,6 +58,10 @@ NUM_CONFIDENT = "num-confident"
 COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
 
 NamedArrays = dict[str, npt.NDArray[np.generic]]
+Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
+
+NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU, in a plain RuntimeError."""
 
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
@@ -77,6 +82,10 @@ def client_of(node: int) -> int:
 # ---- arrays ----
 
 
+_dtype_name = functools.lru_cache(str)
+"""Numpy spells a type's name out anew at every call."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
@@ -86,10 +95,21 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def _encode_array(array: npt.NDArray[Any]) -> Array:
-    """Build Flower's array around numpy's file format, with its header made once a shape."""
-    dtype, shape = str(array.dtype), tuple(array.shape)
-    data = _npy_header(dtype, shape) + array.tobytes()
-    return Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)
+    """Build Flower's array around numpy's file format, with its header made once a shape.
+
+    Its constructor takes longer to look at its arguments than a small array takes to copy, so what it would set is set
+    here; a test holds the two against each other.
+    """
+    dtype, shape = _dtype_name(array.dtype), tuple(array.shape)
+    encoded = Array.__new__(Array)
+    encoded.__dict__.update(
+        _is_dirty=True,
+        dtype=dtype,
+        shape=shape,
+        stype="numpy.ndarray",
+        data=_npy_header(dtype, shape) + array.tobytes(),
+    )
+    return encoded
 
 
 def _decode_array(array: Array) -> npt.NDArray[np.generic]:
@@ -97,17 +117,24 @@ def _decode_array(array: Array) -> npt.NDArray[np.generic]:
     header = _npy_header(array.dtype, tuple(array.shape))
     if array.stype == "numpy.ndarray" and array.data.startswith(header):
         flat = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
-        return cast("npt.NDArray[np.generic]", flat.reshape(array.shape))
+        return flat.reshape(array.shape)
     return cast("npt.NDArray[np.generic]", array.numpy())
+
+
+def _filled(record: Record, entries: Mapping[str, Any]) -> Record:
+    """Put entries of known types into an empty Flower record, past its checks of each (flwr 1.41)."""
+    record.__dict__["_data"].update(entries)
+    return record
 
 
 def to_record(arrays: Mapping[str, npt.NDArray[Any] | Tensor]) -> ArrayRecord:
     """Write named arrays or tensors as a Flower record."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-        record[name] = _encode_array(values)
-    return record
+    return _filled(ArrayRecord(), {n: _encode_array(as_numpy(a)) for n, a in arrays.items()})
+
+
+def as_numpy(array: npt.NDArray[Any] | Tensor) -> npt.NDArray[Any]:
+    """Return a tensor as a numpy array, of the same memory where that is the CPU's."""
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
 
 
 def from_record(record: ArrayRecord) -> NamedArrays:
@@ -115,27 +142,37 @@ def from_record(record: ArrayRecord) -> NamedArrays:
     return {name: _decode_array(array) for name, array in record.items()}
 
 
+def arrays_of(content: RecordDict, name: str) -> NamedArrays | None:
+    """Return the arrays of one record of a message; None if it has no such record."""
+    record = content.get(name)
+    return from_record(record) if isinstance(record, ArrayRecord) else None
+
+
 def num_bytes(content: RecordDict) -> int:
     """Return the bytes of a message's arrays as they travel."""
-    records = content.array_records.values()
+    records = (record for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())
 
 
 def load_network(network: nn.Module, arrays: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Copy named arrays over a network's parameters and buffers, in place.
+    """Copy named arrays over a network's parameters and buffers, in place; else as `load_tensors`."""
+    state = network.state_dict()
+    load_tensors({name: state[name] for name in names}, arrays)
+
+
+def load_tensors(tensors: Mapping[str, Tensor], arrays: Mapping[str, Any]) -> None:
+    """Copy named arrays over tensors of the same names, in place.
 
     Args:
-        network: The module to write to.
-        arrays: Named arrays; those that are not asked for are ignored.
-        names: Keys of the network's state dict to load.
+        tensors: Detached; written to.
+        arrays: Named arrays; those that no tensor is called after are ignored.
 
     Raises:
         ValueError: A name is missing among the arrays or of another shape: a network that stays in a process must not
             keep what an earlier client left there.
     """
-    state = network.state_dict()
-    for name in names:
-        tensor, array = state[name], arrays.get(name)
+    for name, tensor in tensors.items():
+        array = arrays.get(name)
         if array is None or array.shape != tuple(tensor.shape):
             found = "is missing" if array is None else f"has shape {array.shape}"
             raise ValueError(f"array {name!r} {found}; the network wants {tuple(tensor.shape)}")
@@ -215,14 +252,12 @@ def read_request(message: Message) -> Request:
     Raises:
         ValueError: The message is not a request of ours; says which record is missing.
     """
-    records = message.content
-    if CONFIG not in records or EXPERIMENT not in records.config_records[CONFIG]:
+    config = message.content.get(CONFIG)
+    if not isinstance(config, ConfigRecord) or EXPERIMENT not in config:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
-    config = records.config_records[CONFIG]
-    arrays, state = (records.array_records.get(name) for name in (ARRAYS, STATE))
     return Request(
-        arrays={} if arrays is None else from_record(arrays),
-        state={} if state is None else from_record(state),
+        arrays=arrays_of(message.content, ARRAYS) or {},
+        state=arrays_of(message.content, STATE) or {},
         experiment=cast("str", config[EXPERIMENT]),
         server_round=cast("int", config.get(ROUND, 1)),
         phase=cast("int", config.get(PHASE, 0)),
@@ -269,16 +304,16 @@ def fit_reply(
         "pseudo-right": report.right,
         "seconds": report.seconds,
     }
-    content = RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord(metrics)})
+    records = {ARRAYS: to_record(arrays), METRICS: _filled(MetricRecord(), metrics)}
     if STATE in message.content:
-        content[STATE] = to_record(state)
-    return Message(content=content, reply_to=message)
+        records[STATE] = to_record(state)
+    return Message(content=_filled(RecordDict(), records), reply_to=message)
 
 
-def without_state(reply: Message) -> Message:
-    """Return the same reply with weights and metrics only."""
-    kept = {name: record for name, record in reply.content.items() if name != STATE}
-    return with_content(reply, RecordDict(kept))
+def without(reply: Message, records: Collection[str]) -> Message:
+    """Return the same reply less some records."""
+    kept = {name: record for name, record in reply.content.items() if name not in records}
+    return message_of(reply.metadata, _filled(RecordDict(), kept))
 
 
 def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Message:
@@ -309,8 +344,11 @@ def reply_or_explain(
     """
     try:
         return call_next(message, context)
-    except Exception:
-        return error_reply(message, traceback.format_exc())
+    except Exception as error:
+        said = traceback.format_exc()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+            said += f"out of memory: {error}"
+        return error_reply(message, said)
 
 
 def refused(reply: Message, reason: str) -> Message:
@@ -320,9 +358,10 @@ def refused(reply: Message, reason: str) -> Message:
 
 
 def metrics_of(reply: Message) -> dict[str, float]:
-    """Return the single-valued metrics of a reply."""
-    record = reply.content.metric_records[METRICS]
-    return {k: float(v) for k, v in record.items() if isinstance(v, int | float)}
+    """Return the single-valued metrics of a reply; none if it carries none."""
+    record = reply.content.get(METRICS)
+    entries = record.items() if isinstance(record, MetricRecord) else ()
+    return {k: float(v) for k, v in entries if isinstance(v, int | float)}
 
 
 # ---- what Flower's own runners would have set ----
@@ -340,9 +379,9 @@ def stamp(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def with_content(message: Message, content: RecordDict) -> Message:
-    """Return a message of the same metadata around other content."""
-    return make_message(message.metadata, content)
+def message_of(metadata: Metadata, content: RecordDict) -> Message:
+    """Return the message of some metadata around a content."""
+    return make_message(metadata, content)
 
 
 def new_context(

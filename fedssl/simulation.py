@@ -7,9 +7,17 @@ import torch
 
 from clients.client_app import app
 from clients.local_data import simulated_federation
-from fedssl.config import Experiment
-from fedssl.engine.local_grid import LocalGrid
-from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.config import EngineSection, Experiment
+from fedssl.engine.local_grid import Apps, LocalGrid, Patience
+from fedssl.engine.plan import (
+    MB,
+    Node,
+    Wish,
+    WorkerPlan,
+    available_cores,
+    available_memory,
+    plan_workers,
+)
 from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
@@ -20,6 +28,8 @@ from strategies.census import Census
 from strategies.server_app import serve
 from strategies.server_training import check_server_method
 from strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -119,29 +129,49 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
     clients, engine = experiment.federation.clients, experiment.engine
+    apps = Apps(app)
+    patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
 
-        return SerialGrid(app, clients, "cpu" if engine.gpus_per_worker == 0 else None)
+        device = "cpu" if engine.gpus_per_worker == 0 else None
+        return SerialGrid(apps, clients, device, patience)
     from fedssl.engine.ray_grid import RayGrid
 
-    return RayGrid(
-        app,
+    grid = RayGrid(
+        apps,
         clients,
-        workers=engine.workers,
-        gpus_per_worker=engine.gpus_per_worker,
+        _wish(engine),
         most_workers=experiment.largest_sample,
+        address=engine.address,
+        patience=patience,
+    )
+    if grid.plan.warning:
+        log.warning("%s", grid.plan.warning)
+    return grid
+
+
+def _wish(engine: EngineSection) -> Wish:
+    memory = engine.memory_per_worker
+    return Wish(
+        engine.workers,
+        engine.gpus_per_worker,
+        engine.cpu_workers,
+        None if memory is None else memory * MB,
     )
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by the cores and GPUs that torch sees here."""
+    """Return the workers a run would use, by what there is here; of another cluster only that knows."""
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
-    gpus = torch.cuda.device_count()
-    most = experiment.largest_sample
-    return plan_workers(engine.workers, engine.gpus_per_worker, available_cores(), gpus, most)
+    return plan_workers(_wish(engine), [this_machine()], experiment.largest_sample)
+
+
+def this_machine() -> Node:
+    """Return what torch and the system see here."""
+    return Node(available_cores(), torch.cuda.device_count(), available_memory())
 
 
 def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:

@@ -14,7 +14,14 @@ from fedssl.methods.base import Batch, Learner, Loss, Method, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
 from fedssl.metrics.pseudo_labels import PseudoLabelTally
 from fedssl.models.static_norm import measure_statistics
-from fedssl.optimization import Descent, Train, optimizer_tensors, restore_optimizers
+from fedssl.optimization import (
+    Descent,
+    Optimizers,
+    Train,
+    forget,
+    optimizer_tensors,
+    restore_optimizers,
+)
 from fedssl.slots import Slot, State, Tensors
 
 
@@ -90,6 +97,7 @@ def fit(
     client: int,
     phase_round: int,
     phase_rounds: int,
+    optimizers: Optimizers | None = None,
 ) -> FitReport:
     """Train a network on one client's shard, in place.
 
@@ -100,6 +108,7 @@ def fit(
         state: Every slot of the recipe, filled; written in place.
         seed, server_round, client: Name the client's random streams of this round.
         phase_round, phase_rounds: Where the round stands in its phase, for schedules and ramps.
+        optimizers: Of the method over this network, which the last client may have used; None: new ones.
     """
     began = time.perf_counter()
     method, train = recipe.method, recipe.train
@@ -110,13 +119,15 @@ def fit(
     def stream(purpose: str) -> torch.Generator:
         return rng.generator(seed, purpose, round=server_round, client=client, device=device)
 
-    optimizers = method.optimizers(network, train.make_optimizer)
+    if optimizers is None:
+        optimizers = method.optimizers(network, train.make_optimizer)
+    forget(optimizers)
     for slot in train.slots():
         restore_optimizers(optimizers, state[slot.name])
     descent = Descent(optimizers, train, device)
     learner = Learner(
         network=network,
-        optimizers=optimizers,
+        optimizers=dict(optimizers),
         state=state,
         shard=shard,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
@@ -127,7 +138,8 @@ def fit(
     tally = PseudoLabelTally(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
-    network.train()
+    if not network.training:
+        network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
             method.begin(learner)

@@ -1,8 +1,8 @@
 """What every strategy is, and the one that samples a seeded cohort and averages it.
 
 A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
-at most two of its hooks: `select` (who takes part), `weight` (how much a reply counts), `combine` (sums to arrays),
-`after` (a step of the server's own, such as an optimizer).
+at most two of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
+such as an optimizer). How much a reply counts is a function that they are built with.
 """
 
 from abc import abstractmethod
@@ -16,8 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedssl import protocol
-from fedssl.aggregation import Sums, WeightedSum, cohort_mean
+from fedssl.aggregation import Sums, cohort_mean
 from fedssl.config import Experiment
+from fedssl.engine.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import InputError
 from fedssl.registry import Plugin
 from strategies.census import Cohorts
@@ -51,24 +52,26 @@ def strategy_of(phase: Experiment) -> Strategy:
 
 
 class CohortStrategy(FlowerStrategy):
-    """Sample m of K clients by seed and average their replies as they come.
+    """Sample m of K clients by seed and average their replies wherever they arise.
 
-    Replies are added to a `WeightedSum` at their place in the cohort, so that memory does not grow with m and the bits
-    do not depend on the order of arrival.
+    Replies are added to a `WeightedSum` in the workers that made them, so that memory does not grow with m and the bits
+    do not depend on the order of arrival. A grid that knows nothing of that is served by `aggregate_train`.
+
+    Args:
+        cohorts: Who is there and how many take part in a round.
+        weigh: How much a reply counts, by its metrics; a pure function, for it travels to the workers. By default its
+            number of examples.
     """
 
-    def __init__(self, cohorts: Cohorts) -> None:
+    def __init__(self, cohorts: Cohorts, weigh: Weigh = by_examples) -> None:
         self.cohorts = cohorts
+        self.weigh = weigh
         self._places: dict[int, int] = {}
         self._arrays: NamedArrays = {}
 
     def select(self, server_round: int) -> list[int]:
         """Return the client numbers of a round; by default m of K, uniformly."""
         return self.cohorts.draw(server_round)
-
-    def weight(self, metrics: Mapping[str, float]) -> float:
-        """Return how much a reply counts; by default its number of examples."""
-        return metrics[protocol.NUM_EXAMPLES]
 
     def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:
         """Return the aggregate of a cohort's weighted sums; by default their mean."""
@@ -77,6 +80,14 @@ class CohortStrategy(FlowerStrategy):
     def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
         """Return the next global arrays from the last ones and the aggregate; by default the aggregate."""
         return aggregate
+
+    def conclude(
+        self, server_round: int, arrays: NamedArrays, sums: Sums | None, total_weight: float
+    ) -> NamedArrays:
+        """Return the next global arrays from the last ones and a cohort's sums; the last ones if no reply counts."""
+        if sums is None:
+            return arrays
+        return self.after(server_round, arrays, self.combine(sums, total_weight, arrays))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -95,25 +106,15 @@ class CohortStrategy(FlowerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next global arrays and the weight behind them; the old arrays if no reply counts."""
-        total = WeightedSum(len(self._places))
+        reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {protocol.ARRAYS: self.weigh})
+        total = CohortSums(reduction, len(self._places))
         missing = dict(self._places)
         for reply in replies:
-            place = missing.pop(reply.metadata.src_node_id)
-            if reply.has_error():
-                total.skip(place)
-                continue
-            weight = self.weight(protocol.metrics_of(reply))
-            total.add(
-                place, protocol.from_record(reply.content.array_records[protocol.ARRAYS]), weight
-            )
-        for place in missing.values():
-            total.skip(place)
-        sums, total_weight = total.result()
-        arrays = self._arrays
-        if sums is not None:
-            aggregate = self.combine(sums, total_weight, arrays)
-            arrays = self.after(server_round, arrays, aggregate)
-        return protocol.to_record(arrays), MetricRecord({"total-weight": total_weight})
+            total.add(missing.pop(reply.metadata.src_node_id), reply)
+        total.skip(missing.values())
+        sums, weight = total.result()[protocol.ARRAYS]
+        arrays = self.conclude(server_round, self._arrays, sums, weight)
+        return protocol.to_record(arrays), MetricRecord({"total-weight": weight})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -4,6 +4,7 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 arXiv:1602.05629.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -69,16 +70,15 @@ class FedAvg(Strategy):
         return float(counts.sum())
 
 
+def _count(weight: str, metrics: Mapping[str, float]) -> float:
+    """Return n_k."""
+    return 1.0 if weight == "uniform" else metrics[WEIGHT_METRIC[weight]]
+
+
 class _FedAvg(CohortStrategy):
     def __init__(self, settings: FedAvg, cohorts: Cohorts) -> None:
-        super().__init__(cohorts)
+        super().__init__(cohorts, functools.partial(_count, settings.weight))
         self._settings = settings
-
-    def weight(self, metrics: Mapping[str, float]) -> float:
-        """Return n_k."""
-        if self._settings.weight == "uniform":
-            return 1.0
-        return metrics[WEIGHT_METRIC[self._settings.weight]]
 
     def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:
         """Return the mean over the cohort or over the population."""

@@ -1,20 +1,17 @@
-"""What the server saw of one round, and what of it must not be averaged."""
+"""What the server saw of one round."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Message
 
 from fedssl import protocol
-from fedssl.aggregation import is_finite
+from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
-from fedssl.record.rows import NAN, ClientRow, Failure, NamedArrays, RoundRow
+from fedssl.record.rows import NAN, ClientRow, Failure, RoundRow
 from fedssl.system.clock import Fate
 from strategies.census import Census
-from strategies.shared_state import SharedState
 
 PSEUDO_COUNTS = ("considered", "accepted", "judged", "right")
 
@@ -22,34 +19,22 @@ Fates = Mapping[int, Fate]
 
 
 class RoundLog:
-    """What the server saw of one round; refuses replies that must not be averaged.
+    """What the server saw of one round.
 
     Args:
         round: Round of the run, from 1.
         census: Who is there.
-        arrays: Weights that were sent, which every reply must match in names and shapes.
-        shared: State of the method that was sent, likewise.
         fates: What virtual time makes of the clients that were asked; empty without it.
     """
 
-    def __init__(
-        self,
-        round: int,
-        census: Census,
-        arrays: NamedArrays,
-        shared: SharedState,
-        fates: Fates,
-    ) -> None:
+    def __init__(self, round: int, census: Census, fates: Fates) -> None:
         self.round = round
         self.clients: list[ClientRow] = []
         self.failures: list[Failure] = []
-        self.tally = _Tally()
+        self.bytes_down = 0
         self._census = census
-        self._shared = shared
         self._fates = fates
-        self._layouts = {protocol.ARRAYS: _layout(arrays)}
-        if shared.arrays:
-            self._layouts[protocol.STATE] = _layout(shared.arrays)
+        self._counts: dict[int, Sequence[float]] = {}
 
     @property
     def num_ok(self) -> int:
@@ -64,7 +49,7 @@ class RoundLog:
     def sent(self, messages: list[Message]) -> list[Message]:
         """Return the requests whose clients make it, and note the others; all of them have been sent the weights."""
         if messages:
-            self.tally.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
+            self.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
         kept = []
         for message in messages:
             client = self._census.client_at[message.metadata.dst_node_id]
@@ -83,56 +68,38 @@ class RoundLog:
             self.clients.append(row)
         return kept
 
-    def watch(self, messages: list[Message], replies: Iterable[Message]) -> Iterator[Message]:
-        """Pass replies on, an error in place of each that is refused, and note them all."""
-        waiting = {message.metadata.dst_node_id for message in messages}
+    def watch(
+        self, messages: list[Message], replies: Iterable[Message], sums: CohortSums
+    ) -> Iterator[Message]:
+        """Pass replies on, an error in place of each that is refused; note them all.
+
+        What is summed is taken out of them, and into `sums`, which are filled once the iterator has ended.
+        """
+        places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
         for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in waiting:
+            place = places.pop(reply.metadata.src_node_id, None)
+            if place is None:
                 continue
-            waiting.discard(node)
-            flaw = None if reply.has_error() else self._flaw(reply)
-            if flaw is not None:
-                reply = protocol.refused(reply, flaw)
-            self._note(self._census.client_at[node], reply)
-            yield reply if reply.has_error() else self._shared.detach(reply)
-        for node in sorted(waiting):
-            self._fail(self._census.client_at[node], "no reply in time")
-        self.clients.sort(key=lambda row: row.client)
-        self.failures.sort(key=lambda failure: failure.client)
+            answer = sums.add(place, reply)
+            self.note(answer)
+            if reply.has_error():
+                yield reply
+            elif answer.metrics is None:
+                yield protocol.refused(reply, answer.reason)
+            else:
+                yield protocol.without(reply, sums.reduction.weigh)
+        for node, place in places.items():
+            self.note(sums.leave_out(place, node, "no reply in time"))
 
-    def _flaw(self, reply: Message) -> str | None:
-        """Say why a reply must not be averaged, or None."""
-        content = reply.content
-        missing = [name for name in self._layouts if name not in content.array_records]
-        if missing or protocol.METRICS not in content.metric_records:
-            return "refused: the reply lacks its arrays or its metrics"
-        metrics = protocol.metrics_of(reply)
-        for name in protocol.COUNTS:
-            if not 0 <= metrics.get(name, -1.0) < math.inf:
-                return f"refused: the reply's {name} is {metrics.get(name)}"
-        for name, layout in self._layouts.items():
-            try:
-                arrays = protocol.from_record(content.array_records[name])
-            except (ValueError, TypeError) as error:
-                return f"refused: the reply's arrays cannot be read: {error}"
-            if _layout(arrays) != layout:
-                return "refused: the reply's arrays differ from the model's in name, shape or type"
-            if not is_finite(arrays):
-                return "refused: the reply's weights are not finite"
-        return None
-
-    def _note(self, client: int, reply: Message) -> None:
-        if reply.has_error():
-            self._fail(client, reply.error.reason or "no reason given")
+    def note(self, answer: Answer) -> None:
+        """Note what came of a client's request."""
+        client = self._census.client_at[answer.node]
+        metrics = answer.metrics
+        if metrics is None:
+            self._fail(client, answer.reason)
             return
-        metrics = protocol.metrics_of(reply)
-        size = protocol.num_bytes(reply.content)
-        counts = [metrics.get(f"pseudo-{count}", 0.0) for count in PSEUDO_COUNTS]
-        considered, accepted, judged, right = counts
-        steps = int(metrics.get("num-steps", 0))
-        loss = metrics.get("loss", NAN)
-        self.tally.add(steps, loss, counts, size)
+        self._counts[client] = [metrics.get(f"pseudo-{count}", 0.0) for count in PSEUDO_COUNTS]
+        considered, accepted, judged, right = self._counts[client]
         self.clients.append(
             ClientRow(
                 round=self.round,
@@ -141,15 +108,28 @@ class RoundLog:
                 num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
                 num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
                 num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
-                num_steps=steps,
-                loss=loss,
+                num_steps=int(metrics.get("num-steps", 0)),
+                loss=metrics.get("loss", NAN),
                 pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
                 pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
                 seconds=metrics.get("seconds", NAN),
-                bytes_up=size,
+                bytes_up=answer.num_bytes,
                 virtual_seconds=self._virtual_seconds(client),
             )
         )
+
+    def close(self) -> None:
+        """Put clients into the order of their numbers: what is summed over them must not depend on who came first."""
+        self.clients.sort(key=lambda row: row.client)
+        self.failures.sort(key=lambda failure: failure.client)
+
+    def tally(self) -> "Tally":
+        """Return the sums over the replies of the round."""
+        tally = Tally(bytes_down=self.bytes_down)
+        for row in self.clients:
+            if row.status == "ok":
+                tally.add(row.num_steps, row.loss, self._counts[row.client], row.bytes_up)
+        return tally
 
     def _virtual_seconds(self, client: int) -> float:
         return self._fates[client].seconds if client in self._fates else NAN
@@ -162,12 +142,8 @@ class RoundLog:
         self.failures.append(Failure(self.round, client, reason))
 
 
-def _layout(arrays: NamedArrays) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
 @dataclass
-class _Tally:
+class Tally:
     """Sums over the replies of a round."""
 
     num_steps: int = 0
@@ -180,6 +156,7 @@ class _Tally:
     bytes_down: int = 0
 
     def add(self, steps: int, loss: float, counts: Sequence[float], size: int) -> None:
+        """Add one client's."""
         self.num_steps += steps
         self.loss_sum += steps * loss if steps else 0.0
         considered, accepted, judged, right = counts
@@ -209,7 +186,7 @@ def row_of(
         model, ema: How the global model and its average did; None where they were not evaluated.
         virtual_seconds: The virtual clock after it; NaN without one.
     """
-    tally = log.tally
+    tally = log.tally()
     return RoundRow(
         round=log.round,
         phase=phase,

@@ -6,10 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
@@ -20,10 +18,11 @@ from fedssl.aggregation import as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.reduction import Answer, CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
-from fedssl.metrics.accuracy import Evaluation, evaluate
+from fedssl.metrics.accuracy import Evaluation
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
     NAN,
@@ -36,11 +35,12 @@ from fedssl.record.rows import (
 from fedssl.record.run_directory import RunDirectory, new_run_path
 from fedssl.system.devices import Floats
 from fedssl.training import Recipe
-from strategies.base import strategy_of
+from strategies.base import CohortStrategy, strategy_of
 from strategies.census import Census, Cohorts
+from strategies.evaluation import evaluate_models
 from strategies.round_log import Fates, RoundLog, row_of
 from strategies.server_training import ServerTraining
-from strategies.shared_state import SharedState, initial_state
+from strategies.shared_state import attach, initial_state, merged
 from strategies.virtual_time import cohorts_of, make_clock, work_of
 
 NODES_TIMEOUT = 300.0
@@ -90,7 +90,7 @@ class _Phase:
         text: The same, as it travels to clients.
         network: For scratch.
         strategy: Drives it.
-        work: Images that every client trains on in a round, (K,); None without virtual time.
+        work: Images that every client trains on in a round, (K,).
     """
 
     index: int
@@ -98,7 +98,13 @@ class _Phase:
     text: str
     network: nn.Module
     strategy: FlowerStrategy
-    work: Floats | None
+    work: Floats
+
+
+def _longest_first(messages: list[Message], census: Census, work: Floats) -> list[Message]:
+    """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""
+    client_at = census.client_at
+    return sorted(messages, key=lambda message: -work[client_at[message.metadata.dst_node_id]])
 
 
 class _Server:
@@ -162,7 +168,7 @@ class _Server:
         last = self.experiment.in_phase(index - 1).strategy
         if self.strategy is None or experiment.strategy != last:
             self.strategy = strategy_of(experiment).build(cohorts)
-        work = None if self.clock is None else work_of(experiment, cohorts.census)
+        work = work_of(experiment, cohorts.census)
         phase = _Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
         if not self.rounds:
             self._train_at_server(phase, 0)
@@ -178,24 +184,53 @@ class _Server:
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds)
         arrays = protocol.to_record(self.arrays)
         messages = list(phase.strategy.configure_train(server_round, arrays, config, self.grid))
-        shared = SharedState(self.state, messages)
-        fates = self._fates(messages, cohorts, phase.work)
-        log = RoundLog(server_round, cohorts.census, self.arrays, shared, fates)
+        attach(self.state, messages)
+        log = RoundLog(server_round, cohorts.census, self._fates(messages, cohorts, phase.work))
         sent = log.sent(messages)
-        replies = log.watch(sent, self._send(sent, phase.experiment.server.timeout))
         if sent or not messages:
-            aggregate, _ = phase.strategy.aggregate_train(server_round, replies)
-            deque(
-                replies, maxlen=0
-            )  # a strategy that stops early must not hide one from the record
-            if log.num_ok == 0:
-                self._stop(phase, log, began)
-            self._accept(aggregate, log)
-            self.state = shared.merged()
+            self._learn(phase, log, _longest_first(sent, cohorts.census, phase.work), began)
         self._train_at_server(phase, phase_round)
         if isinstance(self.grid, LocalGrid):
             self.grid.states.commit()
         self._finish_round(phase, log, began)
+
+    def _learn(self, phase: _Phase, log: RoundLog, sent: list[Message], began: float) -> None:
+        """Let clients train, and take what comes of it into the global arrays and the method's state.
+
+        Raises:
+            RunFailed: Too few of them succeeded; the round is recorded first.
+        """
+        strategy = phase.strategy
+        weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
+        if isinstance(strategy, CohortStrategy):
+            weigh[protocol.ARRAYS] = strategy.weigh
+        carried = {protocol.ARRAYS: self.arrays, protocol.STATE: self.state}
+        sums = CohortSums(Reduction.of(carried, weigh), len(sent))
+        timeout = phase.experiment.server.timeout
+        if isinstance(strategy, CohortStrategy):
+            for answer in self._reduce(log, sent, sums, timeout):
+                log.note(answer)
+            self._check_success(phase, log, len(sent), began)
+            part = sums.result()
+            self._accept(strategy.conclude(log.round, self.arrays, *part[protocol.ARRAYS]), log)
+        else:
+            replies = log.watch(sent, self._send(sent, timeout), sums)
+            aggregate, _ = strategy.aggregate_train(log.round, replies)
+            deque(replies, maxlen=0)  # one that stops early must not hide a reply from the record
+            self._check_success(phase, log, len(sent), began)
+            part = sums.result()
+            if aggregate is not None:
+                self._accept(protocol.from_record(aggregate), log)
+        self.state = merged(self.state, part)
+
+    def _reduce(
+        self, log: RoundLog, sent: list[Message], sums: CohortSums, timeout: float
+    ) -> Iterable[Answer]:
+        """Send requests and fill sums; yield an answer for each that `log` has not noted itself."""
+        if isinstance(self.grid, LocalGrid):
+            return self.grid.reduce(sent, sums, timeout=timeout)
+        deque(log.watch(sent, self._send(sent, timeout), sums), maxlen=0)
+        return ()
 
     def _train_at_server(self, phase: _Phase, phase_round: int) -> None:
         """Let the server train, where labels are at the server; `phase_round` is 0 before the first round of the run."""
@@ -212,9 +247,9 @@ class _Server:
             phase_round=phase_round,
         )
 
-    def _fates(self, messages: list[Message], cohorts: Cohorts, work: Floats | None) -> Fates:
+    def _fates(self, messages: list[Message], cohorts: Cohorts, work: Floats) -> Fates:
         """Return what virtual time makes of the clients that are asked, each with so many images to train on."""
-        if self.clock is None or work is None:
+        if self.clock is None:
             return {}
         census = cohorts.census
         clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
@@ -258,22 +293,30 @@ class _Server:
             return self.grid.stream(messages, timeout=timeout)
         return self.grid.send_and_receive(messages, timeout=timeout)
 
-    def _accept(self, aggregate: ArrayRecord | None, log: RoundLog) -> None:
+    def _accept(self, arrays: NamedArrays, log: RoundLog) -> None:
         """Take the strategy's answer as the new global arrays."""
-        if aggregate is None:
-            return
-        arrays = protocol.from_record(aggregate)
         if not is_finite(arrays):
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
         self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
 
-    def _stop(self, phase: _Phase, log: RoundLog, began: float) -> NoReturn:
-        """Record a round without a single usable reply, and end the run with the first reason."""
+    def _check_success(self, phase: _Phase, log: RoundLog, asked: int, began: float) -> None:
+        """Record a round in which too few clients succeeded, and end the run with the first reason."""
+        log.close()
+        least = phase.experiment.server.min_success
+        if log.num_ok and log.num_ok >= least * asked:
+            return
         row = self._row(phase, log, began, None, None)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
         first = log.failures[0].reason if log.failures else "no client was sampled"
-        raise RunFailed(f"all clients of round {log.round} failed; the first one said:\n{first}")
+        if log.num_ok == 0:
+            raise RunFailed(
+                f"all clients of round {log.round} failed; the first one said:\n{first}"
+            )
+        raise RunFailed(
+            f"{log.num_ok} of {asked} clients of round {log.round} succeeded, "
+            f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
+        )
 
     def _finish_round(self, phase: _Phase, log: RoundLog, began: float) -> None:
         server, network = phase.experiment.server, phase.network
@@ -281,13 +324,17 @@ class _Server:
         buffers = {name for name, _ in network.named_buffers()}
         self.ema = move_average(self.ema, self.arrays, decay, buffers)
         due = log.round % server.evaluate_every == 0 or log.round == self.experiment.num_rounds
-        method = phase.experiment.method
-        model = self._evaluate(method, network, self.arrays) if due else None
-        ema = self._evaluate(method, network, self.ema) if due else None
+        model, ema = self._evaluate(phase) if due else (None, None)
         row = self._row(phase, log, began, model, ema)
         self.rounds.append(row)
         for observer in self.observers:
             observer.round_ended(self._end(row, log))
+
+    def _evaluate(self, phase: _Phase) -> list[Evaluation]:
+        """Return how the global model and its average do."""
+        workers = self.grid if isinstance(self.grid, LocalGrid) else None
+        num_images = len(self.federation.held_out)
+        return evaluate_models(phase.text, [self.arrays, self.ema], num_images, workers)
 
     def _row(
         self,
@@ -303,13 +350,3 @@ class _Server:
 
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
         return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
-
-    def _evaluate(self, method: Method, network: nn.Module, arrays: NamedArrays) -> Evaluation:
-        protocol.load_network(network, arrays, arrays)
-        held_out = self.federation.held_out
-        return evaluate(
-            method.classifier(network),
-            torch.from_numpy(held_out.images),
-            torch.from_numpy(held_out.labels),
-            self.federation.data.spec,
-        )

@@ -4,14 +4,15 @@ A strategy may average weights by any rule, or take an optimizer's step with the
 distribution that momentum has carried past zero is none. So strategies never see them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Message
 from torch import nn
 
 from fedssl import protocol
-from fedssl.aggregation import WeightedSum, cohort_mean
+from fedssl.aggregation import cohort_mean
 from fedssl.data.shard import ImageSpec
+from fedssl.engine.reduction import Sum
 from fedssl.training import Recipe
 
 
@@ -25,38 +26,24 @@ def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> protoc
     }
 
 
-class SharedState:
-    """One round of it: attached to the requests, detached from the replies, averaged by images.
+def attach(arrays: protocol.NamedArrays, messages: Iterable[Message]) -> None:
+    """Put state into a round's requests, in place; nothing if there is none."""
+    if not arrays:
+        return
+    record = protocol.to_record(arrays)
+    done: set[int] = set()
+    for message in messages:
+        if id(message.content) not in done:  # many share one content
+            message.content[protocol.STATE] = record
+            done.add(id(message.content))
+
+
+def merged(arrays: protocol.NamedArrays, part: Mapping[str, Sum]) -> protocol.NamedArrays:
+    """Return sum n_k s_k / sum n_k over a round's replies; the old state if none was summed.
 
     Args:
-        arrays: What it was, by ``SLOT/NAME``; empty for methods that keep none.
-        messages: The round's requests, to which it is attached in place.
+        arrays: The old state, by ``SLOT/NAME``.
+        part: The round's sums, by record.
     """
-
-    def __init__(self, arrays: protocol.NamedArrays, messages: Iterable[Message]) -> None:
-        self.arrays = arrays
-        self._places = {m.metadata.dst_node_id: place for place, m in enumerate(messages)}
-        self._missing = dict(self._places)
-        self._sums = WeightedSum(max(1, len(self._places)))
-        if arrays:
-            record = protocol.to_record(arrays)
-            for message in messages:  # many share one content, which is then set again to the same
-                message.content[protocol.STATE] = record
-
-    def detach(self, reply: Message) -> Message:
-        """Take the state out of a usable reply, and return the reply as strategies want it."""
-        if not self.arrays:
-            return reply
-        place = self._missing.pop(reply.metadata.src_node_id)
-        state = protocol.from_record(reply.content.array_records[protocol.STATE])
-        self._sums.add(place, state, protocol.metrics_of(reply)[protocol.NUM_EXAMPLES])
-        return protocol.without_state(reply)
-
-    def merged(self) -> protocol.NamedArrays:
-        """Return sum n_k s_k / sum n_k over the replies; the old state if there was none."""
-        if not self.arrays:
-            return self.arrays
-        for place in self._missing.values():
-            self._sums.skip(place)
-        sums, total_weight = self._sums.result()
-        return self.arrays if sums is None else cohort_mean(sums, total_weight, self.arrays)
+    sums, weight = part.get(protocol.STATE, (None, 0.0))
+    return arrays if sums is None else cohort_mean(sums, weight, arrays)

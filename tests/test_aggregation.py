@@ -141,7 +141,7 @@ def test_misuse_is_an_error():
         total.add(0, {"w": np.ones(1)}, 1.0)
     with pytest.raises(ValueError, match="neither added nor skipped"):
         total.result()
-    with pytest.raises(ValueError, match="not below"):
+    with pytest.raises(ValueError, match="not among"):
         total.add(2, {"w": np.ones(1)}, 1.0)
     with pytest.raises(ValueError, match="at least one"):
         WeightedSum(0)

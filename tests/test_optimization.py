@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fedssl.engine.local_grid import Apps
 from fedssl.methods.base import Progress
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -200,7 +201,7 @@ def test_momentum_stays_with_its_client_in_a_federation():
     experiment = small_experiment(
         train={"keep_momentum": True}, federation={"sample": 6}, rounds=2, method="supervised"
     )
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
     assert not any(key.startswith("optimizer") for key in outcome.arrays)
     kept = [
@@ -210,7 +211,7 @@ def test_momentum_stays_with_its_client_in_a_federation():
     assert stepped
     forgotten = serve(
         small_experiment(federation={"sample": 6}, rounds=2, method="supervised"),
-        SerialGrid(app, 6),
+        SerialGrid(Apps(app), 6),
         [],
     )
     assert any((outcome.arrays[k] != forgotten.arrays[k]).any() for k in outcome.arrays)

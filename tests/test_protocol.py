@@ -107,11 +107,26 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     stateful = reply_to(message(RecordDict(sent)))
     returned = protocol.from_record(stateful.content[protocol.STATE])
     assert returned["statistics/mean"] == 1
-    assert set(protocol.without_state(stateful).content) == {"arrays", "metrics"}
+    assert set(protocol.without(stateful, {protocol.STATE}).content) == {"arrays", "metrics"}
     metrics = protocol.metrics_of(reply)
     assert metrics["num-examples"] == 20
     assert metrics["pseudo-right"] == 6
     assert reply.metadata.src_node_id == protocol.node_of(3)
+
+
+def test_records_filled_past_flowers_checks_are_those_that_its_constructors_make():
+    arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3, dtype=np.int64)}
+    ours, flowers = protocol.to_record(arrays), ArrayRecord()
+    for name, array in arrays.items():
+        flowers[name] = Array(array)
+    assert ours == flowers
+    assert ours.object_id == flowers.object_id
+    for name in arrays:
+        assert vars(ours[name]).keys() >= vars(flowers[name]).keys() - {"_object_id"}
+    reply = reply_to(message())
+    checked = MetricRecord(dict(reply.content[protocol.METRICS]))
+    assert checked == reply.content[protocol.METRICS]
+    assert RecordDict(dict(reply.content)) == reply.content
 
 
 def test_explained_errors_carry_the_traceback():

@@ -9,6 +9,7 @@ from fedssl import rng
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.batches import BatchLoader, shuffled_passes
+from fedssl.engine.local_grid import Apps
 from fedssl.methods.base import METHODS, SemiSupervised, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -270,7 +271,7 @@ def test_what_an_augmentation_learned_lives_where_it_says(scope):
 
     strong = {"kind": "ctaugment", "scope": scope}
     experiment = small_experiment(augment={"strong": strong}, federation={"sample": 6}, rounds=2)
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
     assert ("augment.strong/weights" in outcome.state) == (scope == "server")
     kept = {c for c, s in kept_states(grid).items() if "phase-0.augment.strong" in s.array_records}

@@ -1,15 +1,52 @@
-"""What the grids of this machine have in common: clients by number, replies as they come."""
+"""What the grids of this machine have in common: clients by number, replies as they come, sums where they arise."""
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedssl import protocol
+from fedssl.aggregation import Span
 from fedssl.engine.client_states import ClientStates
+from fedssl.engine.reduction import Answer, CohortSums
+from fedssl.engine.worker import App, Together
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Apps:
+    """What runs clients.
+
+    Args:
+        one: The Flower app of one client.
+        together: Runs several clients fused into one step; needed only where units of several are sent.
+    """
+
+    one: App
+    together: Together | None = None
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What a grid bears with before it calls a client failed.
+
+    Args:
+        retries: How often a client that raised, hung or lost its worker is tried again.
+        client_timeout: Seconds that one client may take; None: as long as the round.
+    """
+
+    retries: int = 0
+    client_timeout: float | None = None
+
+
+IMPATIENT = Patience()
+"""One try, and no limit but the round's."""
 
 
 class LocalGrid(Grid):
@@ -30,6 +67,8 @@ class LocalGrid(Grid):
         self._num_clients = num_clients
         self.states = ClientStates()
         self._pushed: dict[str, Message] = {}
+        self.incidents: list[str] = []
+        """What went wrong and was mended, such as a lost worker; whoever records it takes it out."""
         protocol.claim_identity(self._run.run_id)
 
     @abstractmethod
@@ -42,6 +81,35 @@ class LocalGrid(Grid):
             messages: Requests, each to one client.
             timeout: Seconds after which what is still missing becomes an error reply; None waits.
         """
+
+    @abstractmethod
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        sums: CohortSums,
+        *,
+        units: Sequence[Span] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Send messages, add what comes back to sums where it arises, and yield what is left of each reply.
+
+        Args:
+            messages: Requests, those that take longest first.
+            sums: Of as many places as there are units; filled once the iterator has ended.
+            units: Messages whose clients are fused into one step, as positions, in order; by default each is alone.
+            timeout: As in `stream`.
+        """
+
+    @abstractmethod
+    def map(
+        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Result]:
+        """Call a function of some module once for each tuple of arguments, on the workers; results in order."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many run clients at once."""
+        return 1
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -103,3 +171,8 @@ class LocalGrid(Grid):
         if not 0 <= client < self._num_clients:
             raise ValueError(f"node {message.metadata.dst_node_id} is not one of this grid's")
         return client
+
+
+def single_units(messages: Sequence[Message]) -> list[Span]:
+    """Return units in which every message is alone."""
+    return [(i, i + 1) for i in range(len(messages))]

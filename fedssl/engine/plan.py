@@ -1,26 +1,86 @@
-"""How many workers, and what each gets: arithmetic over cores and GPUs, without Ray."""
+"""How many workers, and what each gets: arithmetic over cores, GPUs and memory, without Ray."""
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fedssl.errors import InputError
 
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine has.
+
+    Args:
+        cpus: Cores.
+        gpus: GPUs.
+        memory: Bytes that workers may use.
+    """
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = math.inf
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What workers are asked for.
+
+    Args:
+        workers: Number of workers, or ``"auto"``.
+        gpus_per_worker: GPUs of each; below 1 several share one; None takes what there is.
+        cpu_workers: Workers without a GPU beside those.
+        memory_per_worker: Bytes of each; None: nobody counts.
+    """
+
+    workers: int | Literal["auto"] = "auto"
+    gpus_per_worker: float | None = None
+    cpu_workers: int = 0
+    memory_per_worker: float | None = None
+
+
+AS_MANY_AS_FIT = Wish()
+
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Workers and the share of the machine that each one is given.
+    """Workers and the share of the machines that each one is given.
 
     Args:
-        workers: Number of actors.
+        workers: Number of actors that get a share of the GPUs, or of all if there are none.
         cpus: Cores of each, may be a fraction.
-        gpus: GPUs of each, may be a fraction.
+        gpus: GPUs of each of them, may be a fraction.
+        cpu_workers: Further actors, without a GPU.
+        memory: Bytes of each; 0: nobody counts.
+        warning: What whoever asked for it should know; empty if nothing.
     """
 
     workers: int
     cpus: float
     gpus: float
+    cpu_workers: int = 0
+    memory: float = 0.0
+    warning: str = ""
+
+    def __len__(self) -> int:
+        return self.workers + self.cpu_workers
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        parts = [f"{self.workers} workers, {self.cpus:g} cores and {self.gpus:g} GPUs each"]
+        if self.cpu_workers:
+            parts.append(f"{self.cpu_workers} more without a GPU")
+        if self.memory:
+            parts.append(f"{self.memory / MB:,.0f} MB each")
+        return "; ".join([*parts, self.warning] if self.warning else parts)
+
+    def gpus_of(self, worker: int) -> float:
+        """Return the GPUs of a worker, by number."""
+        return self.gpus if worker < self.workers else 0.0
 
 
 def available_cores() -> int:
@@ -28,57 +88,120 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plan_workers(
-    workers: int | Literal["auto"],
-    gpus_per_worker: float | None,
-    cpus: float,
-    gpus: float,
-    most: int | None = None,
-) -> WorkerPlan:
+def available_memory() -> float:
+    """Return the bytes of memory this machine has; infinite where it does not say."""
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    if not all(name in os.sysconf_names for name in names):
+        return math.inf
+    return float(math.prod(os.sysconf(name) for name in names))
+
+
+def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> WorkerPlan:
     """Decide how many workers run and what each is given.
 
-    ``auto`` takes as many as fit: one a GPU slot where there are GPUs (no more than cores), else one a core. A given
-    number of workers shares the cores when there are fewer of them, and the GPUs when no share was asked for.
+    ``auto`` takes as many as fit: one a GPU slot where there are GPUs (no more than cores), else one a core, and no
+    more than there is memory for. A given number of workers shares the cores when there are fewer of them, and the GPUs
+    when no share was asked for. No share is spread over two GPUs or two machines.
 
     Args:
-        workers: Number of workers, or ``"auto"``.
-        gpus_per_worker: GPUs of each; below 1 several share one; None takes what there is.
-        cpus: Cores there are.
-        gpus: GPUs there are.
+        wish: What is asked for.
+        nodes: What there is.
         most: More workers than this are of no use to ``auto``, such as the clients of a round.
 
     Raises:
-        InputError: More GPUs are asked for than there are, with the arithmetic.
+        InputError: More GPUs or memory are asked for than there are, with the arithmetic.
     """
-    slots = _gpu_slots(gpus_per_worker if gpus_per_worker is not None else 1.0, gpus)
-    if gpus_per_worker and slots == 0:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    share = wish.gpus_per_worker
+    slots = _gpu_slots(share if share is not None else 1.0, nodes)
+    if share and slots == 0:
         raise InputError(
             "engine.gpus_per_worker",
-            f"is {gpus_per_worker:g}, but there are {gpus:g} GPUs here",
+            f"is {share:g}, but there are {gpus:g} GPUs here",
             "set engine.gpus_per_worker = 0 to run on cores",
         )
-    if workers == "auto":
-        count = max(1, min(slots or int(cpus), int(cpus), most or int(cpus)))
+    fit = _memory_slots(wish.memory_per_worker, nodes)
+    if wish.workers == "auto":
+        count = max(
+            1, min(slots or int(cpus), int(cpus), most or int(cpus), fit - wish.cpu_workers)
+        )
     else:
-        count = workers
-    if gpus_per_worker is None:
-        each = 0.0 if gpus == 0 else min(1.0, _floor4(1 / math.ceil(count / gpus)))
-    else:
-        each = gpus_per_worker
-        if each and count > slots:
-            raise InputError(
-                "engine.workers",
-                f"{count} workers x {each:g} GPUs = {count * each:g} do not fit {gpus:g} GPUs",
-                f"at most {slots} workers",
-            )
-    return WorkerPlan(count, min(1.0, _floor4(cpus / count)), each)
+        count = wish.workers
+    if share is None:
+        share = 0.0 if gpus == 0 else min(1.0, _floor4(1 / math.ceil(count / gpus)))
+    elif share and count > slots:
+        raise InputError(
+            "engine.workers",
+            f"{count} workers x {share:g} GPUs = {count * share:g} do not fit {gpus:g} GPUs",
+            f"at most {slots} workers",
+        )
+    total = count + wish.cpu_workers
+    _check_memory(total, wish.memory_per_worker, fit, nodes)
+    each = _core_share(total, nodes)
+    warning = ""
+    if total > cpus:
+        warning = (
+            f"{total} workers share {cpus:g} cores: each gets {each:g}, and all together do no more"
+        )
+    return WorkerPlan(count, each, share, wish.cpu_workers, wish.memory_per_worker or 0.0, warning)
 
 
-def _gpu_slots(share: float, gpus: float) -> int:
-    """Return how many workers of a share fit; no share is spread over two GPUs."""
-    if share == 0 or gpus == 0:
+def slots_on_a_gpu(client_bytes: float, gpu_bytes: float, reserve: float = 0.1) -> int:
+    """Return how many workers fit a GPU by what one client was measured to take.
+
+    Args:
+        client_bytes: Peak of a worker that trains one client, its CUDA context included.
+        gpu_bytes: Memory of the GPU.
+        reserve: Share that is left free, for clients are not all alike.
+
+    Raises:
+        InputError: Not even one fits.
+    """
+    usable = gpu_bytes * (1 - reserve)
+    slots = int(usable // client_bytes)
+    if slots < 1:
+        raise InputError(
+            "engine.memory_per_worker",
+            f"one client took {client_bytes / MB:,.0f} MB, and a GPU has {usable / MB:,.0f} MB for it",
+            "lower train.batch_size, or take a smaller model",
+        )
+    return slots
+
+
+def _check_memory(count: int, each: float | None, fit: int, nodes: Sequence[Node]) -> None:
+    if each is None or count <= fit:
+        return
+    there = sum(node.memory for node in nodes)
+    raise InputError(
+        "engine.memory_per_worker",
+        f"{count} workers x {each / MB:,.0f} MB = {count * each / MB:,.0f} MB do not fit {there / MB:,.0f} MB",
+        f"at most {fit} workers" if fit else "lower it",
+    )
+
+
+def _memory_slots(each: float | None, nodes: Sequence[Node]) -> int:
+    if each is None:
+        return 1_000_000
+    return sum(int(min(node.memory / each, 1_000_000)) for node in nodes)
+
+
+def _gpu_slots(share: float, nodes: Sequence[Node]) -> int:
+    if share == 0:
         return 0
-    return int(gpus // share) if share >= 1 else int(gpus) * int(1 / share + 1e-9)
+    if share >= 1:
+        return sum(int(node.gpus // share) for node in nodes)
+    return sum(int(node.gpus) for node in nodes) * int(1 / share + 1e-9)
+
+
+def _core_share(count: int, nodes: Sequence[Node]) -> float:
+    """Return the largest share of a core, at most one, of which the machines have as many as are wanted."""
+    shares = {1.0} | {_floor4(node.cpus / k) for node in nodes for k in range(1, count + 1)}
+    fitting = (
+        share
+        for share in shares
+        if 0 < share <= 1 and sum(int(node.cpus / share + 1e-9) for node in nodes) >= count
+    )
+    return max(fitting, default=0.0001)
 
 
 def _floor4(value: float) -> float:

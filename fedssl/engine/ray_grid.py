@@ -1,242 +1,312 @@
-"""The parallel grid: long-lived Ray actors that are handed chunks of clients as they fall idle."""
+"""The parallel grid: long-lived Ray actors that are handed parts of the cohort as they fall idle."""
 
-import os
+import math
+import pickle
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
-import torch
 from flwr.app import Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from fedssl import protocol
-from fedssl.engine.local_grid import LocalGrid
-from fedssl.engine.plan import WorkerPlan, plan_workers
-from fedssl.engine.ray_start import spawn, start_ray
+from fedssl.aggregation import Span
+from fedssl.engine.backlog import Backlog, num_parts
+from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
+from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
+from fedssl.engine.ray_pool import Order, Payload, Pool, explain
+from fedssl.engine.ray_start import INLINE_BYTES, start_ray
+from fedssl.engine.reduction import Answer, CohortSums, Reduction
+from fedssl.engine.worker import Done, Job, Rules
+from fedssl.errors import RunFailed
 
-CALL_SECONDS = 0.05
-"""Work that a call to an actor should carry at least."""
+RAYS_INLINE_BYTES = 100 * 1024
+"""As `INLINE_BYTES`, in a Ray that somebody else started."""
 
-MOST_CLIENTS = 32
-"""Most clients in a call, so that the replies held at once do not grow with m, unless they are tiny."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One message on its way to a worker, its content apart."""
-
-    message: Message
-    content: int
-    client: int
-    state: bytes | None
+Submit = Callable[[Any, Span], Any]
+"""Hands a part to an actor and returns the call."""
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Jobs for one call of a worker, and where the contents they share are kept."""
+@dataclass
+class _Call:
+    """A call that a worker has not answered: what for, and when the worker is next asked what takes so long."""
 
-    run_id: int
-    num_clients: int
-    jobs: tuple[_Job, ...]
-    contents: dict[int, list[Any]]
-
-
-class _Worker:
-    """An actor: holds the app, and through it the resident model, for its whole life."""
-
-    def __init__(self, app: ClientApp) -> None:
-        self._app = app
-        self._contents: dict[str, RecordDict] = {}
-        gpus = ray.get_gpu_ids()
-        self._device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
-
-    def describe(self) -> dict[str, Any]:
-        """Return what Ray gave this worker; answers once it is ready."""
-        return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
-
-    def run(self, chunk: _Chunk) -> tuple[list[tuple[int, Message, bytes | None]], float]:
-        """Run a chunk's clients one after the other; return (client, reply, state) of each, and the seconds."""
-        began = time.perf_counter()
-        contents = self._fetch(chunk.contents)
-        answers = []
-        for job in chunk.jobs:
-            context = protocol.new_context(
-                chunk.run_id, job.client, chunk.num_clients, self._device, job.state
-            )
-            message = protocol.with_content(job.message, contents[job.content])
-            reply = protocol.reply_or_explain(message, context, self._app)
-            answers.append((job.client, reply, protocol.state_to_bytes(context.state)))
-        return answers, time.perf_counter() - began
-
-    def _fetch(self, references: dict[int, list[Any]]) -> dict[int, RecordDict]:
-        """Read shared contents; those of the last chunk are kept, for the next is often of the same round."""
-        names = {key: reference.hex() for key, (reference,) in references.items()}
-        fresh = {
-            name: self._contents[name] if name in self._contents else ray.get(references[key][0])
-            for key, name in names.items()
-        }
-        self._contents = fresh
-        return {key: fresh[name] for key, name in names.items()}
+    worker: int
+    span: Span
+    ask_at: float
 
 
 class RayGrid(LocalGrid):
     """Run clients on Ray actors.
 
-    Weights are put into Ray's object store once a round, whoever shares them; idle actors are handed chunks that
-    shrink towards the end of the cohort, so that all finish together. Nothing polls: the driver sleeps in `ray.wait`.
+    A round's contents travel once to each worker; idle workers are handed parts of the cohort's tree, longest first,
+    and hand back their sums. Nothing polls: the driver sleeps in `ray.wait`.
+
+    A worker that is lost is replaced, and what it had not handed back is run again; a client that hangs is found by
+    asking its worker, which is then replaced.
 
     Args:
-        app: The client app.
+        apps: What runs clients.
         num_clients: K.
-        workers: Number of actors; ``"auto"`` for as many as fit.
-        gpus_per_worker: GPUs of each actor, may be a fraction; None takes what there is.
+        wish: What workers are asked for.
         most_workers: More than this many are of no use to ``"auto"``.
+        address: Of a Ray cluster that runs already; None: one is started on this machine, unless this process has one.
+        patience: What it bears with.
 
     Raises:
-        InputError: More GPUs are asked for than Ray sees.
+        InputError: More GPUs or memory are asked for than Ray sees, or there is no Ray at the address.
     """
 
     def __init__(
         self,
-        app: ClientApp,
+        apps: Apps,
         num_clients: int,
+        wish: Wish = AS_MANY_AS_FIT,
         *,
-        workers: int | Literal["auto"] = "auto",
-        gpus_per_worker: float | None = None,
         most_workers: int | None = None,
+        address: str | None = None,
+        patience: Patience = IMPATIENT,
     ) -> None:
         super().__init__(num_clients)
+        self._patience = patience
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            start_ray()
-        resources = ray.cluster_resources()
-        self._plan = plan_workers(
-            workers,
-            gpus_per_worker,
-            resources.get("CPU", 1.0),
-            resources.get("GPU", 0.0),
-            most_workers,
+            start_ray(address)
+        self._plan = plan_workers(wish, _nodes(), most_workers)
+        self._unit_seconds: float | None = None
+        self._contents = _Contents(
+            INLINE_BYTES if self._started_ray and address is None else RAYS_INLINE_BYTES
         )
-        self._parts = ray.put((_Worker, app))
-        self._client_seconds = 0.0
-        self._workers = [self._spawn() for _ in range(self._plan.workers)]
+        self._pool = Pool(apps, self._plan)
 
     @property
     def plan(self) -> WorkerPlan:
         """Number of actors and what each is given."""
         return self._plan
 
+    @property
+    def num_workers(self) -> int:
+        """Number of actors."""
+        return len(self._pool)
+
     def describe_workers(self) -> list[dict[str, Any]]:
         """Return the device, GPU ids and process id of every actor; waits until all are ready."""
-        described: list[dict[str, Any]] = ray.get([w.describe.remote() for w in self._workers])
-        return described
+        return self._pool.describe()
 
     def close(self) -> None:
         """End the actors, and Ray if this grid started it."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
+        self._pool.close()
         if self._started_ray:
             ray.shutdown()
 
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Yield replies as chunks of clients finish; a worker has its next chunk before its replies are used."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = self._stamped(messages)[::-1]
-        shared = _SharedContents()
-        idle = list(range(len(self._workers)))
-        running: dict[Any, tuple[int, list[Message]]] = {}
+        """Yield replies as parts of the cohort finish; a worker has its next part before its replies are used."""
+        sent = self._stamped(messages)
+        for span, outcome in self._work_off(sent, single_units(sent), None, timeout):
+            if isinstance(outcome, Done):
+                yield from outcome.replies
+            else:
+                for message in sent[slice(*span)]:
+                    yield protocol.error_reply(message, outcome, raised=False)
 
-        def dispatch() -> None:
-            while waiting and idle:
-                worker = idle.pop(0)
-                part = [waiting.pop() for _ in range(self._chunk_size(len(waiting)))]
-                call = self._workers[worker].run.remote(self._chunk(part, shared))
-                running[call] = (worker, part)
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        sums: CohortSums,
+        *,
+        units: Sequence[Span] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Yield answers as parts of the cohort finish; their sums are added here. See `LocalGrid.reduce`."""
+        sent = self._stamped(messages)
+        spans = units or single_units(sent)
+        for span, outcome in self._work_off(sent, spans, sums.reduction, timeout):
+            if isinstance(outcome, Done):
+                sums.add_part(span, outcome.part)
+                yield from outcome.answers
+                continue
+            sums.skip(range(*span))
+            for first, behind in spans[slice(*span)]:
+                for message in sent[first:behind]:
+                    yield Answer(message.metadata.dst_node_id, None, reason=outcome)
 
-        dispatch()
-        while running:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(running), num_returns=1, timeout=left)
-            if not done:
-                yield from self._give_up(running, waiting, timeout)
-                return
-            worker, part = running.pop(done[0])
-            replies = self._collect(done[0], worker, part)
-            idle.append(worker)
-            dispatch()
-            yield from replies
+    def map(
+        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Result]:
+        """Call a function once for each tuple of arguments on the workers; results in order.
 
-    def _chunk_size(self, left: int) -> int:
-        """Return half of each worker's fair share of what is left, but no less than pays for a call.
-
-        A call costs about a millisecond on either side, so small clients travel together: as many as fill `CALL_SECONDS`
-        by what clients have taken so far, up to the whole fair share.
+        Raises:
+            RunFailed: It raised, or lost its worker, as often as clients may.
         """
-        fair_share = -(-left // len(self._workers))
-        worth_a_call = int(CALL_SECONDS / self._client_seconds) if self._client_seconds else 1
-        return max(1, min(-(-fair_share // 2), MOST_CLIENTS), min(fair_share, worth_a_call))
+        results: dict[int, Result] = {}
+        backlog = Backlog(len(arguments), len(arguments), self._patience.retries)
 
-    def _chunk(self, part: list[Message], shared: "_SharedContents") -> _Chunk:
-        jobs, contents = [], {}
-        for message in part:
-            key, reference = shared.put(message.content)
-            contents[key] = [reference]
-            client = self._client(message)
-            empty = protocol.with_content(message, RecordDict())
-            jobs.append(_Job(empty, key, client, self.states.get(client)))
-        return _Chunk(self._run.run_id, self._num_clients, tuple(jobs), contents)
+        def submit(actor: Any, span: Span) -> Any:
+            return actor.call.remote(function, arguments[span[0]])
 
-    def _collect(self, call: Any, worker: int, part: list[Message]) -> list[Message]:
-        """Return the replies of a finished call; those of a dead worker are errors, and it is replaced."""
+        for span, result, reason in self._dispatch(backlog, submit, None):
+            if reason:
+                raise RunFailed(f"{function.__module__}.{function.__name__} failed: {reason}")
+            results[span[0]] = result
+        return [results[i] for i in range(len(arguments))]
+
+    def _work_off(
+        self,
+        messages: Sequence[Message],
+        units: Sequence[Span],
+        reduction: Reduction | None,
+        timeout: float | None,
+    ) -> Iterator[tuple[Span, Done | str]]:
+        """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
+        clients = [self._client(message) for message in messages]
+        rules = Rules(self._run_id, self._num_clients, self._patience.retries, reduction)
+
+        def submit(actor: Any, span: Span) -> Any:
+            contents = {}
+            jobs = []
+            for first, behind in units[slice(*span)]:
+                unit = []
+                for i in range(first, behind):
+                    key, found = self._contents.pack(messages[i].content)
+                    contents[key] = found
+                    state = self.states.get(clients[i])
+                    unit.append(Job(messages[i].metadata, key, clients[i], state))
+                jobs.append(tuple(unit))
+            return actor.run.remote(Order(tuple(jobs), contents, rules))
+
+        count = num_parts(len(units), len(self._pool), self._unit_seconds)
+        backlog = Backlog(len(units), count, self._patience.retries)
+        for span, done, reason in self._dispatch(backlog, submit, timeout):
+            if reason:
+                yield span, reason
+                continue
+            self._unit_seconds = done.seconds / (span[1] - span[0])
+            for client, state in done.states:
+                self.states.stage(client, state)
+            yield span, done
+        self._contents.forget()
+
+    @property
+    def _run_id(self) -> int:
+        return self.run.run_id
+
+    def _dispatch(
+        self, backlog: Backlog, submit: Submit, timeout: float | None
+    ) -> Iterator[tuple[Span, Any, str]]:
+        """Hand parts to idle workers until none is left; yield each part's result, or the reason why it has none."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        patience = self._patience.client_timeout or math.inf
+        running: dict[Any, _Call] = {}
+
+        def hand_out() -> None:
+            while backlog and self._pool.idle:
+                worker, span = self._pool.idle.pop(0), backlog.take()
+                call = submit(self._pool[worker], span)
+                running[call] = _Call(worker, span, time.monotonic() + patience)
+
         try:
-            answers, seconds = ray.get(call)
+            while backlog or running:
+                hand_out()
+                ask_at = min((call.ask_at for call in running.values()), default=math.inf)
+                answered = self._pool.wait(list(running), min(deadline, ask_at))
+                if answered is not None:
+                    call = running.pop(answered)
+                    outcome = self._collect(answered, call, backlog)
+                    hand_out()  # before what came back is used, so that nobody waits for that
+                    yield from outcome
+                elif time.monotonic() >= deadline:
+                    yield from self._give_up(running, backlog, f"no reply within {timeout:g} s")
+                elif time.monotonic() >= ask_at:
+                    yield from self._stop_overdue(running, backlog, patience)
+        finally:
+            # Of an iterator that is not read to its end.
+            for reference, call in running.items():
+                self._pool.idle_after(reference, call.worker)
+
+    def _collect(self, answered: Any, call: _Call, backlog: Backlog) -> list[tuple[Span, Any, str]]:
+        """Return the result of an answered call, or what its worker's loss has cost."""
+        try:
+            result = ray.get(answered)
+        except ray.exceptions.RayTaskError as error:
+            self._pool.idle.append(call.worker)
+            return self._lost(call, None, explain(error), backlog)
         except ray.exceptions.RayError as error:
-            self._workers[worker] = self._spawn()
-            return [
-                protocol.error_reply(message, f"worker lost: {error}", raised=False)
-                for message in part
-            ]
-        self._client_seconds = seconds / len(answers)
-        for client, _, state in answers:
-            self.states.stage(client, state)
-        return [reply for _, reply, _ in answers]
+            self._pool.replace(call.worker)
+            return self._lost(call, None, explain(error), backlog)
+        self._pool.idle.append(call.worker)
+        return [(call.span, result, "")]
+
+    def _stop_overdue(
+        self, running: dict[Any, _Call], backlog: Backlog, patience: float
+    ) -> list[tuple[Span, Any, str]]:
+        """Ask workers that take long what they are doing, and replace those with a client that takes too long."""
+        failed = []
+        for reference, call in list(running.items()):
+            if time.monotonic() < call.ask_at:
+                continue
+            progress = self._pool.progress(call.worker)
+            if progress is not None and progress[1] < patience:
+                call.ask_at = time.monotonic() + patience - progress[1]
+                continue
+            del running[reference]
+            self._pool.replace(call.worker)
+            culprit = None if progress is None else call.span[0] + progress[0]
+            failed += self._lost(call, culprit, f"no reply within {patience:g} s", backlog)
+        return failed
+
+    def _lost(
+        self, call: _Call, culprit: int | None, reason: str, backlog: Backlog
+    ) -> list[tuple[Span, Any, str]]:
+        first, behind = call.span
+        self.incidents.append(f"worker {call.worker}, units {first} to {behind - 1}: {reason}")
+        return [((unit, unit + 1), None, reason) for unit in backlog.lost(call.span, culprit)]
 
     def _give_up(
-        self,
-        running: dict[Any, tuple[int, list[Message]]],
-        waiting: list[Message],
-        timeout: float | None,
-    ) -> Iterator[Message]:
-        """Replace the workers that are late and yield an error for every reply that is missing."""
-        late = list(waiting)
-        for worker, part in running.values():
-            ray.kill(self._workers[worker])
-            self._workers[worker] = self._spawn()
-            late += part
-        for message in late:
-            yield protocol.error_reply(message, f"no reply within {timeout:g} s", raised=False)
-
-    def _spawn(self) -> Any:
-        return spawn(self._parts, self._plan)
+        self, running: dict[Any, _Call], backlog: Backlog, reason: str
+    ) -> list[tuple[Span, Any, str]]:
+        """Replace the workers that are late; return all that is missing."""
+        late = [(call.span, None, reason) for call in running.values()]
+        for call in running.values():
+            self._pool.replace(call.worker)
+        running.clear()
+        return late + [((unit, unit + 1), None, reason) for unit in backlog.drop()]
 
 
-class _SharedContents:
-    """Contents already in the object store, so that the many messages of a round put theirs once."""
+def _nodes() -> list[Node]:
+    """Return what each machine of the cluster has."""
+    return [
+        Node(there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", math.inf))
+        for there in (node["Resources"] for node in ray.nodes() if node["Alive"])
+    ]
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[RecordDict, Any]] = {}
 
-    def put(self, content: RecordDict) -> tuple[int, Any]:
-        """Return (key, reference) of a content; the same object is put once."""
+class _Contents:
+    """The contents of a round as they travel: pickled once, whatever number of messages shares one.
+
+    Args:
+        inline_bytes: Smaller ones travel inside the calls; larger ones are put into Ray's object store.
+    """
+
+    def __init__(self, inline_bytes: int) -> None:
+        self._inline_bytes = inline_bytes
+        self._serial = 0
+        self._packed: dict[int, tuple[RecordDict, str, Payload]] = {}
+
+    def pack(self, content: RecordDict) -> tuple[int, tuple[str, Payload]]:
+        """Return (key, (name, payload)) of a content; the same object is packed once."""
         key = id(content)
-        if key not in self._known:
-            self._known[key] = (
-                content,
-                ray.put(content),
-            )  # held: an id is only unique while it lives
-        return key, self._known[key][1]
+        if key not in self._packed:
+            data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+            self._serial += 1
+            payload = data if len(data) < self._inline_bytes * 9 // 10 else [ray.put(data)]
+            # The content is held: an id is only unique while it lives.
+            self._packed[key] = (content, str(self._serial), payload)
+        _, name, payload = self._packed[key]
+        return key, (name, payload)
+
+    def forget(self) -> None:
+        """Let go of all contents: the round is over."""
+        self._packed.clear()

@@ -1,6 +1,6 @@
-"""How Ray is started on this machine and how its workers are: without what no run here needs.
+"""How Ray is started on this machine: without what no run here needs.
 
-Written for ray 2.55, the version that flwr 1.41 pins.
+Written for ray 2.55.1, the version that flwr 1.41 pins.
 """
 
 import os
@@ -13,8 +13,11 @@ from typing import Any
 import ray
 import ray._private.node as ray_node
 
-from fedssl.engine.plan import WorkerPlan, available_cores
-from fedssl.startup import quick_imports
+from fedssl.engine.plan import available_cores
+from fedssl.errors import InputError
+
+INLINE_BYTES = 1 << 20
+"""What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
 
 
 class _LeanNode(ray_node.Node):  # type: ignore[misc]
@@ -35,18 +38,40 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
         pass
 
 
-def start_ray() -> None:
-    """Start Ray for this process alone; its other processes end with the thread that called this, at the latest."""
-    with _workers_environment(), _lean_nodes():
+def start_ray(address: str | None) -> None:
+    """Start Ray for this process alone, or join one that runs.
+
+    What is started ends with the thread that called this, at the latest.
+
+    Raises:
+        InputError: There is none at the address.
+    """
+    if address is None:
+        with _workers_environment(), _lean_nodes():
+            ray.init(
+                address="local",
+                num_cpus=available_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                _system_config={
+                    "max_direct_call_object_size": INLINE_BYTES,
+                    # One idle process a core: on a large machine, many more than there will be actors.
+                    "prestart_worker_first_driver": False,
+                },
+            )
+        return
+    environment = {"env_vars": {"PYTHONPATH": _import_path()}}
+    try:
         ray.init(
-            address="local",
-            num_cpus=available_cores(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            # Else one idle process a core: on a large machine, many more than the actors that will be asked for.
-            _system_config={"prestart_worker_first_driver": False},
+            address=address, log_to_driver=False, logging_level="error", runtime_env=environment
         )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "engine.address",
+            f"there is no Ray at {address!r}: {error}",
+            "start one with `ray start --head`, or leave it unset",
+        ) from None
 
 
 @contextmanager
@@ -59,6 +84,10 @@ def _lean_nodes() -> Iterator[None]:
         ray_node.Node = kept
 
 
+def _import_path() -> str:
+    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+
+
 @contextmanager
 def _workers_environment() -> Iterator[None]:
     """Set what Ray's workers inherit from the environment Ray is started in, and put it back.
@@ -66,8 +95,7 @@ def _workers_environment() -> Iterator[None]:
     They need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its own).
     That actors without a GPU still see the machine's is Ray's coming default: our workers name their device themselves.
     """
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    wanted = {"PYTHONPATH": path, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    wanted = {"PYTHONPATH": _import_path(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -78,32 +106,3 @@ def _workers_environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-class _Actor:
-    """What Ray makes an actor of: it makes the worker itself, so that what that imports is imported quickly."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        with quick_imports():
-            make_worker, app = ray.get(parts[0])
-            self._worker = make_worker(app)
-
-    def describe(self) -> Any:
-        """Return what the worker says of itself."""
-        return self._worker.describe()
-
-    def run(self, chunk: Any) -> Any:
-        """Return what the worker makes of a chunk."""
-        return self._worker.run(chunk)
-
-
-def spawn(parts: Any, plan: WorkerPlan) -> Any:
-    """Start an actor and return its handle at once.
-
-    Args:
-        parts: Reference to a pair: the worker's class and the app that it is made with.
-        plan: What the actor is given.
-    """
-    actor = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus)(_Actor)
-    # Within a list: Ray would read a bare reference, and import all that it needs, before the actor is made.
-    return actor.remote([parts])

@@ -1,44 +1,125 @@
 """The reference grid: one client after the other in this process."""
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from flwr.app import Message
-from flwr.clientapp import ClientApp
 
 from fedssl import protocol
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.aggregation import Span
+from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
+from fedssl.engine.reduction import Answer, CohortSums
+from fedssl.engine.worker import Done, Job, Rules, Worker, reduce_unit
 
 
 class SerialGrid(LocalGrid):
     """Run every client in turn.
 
     Args:
-        app: The client app.
+        apps: What runs clients.
         num_clients: K.
         device: Where clients train; by default the first GPU, if there is one.
+        patience: What it bears with. A client that hangs is stopped where Python can stop it: in the main thread, and
+            not inside a call that never returns.
     """
 
-    def __init__(self, app: ClientApp, num_clients: int, device: str | None = None) -> None:
+    def __init__(
+        self,
+        apps: Apps,
+        num_clients: int,
+        device: str | None = None,
+        patience: Patience = IMPATIENT,
+    ) -> None:
         super().__init__(num_clients)
-        self._app = app
-        self._device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        self._patience = patience
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        self._worker = Worker(_limited(apps.one, patience.client_timeout), device, apps.together)
 
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Yield replies in the order of the messages; past the timeout no further client is begun."""
+        sent = self._stamped(messages)
+        for _, replies in self._replies(sent, single_units(sent), timeout):
+            yield from replies
+
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        sums: CohortSums,
+        *,
+        units: Sequence[Span] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Yield answers in the order of the messages; see `LocalGrid.reduce`."""
+        sent = self._stamped(messages)
+        for place, replies in self._replies(sent, units or single_units(sent), timeout):
+            yield from reduce_unit(sums, place, replies)
+
+    def map(
+        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Result]:
+        """Call a function once for each tuple of arguments; results in order."""
+        return [function(*each) for each in arguments]
+
+    def _replies(
+        self, messages: list[Message], units: Sequence[Span], timeout: float | None
+    ) -> Iterator[tuple[int, Sequence[Message]]]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        for message in self._stamped(messages):
+        for place, (first, behind) in enumerate(units):
+            unit = messages[first:behind]
             if deadline is not None and time.monotonic() > deadline:
                 reason = f"not begun within {timeout:g} s"
-                yield protocol.error_reply(message, reason, raised=False)
+                yield place, [protocol.error_reply(m, reason, raised=False) for m in unit]
                 continue
-            client = self._client(message)
-            context = protocol.new_context(
-                self._run.run_id, client, self._num_clients, self._device, self.states.get(client)
-            )
-            reply = protocol.reply_or_explain(message, context, self._app)
-            self.states.stage(client, protocol.state_to_bytes(context.state))
-            yield reply
+            done = self._run_unit(unit)
+            for client, state in done.states:
+                self.states.stage(client, state)
+            yield place, done.replies
+
+    def _run_unit(self, messages: Sequence[Message]) -> Done:
+        clients = [self._client(message) for message in messages]
+        jobs = tuple(
+            Job(message.metadata, place, client, self.states.get(client))
+            for place, (message, client) in enumerate(zip(messages, clients, strict=True))
+        )
+        contents = {place: message.content for place, message in enumerate(messages)}
+        rules = Rules(self._run.run_id, self._num_clients, self._patience.retries, None)
+        return self._worker.run([jobs], contents, rules)
+
+
+def _limited(app: Callable[..., Message], seconds: float | None) -> Callable[..., Message]:
+    """Return an app that raises `TimeoutError` if it takes longer, where it can be interrupted."""
+    if seconds is None:
+        return app
+
+    def run(message: Message, context: Any) -> Message:
+        with _alarm(seconds):
+            return app(message, context)
+
+    return run
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in this block after some seconds; in the main thread only, for signals arrive nowhere else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no reply within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,5 +1,7 @@
 """Accuracy and loss of a classifier on held-out images."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,29 +36,48 @@ class Evaluation:
         return self.loss_sum / self.num_examples if self.num_examples else float("nan")
 
 
+BATCH_SIZE = 256
+"""Images of a forward pass."""
+
+
 @torch.no_grad()
-def evaluate(
-    network: nn.Module, images: Tensor, labels: Tensor, spec: ImageSpec, batch_size: int = 256
-) -> Evaluation:
-    """Evaluate a classifier in evaluation mode; its mode is put back afterwards.
+def evaluate_batches(
+    network: nn.Module, images: Tensor, labels: Tensor, spec: ImageSpec
+) -> list[Evaluation]:
+    """Evaluate a classifier in evaluation mode, one result a batch; its mode is put back afterwards.
 
     Args:
         network: From normalized images to logits.
         images: uint8, shape (n, C, H, W).
         labels: int64, shape (n,).
         spec: How to normalize.
-        batch_size: Images a forward pass.
     """
     training = network.training
     network.eval()
-    correct, loss = 0, 0.0
+    results = []
     try:
-        for start in range(0, len(images), batch_size):
-            part = as_float(images[start : start + batch_size])
-            target = labels[start : start + batch_size]
+        for start in range(0, len(images), BATCH_SIZE):
+            part = as_float(images[start : start + BATCH_SIZE])
+            target = labels[start : start + BATCH_SIZE]
             logits = network(spec.normalize(part))
-            correct += int((logits.argmax(1) == target).sum())
-            loss += float(F.cross_entropy(logits, target, reduction="sum"))
+            correct = int((logits.argmax(1) == target).sum())
+            loss = float(F.cross_entropy(logits, target, reduction="sum"))
+            results.append(Evaluation(len(target), correct, loss))
     finally:
         network.train(training)
-    return Evaluation(len(images), correct, loss)
+    return results
+
+
+def total(parts: Iterable[Evaluation]) -> Evaluation:
+    """Add evaluations of parts up; exactly, so that it does not matter who evaluated which."""
+    parts = list(parts)
+    return Evaluation(
+        sum(part.num_examples for part in parts),
+        sum(part.num_correct for part in parts),
+        math.fsum(part.loss_sum for part in parts),
+    )
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor, spec: ImageSpec) -> Evaluation:
+    """Evaluate a classifier on all images; arguments as in `evaluate_batches`."""
+    return total(evaluate_batches(network, images, labels, spec))

@@ -5,16 +5,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.client_app import app
-from clients.state import (
-    load_state,
-    load_weights,
-    private_weights,
-    refuse_divergence,
-    save_state,
-    shared_state,
-    shared_weights,
-)
+from clients.state import load_state, refuse_divergence, save_state, shared_state
+from clients.weights import Weights
 from fedssl import protocol
+from fedssl.engine.local_grid import Apps
 from fedssl.metrics.accuracy import evaluate
 from fedssl.networks import build_network
 from tests.helpers import federation_of, small_experiment
@@ -112,18 +106,18 @@ def test_state_survives_a_round_trip_through_the_context():
     assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
-    initial = private_weights(method, network)
-    shared = {k: v.numpy() for k, v in network.state_dict().items() if k not in initial}
+    weights = Weights(method, network)
+    shared = {k: v.numpy() for k, v in weights.shared.items()}
     network.head.bias.data.fill_(3)
-    save_state(recipe, network, state, kept, 0)
+    save_state(recipe, weights, state, kept, 0)
     again = network_of(experiment)
-    load_weights(method, again, shared, initial, kept)
+    Weights(method, again).load(shared, kept)
     reloaded = load_state(recipe, again, shard, sent, kept, 0)
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
     assert (again.head.bias == 3).all()
     assert set(shared_state(recipe, reloaded)) == {"marginal/mass"}
-    assert shared_weights(method, again).keys() == shared.keys()
+    assert Weights(method, again).shared.keys() == shared.keys()
     assert not any(key.startswith("head.") for key in shared)
 
 
@@ -135,11 +129,12 @@ def test_a_phase_begins_with_fresh_state_and_drops_what_the_last_one_left():
     sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
     state = load_state(recipe, network, shard, sent, kept, 0)
     state["memory"]["seen"][2] = 7
-    save_state(recipe, network, state, kept, 0)
+    weights = Weights(recipe.method, network)
+    save_state(recipe, weights, state, kept, 0)
     assert load_state(recipe, network, shard, sent, kept, 0)["memory"]["seen"][2] == 7
     fresh = load_state(recipe, network, shard, sent, kept, 1)
     assert fresh["memory"]["seen"][2] == 0
-    save_state(recipe, network, fresh, kept, 1)
+    save_state(recipe, weights, fresh, kept, 1)
     assert set(kept) == {"phase-1.memory", "private.tests.plugins.stateful"}
 
 
@@ -158,19 +153,20 @@ def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
         state=RecordDict(),
         run_config={"experiment": str(file)},
     )
-    server_app(SerialGrid(app, 6), context)
+    server_app(SerialGrid(Apps(app), 6), context)
     assert len(list((tmp_path / "runs" / "small").glob("*/model.safetensors"))) == 1
 
 
 def test_private_weights_of_one_client_do_not_stay_for_the_next():
     method = Stateful()
     network = network_of(small_experiment(method={"kind": "tests.plugins.stateful"}))
-    initial = private_weights(method, network)
-    assert set(initial) == {"head.weight", "head.bias"}
+    weights = Weights(method, network)
+    assert set(weights.private) == {"head.weight", "head.bias"}
+    initial = network.head.bias.detach().clone()
     network.head.bias.data.fill_(9)
-    shared = {k: v.numpy().copy() for k, v in network.state_dict().items() if k not in initial}
-    load_weights(method, network, shared, initial, RecordDict())
-    assert (network.head.bias == initial["head.bias"]).all()
+    shared = {k: v.numpy().copy() for k, v in weights.shared.items()}
+    weights.load(shared, RecordDict())
+    assert (network.head.bias == initial).all()
 
 
 def test_private_weights_do_not_depend_on_who_ran_before():
@@ -207,8 +203,9 @@ def test_training_that_diverged_is_neither_kept_nor_sent():
     assert "training diverged" in reply.error.reason
     assert len(kept) == 0
     assert ask(experiment, "train", {"partition-id": 0}, start, kept).has_content()
+    weights = Weights(experiment.method, network_of(experiment))
     with pytest.raises(FloatingPointError, match=r"lower train\.lr"):
-        refuse_divergence(network_of(experiment), {"slot": {"x": start["0.weight"] / 0}})
+        refuse_divergence(weights, {"slot": {"x": start["0.weight"] / 0}})
 
 
 def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):

@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from clients.client_app import app as real_app
 from fedssl import protocol
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.local_grid import Apps, LocalGrid
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 
@@ -39,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
 
 @pytest.fixture(scope="module")
 def ray_grid() -> Iterator[RayGrid]:
-    grid = RayGrid(toy, CLIENTS, workers=2)
+    grid = RayGrid(Apps(toy), CLIENTS, Wish(2))
     yield grid
     grid.close()
 
@@ -47,7 +48,7 @@ def ray_grid() -> Iterator[RayGrid]:
 @pytest.fixture(params=["serial", "ray"])
 def grid(request: pytest.FixtureRequest) -> LocalGrid:
     if request.param == "serial":
-        return SerialGrid(toy, CLIENTS)
+        return SerialGrid(Apps(toy), CLIENTS)
     shared: RayGrid = request.getfixturevalue("ray_grid")
     shared.restart(CLIENTS)
     return shared
@@ -123,7 +124,7 @@ def test_a_stock_flower_fedavg_drives_it(grid):
 
 def test_a_stock_flower_fedavg_drives_our_clients(experiment):
     """Flower's FedAvg over our ClientApp, train and evaluate; the text of the experiment is all it is given."""
-    grid = SerialGrid(real_app, 6)
+    grid = SerialGrid(Apps(real_app), 6)
     from clients.local_data import simulated_federation
     from fedssl.networks import build_network
 
@@ -143,7 +144,7 @@ def test_a_stock_flower_fedavg_drives_our_clients(experiment):
 
 def test_serial_and_ray_give_the_same_replies(ray_grid):
     ray_grid.restart(CLIENTS)
-    serial = SerialGrid(toy, CLIENTS)
+    serial = SerialGrid(Apps(toy), CLIENTS)
     for _ in range(2):
         ours = list(serial.send_and_receive(requests([0, 1, 2, 3, 5])))
         theirs = list(ray_grid.send_and_receive(requests([0, 1, 2, 3, 5])))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from clients.client_app import app
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
@@ -28,7 +30,7 @@ def name_of(method):
 
 @pytest.fixture(scope="module")
 def ray_grid():
-    grid = RayGrid(app, 6, workers=3)
+    grid = RayGrid(Apps(app), 6, Wish(3))
     yield grid
     grid.close()
 
@@ -42,8 +44,8 @@ def same_bits(first, second):
 @pytest.mark.parametrize("method", TABLE, ids=name_of)
 def test_a_federation_trains_with_it_to_the_same_bits_on_both_grids(method, ray_grid):
     experiment = small_experiment(method=method, federation={"sample": 5}, rounds=3)
-    serial = serve(experiment, SerialGrid(app, 6), [])
-    again = serve(experiment, SerialGrid(app, 6), [])
+    serial = serve(experiment, SerialGrid(Apps(app), 6), [])
+    again = serve(experiment, SerialGrid(Apps(app), 6), [])
     ray_grid.restart(6)
     parallel = serve(experiment, ray_grid, [])
     assert serial.rounds[-1].clients_ok == 5
@@ -60,7 +62,7 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
     experiment = small_experiment(
         method={"kind": "tests.plugins.stateful"}, federation={"sample": 6}, rounds=3
     )
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
     assert not any(key.startswith(("head.", "memory/")) for key in outcome.arrays)
     assert any(key.startswith("second.") for key in outcome.arrays)
@@ -87,7 +89,7 @@ def test_state_lives_where_the_experiment_says(kind, field, slot, scope):
     experiment = small_experiment(
         method={"kind": kind, field: scope}, federation={"sample": 6}, rounds=2
     )
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
     assert not any("/" in key for key in outcome.arrays)
     assert any(key.startswith(f"{slot}/") for key in outcome.state) == (scope == "server")
@@ -103,7 +105,7 @@ def test_memory_by_example_survives_between_rounds_on_every_engine(kind, slot, r
     experiment = small_experiment(
         method={"kind": kind, "unlabeled_ratio": 1}, federation={"sample": 6}, rounds=3
     )
-    serial = SerialGrid(app, 6)
+    serial = SerialGrid(Apps(app), 6)
     serve(experiment, serial, [])
     ray_grid.restart(6)
     serve(experiment, ray_grid, [])
@@ -128,8 +130,8 @@ def test_a_classifier_keeps_its_weights_when_a_method_puts_it_into_another_netwo
         phases = [before] + [
             {"rounds": 1, "method": {"kind": kind}, "train": still} for kind in kinds
         ]
-        outcome = serve(small_experiment(rounds=None, phases=phases), SerialGrid(app, 6), [])
-        alone = serve(small_experiment(method="supervised", rounds=2), SerialGrid(app, 6), [])
+        outcome = serve(small_experiment(rounds=None, phases=phases), SerialGrid(Apps(app), 6), [])
+        alone = serve(small_experiment(method="supervised", rounds=2), SerialGrid(Apps(app), 6), [])
         prefix = "classifier." if kinds[-1] == "remixmatch" else ""
         for name, array in alone.arrays.items():
             assert np.allclose(outcome.arrays[prefix + name], array, atol=1e-6), name
@@ -145,7 +147,7 @@ def test_a_phase_may_change_the_method_and_its_network():
             {"rounds": 1, "method": {"kind": "fixmatch"}, "federation": {"sample": 6}},
         ],
     )
-    outcome = serve(experiment, SerialGrid(app, 6), [])
+    outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert [row.method for row in outcome.rounds] == ["supervised", "mean_teacher", "fixmatch"]
     assert [row.clients_ok for row in outcome.rounds] == [3, 3, 6]
     assert not outcome.state
@@ -159,6 +161,6 @@ def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
     supervised = small_experiment(method={"kind": "supervised"}, **shared)
     assert (federation_of(supervised).labeled_sizes == 0).any()
     weightless = small_experiment(method=WITHOUT[kind], **shared)
-    first, second = (serve(e, SerialGrid(app, 6), []) for e in (supervised, weightless))
+    first, second = (serve(e, SerialGrid(Apps(app), 6), []) for e in (supervised, weightless))
     assert same_bits(first.arrays, second.arrays)
     assert same_bits(first.ema, second.ema)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 from clients.client_app import app
 from fedssl import protocol
 from fedssl.aggregation import cohort_mean
 from fedssl.config import STRATEGIES
+from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError, RunFailed
 from fedssl.record.rows import Observer
@@ -42,8 +44,8 @@ def census():
 @pytest.mark.parametrize("section", TABLE, ids=name_of)
 def test_a_federation_runs_with_it_the_same_way_twice(section):
     experiment = small_experiment(strategy=section)
-    first = serve(experiment, SerialGrid(app, 6), [])
-    second = serve(experiment, SerialGrid(app, 6), [])
+    first = serve(experiment, SerialGrid(Apps(app), 6), [])
+    second = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert [row.clients_ok for row in first.rounds] == [3, 3]
     for name, array in first.arrays.items():
         assert np.isfinite(array).all()
@@ -53,7 +55,7 @@ def test_a_federation_runs_with_it_the_same_way_twice(section):
 def messages_of(section, census, round=1, sample=3):
     strategy = STRATEGIES.build(section).build(Cohorts(census, sample, seed=0))
     arrays = protocol.to_record({"w": np.zeros(2, np.float32)})
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     config = protocol.request_config("{}", 0, 1, 1)
     return strategy, list(strategy.configure_train(round, arrays, config, grid))
 
@@ -143,7 +145,7 @@ def test_hooks_are_enough_for_a_strategy_of_ones_own(census):
     start = protocol.to_record({"w": np.zeros(2, np.float32)})
     messages = list(
         strategy.configure_train(
-            1, start, protocol.request_config("{}", 0, 1, 1), SerialGrid(app, 6)
+            1, start, protocol.request_config("{}", 0, 1, 1), SerialGrid(Apps(app), 6)
         )
     )
     assert [protocol.client_of(m.metadata.dst_node_id) for m in messages] == [5, 1]
@@ -172,15 +174,12 @@ class Tampering(SerialGrid):
     """A grid whose replies from the first client of a round are spoilt."""
 
     def __init__(self, spoil):
-        super().__init__(app, 6)
+        super().__init__(Apps(app), 6)
         self.spoil = spoil
 
-    def stream(self, messages, *, timeout=None):
-        for i, reply in enumerate(super().stream(messages, timeout=timeout)):
-            if i == 0 and not reply.has_error():
-                yield from self.spoil(reply)
-            else:
-                yield reply
+    def _replies(self, messages, units, timeout):
+        for place, replies in super()._replies(messages, units, timeout):
+            yield place, self.spoil(replies[0]) if place == 0 else replies
 
 
 def with_arrays(reply, change):
@@ -201,7 +200,6 @@ SPOILT = {
     "count": (lambda r: with_metric(r, "num-examples", float("nan")), "num-examples is nan"),
     "negative": (lambda r: with_metric(r, "num-labeled", -3), "num-labeled is -3"),
     "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name, shape or type"),
-    "silence": (lambda r: [], "no reply in time"),
 }  # fmt: skip
 
 
@@ -215,6 +213,43 @@ def test_replies_that_must_not_be_averaged(case, section):
     assert all(np.isfinite(array).all() for array in outcome.arrays.values())
     assert all(reason in failure.reason for failure in seen.failures)
     assert len(seen.failures) == 2
+
+
+def test_silence_is_a_failure_whatever_grid_it_is():
+    """A grid that is not ours, such as Flower's, may answer less than it was asked."""
+
+    class Silent(Grid):
+        def __init__(self):
+            self.inner = SerialGrid(Apps(app), 6)
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(self.inner.send_and_receive(messages, timeout=timeout))
+            return replies if replies[0].metadata.message_type == "query" else replies[1:]
+
+        def get_node_ids(self):
+            return self.inner.get_node_ids()
+
+        set_run = run = create_message = push_messages = pull_messages = None
+
+    for strategy in ("fedavg", "flwr:FedAvg"):
+        seen = Watcher()
+        serve(small_experiment(strategy=strategy), Silent(), [seen])
+        assert [failure.reason for failure in seen.failures] == ["no reply in time"] * 2
+
+
+def test_fewer_successes_than_asked_for_end_the_run_with_the_first_reason():
+    spoil, _ = SPOILT["nan"]
+    for least, runs_on in ((0.6, True), (0.7, False)):
+        experiment = small_experiment(server={"min_success": least})  # 2 of 3 succeed
+        seen = Watcher()
+        if runs_on:
+            serve(experiment, Tampering(spoil), [seen])
+            continue
+        with pytest.raises(
+            RunFailed, match=r"2 of 3 clients of round 1 (.|\n)*min_success = 0.7(.|\n)*not finite"
+        ):
+            serve(experiment, Tampering(spoil), [seen])
+        assert len(seen.failures) == 1
 
 
 class Watcher(Observer):
@@ -237,7 +272,7 @@ def test_a_servers_optimizer_goes_on_through_phases():
     phased = small_experiment(
         strategy=adam, rounds=None, method=supervised, phases=[{"rounds": 1}, {"rounds": 2}]
     )
-    first, second = (serve(e, SerialGrid(app, 6), []).arrays for e in (whole, phased))
+    first, second = (serve(e, SerialGrid(Apps(app), 6), []).arrays for e in (whole, phased))
     assert all(first[k].tobytes() == second[k].tobytes() for k in first)
 
 
@@ -245,14 +280,14 @@ def test_a_round_in_which_all_fail_stops_the_run():
     seen = Watcher()
     experiment = small_experiment(method={"kind": "tests.plugins.raising"})
     with pytest.raises(RunFailed, match=r"all clients of round 1 failed(.|\n)*broken on purpose"):
-        serve(experiment, SerialGrid(app, 6), [seen])
+        serve(experiment, SerialGrid(Apps(app), 6), [seen])
     assert len(seen.failures) == 3
     assert "Traceback" in seen.failures[0].reason
     assert "all clients of round 1 failed" in seen.stopped
 
 
 def test_the_census_by_query_equals_the_simulators(experiment):
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_json(), 6)
     known = Census.of_simulation(federation_of(experiment))
     assert asked.nodes == known.nodes
@@ -261,7 +296,7 @@ def test_the_census_by_query_equals_the_simulators(experiment):
 
 
 def test_a_census_that_does_not_add_up(experiment):
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     nodes = list(grid.get_node_ids())
     with pytest.raises(RunFailed, match=r"no census from clients \[5\]"):
         Census.by_query(grid.send_and_receive, nodes[:5], experiment.to_json(), 6)
@@ -275,7 +310,7 @@ def test_a_census_that_does_not_add_up(experiment):
 def test_the_moving_average_takes_the_latest_statistics_of_normalization(norm):
     """Its weights lag behind the global model's, its buffers are the global model's own."""
     experiment = small_experiment(rounds=3, model={"norm": norm}, method="supervised")
-    outcome = serve(experiment, SerialGrid(app, 6), [])
+    outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     buffers = {name for name in outcome.arrays if "mean" in name or "var" in name or "num" in name}
     assert buffers
     for name, array in outcome.arrays.items():
@@ -299,7 +334,7 @@ STRATEGIES_OF_ALL_KINDS = [
 @pytest.mark.parametrize("strategy", STRATEGIES_OF_ALL_KINDS, ids=lambda s: str(list(s.values())))
 def test_distributions_stay_distributions_whatever_the_strategy_does_with_weights(method, strategy):
     experiment = small_experiment(method=method, strategy=strategy, rounds=6)
-    outcome = serve(experiment, SerialGrid(app, 6), [])
+    outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert outcome.rounds[-1].clients_ok == 3
     distributions = {
         "statistics/probs", "statistics/shares", "status/shares",
@@ -316,7 +351,7 @@ def test_the_servers_state_is_the_mean_of_the_cohorts_by_images():
     """FlexMatch's shares after a round: those of all images of its cohort together."""
     method = {"kind": "flexmatch", "threshold": 0.1}
     experiment = small_experiment(method=method, rounds=1)
-    grid = SerialGrid(app, 6)
+    grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
     memories = [
         s.array_records["phase-0.confident"]["classes"].numpy() for s in kept_states(grid).values()

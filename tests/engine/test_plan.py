@@ -1,8 +1,19 @@
 """How many workers and what each is given: arithmetic, with the refusals."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedssl.engine.plan import WorkerPlan, available_cores, plan_workers
+from fedssl.engine.plan import (
+    MB,
+    Node,
+    Wish,
+    WorkerPlan,
+    available_cores,
+    available_memory,
+    plan_workers,
+    slots_on_a_gpu,
+)
 from fedssl.errors import InputError
 
 
@@ -16,20 +27,31 @@ from fedssl.errors import InputError
         ("auto", 2, 16, 4, WorkerPlan(2, 1.0, 2)),
         ("auto", 0, 8, 4, WorkerPlan(8, 1.0, 0.0)),
         ("auto", 0.1, 4, 2, WorkerPlan(4, 1.0, 0.1)),
-        (3, None, 2, 0, WorkerPlan(3, 0.6666, 0.0)),
+        (
+            3,
+            None,
+            2,
+            0,
+            WorkerPlan(
+                3,
+                0.6666,
+                0.0,
+                warning="3 workers share 2 cores: each gets 0.6666, and all together do no more",
+            ),
+        ),
         (1, None, 2, 0, WorkerPlan(1, 1.0, 0.0)),
         (8, None, 16, 2, WorkerPlan(8, 1.0, 0.25)),
         (2, 0.5, 16, 1, WorkerPlan(2, 1.0, 0.5)),
     ],
 )
 def test_plans(workers, share, cpus, gpus, plan):
-    assert plan_workers(workers, share, cpus, gpus) == plan
+    assert plan_workers(Wish(workers, share), [Node(cpus, gpus)]) == plan
 
 
 def test_auto_takes_no_more_than_are_of_use():
-    assert plan_workers("auto", None, 64, 0, most=5).workers == 5
-    assert plan_workers("auto", None, 64, 8, most=5) == WorkerPlan(5, 1.0, 1.0)
-    assert plan_workers(7, None, 64, 0, most=5).workers == 7
+    assert plan_workers(Wish(), [Node(64)], most=5).workers == 5
+    assert plan_workers(Wish(), [Node(64, 8)], most=5) == WorkerPlan(5, 1.0, 1.0)
+    assert plan_workers(Wish(7), [Node(64)], most=5).workers == 7
 
 
 @pytest.mark.parametrize(
@@ -44,8 +66,54 @@ def test_auto_takes_no_more_than_are_of_use():
 )  # fmt: skip
 def test_more_than_there_is_is_refused_with_the_arithmetic(workers, share, gpus, message):
     with pytest.raises(InputError, match=message):
-        plan_workers(workers, share, 16, gpus)
+        plan_workers(Wish(workers, share), [Node(16, gpus)])
 
 
 def test_there_is_a_core():
     assert available_cores() >= 1
+
+
+def test_several_machines():
+    """No share is spread over two of them: 3 + 1 cores give four workers a core each, five .75 of one."""
+    nodes = [Node(3, 1), Node(1, 1)]
+    assert plan_workers(Wish(gpus_per_worker=0), nodes) == WorkerPlan(4, 1.0, 0.0)
+    assert plan_workers(Wish(5, 0), nodes).cpus == 0.75
+    assert plan_workers(Wish(), nodes) == WorkerPlan(2, 1.0, 1.0)
+    with pytest.raises(InputError, match=r"is 2, but there are 2 GPUs"):
+        plan_workers(Wish(gpus_per_worker=2), nodes)
+
+
+@given(
+    st.lists(st.builds(Node, st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=4),
+    st.integers(1, 30),
+)
+def test_whatever_is_planned_fits(nodes, count):
+    plan = plan_workers(Wish(count, 0), nodes)
+    assert sum(int(node.cpus / plan.cpus + 1e-9) for node in nodes) >= count
+    assert bool(plan.warning) == (count > sum(node.cpus for node in nodes))
+
+
+def test_cores_beside_gpus():
+    plan = plan_workers(Wish(cpu_workers=2), [Node(8, 2)])
+    assert [plan.gpus_of(worker) for worker in range(len(plan))] == [1, 1, 0, 0]
+    assert plan.describe() == "2 workers, 1 cores and 1 GPUs each; 2 more without a GPU"
+
+
+def test_memory_is_arithmetic_too():
+    nodes = [Node(8, memory=1000 * MB), Node(8, memory=700 * MB)]
+    assert plan_workers(Wish(memory_per_worker=300 * MB), nodes).workers == 5
+    assert plan_workers(Wish(5, memory_per_worker=300 * MB), nodes).memory == 300 * MB
+    with pytest.raises(
+        InputError, match=r"6 workers x 300 MB = 1,800 MB do not fit 1,700 MB; at most 5 workers"
+    ):
+        plan_workers(Wish(6, memory_per_worker=300 * MB), nodes)
+    with pytest.raises(InputError, match=r"1 workers x 2,000 MB = 2,000 MB do not fit 1,700"):
+        plan_workers(Wish(memory_per_worker=2000 * MB), nodes)
+    assert available_memory() > 100 * MB
+
+
+def test_slots_on_a_gpu_by_what_a_client_took():
+    assert slots_on_a_gpu(1000, 10_000) == 9
+    assert slots_on_a_gpu(9000, 10_000) == 1
+    with pytest.raises(InputError, match=r"one client took 95 MB, and a GPU has 90 MB for it"):
+        slots_on_a_gpu(95 * MB, 100 * MB)

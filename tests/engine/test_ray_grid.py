@@ -1,68 +1,188 @@
 """What only the Ray grid does: devices by Ray's count, lost workers, deadlines."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedssl import protocol
+from fedssl.engine.local_grid import Apps, Patience
+from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
+from fedssl.engine.reduction import CohortSums, Reduction, by_examples
+from fedssl.errors import RunFailed
 
 naughty = ClientApp()
 
+FINE, DIES, HANGS, DIES_ONCE, HANGS_ONCE, RAISES_ONCE, RAISES, HUNGRY, SPINS = range(9)
+"""Clients by what they do; the ones that do something once leave a file behind."""
 
-@naughty.query()
-def query(message: Message, context: Context) -> Message:
+
+@naughty.train()
+def train(message: Message, context: Context) -> Message:
     client = int(context.node_config["partition-id"])
-    if client == 1:
-        os._exit(1)
-    if client == 2:
-        time.sleep(60)
-    return Message(
-        content=RecordDict({"metrics": MetricRecord({"client": client})}), reply_to=message
-    )
+    folder = Path(str(message.content["config"]["folder"]))
+    first = not (folder / str(client)).exists()
+    (folder / str(client)).touch()
+    if client == DIES or (client == DIES_ONCE and first):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if client == HANGS or (client == HANGS_ONCE and first):
+        time.sleep(600)
+    if client == SPINS:
+        # Holds the interpreter for good: such a worker cannot even say what it is doing.
+        ctypes.PyDLL(None).usleep(600_000_000)
+    if client == RAISES or (client == RAISES_ONCE and first):
+        raise RuntimeError("does not want to")
+    if client == HUNGRY:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    arrays = {"w": np.full(2, client + 1.0, np.float32)}
+    metrics = {"client": client, "num-examples": 1, "num-labeled": 1, "num-confident": 1.0}
+    records = {"arrays": protocol.to_record(arrays), "metrics": MetricRecord(metrics)}
+    return Message(content=RecordDict(records), reply_to=message)
 
 
-@pytest.fixture
-def grid():
-    grid = RayGrid(naughty, 4, workers=2)
+@pytest.fixture(scope="module")
+def patient() -> Iterator[RayGrid]:
+    grid = RayGrid(Apps(naughty), 9, Wish(2), patience=Patience(retries=1, client_timeout=2))
+    grid.describe_workers()  # both are up: what follows is not their start
     yield grid
     grid.close()
 
 
-def ask(grid, clients, timeout=None):
-    content = RecordDict({"config": ConfigRecord()})
-    messages = [protocol.new_message("query", protocol.node_of(c), content) for c in clients]
-    return list(grid.send_and_receive(messages, timeout=timeout))
+def requests(clients, folder):
+    arrays = {"w": np.zeros(2, np.float32)}
+    content = RecordDict(
+        {"arrays": protocol.to_record(arrays), "config": ConfigRecord({"folder": str(folder)})}
+    )
+    return [protocol.new_message("train", protocol.node_of(c), content) for c in clients]
 
 
-def test_a_lost_worker_is_replaced_and_its_clients_are_errors(grid):
-    before = {worker["pid"] for worker in grid.describe_workers()}
-    replies = ask(grid, [0, 1, 3])
-    assert [r.has_error() for r in replies][1:] == [True, False]
-    assert "worker lost" in replies[1].error.reason
-    again = ask(grid, [0, 3])
-    assert not any(r.has_error() for r in again)
-    assert len({worker["pid"] for worker in grid.describe_workers()} & before) == 1
+def reduced(grid, clients, folder, timeout=None):
+    """Return the sum of the clients' arrays, the weight behind it, and the reason of every failure by client."""
+    arrays = {"arrays": {"w": np.zeros(2, np.float32)}}
+    sums = CohortSums(Reduction.of(arrays, {"arrays": by_examples}), len(clients))
+    grid.incidents.clear()
+    answers = list(grid.reduce(requests(clients, folder), sums, timeout=timeout))
+    assert sorted(protocol.client_of(a.node) for a in answers) == sorted(clients)
+    failed = {protocol.client_of(a.node): a.reason for a in answers if a.metrics is None}
+    total, weight = sums.result()["arrays"]
+    return None if total is None else total["w"].tolist(), weight, failed
 
 
-def test_a_client_that_hangs_is_an_error_in_time(grid):
-    grid.describe_workers()  # both are up: what follows is not their start
+def test_a_lost_worker_costs_nobody_else_anything(patient, tmp_path):
+    before = {worker["pid"] for worker in patient.describe_workers()}
+    sums, weight, failed = reduced(patient, [FINE, DIES, RAISES_ONCE], tmp_path)
+    assert (sums, weight) == ([7.0, 7.0], 2)
+    assert set(failed) == {DIES}
+    assert "worker lost" in failed[DIES]
+    assert patient.incidents
+    after = {worker["pid"] for worker in patient.describe_workers()}
+    assert len(after) == 2
+    assert after != before
+
+
+def test_what_fails_once_is_tried_again(patient, tmp_path):
+    clients = [FINE, DIES_ONCE, HANGS_ONCE, RAISES_ONCE]
+    sums, weight, failed = reduced(patient, clients, tmp_path)
+    assert failed == {}
+    assert weight == 4
+    assert sums == [sum(c + 1.0 for c in clients)] * 2
+    assert any("no reply within 2 s" in incident for incident in patient.incidents)
+
+
+def test_a_client_that_hangs_or_raises_or_eats_all_memory_is_left_out_with_its_reason(
+    patient, tmp_path
+):
     began = time.monotonic()
-    replies = ask(grid, [0, 2, 3], timeout=3)
+    clients = [FINE, HANGS, RAISES, HUNGRY]
+    sums, weight, failed = reduced(patient, clients, tmp_path)
+    assert time.monotonic() - began < 60  # two tries of two seconds, and workers that start
+    assert (sums, weight) == ([1.0, 1.0], 1)
+    assert failed[HANGS] == "no reply within 2 s"
+    assert "does not want to" in failed[RAISES]
+    assert "Traceback" in failed[RAISES]
+    assert failed[HUNGRY].splitlines()[-1].startswith("out of memory")
+
+
+def test_a_worker_that_cannot_even_answer_is_replaced_too(patient, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedssl.engine.ray_pool.ANSWER_TIMEOUT", 1.0)
+    sums, _, failed = reduced(patient, [SPINS, FINE], tmp_path)
+    assert sums == [1.0, 1.0]
+    assert set(failed) == {SPINS}
+
+
+def test_single_replies_are_as_patient(patient, tmp_path):
+    replies = patient.send_and_receive(requests([DIES_ONCE, FINE, DIES], tmp_path))
+    assert [reply.has_error() for reply in replies] == [False, False, True]
+
+
+def test_a_round_ends_in_time_whatever_its_clients_do(patient, tmp_path):
+    patient.describe_workers()
+    began = time.monotonic()
+    _, weight, failed = reduced(patient, [HANGS, SPINS, FINE], tmp_path, timeout=1)
     assert time.monotonic() - began < 20
-    assert replies[1].has_error()
-    assert "no reply within 3 s" in replies[1].error.reason
-    assert not any(r.has_error() for r in ask(grid, [0, 3]))
+    assert weight == 0
+    assert set(failed) == {HANGS, SPINS, FINE}
+    assert all("within 1 s" in reason for reason in failed.values())
+    assert reduced(patient, [FINE, RAISES], tmp_path)[1] == 1  # and the next one runs
 
 
-def run_with_gpus(code):
+def test_a_function_runs_on_the_workers_and_its_error_ends_the_run(patient):
+    assert patient.map(divmod, [(7, 2), (9, 4), (5, 5)]) == [(3, 1), (2, 1), (1, 0)]
+    with pytest.raises(RunFailed, match=r"divmod failed(.|\n)*ZeroDivisionError"):
+        patient.map(divmod, [(1, 0)])
+
+
+def test_an_iterator_that_nobody_reads_to_its_end_leaves_the_grid_usable(patient, tmp_path):
+    replies = patient.stream(requests([FINE, FINE, FINE, FINE], tmp_path))
+    next(replies)
+    replies.close()
+    assert not any(reply.has_error() for reply in patient.stream(requests([FINE], tmp_path)))
+
+
+def test_workers_that_cannot_start_end_the_run():
+    out = in_a_ray_of_its_own("""
+        from fedssl.engine.local_grid import Apps
+        from fedssl.engine.plan import Wish
+        from fedssl.engine.ray_grid import RayGrid
+        from fedssl.errors import RunFailed
+        from tests.engine.test_ray_grid import Unreadable
+
+        try:
+            RayGrid(Apps(Unreadable()), 4, Wish(1)).map(divmod, [(1, 1)])
+        except RunFailed as error:
+            print(error)
+    """)
+    assert "workers do not start" in out
+    assert "cannot be read here" in out
+
+
+class Unreadable:
+    """An app that no worker can unpickle."""
+
+    def __reduce__(self):
+        return _raise, ()
+
+    def __call__(self, message, context):
+        raise AssertionError("never")
+
+
+def _raise():
+    raise ImportError("cannot be read here")
+
+
+def in_a_ray_of_its_own(code):
     """Run code against a Ray of its own that believes in two GPUs."""
     whole = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
     whole += textwrap.dedent(code)
@@ -76,18 +196,20 @@ def run_with_gpus(code):
 
 def test_every_actor_gets_its_share_of_the_gpus_ray_sees():
     """Ray's pretended resources: auto takes both GPUs, a fraction packs two actors on each."""
-    out = run_with_gpus("""
+    out = in_a_ray_of_its_own("""
         from collections import Counter
+        from fedssl.engine.local_grid import Apps, Patience
+        from fedssl.engine.plan import Wish
         from fedssl.engine.ray_grid import RayGrid
         from fedssl.errors import InputError
         from tests.engine.test_ray_grid import naughty
 
         for workers, share in (("auto", None), ("auto", 0.5), (4, None), ("auto", 0)):
-            grid = RayGrid(naughty, 4, workers=workers, gpus_per_worker=share)
+            grid = RayGrid(Apps(naughty), 4, Wish(workers, share))
             print(grid.plan.workers, sorted(Counter(i for w in grid.describe_workers() for i in w["gpu_ids"]).items()))
             grid.close()
         try:
-            RayGrid(naughty, 4, workers=3, gpus_per_worker=1)
+            RayGrid(Apps(naughty), 4, Wish(3, 1))
         except InputError as error:
             print(error)
     """)

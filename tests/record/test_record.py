@@ -20,6 +20,7 @@ from fedssl.data.images import Images as DataImages
 from fedssl.data.labels.at_clients import AtClients
 from fedssl.data.partitions.iid import IID
 from fedssl.data.shard import ImageSpec
+from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
 from fedssl.record.comparison import Finished, as_rich, comparison_table, costs_as_rich
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
         rounds=4, server={"evaluate_every": 2, "checkpoint_every": 2}, model={"norm": "batch"}
     )
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "one")
-    outcome = serve(experiment, SerialGrid(app, 6), [directory])
+    outcome = serve(experiment, SerialGrid(Apps(app), 6), [directory])
     return experiment, directory.path, outcome
 
 
@@ -116,7 +117,7 @@ def test_the_ema_is_the_mean_of_the_first_models():
         def round_ended(self, end):
             models.append(end.arrays)
 
-    outcome = serve(small_experiment(rounds=3), SerialGrid(app, 6), [Keep()])
+    outcome = serve(small_experiment(rounds=3), SerialGrid(Apps(app), 6), [Keep()])
     for name, average in outcome.ema.items():
         np.testing.assert_allclose(average, np.mean([m[name] for m in models], axis=0), atol=1e-6)
 
@@ -162,7 +163,7 @@ def test_a_killed_run_leaves_its_finished_rounds_readable(tmp_path):
     with pytest.raises(Killed):
         serve(
             small_experiment(rounds=5),
-            SerialGrid(app, 6),
+            SerialGrid(Apps(app), 6),
             [directory, Killer(Console(file=io.StringIO()))],
         )
     assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == 2
@@ -201,7 +202,7 @@ def screen(display_class, terminal):
     )
     display = make_display(console)
     assert isinstance(display, display_class)
-    serve(experiment, SerialGrid(app, 6), [display])
+    serve(experiment, SerialGrid(Apps(app), 6), [display])
     return out.getvalue()
 
 

@@ -1,0 +1,51 @@
+"""What stays in a process from client to client: the experiment as parsed, one network, its optimizers."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from clients.local_data import simulated_federation
+from clients.weights import Weights
+from fedssl.config import Experiment
+from fedssl.networks import build_network
+from fedssl.optimization import Optimizers
+from fedssl.training import Recipe
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What every client of a phase uses in turn.
+
+    Args:
+        experiment: As it stands in the phase.
+        recipe: How its clients learn.
+        network: Whoever uses it overwrites all its weights.
+        weights: Of the network.
+        optimizers: Over them; whoever uses them begins anew.
+    """
+
+    experiment: Experiment
+    recipe: Recipe
+    network: nn.Module
+    weights: Weights
+    optimizers: Optimizers
+
+
+@functools.lru_cache(maxsize=2)
+def resident(text: str, device: str) -> Resident:
+    """Return this process's one resident of an experiment.
+
+    Args:
+        text: The experiment as JSON.
+        device: Where the network lives.
+    """
+    experiment = Experiment.from_json(text)
+    recipe = experiment.recipe
+    spec = simulated_federation(experiment).data.spec
+    network = build_network(
+        experiment.model, experiment.method, spec, experiment.seed, torch.device(device)
+    )
+    optimizers = recipe.method.optimizers(network, recipe.train.make_optimizer)
+    return Resident(experiment, recipe, network, Weights(recipe.method, network), optimizers)

@@ -1,0 +1,153 @@
+"""Ray's actors: started, replaced, asked; which are idle, and which call is answered next."""
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.plan import WorkerPlan
+from fedssl.engine.ray_actor import Actor
+from fedssl.engine.worker import Rules, Unit
+from fedssl.errors import RunFailed
+
+START_TIMEOUT = 180.0
+"""Seconds in which a worker must be ready when none is."""
+
+MOST_STARTS = 5
+"""Workers lost in a row before one was ready, after which starting another is of no use."""
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds in which a worker must say what it is doing, when asked."""
+
+Payload = bytes | list[Any]
+"""A pickled content, or a list of the one reference to it, which Ray then leaves to us to resolve."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Units for one call of a worker, and the contents that they share, by key: its name and what it is."""
+
+    units: tuple[Unit, ...]
+    contents: Mapping[int, tuple[str, Payload]]
+    rules: Rules
+
+
+class Pool:
+    """The actors of a grid, by number.
+
+    Args:
+        apps: What runs clients.
+        plan: How many actors, and what each is given.
+    """
+
+    def __init__(self, apps: Apps, plan: WorkerPlan) -> None:
+        self.idle: list[int] = []
+        """Actors that have nothing to do; whoever gives them something takes them off."""
+        self._apps = ray.put(apps)
+        self._plan = plan
+        self._busy: dict[Any, int] = {}
+        self._lost_in_a_row = 0
+        self._actors: list[Any] = [None] * len(plan)
+        for worker in range(len(plan)):
+            self._spawn(worker)
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def __getitem__(self, worker: int) -> Any:
+        """Return an actor's handle."""
+        return self._actors[worker]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        calls = [actor.describe.remote() for actor in self._actors]
+        described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
+        return described
+
+    def idle_after(self, call: Any, worker: int) -> None:
+        """Let an actor count as idle once it has answered a call that nobody waits for."""
+        self._busy[call] = worker
+
+    def wait(self, calls: Collection[Any], until: float) -> Any | None:
+        """Return a call that is answered; None at a time of `time.monotonic`, or when an actor has fallen idle.
+
+        Raises:
+            RunFailed: No actor can be started.
+        """
+        ours = [*calls, *self._busy]
+        stuck = time.monotonic() + START_TIMEOUT if not calls and not self.idle else math.inf
+        seconds = min(until, stuck) - time.monotonic()
+        ready, _ = ray.wait(ours, timeout=None if seconds == math.inf else max(0.0, seconds))
+        if not ready:
+            if time.monotonic() >= stuck:
+                raise RunFailed(f"no worker was ready within {START_TIMEOUT:g} s; {_resources()}")
+            return None
+        if ready[0] not in self._busy:
+            return ready[0]
+        self._welcome(ready[0], self._busy.pop(ready[0]))
+        return None
+
+    def replace(self, worker: int) -> None:
+        """End an actor, whatever it is doing, and start another in its place."""
+        ray.kill(self._actors[worker])
+        self._spawn(worker)
+
+    def progress(self, worker: int) -> tuple[int, float] | None:
+        """Return the place of the unit that an actor runs and the seconds it has taken; None if it does not say."""
+        try:
+            answer: tuple[int, float] | None = ray.get(
+                self._actors[worker].progress.remote(), timeout=ANSWER_TIMEOUT
+            )
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+        return answer
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _spawn(self, worker: int) -> None:
+        kind = ray.remote(
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus_of(worker),
+            memory=int(self._plan.memory),
+            concurrency_groups={"watch": 1},
+        )(Actor)
+        # Within a list: Ray would resolve a bare reference, with all the imports it takes, before the actor is made.
+        self._actors[worker] = kind.remote([self._apps])
+        self._busy[self._actors[worker].describe.remote()] = worker
+
+    def _welcome(self, call: Any, worker: int) -> None:
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError:
+            pass  # of a call that nobody waits for; the actor is well
+        except ray.exceptions.RayError as error:
+            self._lost_in_a_row += 1
+            if self._lost_in_a_row >= MOST_STARTS:
+                raise RunFailed(f"workers do not start: {explain(error)}") from None
+            self.replace(worker)
+            return
+        self._lost_in_a_row = 0
+        self.idle.append(worker)
+
+
+def explain(error: Exception) -> str:
+    """Return what a lost worker is called in the record; for want of memory in so many words."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return f"out of memory: {error}"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return str(error)
+    return f"worker lost: {error}"
+
+
+def _resources() -> str:
+    there, free = ray.cluster_resources(), ray.available_resources()
+    counts = (f"{free.get(k, 0):g} of {there.get(k, 0):g} {k}s are free" for k in ("CPU", "GPU"))
+    return ", ".join(counts)

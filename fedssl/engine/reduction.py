@@ -1,0 +1,137 @@
+"""What is made of a round's replies: checked, and summed in a fixed tree, in whatever process they arise.
+
+A worker reduces the replies of its clients to one sum and a few numbers of each, so that neither the traffic to the
+server nor its memory grows with m.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import Message
+
+from fedssl import protocol
+from fedssl.aggregation import Arrays, Span, Sums, WeightedSum, is_finite
+
+Weigh = Callable[[Mapping[str, float]], float]
+"""How much a reply counts by its metrics; a pure function that travels to the workers."""
+
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+Sum = tuple[Sums | None, float]
+"""A sum and the weight behind it; None if nothing counted."""
+
+
+class Answer(NamedTuple):
+    """What is left of a reply once what it carries has been summed.
+
+    Args:
+        node: Who replied.
+        metrics: Its single-valued metrics; None if there is no usable reply.
+        num_bytes: Bytes of the arrays that it carried.
+        reason: Why there is no usable reply; the client's traceback.
+    """
+
+    node: int
+    metrics: Mapping[str, float] | None
+    num_bytes: int = 0
+    reason: str = ""
+
+
+def by_examples(metrics: Mapping[str, float]) -> float:
+    """Return a client's number of examples."""
+    return metrics[protocol.NUM_EXAMPLES]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How the replies of a round are checked and summed.
+
+    Args:
+        layouts: Shape and type of each array that a reply must carry, by record.
+        weigh: How much a reply counts in the sum of a record; records that are not named are not summed.
+    """
+
+    layouts: Mapping[str, Layout]
+    weigh: Mapping[str, Weigh]
+
+    @classmethod
+    def of(cls, sent: Mapping[str, Arrays], weigh: Mapping[str, Weigh]) -> "Reduction":
+        """Return the reduction of replies that must look like what was sent; records without arrays are left out."""
+        layouts = {name: layout_of(arrays) for name, arrays in sent.items() if arrays}
+        return cls(layouts, {name: w for name, w in weigh.items() if name in layouts})
+
+
+def layout_of(arrays: Arrays) -> Layout:
+    """Return the shape and type of every array."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+class CohortSums:
+    """The sums of one round, or of a part of its cohort: replies are added at their places, in any order.
+
+    Args:
+        reduction: What to do with each.
+        size: Places.
+    """
+
+    def __init__(self, reduction: Reduction, size: int) -> None:
+        self.reduction = reduction
+        self.size = size
+        self._sums = {name: WeightedSum(size) for name in reduction.weigh}
+
+    def add(self, place: int, reply: Message) -> Answer:
+        """Add what a reply carries, or leave its place out if it must not be summed; return what is left of it."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            return self.leave_out(place, node, reply.error.reason or "no reason given")
+        metrics = protocol.metrics_of(reply)
+        try:
+            arrays = {n: protocol.arrays_of(reply.content, n) for n in self.reduction.layouts}
+        except (ValueError, TypeError) as error:
+            reason = f"refused: the reply's arrays cannot be read: {error}"
+            return self.leave_out(place, node, reason)
+        flaw = self._flaw(metrics, arrays)
+        if flaw is not None:
+            return self.leave_out(place, node, f"refused: {flaw}")
+        for name, weigh in self.reduction.weigh.items():
+            self._sums[name].add(place, arrays[name] or {}, weigh(metrics))
+        return Answer(node, metrics, protocol.num_bytes(reply.content))
+
+    def leave_out(self, place: int, node: int, reason: str) -> Answer:
+        """Leave a place out; return the answer that says why."""
+        self.skip([place])
+        return Answer(node, None, reason=reason)
+
+    def skip(self, places: Iterable[int]) -> None:
+        """Leave places out."""
+        for place in places:
+            for total in self._sums.values():
+                total.skip(place)
+
+    def add_part(self, span: Span, part: Mapping[str, Sum]) -> None:
+        """Add the result of the sums over a node of the tree; see `WeightedSum.add_part`."""
+        for name, (sums, weight) in part.items():
+            self._sums[name].add_part(span, sums, weight)
+
+    def result(self) -> dict[str, Sum]:
+        """Return each record's sum over all places, every one of which was added or left out."""
+        return {name: total.result() for name, total in self._sums.items()}
+
+    def _flaw(
+        self, metrics: Mapping[str, float], arrays: Mapping[str, Arrays | None]
+    ) -> str | None:
+        """Say why a reply must not be summed, or None."""
+        if not metrics or any(found is None for found in arrays.values()):
+            return "the reply lacks its arrays or its metrics"
+        for name in protocol.COUNTS:
+            if not 0 <= metrics.get(name, -1.0) < math.inf:
+                return f"the reply's {name} is {metrics.get(name)}"
+        for name, layout in self.reduction.layouts.items():
+            found = arrays[name] or {}
+            if layout_of(found) != layout:
+                return "the reply's arrays differ from the model's in name, shape or type"
+            if not is_finite(found):
+                return "the reply's weights are not finite"
+        return None

@@ -1,0 +1,159 @@
+"""What a worker does with the clients it is handed, in whatever process it lives: run, try again, reduce."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, Metadata, RecordDict
+
+from fedssl import protocol
+from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
+
+App = Callable[[Message, Context], Message]
+Together = Callable[[Sequence[Message], Sequence[Context]], Sequence[Message]]
+"""An app that takes several clients in one go."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One message on its way to a worker, its content apart.
+
+    Args:
+        metadata: The message's.
+        content: Key of its content.
+        client: Number of the client it is for.
+        state: What the client keeps from its earlier rounds.
+    """
+
+    metadata: Metadata
+    content: int
+    client: int
+    state: bytes | None
+
+
+Unit = tuple[Job, ...]
+"""Clients that run together: one, or several that are fused into one step."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How clients are run.
+
+    Args:
+        run_id: Flower's number of the run.
+        num_clients: K.
+        retries: How often a client that fails is tried again.
+        reduction: How replies are summed; None: they go back as they are.
+    """
+
+    run_id: int
+    num_clients: int
+    retries: int
+    reduction: Reduction | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of some units.
+
+    Args:
+        replies: One a job, in order; empty if they were reduced.
+        answers: Likewise, if they were.
+        part: Their sums.
+        states: Client and what it keeps from now on.
+        seconds: It took.
+    """
+
+    replies: Sequence[Message]
+    answers: Sequence[Answer]
+    part: Mapping[str, Sum]
+    states: Sequence[tuple[int, bytes | None]]
+    seconds: float
+
+
+class Worker:
+    """Run clients one after the other, or those of a unit together.
+
+    Args:
+        app: The client app.
+        device: Where clients train.
+        together: Runs units of several clients; needed only if there are any.
+    """
+
+    def __init__(self, app: App, device: str, together: Together | None = None) -> None:
+        self._app = app
+        self._device = device
+        self._together = together
+        self.busy_since: tuple[int, float] | None = None
+        """Place of the unit that runs now, and when it began; read by whoever watches."""
+
+    def run(self, units: Sequence[Unit], contents: Mapping[int, RecordDict], rules: Rules) -> Done:
+        """Run units in order; a client that raises is an answer and stops nobody else."""
+        began = time.perf_counter()
+        sums = None if rules.reduction is None else CohortSums(rules.reduction, len(units))
+        replies: list[Message] = []
+        answers: list[Answer] = []
+        states: list[tuple[int, bytes | None]] = []
+        for place, unit in enumerate(units):
+            self.busy_since = (place, time.monotonic())
+            given, kept = self._run_unit(unit, contents, rules)
+            states += kept
+            if sums is None:
+                replies += given
+            else:
+                answers += reduce_unit(sums, place, given)
+        self.busy_since = None
+        part = {} if sums is None else sums.result()
+        return Done(replies, answers, part, states, time.perf_counter() - began)
+
+    def _run_unit(
+        self, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
+    ) -> tuple[list[Message], list[tuple[int, bytes | None]]]:
+        if len(unit) > 1:
+            return self._run_fused(unit, contents, rules)
+        job = unit[0]
+        for attempt in range(1 + rules.retries):
+            message, context = self._open(job, contents, rules)
+            reply = protocol.reply_or_explain(message, context, self._app)
+            if not reply.has_error() or attempt == rules.retries:
+                break
+        return [reply], _kept(unit, [reply], [context])
+
+    def _run_fused(
+        self, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
+    ) -> tuple[list[Message], list[tuple[int, bytes | None]]]:
+        assert self._together is not None, "units of several clients need an app that takes them"
+        opened = [self._open(job, contents, rules) for job in unit]
+        messages, contexts = [m for m, _ in opened], [c for _, c in opened]
+        replies = list(self._together(messages, contexts))
+        return replies, _kept(unit, replies, contexts)
+
+    def _open(
+        self, job: Job, contents: Mapping[int, RecordDict], rules: Rules
+    ) -> tuple[Message, Context]:
+        context = protocol.new_context(
+            rules.run_id, job.client, rules.num_clients, self._device, job.state
+        )
+        return protocol.message_of(job.metadata, contents[job.content]), context
+
+
+def _kept(
+    unit: Unit, replies: Sequence[Message], contexts: Sequence[Context]
+) -> list[tuple[int, bytes | None]]:
+    """Return what each client keeps from now on; one that failed keeps what it had."""
+    return [
+        (job.client, protocol.state_to_bytes(context.state))
+        for job, reply, context in zip(unit, replies, contexts, strict=True)
+        if not reply.has_error()
+    ]
+
+
+def reduce_unit(sums: CohortSums, place: int, replies: Iterable[Message]) -> list[Answer]:
+    """Add the replies of a unit at its place; a unit of several has a tree of its own there."""
+    replies = list(replies)
+    if len(replies) == 1:
+        return [sums.add(place, replies[0])]
+    below = CohortSums(sums.reduction, len(replies))
+    answers = [below.add(i, reply) for i, reply in enumerate(replies)]
+    sums.add_part((place, place + 1), below.result())
+    return answers

@@ -1,0 +1,60 @@
+"""Evaluation of global models on the held-out images: here, or in shares on the workers where that is faster."""
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import RecordDict
+
+from clients.client_app import set_threads
+from clients.local_data import simulated_federation
+from clients.resident import resident
+from fedssl.engine.local_grid import LocalGrid
+from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, total
+from fedssl.record.rows import NamedArrays
+
+WORTH_SHARING = 2048
+"""Held-out images from which on workers are asked: of fewer, a call costs more than it saves."""
+
+
+def evaluate_models(
+    text: str, models: Sequence[NamedArrays], num_images: int, workers: LocalGrid | None
+) -> list[Evaluation]:
+    """Return how each model does on the held-out images.
+
+    Args:
+        text: The experiment of the phase, as JSON.
+        models: Weights by name.
+        num_images: Held-out images.
+        workers: Who helps; None: nobody.
+    """
+    batches = range(0, num_images, BATCH_SIZE)
+    if workers is None or workers.num_workers == 1 or num_images < WORTH_SHARING:
+        return [total(evaluate_share(text, arrays, 0, num_images)) for arrays in models]
+    # Every model goes to as many workers as there are for it, so that all of them are busy and none sends it twice.
+    shares = max(1, workers.num_workers // len(models))
+    each = -(-len(batches) // shares) * BATCH_SIZE
+    starts = range(0, num_images, each)
+    calls = [(text, arrays, start, start + each) for arrays in models for start in starts]
+    results = iter(workers.map(evaluate_share, calls))
+    return [total(part for _ in starts for part in next(results)) for _ in models]
+
+
+def evaluate_share(text: str, arrays: NamedArrays, start: int, end: int) -> list[Evaluation]:
+    """Return how a model does on some held-out images, batch by batch; runs in a worker or at the server.
+
+    Args:
+        text: The experiment of the phase, as JSON.
+        arrays: Weights by name; those that clients do not share are the initial ones.
+        start, end: Held-out images, as rows.
+    """
+    here = resident(text, "cpu")
+    set_threads(here.experiment)
+    here.weights.load(arrays, RecordDict())
+    federation = simulated_federation(here.experiment)
+    held_out = federation.held_out
+    return evaluate_batches(
+        here.recipe.method.classifier(here.network),
+        torch.from_numpy(held_out.images[start:end]),
+        torch.from_numpy(held_out.labels[start:end]),
+        federation.data.spec,
+    )
