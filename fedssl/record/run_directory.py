@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 from safetensors.numpy import save
 
 from fedssl.config import Experiment
@@ -33,6 +33,9 @@ from fedssl.record.rows import (
     as_record,
     summarize,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
@@ -68,7 +71,9 @@ class RunDirectory(Observer):
             raise _unwritable(self.path, str(error.strerror)) from None
         (self.path / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
         self._write_json("environment.json", environment())
-        partition_table(federation).to_parquet(self.path / "partition.parquet", index=False)
+        import pyarrow.parquet as pq  # imported here: a check of an experiment needs none
+
+        pq.write_table(partition_table(federation), self.path / "partition.parquet")
         self._event("began", name=experiment.name, seed=experiment.seed)
 
     def round_ended(self, end: RoundEnd) -> None:
@@ -190,18 +195,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def partition_table(federation: Federation) -> pd.DataFrame:
+def partition_table(federation: Federation) -> "pa.Table":
     """Return one line a training image.
 
     Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
     labeled, and with what label.
     """
-    return pd.DataFrame(
+    import pyarrow as pa
+
+    return pa.table(
         {
-            "row": np.arange(len(federation.owner)),
-            "client": federation.owner,
-            "label": federation.data.train.labels,
-            "labeled": federation.labeled,
-            "given": federation.given,
+            "row": _column(np.arange(len(federation.owner))),
+            "client": _column(federation.owner),
+            "label": _column(federation.data.train.labels),
+            "labeled": _column(federation.labeled),
+            "given": _column(federation.given),
         }
     )
+
+
+def _column(values: npt.NDArray[Any]) -> "pa.Array":
+    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
+    import pyarrow as pa
+
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    memory = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])
