@@ -12,12 +12,11 @@ from flwr.app import Context, Message
 from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
 from clients.resident import Resident, resident
-from clients.state import save_state
+from clients.state import are_finite, save_state
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
 from fedssl.fusion import GROUP_SIZE, fit_together, fusion_key, groups, why_not, worth_fusing
-from fedssl.metrics.pseudo_labels import pseudo_label_coverage
 from fedssl.slots import Tensors
 from fedssl.training import FitReport
 
@@ -102,7 +101,7 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
         group = None
     if group is None:
         return [app(message, ctx) for message, ctx in zip(messages, contexts, strict=True)]
-    finite = _finite([weights for weights, _ in group.trained])
+    finite = are_finite([weights for weights, _ in group.trained])
     for own, (weights, report), is_finite in zip(group.ready, group.trained, finite, strict=True):
         message, context = messages[own.place], contexts[own.place]
         if is_finite:
@@ -160,21 +159,8 @@ def _prepare(
     return ready
 
 
-def _finite(clients: Sequence[Tensors]) -> list[bool]:
-    """Return whether all weights of each client are finite."""
-    if not clients:
-        return []
-    # The largest magnitude is finite exactly if all are; one call for thousands of small tensors.
-    tensors = [tensor for weights in clients for tensor in weights.values()]
-    largest = torch.stack(torch._foreach_norm(tensors, float("inf")))
-    finite: list[bool] = largest.isfinite().view(len(clients), -1).all(1).tolist()
-    return finite
-
-
 def _reply(message: Message, own: _Ready, weights: Tensors, report: FitReport) -> Message:
     labeled, examples = len(own.shard.labeled), len(own.shard)
-    coverage = pseudo_label_coverage(report.considered, report.accepted)
-    confident = coverage * (examples - labeled) if report.considered else 0.0
     return protocol.fit_reply(
         message,
         weights,
@@ -183,5 +169,5 @@ def _reply(message: Message, own: _Ready, weights: Tensors, report: FitReport) -
         client=own.client,
         num_examples=examples,
         num_labeled=labeled,
-        num_confident=labeled + confident,
+        num_confident=report.num_confident(labeled, examples),
     )

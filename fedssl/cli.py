@@ -1,5 +1,6 @@
-"""The command line: every command is one screen of glue over the library."""
+"""The command line: every command is one screen of glue over the library, which it imports itself."""
 
+import importlib
 import json
 import logging
 import sys
@@ -7,16 +8,19 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedssl import __version__
-from fedssl.config import STRATEGIES, Experiment
 from fedssl.errors import FedsslError, InputError, RunFailed, nearest
-from fedssl.registry import Plugin
+from fedssl.startup import quick_imports
+
+if TYPE_CHECKING:  # each command imports what it needs: --help must not wait for torch
+    from fedssl.config import Experiment
+    from fedssl.record.rows import Outcome
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,6 +31,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+FAMILIES = {
+    "methods": "fedssl.methods.base:METHODS",
+    "strategies": "fedssl.config:STRATEGIES",
+    "datasets": "fedssl.data.sources.base:SOURCES",
+    "models": "fedssl.models.base:MODELS",
+    "partitions": "fedssl.data.partitions.base:PARTITIONS",
+    "labels": "fedssl.data.labels.base:LABEL_SPLITS",
+    "label_noises": "fedssl.data.label_noise.base:LABEL_NOISES",
+    "features": "fedssl.data.features.base:FEATURE_SKEWS",
+    "laws": "fedssl.system.laws.base:LAWS",
+    "availabilities": "fedssl.system.availability.base:AVAILABILITIES",
+    "augmentations": "fedssl.augment.base:AUGMENTATIONS",
+}
+"""What `fedssl list` can list, and where it stands: only the family that is asked for is imported."""
 
 Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
@@ -128,9 +147,9 @@ def run(
 
       fedssl run experiments/digits/*.toml --seeds 5 --resume
     """
-    from fedssl.interrupts import interruptible
-    from fedssl.runs import Runs
-    from fedssl.simulation import check
+    with quick_imports():
+        from fedssl.interrupts import interruptible
+        from fedssl.runs import Runs
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
@@ -138,8 +157,6 @@ def run(
     console = Console()
     with interruptible() as interrupts:
         experiments = _experiments(files, overrides, seeds)
-        for experiment in experiments:
-            check(experiment)
         runs = Runs(console, interrupts, plain=plain, resume=resume, complain=_complain)
         finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:
@@ -149,8 +166,10 @@ def run(
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
 
-def _experiments(files: list[Path], settings: list[str], seeds: int) -> list[Experiment]:
+def _experiments(files: list[Path], settings: list[str], seeds: int) -> "list[Experiment]":
     """Return every file's experiment with its seed, the next one, and so on."""
+    from fedssl.config import Experiment
+
     experiments = []
     for file in files:
         first = _load(file, settings).seed
@@ -161,22 +180,24 @@ def _experiments(files: list[Path], settings: list[str], seeds: int) -> list[Exp
     return experiments
 
 
-def _folders(experiments: list[Experiment], out: Path | None) -> list[Path | None]:
+def _folders(experiments: "list[Experiment]", out: Path | None) -> list[Path | None]:
     """Return where each experiment is recorded, where that was said."""
     if out is None or len(experiments) == 1:
         return [out] * len(experiments)
     return [out / f"{experiment.name}-seed{experiment.seed}" for experiment in experiments]
 
 
-def _load(file: Path, settings: list[str]) -> Experiment:
+def _load(file: Path, settings: list[str]) -> "Experiment":
     """Read an experiment file, which may name modules beside it or in the current folder."""
+    from fedssl.config import Experiment
+
     for folder in (str(file.absolute().parent), str(Path.cwd())):
         if folder not in sys.path:
             sys.path.append(folder)  # a console script looks in neither by itself
     return Experiment.load(file, settings)
 
 
-def _refuse_twins(experiments: list[Experiment]) -> None:
+def _refuse_twins(experiments: "list[Experiment]") -> None:
     names = [(experiment.name, experiment.seed) for experiment in experiments]
     for name, seed in names:
         if names.count((name, seed)) > 1:
@@ -185,17 +206,24 @@ def _refuse_twins(experiments: list[Experiment]) -> None:
             )
 
 
-def _compare(finished: list[Any], folder: Path, console: Console) -> None:
-    from fedssl.record.comparison import as_rich, comparison_table, costs_as_rich, curves
+def _compare(finished: "list[tuple[Experiment, Outcome]]", folder: Path, console: Console) -> None:
+    from fedssl.record.comparison import (
+        Finished,
+        as_rich,
+        comparison_table,
+        costs_as_rich,
+        curves,
+    )
     from fedssl.record.plots import plot_comparison
     from fedssl.record.rows import summarize
 
-    table = comparison_table(finished)
-    first = finished[0].experiment
+    runs = [Finished(*run) for run in finished]
+    table = comparison_table(runs)
+    first = runs[0].experiment
     evaluated_on = first.evaluated_on
     title = (
         f"{first.data.kind}, {evaluated_on} images: mean of the last "
-        f"{summarize(first, finished[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
+        f"{summarize(first, runs[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
     )
     console.print(as_rich(table, title))
     costs = costs_as_rich(table)
@@ -205,7 +233,7 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
     table.to_csv(folder / "comparison.csv", index=False)
     picture = folder / "comparison.png"
     caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
-    plot_comparison(curves(finished), caption, picture)
+    plot_comparison(curves(runs), caption, picture)
     where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
     console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
 
@@ -214,16 +242,21 @@ def _compare(finished: list[Any], folder: Path, console: Console) -> None:
 @guarded
 def validate(file: File, settings: Settings = None) -> None:
     """Check an experiment file against its data without training, and say what it would run."""
-    from clients.local_data import simulated_federation
-    from fedssl.record.display import describe
-    from fedssl.simulation import check, plan_here
+    with quick_imports():
+        from clients.local_data import simulated_federation
+        from fedssl.record.display import describe
+        from fedssl.simulation import check, plan_here
 
     experiment = _load(file, settings or [])
     check(experiment)
-    plan = plan_here(experiment)
+    engine = experiment.engine
+    if engine.address is None:
+        workers = plan_here(experiment).describe()
+    else:
+        workers = f"workers as the cluster at {engine.address} has room for"
     print(f"{file}: valid")
     print(f"  {describe(experiment, simulated_federation(experiment))}")
-    print(f"  engine {experiment.engine.kind}: {plan.describe()}")
+    print(f"  engine {engine.kind}: {workers}")
 
 
 @app.command("list")
@@ -234,15 +267,17 @@ def list_plugins(
     ],
 ) -> None:
     """List what a section of the experiment file can name, with its settings."""
-    families = _families()
-    if family not in families:
-        raise InputError("list", f"there are no {family!r}", nearest(family, families))
+    if family not in FAMILIES:
+        raise InputError("list", f"there are no {family!r}", nearest(family, FAMILIES))
+    with quick_imports():
+        module, _, name = FAMILIES[family].partition(":")
+        plugins = getattr(importlib.import_module(module), name)
+        kinds = {kind: plugins.get(kind) for kind in plugins.names()}
     table = Table(show_edge=False)
     table.add_column("kind", style="bold")
     table.add_column("what it is")
     table.add_column("settings")
-    for name in families[family].names():
-        plugin = families[family].get(name)
+    for kind, plugin in kinds.items():
         fields = [
             field
             if info.is_required()
@@ -250,40 +285,15 @@ def list_plugins(
             for field, info in plugin.model_fields.items()
             if field != "name"
         ]
-        kind = f"{name}:NAME" if "name" in plugin.model_fields else name
+        shown = f"{kind}:NAME" if "name" in plugin.model_fields else kind
         doc = (plugin.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(kind, doc, "\n".join(fields))
+        table.add_row(shown, doc, "\n".join(fields))
     Console().print(table)
 
 
-def _families() -> dict[str, Any]:
-    from fedssl.augment.base import AUGMENTATIONS
-    from fedssl.data.features.base import FEATURE_SKEWS
-    from fedssl.data.label_noise.base import LABEL_NOISES
-    from fedssl.data.labels.base import LABEL_SPLITS
-    from fedssl.data.partitions.base import PARTITIONS
-    from fedssl.data.sources.base import SOURCES
-    from fedssl.methods.base import METHODS
-    from fedssl.models.base import MODELS
-    from fedssl.system.availability.base import AVAILABILITIES
-    from fedssl.system.laws.base import LAWS
-
-    return {
-        "methods": METHODS,
-        "strategies": STRATEGIES,
-        "datasets": SOURCES,
-        "models": MODELS,
-        "partitions": PARTITIONS,
-        "labels": LABEL_SPLITS,
-        "label_noises": LABEL_NOISES,
-        "features": FEATURE_SKEWS,
-        "laws": LAWS,
-        "availabilities": AVAILABILITIES,
-        "augmentations": AUGMENTATIONS,
-    }
-
-
 def _short(value: Any) -> str:
+    from fedssl.registry import Plugin
+
     if isinstance(value, Plugin):
         return value.kind
     if value is None:
@@ -301,17 +311,18 @@ def show(
     ] = None,
 ) -> None:
     """Draw the federation of an experiment before any training: who holds what, who has labels."""
-    from clients.local_data import simulated_federation
-    from fedssl.record.display import describe
-    from fedssl.record.federation_plot import plot_federation
-    from fedssl.record.federation_table import (
-        client_names,
-        describe_skew,
-        describe_system,
-        device_table,
-        federation_table,
-    )
-    from fedssl.simulation import check, virtual_seconds
+    with quick_imports():
+        from clients.local_data import simulated_federation
+        from fedssl.record.display import describe
+        from fedssl.record.federation_plot import plot_federation
+        from fedssl.record.federation_table import (
+            client_names,
+            describe_skew,
+            describe_system,
+            device_table,
+            federation_table,
+        )
+        from fedssl.simulation import check, virtual_seconds
 
     experiment = _load(file, settings or [])
     check(experiment)
@@ -347,6 +358,9 @@ def show(
 @guarded
 def schema() -> None:
     """Print the JSON Schema of experiment files, for editors."""
+    with quick_imports():
+        from fedssl.config import Experiment
+
     print(json.dumps(Experiment.model_json_schema(), indent=2))
 
 
@@ -354,12 +368,13 @@ def schema() -> None:
 @guarded
 def doctor() -> None:
     """Say what this machine has and what a run would use."""
-    import torch
+    with quick_imports():
+        import torch
 
-    from fedssl.data.cache import CACHE_VARIABLE, cache_folder
-    from fedssl.engine.plan import AS_MANY_AS_FIT, plan_workers
-    from fedssl.record.provenance import environment
-    from fedssl.simulation import this_machine
+        from fedssl.data.cache import CACHE_VARIABLE, cache_folder
+        from fedssl.engine.plan import AS_MANY_AS_FIT, plan_workers
+        from fedssl.record.provenance import environment
+        from fedssl.simulation import this_machine
 
     facts = environment()
     table = Table(show_header=False, show_edge=False)

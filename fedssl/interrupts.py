@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -60,17 +60,8 @@ def interruptible() -> Iterator[Interrupts]:
                 signal.signal(number, before[number])
 
 
-@contextmanager
-def handlers_kept() -> Iterator[Callable[[], None]]:
-    """Put signal handlers back after a library that takes them for itself; the function yielded does so meanwhile."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def put_back() -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    try:
-        yield put_back
-    finally:
-        put_back()
+def put_handlers_back() -> None:
+    """Handle signals as before Ray began: on its start it takes SIGTERM at a level of which Python is not told."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number))

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fedssl.eager_optimizers import SGD, Adam, AdamW
 from fedssl.methods.base import Progress, Views
 from fedssl.registry import Section
 from fedssl.slots import Slot, Tensors
@@ -106,7 +107,7 @@ class Train(Section):
     def make_optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer over some parameters."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
+            return SGD(
                 parameters,
                 lr=self.lr,
                 momentum=self.momentum,
@@ -114,7 +115,7 @@ class Train(Section):
                 weight_decay=self.weight_decay,
                 foreach=True,
             )
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        kind = Adam if self.optimizer == "adam" else AdamW
         return kind(
             parameters,
             lr=self.lr,

@@ -10,13 +10,12 @@ from fedssl.config import Experiment
 from fedssl.errors import RunFailed
 from fedssl.interrupts import Interrupts
 from fedssl.record.checkpoint import Found
-from fedssl.record.comparison import Finished
 from fedssl.record.display import PlainDisplay, make_display
 from fedssl.record.resume import directory_to_resume, outcome_of
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
-from fedssl.simulation import Engine
+from fedssl.simulation import Engine, check
 
 
 class Runs:
@@ -47,25 +46,29 @@ class Runs:
 
     def run(
         self, experiments: Sequence[Experiment], folders: Sequence[Path | None]
-    ) -> tuple[list[Finished], int]:
-        """Run all, and return those that ended and how many failed.
+    ) -> tuple[list[tuple[Experiment, Outcome]], int]:
+        """Check all, run all, and return those that ended and how many failed.
 
         Args:
             experiments: What to run.
             folders: Where each is recorded; None: below ``runs/``.
 
         Raises:
-            InputError: One of the folders cannot be used; nothing has run then.
+            InputError: An experiment or a folder is not right; nothing has run then.
             RunFailed: The only one failed.
         """
         finished = []
         failed = 0
         with contextlib.ExitStack() as stack:
+            engine = stack.enter_context(Engine())
+            if not self._resume:
+                engine.start(experiments[0])  # its workers make themselves ready while we do
+            for experiment in experiments:
+                check(experiment)
             directories = []
             for experiment, folder in zip(experiments, folders, strict=True):
                 directories.append(self._directory(experiment, folder))
                 stack.callback(directories[-1].close)
-            engine = stack.enter_context(Engine())
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
                     outcome = self._run_one(experiment, directory, engine)
@@ -75,7 +78,7 @@ class Runs:
                     failed += 1
                     self._complain(error, f"{_title(experiment)}: ")
                 else:
-                    finished.append(Finished(experiment, outcome))
+                    finished.append((experiment, outcome))
         return finished, failed
 
     def _directory(self, experiment: Experiment, folder: Path | None) -> RunDirectory:

@@ -4,10 +4,13 @@ import logging
 import threading
 from collections.abc import Sequence
 
+import torch
 from flwr.serverapp import Grid
 
+from clients.client_app import app
+from clients.fused_app import train_together
+from clients.local_data import simulated_federation
 from fedssl.config import Experiment
-from fedssl.engine.client_states import MEGABYTE
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     MB,
@@ -20,10 +23,18 @@ from fedssl.engine.plan import (
     slots_on_a_gpu,
 )
 from fedssl.errors import InputError, RunFailed
-from fedssl.interrupts import Interrupts, handlers_kept
+from fedssl.interrupts import Interrupts, put_handlers_back
+from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
 from fedssl.record.snapshot import Snapshot
+from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
+from strategies.base import strategy_of
+from strategies.census import Census
+from strategies.server_app import serve
+from strategies.server_training import check_server_method
+from strategies.strategy_state import state_of
+from strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +46,7 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._grid: LocalGrid | None = None
+        self._grid: InBackground[LocalGrid] | None = None
         self._made_for: object = None
 
     def __enter__(self) -> "Engine":
@@ -47,9 +58,15 @@ class Engine:
     def close(self) -> None:
         """Let go of the workers."""
         if self._grid is not None:
-            self._grid.close()
-            self._grid.states.close()
-            self._grid = None
+            grid, self._grid = self._grid, None
+            grid.end(_let_go)
+
+    def start(self, experiment: Experiment) -> None:
+        """Begin to start the workers that an experiment will want, and return at once."""
+        if experiment.engine.kind != "flower":
+            self.close()
+            self._grid = InBackground(lambda: _make_grid(experiment))
+            self._made_for = _workers_of(experiment)
 
     def run(
         self,
@@ -68,8 +85,6 @@ class Engine:
             InputError: The experiment asks for what is not there.
             RunFailed: The run could not go on.
         """
-        from strategies.server_app import serve
-
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
@@ -77,16 +92,24 @@ class Engine:
         return serve(experiment, self._grid_for(experiment), observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
-        clients = experiment.federation.clients
-        wanted = (experiment.engine, experiment.largest_sample)
-        if self._grid is not None and self._made_for == wanted:
-            self._grid.restart(clients)
-        else:
-            self.close()
-            self._grid = _make_grid(experiment)
-            self._made_for = wanted
-        self._grid.states.memory = int(experiment.engine.state_memory * MEGABYTE)
-        return self._grid
+        if self._grid is None or self._made_for != _workers_of(experiment):
+            self.start(experiment)
+        assert self._grid is not None
+        grid = self._grid.result()
+        put_handlers_back()  # Ray's start took them
+        grid.restart(experiment.federation.clients)
+        grid.states.memory = int(experiment.engine.state_memory * MB)
+        return grid
+
+
+def _let_go(grid: LocalGrid) -> None:
+    grid.close()
+    grid.states.close()
+
+
+def _workers_of(experiment: Experiment) -> object:
+    """Return what the workers depend on."""
+    return experiment.engine, experiment.largest_sample
 
 
 def check(experiment: Experiment) -> None:
@@ -94,15 +117,8 @@ def check(experiment: Experiment) -> None:
 
     The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
-    from clients.local_data import simulated_federation
-    from fedssl.networks import build_network
-    from strategies.base import strategy_of
-    from strategies.census import Census
-    from strategies.server_training import check_server_method
-    from strategies.strategy_state import state_of
-    from strategies.virtual_time import check_deadline, cohorts_of, make_clock
-
-    plan_here(experiment)
+    if experiment.engine.address is None:  # what a cluster has, only that knows
+        plan_here(experiment)
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
@@ -123,10 +139,6 @@ def check(experiment: Experiment) -> None:
 
 def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
     """Return the virtual devices and the seconds that a round of the first phase takes each; None without them."""
-    from clients.local_data import simulated_federation
-    from strategies.census import Census
-    from strategies.virtual_time import make_clock, round_seconds
-
     clock = make_clock(experiment)
     if clock is None:
         return None
@@ -137,9 +149,6 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
-    from clients.client_app import app
-    from clients.fused_app import train_together
-
     clients, engine = experiment.federation.clients, experiment.engine
     apps = Apps(app, train_together)
     patience = Patience(engine.retries, engine.client_timeout)
@@ -148,17 +157,16 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
         device = "cpu" if engine.gpus_per_worker == 0 else None
         return SerialGrid(apps, clients, device, patience)
-    with handlers_kept():  # Ray takes SIGTERM
-        from fedssl.engine.ray_grid import RayGrid
+    from fedssl.engine.ray_grid import RayGrid
 
-        grid = RayGrid(
-            apps,
-            clients,
-            _wish(experiment),
-            most_workers=experiment.largest_sample,
-            address=engine.address,
-            patience=patience,
-        )
+    grid = RayGrid(
+        apps,
+        clients,
+        _wish(experiment),
+        most_workers=experiment.largest_sample,
+        address=engine.address,
+        patience=patience,
+    )
     if grid.plan.warning:
         log.warning("%s", grid.plan.warning)
     return grid
@@ -166,8 +174,6 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
 def _wish(experiment: Experiment) -> Wish:
     """Return what an experiment asks of workers; measured, where it says so."""
-    import torch
-
     engine = experiment.engine
     share, memory = engine.gpus_per_worker, engine.memory_per_worker
     if memory != "measured":
@@ -186,9 +192,7 @@ def _wish(experiment: Experiment) -> Wish:
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by what there is here; of another cluster only that knows."""
-    import torch
-
+    """Return the workers a run would use, by what there is on this machine."""
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
@@ -197,17 +201,13 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
 
 def this_machine() -> Node:
     """Return what torch and the system see here."""
-    import torch
-
     return Node(available_cores(), torch.cuda.device_count(), available_memory())
 
 
 def _run_under_flower(
     experiment: Experiment, observers: Sequence[Observer], resume: Snapshot | None
 ) -> Outcome:
-    from clients.client_app import app
     from fedssl.engine.flower import simulate
-    from strategies.server_app import serve
 
     outcomes: list[Outcome | BaseException] = []
     interrupts = Interrupts()
@@ -227,14 +227,13 @@ def _run_under_flower(
 
     # In a thread, so that Ctrl-C reaches this one: Flower's would end the clients and leave its server waiting for them.
     threading.Thread(target=flower).start()
-    with handlers_kept() as put_back:
-        try:
-            while not done.wait(1.0):
-                put_back()  # the Ray that Flower has started meanwhile took SIGTERM
-        except KeyboardInterrupt:
-            interrupts.asked = True
-            done.wait()
-            raise
+    try:
+        while not done.wait(1.0):
+            put_handlers_back()  # the start of Flower's Ray took them
+    except KeyboardInterrupt:
+        interrupts.asked = True
+        done.wait()
+        raise
     if not outcomes:
         raise RunFailed("Flower's simulation runtime ended before its server had begun")
     if isinstance(outcomes[0], BaseException):

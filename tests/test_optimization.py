@@ -222,3 +222,37 @@ def test_a_method_with_memory_and_fp16_trains_too(shard):
         FixMatch(threshold=0.1), shard, Train(local_steps=2, batch_size=4, precision="fp16")
     )
     assert math.isfinite(report.loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)],
+)
+def test_our_optimizers_are_torchs_to_the_bit(shard, name, theirs):
+    """Weights and state after some steps, and after going on from saved state, are those of torch's own class."""
+    train = Train(optimizer=name, lr=0.1, weight_decay=0.01)
+    images = shard.images.flatten(1)[:16] / 255
+
+    def learn(make):
+        weights = [torch.nn.Parameter(torch.linspace(-1, 1, images.shape[1])) for _ in range(2)]
+        optimizer = make(iter(weights))
+        for step in range(6):
+            if step == 3:
+                state = optimizer.state_dict()
+                optimizer = make(iter(weights))
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            ((images @ (weights[0] - weights[1])) ** 2).mean().backward()
+            optimizer.step()
+        return optimizer, [*weights, *optimizer_tensors({"main": optimizer}).values()]
+
+    def same_settings(parameters):
+        group = train.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))])).param_groups[0]
+        names = ("lr", "weight_decay", "foreach", "momentum", "nesterov", "betas")
+        return theirs(parameters, **{key: group[key] for key in names if key in group})
+
+    ours, found = learn(train.make_optimizer)
+    _, wanted = learn(same_settings)
+    assert isinstance(ours, theirs)
+    assert len(found) == len(wanted) > 2
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -4,9 +4,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Protocol
 
+from fedssl.engine.plan import MB
 from fedssl.engine.spill import Place, Spill
-
-MEGABYTE = 1_000_000
 
 
 class KeptStates(Protocol):
@@ -44,7 +43,7 @@ class ClientStates:
         memory: Bytes of state to hold in memory, staged or kept; what was not used longest goes to a temporary file.
     """
 
-    def __init__(self, memory: int = 1024 * MEGABYTE) -> None:
+    def __init__(self, memory: int = 1024 * MB) -> None:
         self.memory = memory
         self._round = 0
         self._kept: dict[int, _Entry] = {}

@@ -1,15 +1,10 @@
 """The parallel grid: long-lived Ray actors that are handed parts of the cohort as they fall idle."""
 
 import math
-import os
 import pickle
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,17 +14,15 @@ from fedssl import protocol
 from fedssl.aggregation import Span
 from fedssl.engine.backlog import Backlog, num_parts
 from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
-from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, available_cores, plan_workers
+from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
 from fedssl.engine.ray_pool import Order, Payload, Pool, explain
+from fedssl.engine.ray_start import INLINE_BYTES, start_ray
 from fedssl.engine.reduction import Answer, CohortSums, Reduction
 from fedssl.engine.worker import Done, Job, Rules
-from fedssl.errors import InputError, RunFailed
-
-INLINE_BYTES = 1 << 20
-"""What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
+from fedssl.errors import RunFailed
 
 RAYS_INLINE_BYTES = 100 * 1024
-"""The same in a Ray that somebody else started."""
+"""As `INLINE_BYTES`, in a Ray that somebody else started."""
 
 Submit = Callable[[Any, Span], Any]
 """Hands a part to an actor and returns the call."""
@@ -79,7 +72,7 @@ class RayGrid(LocalGrid):
         self._patience = patience
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            _start_ray(address)
+            start_ray(address)
         self._plan = plan_workers(wish, _nodes(), most_workers)
         self._unit_seconds: float | None = None
         self._contents = _Contents(
@@ -282,70 +275,12 @@ class RayGrid(LocalGrid):
         return late + [((unit, unit + 1), None, reason) for unit in backlog.drop()]
 
 
-def _start_ray(address: str | None) -> None:
-    """Start Ray on this machine, or join one that runs."""
-    if address is None:
-        with _workers_environment():
-            ray.init(
-                address="local",
-                num_cpus=available_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _system_config={"max_direct_call_object_size": INLINE_BYTES},
-            )
-        return
-    environment = {"env_vars": {"PYTHONPATH": _import_path()}}
-    try:
-        _knock(address)
-        ray.init(
-            address=address, log_to_driver=False, logging_level="error", runtime_env=environment
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            "engine.address",
-            f"there is no Ray at {address!r}: {error}",
-            "start one with `ray start --head`, or leave it unset",
-        ) from None
-
-
-def _knock(address: str) -> None:
-    """Raise `OSError` if nobody listens at an address; Ray itself would try for minutes (2.55)."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
-
-
 def _nodes() -> list[Node]:
     """Return what each machine of the cluster has."""
     return [
         Node(there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", math.inf))
         for there in (node["Resources"] for node in ray.nodes() if node["Alive"])
     ]
-
-
-def _import_path() -> str:
-    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-
-
-@contextmanager
-def _workers_environment() -> Iterator[None]:
-    """Set what Ray's workers inherit from the environment Ray is started in, and put it back.
-
-    They need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its own).
-    That actors without a GPU still see the machine's is Ray's coming default: our workers name their device themselves.
-    """
-    wanted = {"PYTHONPATH": _import_path(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class _Contents:

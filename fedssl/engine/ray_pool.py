@@ -1,20 +1,17 @@
 """Ray's actors: started, replaced, asked; which are idle, and which call is answered next."""
 
 import math
-import os
-import pickle
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
-from flwr.app import RecordDict
 
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import WorkerPlan
-from fedssl.engine.worker import Done, Rules, Unit, Worker
+from fedssl.engine.ray_actor import Actor
+from fedssl.engine.worker import Rules, Unit
 from fedssl.errors import RunFailed
 
 START_TIMEOUT = 180.0
@@ -25,9 +22,6 @@ MOST_STARTS = 5
 
 ANSWER_TIMEOUT = 10.0
 """Seconds in which a worker must say what it is doing, when asked."""
-
-CONTENTS_KEPT = 2
-"""Contents that a worker keeps for its next call, which is often of the same round."""
 
 Payload = bytes | list[Any]
 """A pickled content, or a list of the one reference to it, which Ray then leaves to us to resolve."""
@@ -40,45 +34,6 @@ class Order:
     units: tuple[Unit, ...]
     contents: Mapping[int, tuple[str, Payload]]
     rules: Rules
-
-
-class _Actor:
-    """An actor: holds the app, and through it the resident model, for its whole life."""
-
-    def __init__(self, apps: Apps) -> None:
-        gpus = ray.get_gpu_ids()
-        self._device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
-        self._worker = Worker(apps.one, self._device, apps.together)
-        self._contents: dict[str, RecordDict] = {}
-
-    def describe(self) -> dict[str, Any]:
-        """Return what Ray gave this worker; answers once it is ready."""
-        node = ray.get_runtime_context().get_node_id()
-        gpus = ray.get_gpu_ids()
-        return {"device": self._device, "gpu_ids": gpus, "pid": os.getpid(), "node": node}
-
-    def run(self, order: Order) -> Done:
-        """Run an order's clients one after the other."""
-        contents = {key: self._content(*found) for key, found in order.contents.items()}
-        return self._worker.run(order.units, contents, order.rules)
-
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Call a function here."""
-        return function(*arguments)
-
-    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def progress(self) -> tuple[int, float]:
-        """Return the place of the unit that runs now and the seconds it has taken; answers while `run` runs."""
-        place, began = self._worker.busy_since or (0, time.monotonic())
-        return place, time.monotonic() - began
-
-    def _content(self, name: str, payload: Payload) -> RecordDict:
-        if name not in self._contents:
-            data = payload if isinstance(payload, bytes) else ray.get(payload[0])
-            while len(self._contents) >= CONTENTS_KEPT:
-                del self._contents[next(iter(self._contents))]
-            self._contents[name] = pickle.loads(data)
-        return self._contents[name]
 
 
 class Pool:
@@ -163,8 +118,9 @@ class Pool:
             num_gpus=self._plan.gpus_of(worker),
             memory=int(self._plan.memory),
             concurrency_groups={"watch": 1},
-        )(_Actor)
-        self._actors[worker] = kind.remote(self._apps)
+        )(Actor)
+        # Within a list: Ray would resolve a bare reference, with all the imports it takes, before the actor is made.
+        self._actors[worker] = kind.remote([self._apps])
         self._busy[self._actors[worker].describe.remote()] = worker
 
     def _welcome(self, call: Any, worker: int) -> None:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from fedssl.slots import Tensors
@@ -138,6 +137,8 @@ def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Ge
     if alpha == 0 or count == 0:
         return torch.ones(count, device=device)
     uniform = torch.rand(draws, generator=generator, device=device)
+    from scipy.special import betaincinv  # imported here: most methods mix nothing
+
     quantiles = betaincinv(alpha, alpha, uniform.cpu().numpy())
     share = torch.from_numpy(quantiles).to(uniform)
     return torch.maximum(share, 1 - share).expand(count)

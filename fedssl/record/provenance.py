@@ -4,14 +4,17 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 
 from fedssl.data.federation import Federation
 from fedssl.engine.plan import available_cores
 from fedssl.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
 
@@ -34,26 +37,50 @@ def environment() -> dict[str, Any]:
     }
 
 
-def partition_table(federation: Federation) -> pd.DataFrame:
+def partition_table(federation: Federation) -> "pa.Table":
     """Return one line a training image.
 
     Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
     labeled, and with what label.
     """
-    return pd.DataFrame(
+    import pyarrow as pa
+
+    return pa.table(
         {
-            "row": np.arange(len(federation.owner)),
-            "client": federation.owner,
-            "label": federation.data.train.labels,
-            "labeled": federation.labeled,
-            "given": federation.given,
+            "row": _column(np.arange(len(federation.owner))),
+            "client": _column(federation.owner),
+            "label": _column(federation.data.train.labels),
+            "labeled": _column(federation.labeled),
+            "given": _column(federation.given),
         }
     )
 
 
+def _column(values: npt.NDArray[Any]) -> "pa.Array":
+    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
+    import pyarrow as pa
+
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    memory = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])
+
+
+def as_parquet(table: "pa.Table") -> bytes:
+    """Return a table as a parquet file holds it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # imported here: a check of an experiment needs none
+
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream)
+    content: bytes = stream.getvalue().to_pybytes()
+    return content
+
+
 def check_partition(file: Path, federation: Federation) -> None:
     """Raise `InputError` if others hold the images now, or there are others."""
-    if file.exists() and not pd.read_parquet(file).equals(partition_table(federation)):
+    import pyarrow.parquet as pq
+
+    if file.exists() and not pq.read_table(file).equals(partition_table(federation)):
         raise InputError(
             "--resume",
             f"the images, or who holds them, are no longer those of {file}",

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fedssl.interrupts import Interrupts, handlers_kept, interruptible
+from fedssl.interrupts import Interrupts, interruptible, put_handlers_back
 from tests.helpers import command, small_toml
 
 HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
@@ -57,11 +57,7 @@ def test_handlers_are_put_back():
     with interruptible():
         ours = signal.getsignal(signal.SIGTERM)
         assert ours != before[1]
-        with handlers_kept() as put_back:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            put_back()
-            assert signal.getsignal(signal.SIGTERM) == ours
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        put_handlers_back()
         assert signal.getsignal(signal.SIGTERM) == ours
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -33,7 +33,7 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
                 incidents.extend(end.incidents)
                 if end.row.round != 2:
                     return
-                workers = machine._grid.describe_workers()
+                workers = machine._grid.result().describe_workers()
                 print("nodes", len({{worker["node"] for worker in workers}}))
                 cluster.remove_node(second, allow_graceful=False)
                 until = time.monotonic() + 60

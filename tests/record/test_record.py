@@ -383,7 +383,7 @@ def test_the_partitions_file_says_who_holds_what_and_with_what_label():
     federation = federation_of(
         small_experiment(federation={"labels": {"kind": "at_server"}, "label_noise": "pair"})
     )
-    table = partition_table(federation)
+    table = partition_table(federation).to_pandas()
     assert (table.client == -1).sum() == 40
     labeled = table[table.labeled]
     assert (labeled.client == -1).all()

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
-from sklearn.model_selection import train_test_split
 
 from fedssl import rng
 from fedssl.data.cache import Prepared, Raw, prepare, reading
 from fedssl.data.images import Dataset, Images
 from fedssl.data.shard import ImageSpec
+from fedssl.data.stratified import draw_test_rows
 from fedssl.errors import InputError
 from fedssl.registry import Family, Plugin
 
@@ -140,12 +140,8 @@ class Source(Plugin):
         """Hold out a share of every class for test; images that may not be labeled stay with the training images."""
         rows = np.flatnonzero(images.labelable)
         try:
-            _, test = train_test_split(
-                rows,
-                test_size=self.test_share,
-                stratify=images.labels[rows],
-                random_state=rng.derive_seed(seed, "data/split") % 2**32,
-            )
+            seed_of_split = rng.derive_seed(seed, "data/split") % 2**32
+            test = rows[draw_test_rows(images.labels[rows], self.test_share, seed_of_split)]
         except ValueError:
             counts = np.bincount(images.labels[rows], minlength=len(class_names))
             least = int(counts.argmin())

@@ -4,7 +4,6 @@ Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Lear
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Raw
@@ -16,6 +15,8 @@ class Digits(Source):
 
     def read(self) -> Raw:
         """Return 1,797 images, shape (1, 8, 8), levels 0-16 scaled to 0-255."""
+        from sklearn.datasets import load_digits  # imported here: it takes a second
+
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
         return Raw(
