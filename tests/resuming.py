@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from clients.client_app import app
+from clients.fused_app import train_together
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
@@ -54,7 +55,9 @@ def bits(path: Path) -> dict[str, object]:
 
 def run(experiment: Experiment, path: Path, *observers: Observer, clients: int = 6) -> Outcome:
     """Run an experiment from its beginning."""
-    return serve(experiment, SerialGrid(Apps(app), clients), [RunDirectory(path), *observers])
+    return serve(
+        experiment, SerialGrid(Apps(app, train_together), clients), [RunDirectory(path), *observers]
+    )
 
 
 def go_on(
@@ -63,7 +66,7 @@ def go_on(
     """Go on with a run, and return what it went on from."""
     directory = directory_to_resume(experiment, path)
     found = directory.load()
-    grid = SerialGrid(Apps(app), experiment.federation.clients)
+    grid = SerialGrid(Apps(app, train_together), experiment.federation.clients)
     if memory is not None:
         grid.states.memory = memory
     serve(experiment, grid, [directory, *observers], found.snapshot)

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "memory at clients": {"method": {"kind": "temporal_ensembling", "unlabeled_ratio": 2}},
     "every hook": {"method": {"kind": "tests.plugins.stateful"}},
     "state at the server": {"method": {"kind": "freematch", "unlabeled_ratio": 2}},
+    "fused": {"engine": {"fuse": 3}},
     "FedAdam": {"strategy": {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}},
     "FedAvgM": {"strategy": {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}}},
     "labels at the server, virtual time": {
@@ -236,7 +237,7 @@ def long_run(tmp_path_factory):
     """An experiment file whose run takes a while, and the bits of it."""
     folder = tmp_path_factory.mktemp("long")
     overrides = {**CASES["memory at clients"], "train": {"local_steps": 10}, "server": EVERY}
-    file = small_toml(folder / "e.toml", rounds=60, **overrides)
+    file = small_toml(folder / "e.toml", rounds=100, **overrides)
     run(Experiment.load(file), folder / "whole")
     return file, bits(folder / "whole")
 
@@ -260,7 +261,7 @@ def test_a_process_is_stopped_and_another_goes_on(how, long_run, tmp_path):
         assert "--resume" in errors
         assert "Traceback" not in errors
     before = len((out / "rounds.csv").open().readlines()) - 1
-    assert 5 <= before < 60
+    assert 5 <= before < 100
     done = fedssl("run", file, "--out", out, "--resume", "--plain")
     assert done.exit_code == 0, done.output
     went_on = int(done.output.partition("goes on after round ")[2].split()[0])
@@ -284,6 +285,25 @@ def test_a_changed_experiment_is_refused_with_the_difference(killed, tmp_path):
     edited.write_text(edited.read_text().replace("rounds = 6", "rounds = 7"))
     result = fedssl("run", file, "--resume", "--out", tmp_path / "run", "--set", "rounds=7")
     refused(result, "experiment.toml was changed after the run began")
+
+
+def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_path, monkeypatch):
+    """Under ``auto`` a machine that is faster another way must not change a bit of a run that goes on there."""
+    experiment = small_experiment(rounds=4, engine={"fuse": "auto"})
+    monkeypatch.setattr("strategies.fusing.group_size", lambda *arguments: 3)
+    run(experiment, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(experiment, tmp_path / "run", Stopper(2))
+    file = tmp_path / "e.toml"
+    file.write_text(experiment.to_toml())
+    again = ("run", file, "--out", tmp_path / "run", "--resume")
+    refused(fedssl(*again, "--set", "engine.fuse=off"), 'engine.fuse was "auto" and is unset')
+    refused(fedssl(*again, "--engine", "flower"), 'engine.kind was unset and is "flower"')
+    monkeypatch.setattr("strategies.fusing.group_size", lambda *arguments: 0)
+    go_on(experiment, tmp_path / "run")
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+    run(experiment, tmp_path / "one by one")
+    assert bits(tmp_path / "one by one") != bits(tmp_path / "whole")
 
 
 def test_changed_data_is_refused(killed, tmp_path):
