@@ -150,6 +150,7 @@ def run(
     with quick_imports():
         from fedssl.interrupts import interruptible
         from fedssl.runs import Runs
+        from fedssl.simulation import Engine, check
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
@@ -157,8 +158,14 @@ def run(
     console = Console()
     with interruptible() as interrupts:
         experiments = _experiments(files, overrides, seeds)
-        runs = Runs(console, interrupts, plain=plain, resume=resume, complain=_complain)
-        finished, failed = runs.run(experiments, _folders(experiments, out))
+        with Engine() as workforce:
+            workforce.start(experiments[0])  # its workers make themselves ready while we check
+            for experiment in experiments:
+                check(experiment)
+            runs = Runs(
+                workforce, console, interrupts, plain=plain, resume=resume, complain=_complain
+            )
+            finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
@@ -166,7 +173,7 @@ def run(
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
 
-def _experiments(files: list[Path], settings: list[str], seeds: int) -> "list[Experiment]":
+def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
     """Return every file's experiment with its seed, the next one, and so on."""
     from fedssl.config import Experiment
 
@@ -180,7 +187,7 @@ def _experiments(files: list[Path], settings: list[str], seeds: int) -> "list[Ex
     return experiments
 
 
-def _folders(experiments: "list[Experiment]", out: Path | None) -> list[Path | None]:
+def _folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:
     """Return where each experiment is recorded, where that was said."""
     if out is None or len(experiments) == 1:
         return [out] * len(experiments)

@@ -15,13 +15,14 @@ from fedssl.record.resume import directory_to_resume, outcome_of
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
-from fedssl.simulation import Engine, check
+from fedssl.simulation import Engine
 
 
 class Runs:
     """Runs experiments on one engine after the other, for a person who watches.
 
     Args:
+        engine: Its workers are kept from run to run.
         console: What they watch.
         interrupts: What they asked for by signal.
         plain: Lines instead of a live screen.
@@ -31,6 +32,7 @@ class Runs:
 
     def __init__(
         self,
+        engine: Engine,
         console: Console,
         interrupts: Interrupts,
         *,
@@ -38,6 +40,7 @@ class Runs:
         resume: bool,
         complain: Callable[[BaseException | str, str], None],
     ) -> None:
+        self._engine = engine
         self._console = console
         self._interrupts = interrupts
         self._plain = plain
@@ -47,31 +50,26 @@ class Runs:
     def run(
         self, experiments: Sequence[Experiment], folders: Sequence[Path | None]
     ) -> tuple[list[tuple[Experiment, Outcome]], int]:
-        """Check all, run all, and return those that ended and how many failed.
+        """Run all, and return those that ended and how many failed.
 
         Args:
             experiments: What to run.
             folders: Where each is recorded; None: below ``runs/``.
 
         Raises:
-            InputError: An experiment or a folder is not right; nothing has run then.
+            InputError: One of the folders cannot be used; nothing has run then.
             RunFailed: The only one failed.
         """
-        finished = []
+        finished: list[tuple[Experiment, Outcome]] = []
         failed = 0
         with contextlib.ExitStack() as stack:
-            engine = stack.enter_context(Engine())
-            if not self._resume:
-                engine.start(experiments[0])  # its workers make themselves ready while we do
-            for experiment in experiments:
-                check(experiment)
             directories = []
             for experiment, folder in zip(experiments, folders, strict=True):
                 directories.append(self._directory(experiment, folder))
                 stack.callback(directories[-1].close)
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
-                    outcome = self._run_one(experiment, directory, engine)
+                    outcome = self._run_one(experiment, directory)
                 except RunFailed as error:
                     if len(experiments) == 1:
                         raise
@@ -86,7 +84,7 @@ class Runs:
             return directory_to_resume(experiment, folder)
         return RunDirectory(folder or new_run_path(experiment))
 
-    def _run_one(self, experiment: Experiment, directory: RunDirectory, engine: Engine) -> Outcome:
+    def _run_one(self, experiment: Experiment, directory: RunDirectory) -> Outcome:
         if directory.is_finished:
             self._say(f"{_title(experiment)}: already done, in {directory.path}")
             return outcome_of(directory.path)
@@ -98,7 +96,7 @@ class Runs:
         display = PlainDisplay(self._console) if self._plain else make_display(self._console)
         observers = [directory, display, self._interrupts]
         try:
-            outcome = engine.run(experiment, observers, found.snapshot)
+            outcome = self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise

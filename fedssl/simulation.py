@@ -59,7 +59,7 @@ class Engine:
         """Let go of the workers."""
         if self._grid is not None:
             grid, self._grid = self._grid, None
-            grid.end(_let_go)
+            grid.end(_close)
 
     def start(self, experiment: Experiment) -> None:
         """Begin to start the workers that an experiment will want, and return at once."""
@@ -102,7 +102,7 @@ class Engine:
         return grid
 
 
-def _let_go(grid: LocalGrid) -> None:
+def _close(grid: LocalGrid) -> None:
     grid.close()
     grid.states.close()
 

@@ -19,7 +19,7 @@ from fedssl.engine.ray_pool import Order, Payload, Pool, explain
 from fedssl.engine.ray_start import INLINE_BYTES, start_ray
 from fedssl.engine.reduction import Answer, CohortSums, Reduction
 from fedssl.engine.worker import Done, Job, Rules
-from fedssl.errors import RunFailed
+from fedssl.errors import InputError, RunFailed
 
 RAYS_INLINE_BYTES = 100 * 1024
 """As `INLINE_BYTES`, in a Ray that somebody else started."""
@@ -73,7 +73,12 @@ class RayGrid(LocalGrid):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             start_ray(address)
-        self._plan = plan_workers(wish, _nodes(), most_workers)
+        try:
+            self._plan = plan_workers(wish, _nodes(), most_workers)
+        except InputError:
+            if self._started_ray:
+                ray.shutdown()  # nobody gets to close what could not be made
+            raise
         self._unit_seconds: float | None = None
         self._contents = _Contents(
             INLINE_BYTES if self._started_ray and address is None else RAYS_INLINE_BYTES

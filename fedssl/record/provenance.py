@@ -43,7 +43,7 @@ def partition_table(federation: Federation) -> "pa.Table":
     Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
     labeled, and with what label.
     """
-    import pyarrow as pa
+    import pyarrow as pa  # imported here: a check of an experiment needs none
 
     return pa.table(
         {
@@ -56,23 +56,14 @@ def partition_table(federation: Federation) -> "pa.Table":
     )
 
 
-def _column(values: npt.NDArray[Any]) -> "pa.Array":
-    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
-    import pyarrow as pa
-
-    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
-    memory = pa.py_buffer(np.ascontiguousarray(packed))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])
-
-
 def as_parquet(table: "pa.Table") -> bytes:
-    """Return a table as a parquet file holds it."""
+    """Return a table as a Parquet file."""
     import pyarrow as pa
-    import pyarrow.parquet as pq  # imported here: a check of an experiment needs none
+    import pyarrow.parquet as pq
 
-    stream = pa.BufferOutputStream()
-    pq.write_table(table, stream)
-    content: bytes = stream.getvalue().to_pybytes()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
@@ -86,3 +77,12 @@ def check_partition(file: Path, federation: Federation) -> None:
             f"the images, or who holds them, are no longer those of {file}",
             "put the data back, or run without --resume to begin anew",
         )
+
+
+def _column(values: npt.NDArray[Any]) -> "pa.Array":
+    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
+    import pyarrow as pa
+
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    memory = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])

@@ -18,7 +18,12 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
 from fedssl.record.files import as_safetensors, write_atomically
 from fedssl.record.lines import Lines, Table, has_other_columns
-from fedssl.record.provenance import as_parquet, check_partition, environment, partition_table
+from fedssl.record.provenance import (
+    as_parquet,
+    check_partition,
+    environment,
+    partition_table,
+)
 from fedssl.record.rows import (
     ClientRow,
     Observer,

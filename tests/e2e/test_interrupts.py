@@ -52,6 +52,25 @@ def test_the_terminal_is_left_as_it_was(times, number, tmp_path):
     assert b"Traceback" not in text
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("engine", ["ray", "flower"])
+def test_sigterm_ends_a_run_in_order_whatever_ray_does_with_it(engine, tmp_path):
+    """Started by us in the background, or by Flower, Ray takes the signal for itself."""
+    file = small_toml(tmp_path / "e.toml", rounds=100_000)
+    process = subprocess.Popen(
+        command("run", file, "--out", tmp_path / "run", "--plain", "--engine", engine),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("round 3/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert list((tmp_path / "run" / "checkpoint").glob("round-*"))
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interruptible():
