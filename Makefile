@@ -38,7 +38,8 @@ table-labels: $(INSTALLED)  ## What it costs where labels are: five settings wit
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
-benchmark: $(INSTALLED)  ## Rounds beside Flower's runtime; augmentation, a step, data.
+benchmark: $(INSTALLED)  ## Start; rounds beside Flower's runtime; augmentation, a step, data.
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/step.py
