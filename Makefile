@@ -38,12 +38,15 @@ table-labels: $(INSTALLED)  ## What it costs where labels are: five settings wit
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
-benchmark: $(INSTALLED)  ## Start; rounds beside Flower's runtime; augmentation, a step, data.
+benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python -m benchmarks.engines --fashion-root $(FASHION_ROOT)
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.scaling --memory
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/fusion.py
 
 clean:  ## Remove what was installed and built; runs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

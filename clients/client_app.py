@@ -10,7 +10,6 @@ from clients.state import load_state, refuse_divergence, save_state, shared_stat
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
-from fedssl.metrics.pseudo_labels import pseudo_label_coverage
 from fedssl.training import fit
 
 app = ClientApp()
@@ -43,8 +42,6 @@ def train(message: Message, context: Context) -> Message:
     refuse_divergence(weights, state)
     save_state(recipe, weights, state, context.state, request.phase)
     labeled = len(shard.labeled)
-    coverage = pseudo_label_coverage(report.considered, report.accepted)
-    hidden = len(shard) - labeled
     return protocol.fit_reply(
         message,
         weights.shared,
@@ -53,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
         client=local.client,
         num_examples=len(shard),
         num_labeled=labeled,
-        num_confident=labeled + (coverage * hidden if report.considered else 0.0),
+        num_confident=report.num_confident(labeled, len(shard)),
     )
 
 

@@ -100,12 +100,12 @@ def main(
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
-    _tell_of_data()
+    _tell()
 
 
-def _tell_of_data() -> None:
-    """Let what is said while data is prepared, which can take minutes, appear on stderr."""
-    log = logging.getLogger("fedssl.data")
+def _tell() -> None:
+    """Let what is said while data is prepared, which can take minutes, and of workers appear on stderr."""
+    log = logging.getLogger("fedssl")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
@@ -252,10 +252,14 @@ def validate(file: File, settings: Settings = None) -> None:
 
     experiment = _load(file, settings or [])
     check(experiment)
-    plan = plan_here(experiment)
+    engine = experiment.engine
+    if engine.address is None:
+        workers = plan_here(experiment).describe()
+    else:
+        workers = f"workers as the cluster at {engine.address} has room for"
     print(f"{file}: valid")
     print(f"  {describe(experiment, simulated_federation(experiment))}")
-    print(f"  engine {experiment.engine.kind}: {plan.describe()}")
+    print(f"  engine {engine.kind}: {workers}")
 
 
 @app.command("list")

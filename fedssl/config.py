@@ -91,7 +91,7 @@ class ServerSection(Section):
 
 
 class EngineSection(Section):
-    """The ``[engine]`` section: where clients run. It cannot change a result."""
+    """The ``[engine]`` section: where clients run. It cannot change a result, but for how sums round under ``fuse``."""
 
     kind: Literal["serial", "ray", "flower"] = Field(
         "ray",
@@ -104,14 +104,19 @@ class EngineSection(Section):
         ge=0,
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
     )
+    fuse: int | Literal["off", "on", "auto"] = Field(
+        "off",
+        description="clients trained in one step at most: a number, or on for 32; auto: what is fastest "
+        "here, measured once a run; changes the rounding of every sum",
+    )
 
     cpu_workers: int = Field(
         0, ge=0, description="further actors without a GPU, beside those with one"
     )
-    memory_per_worker: float | None = Field(
+    memory_per_worker: float | Literal["measured"] | None = Field(
         None,
-        gt=0,
-        description="MB of each actor; more than there is is refused; unset: not counted",
+        description="MB of each actor, or measured: what the client with the most images takes, a GPU's memory where "
+        "there is one; more than there is is refused; unset: not counted",
     )
     address: str | None = Field(
         None, description="of a Ray cluster that runs already; unset: one is started here"
@@ -129,6 +134,11 @@ class EngineSection(Section):
     def _check(self) -> "EngineSection":
         if self.workers != "auto" and self.workers < 1:
             raise ValueError(f"workers = {self.workers}; it must be at least 1, or 'auto'")
+        if isinstance(self.fuse, int) and self.fuse < 2:
+            raise ValueError(f"fuse = {self.fuse}; it must be at least 2, or 'off', 'on' or 'auto'")
+        memory = self.memory_per_worker
+        if isinstance(memory, float) and memory <= 0:
+            raise ValueError(f"memory_per_worker = {memory:g}; it must be above 0")
         gpus = self.gpus_per_worker
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_worker = {gpus}; above 1 it must be a whole number")

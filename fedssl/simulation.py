@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 
 from clients.client_app import app
+from clients.fused_app import train_together
 from clients.local_data import simulated_federation
-from fedssl.config import EngineSection, Experiment
+from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     MB,
@@ -17,6 +18,7 @@ from fedssl.engine.plan import (
     available_cores,
     available_memory,
     plan_workers,
+    slots_on_a_gpu,
 )
 from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
@@ -97,7 +99,8 @@ def check(experiment: Experiment) -> None:
 
     The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
-    plan_here(experiment)
+    if experiment.engine.address is None:  # what a cluster has, only that knows
+        plan_here(experiment)
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
@@ -129,7 +132,7 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
     clients, engine = experiment.federation.clients, experiment.engine
-    apps = Apps(app)
+    apps = Apps(app, train_together)
     patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
@@ -141,7 +144,7 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     grid = RayGrid(
         apps,
         clients,
-        _wish(engine),
+        _wish(experiment),
         most_workers=experiment.largest_sample,
         address=engine.address,
         patience=patience,
@@ -151,22 +154,31 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     return grid
 
 
-def _wish(engine: EngineSection) -> Wish:
-    memory = engine.memory_per_worker
-    return Wish(
-        engine.workers,
-        engine.gpus_per_worker,
-        engine.cpu_workers,
-        None if memory is None else memory * MB,
-    )
+def _wish(experiment: Experiment) -> Wish:
+    """Return what an experiment asks of workers; measured, where it says so."""
+    engine = experiment.engine
+    share, memory = engine.gpus_per_worker, engine.memory_per_worker
+    if memory != "measured":
+        megabytes = None if memory is None else memory * MB
+        return Wish(engine.workers, share, engine.cpu_workers, megabytes)
+    from clients.measuring import measured_bytes
+
+    if share == 0 or not torch.cuda.is_available():
+        taken = measured_bytes(experiment, "cpu")
+        log.info("a worker with the largest client takes %.0f MB", taken / MB)
+        return Wish(engine.workers, share, engine.cpu_workers, taken)
+    taken = measured_bytes(experiment, "cuda:0")
+    slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
+    log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
+    return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by what there is here; of another cluster only that knows."""
+    """Return the workers a run would use, by what there is on this machine."""
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
-    return plan_workers(_wish(engine), [this_machine()], experiment.largest_sample)
+    return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
 
 
 def this_machine() -> Node:

@@ -12,7 +12,7 @@ from fedssl.batches import BatchLoader, plain_batches
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Method, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
-from fedssl.metrics.pseudo_labels import PseudoLabelTally
+from fedssl.metrics.pseudo_labels import PseudoLabelTally, pseudo_label_coverage
 from fedssl.models.static_norm import measure_statistics
 from fedssl.optimization import (
     Descent,
@@ -84,6 +84,13 @@ class FitReport:
     judged: float
     right: float
     seconds: float
+
+    def num_confident(self, num_labeled: int, num_examples: int) -> float:
+        """Return the labeled examples of a client that holds so many, and those whose pseudo-label was accepted."""
+        if not self.considered:
+            return float(num_labeled)
+        coverage = pseudo_label_coverage(self.considered, self.accepted)
+        return num_labeled + coverage * (num_examples - num_labeled)
 
 
 def fit(

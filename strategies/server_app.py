@@ -14,7 +14,7 @@ from torch import nn
 
 from clients.local_data import simulated_federation
 from fedssl import protocol
-from fedssl.aggregation import as_type, is_finite, move_average
+from fedssl.aggregation import Span, as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
@@ -38,6 +38,7 @@ from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
 from strategies.census import Census, Cohorts
 from strategies.evaluation import evaluate_models
+from strategies.fusing import fused_size, fused_units
 from strategies.round_log import Fates, RoundLog, row_of
 from strategies.server_training import ServerTraining
 from strategies.shared_state import attach, initial_state, merged
@@ -123,6 +124,7 @@ class _Server:
         self.clock = make_clock(experiment)
         self.training = ServerTraining(self.federation.server_shard())
         self.classifier_names: dict[str, str] = {}
+        self.fused_size: dict[int, int] = {}
 
     def run(self) -> Outcome:
         for observer in self.observers:
@@ -188,13 +190,25 @@ class _Server:
         log = RoundLog(server_round, cohorts.census, self._fates(messages, cohorts, phase.work))
         sent = log.sent(messages)
         if sent or not messages:
-            self._learn(phase, log, _longest_first(sent, cohorts.census, phase.work), began)
+            ordered = _longest_first(sent, cohorts.census, phase.work)
+            self._learn(phase, cohorts, log, ordered, began)
         self._train_at_server(phase, phase_round)
         if isinstance(self.grid, LocalGrid):
             self.grid.states.commit()
         self._finish_round(phase, log, began)
 
-    def _learn(self, phase: _Phase, log: RoundLog, sent: list[Message], began: float) -> None:
+    def _units(self, phase: _Phase, sent: list[Message], census: Census) -> list[Span]:
+        """Return which requests are answered together, as positions; decided in the first round of a phase."""
+        clients = [census.client_at[message.metadata.dst_node_id] for message in sent]
+        if phase.index not in self.fused_size:
+            by_sums = isinstance(phase.strategy, CohortStrategy)
+            size = fused_size(phase.experiment, self.grid, by_sums, clients)
+            self.fused_size[phase.index] = size
+        return fused_units(phase.experiment, clients, self.fused_size[phase.index])
+
+    def _learn(
+        self, phase: _Phase, cohorts: Cohorts, log: RoundLog, sent: list[Message], began: float
+    ) -> None:
         """Let clients train, and take what comes of it into the global arrays and the method's state.
 
         Raises:
@@ -205,10 +219,11 @@ class _Server:
         if isinstance(strategy, CohortStrategy):
             weigh[protocol.ARRAYS] = strategy.weigh
         carried = {protocol.ARRAYS: self.arrays, protocol.STATE: self.state}
-        sums = CohortSums(Reduction.of(carried, weigh), len(sent))
+        units = self._units(phase, sent, cohorts.census)
+        sums = CohortSums(Reduction.of(carried, weigh), len(units))
         timeout = phase.experiment.server.timeout
         if isinstance(strategy, CohortStrategy):
-            for answer in self._reduce(log, sent, sums, timeout):
+            for answer in self._reduce(log, sent, sums, units, timeout):
                 log.note(answer)
             self._check_success(phase, log, len(sent), began)
             part = sums.result()
@@ -224,11 +239,16 @@ class _Server:
         self.state = merged(self.state, part)
 
     def _reduce(
-        self, log: RoundLog, sent: list[Message], sums: CohortSums, timeout: float
+        self,
+        log: RoundLog,
+        sent: list[Message],
+        sums: CohortSums,
+        units: list[Span],
+        timeout: float,
     ) -> Iterable[Answer]:
         """Send requests and fill sums; yield an answer for each that `log` has not noted itself."""
         if isinstance(self.grid, LocalGrid):
-            return self.grid.reduce(sent, sums, timeout=timeout)
+            return self.grid.reduce(sent, sums, units=units, timeout=timeout)
         deque(log.watch(sent, self._send(sent, timeout), sums), maxlen=0)
         return ()
 
@@ -349,4 +369,9 @@ class _Server:
         return row_of(log, phase.index, phase.experiment.method.kind, seconds, model, ema, now)
 
     def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
-        return RoundEnd(row, log.clients, log.failures, self.arrays, self.ema, self.state)
+        incidents: list[str] = []
+        if isinstance(self.grid, LocalGrid):
+            incidents, self.grid.incidents = self.grid.incidents, []
+        return RoundEnd(
+            row, log.clients, log.failures, self.arrays, self.ema, self.state, incidents
+        )

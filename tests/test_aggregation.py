@@ -12,7 +12,9 @@ from fedssl.aggregation import (
     cohort_mean,
     is_finite,
     move_average,
+    parts,
     population_mean,
+    without,
 )
 
 
@@ -157,3 +159,49 @@ def test_finite_and_moving_average():
     assert moved["w"].tolist() == [0.25, 0.25]
     assert moved["mean"].tolist() == [1, 1]
     assert moved["n"] == 5
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_parts_summed_apart_in_any_order_give_the_bits_of_the_whole(size, count, random):
+    """What workers do: each sums some nodes of the tree by itself, some of them cut around a place that is run again."""
+    given_models = models(size)
+    weights = [random.randint(0, 9) for _ in given_models]
+    whole, whole_weight = summed(given_models, weights)
+    spans = parts((0, size), count)
+    assert [place for span in spans for place in range(*span)] == list(range(size))
+    assert len(spans) >= min(count, size)
+    lost = random.choice(spans)
+    place = random.randrange(*lost)
+    spans.remove(lost)
+    around = without(lost, place)
+    assert sorted([*around, (place, place + 1)]) == sorted({*around, (place, place + 1)})
+    spans += [*around, (place, place + 1)]
+    random.shuffle(spans)
+    total = WeightedSum(size)
+    for low, high in spans:
+        below = WeightedSum(high - low)
+        for i in range(low, high):
+            below.add(i - low, given_models[i], weights[i])
+        total.add_part((low, high), *frozen(*below.result()))
+    sums, weight = total.result()
+    assert weight == whole_weight
+    assert (sums is None) == (whole is None)
+    assert sums is None or same_bits(sums, whole)
+
+
+def frozen(sums, weight):
+    """Return sums as they come out of shared memory: read-only."""
+    for array in (sums or {}).values():
+        array.flags.writeable = False
+    return sums, weight
+
+
+def test_what_is_no_node_of_the_tree_cannot_be_added():
+    total = WeightedSum(10)
+    for span in ((0, 4), (1, 3), (4, 6), (9, 11), (3, 3), (-1, 1)):
+        with pytest.raises(ValueError, match=r"no node|not among"):
+            total.add_part(span, None, 0.0)
+    total.add_part((0, 5), None, 0.0)
+    total.add_part((5, 10), None, 0.0)
+    assert total.result() == (None, 0.0)

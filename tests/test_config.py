@@ -76,6 +76,14 @@ def test_round_trips_through_toml_and_json(tmp_path):
     assert "engine" not in json.loads(experiment.to_json())
 
 
+@pytest.mark.parametrize("fuse", ["off", "on", "auto", 2, 50])
+def test_fusion_is_off_on_measured_or_a_number_of_clients(tmp_path, fuse):
+    experiment = load(tmp_path, MINIMAL, f"engine.fuse={fuse}")
+    assert experiment.engine.fuse == fuse
+    assert load(tmp_path, experiment.to_toml()) == experiment
+    assert load(tmp_path, MINIMAL).engine.fuse == "off"
+
+
 def test_phases_script_the_rounds(tmp_path):
     experiment = load(tmp_path, FULL)
     first, second = experiment.in_phase(0), experiment.in_phase(1)
@@ -205,6 +213,7 @@ def test_merge_leaves_its_inputs_alone():
         (MINIMAL + '[strategy]\naveraging = "population"\nweight = "confident"\n', r"strategy: averaging = 'population'"),
         (MINIMAL + "[model]\nwidths = [12]\n", r"model: a width of 12 is not divisible into 8 groups"),
         (MINIMAL + "[engine]\nworkers = 0\n", r"engine: workers = 0"),
+        (MINIMAL + "[engine]\nfuse = 1\n", r"engine: fuse = 1; it must be at least 2, or 'off', 'on' or 'auto'"),
         (MINIMAL + "[engine]\ngpus_per_worker = 1.5\n", r"gpus_per_worker = 1.5; above 1 it must be a whole number"),
         ('name = "../x"\n' + MINIMAL, r"name: is '../x'"),
         ("seed = -1\n" + MINIMAL, r"seed: is -1"),

@@ -1,6 +1,7 @@
 """What every augmentation is: a frozen section and a pure function of images and a generator."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +30,44 @@ class Augmentation(Plugin):
         Returns:
             Float views in [0, 1], shape (B, C, H, W).
         """
+
+
+class DrawnAugmentation(Augmentation):
+    """An augmentation that draws before it looks at an image.
+
+    Each client's draws come from its own generator, and then the images of many clients are worked on in one call.
+    """
+
+    is_abstract: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(
+        self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
+    ) -> Tensors:
+        """Return all that is random about the views of some images, by name.
+
+        Args:
+            count: B, how many images.
+            shape: (C, H, W) of each.
+            generator: Source of every draw; the draws are on its device.
+            flips: As in `Augmentation.__call__`.
+
+        Returns:
+            Tensors whose first dimension is the image's, each (B, ...).
+        """
+
+    @abstractmethod
+    def apply(self, images: Tensor, draws: Tensors) -> Tensor:
+        """Return the views that the draws say, a new tensor; no image's view depends on another image.
+
+        Args:
+            images: As in `Augmentation.__call__`.
+            draws: As `draw` returns them; never written to.
+        """
+
+    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
+        """Return one view of each image; see `Augmentation.__call__`."""
+        return self.apply(images, self.draw(len(images), images.shape[1:], generator, flips=flips))
 
 
 @dataclass(frozen=True)

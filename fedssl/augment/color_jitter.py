@@ -4,14 +4,17 @@ The color distortion of SimCLR (Chen et al., ICML 2020, arXiv:2002.05709, append
 ``ColorJitter``. There, a call draws one order and four factors; here, every image does.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedssl.augment import functional as ops
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.grouped import apply_grouped_, single
 from fedssl.augment.weak import Weak
+from fedssl.slots import Tensors
 
 GROUPS = (
     single("brightness", lambda images, factors: ops.brightness(images, factors[:, 0])),
@@ -21,7 +24,7 @@ GROUPS = (
 )
 
 
-class ColorJitter(Augmentation):
+class ColorJitter(DrawnAugmentation):
     """Give every image a weak view's flip and shift, then other colors; gray images have two of the four."""
 
     weak: Weak = Field(Weak(), description="flip and shift that come first")
@@ -30,14 +33,21 @@ class ColorJitter(Augmentation):
     saturation: float = Field(0.4, ge=0, description="factor from max(0, 1 - this) to 1 + this")
     hue: float = Field(0.1, ge=0, le=0.5, description="widest turn, as a share of the color circle")
 
-    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
-        """Return views of other colors; see `Augmentation.__call__`."""
-        views = self.weak(images, generator, flips=flips)
-        shape, device = (len(views), len(GROUPS)), views.device
-        turns = torch.rand(shape, generator=generator, device=device).argsort(1).unbind(1)
-        factors = self._factors(torch.rand(shape, generator=generator, device=device))
-        for turn in turns:
-            apply_grouped_(views, turn, factors, GROUPS)
+    def draw(
+        self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
+    ) -> Tensors:
+        """Draw what `Weak` draws, and each image's order of operations and their factors, shape (B, 4)."""
+        draws, device = self.weak.draw(count, shape, generator, flips=flips), generator.device
+        size = (count, len(GROUPS))
+        turns = torch.rand(size, generator=generator, device=device).argsort(1)
+        factors = self._factors(torch.rand(size, generator=generator, device=device))
+        return draws | {"turns": turns, "factors": factors}
+
+    def apply(self, images: Tensor, draws: Tensors) -> Tensor:
+        """Return views of other colors."""
+        views = self.weak.apply(images, draws)
+        for turn in draws["turns"].unbind(1):
+            apply_grouped_(views, turn, draws["factors"], GROUPS)
         return views
 
     def _factors(self, uniform: Tensor) -> Tensor:

@@ -1,15 +1,24 @@
 """No augmentation: the view is the image."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import DrawnAugmentation
 from fedssl.data.shard import as_float
+from fedssl.slots import Tensors
 
 
-class Identity(Augmentation):
+class Identity(DrawnAugmentation):
     """Show every image as it is."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
+    def draw(
+        self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
+    ) -> Tensors:
+        """Draw nothing."""
+        return {}
+
+    def apply(self, images: Tensor, draws: Tensors) -> Tensor:
         """Return the images themselves."""
         return as_float(images)

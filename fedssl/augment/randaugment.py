@@ -6,7 +6,7 @@ its operations from a list of 14 and a magnitude for each uniformly from the ope
 square is cut out at the end. DeVries & Taylor, "Improved Regularization of CNNs with Cutout", 2017, arXiv:1708.04552.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedssl.augment import functional as ops
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.grouped import AFFINE, affine, apply_grouped_, single
 from fedssl.augment.weak import Weak
+from fedssl.slots import Tensors
 
 
 def _enhance(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -40,7 +41,7 @@ OPERATIONS = (*(name for group in POINTWISE for name in group.names), *AFFINE)
 """The 14 operations of FixMatch, Table 12; the last five are affine."""
 
 
-class RandAugment(Augmentation):
+class RandAugment(DrawnAugmentation):
     """Give every image a weak view's flip and shift, its own operations, and a cutout."""
 
     num_ops: int = Field(2, ge=0, le=8, description="operations an image")
@@ -56,16 +57,23 @@ class RandAugment(Augmentation):
         0.5, ge=0, le=1, description="widest cutout square, as a share of the image's side"
     )
 
-    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
-        """Return strong views; see `Augmentation.__call__`."""
-        views = self.weak(images, generator, flips=flips)
-        batch, device = len(views), views.device
-        shape = (self.num_ops, batch)
-        chosen = torch.randint(len(OPERATIONS), shape, generator=generator, device=device)
-        levels = torch.rand((*shape, 1), generator=generator, device=device)
-        for operation, level in zip(chosen, levels, strict=True):
-            self._apply_(views, operation, level)
-        side, x, y = torch.rand((3, batch), generator=generator, device=device)
+    def draw(
+        self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
+    ) -> Tensors:
+        """Draw what `Weak` draws, each image's operations and levels, shape (B, num_ops), and its cutout, (B, 3)."""
+        draws, device = self.weak.draw(count, shape, generator, flips=flips), generator.device
+        size = (self.num_ops, count)
+        chosen = torch.randint(len(OPERATIONS), size, generator=generator, device=device)
+        levels = torch.rand(size, generator=generator, device=device)
+        cutout = torch.rand((3, count), generator=generator, device=device)
+        return draws | {"chosen": chosen.t(), "levels": levels.t(), "cutout": cutout.t()}
+
+    def apply(self, images: Tensor, draws: Tensors) -> Tensor:
+        """Return strong views."""
+        views = self.weak.apply(images, draws)
+        for operation, level in zip(draws["chosen"].t(), draws["levels"].t(), strict=True):
+            self._apply_(views, operation.contiguous(), level.unsqueeze(1))
+        side, x, y = draws["cutout"].unbind(1)
         height, width = views.shape[2:]
         size = side * self.max_cutout * min(height, width)
         return ops.cutout_(views, size, x * width, y * height)

@@ -1,17 +1,19 @@
 """Random rotation about the image's center."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation
+from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.geometry import affine_matrices, warp
 from fedssl.augment.weak import Weak
+from fedssl.slots import Tensors
 
 
-class Rotation(Augmentation):
+class Rotation(DrawnAugmentation):
     """Give every image a weak view's flip and shift, then turn it; what comes from outside is black."""
 
     weak: Weak = Field(Weak(), description="flip and shift that come first")
@@ -20,9 +22,15 @@ class Rotation(Augmentation):
     )
     interpolation: Literal["nearest", "bilinear"] = "bilinear"
 
-    def __call__(self, images: Tensor, generator: torch.Generator, *, flips: bool) -> Tensor:
-        """Return turned views; see `Augmentation.__call__`."""
-        views = self.weak(images, generator, flips=flips)
-        uniform = torch.rand(len(views), generator=generator, device=views.device)
-        matrices = affine_matrices(degrees=(2 * uniform - 1) * self.max_degrees)
+    def draw(
+        self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
+    ) -> Tensors:
+        """Draw what `Weak` draws, and each image's turn, shape (B,)."""
+        draws = self.weak.draw(count, shape, generator, flips=flips)
+        return draws | {"turn": torch.rand(count, generator=generator, device=generator.device)}
+
+    def apply(self, images: Tensor, draws: Tensors) -> Tensor:
+        """Return turned views."""
+        views = self.weak.apply(images, draws)
+        matrices = affine_matrices(degrees=(2 * draws["turn"] - 1) * self.max_degrees)
         return warp(views, matrices, self.interpolation)

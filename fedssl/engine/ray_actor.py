@@ -42,7 +42,9 @@ class Actor:
 
     def describe(self) -> dict[str, Any]:
         """Return what Ray gave this worker; answers once it is ready."""
-        return {"device": self._device, "gpu_ids": ray.get_gpu_ids(), "pid": os.getpid()}
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ray.get_gpu_ids()
+        return {"device": self._device, "gpu_ids": gpus, "pid": os.getpid(), "node": node}
 
     def run(self, order: "Order") -> "Done":
         """Run an order's clients one after the other."""

@@ -63,7 +63,7 @@ class Pool:
         return self._actors[worker]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        """Return the device, GPU ids, process id and node of every actor; waits until all are ready."""
         calls = [actor.describe.remote() for actor in self._actors]
         described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
         return described

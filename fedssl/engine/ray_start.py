@@ -4,6 +4,7 @@ Written for ray 2.55.1, the version that flwr 1.41 pins.
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -75,15 +76,23 @@ def start_ray(address: str | None) -> None:
         return
     environment = {"env_vars": {"PYTHONPATH": _import_path()}}
     try:
+        _knock(address)
         ray.init(
             address=address, log_to_driver=False, logging_level="error", runtime_env=environment
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             "engine.address",
             f"there is no Ray at {address!r}: {error}",
             "start one with `ray start --head`, or leave it unset",
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` if nobody listens at an address; Ray itself would try for minutes (2.55)."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
 
 
 @contextmanager

@@ -113,6 +113,7 @@ class RoundEnd:
         arrays: Global weights after it.
         ema: Their moving average.
         state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        incidents: What went wrong and was mended, such as a worker that was lost and replaced.
     """
 
     row: RoundRow
@@ -121,6 +122,7 @@ class RoundEnd:
     arrays: NamedArrays
     ema: NamedArrays
     state: NamedArrays
+    incidents: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

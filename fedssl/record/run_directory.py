@@ -83,6 +83,8 @@ class RunDirectory(Observer):
             self._append("clients.csv", client)
         for failure in end.failures:
             self._event("client_failed", **dataclasses.asdict(failure))
+        for incident in end.incidents:
+            self._event("incident", round=end.row.round, what=incident)
         self._append("rounds.csv", end.row)
         for file in self._files.values():
             file.flush()

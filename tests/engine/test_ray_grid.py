@@ -216,11 +216,19 @@ def _raise():
 
 def in_a_ray_of_its_own(code):
     """Run code against a Ray of its own that believes in two GPUs."""
-    whole = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
-    whole += textwrap.dedent(code)
+    start = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
+    return in_a_process_of_its_own(start + textwrap.dedent(code))
+
+
+def in_a_process_of_its_own(code):
+    """Run code in a fresh interpreter, which must end well, and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
-        [sys.executable, "-c", whole], capture_output=True, text=True, env=environment, timeout=200
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -1,0 +1,105 @@
+"""See that all contenders do the same work: the local step weight by weight, and a whole round of every contender."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.local_step import Batch, Work, train
+from benchmarks.processes import LeftOut, measure
+from benchmarks.workloads import WORKLOADS, Plain, Workload
+from fedssl import rng
+from fedssl.batches import BatchLoader
+from fedssl.config import Experiment
+from fedssl.training import fit
+
+TOLERANCE = 1e-5
+"""Weights are about .1; sums in another order move them by 1e-8 or so."""
+STEPS = 5
+
+WHOLE_ROUND = Workload("everybody takes part", "digits", 20, 20, Work(4, 12, 2), 1)
+
+
+def check(folder: Path, contenders: Sequence[str], workers: int) -> bool:
+    """Print how far each contender's weights are from the plain step's; say whether all agree."""
+    differences = {
+        f"step, sizes of {name}, fedssl": step_difference(workload, folder)
+        for name, workload in WORKLOADS.items()
+    }
+    differences |= round_differences(folder, contenders, workers)
+    for what, difference in differences.items():
+        verdict = "agrees" if difference <= TOLERANCE else "DIFFERS"
+        print(f"  {what:36} {verdict}, largest difference {difference:.1e}", flush=True)
+    return all(difference <= TOLERANCE for difference in differences.values())
+
+
+def step_difference(workload: Workload, folder: Path) -> float:
+    """Train one network by fedssl's `fit` and one by the plain step on the very same views; compare weights.
+
+    It takes the workload's batch on digits, and some steps, so that momentum counts; clients with and without labels.
+    """
+    sizes = dataclasses.replace(workload.work, steps=STEPS)
+    same = dataclasses.replace(workload, source="digits", clients=100, sample=1, work=sizes)
+    experiment = Experiment.from_dict(same.table(folder, folder))
+    plain = Plain(experiment)
+    labeled = plain.federation.labeled_sizes
+    return max(
+        _step_difference(experiment, plain, client)
+        for client in (int(labeled.argmax()), int(labeled.argmin()))
+    )
+
+
+def _step_difference(experiment: Experiment, plain: Plain, client: int) -> float:
+    theirs, recipe, shard = plain.network(), experiment.recipe, plain.federation.shard(client)
+    ours = copy.deepcopy(theirs)
+
+    def stream(purpose: str) -> torch.Generator:
+        return rng.generator(experiment.seed, purpose, round=1, client=client)
+
+    size, steps = recipe.train.batch_size, plain.work.steps
+    loader = BatchLoader(shard, recipe.method.views(), recipe.augment, {}, size, steps, stream)
+    train(theirs, (Batch(*b.labeled, b.labels, *b.unlabeled) for b in loader))
+    fit(
+        ours, shard, recipe, {},
+        seed=experiment.seed, server_round=1, client=client, phase_round=1, phase_rounds=1,
+    )  # fmt: skip
+    assert _distance(plain.network(), theirs) > TOLERANCE, "nothing was learned"
+    return _distance(ours, theirs)
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    return weight_difference(one.state_dict(), other.state_dict())
+
+
+def weight_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the largest difference of two models' weights."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def round_differences(folder: Path, contenders: Sequence[str], workers: int) -> dict[str, float]:
+    """Let every contender make one round with all clients; compare its global model with the plain loop's.
+
+    Draws derive from round and client, so those who make the plain step must come to the same model; fedssl draws by
+    streams of its own, so its engines are compared with its serial one.
+    """
+    table = WHOLE_ROUND.table(folder, folder)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in dict.fromkeys(["plain", "fedssl-serial", *contenders]):
+        weights = folder / f"{name}.pt"
+        try:
+            measure(name, table, 1, workers, weights)
+        except LeftOut as reason:
+            print(f"  {name} left out: {reason}", flush=True)
+        else:
+            found[name] = torch.load(weights)
+    return {
+        f"round, {name}": weight_difference(
+            weights, found["fedssl-serial" if CONTENDERS[name].module == "ours" else "plain"]
+        )
+        for name, weights in found.items()
+    }

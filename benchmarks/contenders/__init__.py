@@ -1,0 +1,47 @@
+"""Who is measured, one contender a file; each runs in a process of its own (`python -m benchmarks.contenders`)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PFL = "pip install 'pfl>=0.6,<0.7', or this project's extra 'bench'"
+BLAZEFL = (
+    "pip install 'blazefl>=2,<3' tqdm (it asks for Python 3.12; version 2 also runs on 3.11, with "
+    "pip install --ignore-requires-python --no-deps)"
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Args:
+        module: File of this package; its `run` is called.
+        variant: What `run` is told beside the job.
+        package: What must be installed beyond fedssl's own dependencies.
+        install: How.
+        parallel: Whether it uses as many workers as it is given; else one process.
+        torchrun: Whether torchrun starts it, once a worker.
+    """
+
+    module: str
+    variant: dict[str, Any] = field(default_factory=dict)
+    package: str | None = None
+    install: str = ""
+    parallel: bool = False
+    torchrun: bool = False
+
+
+CONTENDERS = {
+    "plain": Contender("plain"),
+    "fedssl-serial": Contender("ours", {"kind": "serial"}),
+    "fedssl-ray": Contender("ours", {"kind": "ray"}, parallel=True),
+    "fedssl-ray-fused": Contender("ours", {"kind": "ray", "fuse": "on"}, parallel=True),
+    "flower": Contender("flower", parallel=True),
+    "flower-fedssl": Contender("ours", {"kind": "flower"}, parallel=True),
+    "pfl": Contender("pfl", package="pfl", install=PFL),
+    "pfl-torchrun": Contender("pfl", package="pfl", install=PFL, parallel=True, torchrun=True),
+    "blazefl-serial": Contender("blazefl", {"mode": "serial"}, "blazefl", BLAZEFL),
+    "blazefl-threads": Contender("blazefl", {"mode": "threads"}, "blazefl", BLAZEFL, True),
+    "blazefl-processes": Contender("blazefl", {"mode": "processes"}, "blazefl", BLAZEFL, True),
+}
+"""Name on the command line -> contender."""

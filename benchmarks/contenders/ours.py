@@ -1,0 +1,32 @@
+"""fedssl, on one of its engines, as `fedssl run` would run it; the engine's settings are the variant."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders.job import Job, Stopwatch
+from fedssl.record.rows import Observer, RoundEnd
+from fedssl.simulation import Engine, check
+
+
+class _Watched(Observer):
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Note the time."""
+        self._watch.round_ended()
+
+
+def run(job: Job, watch: Stopwatch, **engine: Any) -> dict[str, Tensor]:
+    """Run the job.
+
+    Raises:
+        InputError: This version of fedssl does not know a setting of the variant.
+    """
+    experiment = job.experiment(**engine, workers=job.workers)
+    check(experiment)
+    with Engine() as machine:
+        outcome = machine.run(experiment, [_Watched(watch)])
+    return {name: torch.from_numpy(array) for name, array in outcome.arrays.items()}

@@ -1,0 +1,194 @@
+"""The federations that are measured, as experiment files would write them, and as plain tensors for the peers.
+
+A quarter of the images is labeled, and a quarter of a batch. A client's round shows about as many images as it holds.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from benchmarks.local_step import (
+    LR,
+    MOMENTUM,
+    NOISE,
+    THRESHOLD,
+    WEIGHT_DECAY,
+    ClientData,
+    Normalize,
+    Work,
+    normalizer,
+)
+from clients.local_data import simulated_federation
+from fedssl.config import Experiment
+from fedssl.data.federation import Federation
+from fedssl.data.shard import as_float
+from fedssl.metrics.accuracy import evaluate
+from fedssl.networks import build_network
+
+Table = dict[str, Any]
+
+MODEL: Table = {"kind": "cnn", "widths": [16, 32], "hidden": 64, "norm": "none"}
+NEVER = 1_000_000
+"""Rounds between evaluations: the last one alone is evaluated."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A federation and its round.
+
+    Args:
+        title: What it is, for people.
+        source: ``digits``, ``fashion_mnist`` or ``tiled``: digits repeated under noise, as many as wanted.
+        clients, sample: K and m.
+        work: A client's round.
+        rounds: So many are run unless told otherwise.
+        images: Training images of ``tiled``.
+        seed: Of everything.
+        model: The network.
+    """
+
+    title: str
+    source: str
+    clients: int
+    sample: int
+    work: Work
+    rounds: int
+    images: int = 0
+    seed: int = 0
+    model: tuple[tuple[str, Any], ...] = tuple(MODEL.items())
+
+    def table(self, folder: Path, fashion_root: Path) -> Table:
+        """Return the experiment without its rounds and engine.
+
+        Args:
+            folder: Where images that are made here are written.
+            fashion_root: Holds ``FashionMNIST/raw``.
+        """
+        work = self.work
+        return {
+            "name": "benchmark",
+            "seed": self.seed,
+            "data": self._data(folder, fashion_root),
+            "federation": {
+                "clients": self.clients,
+                "sample": self.sample,
+                "partition": "iid",
+                "labels": {"kind": "at_clients", "fraction": 0.25},
+            },
+            "augment": {"weak": "identity", "strong": {"kind": "noise", "std": NOISE}},
+            "model": dict(self.model),
+            "method": {
+                "kind": "fixmatch",
+                "threshold": THRESHOLD,
+                "unlabeled_ratio": work.unlabeled // work.labeled,
+            },
+            "train": {
+                "local_steps": work.steps,
+                "batch_size": work.labeled,
+                "lr": LR,
+                "momentum": MOMENTUM,
+                "nesterov": True,
+                "weight_decay": WEIGHT_DECAY,
+            },
+            "server": {"evaluate_every": NEVER, "checkpoint_every": NEVER},
+        }
+
+    def _data(self, folder: Path, fashion_root: Path) -> Table:
+        if self.source == "tiled":
+            return {"source": f"npz:{tiled_digits(folder, self.images)}"}
+        if self.source == "fashion_mnist":
+            return {"source": "fashion_mnist", "root": str(fashion_root)}
+        return {"source": self.source}
+
+
+WORKLOADS = {
+    "S": Workload("digits", "digits", 100, 10, Work(4, 12, 1), 40),
+    "M": Workload("digits", "digits", 1_000, 100, Work(1, 1, 1), 20),
+    "L": Workload("Fashion-MNIST", "fashion_mnist", 100, 10, Work(8, 24, 19), 7),
+    "XL": Workload("tiled digits", "tiled", 10_000, 1_000, Work(1, 1, 1), 8, images=20_000),
+}
+
+
+def tiled_digits(folder: Path, count: int, num_test: int = 1_000) -> Path:
+    """Write so many 8x8 digits, each under noise of its own, once; return the file."""
+    path = folder / f"tiled-{count}.npz"
+    if path.exists():
+        return path
+    digits = load_digits()
+    draws = np.random.default_rng(0)
+    rows = np.arange(count + num_test) % len(digits.target)
+    noisy = digits.images[rows] * (255 / 16) + draws.normal(0, 16, (len(rows), 8, 8))
+    images = noisy.clip(0, 255).astype(np.uint8)
+    labels = digits.target[rows]
+    np.savez(
+        path,
+        images=images[:count],
+        labels=labels[:count],
+        test_images=images[count:],
+        test_labels=labels[count:],
+    )
+    return path
+
+
+class Plain:
+    """An experiment for those who know nothing of fedssl: networks, tensors, numbers.
+
+    Everything is in memory as floats before the first round; nobody is kept waiting for data.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self.seed = experiment.seed
+        self.num_clients = experiment.federation.clients
+        self.sample = experiment.federation.sample
+        ratio = experiment.method.views().ratio
+        labeled, steps = experiment.train.batch_size, experiment.train.local_steps
+        assert steps is not None
+        self.work = Work(labeled, labeled * ratio, steps)
+
+    @cached_property
+    def federation(self) -> Federation:
+        """The same one that fedssl's clients see."""
+        return simulated_federation(self._experiment)
+
+    @cached_property
+    def clients(self) -> list[ClientData]:
+        """What each client holds."""
+        federation = self.federation
+        sizes = federation.sizes.tolist()
+        rows = np.concatenate([federation.rows(k) for k in range(self.num_clients)])
+        images = as_float(torch.from_numpy(federation.data.train.read(rows))).split(sizes)
+        labels = torch.from_numpy(federation.given[rows]).split(sizes)
+        return [
+            ClientData(x, y, (y >= 0).nonzero().squeeze(1))
+            for x, y in zip(images, labels, strict=True)
+        ]
+
+    @property
+    def normalize(self) -> Normalize:
+        """What every view passes through."""
+        spec = self.federation.data.spec
+        return normalizer(spec.mean, spec.std)
+
+    def network(self) -> nn.Module:
+        """Return the network with its initial weights."""
+        experiment, spec = self._experiment, self.federation.data.spec
+        return build_network(experiment.model, experiment.method, spec, self.seed)
+
+    def accuracy(self, weights: dict[str, Tensor]) -> float:
+        """Return the test accuracy of a model."""
+        network, held_out = self.network(), self.federation.held_out
+        network.load_state_dict(weights)
+        images, labels = torch.from_numpy(held_out.images), torch.from_numpy(held_out.labels)
+        return evaluate(network, images, labels, self.federation.data.spec).accuracy
+
+
+def draws_of(generator: torch.Generator, visit: int, client: int) -> torch.Generator:
+    """Return a generator set to a client's stream in its n-th round."""
+    return generator.manual_seed(visit * 1_000_003 + client)

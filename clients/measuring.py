@@ -1,0 +1,72 @@
+"""What one client takes of a worker's memory, found by training one in a process of its own."""
+
+import functools
+import multiprocessing
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+from flwr.app import MessageType, RecordDict
+
+from clients.client_app import app
+from clients.local_data import simulated_federation
+from fedssl import protocol
+from fedssl.config import Experiment
+from fedssl.errors import InputError
+from fedssl.networks import build_network
+
+
+def measured_bytes(experiment: Experiment, device: str) -> int:
+    """Return the peak memory of a worker that trains the client with the most images, in bytes of the device.
+
+    Args:
+        experiment: Its first phase is what is trained.
+        device: ``"cpu"``: the whole process counts; ``"cuda:0"``: what is taken of the GPU, its context included.
+
+    Raises:
+        InputError: The client could not be trained at all.
+    """
+    return _measured(experiment.in_phase(0).to_json(), device)
+
+
+@functools.lru_cache(maxsize=4)
+def _measured(text: str, device: str) -> int:
+    spawn = multiprocessing.get_context("spawn")  # a fork would count this process's memory too
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(_train_largest, text, device).result()
+        except (RuntimeError, MemoryError, BrokenProcessPool) as error:
+            raise InputError(
+                "engine.memory_per_worker", f"could not be measured: {error}", "set it in MB"
+            ) from None
+
+
+def _train_largest(text: str, device: str) -> int:
+    experiment = Experiment.from_json(text)
+    federation = simulated_federation(experiment)
+    client = int(federation.sizes.argmax())
+    spec = federation.data.spec
+    network = build_network(experiment.model, experiment.method, spec, experiment.seed)
+    protocol.claim_identity(1)
+    config = protocol.request_config(text, 0, 1, experiment.num_rounds)
+    content = RecordDict(
+        {protocol.ARRAYS: protocol.to_record(network.state_dict()), protocol.CONFIG: config}
+    )
+    message = protocol.new_message(MessageType.TRAIN, protocol.node_of(client), content)
+    context = protocol.new_context(1, client, experiment.federation.clients, device, None)
+    reply = app(message, context)
+    if reply.has_error():
+        raise RuntimeError(reply.error.reason)
+    return _peak(device)
+
+
+def _peak(device: str) -> int:
+    if device == "cpu":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    free, total = torch.cuda.mem_get_info(device)
+    # What others hold of the GPU counts too: it is not to be had.
+    cached = torch.cuda.memory_reserved(device)
+    return total - free - cached + torch.cuda.max_memory_reserved(device)

@@ -1,0 +1,188 @@
+"""Requests answered in one go: the replies that each client alone would give, but for rounding."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from clients import fused_app
+from clients.client_app import app
+from clients.fused_app import fusion_keys, group_size, train_together, why_apart
+from clients.local_data import simulated_federation
+from fedssl import protocol
+from fedssl.data.federation import Federation
+from fedssl.data.shard import as_float
+from fedssl.fusion import GROUP_SIZE, SIZES
+from fedssl.networks import build_network
+from tests.helpers import small_experiment
+
+protocol.claim_identity(1)
+
+CLIENTS = [4, 0, 3, 5]
+
+
+@pytest.fixture(scope="module")
+def fusible():
+    """Every client of it has labels, and all take as many steps."""
+    experiment = small_experiment(federation={"labels": {"per_class": 8}})
+    assert len(set(fusion_keys(experiment, range(6)))) == 1
+    return experiment
+
+
+def requests(experiment, clients, content=None):
+    """Return messages that share one content, and fresh contexts."""
+    if content is None:
+        federation = simulated_federation(experiment)
+        network = build_network(experiment.model, experiment.method, federation.data.spec, 0)
+        config = protocol.request_config(experiment.to_json(), 0, 1, 2)
+        config[protocol.ROUND] = 3
+        arrays = protocol.to_record(network.state_dict())
+        content = RecordDict({protocol.CONFIG: config, protocol.ARRAYS: arrays})
+    messages = [protocol.new_message("train", protocol.node_of(c), content) for c in clients]
+    contexts = [protocol.new_context(1, client, 6, "cpu", None) for client in clients]
+    for message in messages:
+        protocol.stamp(message, f"1.{message.metadata.dst_node_id}")
+    return messages, contexts
+
+
+def alone(messages, contexts):
+    return [app(message, context) for message, context in zip(messages, contexts, strict=True)]
+
+
+def check_reply(fused, expected):
+    assert fused.metadata.reply_to_message_id == expected.metadata.reply_to_message_id
+    assert fused.metadata.src_node_id == expected.metadata.src_node_id
+    assert list(fused.content) == list(expected.content)
+    found, wanted = (protocol.metrics_of(reply) for reply in (fused, expected))
+    assert list(found) == list(wanted)
+    for name in set(wanted) - {"seconds"}:
+        assert found[name] == pytest.approx(wanted[name], rel=1e-4), name
+    here, there = (protocol.from_record(r.content[protocol.ARRAYS]) for r in (fused, expected))
+    assert list(here) == list(there)
+    for name, array in there.items():
+        assert here[name].dtype == array.dtype
+        np.testing.assert_allclose(here[name], array, atol=1e-5, err_msg=name)
+
+
+def test_replies_are_those_of_each_alone(fusible):
+    messages, contexts = requests(fusible, CLIENTS)
+    replies = train_together(messages, contexts)
+    for reply, expected in zip(replies, alone(*requests(fusible, CLIENTS)), strict=True):
+        check_reply(reply, expected)
+    assert not any(context.state for context in contexts)
+
+
+def test_what_an_earlier_phase_left_is_dropped(fusible):
+    messages, contexts = requests(fusible, CLIENTS)
+    contexts[1].state["phase-9.ensemble"] = protocol.to_record({"x": np.zeros(2)})
+    train_together(messages, contexts)
+    assert not contexts[1].state
+
+
+def test_a_client_that_cannot_be_prepared_harms_nobody_else(fusible):
+    messages, contexts = requests(fusible, CLIENTS)
+    contexts[2].node_config["partition-id"] = 77
+    replies = train_together(messages, contexts)
+    assert "the experiment has 6 clients" in replies[2].error.reason
+    expected = alone(*requests(fusible, CLIENTS))
+    for i in (0, 1, 3):
+        check_reply(replies[i], expected[i])
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        ({"weak": "identity", "strong": "noise"}, "training diverged"),
+        ({}, "out of bounds"),  # histograms are equalized, and it raises amid the group
+    ],
+)
+def test_a_client_that_diverges_or_raises_harms_nobody_else(augment, words, monkeypatch):
+    experiment = small_experiment(federation={"labels": {"per_class": 8}}, augment=augment)
+    whole = Federation.shard
+
+    def shard(self, client):
+        own = whole(self, client)
+        images = as_float(own.images)
+        return dataclasses.replace(own, images=images / 0 if client == CLIENTS[1] else images)
+
+    monkeypatch.setattr(Federation, "shard", shard)
+    replies = train_together(*requests(experiment, CLIENTS))
+    monkeypatch.undo()
+    assert words in replies[1].error.reason
+    assert "During handling" not in replies[1].error.reason
+    expected = alone(*requests(experiment, CLIENTS))
+    for i in (0, 2, 3):
+        check_reply(replies[i], expected[i])
+
+
+def test_nobody_can_be_prepared(fusible):
+    messages, contexts = requests(fusible, CLIENTS)
+    for context in contexts:
+        context.node_config["partition-id"] = -1
+    replies = train_together(messages, contexts)
+    assert all("the experiment has 6 clients" in reply.error.reason for reply in replies)
+
+
+@pytest.mark.parametrize("method", [{"kind": "freematch"}, {"kind": "tests.plugins.raising"}])
+def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_why(method, caplog):
+    experiment = small_experiment(method=method)
+    with caplog.at_level(logging.WARNING, "fedssl.fusion"):
+        replies = train_together(*requests(experiment, CLIENTS))
+    assert why_apart(experiment) in caplog.text
+    for reply, expected in zip(replies, alone(*requests(experiment, CLIENTS)), strict=True):
+        assert reply.has_error() == expected.has_error()
+        if not reply.has_error():
+            arrays = expected.content[protocol.ARRAYS]
+            assert reply.content[protocol.ARRAYS] == arrays
+
+
+def test_a_broken_request_is_answered_as_alone():
+    content = RecordDict({protocol.CONFIG: ConfigRecord()})
+    replies = train_together(*requests(None, CLIENTS, content))
+    assert all("carries no 'experiment'" in reply.error.reason for reply in replies)
+
+
+def test_requests_of_other_contents_are_answered_one_by_one(fusible, caplog):
+    first, second = requests(fusible, [0]), requests(fusible, [1])
+    with caplog.at_level(logging.WARNING, "fedssl.fusion"):
+        replies = train_together(first[0] + second[0], first[1] + second[1])
+    assert "do not share one content" in caplog.text
+    assert (
+        replies[1].content[protocol.ARRAYS]
+        == (alone(*requests(fusible, [1]))[0].content[protocol.ARRAYS])
+    )
+
+
+def test_clients_are_told_apart_by_their_steps_and_whether_they_have_labels():
+    federation = {"labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
+    train = {"local_epochs": 1, "local_steps": None}
+    experiment = small_experiment(federation=federation, train=train)
+    drawn = simulated_federation(experiment)
+    keys = fusion_keys(experiment, range(6))
+    for client, key in enumerate(keys):
+        shard = drawn.shard(client)
+        num_steps = experiment.recipe.num_steps(len(shard.labeled), len(shard))
+        assert key == (num_steps, len(shard.labeled) > 0)
+    assert len(set(keys)) > 1
+
+
+def test_the_size_of_groups_is_what_the_engine_says(fusible):
+    cohort = list(range(6))
+    assert group_size(fusible, "off", cohort) == 0
+    assert group_size(fusible, "on", cohort) == GROUP_SIZE
+    assert group_size(fusible, 5, cohort) == 5
+    assert group_size(fusible, "auto", cohort) in (0, *SIZES)
+    assert group_size(small_experiment(method={"kind": "freematch"}), 5, cohort) == 0
+    assert group_size(small_experiment(method={"kind": "freematch"}), "auto", cohort) == 0
+
+
+def test_what_is_measured_are_the_clients_of_the_longest_group(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fused_app, "worth_fusing", lambda n, shards, r: seen.append(shards) or 8)
+    federation = {"labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
+    experiment = small_experiment(federation=federation)
+    assert group_size(experiment, "auto", list(range(6))) == 8
+    (shards,) = seen
+    assert len({len(shard.labeled) > 0 for shard in shards}) == 1

@@ -1,0 +1,27 @@
+"""A client's memory is measured in a process of its own, and workers are planned by it."""
+
+import pytest
+
+from clients.measuring import measured_bytes
+from fedssl.engine.plan import MB
+from fedssl.errors import InputError
+from fedssl.simulation import plan_here
+from tests.helpers import small_experiment
+
+
+def test_a_larger_model_takes_more_and_workers_are_planned_by_it():
+    """A hidden layer of 16 million weights more: at least weights and gradients of single precision, 128 MB."""
+    small, large = (
+        measured_bytes(small_experiment(model={"hidden": hidden}), "cpu")
+        for hidden in (16, 250_000)
+    )
+    assert small > 100 * MB
+    assert large - small > 128 * MB
+    engine = {"kind": "ray", "memory_per_worker": "measured"}
+    plan = plan_here(small_experiment(engine=engine))
+    assert plan.memory == pytest.approx(small, rel=0.2)
+
+
+def test_a_client_that_cannot_be_trained_is_said_and_no_worker_started():
+    with pytest.raises(InputError, match=r"memory_per_worker: could not be measured(.|\n)*broken"):
+        measured_bytes(small_experiment(method="tests.plugins.raising"), "cpu")

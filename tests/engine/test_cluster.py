@@ -1,0 +1,67 @@
+"""Several Ray nodes: a run joins a cluster by its address, uses all of it, and survives the loss of a node."""
+
+from tests.engine.test_ray_grid import in_a_process_of_its_own
+from tests.helpers import sha256, small_experiment, small_toml
+
+
+def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
+    """Two nodes of one core each; after round 2 of 5 the second is killed: the bits are those of the serial grid."""
+    out = in_a_process_of_its_own(f"""
+        import time
+        from pathlib import Path
+
+        from ray.cluster_utils import Cluster
+
+        from clients.client_app import app
+        from fedssl.config import Experiment
+        from fedssl.record.rows import Observer
+        from fedssl.record.run_directory import RunDirectory
+        from fedssl.simulation import Engine
+        from tests.helpers import small_experiment
+
+        cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
+        second = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        wanted = {{"rounds": 5, "federation": {{"sample": 6}}}}
+        engine = {{"kind": "ray", "workers": 2, "address": cluster.address}}
+
+        def alive(pid):
+            return Path(f"/proc/{{pid}}").exists()
+
+        class Killer(Observer):
+            def round_ended(self, end):
+                incidents.extend(end.incidents)
+                if end.row.round != 2:
+                    return
+                workers = machine._grid.result().describe_workers()
+                print("nodes", len({{worker["node"] for worker in workers}}))
+                cluster.remove_node(second, allow_graceful=False)
+                until = time.monotonic() + 60
+                while all(alive(worker["pid"]) for worker in workers) and time.monotonic() < until:
+                    time.sleep(0.1)
+                incidents.clear()
+
+        incidents = []
+        folder = Path({str(tmp_path)!r})
+        with Engine() as machine:
+            experiment = small_experiment(**wanted, engine=engine)
+            machine.run(experiment, [Killer(), RunDirectory(folder / "two")])
+        print("incidents", bool(incidents))
+        cluster.shutdown()
+        with Engine() as machine:
+            machine.run(small_experiment(**wanted), [RunDirectory(folder / "serial")])
+    """)
+    assert "nodes 2" in out
+    assert "incidents True" in out
+    one, other = (sha256(tmp_path / run / "model.safetensors") for run in ("two", "serial"))
+    assert one == other
+
+
+def test_an_address_where_nobody_is_is_the_users_mistake(tmp_path):
+    from tests.helpers import fedssl, refused
+
+    engine = {"kind": "ray", "address": "127.0.0.1:1"}
+    file = small_toml(tmp_path / "e.toml", engine=engine)
+    assert small_experiment(engine=engine).engine.address == "127.0.0.1:1"
+    refused(fedssl("run", file, "--out", tmp_path / "run"), "engine.address", "127.0.0.1:1")
+    assert not (tmp_path / "run" / "rounds.csv").exists()

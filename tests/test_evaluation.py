@@ -1,0 +1,47 @@
+"""Evaluation shared out to workers is evaluation here, to the last bit."""
+
+import pytest
+
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.plan import Wish
+from fedssl.engine.ray_grid import RayGrid
+from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
+from strategies import evaluation
+from tests.helpers import federation_of, small_experiment
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_shares_add_up_to_the_whole(workers, monkeypatch):
+    from fedssl.networks import build_network
+
+    monkeypatch.setattr(evaluation, "WORTH_SHARING", 1)
+    experiment = small_experiment(data={"train_size": 100})
+    held_out = len(federation_of(experiment).held_out)
+    assert held_out > BATCH_SIZE
+    models = [
+        {
+            name: tensor.numpy()
+            for name, tensor in build_network(
+                experiment.model, experiment.method, federation_of(experiment).data.spec, seed
+            )
+            .state_dict()
+            .items()
+        }
+        for seed in (0, 1)
+    ]
+    text = experiment.to_json()
+    here = evaluation.evaluate_models(text, models, held_out, None)
+    grid = RayGrid(Apps(print), 6, Wish(workers, 0))
+    try:
+        assert evaluation.evaluate_models(text, models, held_out, grid) == here
+    finally:
+        grid.close()
+    assert here[0] != here[1]
+    assert here[0].num_examples == held_out
+
+
+def test_losses_add_up_exactly_in_any_order():
+    parts = [Evaluation(1, 0, loss) for loss in (1e16, 1.0, -1e16, 1.0, 1e-9)]
+    assert total(parts) == total(parts[::-1])
+    assert total(parts).loss_sum == 2.0 + 1e-9
+    assert total([]) == Evaluation(0, 0, 0.0)
