@@ -10,7 +10,7 @@ baseline_first = $(1)/supervised.toml $(filter-out $(1)/supervised.toml,$(sort $
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data
 
-.PHONY: quickstart test check format table table-fashion table-labels benchmark clean
+.PHONY: quickstart test check format table table-fashion table-labels benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -47,6 +47,10 @@ benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentatio
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/fusion.py
+
+soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare bits; a quarter of an hour.
+	$(BIN)/python benchmarks/soak.py --kill-run 20
+	$(BIN)/python benchmarks/soak.py --kill-workers 200
 
 clean:  ## Remove what was installed and built; runs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

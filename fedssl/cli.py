@@ -65,25 +65,26 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            _stop(str(error), WRONG_INPUT)
+            _stop(error, WRONG_INPUT)
         except FedsslError as error:
-            _stop(str(error), FAILED)
-        except KeyboardInterrupt:
-            _stop(
-                "interrupted; every finished round of a run is kept in its directory", INTERRUPTED
-            )
+            _stop(error, FAILED)
+        except KeyboardInterrupt as error:
+            _stop(error, INTERRUPTED)
 
     return run
 
 
-def _stop(message: str, code: int) -> NoReturn:
-    _print_error(message)
+def _stop(error: BaseException, code: int) -> NoReturn:
+    _complain(error)
     raise typer.Exit(code)
 
 
-def _print_error(message: str) -> None:
+def _complain(error: BaseException | str, where: str = "") -> None:
+    """Print an error, and what became known while it was on its way."""
+    lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
+    text = _escaped(where + "\n".join(lines))
     console = Console(stderr=True)
-    console.print(f"[bold red]error:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:
@@ -129,6 +130,10 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each file: its seed, the next one, and so on.")
     ] = 1,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with runs that were killed; those that ended stay."),
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
 ) -> None:
     """Run experiments; of several runs, end with a table that compares them.
@@ -139,55 +144,54 @@ def run(
       fedssl run experiments/digits/*.toml --seeds 5
 
       fedssl run experiments/digits/fixmatch.toml --set federation.partition.alpha=0.1 --engine serial
+
+      fedssl run experiments/digits/*.toml --seeds 5 --resume
     """
     with quick_imports():
-        from fedssl.config import Experiment
-        from fedssl.record.display import PlainDisplay, make_display
-        from fedssl.record.run_directory import RunDirectory, new_run_path
+        from fedssl.interrupts import interruptible
+        from fedssl.runs import Runs
         from fedssl.simulation import Engine, check
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
     overrides += [f"engine.workers={workers}"] if workers else []
+    console = Console()
+    with interruptible() as interrupts:
+        experiments = _experiments(files, overrides, seeds)
+        with Engine() as workforce:
+            workforce.start(experiments[0])  # its workers make themselves ready while we check
+            for experiment in experiments:
+                check(experiment)
+            runs = Runs(
+                workforce, console, interrupts, plain=plain, resume=resume, complain=_complain
+            )
+            finished, failed = runs.run(experiments, _folders(experiments, out))
+        if len(finished) > 1:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
+    if failed:
+        raise RunFailed(f"{failed} of {len(experiments)} runs failed")
+
+
+def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
+    """Return every file's experiment with its seed, the next one, and so on."""
+    from fedssl.config import Experiment
+
     experiments = []
     for file in files:
-        first = _load(file, overrides).seed
+        first = _load(file, settings).seed
         experiments += [
-            Experiment.load(file, [*overrides, f"seed={first + i}"]) for i in range(seeds)
+            Experiment.load(file, [*settings, f"seed={first + i}"]) for i in range(seeds)
         ]
     _refuse_twins(experiments)
-    console = Console()
-    single = len(experiments) == 1
-    finished: list[tuple[Experiment, Outcome]] = []
-    failures: list[RunFailed] = []
-    with Engine() as workforce:
-        workforce.start(experiments[0])  # its workers make themselves ready while we do
-        for experiment in experiments:
-            check(experiment)
-        if out is None:
-            directories = [RunDirectory(new_run_path(experiment)) for experiment in experiments]
-        elif single:
-            directories = [RunDirectory(out)]
-        else:
-            directories = [RunDirectory(out / f"{e.name}-seed{e.seed}") for e in experiments]
-        for experiment, directory in zip(experiments, directories, strict=True):
-            display = PlainDisplay(console) if plain else make_display(console)
-            try:
-                outcome = workforce.run(experiment, [directory, display])
-            except RunFailed as error:
-                if single:
-                    raise
-                failures.append(error)
-                _print_error(f"{experiment.name} seed {experiment.seed}: {error}")
-                continue
-            where = f"  recorded in {directory.path}"
-            console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
-            finished.append((experiment, outcome))
-    if len(finished) > 1:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
-    if failures:
-        raise RunFailed(f"{len(failures)} of {len(experiments)} runs failed")
+    return experiments
+
+
+def _folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:
+    """Return where each experiment is recorded, where that was said."""
+    if out is None or len(experiments) == 1:
+        return [out] * len(experiments)
+    return [out / f"{experiment.name}-seed{experiment.seed}" for experiment in experiments]
 
 
 def _load(file: Path, settings: list[str]) -> "Experiment":
@@ -376,7 +380,7 @@ def doctor() -> None:
 
         from fedssl.data.cache import CACHE_VARIABLE, cache_folder
         from fedssl.engine.plan import AS_MANY_AS_FIT, plan_workers
-        from fedssl.record.run_directory import environment
+        from fedssl.record.provenance import environment
         from fedssl.simulation import this_machine
 
     facts = environment()

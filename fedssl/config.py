@@ -74,7 +74,9 @@ class ServerSection(Section):
     last_rounds: int = Field(
         10, ge=1, description="evaluations at the end whose mean is the reported accuracy"
     )
-    checkpoint_every: int = Field(10, ge=1, description="rounds between saved weights")
+    checkpoint_every: int = Field(
+        10, ge=1, description="rounds between checkpoints, from which --resume goes on"
+    )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
     min_success: float = Field(
         0.5,
@@ -103,6 +105,11 @@ class EngineSection(Section):
         None,
         ge=0,
         description="GPUs of each actor, may be a fraction; unset: an equal share of all",
+    )
+    state_memory: float = Field(
+        1024.0,
+        ge=0,
+        description="MB of what clients keep that are held in memory; the rest is in a temporary file (TMPDIR moves it)",
     )
     fuse: int | Literal["off", "on", "auto"] = Field(
         "off",

@@ -1,14 +1,17 @@
 """Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
 
 import logging
+import threading
 from collections.abc import Sequence
 
 import torch
+from flwr.serverapp import Grid
 
 from clients.client_app import app
 from clients.fused_app import train_together
 from clients.local_data import simulated_federation
 from fedssl.config import Experiment
+from fedssl.engine.client_states import MEGABYTE
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     MB,
@@ -21,14 +24,17 @@ from fedssl.engine.plan import (
     slots_on_a_gpu,
 )
 from fedssl.errors import InputError, RunFailed
+from fedssl.interrupts import Interrupts, handlers_kept
 from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
+from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
 from strategies.base import strategy_of
 from strategies.census import Census
 from strategies.server_app import serve
 from strategies.server_training import check_server_method
+from strategies.strategy_state import state_of
 from strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 
 log = logging.getLogger(__name__)
@@ -54,7 +60,7 @@ class Engine:
         """Let go of the workers."""
         if self._grid is not None:
             grid, self._grid = self._grid, None
-            grid.end(lambda made: made.close())
+            grid.end(_close)
 
     def start(self, experiment: Experiment) -> None:
         """Begin to start the workers that an experiment will want, and return at once."""
@@ -63,12 +69,18 @@ class Engine:
             self._grid = InBackground(lambda: _make_grid(experiment))
             self._made_for = _workers_of(experiment)
 
-    def run(self, experiment: Experiment, observers: Sequence[Observer] = ()) -> Outcome:
+    def run(
+        self,
+        experiment: Experiment,
+        observers: Sequence[Observer] = (),
+        resume: Snapshot | None = None,
+    ) -> Outcome:
         """Run one experiment on the engine it names.
 
         Args:
             experiment: What to run.
             observers: Told of everything as it happens.
+            resume: Go on after this; None begins.
 
         Raises:
             InputError: The experiment asks for what is not there.
@@ -77,8 +89,8 @@ class Engine:
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
-            return _run_under_flower(experiment, observers)
-        return serve(experiment, self._grid_for(experiment), observers)
+            return _run_under_flower(experiment, observers, resume)
+        return serve(experiment, self._grid_for(experiment), observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
         if self._grid is None or self._made_for != _workers_of(experiment):
@@ -86,7 +98,13 @@ class Engine:
         assert self._grid is not None
         grid = self._grid.result()
         grid.restart(experiment.federation.clients)
+        grid.states.memory = int(experiment.engine.state_memory * MEGABYTE)
         return grid
+
+
+def _close(grid: LocalGrid) -> None:
+    grid.close()
+    grid.states.close()
 
 
 def _workers_of(experiment: Experiment) -> object:
@@ -113,7 +131,7 @@ def check(experiment: Experiment) -> None:
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
         build_network(phase.model, phase.method, federation.data.spec, phase.seed)
-        strategy_of(phase).build(cohorts_of(phase, census))
+        state_of(strategy_of(phase).build(cohorts_of(phase, census)))
         check_server_method(phase)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)
@@ -139,16 +157,17 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
         device = "cpu" if engine.gpus_per_worker == 0 else None
         return SerialGrid(apps, clients, device, patience)
-    from fedssl.engine.ray_grid import RayGrid
+    with handlers_kept():  # Ray takes SIGTERM
+        from fedssl.engine.ray_grid import RayGrid
 
-    grid = RayGrid(
-        apps,
-        clients,
-        _wish(experiment),
-        most_workers=experiment.largest_sample,
-        address=engine.address,
-        patience=patience,
-    )
+        grid = RayGrid(
+            apps,
+            clients,
+            _wish(experiment),
+            most_workers=experiment.largest_sample,
+            address=engine.address,
+            patience=patience,
+        )
     if grid.plan.warning:
         log.warning("%s", grid.plan.warning)
     return grid
@@ -186,14 +205,39 @@ def this_machine() -> Node:
     return Node(available_cores(), torch.cuda.device_count(), available_memory())
 
 
-def _run_under_flower(experiment: Experiment, observers: Sequence[Observer]) -> Outcome:
+def _run_under_flower(
+    experiment: Experiment, observers: Sequence[Observer], resume: Snapshot | None
+) -> Outcome:
     from fedssl.engine.flower import simulate
 
-    outcomes: list[Outcome] = []
-    simulate(
-        lambda grid: outcomes.append(serve(experiment, grid, observers)),
-        app,
-        experiment.federation.clients,
-        plan_here(experiment),
-    )
+    outcomes: list[Outcome | BaseException] = []
+    interrupts = Interrupts()
+    done = threading.Event()
+
+    def server(grid: Grid) -> None:
+        try:
+            outcomes.append(serve(experiment, grid, [*observers, interrupts], resume))
+        except BaseException as error:
+            outcomes.append(error)
+
+    def flower() -> None:
+        try:
+            simulate(server, app, experiment.federation.clients, plan_here(experiment))
+        finally:
+            done.set()
+
+    # In a thread, so that Ctrl-C reaches this one: Flower's would end the clients and leave its server waiting for them.
+    threading.Thread(target=flower).start()
+    with handlers_kept() as put_back:
+        try:
+            while not done.wait(1.0):
+                put_back()  # the Ray that Flower has started meanwhile took SIGTERM
+        except KeyboardInterrupt:
+            interrupts.asked = True
+            done.wait()
+            raise
+    if not outcomes:
+        raise RunFailed("Flower's simulation runtime ended before its server had begun")
+    if isinstance(outcomes[0], BaseException):
+        raise outcomes[0]
     return outcomes[0]

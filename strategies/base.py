@@ -3,6 +3,7 @@
 A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
 at most two of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
 such as an optimizer). How much a reply counts is a function that they are built with.
+What a hook keeps for the next round is an attribute.
 """
 
 from abc import abstractmethod
@@ -22,6 +23,7 @@ from fedssl.engine.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import InputError
 from fedssl.registry import Plugin
 from strategies.census import Cohorts
+from strategies.strategy_state import read_attributes, write_attributes
 
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -80,6 +82,18 @@ class CohortStrategy(FlowerStrategy):
     def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
         """Return the next global arrays from the last ones and the aggregate; by default the aggregate."""
         return aggregate
+
+    def state(self) -> NamedArrays:
+        """Return a copy of what is kept between rounds, for a checkpoint; by default all attributes.
+
+        Raises:
+            InputError: One of them is no number, text, array or tensor, nor made of them.
+        """
+        return read_attributes(self, without=("_places", "_arrays"))
+
+    def load_state(self, state: NamedArrays) -> None:
+        """Take up what `state` returned, in a strategy just built."""
+        write_attributes(self, state)
 
     def conclude(
         self, server_round: int, arrays: NamedArrays, sums: Sums | None, total_weight: float

@@ -12,8 +12,9 @@ from flwr.supercore.run import Run
 from pydantic import Field
 
 from fedssl.errors import InputError, nearest
-from strategies.base import Strategy
+from strategies.base import NamedArrays, Strategy
 from strategies.census import Cohorts
+from strategies.strategy_state import read_attributes, write_attributes
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_available_nodes")
 """Arguments that `federation.sample` decides."""
@@ -75,6 +76,12 @@ class _Seeded(FlowerStrategy):
         self._inner = inner
         self._cohorts = cohorts
         self._places: dict[int, int] = {}
+
+    def state(self) -> NamedArrays:
+        return read_attributes(self._inner)
+
+    def load_state(self, state: NamedArrays) -> None:
+        write_attributes(self._inner, state)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,6 +1,6 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
-import contextlib
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -32,16 +32,20 @@ from fedssl.record.rows import (
     RoundEnd,
     RoundRow,
 )
-from fedssl.record.run_directory import RunDirectory, new_run_path
+from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import new_run_path
+from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Floats
 from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
 from strategies.census import Census, Cohorts
+from strategies.client_memory import can_resume, cannot_resume
 from strategies.evaluation import evaluate_models
 from strategies.fusing import fused_size, fused_units
 from strategies.round_log import Fates, RoundLog, row_of
 from strategies.server_training import ServerTraining
 from strategies.shared_state import attach, initial_state, merged
+from strategies.strategy_state import load_state, state_of
 from strategies.virtual_time import cohorts_of, make_clock, work_of
 
 NODES_TIMEOUT = 300.0
@@ -59,25 +63,35 @@ def main(grid: Grid, context: Context) -> None:
     serve(experiment, grid, [RunDirectory(new_run_path(experiment))])
 
 
-def serve(experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> Outcome:
+def serve(
+    experiment: Experiment,
+    grid: Grid,
+    observers: Sequence[Observer],
+    resume: Snapshot | None = None,
+) -> Outcome:
     """Run an experiment over a grid.
 
     Args:
         experiment: What to run.
         grid: Where its clients are.
         observers: Told of everything as it happens.
+        resume: Go on after this; None begins.
 
     Raises:
+        InputError: The run cannot go on here.
         RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
     """
     server = _Server(experiment, grid, observers)
     try:
-        return server.run()
+        return server.run(resume)
     except BaseException as error:
-        for observer in observers:
-            # One that fails too, on a full disk say, must not hide why the run stopped or keep the others from it.
-            with contextlib.suppress(Exception):
+        for observer in reversed(observers):  # the screen before the files, which can take a while
+            try:
                 observer.failed(f"{type(error).__name__}: {error}")
+            except Exception as another:
+                # On a full disk, say. It must not hide why the run stopped or keep the others from it.
+                if str(another) != str(error):
+                    error.add_note(f"{type(observer).__name__} took no note of it: {another}")
         raise
 
 
@@ -125,16 +139,22 @@ class _Server:
         self.training = ServerTraining(self.federation.server_shard())
         self.classifier_names: dict[str, str] = {}
         self.fused_size: dict[int, int] = {}
+        self.began = 0.0
+        self.resumable = can_resume(experiment, grid, self.federation.data.spec)
 
-    def run(self) -> Outcome:
+    def run(self, resume: Snapshot | None) -> Outcome:
         for observer in self.observers:
             observer.began(self.experiment, self.federation)
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         census = self._census()
         cohorts = cohorts_of(self.experiment, census)
+        if resume is not None:
+            self._restore(resume, cohorts)
+            for observer in self.observers:
+                observer.resumed(resume)
         for index in range(len(self.experiment.schedule)):
             self._run_phase(index, cohorts)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - self.began
         outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.rounds), seconds)
         for observer in self.observers:
             observer.ended(outcome)
@@ -163,19 +183,60 @@ class _Server:
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
         experiment = self.experiment.in_phase(index)
+        done = sum(row.phase == index for row in self.rounds)
+        if done == experiment.num_rounds:
+            return
         spec = self.federation.data.spec
         network = build_network(experiment.model, experiment.method, spec, experiment.seed)
-        self._adopt(experiment.recipe, network)
         cohorts.sample = experiment.federation.sample
-        last = self.experiment.in_phase(index - 1).strategy
-        if self.strategy is None or experiment.strategy != last:
-            self.strategy = strategy_of(experiment).build(cohorts)
+        if done == 0:
+            self._adopt(experiment.recipe, network)
+            last = self.experiment.in_phase(index - 1).strategy
+            if self.strategy is None or experiment.strategy != last:
+                self.strategy = strategy_of(experiment).build(cohorts)
+        assert self.strategy is not None
         work = work_of(experiment, cohorts.census)
         phase = _Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
         if not self.rounds:
             self._train_at_server(phase, 0)
-        for phase_round in range(1, experiment.num_rounds + 1):
+        for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
+
+    def _restore(self, snapshot: Snapshot, cohorts: Cohorts) -> None:
+        """Be as the server was when the snapshot was taken."""
+        if not self.resumable:
+            raise cannot_resume(self.experiment, self.federation.data.spec)
+        self.began -= snapshot.seconds
+        self.arrays, self.ema = snapshot.arrays, snapshot.ema
+        self.state = dict(snapshot.state)
+        self.rounds = list(snapshot.rounds)
+        self.strategy = strategy_of(self.experiment.in_phase(snapshot.phase)).build(cohorts)
+        load_state(self.strategy, snapshot.strategy)
+        self.training.load_state(snapshot.training, snapshot.phase)
+        self.classifier_names = dict(snapshot.classifier_names)
+        self.fused_size = dict(snapshot.fused_size)
+        if self.clock is not None and snapshot.virtual_seconds is not None:
+            self.clock.now = snapshot.virtual_seconds
+        if isinstance(self.grid, LocalGrid):
+            self.grid.states.restore(snapshot.round, snapshot.clients)
+
+    def _snapshot(self) -> Snapshot | None:
+        """Return what the run could go on from, its last round being over."""
+        if not self.resumable or self.strategy is None:
+            return None
+        return Snapshot(
+            rounds=tuple(self.rounds),
+            arrays=self.arrays,
+            ema=self.ema,
+            state=self.state,
+            strategy=state_of(self.strategy),
+            training=self.training.state(),
+            classifier_names=self.classifier_names,
+            fused_size=dict(self.fused_size),
+            virtual_seconds=None if self.clock is None else self.clock.now,
+            seconds=time.perf_counter() - self.began,
+            clients=self.grid.states if isinstance(self.grid, LocalGrid) else None,
+        )
 
     def _run_round(self, phase: _Phase, phase_round: int, cohorts: Cohorts) -> None:
         began = time.perf_counter()
@@ -193,8 +254,6 @@ class _Server:
             ordered = _longest_first(sent, cohorts.census, phase.work)
             self._learn(phase, cohorts, log, ordered, began)
         self._train_at_server(phase, phase_round)
-        if isinstance(self.grid, LocalGrid):
-            self.grid.states.commit()
         self._finish_round(phase, log, began)
 
     def _units(self, phase: _Phase, sent: list[Message], census: Census) -> list[Span]:
@@ -347,8 +406,11 @@ class _Server:
         model, ema = self._evaluate(phase) if due else (None, None)
         row = self._row(phase, log, began, model, ema)
         self.rounds.append(row)
+        if isinstance(self.grid, LocalGrid):
+            self.grid.states.commit()
+        end = dataclasses.replace(self._end(row, log), snapshot=self._snapshot())
         for observer in self.observers:
-            observer.round_ended(self._end(row, log))
+            observer.round_ended(end)
 
     def _evaluate(self, phase: _Phase) -> list[Evaluation]:
         """Return how the global model and its average do."""

@@ -23,6 +23,9 @@ from fedssl.training import fit
 THE_SERVER = -1
 """Client number of the server's random streams."""
 
+PRIVATE = "(private)"
+"""Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
+
 
 class ServerTraining:
     """Train on what the server holds, before the first round and after every aggregation.
@@ -36,8 +39,16 @@ class ServerTraining:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._state: State = {}
+        self._kept: NamedArrays = {}
         self._phase = -1
+
+    def state(self) -> NamedArrays:
+        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
+        return self._kept
+
+    def load_state(self, state: NamedArrays, phase: int) -> None:
+        """Take up what `state` returned in a round of a phase."""
+        self._kept, self._phase = state, phase
 
     def train(
         self,
@@ -64,22 +75,26 @@ class ServerTraining:
         """
         if len(self._shard) == 0:
             return arrays
-        protocol.load_network(network, arrays, arrays)
+        if phase != self._phase:
+            self._kept, self._phase = {}, phase
+        private = protocol.slot_arrays(self._kept, PRIVATE)
+        protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe
         classifier = experiment.method.classifier(network)
-        if phase != self._phase:
-            self._state, self._phase = {}, phase
         spec = self._shard.spec
+        state: State = {}
         for slot in recipe.slots():
-            if slot.scope == "reset" or slot.name not in self._state:
-                fresh = recipe.init_slot(slot.name, classifier, spec, self._shard)
-                self._state[slot.name] = fresh
+            found = protocol.slot_arrays(self._kept, slot.name) if slot.scope != "reset" else {}
+            if found:
+                state[slot.name] = {n: torch.from_numpy(a.copy()) for n, a in found.items()}
+            else:
+                state[slot.name] = recipe.init_slot(slot.name, classifier, spec, self._shard)
         with _threads(recipe.train.threads):
             fit(
                 classifier,
                 self._shard,
                 recipe,
-                self._state,
+                state,
                 seed=experiment.seed,
                 server_round=server_round,
                 client=THE_SERVER,
@@ -87,6 +102,13 @@ class ServerTraining:
                 phase_rounds=experiment.num_rounds,
             )
         weights = network.state_dict()
+        state[PRIVATE] = {name: t for name, t in weights.items() if name not in arrays}
+        # Kept as arrays, as a checkpoint has them: a tensor's layout in memory can decide how its products round.
+        self._kept = {
+            protocol.slot_key(slot, name): tensor.detach().numpy().copy(order="C")
+            for slot, tensors in state.items()
+            for name, tensor in tensors.items()
+        }
         # What clients measured over all their images is worth more than the same over the server's few labeled ones.
         kept = _static_statistics(network) if server_round else set()
         trained = {

@@ -96,14 +96,12 @@ def test_its_method_can_be_another_and_its_memory_lasts_a_phase():
     experiment = at_server(server={"method": {"kind": "flexmatch", "unlabeled_ratio": 1}})
     training = ServerTraining(federation_of(experiment).server_shard())
     _, arrays = server_round(experiment, training=training)
-    memory = training._state["confident"]
-    marked = memory["classes"].fill_(7)
+    memory = training.state()["confident/classes"]
+    training.load_state({"confident/classes": np.full_like(memory, 7)}, 0)
     server_round(experiment, arrays, training, 2)
-    assert training._state["confident"] is memory  # the second round went on with it
-    assert (marked == 7).any()
+    assert (training.state()["confident/classes"] == 7).any()  # the second round went on with it
     server_round(experiment, arrays, training, 3, phase=1)
-    assert training._state["confident"] is not memory
-    assert not (training._state["confident"]["classes"] == 7).any()
+    assert not (training.state()["confident/classes"] == 7).any()
 
 
 def test_a_method_with_a_network_of_its_own_is_refused():

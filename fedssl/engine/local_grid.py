@@ -59,13 +59,15 @@ class LocalGrid(Grid):
     def __init__(self, num_clients: int) -> None:
         self._run_ids = itertools.count(1)
         self._message_ids = itertools.count(1)
+        self.states = ClientStates()
         self.restart(num_clients)
 
     def restart(self, num_clients: int) -> None:
         """Begin another run over the same workers: forget every client's state."""
         self._run = Run.create_empty(run_id=next(self._run_ids))
         self._num_clients = num_clients
-        self.states = ClientStates()
+        self.states.close()
+        self.states = ClientStates(self.states.memory)
         self._pushed: dict[str, Message] = {}
         self.incidents: list[str] = []
         """What went wrong and was mended, such as a lost worker; whoever records it takes it out."""

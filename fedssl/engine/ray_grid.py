@@ -73,12 +73,16 @@ class RayGrid(LocalGrid):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             start_ray(address)
-        self._plan = plan_workers(wish, _nodes(), most_workers)
         self._unit_seconds: float | None = None
         self._contents = _Contents(
             INLINE_BYTES if self._started_ray and address is None else RAYS_INLINE_BYTES
         )
-        self._pool = Pool(apps, self._plan)
+        try:
+            self._plan = plan_workers(wish, _nodes(), most_workers)
+            self._pool = Pool(apps, self._plan)
+        except BaseException:
+            self._end_ray()  # nobody gets to close what could not be made
+            raise
 
     @property
     def plan(self) -> WorkerPlan:
@@ -96,7 +100,13 @@ class RayGrid(LocalGrid):
 
     def close(self) -> None:
         """End the actors, and Ray if this grid started it."""
-        self._pool.close()
+        try:
+            self._pool.close()
+        finally:
+            self._end_ray()
+
+    def _end_ray(self) -> None:
+        """End Ray if this grid started it. Were it left to die with its thread, it would end this process in a minute."""
         if self._started_ray:
             ray.shutdown()
 

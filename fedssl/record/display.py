@@ -28,6 +28,7 @@ from fedssl.record.rows import (
     RoundRow,
     summarize,
 )
+from fedssl.record.snapshot import Snapshot
 
 BARS = "▁▂▃▄▅▆▇█"
 ROWS_SHOWN = 6
@@ -147,6 +148,12 @@ class LiveDisplay(Observer):
         self._task = self._progress.add_task("rounds", total=experiment.num_rounds)
         self._live.update(self._screen())
         self._live.start()
+
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Show the rounds that are done."""
+        self._rows += snapshot.rounds
+        self._progress.reset(self._task, completed=snapshot.round)
+        self._live.update(self._screen())
 
     def round_ended(self, end: RoundEnd) -> None:
         """Move on by one round."""

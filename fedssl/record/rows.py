@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+
+if TYPE_CHECKING:
+    from fedssl.record.snapshot import Snapshot
 
 NAN = float("nan")
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
@@ -114,6 +117,7 @@ class RoundEnd:
         ema: Their moving average.
         state: What the server keeps of the method's state, by ``SLOT/NAME``.
         incidents: What went wrong and was mended, such as a worker that was lost and replaced.
+        snapshot: What the run could go on from; None if it could not.
     """
 
     row: RoundRow
@@ -123,6 +127,7 @@ class RoundEnd:
     ema: NamedArrays
     state: NamedArrays
     incidents: Sequence[str] = ()
+    snapshot: "Snapshot | None" = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,9 @@ class Observer:
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Take note that a run begins."""
+
+    def resumed(self, snapshot: "Snapshot") -> None:
+        """Take note that a run that has begun goes on after some rounds."""
 
     def round_ended(self, end: RoundEnd) -> None:
         """Take note of a finished round and of the weights after it."""
@@ -194,11 +202,3 @@ def nan_mean(values: Any) -> float:
     """Return the mean of the values that are not NaN; NaN of none."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else NAN
-
-
-def as_record(row: ClientRow | RoundRow) -> dict[str, Any]:
-    """Return a row as a table line: its fields in order, NaN as an empty cell."""
-    return {
-        key: "" if isinstance(value, float) and math.isnan(value) else value
-        for key, value in asdict(row).items()
-    }

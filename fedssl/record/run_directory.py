@@ -1,223 +1,251 @@
 """The run directory: written as the run goes, so that a killed run leaves every finished round readable."""
 
-import csv
+import contextlib
 import dataclasses
-import importlib.metadata
-import itertools
 import json
 import math
 import os
-import platform
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save
+import filelock
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
-from fedssl.engine.plan import available_cores
-from fedssl.errors import InputError
+from fedssl.errors import InputError, RunFailed
+from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
+from fedssl.record.files import as_safetensors, write_atomically
+from fedssl.record.lines import Lines, Table, has_other_columns
+from fedssl.record.provenance import (
+    as_parquet,
+    check_partition,
+    environment,
+    partition_table,
+)
 from fedssl.record.rows import (
     ClientRow,
-    NamedArrays,
     Observer,
     Outcome,
     RoundEnd,
     RoundRow,
-    as_record,
     summarize,
 )
+from fedssl.record.run_path import (
+    ENVIRONMENT,
+    EXPERIMENT,
+    LOCK,
+    PARTITION,
+    SUMMARY,
+    has_begun,
+    never_began,
+    unwritable,
+)
+from fedssl.record.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "pandas", "scikit-learn")
+EVENTS = "events.jsonl"
+TABLES = {"rounds.csv": RoundRow, "clients.csv": ClientRow}
 
 
 class RunDirectory(Observer):
-    """Record a run under one folder.
+    """Record a run under one folder, and go on with one that did not end.
 
     Args:
         path: The folder; made when the run begins.
+        resume: Go on with the run that it holds, if it holds one.
 
     Raises:
-        InputError: It cannot be written to, or already holds something.
+        InputError: It cannot be written to, or already holds something; or another process is at it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
         parent = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise _unwritable(path, f"{parent} is not a folder you may write to")
-        if path.exists() and any(path.iterdir()):
+            raise unwritable(path, f"{parent} is not a folder you may write to")
+        if not never_began(path) and not (resume and has_begun(path)):
             raise InputError(
-                "--out", f"{path} is not empty", "name another folder, or remove this one"
+                "--out",
+                f"{path} is not empty",
+                "name another folder, or remove this one"
+                + (", or go on with its run: --resume" if has_begun(path) else ""),
             )
+        self._lock = filelock.FileLock(path / LOCK, thread_local=False)
+        self._continues = has_begun(path)
+        self._checkpoints = Checkpoints(path)
         self._experiment: Experiment | None = None
-        self._files: dict[str, TextIO] = {}
+        self._lengths: Lengths = {}
+        self._files: dict[str, Lines] = {}
+        self._last: tuple[Snapshot, Lengths] | None = None
+        if self._continues:
+            self._acquire()
+
+    @property
+    def continues(self) -> bool:
+        """Whether it holds a run that has begun."""
+        return self._continues
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it holds a run that came to its end."""
+        return (self.path / SUMMARY).exists()
+
+    def load(self) -> Found:
+        """Return what the run can go on from; of the record, only what goes with it is kept.
+
+        Raises:
+            InputError: It is another experiment's, or another version's.
+        """
+        for name, kind in TABLES.items():
+            if has_other_columns(self.path / name, kind):
+                raise other_version(self.path / name)
+        found = self._checkpoints.find()
+        self._lengths = found.lengths
+        return found
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Write what runs, on what, and who holds which image."""
-        self._experiment = experiment
+        """Write what runs, on what, and who holds which image; or take up what was recorded until a checkpoint."""
         try:
-            (self.path / "checkpoint").mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(self.path, str(error.strerror)) from None
-        (self.path / "experiment.toml").write_text(experiment.to_toml(), encoding="utf-8")
-        self._write_json("environment.json", environment())
-        import pyarrow.parquet as pq  # imported here: a check of an experiment needs none
+            raise unwritable(self.path, str(error.strerror)) from None
+        self._acquire()
+        with self._recording():
+            if self._continues:
+                check_partition(self.path / PARTITION, federation)
+            else:
+                self._write(ENVIRONMENT, as_json(environment()))
+                self._write(PARTITION, as_parquet(partition_table(federation)))
+                self._write(EXPERIMENT, experiment.to_toml().encode())
+            stopped = stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))
+            for name, kind in TABLES.items():
+                self._files[name] = Table(self.path / name, kind, self._lengths.get(name, 0))
+            self._files[EVENTS] = Lines(self.path / EVENTS, self._lengths.get(EVENTS, 0))
+            self._files[EVENTS].append(stopped)
+            self._experiment = experiment
+            if not self._lengths:
+                self._event("began", name=experiment.name, seed=experiment.seed)
 
-        pq.write_table(partition_table(federation), self.path / "partition.parquet")
-        self._event("began", name=experiment.name, seed=experiment.seed)
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Note that the run goes on, and on what."""
+        with self._recording():
+            self._event("resumed", after_round=snapshot.round, environment=environment())
+        self._last = snapshot, self._now()
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Append the round and its clients, and every so often save the weights."""
+        """Append the round and its clients, and every so often write a checkpoint."""
         assert self._experiment is not None
-        for client in end.clients:
-            self._append("clients.csv", client)
-        for failure in end.failures:
-            self._event("client_failed", **dataclasses.asdict(failure))
-        for incident in end.incidents:
-            self._event("incident", round=end.row.round, what=incident)
-        self._append("rounds.csv", end.row)
-        for file in self._files.values():
-            file.flush()
-        if end.row.round % self._experiment.server.checkpoint_every == 0:
-            self._checkpoint(end)
+        with self._recording():
+            self._table("clients.csv").add(end.clients)
+            for failure in end.failures:
+                self._event("client_failed", **dataclasses.asdict(failure))
+            for incident in end.incidents:
+                self._event("incident", round=end.row.round, what=incident)
+            self._table("rounds.csv").add([end.row])
+        if end.snapshot is None:
+            return
+        self._last = end.snapshot, self._now()
+        due = end.row.round % self._experiment.server.checkpoint_every == 0
+        if due and end.row.round < self._experiment.num_rounds:
+            self._checkpoint()
 
     def ended(self, outcome: Outcome) -> None:
-        """Write the final weights and the summary."""
+        """Write the final weights and the summary, which says that the run is over; checkpoints go."""
         assert self._experiment is not None
-        save_atomically(outcome.arrays, self.path / "model.safetensors")
-        save_atomically(outcome.ema, self.path / "ema.safetensors")
-        if outcome.state:
-            save_atomically(outcome.state, self.path / "state.safetensors")
-        self._write_json("summary.json", summarize(self._experiment, outcome))
-        self._event("ended", seconds=outcome.seconds)
-        self._close()
+        with self._recording():
+            self._write("model.safetensors", as_safetensors(outcome.arrays))
+            self._write("ema.safetensors", as_safetensors(outcome.ema))
+            if outcome.state:
+                self._write("state.safetensors", as_safetensors(outcome.state))
+            self._event("ended", seconds=outcome.seconds)
+            self._write(SUMMARY, as_json(summarize(self._experiment, outcome)))
+        self._checkpoints.remove()
+        (self.path / LOCK).unlink()
+        self.close()
 
     def failed(self, reason: str) -> None:
-        """Write why the run stopped, if it had begun."""
-        if self._experiment is None:
-            return
-        self._event("failed", reason=reason)
-        self._close()
+        """Write why the run stopped, if it had begun, and a checkpoint of its last finished round."""
+        try:
+            if self._experiment is not None:
+                with self._recording():
+                    self._event("failed", reason=reason)
+                self._checkpoint()
+        finally:
+            self.close()
 
-    def _append(self, name: str, row: ClientRow | RoundRow) -> None:
-        record = as_record(row)
-        if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8", newline="")
-            csv.DictWriter(self._files[name], list(record)).writeheader()
-        csv.DictWriter(self._files[name], list(record)).writerow(record)
-
-    def _event(self, kind: str, **details: Any) -> None:
-        name = "events.jsonl"
-        if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8")
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._files[name].write(json.dumps({"time": now, "event": kind, **details}) + "\n")
-        self._files[name].flush()
-
-    def _checkpoint(self, end: RoundEnd) -> None:
-        folder = self.path / "checkpoint"
-        parts = {"model": end.arrays, "ema": end.ema, "state": end.state}
-        everything = {f"{part}/{k}": v for part, arrays in parts.items() for k, v in arrays.items()}
-        newest = folder / f"round-{end.row.round:06d}.safetensors"
-        save_atomically(everything, newest)
-        for old in folder.glob("round-*.safetensors"):
-            if old != newest:
-                old.unlink()
-
-    def _write_json(self, name: str, table: Mapping[str, Any]) -> None:
-        clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in table.items()}
-        (self.path / name).write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the folder."""
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._lock.release()
 
+    def _checkpoint(self) -> None:
+        if self._last is None or not self._last[0].is_whole:
+            return  # until the first round is over; or it ended, but could not be recorded
+        with self._recording():
+            for file in self._files.values():
+                file.sync()
+            self._checkpoints.save(*self._last)
 
-def _unwritable(path: Path, why: str) -> InputError:
-    return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
+    def _event(self, kind: str, **details: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._files[EVENTS].append(json.dumps({"time": now, "event": kind, **details}) + "\n")
 
+    def _table(self, name: str) -> Table:
+        table = self._files[name]
+        assert isinstance(table, Table)
+        return table
 
-def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
-    """Make and return a fresh folder ``runs/NAME/ID``, the ID of time and seed; no two processes get the same.
+    def _now(self) -> Lengths:
+        return {name: file.length for name, file in self._files.items()}
 
-    Raises:
-        InputError: The folder cannot be made.
-    """
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.seed}"
-    for number in itertools.count(1):
-        path = root / experiment.name / (stamp if number == 1 else f"{stamp}-{number}")
+    def _write(self, name: str, content: bytes) -> None:
+        write_atomically(self.path / name, content)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Record something whole or not at all, and say what to do if it cannot be."""
+        before = self._now()
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if not path.is_dir():
-                raise _unwritable(path, "something is in the way") from None
-        except OSError as error:
-            raise _unwritable(path, str(error.strerror)) from None
-        else:
-            return path
-    raise AssertionError("there is always a next number")
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a disk that can do nothing at all: resuming cuts
+                for name, length in before.items():
+                    self._files[name].cut(length)
+            if not isinstance(error, OSError):
+                raise
+            raise RunFailed(
+                f"cannot record in {self.path}: {error.strerror or error}; what was recorded before "
+                "is kept: free space there, then run the same command again with --resume"
+            ) from error
 
-
-def save_atomically(arrays: NamedArrays, path: Path) -> None:
-    """Write named arrays as safetensors; a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    # Not save_file: it makes files that nobody but their owner can read.
-    partial.write_bytes(save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
-    partial.replace(path)
-
-
-def environment() -> dict[str, Any]:
-    """Return what a run ran on: machine, versions, command."""
-    versions = {}
-    for name in VERSIONED:
+    def _acquire(self) -> None:
+        if self._lock.is_locked:
+            return
         try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cores": available_cores(),
-        "versions": versions,
-    }
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise InputError(
+                "--out",
+                f"{self.path} is in use by another process",
+                "wait for its run to end, or name another folder",
+            ) from None
 
 
-def partition_table(federation: Federation) -> "pa.Table":
-    """Return one line a training image.
-
-    Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
-    labeled, and with what label.
-    """
-    import pyarrow as pa
-
-    return pa.table(
-        {
-            "row": _column(np.arange(len(federation.owner))),
-            "client": _column(federation.owner),
-            "label": _column(federation.data.train.labels),
-            "labeled": _column(federation.labeled),
-            "given": _column(federation.given),
-        }
-    )
+def as_json(table: Mapping[str, Any]) -> bytes:
+    """Return a table as JSON, NaN as null."""
+    clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in table.items()}
+    return (json.dumps(clean, indent=2) + "\n").encode()
 
 
-def _column(values: npt.NDArray[Any]) -> "pa.Array":
-    """Return a column over an array's own memory; `pa.array` would import pandas to ask whether it is a series."""
-    import pyarrow as pa
-
-    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
-    memory = pa.py_buffer(np.ascontiguousarray(packed))
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, memory])
+def stops(events: Path, length: int) -> str:
+    """Return the lines after so many bytes that say how often the run had stopped and gone on, and why."""
+    if not events.exists():
+        return ""
+    with events.open("rb") as file:
+        file.seek(length)
+        lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return "".join(line for line in whole if json.loads(line)["event"] in ("failed", "resumed"))

@@ -183,6 +183,23 @@ def test_an_iterator_that_nobody_reads_to_its_end_leaves_the_grid_usable(patient
     assert not any(reply.has_error() for reply in patient.stream(requests([FINE], tmp_path)))
 
 
+def test_a_plan_that_is_refused_leaves_no_ray_behind():
+    out = in_a_process_of_its_own("""
+        import ray
+        from fedssl.engine.local_grid import Apps
+        from fedssl.engine.plan import Wish
+        from fedssl.engine.ray_grid import RayGrid
+        from fedssl.errors import InputError
+
+        try:
+            RayGrid(Apps(print), 4, Wish(gpus_per_worker=64))
+        except InputError as error:
+            print(error, ray.is_initialized())
+    """)
+    assert "gpus_per_worker: is 64" in out
+    assert "False" in out
+
+
 def test_workers_that_cannot_start_end_the_run():
     out = in_a_ray_of_its_own("""
         from fedssl.engine.local_grid import Apps

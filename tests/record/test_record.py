@@ -43,8 +43,10 @@ from fedssl.record.federation_table import (
     label_skew,
 )
 from fedssl.record.plots import plot_comparison
+from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundRow, summarize
-from fedssl.record.run_directory import RunDirectory, new_run_path, partition_table
+from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import new_run_path
 from fedssl.simulation import virtual_seconds
 from strategies.server_app import serve
 from tests.helpers import broken_client, federation_of, small_experiment
@@ -67,10 +69,9 @@ def finished(tmp_path_factory):
 def test_everything_is_there(finished):
     _, path, _ = finished
     assert sorted(p.name for p in path.iterdir()) == [
-        "checkpoint", "clients.csv", "ema.safetensors", "environment.json", "events.jsonl",
-        "experiment.toml", "model.safetensors", "partition.parquet", "rounds.csv", "summary.json",
+        "clients.csv", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
+        "model.safetensors", "partition.parquet", "rounds.csv", "summary.json",
     ]  # fmt: skip
-    assert [p.name for p in (path / "checkpoint").iterdir()] == ["round-000004.safetensors"]
 
 
 def test_the_experiment_can_be_run_again_from_its_record(finished):
@@ -98,15 +99,13 @@ def test_rounds_and_clients(finished):
     assert len(outcome.rounds) == 4
 
 
-def test_weights_and_checkpoint(finished):
+def test_weights(finished):
     _, path, outcome = finished
     model, ema = load_file(path / "model.safetensors"), load_file(path / "ema.safetensors")
-    saved = load_file(path / "checkpoint" / "round-000004.safetensors")
     for name, array in outcome.arrays.items():
         assert np.array_equal(model[name], array)
         assert (model[name].shape, model[name].dtype) == (array.shape, array.dtype)
-        assert np.array_equal(saved[f"model/{name}"], array)
-        assert np.array_equal(saved[f"ema/{name}"], ema[name])
+        assert np.array_equal(ema[name], outcome.ema[name])
 
 
 def test_the_ema_is_the_mean_of_the_first_models():

@@ -1,0 +1,286 @@
+"""Checkpoints of a run: written whole or not at all, verified when read, the last two kept.
+
+One is a folder ``checkpoint/round-000010`` of safetensors files and a ``manifest.json`` with the size and checksum of
+each, and how long the files of the record were. What clients keep lies beside it, in packs that checkpoints share. In
+nothing of this is code: no file is unpickled.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load
+
+from fedssl.errors import InputError
+from fedssl.record.files import PARTIAL, as_safetensors, sync_folder, write_synced
+from fedssl.record.lines import read_rounds
+from fedssl.record.packs import (
+    Index,
+    PackedStates,
+    Stamp,
+    index_arrays,
+    index_of,
+    pack_name,
+    write_pack,
+)
+from fedssl.record.rows import NamedArrays
+from fedssl.record.snapshot import Snapshot
+
+FORMAT = 1
+"""Raise it when the layout changes."""
+
+KEPT = 2
+"""Checkpoints on disk: the newest, and the one before should it turn out to be damaged."""
+
+MANIFEST = "manifest.json"
+ROUNDS = "rounds.csv"
+
+Lengths = Mapping[str, int]
+"""Bytes of every file of the record."""
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to go on from.
+
+    Args:
+        snapshot: The newest one that is whole; None: there is none.
+        lengths: Of the record's files then.
+        damaged: What is wrong with those that are newer.
+    """
+
+    snapshot: Snapshot | None
+    lengths: Lengths
+    damaged: tuple[str, ...]
+
+
+class Checkpoints:
+    """The checkpoints in a run directory.
+
+    Args:
+        path: The run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = path / "checkpoint"
+        self._packs = self._folder / "clients"
+        self._index: Index = {}
+        self._stamps: dict[int, Stamp] = {}
+        self._newest = 0
+
+    def save(self, snapshot: Snapshot, lengths: Lengths) -> None:
+        """Write a checkpoint, and remove those before the last two.
+
+        Args:
+            snapshot: What the run can go on from.
+            lengths: Of the record's files, which have been written through to the disk.
+
+        Raises:
+            OSError: It cannot be written; nothing of it is left, and the earlier ones stay.
+        """
+        if snapshot.round == self._newest:
+            return
+        folder = self._folder / f"round-{snapshot.round:06d}"
+        partial = folder.with_name(folder.name + PARTIAL)
+        self._clean()
+        try:
+            self._packs.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            index, stamps = self._write(partial, snapshot, lengths)
+            partial.rename(folder)
+            sync_folder(self._folder)
+        except BaseException:
+            self._clean()
+            raise
+        self._index, self._stamps, self._newest = index, stamps, snapshot.round
+        self._forget(self._numbered()[KEPT:])
+
+    def _write(
+        self, folder: Path, snapshot: Snapshot, lengths: Lengths
+    ) -> tuple[Index, dict[int, Stamp]]:
+        index, packs = self._index, self._stamps
+        if snapshot.clients is not None:
+            index, packs = write_pack(self._packs, snapshot.clients, self._index, self._stamps)
+            sync_folder(self._packs)
+        parts = {
+            "model": snapshot.arrays,
+            "ema": snapshot.ema,
+            "state": snapshot.state,
+            "strategy": snapshot.strategy,
+            "training": snapshot.training,
+            "clients": index_arrays(index),
+        }
+        files: dict[str, Stamp] = {}
+        for name, arrays in parts.items():
+            content = as_safetensors(arrays)
+            write_synced(folder / f"{name}.safetensors", content)
+            digest = hashlib.sha256(content).hexdigest()
+            files[name] = {"bytes": len(content), "sha256": digest, "names": list(arrays)}
+        manifest = {
+            "format": FORMAT,
+            "round": snapshot.round,
+            "phase": snapshot.phase,
+            "experiment": self._experiment(),
+            "classifier_names": dict(snapshot.classifier_names),
+            "fused_size": {str(phase): size for phase, size in snapshot.fused_size.items()},
+            "virtual_seconds": snapshot.virtual_seconds,
+            "seconds": snapshot.seconds,
+            "record": dict(lengths),
+            "clients": snapshot.clients is not None,
+            "files": files,
+            "packs": {str(pack): dict(stamp) for pack, stamp in packs.items()},
+        }
+        text = json.dumps({"sha256": _digest(manifest), "manifest": manifest}, indent=1)
+        write_synced(folder / MANIFEST, text.encode())
+        sync_folder(folder)
+        return index, packs
+
+    def find(self) -> Found:
+        """Return the newest checkpoint that is whole, and remove the damaged ones after it.
+
+        Raises:
+            InputError: It is another experiment's, or another version's.
+        """
+        damaged = []
+        for number in (numbered := self._numbered()):
+            try:
+                snapshot, lengths = self._read(number)
+            except _Damaged as flaw:
+                damaged.append(f"the checkpoint of round {number} is damaged: {flaw}")
+                continue
+            self._newest = number
+            break
+        else:
+            number, snapshot, lengths = 0, None, {}
+            self._index, self._stamps = {}, {}
+        self._forget([newer for newer in numbered if newer > number])
+        return Found(snapshot, lengths, tuple(damaged))
+
+    def remove(self) -> None:
+        """Remove all of them: the run is over."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, number: int) -> tuple[Snapshot, Lengths]:
+        folder = self._folder / f"round-{number:06d}"
+        try:
+            manifest = _read_manifest(folder)
+            if manifest["experiment"] != self._experiment():
+                raise InputError(
+                    "--resume",
+                    f"{self._path / 'experiment.toml'} was changed after the run began",
+                    "put it back, or run without --resume to begin anew",
+                )
+            parts = {}
+            for name, stamp in manifest["files"].items():
+                arrays = load(_verified(folder / f"{name}.safetensors", stamp))
+                parts[name] = {key: arrays[key] for key in stamp["names"]}  # in their old order
+            for pack, stamp in manifest["packs"].items():
+                _verify(self._packs / pack_name(int(pack)), stamp)
+            for name, length in manifest["record"].items():
+                if (self._path / name).stat().st_size < length:
+                    raise _Damaged(f"{name} is shorter than it was")
+            snapshot = self._snapshot(manifest, parts)
+            if snapshot.round != number:
+                raise _Damaged(f"{ROUNDS} ends with round {snapshot.round}")
+        except FileNotFoundError as error:
+            raise _Damaged(f"{Path(error.filename).name} is missing") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _Damaged(str(error)) from None
+        return snapshot, manifest["record"]
+
+    def _snapshot(self, manifest: Mapping[str, Any], parts: Mapping[str, NamedArrays]) -> Snapshot:
+        rounds = read_rounds(self._path / ROUNDS, manifest["record"][ROUNDS])
+        self._index = index_of(parts["clients"])
+        self._stamps = {int(pack): stamp for pack, stamp in manifest["packs"].items()}
+        clients = PackedStates(manifest["round"], self._packs, self._index)
+        return Snapshot(
+            rounds=rounds,
+            arrays=parts["model"],
+            ema=parts["ema"],
+            state=parts["state"],
+            strategy=parts["strategy"],
+            training=parts["training"],
+            classifier_names=manifest["classifier_names"],
+            fused_size={int(phase): size for phase, size in manifest["fused_size"].items()},
+            virtual_seconds=manifest["virtual_seconds"],
+            seconds=manifest["seconds"],
+            clients=clients if manifest["clients"] else None,
+        )
+
+    def _experiment(self) -> str:
+        """Return the checksum of the experiment file in the run directory."""
+        return hashlib.sha256((self._path / "experiment.toml").read_bytes()).hexdigest()
+
+    def _numbered(self) -> list[int]:
+        """Return the rounds of the checkpoints there are, newest first."""
+        names = [folder.name.removeprefix("round-") for folder in self._folder.glob("round-*")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _forget(self, numbers: list[int]) -> None:
+        """Remove checkpoints, and the packs that no other one needs."""
+        for number in numbers:
+            shutil.rmtree(self._folder / f"round-{number:06d}")
+        needed = set()
+        for number in self._numbered():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, _Damaged):
+                # One that cannot be read needs nothing any more.
+                manifest = _read_manifest(self._folder / f"round-{number:06d}")
+                needed |= {pack_name(int(pack)) for pack in manifest["packs"]}
+        for path in self._packs.glob("*"):
+            if path.name not in needed:
+                path.unlink()
+
+    def _clean(self) -> None:
+        """Remove what was being written when it was stopped."""
+        for path in self._folder.glob(f"round-*{PARTIAL}"):
+            shutil.rmtree(path)
+        for path in self._packs.glob(f"*{PARTIAL}"):
+            path.unlink()
+
+
+def other_version(path: Path) -> InputError:
+    """Return the error that a run cannot go on with this version."""
+    return InputError(
+        "--resume",
+        f"{path} was written by another version of fedssl",
+        "go on with that one (environment.json says which), or run without --resume to begin anew",
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = written["manifest"]
+    if written["sha256"] != _digest(manifest):
+        raise _Damaged(f"{MANIFEST} is not what was written")
+    if manifest["format"] != FORMAT:
+        raise other_version(folder)
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _verified(path: Path, stamp: Stamp) -> bytes:
+    """Return a file's content if it is what was written."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != stamp["sha256"]:
+        raise _Damaged(f"{path.name} is not what was written")
+    return content
+
+
+def _verify(path: Path, stamp: Stamp) -> None:
+    """Raise unless a file, which may be large, is what was written."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != stamp["sha256"]:
+            raise _Damaged(f"{path.name} is not what was written")

@@ -1,0 +1,116 @@
+"""Which run an experiment goes on with: found by its name, seed and settings, which must be the same."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from fedssl.config import Experiment
+from fedssl.errors import InputError
+from fedssl.record.lines import read_rounds
+from fedssl.record.rows import Outcome
+from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun, never_began, new_run_path
+
+MOST_NAMED = 8
+"""Differences that a message names."""
+
+
+def directory_to_resume(
+    experiment: Experiment, folder: Path | None, root: Path = Path("runs")
+) -> RunDirectory:
+    """Return the directory of the run that an experiment goes on with; a fresh one where there is none.
+
+    Args:
+        experiment: What to run.
+        folder: Where its run is; None: the newest one below `root` that has its name, seed and settings.
+        root: Folder of all runs.
+
+    Raises:
+        InputError: The run has other settings, or another process is at it.
+    """
+    if folder is not None:
+        if has_begun(folder):
+            _refuse_changes(folder, experiment)
+        return RunDirectory(folder, resume=True)
+    runs = _runs_of(experiment, root)
+    begun = [path for path in runs if has_begun(path)]
+    same = [path for path in begun if not list(_changes(path, experiment))]
+    if same:
+        return RunDirectory(same[0], resume=True)
+    if runs and never_began(runs[0]):
+        return RunDirectory(runs[0])  # of several runs, it had not come to this one
+    if begun:
+        _refuse_changes(begun[0], experiment)
+    return RunDirectory(new_run_path(experiment, root))
+
+
+def outcome_of(path: Path) -> Outcome:
+    """Read what came of a run that is over."""
+    state = path / "state.safetensors"
+    return Outcome(
+        arrays=load_file(path / "model.safetensors"),
+        ema=load_file(path / "ema.safetensors"),
+        state=load_file(state) if state.exists() else {},
+        rounds=read_rounds(path / "rounds.csv"),
+        seconds=float(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["seconds"]),
+    )
+
+
+def _runs_of(experiment: Experiment, root: Path) -> list[Path]:
+    """Return the folders of an experiment's runs, newest first, as `new_run_path` names them."""
+    wanted = re.compile(rf"(\d{{8}}-\d{{6}})-seed{experiment.seed}(?:-(\d+))?")
+    found = [
+        ((match[1], int(match[2] or 1)), path)
+        for path in (root / experiment.name).glob("*")
+        if (match := wanted.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _refuse_changes(path: Path, experiment: Experiment) -> None:
+    changes = list(_changes(path, experiment))
+    if not changes:
+        return
+    more = f" (and {len(changes) - MOST_NAMED} more)" if len(changes) > MOST_NAMED else ""
+    raise InputError(
+        "--resume",
+        f"the run in {path} has other settings: {'; '.join(changes[:MOST_NAMED])}{more}",
+        "put them back, or run without --resume to begin anew",
+    )
+
+
+def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
+    """Yield how an experiment differs from the one that a folder holds."""
+    before = dict(_leaves(_decisive(Experiment.load(path / EXPERIMENT))))
+    now = dict(_leaves(_decisive(experiment)))
+    for key in sorted(before | now):
+        was, wanted = before.get(key, "unset"), now.get(key, "unset")
+        if was != wanted:
+            yield f"{key} was {was} and is {wanted}"
+
+
+def _decisive(experiment: Experiment) -> dict[str, Any]:
+    """Return what can change a result; of the engine, that is who is fused."""
+    table = experiment.to_dict()
+    engine = table.pop("engine")
+    if engine["fuse"] != "off":
+        table["engine"] = {"fuse": engine["fuse"]}
+        if engine["kind"] == "flower":  # it fuses nobody
+            table["engine"]["kind"] = "flower"
+    return table
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting of nested tables by its dotted name, as a file would have it."""
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _leaves(below, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, below in enumerate(value):
+            yield from _leaves(below, f"{key}.{number}")
+    else:
+        yield key, json.dumps(value)

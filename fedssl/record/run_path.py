@@ -1,0 +1,53 @@
+"""Where runs are recorded: a fresh folder for a new one, and whether a folder holds one."""
+
+import itertools
+import time
+from pathlib import Path
+
+from fedssl.config import Experiment
+from fedssl.errors import InputError
+from fedssl.record.files import PARTIAL
+
+EXPERIMENT = "experiment.toml"
+PARTITION = "partition.parquet"
+ENVIRONMENT = "environment.json"
+SUMMARY = "summary.json"
+LOCK = ".lock"
+
+
+def unwritable(path: Path, why: str) -> InputError:
+    """Return the error that a folder cannot be written to."""
+    return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
+
+
+def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
+    """Make and return a fresh folder ``runs/NAME/ID``, the ID of time and seed; no two processes get the same.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.seed}"
+    for number in itertools.count(1):
+        path = root / experiment.name / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not path.is_dir():
+                raise unwritable(path, "something is in the way") from None
+        except OSError as error:
+            raise unwritable(path, str(error.strerror)) from None
+        else:
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def has_begun(path: Path) -> bool:
+    """Say whether a folder holds a run; its experiment file is the last that is written before the first round."""
+    return (path / EXPERIMENT).exists()
+
+
+def never_began(path: Path) -> bool:
+    """Say whether a folder holds nothing, or only what a run that was killed at once leaves."""
+    early = {ENVIRONMENT, PARTITION}
+    leftovers = {LOCK, *early, *(name + PARTIAL for name in (*early, EXPERIMENT))}
+    return not path.exists() or {item.name for item in path.iterdir()} <= leftovers

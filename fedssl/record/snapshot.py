@@ -1,0 +1,53 @@
+"""Everything that a run needs to go on after a finished round; random streams need nothing, for they derive from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedssl.engine.client_states import KeptStates
+from fedssl.record.rows import NamedArrays, RoundRow
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as it stands after a finished round; nothing in it is written to afterwards.
+
+    Args:
+        rounds: Every round so far; they say which phase the run is in.
+        arrays: Global weights.
+        ema: Their moving average.
+        state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        strategy: What the strategy keeps between rounds.
+        training: What the server's own training keeps.
+        classifier_names: Names of the classifier's weights in itself -> in the phase's network.
+        fused_size: Clients trained in one step at most, by phase, which may have been measured; 0: one by one.
+        virtual_seconds: The virtual clock; None without ``[system]``.
+        seconds: Time that the run has taken.
+        clients: What clients keep; None where that is not the grid's to know, and nothing is kept.
+    """
+
+    rounds: tuple[RoundRow, ...]
+    arrays: NamedArrays
+    ema: NamedArrays
+    state: NamedArrays
+    strategy: NamedArrays
+    training: NamedArrays
+    classifier_names: Mapping[str, str]
+    fused_size: Mapping[int, int]
+    virtual_seconds: float | None
+    seconds: float
+    clients: KeptStates | None
+
+    @property
+    def round(self) -> int:
+        """The last finished round."""
+        return len(self.rounds)
+
+    @property
+    def phase(self) -> int:
+        """Its phase, from 0."""
+        return self.rounds[-1].phase
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what clients keep is still what it was; it is until another round is over."""
+        return self.clients is None or self.clients.round == self.round

@@ -1,0 +1,140 @@
+"""What a strategy keeps between rounds, as named arrays: read from its attributes, whoever wrote it.
+
+Numbers, texts, arrays, tensors, Flower's records, and lists and tables of them can be kept. Settings and functions need
+not be. Anything else, such as a generator, is refused when the run begins, and not when it should go on.
+"""
+
+import functools
+import inspect
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import ArrayRecord
+
+from fedssl import protocol
+from fedssl.errors import InputError
+from fedssl.registry import Section
+from strategies.census import Cohorts
+
+NamedArrays = Mapping[str, npt.NDArray[np.generic]]
+
+STRUCTURE = "structure"
+"""Name of the array that says, as JSON, what the others are part of."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A strategy that says itself what it keeps between rounds."""
+
+    def state(self) -> NamedArrays:
+        """Return it as named arrays that are not written to afterwards."""
+
+    def load_state(self, state: NamedArrays) -> None:
+        """Take up what `state` returned; the arrays must not be written to."""
+
+
+def state_of(strategy: object) -> NamedArrays:
+    """Return what any strategy keeps between rounds.
+
+    Raises:
+        InputError: It keeps what cannot be stored.
+    """
+    return strategy.state() if isinstance(strategy, Keeps) else read_attributes(strategy)
+
+
+def load_state(strategy: object, state: NamedArrays) -> None:
+    """Let a strategy, just built, take up what `state_of` returned."""
+    if isinstance(strategy, Keeps):
+        strategy.load_state(state)
+    else:
+        write_attributes(strategy, state)
+
+
+def read_attributes(strategy: object, without: Collection[str] = ()) -> NamedArrays:
+    """Return a copy of a strategy's attributes as named arrays.
+
+    Args:
+        strategy: Any object.
+        without: Attributes that mean nothing from one round to the next.
+
+    Raises:
+        InputError: One of them cannot be kept.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    structure = {}
+    for name, value in vars(strategy).items():
+        if name in without or _never_changes(value):
+            continue
+        try:
+            structure[name] = _take_apart(value, name, arrays)
+        except TypeError as error:
+            raise InputError(
+                "strategy.kind",
+                f"{type(strategy).__name__} cannot be resumed: its attribute {name!r} holds {error}",
+                "let it override state() and load_state()",
+            ) from None
+    if not structure:
+        return {}
+    text = json.dumps(structure).encode()
+    return {**arrays, STRUCTURE: np.frombuffer(text, np.uint8)}
+
+
+def write_attributes(strategy: object, state: NamedArrays) -> None:
+    """Give a strategy the attributes that `read_attributes` read."""
+    if not state:
+        return
+    structure = json.loads(state[STRUCTURE].tobytes())
+    for name, part in structure.items():
+        setattr(strategy, name, _put_together(part, state))
+
+
+def _never_changes(value: Any) -> bool:
+    function = inspect.isroutine(value) or inspect.isclass(value)
+    return function or isinstance(value, functools.partial | Section | Cohorts)
+
+
+def _take_apart(value: Any, where: str, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    """Return what JSON can say of a value; arrays in it are copied aside under names that begin with `where`."""
+    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        return {"value": value}
+    if isinstance(value, ArrayRecord):
+        items = protocol.from_record(value).items()
+        return {"record": [[k, _take_apart(v, f"{where}/{k}", arrays)] for k, v in items]}
+    if type(value) in (dict, OrderedDict) and all(type(key) in (str, int) for key in value):
+        items = value.items()
+        return {"table": [[k, _take_apart(v, f"{where}/{k}", arrays)] for k, v in items]}
+    if type(value) in (list, tuple):
+        parts = [_take_apart(v, f"{where}/{i}", arrays) for i, v in enumerate(value)]
+        return {type(value).__name__: parts}
+    name = f"{len(arrays)}.{where}"
+    if isinstance(value, torch.Tensor):
+        arrays[name] = value.detach().cpu().numpy().copy()
+        return {"tensor": name}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        arrays[name] = np.array(value)
+        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
+    raise TypeError(f"a {type(value).__module__}.{type(value).__qualname__}")
+
+
+def _put_together(part: Mapping[str, Any], state: NamedArrays) -> Any:
+    ((kind, value),) = part.items()
+    if kind == "array":
+        return state[value].copy()
+    if kind == "scalar":
+        return state[value][()]
+    if kind == "tensor":
+        return torch.from_numpy(state[value].copy())
+    if kind == "list":
+        return [_put_together(item, state) for item in value]
+    if kind == "tuple":
+        return tuple(_put_together(item, state) for item in value)
+    if kind == "table":
+        return {key: _put_together(item, state) for key, item in value}
+    if kind == "record":
+        return protocol.to_record({key: _put_together(item, state) for key, item in value})
+    return value
