@@ -38,7 +38,8 @@ table-labels: $(INSTALLED)  ## What it costs where labels are: five settings wit
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
-benchmark: $(INSTALLED)  ## Beside the alternatives, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
+benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python -m benchmarks.engines --fashion-root $(FASHION_ROOT)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.scaling --memory

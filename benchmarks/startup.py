@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+HERE = Path(__file__).resolve().parents[1]
 FILE = "experiments/digits/fixmatch.toml"
 RUN = ("run", FILE, "--plain", "--set", "rounds=2", "--workers", "2")
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -34,9 +35,10 @@ ROUND = b"round 1/"
 IMPORTS = 15
 DRIVER = ("-m", "fedssl", *RUN, "--engine", "serial")
 WORKER = """
-from fedssl.engine.ray_start import quick_imports
+import fedssl.engine.ray_actor
+from fedssl.startup import quick_imports
 with quick_imports():
-    import clients.client_app, fedssl.engine.ray_grid
+    import clients.client_app, fedssl.engine.worker
 """
 
 
@@ -141,7 +143,7 @@ def profile(name: str, arguments: tuple[str, ...]) -> None:
         out = ("--out", f"{folder}/run") if "run" in arguments else ()
         done = subprocess.run(
             [sys.executable, "-X", "importtime", *arguments, *out],
-            capture_output=True, text=True, check=True,
+            cwd=HERE, capture_output=True, text=True, check=True,
         )  # fmt: skip
     lines = [line.split("|") for line in done.stderr.splitlines() if line.startswith("import time")]
     took = {module.strip(): int(total) for _, total, module in lines if total.strip().isdecimal()}
@@ -161,8 +163,8 @@ def main() -> None:
         profile("driver", DRIVER)
         profile("worker", ("-c", WORKER))
         return
-    here = Path(__file__).resolve().parents[1]
-    measure([here] if arguments.beside is None else [arguments.beside, here], arguments.repeats)
+    beside = [] if arguments.beside is None else [arguments.beside.resolve()]
+    measure([*beside, HERE], arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from fedssl.engine.ray_pool import Order, Payload, Pool, explain
 from fedssl.engine.ray_start import INLINE_BYTES, start_ray
 from fedssl.engine.reduction import Answer, CohortSums, Reduction
 from fedssl.engine.worker import Done, Job, Rules
-from fedssl.errors import InputError, RunFailed
+from fedssl.errors import RunFailed
 
 RAYS_INLINE_BYTES = 100 * 1024
 """As `INLINE_BYTES`, in a Ray that somebody else started."""
@@ -73,17 +73,16 @@ class RayGrid(LocalGrid):
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             start_ray(address)
-        try:
-            self._plan = plan_workers(wish, _nodes(), most_workers)
-        except InputError:
-            if self._started_ray:
-                ray.shutdown()  # nobody gets to close what could not be made
-            raise
         self._unit_seconds: float | None = None
         self._contents = _Contents(
             INLINE_BYTES if self._started_ray and address is None else RAYS_INLINE_BYTES
         )
-        self._pool = Pool(apps, self._plan)
+        try:
+            self._plan = plan_workers(wish, _nodes(), most_workers)
+            self._pool = Pool(apps, self._plan)
+        except BaseException:
+            self._end_ray()  # nobody gets to close what could not be made
+            raise
 
     @property
     def plan(self) -> WorkerPlan:
@@ -101,7 +100,13 @@ class RayGrid(LocalGrid):
 
     def close(self) -> None:
         """End the actors, and Ray if this grid started it."""
-        self._pool.close()
+        try:
+            self._pool.close()
+        finally:
+            self._end_ray()
+
+    def _end_ray(self) -> None:
+        """End Ray if this grid started it. Were it left to die with its thread, it would end this process in a minute."""
         if self._started_ray:
             ray.shutdown()
 

@@ -6,6 +6,7 @@ Written for ray 2.55.1, the version that flwr 1.41 pins.
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,10 @@ from fedssl.errors import InputError
 
 INLINE_BYTES = 1 << 20
 """What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
+
+
+PATIENCE = 30.0
+"""Seconds in which Ray should have started."""
 
 
 class _LeanNode(ray_node.Node):  # type: ignore[misc]
@@ -37,6 +42,13 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
 
     def start_log_monitor(self) -> None:
         pass
+
+    def start_ray_processes(self) -> None:
+        """Start them and wait until Ray knows of them, for which it would otherwise look once a second."""
+        super().start_ray_processes()
+        deadline = time.monotonic() + PATIENCE  # after which Ray says itself what is wrong
+        while not self.get_gcs_client().get_all_node_info() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def start_ray(address: str | None) -> None:

@@ -80,6 +80,38 @@ def reduced(grid, clients, folder, timeout=None):
     return None if total is None else total["w"].tolist(), weight, failed
 
 
+def test_ray_starts_no_process_that_no_run_needs(patient):
+    ours = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
+    )
+    names = {Path(line.split()[0]).name for line in ours.stdout.splitlines() if "/ray/" in line}
+    assert names == {"gcs_server", "raylet"}
+
+
+def test_a_grid_made_in_the_background_works_and_leaves_no_process():
+    """In a process of its own, for the thread that starts Ray must be the one that made the grid."""
+    code = """
+        from fedssl.engine.local_grid import Apps
+        from fedssl.engine.plan import Wish
+        from fedssl.engine.ray_grid import RayGrid
+        from fedssl.startup import InBackground
+        from tests.engine.test_ray_grid import naughty
+
+        made = InBackground(lambda: RayGrid(Apps(naughty), 2, Wish(1)))
+        print(made.result().describe_workers()[0]["pid"])
+        made.end(RayGrid.close)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    worker = Path("/proc") / done.stdout.split()[-1]
+    deadline = time.monotonic() + 20
+    while worker.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_lost_worker_costs_nobody_else_anything(patient, tmp_path):
     before = {worker["pid"] for worker in patient.describe_workers()}
     sums, weight, failed = reduced(patient, [FINE, DIES, RAISES_ONCE], tmp_path)
