@@ -49,7 +49,7 @@ benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentatio
 	$(BIN)/python benchmarks/fusion.py
 
 soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare bits; a quarter of an hour.
-	$(BIN)/python benchmarks/soak.py --kill-run 20
+	$(BIN)/python benchmarks/soak.py --kill-run 30
 	$(BIN)/python benchmarks/soak.py --kill-workers 200
 
 clean:  ## Remove what was installed and built; runs/ stays.

@@ -60,6 +60,7 @@ def group_size(
     experiment: Experiment,
     fuse: int | Literal["off", "auto", "on"],
     clients: Sequence[int],
+    largest: int = GROUP_SIZE,
     device: str = "cpu",
 ) -> int:
     """Return how many clients train together at most; 0 for one by one.
@@ -67,18 +68,20 @@ def group_size(
     Args:
         experiment: As it stands in the phase.
         fuse: What ``engine.fuse`` says; ``"auto"`` measures, so whoever asks must keep the answer for all of a run.
-        clients: A cohort; what is measured are the clients of its longest group.
+        clients: A cohort; what is measured are clients of its longest group.
+        largest: Answer for ``"on"``, and the most for ``"auto"``.
         device: Where they train.
     """
     if fuse == "off" or why_apart(experiment, device) is not None:
         return 0
     if fuse != "auto":
-        return GROUP_SIZE if fuse == "on" else fuse
+        return largest if fuse == "on" else fuse
     cut = groups(fusion_keys(experiment, clients), len(clients))
     federation = simulated_federation(experiment)
-    longest = [clients[place] for place in max(cut, key=len)]
+    longest = [clients[place] for place in max(cut, key=len)[:largest]]
     shards = [federation.shard(client).to(torch.device(device)) for client in longest]
     here = resident(experiment.to_json(), device)
+    set_threads(experiment)
     return worth_fusing(here.network, shards, here.recipe)
 
 

@@ -4,8 +4,8 @@ import functools
 import multiprocessing
 import resource
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import threading
+from multiprocessing.connection import Connection
 
 import torch
 from flwr.app import MessageType, RecordDict
@@ -16,6 +16,11 @@ from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.errors import InputError
 from fedssl.networks import build_network
+
+MEASURING_TIMEOUT = 600.0
+"""Seconds in which one client must have been trained."""
+
+_one_at_a_time = threading.Lock()
 
 
 def measured_bytes(experiment: Experiment, device: str) -> int:
@@ -28,19 +33,42 @@ def measured_bytes(experiment: Experiment, device: str) -> int:
     Raises:
         InputError: The client could not be trained at all.
     """
-    return _measured(experiment.in_phase(0).to_json(), device)
+    experiment.data.prepare()
+    with (
+        _one_at_a_time
+    ):  # whoever asks second is given the answer, and does not disturb the measurement
+        return _measured(experiment.in_phase(0).to_json(), device)
 
 
 @functools.lru_cache(maxsize=4)
 def _measured(text: str, device: str) -> int:
     spawn = multiprocessing.get_context("spawn")  # a fork would count this process's memory too
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        try:
-            return pool.submit(_train_largest, text, device).result()
-        except (RuntimeError, MemoryError, BrokenProcessPool) as error:
-            raise InputError(
-                "engine.memory_per_worker", f"could not be measured: {error}", "set it in MB"
-            ) from None
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_report, args=(theirs, text, device), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(MEASURING_TIMEOUT):
+            raise _unmeasured(f"no answer within {MEASURING_TIMEOUT:g} s")
+        found = ours.recv()
+    except EOFError:
+        raise _unmeasured("the process was lost; perhaps it took all memory") from None
+    finally:
+        process.kill()
+    if isinstance(found, str):
+        raise _unmeasured(found)
+    return int(found)
+
+
+def _unmeasured(why: str) -> InputError:
+    return InputError("engine.memory_per_worker", f"could not be measured: {why}", "set it in MB")
+
+
+def _report(pipe: Connection, text: str, device: str) -> None:
+    try:
+        pipe.send(_train_largest(text, device))
+    except Exception as error:
+        pipe.send(str(error))
 
 
 def _train_largest(text: str, device: str) -> int:

@@ -1,5 +1,6 @@
 """Weighted sums of models in a fixed tree, so that the order of arrival cannot change a bit."""
 
+import heapq
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -102,13 +103,14 @@ def halves(span: Span) -> tuple[Span, Span]:
 
 
 def parts(span: Span, count: int) -> list[Span]:
-    """Cut a node into at least `count` nodes of nearly equal length, as far as its length allows; in order."""
-    cut = [span]
-    while len(cut) < count and any(high - low > 1 for low, high in cut):
-        cut = [
-            half for node in cut for half in (halves(node) if node[1] - node[0] > 1 else (node,))
-        ]
-    return cut
+    """Cut a node into `count` nodes, or as many as its length allows, the longest first; in order."""
+    # The longest node comes out first, among equals the first one.
+    cut = [(span[0] - span[1], span)]
+    while len(cut) < min(count, span[1] - span[0]):
+        _, longest = heapq.heappop(cut)
+        for half in halves(longest):
+            heapq.heappush(cut, (half[0] - half[1], half))
+    return sorted(node for _, node in cut)
 
 
 def without(span: Span, position: int) -> list[Span]:

@@ -113,7 +113,7 @@ class EngineSection(Section):
     )
     fuse: int | Literal["off", "on", "auto"] = Field(
         "off",
-        description="clients trained in one step at most: a number, or on for 32; auto: what is fastest "
+        description="clients trained in one step at most: a number, or on for an eighth of the cohort, 5 to 32; auto: what is fastest "
         "here, measured once a run; changes the rounding of every sum",
     )
 

@@ -23,6 +23,10 @@ class InputError(FedsslError):
         self.remedy = remedy
         super().__init__(f"{field}: {problem}" + (f"; {remedy}" if remedy else ""))
 
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
+        """Travel between processes as what it was made of."""
+        return type(self), (self.field, self.problem, self.remedy)
+
     def within(self, prefix: str) -> "InputError":
         """Return the same error seen from one level further out."""
         return InputError(f"{prefix}{self.field}", self.problem, self.remedy)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedssl.config import Experiment
-from fedssl.errors import RunFailed
+from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import Interrupts
 from fedssl.record.checkpoint import Found
 from fedssl.record.display import PlainDisplay, make_display
@@ -57,7 +57,7 @@ class Runs:
             folders: Where each is recorded; None: below ``runs/``.
 
         Raises:
-            InputError: One of the folders cannot be used; nothing has run then.
+            InputError: One of the folders cannot be used, and nothing has run then; or the only one's record.
             RunFailed: The only one failed.
         """
         finished: list[tuple[Experiment, Outcome]] = []
@@ -70,7 +70,7 @@ class Runs:
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
                     outcome = self._run_one(experiment, directory)
-                except RunFailed as error:
+                except (RunFailed, InputError) as error:
                     if len(experiments) == 1:
                         raise
                     failed += 1

@@ -38,6 +38,9 @@ from strategies.virtual_time import check_deadline, cohorts_of, make_clock, roun
 
 log = logging.getLogger(__name__)
 
+RAYS_SHARE = 0.7
+"""Of a machine's memory that Ray gives to workers; the rest is its object store's (2.55)."""
+
 
 class Engine:
     """The workers of this machine, kept between runs so that only the first one waits for them.
@@ -109,7 +112,9 @@ def _close(grid: LocalGrid) -> None:
 
 def _workers_of(experiment: Experiment) -> object:
     """Return what the workers depend on."""
-    return experiment.engine, experiment.largest_sample
+    measured = experiment.engine.memory_per_worker == "measured"
+    what = experiment.in_phase(0).to_json() if measured else ""
+    return experiment.engine, experiment.largest_sample, what
 
 
 def check(experiment: Experiment) -> None:
@@ -201,7 +206,8 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
 
 def this_machine() -> Node:
     """Return what torch and the system see here."""
-    return Node(available_cores(), torch.cuda.device_count(), available_memory())
+    memory = available_memory() * RAYS_SHARE
+    return Node(available_cores(), torch.cuda.device_count(), memory)
 
 
 def _run_under_flower(
@@ -222,6 +228,8 @@ def _run_under_flower(
     def flower() -> None:
         try:
             simulate(server, app, experiment.federation.clients, plan_here(experiment))
+        except Exception as error:
+            outcomes.append(RunFailed(f"Flower's simulation runtime failed: {error}"))
         finally:
             done.set()
 

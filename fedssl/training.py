@@ -145,8 +145,7 @@ def fit(
     tally = PseudoLabelTally(device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
-    if not network.training:
-        network.train()
+    network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
             method.begin(learner)

@@ -9,6 +9,7 @@ from clients.client_app import set_threads
 from clients.local_data import simulated_federation
 from clients.resident import resident
 from fedssl.engine.local_grid import LocalGrid
+from fedssl.errors import RunFailed
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, total
 from fedssl.record.rows import NamedArrays
 
@@ -17,7 +18,11 @@ WORTH_SHARING = 2048
 
 
 def evaluate_models(
-    text: str, models: Sequence[NamedArrays], num_images: int, workers: LocalGrid | None
+    text: str,
+    models: Sequence[NamedArrays],
+    num_images: int,
+    workers: LocalGrid | None,
+    timeout: float | None = None,
 ) -> list[Evaluation]:
     """Return how each model does on the held-out images.
 
@@ -26,16 +31,30 @@ def evaluate_models(
         models: Weights by name.
         num_images: Held-out images.
         workers: Who helps; None: nobody.
+        timeout: Seconds that they may take.
     """
+    if workers is not None and workers.num_workers > 1 and num_images >= WORTH_SHARING:
+        try:
+            return _by_workers(text, models, num_images, workers, timeout)
+        except RunFailed as error:  # not for this: here it comes to the same, only later
+            workers.incidents.append(f"evaluated at the server: {error}")
+    return [total(evaluate_share(text, arrays, 0, num_images)) for arrays in models]
+
+
+def _by_workers(
+    text: str,
+    models: Sequence[NamedArrays],
+    num_images: int,
+    workers: LocalGrid,
+    timeout: float | None,
+) -> list[Evaluation]:
     batches = range(0, num_images, BATCH_SIZE)
-    if workers is None or workers.num_workers == 1 or num_images < WORTH_SHARING:
-        return [total(evaluate_share(text, arrays, 0, num_images)) for arrays in models]
     # Every model goes to as many workers as there are for it, so that all of them are busy and none sends it twice.
     shares = max(1, workers.num_workers // len(models))
     each = -(-len(batches) // shares) * BATCH_SIZE
     starts = range(0, num_images, each)
     calls = [(text, arrays, start, start + each) for arrays in models for start in starts]
-    results = iter(workers.map(evaluate_share, calls))
+    results = iter(workers.map(evaluate_share, calls, timeout=timeout))
     return [total(part for _ in starts for part in next(results)) for _ in models]
 
 

@@ -39,12 +39,11 @@ def fused_size(experiment: Experiment, grid: object, by_sums: bool, cohort: Sequ
     if why is not None:
         log.warning("engine.fuse: clients are trained one by one: %s", why)
         return 0
-    size = group_size(experiment, fuse, cohort)
+    largest = min(GROUP_SIZE, max(SMALLEST_CUT, -(-len(cohort) // FEWEST_GROUPS)))
+    size = group_size(experiment, fuse, cohort, largest)
     if size == 0:
         log.warning("engine.fuse: clients are trained one by one: that was measured to be faster")
         return 0
-    if not isinstance(fuse, int):
-        size = min(size, GROUP_SIZE, max(SMALLEST_CUT, -(-len(cohort) // FEWEST_GROUPS)))
     log.info("engine.fuse: clients are trained in groups of at most %d", size)
     return size
 

@@ -81,13 +81,17 @@ def serve(
         InputError: The run cannot go on here.
         RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
     """
+    if isinstance(grid, LocalGrid):
+        grid.states.discard()  # of a run that did not end
     server = _Server(experiment, grid, observers)
     try:
         return server.run(resume)
     except BaseException as error:
+        led_there = grid.incidents if isinstance(grid, LocalGrid) else []
+        reason = "\n".join([f"{type(error).__name__}: {error}", *led_there])
         for observer in reversed(observers):  # the screen before the files, which can take a while
             try:
-                observer.failed(f"{type(error).__name__}: {error}")
+                observer.failed(reason)
             except Exception as another:
                 # On a full disk, say. It must not hide why the run stopped or keep the others from it.
                 if str(another) != str(error):
@@ -250,7 +254,9 @@ class _Server:
         attach(self.state, messages)
         log = RoundLog(server_round, cohorts.census, self._fates(messages, cohorts, phase.work))
         sent = log.sent(messages)
-        if sent or not messages:
+        if not messages:
+            self._check_success(phase, log, 0, began)
+        if sent:
             ordered = _longest_first(sent, cohorts.census, phase.work)
             self._learn(phase, cohorts, log, ordered, began)
         self._train_at_server(phase, phase_round)
@@ -295,6 +301,9 @@ class _Server:
             part = sums.result()
             if aggregate is not None:
                 self._accept(protocol.from_record(aggregate), log)
+        if isinstance(self.grid, LocalGrid):
+            for failure in log.failures:
+                self.grid.states.revert(failure.client)  # of a reply that was refused
         self.state = merged(self.state, part)
 
     def _reduce(
@@ -416,7 +425,9 @@ class _Server:
         """Return how the global model and its average do."""
         workers = self.grid if isinstance(self.grid, LocalGrid) else None
         num_images = len(self.federation.held_out)
-        return evaluate_models(phase.text, [self.arrays, self.ema], num_images, workers)
+        timeout = phase.experiment.server.timeout
+        models = [self.arrays, self.ema]
+        return evaluate_models(phase.text, models, num_images, workers, timeout)
 
     def _row(
         self,

@@ -74,6 +74,10 @@ class ClientStates:
         self._drop(self._staged.get(client))
         self._staged[client] = None if state is None else self._hold(state)
 
+    def revert(self, client: int) -> None:
+        """Forget what a client staged: its reply was refused."""
+        self._drop(self._staged.pop(client, None))
+
     def commit(self) -> None:
         """Keep what was staged: the round is over."""
         self._round += 1

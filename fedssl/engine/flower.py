@@ -1,14 +1,21 @@
 """Flower's own simulation runtime, for the same apps."""
 
 import os
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from flwr.app import Context
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
 
 from fedssl.engine.plan import WorkerPlan
+from fedssl.errors import RunFailed
+
+POLL_SECONDS = 0.1
+"""Between looks for replies, as in Flower's own grid."""
 
 
 def simulate(
@@ -26,25 +33,93 @@ def simulate(
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     from flwr.simulation import run_simulation  # imported here: it reads the environment
 
+    over = threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(grid)
+        serve(_Watched(grid, over))
 
     cpus = 1 if plan.cpus >= 1 else plan.cpus
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        run_simulation(
-            server_app=server_app,
-            client_app=app,
-            num_supernodes=num_clients,
-            backend_config={
-                "client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus},
-                "init_args": {
-                    "num_cpus": max(1, round(plan.workers * cpus)),
-                    "log_to_driver": False,
-                    "logging_level": "error",
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run_simulation(
+                server_app=server_app,
+                client_app=app,
+                num_supernodes=num_clients,
+                backend_config={
+                    "client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus},
+                    "init_args": {
+                        "num_cpus": max(1, round(plan.workers * cpus)),
+                        "log_to_driver": False,
+                        "logging_level": "error",
+                    },
                 },
-            },
-        )
+            )
+    finally:
+        over.set()
+
+
+class _Watched(Grid):
+    """Flower's grid, that does not wait for replies once the runtime behind it has ended.
+
+    Args:
+        inner: Flower's.
+        over: Set when the runtime ends.
+    """
+
+    def __init__(self, inner: Grid, over: threading.Event) -> None:
+        self._inner = inner
+        self._over = over
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Run that messages belong to."""
+        return self._inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to a node."""
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
+        return self._inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids."""
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return the replies that came in time.
+
+        Raises:
+            RunFailed: The runtime has ended, and nobody is left to reply.
+        """
+        missing = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while missing and (deadline is None or time.monotonic() < deadline):
+            found = list(self.pull_messages(missing))
+            replies += found
+            missing -= {reply.metadata.reply_to_message_id for reply in found}
+            if missing and self._over.wait(POLL_SECONDS):
+                raise RunFailed("Flower's simulation runtime ended while clients were asked")
+        return replies

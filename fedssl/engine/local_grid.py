@@ -104,9 +104,22 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def map(
-        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self,
+        function: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        timeout: float | None = None,
     ) -> list[Result]:
-        """Call a function of some module once for each tuple of arguments, on the workers; results in order."""
+        """Call a function of some module once for each tuple of arguments, on the workers.
+
+        Args:
+            function: What to call.
+            arguments: One call each.
+            timeout: Seconds that all of it may take; None waits.
+
+        Returns:
+            Results in order.
+        """
 
     @property
     def num_workers(self) -> int:

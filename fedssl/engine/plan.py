@@ -10,6 +10,9 @@ from fedssl.errors import InputError
 
 MB = 1_000_000
 
+MANY = 1_000_000
+"""Workers where nothing limits them."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -121,10 +124,11 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
             "set engine.gpus_per_worker = 0 to run on cores",
         )
     fit = _memory_slots(wish.memory_per_worker, nodes)
+    wanted = 0.0 if gpus == 0 else 1.0 if share is None else share
     if wish.workers == "auto":
-        count = max(
-            1, min(slots or int(cpus), int(cpus), most or int(cpus), fit - wish.cpu_workers)
-        )
+        rooms = [_room(node, wanted, wish.memory_per_worker) for node in nodes]
+        together = sum(min(int(node.cpus), room) for node, room in zip(nodes, rooms, strict=True))
+        count = max(1, min(together, most or together, fit - wish.cpu_workers))
     else:
         count = wish.workers
     if share is None:
@@ -137,7 +141,9 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
         )
     total = count + wish.cpu_workers
     _check_memory(total, wish.memory_per_worker, fit, nodes)
-    each = _core_share(total, nodes)
+    on_gpus = 0.0 if wish.cpu_workers else share  # those without one go wherever there are cores
+    rooms = [_room(node, on_gpus, wish.memory_per_worker) for node in nodes]
+    each = _core_share(total, nodes, rooms)
     warning = ""
     if total > cpus:
         warning = (
@@ -181,8 +187,8 @@ def _check_memory(count: int, each: float | None, fit: int, nodes: Sequence[Node
 
 def _memory_slots(each: float | None, nodes: Sequence[Node]) -> int:
     if each is None:
-        return 1_000_000
-    return sum(int(min(node.memory / each, 1_000_000)) for node in nodes)
+        return MANY
+    return sum(int(min(node.memory / each, MANY)) for node in nodes)
 
 
 def _gpu_slots(share: float, nodes: Sequence[Node]) -> int:
@@ -193,13 +199,24 @@ def _gpu_slots(share: float, nodes: Sequence[Node]) -> int:
     return sum(int(node.gpus) for node in nodes) * int(1 / share + 1e-9)
 
 
-def _core_share(count: int, nodes: Sequence[Node]) -> float:
+def _room(node: Node, share: float, memory: float | None) -> int:
+    """Return how many workers of a share of a GPU a machine has room for, whatever its cores."""
+    gpus = _gpu_slots(share, [node]) if share else MANY
+    return min(gpus, _memory_slots(memory, [node]))
+
+
+def _core_share(count: int, nodes: Sequence[Node], rooms: Sequence[int]) -> float:
     """Return the largest share of a core, at most one, of which the machines have as many as are wanted."""
     shares = {1.0} | {_floor4(node.cpus / k) for node in nodes for k in range(1, count + 1)}
     fitting = (
         share
         for share in shares
-        if 0 < share <= 1 and sum(int(node.cpus / share + 1e-9) for node in nodes) >= count
+        if 0 < share <= 1
+        and sum(
+            min(int(node.cpus / share + 1e-9), room)
+            for node, room in zip(nodes, rooms, strict=True)
+        )
+        >= count
     )
     return max(fitting, default=0.0001)
 

@@ -53,7 +53,11 @@ class Actor:
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call a function here."""
-        return function(*arguments)
+        self._worker.busy_since = (0, time.monotonic())
+        try:
+            return function(*arguments)
+        finally:
+            self._worker.busy_since = None
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def progress(self) -> tuple[int, float]:

@@ -40,7 +40,7 @@ class _Call:
 class RayGrid(LocalGrid):
     """Run clients on Ray actors.
 
-    A round's contents travel once to each worker; idle workers are handed parts of the cohort's tree, longest first,
+    A round's contents are packed once; idle workers are handed parts of the cohort's tree, longest first,
     and hand back their sums. Nothing polls: the driver sleeps in `ray.wait`.
 
     A worker that is lost is replaced, and what it had not handed back is run again; a client that hangs is found by
@@ -144,12 +144,16 @@ class RayGrid(LocalGrid):
                     yield Answer(message.metadata.dst_node_id, None, reason=outcome)
 
     def map(
-        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self,
+        function: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        timeout: float | None = None,
     ) -> list[Result]:
         """Call a function once for each tuple of arguments on the workers; results in order.
 
         Raises:
-            RunFailed: It raised, or lost its worker, as often as clients may.
+            RunFailed: It raised, took too long, or lost its worker, as often as clients may.
         """
         results: dict[int, Result] = {}
         backlog = Backlog(len(arguments), len(arguments), self._patience.retries)
@@ -157,7 +161,7 @@ class RayGrid(LocalGrid):
         def submit(actor: Any, span: Span) -> Any:
             return actor.call.remote(function, arguments[span[0]])
 
-        for span, result, reason in self._dispatch(backlog, submit, None):
+        for span, result, reason in self._dispatch(backlog, submit, timeout):
             if reason:
                 raise RunFailed(f"{function.__module__}.{function.__name__} failed: {reason}")
             results[span[0]] = result
@@ -189,15 +193,18 @@ class RayGrid(LocalGrid):
 
         count = num_parts(len(units), len(self._pool), self._unit_seconds)
         backlog = Backlog(len(units), count, self._patience.retries)
-        for span, done, reason in self._dispatch(backlog, submit, timeout):
-            if reason:
-                yield span, reason
-                continue
-            self._unit_seconds = done.seconds / (span[1] - span[0])
-            for client, state in done.states:
-                self.states.stage(client, state)
-            yield span, done
-        self._contents.forget()
+        try:
+            for span, done, reason in self._dispatch(backlog, submit, timeout):
+                if reason:
+                    yield span, reason
+                    continue
+                self._unit_seconds = done.seconds / (span[1] - span[0])
+                self.incidents += done.notes
+                for client, state in done.states:
+                    self.states.stage(client, state)
+                yield span, done
+        finally:
+            self._contents.forget()
 
     @property
     def _run_id(self) -> int:

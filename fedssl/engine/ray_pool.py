@@ -65,7 +65,12 @@ class Pool:
     def describe(self) -> list[dict[str, Any]]:
         """Return the device, GPU ids, process id and node of every actor; waits until all are ready."""
         calls = [actor.describe.remote() for actor in self._actors]
-        described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
+        try:
+            described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
+        except TimeoutError:
+            raise RunFailed(
+                f"not all workers were ready within {START_TIMEOUT:g} s; {_resources()}"
+            ) from None
         return described
 
     def idle_after(self, call: Any, worker: int) -> None:
@@ -130,9 +135,10 @@ class Pool:
             pass  # of a call that nobody waits for; the actor is well
         except ray.exceptions.RayError as error:
             self._lost_in_a_row += 1
+            self.replace(worker)  # first: whoever runs next on this pool finds it whole
             if self._lost_in_a_row >= MOST_STARTS:
+                self._lost_in_a_row = 0
                 raise RunFailed(f"workers do not start: {explain(error)}") from None
-            self.replace(worker)
             return
         self._lost_in_a_row = 0
         self.idle.append(worker)

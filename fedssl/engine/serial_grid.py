@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from flwr.app import Message
@@ -16,6 +16,9 @@ from fedssl.aggregation import Span
 from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
 from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.engine.worker import Done, Job, Rules, Worker, reduce_unit
+
+Asked = ParamSpec("Asked")
+Answered = TypeVar("Answered")
 
 
 class SerialGrid(LocalGrid):
@@ -39,7 +42,11 @@ class SerialGrid(LocalGrid):
         super().__init__(num_clients)
         self._patience = patience
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        self._worker = Worker(_limited(apps.one, patience.client_timeout), device, apps.together)
+        one, together = apps.one, apps.together
+        if patience.client_timeout is not None:
+            one = _limited(one, patience.client_timeout)
+            together = together and _limited(together, patience.client_timeout)
+        self._worker = Worker(one, device, together)
 
     def stream(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -63,7 +70,11 @@ class SerialGrid(LocalGrid):
             yield from reduce_unit(sums, place, replies)
 
     def map(
-        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self,
+        function: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        timeout: float | None = None,
     ) -> list[Result]:
         """Call a function once for each tuple of arguments; results in order."""
         return [function(*each) for each in arguments]
@@ -94,14 +105,12 @@ class SerialGrid(LocalGrid):
         return self._worker.run([jobs], contents, rules)
 
 
-def _limited(app: Callable[..., Message], seconds: float | None) -> Callable[..., Message]:
+def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, Answered]:
     """Return an app that raises `TimeoutError` if it takes longer, where it can be interrupted."""
-    if seconds is None:
-        return app
 
-    def run(message: Message, context: Any) -> Message:
+    def run(*args: Asked.args, **kwargs: Asked.kwargs) -> Answered:
         with _alarm(seconds):
-            return app(message, context)
+            return app(*args, **kwargs)
 
     return run
 

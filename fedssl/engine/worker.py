@@ -1,7 +1,10 @@
 """What a worker does with the clients it is handed, in whatever process it lives: run, try again, reduce."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import Context, Message, Metadata, RecordDict
@@ -61,6 +64,7 @@ class Done:
         answers: Likewise, if they were.
         part: Their sums.
         states: Client and what it keeps from now on.
+        notes: What was warned of meanwhile.
         seconds: It took.
     """
 
@@ -68,6 +72,7 @@ class Done:
     answers: Sequence[Answer]
     part: Mapping[str, Sum]
     states: Sequence[tuple[int, bytes | None]]
+    notes: Sequence[str]
     seconds: float
 
 
@@ -94,39 +99,40 @@ class Worker:
         replies: list[Message] = []
         answers: list[Answer] = []
         states: list[tuple[int, bytes | None]] = []
-        for place, unit in enumerate(units):
-            self.busy_since = (place, time.monotonic())
-            given, kept = self._run_unit(unit, contents, rules)
-            states += kept
-            if sums is None:
-                replies += given
-            else:
-                answers += reduce_unit(sums, place, given)
+        with _warnings() as notes:
+            for place, unit in enumerate(units):
+                given, kept = self._run_unit(place, unit, contents, rules)
+                states += kept
+                if sums is None:
+                    replies += given
+                else:
+                    answers += reduce_unit(sums, place, given)
         self.busy_since = None
         part = {} if sums is None else sums.result()
-        return Done(replies, answers, part, states, time.perf_counter() - began)
+        return Done(replies, answers, part, states, notes, time.perf_counter() - began)
 
     def _run_unit(
-        self, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
+        self, place: int, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
     ) -> tuple[list[Message], list[tuple[int, bytes | None]]]:
-        if len(unit) > 1:
-            return self._run_fused(unit, contents, rules)
-        job = unit[0]
+        """Run a unit, and run it again as long as one of its clients fails and it may be."""
         for attempt in range(1 + rules.retries):
-            message, context = self._open(job, contents, rules)
-            reply = protocol.reply_or_explain(message, context, self._app)
-            if not reply.has_error() or attempt == rules.retries:
+            self.busy_since = (place, time.monotonic())
+            opened = [self._open(job, contents, rules) for job in unit]
+            messages, contexts = [m for m, _ in opened], [c for _, c in opened]
+            replies = self._ask(messages, contexts)
+            if attempt == rules.retries or not any(reply.has_error() for reply in replies):
                 break
-        return [reply], _kept(unit, [reply], [context])
-
-    def _run_fused(
-        self, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
-    ) -> tuple[list[Message], list[tuple[int, bytes | None]]]:
-        assert self._together is not None, "units of several clients need an app that takes them"
-        opened = [self._open(job, contents, rules) for job in unit]
-        messages, contexts = [m for m, _ in opened], [c for _, c in opened]
-        replies = list(self._together(messages, contexts))
         return replies, _kept(unit, replies, contexts)
+
+    def _ask(self, messages: list[Message], contexts: list[Context]) -> list[Message]:
+        if len(messages) == 1:
+            return [protocol.reply_or_explain(messages[0], contexts[0], self._app)]
+        assert self._together is not None, "units of several clients need an app that takes them"
+        try:
+            return list(self._together(messages, contexts))
+        except Exception:
+            said = traceback.format_exc()
+            return [protocol.error_reply(message, said) for message in messages]
 
     def _open(
         self, job: Job, contents: Mapping[int, RecordDict], rules: Rules
@@ -135,6 +141,24 @@ class Worker:
             rules.run_id, job.client, rules.num_clients, self._device, job.state
         )
         return protocol.message_of(job.metadata, contents[job.content]), context
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what our own loggers warn of: in a worker of another process nobody would see it."""
+    notes: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    handler = Collector(logging.WARNING)
+    logger = logging.getLogger("fedssl")
+    logger.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
 
 
 def _kept(

@@ -94,8 +94,10 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
 
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
-    """Return what can change a result; of the engine, that is who is fused."""
+    """Return what can change a round that is over; of the engine, that is who is fused."""
     table = experiment.to_dict()
+    for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
+        del table["server"][name]
     engine = table.pop("engine")
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}

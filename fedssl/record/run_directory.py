@@ -241,11 +241,18 @@ def as_json(table: Mapping[str, Any]) -> bytes:
 
 
 def stops(events: Path, length: int) -> str:
-    """Return the lines after so many bytes that say how often the run had stopped and gone on, and why."""
+    """Return the lines after so many bytes that say how often the run had stopped and gone on, and why.
+
+    What a power cut has garbled is no line.
+    """
     if not events.exists():
         return ""
     with events.open("rb") as file:
         file.seek(length)
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return "".join(line for line in whole if json.loads(line)["event"] in ("failed", "resumed"))
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if line.endswith("\n") and json.loads(line)["event"] in ("failed", "resumed"):
+                kept.append(line)
+    return "".join(kept)

@@ -93,6 +93,14 @@ def test_whatever_is_planned_fits(nodes, count):
     assert bool(plan.warning) == (count > sum(node.cpus for node in nodes))
 
 
+def test_cores_and_gpus_must_be_on_the_same_machine():
+    """Eight GPUs beside two cores, and thirty cores without a GPU: two workers at a core each, eight at a quarter."""
+    nodes = [Node(2, 8), Node(30)]
+    assert plan_workers(Wish(), nodes).workers == 2
+    assert plan_workers(Wish(8), nodes) == WorkerPlan(8, 0.25, 1.0)
+    assert plan_workers(Wish(gpus_per_worker=0), nodes).workers == 32
+
+
 def test_cores_beside_gpus():
     plan = plan_workers(Wish(cpu_workers=2), [Node(8, 2)])
     assert [plan.gpus_of(worker) for worker in range(len(plan))] == [1, 1, 0, 0]
