@@ -215,6 +215,30 @@ def test_replies_that_must_not_be_averaged(case, section):
     assert len(seen.failures) == 2
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAvg"])
+def test_whose_reply_is_refused_keeps_what_it_had(strategy):
+    method = {"kind": "temporal_ensembling", "unlabeled_ratio": 1}
+    experiment = small_experiment(method=method, strategy=strategy, rounds=1)
+    grid, seen = Tampering(SPOILT["nan"][0]), Watcher()
+    serve(experiment, grid, [seen])
+    refused = {failure.client for failure in seen.failures}
+    assert len(refused) == 1
+    assert len(kept_states(grid)) == 2
+    assert refused.isdisjoint(kept_states(grid))
+
+
+def test_a_round_that_asks_nobody_ends_the_run():
+    class Nobody(CohortStrategy):
+        def select(self, server_round):
+            return []
+
+    strategy = small_experiment().strategy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(strategy), "build", lambda self, cohorts: Nobody(cohorts))
+        with pytest.raises(RunFailed, match="no client was sampled"):
+            serve(small_experiment(), SerialGrid(Apps(app), 6), [])
+
+
 def test_silence_is_a_failure_whatever_grid_it_is():
     """A grid that is not ours, such as Flower's, may answer less than it was asked."""
 

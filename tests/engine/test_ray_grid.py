@@ -208,12 +208,14 @@ def test_workers_that_cannot_start_end_the_run():
         from fedssl.errors import RunFailed
         from tests.engine.test_ray_grid import Unreadable
 
-        try:
-            RayGrid(Apps(Unreadable()), 4, Wish(1)).map(divmod, [(1, 1)])
-        except RunFailed as error:
-            print(error)
+        grid = RayGrid(Apps(Unreadable()), 4, Wish(1))
+        for attempt in range(2):  # and whoever comes next on the same grid is told too
+            try:
+                grid.map(divmod, [(1, 1)])
+            except RunFailed as error:
+                print(attempt, error)
     """)
-    assert "workers do not start" in out
+    assert out.count("workers do not start") == 2
     assert "cannot be read here" in out
 
 
@@ -278,3 +280,13 @@ def test_every_actor_gets_its_share_of_the_gpus_ray_sees():
         "4 []",
         "engine.workers: 3 workers x 1 GPUs = 3 do not fit 2 GPUs; at most 2 workers",
     ]
+
+
+def test_a_function_that_hangs_ends_in_time(patient):
+    began = time.monotonic()
+    with pytest.raises(RunFailed, match=r"sleep failed: no reply within 2 s"):
+        patient.map(time.sleep, [(600,)])
+    assert time.monotonic() - began < 60
+    with pytest.raises(RunFailed, match=r"sleep failed: no reply within 1 s"):
+        patient.map(time.sleep, [(600,)], timeout=1)
+    assert patient.map(divmod, [(7, 2)]) == [(3, 1)]
