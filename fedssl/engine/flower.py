@@ -51,6 +51,7 @@ def simulate(
                 backend_config={
                     "client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus},
                     "init_args": {
+                        "address": "local",  # and not whatever Ray is running here, which may end or be full
                         "num_cpus": max(1, round(plan.workers * cpus)),
                         "log_to_driver": False,
                         "logging_level": "error",
