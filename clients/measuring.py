@@ -6,6 +6,7 @@ import resource
 import sys
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from flwr.app import MessageType, RecordDict
@@ -92,9 +93,17 @@ def _train_largest(text: str, device: str) -> int:
 
 def _peak(device: str) -> int:
     if device == "cpu":
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _peak_of_process()
     free, total = torch.cuda.mem_get_info(device)
     # What others hold of the GPU counts too: it is not to be had.
     cached = torch.cuda.memory_reserved(device)
     return total - free - cached + torch.cuda.max_memory_reserved(device)
+
+
+def _peak_of_process() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says is inherited from whoever started this process
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

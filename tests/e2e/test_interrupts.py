@@ -71,6 +71,20 @@ def test_sigterm_ends_a_run_in_order_whatever_ray_does_with_it(engine, tmp_path)
     assert list((tmp_path / "run" / "checkpoint").glob("round-*"))
 
 
+def test_flowers_runtime_starts_a_ray_of_its_own_and_a_run_ends_with_it(tmp_path):
+    """Not the one of this address, at which nobody listens; and where Ray cannot start, the run does not wait for it."""
+    file = small_toml(tmp_path / "e.toml", engine={"kind": "flower"})
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    arguments = command("run", file, "--plain", "--out", tmp_path / "run")
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    environment["RAY_TMPDIR"] = str(file)  # a file, and no folder
+    arguments[-1] += "2"
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Flower's simulation runtime" in done.stderr
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interruptible():
