@@ -15,8 +15,8 @@ FASHION_ROOT ?= data
 quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
-test: $(INSTALLED)  ## All tests.
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## All tests, two at a time.
+	$(BIN)/python -m pytest -n 2
 
 check: $(INSTALLED)  ## Format, lint, types, import layers.
 	$(BIN)/ruff format --check .
