@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from flwr.supercore.run import Run
 from pydantic import Field
 
+from fedssl.engine.grid_view import GridView
 from fedssl.errors import InputError, nearest
 from strategies.base import NamedArrays, Strategy
 from strategies.census import Cohorts
@@ -112,40 +112,12 @@ class _Seeded(FlowerStrategy):
         self._inner.summary()
 
 
-class _CohortView(Grid):
+class _CohortView(GridView):
     """A grid as it would be if only the cohort were connected, for strategies that sample by themselves."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._nodes = nodes
 
     def get_node_ids(self) -> Iterable[int]:
         return self._nodes
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -6,11 +6,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
+from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
 from fedssl.errors import RunFailed
 
@@ -62,7 +62,7 @@ def simulate(
         over.set()
 
 
-class _Watched(Grid):
+class _Watched(GridView):
     """Flower's grid, that does not wait for replies once the runtime behind it has ended.
 
     Args:
@@ -71,40 +71,8 @@ class _Watched(Grid):
     """
 
     def __init__(self, inner: Grid, over: threading.Event) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._over = over
-
-    def set_run(self, run: Run) -> None:
-        """Set the run that messages belong to."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run that messages belong to."""
-        return self._inner.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a new message to a node."""
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the connected nodes."""
-        return self._inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self._inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
-        return self._inner.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
