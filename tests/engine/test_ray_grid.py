@@ -82,7 +82,7 @@ def reduced(grid, clients, folder, timeout=None):
 
 def test_ray_starts_no_process_that_no_run_needs(patient):
     ours = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
     )
     names = {Path(line.split()[0]).name for line in ours.stdout.splitlines() if "/ray/" in line}
     assert names == {"gcs_server", "raylet"}
