@@ -17,6 +17,11 @@ WORTH_SHARING = 2048
 """Held-out images from which on workers are asked: of fewer, a call costs more than it saves."""
 
 
+def are_shared(workers: LocalGrid | None, num_images: int) -> bool:
+    """Say whether workers are asked to evaluate so many images."""
+    return workers is not None and workers.num_workers > 1 and num_images >= WORTH_SHARING
+
+
 def evaluate_models(
     text: str,
     models: Sequence[NamedArrays],
@@ -33,7 +38,7 @@ def evaluate_models(
         workers: Who helps; None: nobody.
         timeout: Seconds that they may take.
     """
-    if workers is not None and workers.num_workers > 1 and num_images >= WORTH_SHARING:
+    if workers is not None and are_shared(workers, num_images):
         try:
             return _by_workers(text, models, num_images, workers, timeout)
         except RunFailed as error:  # not for this: here it comes to the same, only later

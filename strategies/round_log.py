@@ -32,7 +32,7 @@ class RoundLog:
         self.clients: list[ClientRow] = []
         self.failures: list[Failure] = []
         self.bytes_down = 0
-        self._census = census
+        self.census = census
         self._fates = fates
         self._counts: dict[int, Sequence[float]] = {}
 
@@ -52,7 +52,7 @@ class RoundLog:
             self.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
         kept = []
         for message in messages:
-            client = self._census.client_at[message.metadata.dst_node_id]
+            client = self.census.client_at[message.metadata.dst_node_id]
             fate = self._fates.get(client)
             if fate is None or fate.status == "ok":
                 kept.append(message)
@@ -61,15 +61,15 @@ class RoundLog:
                 round=self.round,
                 client=client,
                 status=fate.status,
-                num_examples=int(self._census.num_examples[client]),
-                num_labeled=int(self._census.num_labeled[client]),
+                num_examples=int(self.census.num_examples[client]),
+                num_labeled=int(self.census.num_labeled[client]),
                 virtual_seconds=fate.seconds,
             )
             self.clients.append(row)
         return kept
 
     def watch(
-        self, messages: list[Message], replies: Iterable[Message], sums: CohortSums
+        self, messages: Sequence[Message], replies: Iterable[Message], sums: CohortSums
     ) -> Iterator[Message]:
         """Pass replies on, an error in place of each that is refused; note them all.
 
@@ -93,7 +93,7 @@ class RoundLog:
 
     def note(self, answer: Answer) -> None:
         """Note what came of a client's request."""
-        client = self._census.client_at[answer.node]
+        client = self.census.client_at[answer.node]
         metrics = answer.metrics
         if metrics is None:
             self._fail(client, answer.reason)

@@ -1,10 +1,7 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
-import dataclasses
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -18,19 +15,15 @@ from fedssl.aggregation import Span, as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
-from fedssl.engine.reduction import Answer, CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
-from fedssl.metrics.accuracy import Evaluation
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
     NAN,
     NamedArrays,
     Observer,
     Outcome,
-    RoundEnd,
-    RoundRow,
 )
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
@@ -40,9 +33,11 @@ from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
 from strategies.census import Census, Cohorts
 from strategies.client_memory import can_resume, cannot_resume
-from strategies.evaluation import evaluate_models
+from strategies.cohort_training import train_cohort
 from strategies.fusing import fused_size, fused_units
-from strategies.round_log import Fates, RoundLog, row_of
+from strategies.phase import Phase
+from strategies.round_ends import Finished, RoundEnds
+from strategies.round_log import Fates, RoundLog
 from strategies.server_training import ServerTraining
 from strategies.shared_state import attach, initial_state, merged
 from strategies.strategy_state import load_state, state_of
@@ -99,33 +94,6 @@ def serve(
         raise
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """What stays the same over the rounds of a phase.
-
-    Args:
-        index: From 0.
-        experiment: As it stands in the phase.
-        text: The same, as it travels to clients.
-        network: For scratch.
-        strategy: Drives it.
-        work: Images that every client trains on in a round, (K,).
-    """
-
-    index: int
-    experiment: Experiment
-    text: str
-    network: nn.Module
-    strategy: FlowerStrategy
-    work: Floats
-
-
-def _longest_first(messages: list[Message], census: Census, work: Floats) -> list[Message]:
-    """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""
-    client_at = census.client_at
-    return sorted(messages, key=lambda message: -work[client_at[message.metadata.dst_node_id]])
-
-
 class _Server:
     """The state of one run at the server."""
 
@@ -137,7 +105,8 @@ class _Server:
         self.arrays: NamedArrays = {}
         self.ema: NamedArrays = {}
         self.state: protocol.NamedArrays = {}
-        self.rounds: list[RoundRow] = []
+        self.round = 0
+        self.ends = RoundEnds(grid, observers, len(self.federation.held_out))
         self.strategy: FlowerStrategy | None = None
         self.clock = make_clock(experiment)
         self.training = ServerTraining(self.federation.server_shard())
@@ -156,10 +125,14 @@ class _Server:
             self._restore(resume, cohorts)
             for observer in self.observers:
                 observer.resumed(resume)
-        for index in range(len(self.experiment.schedule)):
-            self._run_phase(index, cohorts)
+        try:
+            for index in range(len(self.experiment.schedule)):
+                self._run_phase(index, cohorts)
+        except Exception:
+            self.ends.catch_up()  # of a round that was over before this happened
+            raise
         seconds = time.perf_counter() - self.began
-        outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.rounds), seconds)
+        outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.ends.rows), seconds)
         for observer in self.observers:
             observer.ended(outcome)
         return outcome
@@ -187,7 +160,7 @@ class _Server:
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
         experiment = self.experiment.in_phase(index)
-        done = sum(row.phase == index for row in self.rounds)
+        done = sum(row.phase == index for row in self.ends.rows)
         if done == experiment.num_rounds:
             return
         spec = self.federation.data.spec
@@ -200,11 +173,12 @@ class _Server:
                 self.strategy = strategy_of(experiment).build(cohorts)
         assert self.strategy is not None
         work = work_of(experiment, cohorts.census)
-        phase = _Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
-        if not self.rounds:
+        phase = Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
+        if self.round == 0:
             self._train_at_server(phase, 0)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
+        self.ends.catch_up()
 
     def _restore(self, snapshot: Snapshot, cohorts: Cohorts) -> None:
         """Be as the server was when the snapshot was taken."""
@@ -213,7 +187,8 @@ class _Server:
         self.began -= snapshot.seconds
         self.arrays, self.ema = snapshot.arrays, snapshot.ema
         self.state = dict(snapshot.state)
-        self.rounds = list(snapshot.rounds)
+        self.ends.rows = list(snapshot.rounds)
+        self.round = snapshot.round
         self.strategy = strategy_of(self.experiment.in_phase(snapshot.phase)).build(cohorts)
         load_state(self.strategy, snapshot.strategy)
         self.training.load_state(snapshot.training, snapshot.phase)
@@ -225,11 +200,11 @@ class _Server:
             self.grid.states.restore(snapshot.round, snapshot.clients)
 
     def _snapshot(self) -> Snapshot | None:
-        """Return what the run could go on from, its last round being over."""
+        """Return what the run could go on from, but for the rows of its rounds."""
         if not self.resumable or self.strategy is None:
             return None
         return Snapshot(
-            rounds=tuple(self.rounds),
+            rounds=(),
             arrays=self.arrays,
             ema=self.ema,
             state=self.state,
@@ -242,27 +217,26 @@ class _Server:
             clients=self.grid.states if isinstance(self.grid, LocalGrid) else None,
         )
 
-    def _run_round(self, phase: _Phase, phase_round: int, cohorts: Cohorts) -> None:
+    def _run_round(self, phase: Phase, phase_round: int, cohorts: Cohorts) -> None:
         began = time.perf_counter()
-        server_round = len(self.rounds) + 1
+        self.round += 1
         if self.clock is not None:
-            cohorts.available = self.clock.open_round(server_round)
+            cohorts.available = self.clock.open_round(self.round)
         rounds = phase.experiment.num_rounds
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds)
         arrays = protocol.to_record(self.arrays)
-        messages = list(phase.strategy.configure_train(server_round, arrays, config, self.grid))
+        messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
         attach(self.state, messages)
-        log = RoundLog(server_round, cohorts.census, self._fates(messages, cohorts, phase.work))
+        log = RoundLog(self.round, cohorts.census, self._fates(messages, cohorts, phase.work))
         sent = log.sent(messages)
         if not messages:
             self._check_success(phase, log, 0, began)
         if sent:
-            ordered = _longest_first(sent, cohorts.census, phase.work)
-            self._learn(phase, cohorts, log, ordered, began)
+            self._learn(phase, log, phase.longest_first(sent, cohorts.census), began)
         self._train_at_server(phase, phase_round)
         self._finish_round(phase, log, began)
 
-    def _units(self, phase: _Phase, sent: list[Message], census: Census) -> list[Span]:
+    def _units(self, phase: Phase, sent: list[Message], census: Census) -> list[Span]:
         """Return which requests are answered together, as positions; decided in the first round of a phase."""
         clients = [census.client_at[message.metadata.dst_node_id] for message in sent]
         if phase.index not in self.fused_size:
@@ -271,56 +245,26 @@ class _Server:
             self.fused_size[phase.index] = size
         return fused_units(phase.experiment, clients, self.fused_size[phase.index])
 
-    def _learn(
-        self, phase: _Phase, cohorts: Cohorts, log: RoundLog, sent: list[Message], began: float
-    ) -> None:
+    def _learn(self, phase: Phase, log: RoundLog, sent: list[Message], began: float) -> None:
         """Let clients train, and take what comes of it into the global arrays and the method's state.
 
         Raises:
             RunFailed: Too few of them succeeded; the round is recorded first.
         """
-        strategy = phase.strategy
-        weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
-        if isinstance(strategy, CohortStrategy):
-            weigh[protocol.ARRAYS] = strategy.weigh
         carried = {protocol.ARRAYS: self.arrays, protocol.STATE: self.state}
-        units = self._units(phase, sent, cohorts.census)
-        sums = CohortSums(Reduction.of(carried, weigh), len(units))
-        timeout = phase.experiment.server.timeout
-        if isinstance(strategy, CohortStrategy):
-            for answer in self._reduce(log, sent, sums, units, timeout):
-                log.note(answer)
-            self._check_success(phase, log, len(sent), began)
-            part = sums.result()
-            self._accept(strategy.conclude(log.round, self.arrays, *part[protocol.ARRAYS]), log)
-        else:
-            replies = log.watch(sent, self._send(sent, timeout), sums)
-            aggregate, _ = strategy.aggregate_train(log.round, replies)
-            deque(replies, maxlen=0)  # one that stops early must not hide a reply from the record
-            self._check_success(phase, log, len(sent), began)
-            part = sums.result()
-            if aggregate is not None:
-                self._accept(protocol.from_record(aggregate), log)
-        if isinstance(self.grid, LocalGrid):
-            for failure in log.failures:
-                self.grid.states.revert(failure.client)  # of a reply that was refused
+        units = self._units(phase, sent, log.census)
+        part, aggregate = train_cohort(
+            self.grid, phase, log, sent, units, carried, self.ends.catch_up
+        )
+        self._check_success(phase, log, len(sent), began)
+        if isinstance(phase.strategy, CohortStrategy):
+            arrays = phase.strategy.conclude(log.round, self.arrays, *part[protocol.ARRAYS])
+            self._accept(arrays, log)
+        elif aggregate is not None:
+            self._accept(protocol.from_record(aggregate), log)
         self.state = merged(self.state, part)
 
-    def _reduce(
-        self,
-        log: RoundLog,
-        sent: list[Message],
-        sums: CohortSums,
-        units: list[Span],
-        timeout: float,
-    ) -> Iterable[Answer]:
-        """Send requests and fill sums; yield an answer for each that `log` has not noted itself."""
-        if isinstance(self.grid, LocalGrid):
-            return self.grid.reduce(sent, sums, units=units, timeout=timeout)
-        deque(log.watch(sent, self._send(sent, timeout), sums), maxlen=0)
-        return ()
-
-    def _train_at_server(self, phase: _Phase, phase_round: int) -> None:
+    def _train_at_server(self, phase: Phase, phase_round: int) -> None:
         """Let the server train, where labels are at the server; `phase_round` is 0 before the first round of the run."""
         if self.clock is not None:
             labels = len(self.federation.server_rows)
@@ -330,7 +274,7 @@ class _Server:
             phase.experiment,
             phase.network,
             self.arrays,
-            server_round=len(self.rounds) + bool(phase_round),
+            server_round=self.round,
             phase=phase.index,
             phase_round=phase_round,
         )
@@ -344,7 +288,7 @@ class _Server:
         # A reply brings back what a request takes along: weights and state.
         size = protocol.num_bytes(messages[0].content) if messages else 0
         seconds = self.clock.devices.round_seconds(work, size, size)
-        return self.clock.close_round(len(self.rounds) + 1, clients, cohorts.sample, seconds)
+        return self.clock.close_round(self.round, clients, cohorts.sample, seconds)
 
     def _adopt(self, recipe: Recipe, network: nn.Module) -> None:
         """Begin a phase: keep every weight that the new network shares with the old, and make server state.
@@ -376,26 +320,21 @@ class _Server:
         last, self.classifier_names = self.classifier_names, classifier_names(method, network)
         return {now: last[n] for n, now in self.classifier_names.items() if n in last}
 
-    def _send(self, messages: list[Message], timeout: float) -> Iterable[Message]:
-        if isinstance(self.grid, LocalGrid):
-            return self.grid.stream(messages, timeout=timeout)
-        return self.grid.send_and_receive(messages, timeout=timeout)
-
     def _accept(self, arrays: NamedArrays, log: RoundLog) -> None:
         """Take the strategy's answer as the new global arrays."""
         if not is_finite(arrays):
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
         self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
 
-    def _check_success(self, phase: _Phase, log: RoundLog, asked: int, began: float) -> None:
+    def _check_success(self, phase: Phase, log: RoundLog, asked: int, began: float) -> None:
         """Record a round in which too few clients succeeded, and end the run with the first reason."""
         log.close()
         least = phase.experiment.server.min_success
         if log.num_ok and log.num_ok >= least * asked:
             return
-        row = self._row(phase, log, began, None, None)
-        for observer in self.observers:
-            observer.round_ended(self._end(row, log))
+        seconds = time.perf_counter() - began
+        failed = Finished(phase, log, self.arrays, self.ema, self.state, self._now, seconds)
+        self.ends.record_failed(failed)
         first = log.failures[0].reason if log.failures else "no client was sampled"
         if log.num_ok == 0:
             raise RunFailed(
@@ -406,45 +345,29 @@ class _Server:
             f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
         )
 
-    def _finish_round(self, phase: _Phase, log: RoundLog, began: float) -> None:
+    def _finish_round(self, phase: Phase, log: RoundLog, began: float) -> None:
         server, network = phase.experiment.server, phase.network
-        decay = warm_decay(server.ema_decay, len(self.rounds))
+        decay = warm_decay(server.ema_decay, log.round - 1)
         buffers = {name for name, _ in network.named_buffers()}
         self.ema = move_average(self.ema, self.arrays, decay, buffers)
-        due = log.round % server.evaluate_every == 0 or log.round == self.experiment.num_rounds
-        model, ema = self._evaluate(phase) if due else (None, None)
-        row = self._row(phase, log, began, model, ema)
-        self.rounds.append(row)
         if isinstance(self.grid, LocalGrid):
             self.grid.states.commit()
-        end = dataclasses.replace(self._end(row, log), snapshot=self._snapshot())
-        for observer in self.observers:
-            observer.round_ended(end)
-
-    def _evaluate(self, phase: _Phase) -> list[Evaluation]:
-        """Return how the global model and its average do."""
-        workers = self.grid if isinstance(self.grid, LocalGrid) else None
-        num_images = len(self.federation.held_out)
-        timeout = phase.experiment.server.timeout
-        models = [self.arrays, self.ema]
-        return evaluate_models(phase.text, models, num_images, workers, timeout)
-
-    def _row(
-        self,
-        phase: _Phase,
-        log: RoundLog,
-        began: float,
-        model: Evaluation | None,
-        ema: Evaluation | None,
-    ) -> RoundRow:
-        now = NAN if self.clock is None else self.clock.now
-        seconds = time.perf_counter() - began
-        return row_of(log, phase.index, phase.experiment.method.kind, seconds, model, ema, now)
-
-    def _end(self, row: RoundRow, log: RoundLog) -> RoundEnd:
-        incidents: list[str] = []
-        if isinstance(self.grid, LocalGrid):
-            incidents, self.grid.incidents = self.grid.incidents, []
-        return RoundEnd(
-            row, log.clients, log.failures, self.arrays, self.ema, self.state, incidents
+        finished = Finished(
+            phase,
+            log,
+            self.arrays,
+            self.ema,
+            self.state,
+            self._now,
+            time.perf_counter() - began,
+            is_evaluated=(
+                log.round % server.evaluate_every == 0 or log.round == self.experiment.num_rounds
+            ),
+            snapshot=self._snapshot(),
         )
+        self.ends.add(finished)
+
+    @property
+    def _now(self) -> float:
+        """The virtual clock; NaN without one."""
+        return NAN if self.clock is None else self.clock.now

@@ -49,6 +49,10 @@ IMPATIENT = Patience()
 """One try, and no limit but the round's."""
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 class LocalGrid(Grid):
     """A Flower grid whose nodes are the numbered clients of a simulation.
 
@@ -75,13 +79,18 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def stream(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Message]:
         """Send messages and yield each reply as it comes; one reply a message, an error reply if need be.
 
         Args:
             messages: Requests, each to one client.
             timeout: Seconds after which what is still missing becomes an error reply; None waits.
+            meanwhile: Called once: when all workers have something to do, or first where there are none but this one.
         """
 
     @abstractmethod
@@ -92,6 +101,7 @@ class LocalGrid(Grid):
         *,
         units: Sequence[Span] | None = None,
         timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
         """Send messages, add what comes back to sums where it arises, and yield what is left of each reply.
 
@@ -99,7 +109,7 @@ class LocalGrid(Grid):
             messages: Requests, those that take longest first.
             sums: Of as many places as there are units; filled once the iterator has ended.
             units: Messages whose clients are fused into one step, as positions, in order; by default each is alone.
-            timeout: As in `stream`.
+            timeout, meanwhile: As in `stream`.
         """
 
     @abstractmethod

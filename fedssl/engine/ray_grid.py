@@ -13,7 +13,15 @@ from flwr.app import Message, RecordDict
 from fedssl import protocol
 from fedssl.aggregation import Span
 from fedssl.engine.backlog import Backlog, num_parts
-from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
+from fedssl.engine.local_grid import (
+    IMPATIENT,
+    Apps,
+    LocalGrid,
+    Patience,
+    Result,
+    nothing,
+    single_units,
+)
 from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
 from fedssl.engine.ray_pool import Order, Payload, Pool, explain
 from fedssl.engine.ray_start import INLINE_BYTES, start_ray
@@ -111,11 +119,15 @@ class RayGrid(LocalGrid):
             ray.shutdown()
 
     def stream(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Message]:
         """Yield replies as parts of the cohort finish; a worker has its next part before its replies are used."""
         sent = self._stamped(messages)
-        for span, outcome in self._work_off(sent, single_units(sent), None, timeout):
+        for span, outcome in self._work_off(sent, single_units(sent), None, timeout, meanwhile):
             if isinstance(outcome, Done):
                 yield from outcome.replies
             else:
@@ -129,11 +141,12 @@ class RayGrid(LocalGrid):
         *,
         units: Sequence[Span] | None = None,
         timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
         """Yield answers as parts of the cohort finish; their sums are added here. See `LocalGrid.reduce`."""
         sent = self._stamped(messages)
         spans = units or single_units(sent)
-        for span, outcome in self._work_off(sent, spans, sums.reduction, timeout):
+        for span, outcome in self._work_off(sent, spans, sums.reduction, timeout, meanwhile):
             if isinstance(outcome, Done):
                 sums.add_part(span, outcome.part)
                 yield from outcome.answers
@@ -173,6 +186,7 @@ class RayGrid(LocalGrid):
         units: Sequence[Span],
         reduction: Reduction | None,
         timeout: float | None,
+        meanwhile: Callable[[], None],
     ) -> Iterator[tuple[Span, Done | str]]:
         """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
         clients = [self._client(message) for message in messages]
@@ -194,7 +208,7 @@ class RayGrid(LocalGrid):
         count = num_parts(len(units), len(self._pool), self._unit_seconds)
         backlog = Backlog(len(units), count, self._patience.retries)
         try:
-            for span, done, reason in self._dispatch(backlog, submit, timeout):
+            for span, done, reason in self._dispatch(backlog, submit, timeout, meanwhile):
                 if reason:
                     yield span, reason
                     continue
@@ -211,7 +225,11 @@ class RayGrid(LocalGrid):
         return self.run.run_id
 
     def _dispatch(
-        self, backlog: Backlog, submit: Submit, timeout: float | None
+        self,
+        backlog: Backlog,
+        submit: Submit,
+        timeout: float | None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[tuple[Span, Any, str]]:
         """Hand parts to idle workers until none is left; yield each part's result, or the reason why it has none."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -225,6 +243,8 @@ class RayGrid(LocalGrid):
                 running[call] = _Call(worker, span, time.monotonic() + patience)
 
         try:
+            hand_out()
+            meanwhile()
             while backlog or running:
                 hand_out()
                 ask_at = min((call.ask_at for call in running.values()), default=math.inf)

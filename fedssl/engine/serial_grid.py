@@ -13,7 +13,15 @@ from flwr.app import Message
 
 from fedssl import protocol
 from fedssl.aggregation import Span
-from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience, Result, single_units
+from fedssl.engine.local_grid import (
+    IMPATIENT,
+    Apps,
+    LocalGrid,
+    Patience,
+    Result,
+    nothing,
+    single_units,
+)
 from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.engine.worker import Done, Job, Rules, Worker, reduce_unit
 
@@ -49,9 +57,14 @@ class SerialGrid(LocalGrid):
         self._worker = Worker(one, device, together)
 
     def stream(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Message]:
         """Yield replies in the order of the messages; past the timeout no further client is begun."""
+        meanwhile()
         sent = self._stamped(messages)
         for _, replies in self._replies(sent, single_units(sent), timeout):
             yield from replies
@@ -63,8 +76,10 @@ class SerialGrid(LocalGrid):
         *,
         units: Sequence[Span] | None = None,
         timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
         """Yield answers in the order of the messages; see `LocalGrid.reduce`."""
+        meanwhile()
         sent = self._stamped(messages)
         for place, replies in self._replies(sent, units or single_units(sent), timeout):
             yield from reduce_unit(sums, place, replies)

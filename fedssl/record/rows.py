@@ -60,7 +60,7 @@ class RoundRow:
         round: From 1.
         phase: From 0.
         method: The phase's method.
-        seconds: Time of the round, evaluation included.
+        seconds: Time of the round and of its evaluation, which the next round may have begun during.
         server_accuracy, server_loss: Of the global model on the held-out images; NaN where not evaluated.
         ema_accuracy, ema_loss: Of its moving average.
         loss: Mean training loss over the cohort's steps.

@@ -1,0 +1,69 @@
+"""One round's requests at work: sent over a grid, their replies noted, checked and summed."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fedssl import protocol
+from fedssl.aggregation import Span
+from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.reduction import CohortSums, Reduction, Sum, Weigh, by_examples
+from fedssl.record.rows import NamedArrays
+from strategies.base import CohortStrategy
+from strategies.phase import Phase
+from strategies.round_log import RoundLog
+
+Sums = Mapping[str, Sum]
+"""What was summed of the replies, by record."""
+
+
+def train_cohort(
+    grid: Grid,
+    phase: Phase,
+    log: RoundLog,
+    sent: Sequence[Message],
+    units: Sequence[Span],
+    carried: Mapping[str, NamedArrays],
+    meanwhile: Callable[[], None],
+) -> tuple[Sums, ArrayRecord | None]:
+    """Let clients train.
+
+    Args:
+        grid: Where they are.
+        phase: Says who sums their weights: the grid, where the strategy is one of ours, or the strategy.
+        log: Takes note of every reply.
+        sent: Requests, longest first.
+        units: Which of them are answered together, as positions.
+        carried: Arrays that a reply must look like, by record.
+        meanwhile: What the server has to do while they work; called once.
+
+    Returns:
+        The sums of method state, and of weights where the grid sums them; what a strategy that sums itself makes of
+        the replies.
+    """
+    strategy = phase.strategy
+    weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
+    if isinstance(strategy, CohortStrategy):
+        weigh[protocol.ARRAYS] = strategy.weigh
+    sums = CohortSums(Reduction.of(carried, weigh), len(units))
+    timeout = phase.experiment.server.timeout
+    aggregate = None
+    if isinstance(strategy, CohortStrategy) and isinstance(grid, LocalGrid):
+        for answer in grid.reduce(sent, sums, units=units, timeout=timeout, meanwhile=meanwhile):
+            log.note(answer)
+    else:
+        if isinstance(grid, LocalGrid):
+            came = grid.stream(sent, timeout=timeout, meanwhile=meanwhile)
+        else:
+            meanwhile()
+            came = iter(grid.send_and_receive(sent, timeout=timeout))
+        replies = log.watch(sent, came, sums)
+        if not isinstance(strategy, CohortStrategy):
+            aggregate, _ = strategy.aggregate_train(log.round, replies)
+        deque(replies, maxlen=0)  # one that stops early must not hide a reply from the record
+    if isinstance(grid, LocalGrid):
+        for failure in log.failures:
+            grid.states.revert(failure.client)  # of a reply that was refused
+    return sums.result(), aggregate

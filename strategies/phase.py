@@ -1,0 +1,38 @@
+"""What stays the same over the rounds of a phase, as the server needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedssl.config import Experiment
+from fedssl.system.devices import Floats
+from strategies.census import Census
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Args:
+        index: From 0.
+        experiment: As it stands in the phase.
+        text: The same, as it travels to clients.
+        network: For scratch.
+        strategy: Drives it.
+        work: Images that every client trains on in a round, (K,).
+    """
+
+    index: int
+    experiment: Experiment
+    text: str
+    network: nn.Module
+    strategy: Strategy
+    work: Floats
+
+    def longest_first(self, messages: Sequence[Message], census: Census) -> list[Message]:
+        """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""
+        client_at = census.client_at
+        return sorted(messages, key=lambda m: -self.work[client_at[m.metadata.dst_node_id]])
