@@ -41,17 +41,10 @@ def train(message: Message, context: Context) -> Message:
     )
     refuse_divergence(weights, state)
     save_state(recipe, weights, state, context.state, request.phase)
-    labeled = len(shard.labeled)
-    return protocol.fit_reply(
-        message,
-        weights.shared,
-        shared_state(recipe, state),
-        report,
-        client=local.client,
-        num_examples=len(shard),
-        num_labeled=labeled,
-        num_confident=report.num_confident(labeled, len(shard)),
+    metrics = protocol.fit_metrics(
+        report, client=local.client, num_labeled=len(shard.labeled), num_examples=len(shard)
     )
+    return protocol.fit_reply(message, weights.shared, shared_state(recipe, state), metrics)
 
 
 @app.evaluate(mods=[protocol.reply_or_explain])

@@ -1,8 +1,9 @@
 """Training requests of several small clients answered in one go, with the replies that each alone would give."""
 
+import functools
 import logging
 import traceback
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,14 +12,23 @@ from flwr.app import Context, Message
 
 from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
-from clients.resident import Resident, resident
-from clients.state import are_finite, save_state
+from clients.resident import resident
+from clients.state import save_state
 from fedssl import protocol
+from fedssl.aggregation import Arrays
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
-from fedssl.fusion import GROUP_SIZE, fit_together, fusion_key, groups, why_not, worth_fusing
-from fedssl.slots import Tensors
-from fedssl.training import FitReport
+from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
+from fedssl.engine.replies import Replies
+from fedssl.fusion import (
+    GROUP_SIZE,
+    GroupFit,
+    fit_together,
+    fusion_key,
+    groups,
+    why_not,
+    worth_fusing,
+)
 
 log = logging.getLogger("fedssl.fusion")
 
@@ -32,14 +42,75 @@ class _Ready:
     shard: Shard
 
 
-@dataclass(frozen=True)
-class _Group:
-    """What was trained together, and by what."""
+class _Group(Replies):
+    """What was trained together.
 
-    here: Resident
-    phase: int
-    ready: list[_Ready]
-    trained: list[tuple[Tensors, FitReport]]
+    Args:
+        requests: To all clients of the unit.
+        errors: Replies of those that could not be trained, by place.
+        ready: The others.
+        fitted: What came of them; None if there are none.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Message],
+        errors: Mapping[int, Message],
+        ready: Sequence[_Ready],
+        fitted: GroupFit | None,
+    ) -> None:
+        self._requests = requests
+        self._errors = dict(errors)
+        self._trained: dict[int, tuple[Mapping[str, float], Arrays]] = {}
+        if fitted is None:
+            return
+        weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
+        for i, (own, report, finite) in enumerate(
+            zip(ready, fitted.reports, fitted.finite(), strict=True)
+        ):
+            if not finite:
+                reason = (
+                    "FloatingPointError: training diverged: weights are not finite; lower train.lr"
+                )
+                self._errors[own.place] = protocol.error_reply(requests[own.place], reason)
+                continue
+            metrics = protocol.fit_metrics(
+                report,
+                client=own.client,
+                num_labeled=len(own.shard.labeled),
+                num_examples=len(own.shard),
+            )
+            self._trained[own.place] = metrics, {name: stack[i] for name, stack in weights.items()}
+
+    @functools.cached_property
+    def messages(self) -> Sequence[Message]:
+        """One a client."""
+        return [self._reply(place) for place in range(len(self._requests))]
+
+    @property
+    def failed(self) -> Sequence[bool]:
+        """Whether each has an error in place of a content."""
+        return [place in self._errors for place in range(len(self._requests))]
+
+    def reduce(self, reduction: Reduction) -> tuple[list[Answer], Mapping[str, Sum]]:
+        """Return what is left of each, and their sums: those of `messages`, which need not be made for it."""
+        sums = CohortSums(reduction, len(self._requests))
+        answers = []
+        for place, request in enumerate(self._requests):
+            if place in self._errors:
+                answers.append(sums.add(place, self._errors[place]))
+                continue
+            metrics, arrays = self._trained[place]
+            node, size = request.metadata.dst_node_id, protocol.encoded_bytes(arrays)
+            found = {name: arrays if name == protocol.ARRAYS else {} for name in reduction.layouts}
+            answers.append(sums.add_arrays(place, node, metrics, found, size))
+        return answers, sums.result()
+
+    def _reply(self, place: int) -> Message:
+        if place in self._errors:
+            return self._errors[place]
+        metrics, arrays = self._trained[place]
+        return protocol.fit_reply(self._requests[place], arrays, {}, metrics)
 
 
 def why_apart(experiment: Experiment, device: str = "cpu") -> str | None:
@@ -85,7 +156,7 @@ def group_size(
     return worth_fusing(here.network, shards, here.recipe)
 
 
-def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     """Return the replies to training requests that share one content, in their order.
 
     They are those of ``[app(m, c) for m, c in zip(messages, contexts)]`` but for rounding. A client that raises or
@@ -95,31 +166,20 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     Args:
         messages: To clients of one of `fusion_keys`; that they share one content is looked at.
         contexts: Of the same clients; written to, as the app does.
+
+    Raises:
+        MemoryError: Or what torch raises in its place: later there may be enough, and alone it would be other bits.
     """
-    replies: dict[int, Message] = {}
     try:
-        group = _train(messages, contexts, replies)
+        return _train(messages, contexts)
     except Exception as error:  # whoever is at fault says so when it is trained alone
+        if protocol.is_out_of_memory(error):
+            raise
         log.warning("clients are trained one by one: %s", error)
-        group = None
-    if group is None:
-        return [app(message, ctx) for message, ctx in zip(messages, contexts, strict=True)]
-    finite = are_finite([weights for weights, _ in group.trained])
-    for own, (weights, report), is_finite in zip(group.ready, group.trained, finite, strict=True):
-        message, context = messages[own.place], contexts[own.place]
-        if is_finite:
-            if context.state:  # of an earlier phase: whoever is fused keeps nothing
-                save_state(group.here.recipe, group.here.weights, {}, context.state, group.phase)
-            replies[own.place] = _reply(message, own, weights, report)
-        else:
-            reason = "FloatingPointError: training diverged: weights are not finite; lower train.lr"
-            replies[own.place] = protocol.error_reply(message, reason)
-    return [replies[place] for place in range(len(messages))]
+    return Replies([app(message, ctx) for message, ctx in zip(messages, contexts, strict=True)])
 
 
-def _train(
-    messages: Sequence[Message], contexts: Sequence[Context], replies: dict[int, Message]
-) -> _Group:
+def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     """Train all clients that can be prepared; who cannot gets an error reply."""
     if any(message.content is not messages[0].content for message in messages):
         raise ValueError("their requests do not share one content")
@@ -128,10 +188,11 @@ def _train(
     experiment = here.experiment
     set_threads(experiment)
     here.weights.load(request.arrays, contexts[0].state)  # fused clients have none of their own
-    ready = _prepare(experiment, messages, contexts, replies)
-    trained: list[tuple[Tensors, FitReport]] = []
+    errors: dict[int, Message] = {}
+    ready = _prepare(experiment, messages, contexts, errors)
+    fitted = None
     if ready:
-        trained = fit_together(
+        fitted = fit_together(
             here.network,
             [own.shard for own in ready],
             here.recipe,
@@ -141,14 +202,18 @@ def _train(
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-    return _Group(here, request.phase, ready, trained)
+    group = _Group(messages, errors, ready, fitted)
+    for context, failed in zip(contexts, group.failed, strict=True):
+        if context.state and not failed:  # of an earlier phase: whoever is fused keeps nothing
+            save_state(here.recipe, here.weights, {}, context.state, request.phase)
+    return group
 
 
 def _prepare(
     experiment: Experiment,
     messages: Sequence[Message],
     contexts: Sequence[Context],
-    replies: dict[int, Message],
+    errors: dict[int, Message],
 ) -> list[_Ready]:
     """Read every client's shard; who cannot gets an error reply."""
     ready = []
@@ -158,19 +223,5 @@ def _prepare(
             shard = local.federation.shard(local.client).to(torch.device(device_of(context)))
             ready.append(_Ready(place, local.client, shard))
         except Exception:
-            replies[place] = protocol.error_reply(message, traceback.format_exc())
+            errors[place] = protocol.error_reply(message, traceback.format_exc())
     return ready
-
-
-def _reply(message: Message, own: _Ready, weights: Tensors, report: FitReport) -> Message:
-    labeled, examples = len(own.shard.labeled), len(own.shard)
-    return protocol.fit_reply(
-        message,
-        weights,
-        {},
-        report,
-        client=own.client,
-        num_examples=examples,
-        num_labeled=labeled,
-        num_confident=report.num_confident(labeled, examples),
-    )

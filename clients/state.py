@@ -1,7 +1,7 @@
 """What learning keeps at a client: from Flower's context and the request, and back."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,23 +20,14 @@ PHASE = "phase-"
 
 def refuse_divergence(weights: Weights, state: State) -> None:
     """Raise `FloatingPointError` if training left anything that is not finite, before it is kept or sent."""
-    if not all(are_finite([weights.all, *state.values()])):
+    everything = (tensor for one in (weights.all, *state.values()) for tensor in one.values())
+    floats = [tensor for tensor in everything if tensor.is_floating_point() and tensor.numel()]
+    # The largest magnitude is finite exactly if all are; one call for thousands of small tensors.
+    largest = torch._foreach_norm(floats, float("inf")) if floats else ()
+    if not all(math.isfinite(norm) for norm in largest):
         raise FloatingPointError(
             "training diverged: weights or state are not finite; lower train.lr"
         )
-
-
-def are_finite(sets: Sequence[Tensors]) -> list[bool]:
-    """Return for each set whether all its tensors are finite; one call for thousands of small tensors."""
-    tensors = [tensor for one in sets for tensor in one.values()]
-    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    # The largest magnitude is finite exactly if all are.
-    largest = iter(torch._foreach_norm(floats, float("inf")) if floats else ())
-    finite = []
-    for one in sets:
-        own = [next(largest) for t in one.values() if t.is_floating_point() and t.numel()]
-        finite.append(all(math.isfinite(norm) for norm in own))
-    return finite
 
 
 def load_state(

@@ -6,6 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,15 @@ from fedssl.slots import Tensors
 from fedssl.stacked import Stacked
 from fedssl.training import FitReport, Recipe, fit
 
-__all__ = ["GROUP_SIZE", "fit_together", "fusion_key", "groups", "why_not", "worth_fusing"]
+__all__ = [
+    "GROUP_SIZE",
+    "GroupFit",
+    "fit_together",
+    "fusion_key",
+    "groups",
+    "why_not",
+    "worth_fusing",
+]
 
 GROUP_SIZE = 32
 """Clients in a group where nobody measured: most of the gain; larger groups outgrow a core's cache."""
@@ -63,6 +72,25 @@ def groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
     return cut
 
 
+@dataclass(frozen=True)
+class GroupFit:
+    """What came of M clients that were trained together.
+
+    Args:
+        weights: By name, each (M, *shape).
+        reports: Of each client.
+    """
+
+    weights: Tensors
+    reports: Sequence[FitReport]
+
+    def finite(self) -> list[bool]:
+        """Say for each client whether all its weights are finite."""
+        flat = (tensor.flatten(1) for tensor in self.weights.values())
+        found: list[bool] = torch.stack([f.isfinite().all(1) for f in flat]).all(0).tolist()
+        return found
+
+
 def fit_together(
     network: nn.Module,
     shards: Sequence[Shard],
@@ -73,7 +101,7 @@ def fit_together(
     clients: Sequence[int],
     phase_round: int,
     phase_rounds: int,
-) -> list[tuple[Tensors, FitReport]]:
+) -> GroupFit:
     """Train several clients from the same weights, each as `fit` would.
 
     Args:
@@ -85,7 +113,7 @@ def fit_together(
         phase_round, phase_rounds: Where the round stands in its phase.
 
     Returns:
-        Each client's trained weights and report; the seconds are an equal share.
+        Trained weights and reports; the seconds are an equal share.
 
     Raises:
         ValueError: They cannot be fused; says why.
@@ -121,9 +149,9 @@ def fit_together(
         tally.add(loss, batch)
     for weight in weights:
         weight.grad = None
-    trained = stacked.split(dict(zip(stacked.parameters, sent, strict=True)))
+    trained = stacked.by_client(dict(zip(stacked.parameters, sent, strict=True)))
     seconds = (time.perf_counter() - began) / len(shards)
-    return list(zip(trained, tally.reports(num_steps, seconds), strict=True))
+    return GroupFit(trained, tally.reports(num_steps, seconds))
 
 
 def worth_fusing(
@@ -176,7 +204,7 @@ def _seconds(trial: Callable[[], None], repeats: int) -> float:
     return min(times[1:])
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # the groups of a cohort come in a few sizes
 def _stacked(way: type[Stacked], network: nn.Module, count: int) -> Stacked:
     """Return copies of a network, made once for groups of a size: `Stacked.start_from` gives them new memory."""
     return way(network, count)

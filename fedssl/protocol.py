@@ -148,6 +148,12 @@ def arrays_of(content: RecordDict, name: str) -> NamedArrays | None:
     return from_record(record) if isinstance(record, ArrayRecord) else None
 
 
+def encoded_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Return the bytes that arrays come to in a record; see `num_bytes`."""
+    headers = (_npy_header(_dtype_name(a.dtype), tuple(a.shape)) for a in arrays.values())
+    return sum(map(len, headers)) + sum(array.nbytes for array in arrays.values())
+
+
 def num_bytes(content: RecordDict) -> int:
     """Return the bytes of a message's arrays as they travel."""
     records = (record for record in content.values() if isinstance(record, ArrayRecord))
@@ -276,26 +282,21 @@ def new_message(
 # ---- replies ----
 
 
-def fit_reply(
-    message: Message,
-    arrays: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    report: FitReport,
-    *,
-    client: int,
-    num_examples: int,
-    num_labeled: int,
-    num_confident: float,
-) -> Message:
-    """Return the reply to a training request.
+def fit_metrics(
+    report: FitReport, *, client: int, num_labeled: int, num_examples: int
+) -> dict[str, int | float]:
+    """Return the metrics of a reply to a training request.
 
-    State goes back only to a server that sent some: Flower's own strategies take a reply with one array record only.
+    Args:
+        report: What the client did.
+        client: Its number.
+        num_labeled, num_examples: What it holds.
     """
-    metrics: dict[str, int | float | list[int] | list[float]] = {
+    return {
         CLIENT: client,
         NUM_EXAMPLES: num_examples,
         NUM_LABELED: num_labeled,
-        NUM_CONFIDENT: float(num_confident),
+        NUM_CONFIDENT: report.num_confident(num_labeled, num_examples),
         "num-steps": report.num_steps,
         "loss": report.loss,
         "pseudo-considered": report.considered,
@@ -304,6 +305,18 @@ def fit_reply(
         "pseudo-right": report.right,
         "seconds": report.seconds,
     }
+
+
+def fit_reply(
+    message: Message,
+    arrays: Mapping[str, npt.NDArray[Any] | Tensor],
+    state: Mapping[str, Tensor],
+    metrics: Mapping[str, int | float],
+) -> Message:
+    """Return the reply to a training request.
+
+    State goes back only to a server that sent some: Flower's own strategies take a reply with one array record only.
+    """
     records = {ARRAYS: to_record(arrays), METRICS: _filled(MetricRecord(), metrics)}
     if STATE in message.content:
         records[STATE] = to_record(state)
@@ -345,10 +358,18 @@ def reply_or_explain(
     try:
         return call_next(message, context)
     except Exception as error:
-        said = traceback.format_exc()
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
-            said += f"out of memory: {error}"
-        return error_reply(message, said)
+        return error_reply(message, explanation(error))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether there was too little memory, of the machine or of its GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)
+
+
+def explanation(error: Exception) -> str:
+    """Return the traceback of an exception, and in so many words if it was for want of memory."""
+    said = "".join(traceback.format_exception(error))
+    return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 
 
 def refused(reply: Message, reason: str) -> Message:

@@ -68,13 +68,18 @@ class Stacked(ABC):
             stacked.view(self.count, *self._shapes[name]).copy_(given)
             parameter.data = stacked
 
-    def split(self, stacked: Mapping[str, Tensor]) -> list[Tensors]:
-        """Return each client's part, by name, of tensors that are laid out as `parameters` are; they share memory."""
-        parts = [
-            tensor.detach().view(self.count, *self._shapes[name]).unbind()
+    def by_client(self, stacked: Mapping[str, Tensor]) -> Tensors:
+        """Return tensors that are laid out as `parameters` are as (M, *shape), by name; they share memory."""
+        return {
+            name: tensor.detach().view(self.count, *self._shapes[name])
             for name, tensor in stacked.items()
-        ]
-        return [dict(zip(stacked, own, strict=True)) for own in zip(*parts, strict=True)]
+        }
+
+    def split(self, stacked: Mapping[str, Tensor]) -> list[Tensors]:
+        """Return each client's part of such tensors, by name; they share memory."""
+        parts = self.by_client(stacked)
+        each = zip(*(tensor.unbind() for tensor in parts.values()), strict=True)
+        return [dict(zip(parts, own, strict=True)) for own in each]
 
 
 class Wide(Stacked):

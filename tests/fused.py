@@ -56,8 +56,13 @@ def alone(network, shards, recipe, clients=CLIENTS):
     return trained
 
 
-def together(network, shards, recipe, clients=CLIENTS):
-    return fit_together(network, shards, recipe, clients=clients, **WHEN)
+def together(network, shards, recipe, clients=CLIENTS, **when):
+    """Return each client's (weights, report), all trained in one step."""
+    fitted = fit_together(network, shards, recipe, clients=clients, **(WHEN | when))
+    return [
+        ({name: stack[i] for name, stack in fitted.weights.items()}, report)
+        for i, report in enumerate(fitted.reports)
+    ]
 
 
 def apart(network, first, second):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedssl import fusion
 from fedssl.augment.policy import Augment
-from fedssl.fusion import SIZES, fit_together, fusion_key, groups, why_not, worth_fusing
+from fedssl.fusion import SIZES, fusion_key, groups, why_not, worth_fusing
 from fedssl.methods.base import METHODS
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -25,7 +25,6 @@ from tests.fused import (
     MODEL,
     SPEC,
     TRAIN,
-    WHEN,
     alone,
     apart,
     network_for,
@@ -262,6 +261,6 @@ def test_streams_are_named_by_client_and_round():
     plan, network = recipe(build("fixmatch")), network_for(FixMatch(), MODEL)
     own = shards()
     first = together(network, own, plan)
-    others = fit_together(network, own, plan, clients=CLIENTS, **(WHEN | {"server_round": 3}))
+    others = together(network, own, plan, server_round=3)
     for (weights, _), (changed, _) in zip(first, others, strict=True):
         assert apart(network, weights, changed) > 100 * TOLERANCE

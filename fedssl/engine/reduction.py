@@ -92,12 +92,31 @@ class CohortSums:
         except (ValueError, TypeError) as error:
             reason = f"refused: the reply's arrays cannot be read: {error}"
             return self.leave_out(place, node, reason)
+        return self.add_arrays(place, node, metrics, arrays, protocol.num_bytes(reply.content))
+
+    def add_arrays(
+        self,
+        place: int,
+        node: int,
+        metrics: Mapping[str, float],
+        arrays: Mapping[str, Arrays | None],
+        num_bytes: int,
+    ) -> Answer:
+        """Add what a reply carries, as `add` does.
+
+        Args:
+            place: The reply's.
+            node: Who replied.
+            metrics: Its single-valued metrics.
+            arrays: Named arrays of every record that is looked at; None if there is no such record.
+            num_bytes: Bytes of all its arrays as they travel.
+        """
         flaw = self._flaw(metrics, arrays)
         if flaw is not None:
             return self.leave_out(place, node, f"refused: {flaw}")
         for name, weigh in self.reduction.weigh.items():
             self._sums[name].add(place, arrays[name] or {}, weigh(metrics))
-        return Answer(node, metrics, protocol.num_bytes(reply.content))
+        return Answer(node, metrics, num_bytes)
 
     def leave_out(self, place: int, node: int, reason: str) -> Answer:
         """Leave a place out; return the answer that says why."""

@@ -22,8 +22,8 @@ from fedssl.engine.local_grid import (
     nothing,
     single_units,
 )
-from fedssl.engine.reduction import Answer, CohortSums
-from fedssl.engine.worker import Done, Job, Rules, Worker, reduce_unit
+from fedssl.engine.reduction import Answer, CohortSums, Reduction
+from fedssl.engine.worker import Done, Job, Rules, Worker
 
 Asked = ParamSpec("Asked")
 Answered = TypeVar("Answered")
@@ -66,8 +66,11 @@ class SerialGrid(LocalGrid):
         """Yield replies in the order of the messages; past the timeout no further client is begun."""
         meanwhile()
         sent = self._stamped(messages)
-        for _, replies in self._replies(sent, single_units(sent), timeout):
-            yield from replies
+        for unit, done in self._work_off(sent, single_units(sent), None, timeout):
+            if isinstance(done, Done):
+                yield from done.replies
+            else:
+                yield from (protocol.error_reply(message, done, raised=False) for message in unit)
 
     def reduce(
         self,
@@ -81,8 +84,14 @@ class SerialGrid(LocalGrid):
         """Yield answers in the order of the messages; see `LocalGrid.reduce`."""
         meanwhile()
         sent = self._stamped(messages)
-        for place, replies in self._replies(sent, units or single_units(sent), timeout):
-            yield from reduce_unit(sums, place, replies)
+        found = self._work_off(sent, units or single_units(sent), sums.reduction, timeout)
+        for place, (unit, done) in enumerate(found):
+            if isinstance(done, Done):
+                sums.add_part((place, place + 1), done.part)
+                yield from done.answers
+            else:
+                sums.skip([place])
+                yield from (Answer(m.metadata.dst_node_id, None, reason=done) for m in unit)
 
     def map(
         self,
@@ -94,30 +103,31 @@ class SerialGrid(LocalGrid):
         """Call a function once for each tuple of arguments; results in order."""
         return [function(*each) for each in arguments]
 
-    def _replies(
-        self, messages: list[Message], units: Sequence[Span], timeout: float | None
-    ) -> Iterator[tuple[int, Sequence[Message]]]:
+    def _work_off(
+        self,
+        messages: Sequence[Message],
+        units: Sequence[Span],
+        reduction: Reduction | None,
+        timeout: float | None,
+    ) -> Iterator[tuple[Sequence[Message], Done | str]]:
+        """Yield the messages of each unit and what came of it, or why it was not begun."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for place, (first, behind) in enumerate(units):
+        rules = Rules(self._run.run_id, self._num_clients, self._patience.retries, reduction)
+        for first, behind in units:
             unit = messages[first:behind]
             if deadline is not None and time.monotonic() > deadline:
-                reason = f"not begun within {timeout:g} s"
-                yield place, [protocol.error_reply(m, reason, raised=False) for m in unit]
+                yield unit, f"not begun within {timeout:g} s"
                 continue
-            done = self._run_unit(unit)
+            clients = [self._client(message) for message in unit]
+            jobs = tuple(
+                Job(message.metadata, place, client, self.states.get(client))
+                for place, (message, client) in enumerate(zip(unit, clients, strict=True))
+            )
+            contents = {place: message.content for place, message in enumerate(unit)}
+            done = self._worker.run([jobs], contents, rules)
             for client, state in done.states:
                 self.states.stage(client, state)
-            yield place, done.replies
-
-    def _run_unit(self, messages: Sequence[Message]) -> Done:
-        clients = [self._client(message) for message in messages]
-        jobs = tuple(
-            Job(message.metadata, place, client, self.states.get(client))
-            for place, (message, client) in enumerate(zip(messages, clients, strict=True))
-        )
-        contents = {place: message.content for place, message in enumerate(messages)}
-        rules = Rules(self._run.run_id, self._num_clients, self._patience.retries, None)
-        return self._worker.run([jobs], contents, rules)
+            yield unit, done
 
 
 def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, Answered]:

@@ -2,8 +2,7 @@
 
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +10,10 @@ from flwr.app import Context, Message, Metadata, RecordDict
 
 from fedssl import protocol
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
+from fedssl.engine.replies import Replies
 
 App = Callable[[Message, Context], Message]
-Together = Callable[[Sequence[Message], Sequence[Context]], Sequence[Message]]
+Together = Callable[[Sequence[Message], Sequence[Context]], Replies]
 """An app that takes several clients in one go."""
 
 
@@ -104,35 +104,44 @@ class Worker:
                 given, kept = self._run_unit(place, unit, contents, rules)
                 states += kept
                 if sums is None:
-                    replies += given
+                    replies += given.messages
                 else:
-                    answers += reduce_unit(sums, place, given)
+                    left, part = given.reduce(sums.reduction)
+                    answers += left
+                    sums.add_part((place, place + 1), part)
         self.busy_since = None
         part = {} if sums is None else sums.result()
         return Done(replies, answers, part, states, notes, time.perf_counter() - began)
 
     def _run_unit(
         self, place: int, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
-    ) -> tuple[list[Message], list[tuple[int, bytes | None]]]:
+    ) -> tuple[Replies, list[tuple[int, bytes | None]]]:
         """Run a unit, and run it again as long as one of its clients fails and it may be."""
         for attempt in range(1 + rules.retries):
             self.busy_since = (place, time.monotonic())
             opened = [self._open(job, contents, rules) for job in unit]
             messages, contexts = [m for m, _ in opened], [c for _, c in opened]
             replies = self._ask(messages, contexts)
-            if attempt == rules.retries or not any(reply.has_error() for reply in replies):
+            failed = replies.failed
+            if attempt == rules.retries or not any(failed):
                 break
-        return replies, _kept(unit, replies, contexts)
+        # One that failed keeps what it had.
+        kept = [
+            (job.client, protocol.state_to_bytes(context.state))
+            for job, context, has_failed in zip(unit, contexts, failed, strict=True)
+            if not has_failed
+        ]
+        return replies, kept
 
-    def _ask(self, messages: list[Message], contexts: list[Context]) -> list[Message]:
+    def _ask(self, messages: list[Message], contexts: list[Context]) -> Replies:
         if len(messages) == 1:
-            return [protocol.reply_or_explain(messages[0], contexts[0], self._app)]
+            return Replies([protocol.reply_or_explain(messages[0], contexts[0], self._app)])
         assert self._together is not None, "units of several clients need an app that takes them"
         try:
-            return list(self._together(messages, contexts))
-        except Exception:
-            said = traceback.format_exc()
-            return [protocol.error_reply(message, said) for message in messages]
+            return self._together(messages, contexts)
+        except Exception as error:
+            said = protocol.explanation(error)
+            return Replies([protocol.error_reply(message, said) for message in messages])
 
     def _open(
         self, job: Job, contents: Mapping[int, RecordDict], rules: Rules
@@ -159,25 +168,3 @@ def _warnings() -> Iterator[list[str]]:
         yield notes
     finally:
         logger.removeHandler(handler)
-
-
-def _kept(
-    unit: Unit, replies: Sequence[Message], contexts: Sequence[Context]
-) -> list[tuple[int, bytes | None]]:
-    """Return what each client keeps from now on; one that failed keeps what it had."""
-    return [
-        (job.client, protocol.state_to_bytes(context.state))
-        for job, reply, context in zip(unit, replies, contexts, strict=True)
-        if not reply.has_error()
-    ]
-
-
-def reduce_unit(sums: CohortSums, place: int, replies: Iterable[Message]) -> list[Answer]:
-    """Add the replies of a unit at its place; a unit of several has a tree of its own there."""
-    replies = list(replies)
-    if len(replies) == 1:
-        return [sums.add(place, replies[0])]
-    below = CohortSums(sums.reduction, len(replies))
-    answers = [below.add(i, reply) for i, reply in enumerate(replies)]
-    sums.add_part((place, place + 1), below.result())
-    return answers

@@ -14,6 +14,8 @@ from clients.local_data import simulated_federation
 from fedssl import protocol
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
+from fedssl.engine.reduction import Reduction, by_examples
+from fedssl.engine.replies import Replies
 from fedssl.fusion import GROUP_SIZE, SIZES
 from fedssl.networks import build_network
 from tests.helpers import small_experiment
@@ -68,10 +70,41 @@ def check_reply(fused, expected):
 
 def test_replies_are_those_of_each_alone(fusible):
     messages, contexts = requests(fusible, CLIENTS)
-    replies = train_together(messages, contexts)
+    replies = train_together(messages, contexts).messages
     for reply, expected in zip(replies, alone(*requests(fusible, CLIENTS)), strict=True):
         check_reply(reply, expected)
     assert not any(context.state for context in contexts)
+
+
+@pytest.mark.parametrize("state", [{}, {"model": {"x": np.zeros(2)}}])
+def test_sums_are_those_of_the_messages_to_the_bit(fusible, state):
+    messages, contexts = requests(fusible, CLIENTS)
+    contexts[2].node_config["partition-id"] = 77
+    if state:
+        messages[0].content[protocol.STATE] = protocol.to_record(state["model"])
+    replies = train_together(messages, contexts)
+    sent = protocol.from_record(messages[0].content[protocol.ARRAYS])
+    carried = {protocol.ARRAYS: sent, protocol.STATE: {}}
+    reduction = Reduction.of(carried, {protocol.ARRAYS: by_examples, protocol.STATE: by_examples})
+    answers, part = replies.reduce(reduction)
+    expected, summed = Replies(replies.messages).reduce(reduction)
+    assert [answer.metrics is None for answer in answers] == [False, False, True, False]
+    assert replies.failed == [answer.metrics is None for answer in answers]
+    assert answers == expected
+    assert part.keys() == summed.keys() == {protocol.ARRAYS}
+    (sums, weight), (others, other_weight) = part[protocol.ARRAYS], summed[protocol.ARRAYS]
+    assert weight == other_weight > 0
+    for name, array in others.items():
+        assert np.array_equal(sums[name], array), name
+
+
+def test_want_of_memory_is_no_reason_to_train_one_by_one(fusible, monkeypatch):
+    def greedy(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 12 bytes")
+
+    monkeypatch.setattr(fused_app, "fit_together", greedy)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        train_together(*requests(fusible, CLIENTS))
 
 
 def test_what_an_earlier_phase_left_is_dropped(fusible):
@@ -84,7 +117,7 @@ def test_what_an_earlier_phase_left_is_dropped(fusible):
 def test_a_client_that_cannot_be_prepared_harms_nobody_else(fusible):
     messages, contexts = requests(fusible, CLIENTS)
     contexts[2].node_config["partition-id"] = 77
-    replies = train_together(messages, contexts)
+    replies = train_together(messages, contexts).messages
     assert "the experiment has 6 clients" in replies[2].error.reason
     expected = alone(*requests(fusible, CLIENTS))
     for i in (0, 1, 3):
@@ -108,7 +141,7 @@ def test_a_client_that_diverges_or_raises_harms_nobody_else(augment, words, monk
         return dataclasses.replace(own, images=images / 0 if client == CLIENTS[1] else images)
 
     monkeypatch.setattr(Federation, "shard", shard)
-    replies = train_together(*requests(experiment, CLIENTS))
+    replies = train_together(*requests(experiment, CLIENTS)).messages
     monkeypatch.undo()
     assert words in replies[1].error.reason
     assert "During handling" not in replies[1].error.reason
@@ -121,7 +154,7 @@ def test_nobody_can_be_prepared(fusible):
     messages, contexts = requests(fusible, CLIENTS)
     for context in contexts:
         context.node_config["partition-id"] = -1
-    replies = train_together(messages, contexts)
+    replies = train_together(messages, contexts).messages
     assert all("the experiment has 6 clients" in reply.error.reason for reply in replies)
 
 
@@ -129,7 +162,7 @@ def test_nobody_can_be_prepared(fusible):
 def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_why(method, caplog):
     experiment = small_experiment(method=method)
     with caplog.at_level(logging.WARNING, "fedssl.fusion"):
-        replies = train_together(*requests(experiment, CLIENTS))
+        replies = train_together(*requests(experiment, CLIENTS)).messages
     assert why_apart(experiment) in caplog.text
     for reply, expected in zip(replies, alone(*requests(experiment, CLIENTS)), strict=True):
         assert reply.has_error() == expected.has_error()
@@ -140,14 +173,14 @@ def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_wh
 
 def test_a_broken_request_is_answered_as_alone():
     content = RecordDict({protocol.CONFIG: ConfigRecord()})
-    replies = train_together(*requests(None, CLIENTS, content))
+    replies = train_together(*requests(None, CLIENTS, content)).messages
     assert all("carries no 'experiment'" in reply.error.reason for reply in replies)
 
 
 def test_requests_of_other_contents_are_answered_one_by_one(fusible, caplog):
     first, second = requests(fusible, [0]), requests(fusible, [1])
     with caplog.at_level(logging.WARNING, "fedssl.fusion"):
-        replies = train_together(first[0] + second[0], first[1] + second[1])
+        replies = train_together(first[0] + second[0], first[1] + second[1]).messages
     assert "do not share one content" in caplog.text
     assert (
         replies[1].content[protocol.ARRAYS]

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from fedssl import protocol
 from fedssl.engine.local_grid import Apps, Patience
 from fedssl.engine.reduction import CohortSums, Reduction, by_examples
+from fedssl.engine.replies import Replies
 from fedssl.engine.serial_grid import SerialGrid
 
 protocol.claim_identity(1)
@@ -37,10 +38,8 @@ class Clients:
 
     def together(self, messages, contexts):
         logging.getLogger("fedssl.fusion").warning("a word of warning")
-        return [
-            protocol.reply_or_explain(m, c, self.one)
-            for m, c in zip(messages, contexts, strict=True)
-        ]
+        asked = zip(messages, contexts, strict=True)
+        return Replies([protocol.reply_or_explain(m, c, self.one) for m, c in asked])
 
 
 def fail():

@@ -1,0 +1,36 @@
+"""What the clients of a unit answer: as messages, or summed where they arise."""
+
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message
+
+from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
+
+
+class Replies:
+    """The replies of a unit's clients, in order.
+
+    An app that runs several together may know a shorter way from what they learned to its sum: it derives from this.
+
+    Args:
+        messages: One a client.
+    """
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """One a client."""
+        return self._messages
+
+    @property
+    def failed(self) -> Sequence[bool]:
+        """Whether each has an error in place of a content."""
+        return [message.has_error() for message in self.messages]
+
+    def reduce(self, reduction: Reduction) -> tuple[list[Answer], Mapping[str, Sum]]:
+        """Return what is left of each, and their sums."""
+        sums = CohortSums(reduction, len(self.messages))
+        answers = [sums.add(place, message) for place, message in enumerate(self.messages)]
+        return answers, sums.result()
