@@ -22,9 +22,10 @@ def refuse_divergence(weights: Weights, state: State) -> None:
     """Raise `FloatingPointError` if training left anything that is not finite, before it is kept or sent."""
     everything = (tensor for one in (weights.all, *state.values()) for tensor in one.values())
     floats = [tensor for tensor in everything if tensor.is_floating_point() and tensor.numel()]
-    # The largest magnitude is finite exactly if all are; one call for thousands of small tensors.
-    largest = torch._foreach_norm(floats, float("inf")) if floats else ()
-    if not all(math.isfinite(norm) for norm in largest):
+    # One call for thousands of small tensors; where squares overflow, it is looked at again.
+    norms = torch._foreach_norm(floats) if floats else ()
+    pairs = zip(floats, norms, strict=True)
+    if not all(math.isfinite(norm) or bool(tensor.isfinite().all()) for tensor, norm in pairs):
         raise FloatingPointError(
             "training diverged: weights or state are not finite; lower train.lr"
         )

@@ -1,5 +1,6 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from fedssl.aggregation import Span, as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
-from fedssl.errors import RunFailed
+from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.networks import build_network, classifier_names
@@ -47,6 +48,8 @@ NODES_TIMEOUT = 300.0
 """Seconds to wait for all K clients to connect to a grid that is not ours."""
 
 app = ServerApp()
+
+logger = logging.getLogger("fedssl.server")
 
 
 @app.main()
@@ -203,12 +206,20 @@ class _Server:
         """Return what the run could go on from, but for the rows of its rounds."""
         if not self.resumable or self.strategy is None:
             return None
+        try:
+            strategy = state_of(self.strategy)
+        except (
+            InputError
+        ) as error:  # of an attribute that it made in a round; the run itself is sound
+            self.resumable = False
+            logger.warning("no further checkpoint is written: %s", error)
+            return None
         return Snapshot(
             rounds=(),
             arrays=self.arrays,
             ema=self.ema,
             state=self.state,
-            strategy=state_of(self.strategy),
+            strategy=strategy,
             training=self.training.state(),
             classifier_names=self.classifier_names,
             fused_size=dict(self.fused_size),

@@ -18,7 +18,6 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.supervised import Supervised
 from fedssl.models.base import MODELS
-from fedssl.models.cnn import CNN
 from fedssl.optimization import Train
 from tests.fused import (
     CLIENTS,
@@ -247,14 +246,6 @@ def test_the_fastest_size_is_taken_if_it_pays(monkeypatch, seconds, size):
     assert worth_fusing(network, many, recipe(FixMatch())) == size
     assert all(torch.equal(before[k], v) for k, v in snapshot(network).items())
     assert next(script, None) is None
-
-
-def test_a_small_model_is_faster_fused():
-    """By far: 32 clients of two images, at a fraction of the time of each alone."""
-    method = FixMatch(unlabeled_ratio=1)
-    plan = recipe(method, Train(local_steps=1, batch_size=1), STEADY)
-    network = network_for(method, CNN(widths=(16, 32), hidden=64, norm="none"))
-    assert worth_fusing(network, [shard(2, 1, i) for i in range(32)], plan) > 0
 
 
 def test_streams_are_named_by_client_and_round():

@@ -88,15 +88,11 @@ def test_a_request_without_an_experiment_says_so():
 
 
 def reply_to(request):
+    report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1)
+    metrics = protocol.fit_metrics(report, client=3, num_labeled=4, num_examples=20)
+    assert metrics["num-confident"] == 4 + 0.8 * 16
     return protocol.fit_reply(
-        request,
-        {"w": torch.ones(2)},
-        {"statistics/mean": torch.ones(())},
-        FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1),
-        client=3,
-        num_examples=20,
-        num_labeled=4,
-        num_confident=12.0,
+        request, {"w": torch.ones(2)}, {"statistics/mean": torch.ones(())}, metrics
     )
 
 
@@ -112,6 +108,12 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     assert metrics["num-examples"] == 20
     assert metrics["pseudo-right"] == 6
     assert reply.metadata.src_node_id == protocol.node_of(3)
+
+
+def test_the_bytes_of_arrays_are_told_without_writing_them():
+    arrays = {"w": np.ones((2, 3), np.float32), "n": np.array(3), "none": np.ones((0, 4))}
+    content = RecordDict({"arrays": protocol.to_record(arrays)})
+    assert protocol.encoded_bytes(arrays) == protocol.num_bytes(content) > 24
 
 
 def test_records_filled_past_flowers_checks_are_those_that_its_constructors_make():

@@ -99,6 +99,28 @@ def test_what_cannot_be_kept_is_refused_when_the_run_begins(cohorts):
         state_of(own)
 
 
+class Grows(CohortStrategy):
+    """From its second round on it holds what nobody can keep."""
+
+    def after(self, server_round, arrays, aggregate):
+        if server_round == 2:
+            self.stream = np.random.default_rng(0)
+        return aggregate
+
+
+def test_what_cannot_be_kept_any_more_ends_checkpoints_and_no_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(type(STRATEGIES.build({})), "build", lambda self, cohorts: Grows(cohorts))
+    experiment = small_experiment(rounds=4, server={"checkpoint_every": 1})
+    run(experiment, tmp_path / "whole")
+    assert caplog.text.count("no further checkpoint is written: ") == 1
+    assert "attribute 'stream' holds a numpy" in caplog.text
+    with pytest.raises(Stop):
+        run(experiment, tmp_path / "run", Stopper(3))
+    found = go_on(experiment, tmp_path / "run")
+    assert found.snapshot.round == 1
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
 def test_all_that_can_be_named_can_be_kept(cohorts):
     for name in FLOWERS:
         section = STRATEGIES.build({"kind": f"flwr:{name}", "options": FLOWERS[name]})

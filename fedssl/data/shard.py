@@ -1,7 +1,7 @@
 """What one client holds: its images, the labels it may see, and those the simulator hides from it."""
 
+import functools
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,6 +10,12 @@ from torch import Tensor
 def as_float(images: Tensor) -> Tensor:
     """Return bytes as 32-bit floats in [0, 1], and floats as they are."""
     return images if images.is_floating_point() else images.to(torch.float32).div_(255)
+
+
+@functools.lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a value of each channel as it goes with images, (1, C, 1, 1); made once, for it is used at every step."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class ImageSpec:
 
         The result is laid out channels last, as networks are.
         """
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        mean = _by_channel(self.mean, images.dtype, images.device)
+        std = _by_channel(self.std, images.dtype, images.device)
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -59,12 +65,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self.images)
 
-    @cached_property
+    @functools.cached_property
     def labeled(self) -> Tensor:
         """Ids of the examples with a label, shape (num_labeled,)."""
         return (self.labels >= 0).nonzero().squeeze(1)
 
-    @cached_property
+    @functools.cached_property
     def unlabeled(self) -> Tensor:
         """Ids of the pool that unlabeled views are drawn from, shape (n,).
 

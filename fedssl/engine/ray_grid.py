@@ -262,6 +262,8 @@ class RayGrid(LocalGrid):
             # Of an iterator that is not read to its end.
             for reference, call in running.items():
                 self._pool.idle_after(reference, call.worker)
+            self.incidents += self._pool.incidents
+            self._pool.incidents.clear()
 
     def _collect(self, answered: Any, call: _Call, backlog: Backlog) -> list[tuple[Span, Any, str]]:
         """Return the result of an answered call, or what its worker's loss has cost."""

@@ -47,6 +47,9 @@ class Pool:
     def __init__(self, apps: Apps, plan: WorkerPlan) -> None:
         self.idle: list[int] = []
         """Actors that have nothing to do; whoever gives them something takes them off."""
+        self.incidents: list[str] = []
+        """What went wrong and did not stop anybody; whoever records it takes it out."""
+        self._ready_by: dict[Any, float] = {}
         self._apps = ray.put(apps)
         self._plan = plan
         self._busy: dict[Any, int] = {}
@@ -85,11 +88,13 @@ class Pool:
         """
         ours = [*calls, *self._busy]
         stuck = time.monotonic() + START_TIMEOUT if not calls and not self.idle else math.inf
-        seconds = min(until, stuck) - time.monotonic()
+        late = min(self._ready_by.values(), default=math.inf)
+        seconds = min(until, stuck, late) - time.monotonic()
         ready, _ = ray.wait(ours, timeout=None if seconds == math.inf else max(0.0, seconds))
         if not ready:
             if time.monotonic() >= stuck:
                 raise RunFailed(f"no worker was ready within {START_TIMEOUT:g} s; {_resources()}")
+            self._note_late()
             return None
         if ready[0] not in self._busy:
             return ready[0]
@@ -126,9 +131,22 @@ class Pool:
         )(Actor)
         # Within a list: Ray would resolve a bare reference, with all the imports it takes, before the actor is made.
         self._actors[worker] = kind.remote([self._apps])
-        self._busy[self._actors[worker].describe.remote()] = worker
+        call = self._actors[worker].describe.remote()
+        self._busy[call] = worker
+        self._ready_by[call] = time.monotonic() + START_TIMEOUT
+
+    def _note_late(self) -> None:
+        """Say of actors that others work without them, once: the run only takes longer."""
+        for call, by in list(self._ready_by.items()):
+            if time.monotonic() >= by:
+                del self._ready_by[call]
+                worker = f"worker {self._busy[call]}"
+                self.incidents.append(
+                    f"{worker} was not ready within {START_TIMEOUT:g} s; {_resources()}"
+                )
 
     def _welcome(self, call: Any, worker: int) -> None:
+        self._ready_by.pop(call, None)
         try:
             ray.get(call)
         except ray.exceptions.RayTaskError:

@@ -155,16 +155,21 @@ class Worker:
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
     """Collect what our own loggers warn of: in a worker of another process nobody would see it."""
-    notes: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            notes.append(record.getMessage())
-
-    handler = Collector(logging.WARNING)
+    collector = _Collector(logging.WARNING)
     logger = logging.getLogger("fedssl")
-    logger.addHandler(handler)
+    logger.addHandler(collector)
     try:
-        yield notes
+        yield collector.notes
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(collector)
+
+
+class _Collector(logging.Handler):
+    """Keep what is said."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.notes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notes.append(record.getMessage())

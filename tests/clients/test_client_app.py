@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.client_app import app
@@ -206,6 +207,8 @@ def test_training_that_diverged_is_neither_kept_nor_sent():
     weights = Weights(experiment.method, network_of(experiment))
     with pytest.raises(FloatingPointError, match=r"lower train\.lr"):
         refuse_divergence(weights, {"slot": {"x": start["0.weight"] / 0}})
+    large = start["0.weight"] + 1e30  # its square is not finite, and it is
+    refuse_divergence(weights, {"slot": {"x": large, "empty": large[:0], "n": torch.arange(2)}})
 
 
 def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):

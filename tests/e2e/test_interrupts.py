@@ -5,6 +5,8 @@ import pty
 import select
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
@@ -93,6 +95,31 @@ def test_handlers_are_put_back():
         put_handlers_back()
         assert signal.getsignal(signal.SIGTERM) == ours
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_at_once(second):
+    """Amid what the first one began: neither is it waited for nor are other ends come to."""
+    code = f"""
+        import os, signal, time
+        from fedssl.interrupts import interruptible
+
+        with interruptible():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(600)
+            except KeyboardInterrupt:
+                try:
+                    print("closing", flush=True)
+                    os.kill(os.getpid(), {int(second)})
+                    time.sleep(600)
+                finally:
+                    print("closed", flush=True)
+    """
+    python = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == "closing\n"
 
 
 def test_a_signal_whose_exception_is_lost_ends_the_run_after_the_round():

@@ -219,6 +219,33 @@ def test_workers_that_cannot_start_end_the_run():
     assert "cannot be read here" in out
 
 
+def test_a_worker_that_does_not_become_ready_is_told_of_and_not_waited_for():
+    out = in_a_ray_of_its_own("""
+        import ray
+        from fedssl.engine import ray_pool
+        from fedssl.engine.local_grid import Apps
+        from fedssl.engine.plan import Wish
+        from fedssl.engine.ray_grid import RayGrid
+        from tests.engine.test_ray_grid import naughty
+        import time
+
+        @ray.remote(num_cpus=3)
+        class Greedy:
+            def here(self):
+                return True
+
+        greedy = Greedy.remote()  # one of four cores is left
+        assert ray.get(greedy.here.remote())
+        ray_pool.START_TIMEOUT = 3.0
+        grid = RayGrid(Apps(naughty), 4, Wish(2))
+        for _ in range(2):
+            print(grid.map(time.sleep, [(2.5,)] * 3))
+        print(len(grid.incidents), grid.incidents)
+    """)
+    assert out.count("[None, None, None]") == 2
+    assert "1 ['worker 1 was not ready within 3 s; 0 of 4 CPUs are free" in out
+
+
 class Unreadable:
     """An app that no worker can unpickle."""
 
