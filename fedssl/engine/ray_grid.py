@@ -243,6 +243,7 @@ class RayGrid(LocalGrid):
                 running[call] = _Call(worker, span, time.monotonic() + patience)
 
         try:
+            self._pool.welcome()
             hand_out()
             meanwhile()
             while backlog or running:

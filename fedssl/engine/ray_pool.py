@@ -101,6 +101,13 @@ class Pool:
         self._welcome(ready[0], self._busy.pop(ready[0]))
         return None
 
+    def welcome(self) -> None:
+        """Let all that have become ready count as idle, and wait for nobody; raises as `wait` does."""
+        if self._busy:
+            ready, _ = ray.wait(list(self._busy), num_returns=len(self._busy), timeout=0)
+            for call in ready:
+                self._welcome(call, self._busy.pop(call))
+
     def replace(self, worker: int) -> None:
         """End an actor, whatever it is doing, and start another in its place."""
         ray.kill(self._actors[worker])

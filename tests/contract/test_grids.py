@@ -14,6 +14,7 @@ from fedssl import protocol
 from fedssl.engine.local_grid import Apps, LocalGrid
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
+from fedssl.engine.reduction import CohortSums, Reduction
 from fedssl.engine.serial_grid import SerialGrid
 
 CLIENTS = 6
@@ -151,3 +152,27 @@ def test_serial_and_ray_give_the_same_replies(ray_grid):
         for one, other in zip(ours, theirs, strict=True):
             assert one.content["arrays"]["w"].data == other.content["arrays"]["w"].data
             assert one.content["metrics"] == other.content["metrics"]
+
+
+@pytest.mark.parametrize("how", ["stream", "reduce"])
+def test_what_is_to_be_done_meanwhile_is_done_once_before_any_reply(grid, how):
+    done = []
+    messages = requests([5, 0, 3])
+    if how == "stream":
+        replies = grid.stream(messages, meanwhile=lambda: done.append("meanwhile"))
+    else:
+        sums = CohortSums(Reduction({}, {}), 3)
+        replies = grid.reduce(messages, sums, meanwhile=lambda: done.append("meanwhile"))
+    for _ in replies:
+        done.append("reply")
+    assert done == ["meanwhile", "reply", "reply", "reply"]
+
+
+def test_if_that_raises_the_grid_is_as_good_as_before(grid):
+    with pytest.raises(OSError, match="full"):
+        list(grid.stream(requests([5, 0, 3]), meanwhile=_raise))
+    assert [not r.has_error() for r in grid.send_and_receive(requests([5, 0, 3, 1]))] == [True] * 4
+
+
+def _raise():
+    raise OSError("full")

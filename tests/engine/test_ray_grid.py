@@ -88,6 +88,15 @@ def test_ray_starts_no_process_that_no_run_needs(patient):
     assert names == {"gcs_server", "raylet"}
 
 
+def test_meanwhile_is_while_they_work(patient, tmp_path):
+    def wait_for_both():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+
+    grid_replies = patient.stream(requests([FINE, RAISES], tmp_path), meanwhile=wait_for_both)
+    assert len(list(grid_replies)) == 2
+
+
 def test_a_grid_made_in_the_background_works_and_leaves_no_process():
     """In a process of its own, for the thread that starts Ray must be the one that made the grid."""
     code = """
