@@ -1,7 +1,8 @@
 """What a strategy keeps between rounds, as named arrays: read from its attributes, whoever wrote it.
 
 Numbers, texts, arrays, tensors, Flower's records, and lists and tables of them can be kept. Settings and functions need
-not be. Anything else, such as a generator, is refused when the run begins, and not when it should go on.
+not be. Anything else, such as a generator, is refused when the run begins, and not when it should go on; where it comes up in
+a round, the run goes on without checkpoints.
 """
 
 import functools
