@@ -179,11 +179,11 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--kill-run", type=int, metavar="N", help="kills of the whole run")
     mode.add_argument("--kill-workers", type=int, metavar="ROUNDS", help="rounds with worker kills")
-    parser.add_argument("--rounds", type=int, help="of --kill-run; by default ten a kill")
+    parser.add_argument("--rounds", type=int, help="of --kill-run; by default 16 a kill")
     parser.add_argument("--every", type=int, default=5, help="rounds between worker kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    rounds = arguments.kill_workers or arguments.rounds or 10 * arguments.kill_run
+    rounds = arguments.kill_workers or arguments.rounds or 16 * arguments.kill_run
     folder = Path(tempfile.mkdtemp(prefix="fedssl-soak-"))
     with Engine() as engine:
         engine.run(experiment_of(rounds, kind="serial"), [RunDirectory(folder / "whole")])
