@@ -301,7 +301,8 @@ class RayGrid(LocalGrid):
         self, call: _Call, culprit: int | None, reason: str, backlog: Backlog
     ) -> list[tuple[Span, Any, str]]:
         first, behind = call.span
-        self.incidents.append(f"worker {call.worker}, units {first} to {behind - 1}: {reason}")
+        units = f"unit {first}" if behind - first == 1 else f"units {first} to {behind - 1}"
+        self.incidents.append(f"worker {call.worker}, {units}: {reason}")
         return [((unit, unit + 1), None, reason) for unit in backlog.lost(call.span, culprit)]
 
     def _give_up(

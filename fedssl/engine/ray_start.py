@@ -14,13 +14,13 @@ from typing import Any
 
 import ray
 import ray._private.node as ray_node
+import ray._private.worker as ray_worker
 
 from fedssl.engine.plan import available_cores
 from fedssl.errors import InputError
 
 INLINE_BYTES = 1 << 20
 """What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
-
 
 PATIENCE = 30.0
 """Seconds in which Ray should have started."""
@@ -60,7 +60,7 @@ def start_ray(address: str | None) -> None:
         InputError: There is none at the address.
     """
     if address is None:
-        with _workers_environment(), _lean_nodes():
+        with _workers_environment(), _lean_nodes(), _quiet():
             ray.init(
                 address="local",
                 num_cpus=available_cores(),
@@ -77,9 +77,10 @@ def start_ray(address: str | None) -> None:
     environment = {"env_vars": {"PYTHONPATH": _import_path()}}
     try:
         _knock(address)
-        ray.init(
-            address=address, log_to_driver=False, logging_level="error", runtime_env=environment
-        )
+        with _quiet():
+            ray.init(
+                address=address, log_to_driver=False, logging_level="error", runtime_env=environment
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             "engine.address",
@@ -103,6 +104,17 @@ def _lean_nodes() -> Iterator[None]:
         yield
     finally:
         ray_node.Node = kept
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep a Ray that starts now from printing what its nodes say into our screen: lost workers are our incidents."""
+    kept = ray_worker.listen_error_messages
+    ray_worker.listen_error_messages = lambda worker, threads_stopped: None
+    try:
+        yield
+    finally:
+        ray_worker.listen_error_messages = kept
 
 
 def _import_path() -> str:

@@ -111,6 +111,8 @@ class PlainDisplay(Observer):
         )
         for failure in end.failures:
             self._line(f"  client {failure.client} failed: {_last_line(failure.reason)}")
+        for incident in end.incidents:
+            self._line(f"  mended: {incident.splitlines()[0]}")
 
     def ended(self, outcome: Outcome) -> None:
         """Say what came of it."""
@@ -129,6 +131,7 @@ class LiveDisplay(Observer):
         self._experiment: Experiment | None = None
         self._rows: list[RoundRow] = []
         self._failures: list[Failure] = []
+        self._incidents: list[str] = []
         self._title = ""
         self._progress = Progress(
             TextColumn("round"),
@@ -159,6 +162,7 @@ class LiveDisplay(Observer):
         """Move on by one round."""
         self._rows.append(end.row)
         self._failures += end.failures
+        self._incidents += (f"round {end.row.round}, mended: {text}" for text in end.incidents)
         self._progress.advance(self._task)
         self._live.update(self._screen())
 
@@ -191,6 +195,10 @@ class LiveDisplay(Observer):
         for failure in self._failures[-3:]:
             text = f"round {failure.round}, client {failure.client}: {_last_line(failure.reason)}"
             parts.append(Text(text, style="red", overflow="ellipsis", no_wrap=True))
+        for incident in self._incidents[-2:]:
+            parts.append(
+                Text(incident.splitlines()[0], style="yellow", overflow="ellipsis", no_wrap=True)
+            )
         return Panel(Group(*parts), title=self._experiment.name, border_style="blue")
 
     def _latest(self) -> Table:

@@ -226,6 +226,18 @@ def test_a_live_screen_on_a_terminal():
     assert "2 client failures" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_was_mended_is_one_line(terminal):
+    out = io.StringIO()
+    display = make_display(Console(file=out, force_terminal=terminal, width=100))
+    lost = "worker 1, units 3 to 5: worker lost: The actor died\n\tpid: 77"
+    display.began(small_experiment(), federation_of(small_experiment()))
+    display.round_ended(RoundEnd(row(1, 0.5), [], [], {}, {}, {}, incidents=[lost]))
+    display.failed("")
+    assert "mended: worker 1, units 3 to 5: worker lost: The actor died" in out.getvalue()
+    assert "pid" not in out.getvalue()
+
+
 def row(round, accuracy, pseudo=NAN, failed=0):
     return RoundRow(
         round,
