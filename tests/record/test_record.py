@@ -44,7 +44,7 @@ from fedssl.record.federation_table import (
 )
 from fedssl.record.plots import plot_comparison
 from fedssl.record.provenance import partition_table
-from fedssl.record.rows import Observer, Outcome, RoundRow, summarize
+from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.simulation import virtual_seconds
