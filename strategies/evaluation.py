@@ -14,12 +14,14 @@ from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, to
 from fedssl.record.rows import NamedArrays
 
 WORTH_SHARING = 2048
-"""Held-out images from which on workers are asked: of fewer, a call costs more than it saves."""
+"""Held-out images from which on workers without GPUs are asked: of fewer, a call costs more than it saves."""
 
 
 def are_shared(workers: LocalGrid | None, num_images: int) -> bool:
-    """Say whether workers are asked to evaluate so many images."""
-    return workers is not None and workers.num_workers > 1 and num_images >= WORTH_SHARING
+    """Say whether workers are asked to evaluate so many images; those with GPUs always are, for here it is done without."""
+    if workers is None:
+        return False
+    return workers.has_gpus or (workers.num_workers > 1 and num_images >= WORTH_SHARING)
 
 
 def evaluate_models(
@@ -43,7 +45,7 @@ def evaluate_models(
             return _by_workers(text, models, num_images, workers, timeout)
         except RunFailed as error:  # not for this: here it comes to the same, only later
             workers.incidents.append(f"evaluated at the server: {error}")
-    return [total(evaluate_share(text, arrays, 0, num_images)) for arrays in models]
+    return [total(evaluate_share("cpu", text, arrays, 0, num_images)) for arrays in models]
 
 
 def _by_workers(
@@ -63,22 +65,25 @@ def _by_workers(
     return [total(part for _ in starts for part in next(results)) for _ in models]
 
 
-def evaluate_share(text: str, arrays: NamedArrays, start: int, end: int) -> list[Evaluation]:
+def evaluate_share(
+    device: str, text: str, arrays: NamedArrays, start: int, end: int
+) -> list[Evaluation]:
     """Return how a model does on some held-out images, batch by batch; runs in a worker or at the server.
 
     Args:
+        device: Where.
         text: The experiment of the phase, as JSON.
         arrays: Weights by name; those that clients do not share are the initial ones.
         start, end: Held-out images, as rows.
     """
-    here = resident(text, "cpu")
+    here = resident(text, device)
     set_threads(here.experiment)
     here.weights.load(arrays, RecordDict())
     federation = simulated_federation(here.experiment)
     held_out = federation.held_out
     return evaluate_batches(
         here.recipe.method.classifier(here.network),
-        torch.from_numpy(held_out.images[start:end]),
-        torch.from_numpy(held_out.labels[start:end]),
+        torch.from_numpy(held_out.images[start:end]).to(device),
+        torch.from_numpy(held_out.labels[start:end]).to(device),
         federation.data.spec,
     )

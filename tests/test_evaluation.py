@@ -5,15 +5,15 @@ import pytest
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
+from fedssl.engine.serial_grid import SerialGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
+from fedssl.networks import build_network
 from strategies import evaluation
 from tests.helpers import federation_of, small_experiment
 
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_shares_add_up_to_the_whole(workers, monkeypatch):
-    from fedssl.networks import build_network
-
     monkeypatch.setattr(evaluation, "WORTH_SHARING", 1)
     experiment = small_experiment(data={"train_size": 100})
     held_out = len(federation_of(experiment).held_out)
@@ -38,6 +38,29 @@ def test_shares_add_up_to_the_whole(workers, monkeypatch):
         grid.close()
     assert here[0] != here[1]
     assert here[0].num_examples == held_out
+
+
+def test_workers_with_gpus_are_always_asked(monkeypatch):
+    grid = SerialGrid(Apps(print), 6, "cpu")
+    assert not evaluation.are_shared(grid, 10**6)  # it is this process
+    assert not evaluation.are_shared(None, 10**6)
+    assert SerialGrid(Apps(print), 6, "cuda:0").has_gpus
+    experiment = small_experiment(data={"train_size": 100})
+    network = build_network(
+        experiment.model, experiment.method, federation_of(experiment).data.spec, 0
+    )
+    models = [{name: tensor.numpy() for name, tensor in network.state_dict().items()}] * 2
+    text, asked = experiment.to_json(), []
+    here = evaluation.evaluate_models(text, models, 360, grid)
+    monkeypatch.setattr(SerialGrid, "has_gpus", True)
+    monkeypatch.setattr(
+        SerialGrid,
+        "map",
+        lambda self, f, calls, timeout: [asked.append(c) or f("cpu", *c) for c in calls],
+    )
+    assert evaluation.are_shared(grid, 1)
+    assert evaluation.evaluate_models(text, models, 360, grid) == here
+    assert len(asked) == 2
 
 
 def test_losses_add_up_exactly_in_any_order():

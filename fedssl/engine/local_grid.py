@@ -123,7 +123,7 @@ class LocalGrid(Grid):
         """Call a function of some module once for each tuple of arguments, on the workers.
 
         Args:
-            function: What to call.
+            function: What to call, with the name of the worker's device and the arguments.
             arguments: One call each.
             timeout: Seconds that all of it may take; None waits.
 
@@ -135,6 +135,11 @@ class LocalGrid(Grid):
     def num_workers(self) -> int:
         """How many run clients at once."""
         return 1
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether clients train on GPUs."""
+        return False
 
     def close(self) -> None:
         """Let go of the workers."""

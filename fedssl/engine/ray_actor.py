@@ -52,10 +52,10 @@ class Actor:
         return self._worker.run(order.units, contents, order.rules)
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Call a function here."""
+        """Call a function of the device and some arguments here."""
         self._worker.busy_since = (0, time.monotonic())
         try:
-            return function(*arguments)
+            return function(self._device, *arguments)
         finally:
             self._worker.busy_since = None
 

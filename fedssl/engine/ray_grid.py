@@ -102,6 +102,11 @@ class RayGrid(LocalGrid):
         """Number of actors."""
         return len(self._pool)
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether clients train on GPUs."""
+        return self._plan.gpus > 0
+
     def describe_workers(self) -> list[dict[str, Any]]:
         """Return the device, GPU ids and process id of every actor; waits until all are ready."""
         return self._pool.describe()

@@ -54,6 +54,7 @@ class SerialGrid(LocalGrid):
         if patience.client_timeout is not None:
             one = _limited(one, patience.client_timeout)
             together = together and _limited(together, patience.client_timeout)
+        self._device = device
         self._worker = Worker(one, device, together)
 
     def stream(
@@ -101,7 +102,12 @@ class SerialGrid(LocalGrid):
         timeout: float | None = None,
     ) -> list[Result]:
         """Call a function once for each tuple of arguments; results in order."""
-        return [function(*each) for each in arguments]
+        return [function(self._device, *each) for each in arguments]
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether clients train on a GPU."""
+        return self._device != "cpu"
 
     def _work_off(
         self,

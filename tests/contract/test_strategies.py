@@ -174,23 +174,25 @@ class Tampering(SerialGrid):
     """A grid whose replies from the first client of a round are spoilt."""
 
     def __init__(self, spoil):
-        super().__init__(Apps(app), 6)
-        self.spoil = spoil
+        super().__init__(Apps(self._ask), 6)
+        self._spoil = spoil
+        self._round = 0
 
-    def _replies(self, messages, units, timeout):
-        for place, replies in super()._replies(messages, units, timeout):
-            yield place, self.spoil(replies[0]) if place == 0 else replies
+    def _ask(self, message, context):
+        reply, last = app(message, context), self._round
+        self._round = message.content["config"]["server-round"]
+        return reply if self._round == last else self._spoil(reply)
 
 
 def with_arrays(reply, change):
     arrays = change(protocol.from_record(reply.content["arrays"]))
     reply.content["arrays"] = protocol.to_record(arrays)
-    return [reply]
+    return reply
 
 
 def with_metric(reply, name, value):
     reply.content["metrics"][name] = value
-    return [reply]
+    return reply
 
 
 SPOILT = {
