@@ -5,24 +5,22 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fedssl import __version__
-from fedssl.errors import FedsslError, InputError, RunFailed, nearest
+from fedssl.deploy.commands import app as deploy_app
+from fedssl.errors import InputError, RunFailed, nearest
+from fedssl.guard import DONE, complain, guarded
 from fedssl.startup import quick_imports
 
 if TYPE_CHECKING:  # each command imports what it needs: --help must not wait for torch
     from fedssl.config import Experiment
     from fedssl.record.rows import Outcome
-
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="fedssl",
@@ -31,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(deploy_app, name="deploy")
 
 FAMILIES = {
     "methods": "fedssl.methods.base:METHODS",
@@ -53,44 +53,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
 ]
-Parameters = ParamSpec("Parameters")
-Returned = TypeVar("Returned")
-
-
-def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Turn what a command raises into one message on stderr and the exit code that goes with it."""
-
-    @wraps(command)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        try:
-            return command(*args, **kwargs)
-        except InputError as error:
-            _stop(error, WRONG_INPUT)
-        except FedsslError as error:
-            _stop(error, FAILED)
-        except KeyboardInterrupt as error:
-            _stop(error, INTERRUPTED)
-
-    return run
-
-
-def _stop(error: BaseException, code: int) -> NoReturn:
-    _complain(error)
-    raise typer.Exit(code)
-
-
-def _complain(error: BaseException | str, where: str = "") -> None:
-    """Print an error, and what became known while it was on its way."""
-    lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
-    text = _escaped(where + "\n".join(lines))
-    console = Console(stderr=True)
-    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 @app.callback(invoke_without_command=True)
@@ -163,7 +125,7 @@ def run(
             for experiment in experiments:
                 check(experiment)
             runs = Runs(
-                workforce, console, interrupts, plain=plain, resume=resume, complain=_complain
+                workforce, console, interrupts, plain=plain, resume=resume, complain=complain
             )
             finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:

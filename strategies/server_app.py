@@ -54,11 +54,19 @@ logger = logging.getLogger("fedssl.server")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment file that Flower's run config names, under Flower's own runtime or SuperLink."""
-    file = Path(str(context.run_config["experiment"]))
+    """Run an experiment under Flower's own runtime or SuperLink.
+
+    Flower's run config names it: ``experiment`` is a file, as seen from this repository, or ``experiment-json`` the
+    experiment itself; ``run-directory``, if it is not empty, is where it is recorded.
+    """
+    config = context.run_config
+    text = str(config.get("experiment-json", ""))
     root = Path(__file__).resolve().parent.parent
-    experiment = Experiment.load(file if file.is_absolute() else root / file)
-    serve(experiment, grid, [RunDirectory(new_run_path(experiment))])
+    experiment = (
+        Experiment.from_json(text) if text else Experiment.load(root / str(config["experiment"]))
+    )
+    path = str(config.get("run-directory", ""))
+    serve(experiment, grid, [RunDirectory(Path(path) if path else new_run_path(experiment))])
 
 
 def serve(

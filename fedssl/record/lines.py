@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedssl.record.rows import RoundRow
+
+Row = TypeVar("Row")
 
 
 class Lines:
@@ -101,24 +103,33 @@ def has_other_columns(path: Path, kind: type[Any]) -> bool:
     return first.endswith("\n") and next(csv.reader([first])) != columns_of(kind)
 
 
-def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
-    """Read the rounds that a `Table` holds, to the bit.
+def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[Row, ...]:
+    """Read what a `Table` holds, to the bit.
 
     Args:
         path: The file.
+        kind: Dataclass of its rows.
         length: Bytes of it to read; None: all.
 
     Raises:
         ValueError: It is not what was written.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(RoundRow)}
+    kinds = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     with path.open("rb") as file:
         text = file.read(-1 if length is None else length).decode()
     lines = csv.DictReader(io.StringIO(text, newline=""))
-    rows = tuple(
-        RoundRow(**{name: _cell(kinds[name], text) for name, text in line.items()})
-        for line in lines
+    return tuple(
+        kind(**{name: _cell(kinds[name], text) for name, text in line.items()}) for line in lines
     )
+
+
+def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
+    """Read the rounds that a `Table` holds; arguments as in `read_rows`.
+
+    Raises:
+        ValueError: It is not what was written, or lacks a round.
+    """
+    rows = read_rows(path, RoundRow, length)
     if [row.round for row in rows] != list(range(1, len(rows) + 1)):
         raise ValueError(f"{path.name} lacks a round or has one twice")
     return rows

@@ -1,0 +1,90 @@
+"""A run of a deployment as it goes: its record is read as it grows, and shown as a simulation is."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from clients.local_data import simulated_federation
+from fedssl.config import Experiment
+from fedssl.deploy.operator import COMPLETED, Operator
+from fedssl.errors import RunFailed
+from fedssl.record.display import PlainDisplay, make_display
+from fedssl.record.lines import read_rounds, read_rows
+from fedssl.record.resume import outcome_of
+from fedssl.record.rows import ClientRow, Failure, Observer, RoundEnd
+from fedssl.record.run_path import SUMMARY
+
+LOOK_SECONDS = 0.5
+"""Between looks at the record."""
+
+ASK_SECONDS = 5.0
+"""Between questions to the SuperLink, each of which starts a process."""
+
+
+def follow(
+    experiment: Experiment, operator: Operator, run_id: str, directory: Path, *, plain: bool
+) -> str:
+    """Show a run until it ends; return how it ended if that is not as it should, else an empty text.
+
+    Args:
+        experiment: What runs.
+        operator: Reaches the SuperLink.
+        run_id: Flower's.
+        directory: Where the server records it.
+        plain: Plain lines, no live screen.
+    """
+    console = Console()
+    display: Observer = PlainDisplay(console) if plain else make_display(console)
+    display.began(experiment, simulated_federation(experiment))
+    shown, status, details, asked = 0, "", "", 0.0
+    while True:
+        over = status.startswith("finished")
+        for end in _rounds(directory, shown):
+            display.round_ended(end)
+            shown += 1
+        if over:
+            break
+        if time.monotonic() - asked > ASK_SECONDS or (directory / SUMMARY).exists():
+            try:
+                status, details = operator.run_status(run_id)
+            except RunFailed:
+                pass  # the SuperLink may be coming back
+            asked = time.monotonic()
+        time.sleep(LOOK_SECONDS)
+    if status == COMPLETED:
+        display.ended(outcome_of(directory))
+        return ""
+    reason = _reason(directory) or details
+    display.failed(reason)
+    return f"{status}: {reason}" if reason else status
+
+
+def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
+    """Yield the rounds that are recorded beyond those that were shown."""
+    try:
+        rows = read_rounds(directory / "rounds.csv")[shown:]
+    except (OSError, ValueError, TypeError):
+        return  # it has not begun, or a line is being written
+    if not rows:
+        return
+    clients = read_rows(directory / "clients.csv", ClientRow)  # written before their round
+    for row in rows:
+        own = [client for client in clients if client.round == row.round]
+        failed = [client for client in own if client.status == "failed"]
+        failures = [Failure(row.round, client.client, client.reason) for client in failed]
+        yield RoundEnd(row, own, failures, {}, {}, {})
+
+
+def _reason(directory: Path) -> str:
+    """Return why a run stopped, as its record says; empty if it does not."""
+    try:
+        events = [
+            json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()
+        ]
+    except (OSError, ValueError):
+        return ""
+    reasons = [str(event["reason"]) for event in events if event.get("event") == "failed"]
+    return reasons[-1] if reasons else ""

@@ -1,0 +1,99 @@
+"""What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedssl.deploy.deployment import NAME
+from fedssl.deploy.services import ENVIRONMENT
+from fedssl.errors import RunFailed
+
+Say = Callable[[str], None]
+
+COMPLETED = "finished:completed"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Flower's command line, against one SuperLink.
+
+    Args:
+        flower_home: Folder of the file that says where the SuperLink is.
+        wrap: Makes of a command the one that reaches the SuperLink, such as one in a container.
+        say: Prints a line.
+    """
+
+    flower_home: Path
+    wrap: Callable[[Sequence[str]], list[str]]
+    say: Say
+
+    def register(self, public_key: str, name: str) -> bool:
+        """Let a client's key in; False if it is in already.
+
+        Raises:
+            RunFailed: It is refused for another reason.
+        """
+        done = self._ask("supernode", "register", public_key, NAME, "--name", name)
+        if done.get("success"):
+            return True
+        problem = str(done.get("error-message", done))
+        if "already" in problem.lower():
+            return False
+        raise RunFailed(f"the key of {name} is refused: {problem.strip()}")
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Return the clients that the SuperLink knows."""
+        found: list[Mapping[str, Any]] = self._ask("supernode", "list", NAME, quiet=True)["nodes"]
+        return found
+
+    def start_run(self, app: str, settings: str) -> str:
+        """Submit a run; return its id.
+
+        Args:
+            app: Folder of the app.
+            settings: TOML file of its run config.
+        """
+        done = self._ask("run", app, NAME, "--run-config", settings)
+        if not done.get("success"):
+            raise RunFailed(f"the run is refused: {done.get('error-message', done)}")
+        return str(done["run-id"])
+
+    def run_status(self, run_id: str) -> tuple[str, str]:
+        """Return a run's status and its details."""
+        (found,) = self._ask("ls", NAME, "--run-id", run_id, quiet=True)["runs"]
+        return str(found["status"]), str(found.get("status-details") or "")
+
+    def runs(self) -> list[Mapping[str, Any]]:
+        """Return the runs that the SuperLink knows."""
+        found: list[Mapping[str, Any]] = self._ask("ls", NAME, quiet=True)["runs"]
+        return found
+
+    def stop_run(self, run_id: str) -> None:
+        """End a run."""
+        self._ask("stop", run_id, NAME)
+
+    def _ask(self, *arguments: str, quiet: bool = False) -> Any:
+        """Run one of Flower's commands and return what it says as JSON."""
+        command = self.wrap(["flwr", *arguments, "--format", "json"])
+        if not quiet:
+            self.say(f"$ {shlex.join(command)}")
+        environment = {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(self.flower_home.absolute())}
+        bin_folder = str(Path(sys.executable).parent)
+        environment["PATH"] = os.pathsep.join([bin_folder, environment.get("PATH", os.defpath)])
+        for attempt in range(2):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            try:
+                return json.loads(done.stdout[done.stdout.index("{") :])
+            except ValueError:
+                if attempt:
+                    said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
+                    raise RunFailed(f"{shlex.join(arguments[:2])} failed: {said}") from None
+                time.sleep(2.0)  # the SuperLink may be coming back
+        raise AssertionError("not reached")

@@ -1,0 +1,148 @@
+"""Certificates and keys of a deployment: who the server is, and which clients it knows.
+
+Private files are readable by their owner alone. Nothing here is ever printed.
+"""
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+VALID_DAYS = 825
+"""Of certificates: the longest that common clients accept of a server's."""
+
+OWN_NAMES = ("localhost", "127.0.0.1", "::1", "superlink", "gate")
+"""Names that the server has on its own host and in the containers' network."""
+
+
+def write_certificates(folder: Path, names: Sequence[str]) -> None:
+    """Write a certificate authority of this deployment's own and the server's certificate.
+
+    Files: ``ca.crt`` goes to every client, ``server.crt`` and ``server.key`` stay at the server; the authority's key
+    is not kept, so nobody can make another server's certificate that clients would believe.
+
+    Args:
+        folder: Made if it is not there.
+        names: Host names and addresses under which clients reach the server, beside its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC)
+    until = now + datetime.timedelta(days=VALID_DAYS)
+    authority_key, server_key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    authority = _named("fedssl deployment authority")
+    authority_certificate = (
+        x509.CertificateBuilder()
+        .subject_name(authority)
+        .issuer_name(authority)
+        .public_key(authority_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(until)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False
+        )
+        .sign(authority_key, hashes.SHA384())
+    )
+    server_certificate = (
+        x509.CertificateBuilder()
+        .subject_name(_named("fedssl superlink"))
+        .issuer_name(authority)
+        .public_key(server_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(until)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [_alternative(n) for n in dict.fromkeys([*OWN_NAMES, *names])]
+            ),
+            critical=False,
+        )
+        .sign(authority_key, hashes.SHA384())
+    )
+    pem = serialization.Encoding.PEM
+    _write_public(folder / "ca.crt", authority_certificate.public_bytes(pem))
+    _write_public(folder / "server.crt", server_certificate.public_bytes(pem))
+    write_private(
+        folder / "server.key",
+        server_key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    )
+
+
+def write_node_key(path: Path) -> None:
+    """Write a client's key, ECDSA P-384 as OpenSSH writes it, and beside it its public half as PATH.pub."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    write_private(path, key.private_bytes(encoding, form, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    _write_public(path.with_name(f"{path.name}.pub"), public + b"\n")
+
+
+def write_shared_secret(path: Path) -> None:
+    """Write the secret by which whoever runs apps is known to the process that hands them out."""
+    write_private(path, os.urandom(48).hex().encode())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that only its owner can read; it is never there with other rights."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _write_public(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+    path.chmod(0o644)
+
+
+def is_address(name: str) -> bool:
+    """Say whether a name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    if is_address(name):
+        return x509.IPAddress(ipaddress.ip_address(name))
+    return x509.DNSName(name)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

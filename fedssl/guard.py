@@ -1,0 +1,51 @@
+"""What a command raises becomes one message and an exit code."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from fedssl.errors import FedsslError, InputError
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Turn what a command raises into one message on stderr and the exit code that goes with it."""
+
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            _stop(error, WRONG_INPUT)
+        except FedsslError as error:
+            _stop(error, FAILED)
+        except KeyboardInterrupt as error:
+            _stop(error, INTERRUPTED)
+
+    return run
+
+
+def _stop(error: BaseException, code: int) -> NoReturn:
+    complain(error)
+    raise typer.Exit(code)
+
+
+def complain(error: BaseException | str, where: str = "") -> None:
+    """Print an error, and what became known while it was on its way."""
+    lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
+    text = _escaped(where + "\n".join(lines))
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
