@@ -32,6 +32,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
+from fedssl import __version__
 from fedssl.training import FitReport
 
 ARRAYS = "arrays"
@@ -41,6 +42,7 @@ CONFIG = "config"
 METRICS = "metrics"
 
 EXPERIMENT = "experiment"
+VERSION = "fedssl-version"
 ROUND = "server-round"
 """Flower's own name: its strategies write it into every config record."""
 PHASE = "phase"
@@ -238,29 +240,37 @@ class Request:
     phase_rounds: int | None
 
 
+def experiment_config(experiment: str) -> ConfigRecord:
+    """Return a config record that names an experiment, given as JSON, and the version that asks."""
+    return ConfigRecord({EXPERIMENT: experiment, VERSION: __version__})
+
+
 def request_config(
     experiment: str, phase: int, phase_round: int, phase_rounds: int
 ) -> ConfigRecord:
     """Return the config record of a request; strategies add the server round."""
-    return ConfigRecord(
-        {
-            EXPERIMENT: experiment,
-            PHASE: phase,
-            PHASE_ROUND: phase_round,
-            PHASE_ROUNDS: phase_rounds,
-        }
-    )
+    config = experiment_config(experiment)
+    config.update({PHASE: phase, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds})
+    return config
 
 
 def read_request(message: Message) -> Request:
     """Read a request.
 
     Raises:
-        ValueError: The message is not a request of ours; says which record is missing.
+        ValueError: The message is not a request of ours, and says which record is missing; or another version's, by
+            which other bits may come out.
     """
     config = message.content.get(CONFIG)
     if not isinstance(config, ConfigRecord) or EXPERIMENT not in config:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
+    version = config.get(
+        VERSION, __version__
+    )  # stock strategies of somebody else's server may drop it
+    if version != __version__:
+        raise ValueError(
+            f"the server runs fedssl {version}, this client {__version__}; install the same on both"
+        )
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},
         state=arrays_of(message.content, STATE) or {},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 
 from fedssl import protocol, rng
 from fedssl.data.federation import Federation
@@ -65,8 +65,7 @@ class Census:
         Raises:
             RunFailed: A client is missing, is there twice, or could not answer.
         """
-        config = ConfigRecord({protocol.EXPERIMENT: experiment})
-        content = RecordDict({protocol.CONFIG: config})
+        content = RecordDict({protocol.CONFIG: protocol.experiment_config(experiment)})
         requests = [protocol.new_message(MessageType.QUERY, node, content) for node in nodes]
         found: dict[int, tuple[int, int, int]] = {}
         for reply in ask(requests):

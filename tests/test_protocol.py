@@ -87,6 +87,13 @@ def test_a_request_without_an_experiment_says_so():
         protocol.read_request(message())
 
 
+def test_another_versions_request_is_refused():
+    config = protocol.request_config("{}", 0, 1, 2)
+    config[protocol.VERSION] = "99.0"
+    with pytest.raises(ValueError, match=r"the server runs fedssl 99\.0, this client \d"):
+        protocol.read_request(message(RecordDict({"config": config})))
+
+
 def reply_to(request):
     report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1)
     metrics = protocol.fit_metrics(report, client=3, num_labeled=4, num_examples=20)

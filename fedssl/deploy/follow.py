@@ -1,5 +1,6 @@
 """A run of a deployment as it goes: its record is read as it grows, and shown as a simulation is."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -48,10 +49,8 @@ def follow(
         if over:
             break
         if time.monotonic() - asked > ASK_SECONDS or (directory / SUMMARY).exists():
-            try:
+            with contextlib.suppress(RunFailed):  # the SuperLink may be coming back
                 status, details = operator.run_status(run_id)
-            except RunFailed:
-                pass  # the SuperLink may be coming back
             asked = time.monotonic()
         time.sleep(LOOK_SECONDS)
     if status == COMPLETED:

@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +39,13 @@ class Operator:
         Raises:
             RunFailed: It is refused for another reason.
         """
-        done = self._ask("supernode", "register", public_key, NAME, "--name", name)
-        if done.get("success"):
-            return True
-        problem = str(done.get("error-message", done))
-        if "already" in problem.lower():
-            return False
-        raise RunFailed(f"the key of {name} is refused: {problem.strip()}")
+        try:
+            self._ask("supernode", "register", public_key, NAME, "--name", name)
+        except RunFailed as error:
+            if "already" in str(error):
+                return False
+            raise
+        return True
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return the clients that the SuperLink knows."""
@@ -60,10 +59,7 @@ class Operator:
             app: Folder of the app.
             settings: TOML file of its run config.
         """
-        done = self._ask("run", app, NAME, "--run-config", settings)
-        if not done.get("success"):
-            raise RunFailed(f"the run is refused: {done.get('error-message', done)}")
-        return str(done["run-id"])
+        return str(self._ask("run", app, NAME, "--run-config", settings)["run-id"])
 
     def run_status(self, run_id: str) -> tuple[str, str]:
         """Return a run's status and its details."""
@@ -79,21 +75,25 @@ class Operator:
         """End a run."""
         self._ask("stop", run_id, NAME)
 
-    def _ask(self, *arguments: str, quiet: bool = False) -> Any:
-        """Run one of Flower's commands and return what it says as JSON."""
+    def _ask(self, *arguments: str, quiet: bool = False) -> dict[str, Any]:
+        """Run one of Flower's commands and return what it says as JSON.
+
+        Raises:
+            RunFailed: It failed; says why.
+        """
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
             self.say(f"$ {shlex.join(command)}")
         environment = {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(self.flower_home.absolute())}
         bin_folder = str(Path(sys.executable).parent)
         environment["PATH"] = os.pathsep.join([bin_folder, environment.get("PATH", os.defpath)])
-        for attempt in range(2):
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            try:
-                return json.loads(done.stdout[done.stdout.index("{") :])
-            except ValueError:
-                if attempt:
-                    said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
-                    raise RunFailed(f"{shlex.join(arguments[:2])} failed: {said}") from None
-                time.sleep(2.0)  # the SuperLink may be coming back
-        raise AssertionError("not reached")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {}
+        if not answer.get("success"):
+            problem = str(answer.get("error-message") or said).strip()
+            raise RunFailed(f"`flwr {shlex.join(arguments[:2])}` failed: {problem}")
+        return answer

@@ -1,0 +1,214 @@
+"""A federation of processes on this host, TLS and keys on: the simulation's bits, and who is let in."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tomli_w
+
+from fedssl.deploy.deployment import Deployment
+from fedssl.deploy.secrets import write_node_key
+from fedssl.deploy.services import ENVIRONMENT
+from fedssl.record.run_directory import RunDirectory
+from fedssl.simulation import Engine
+from tests.helpers import command, fedssl, sha256, small_experiment, small_toml
+
+FEDERATION = {"clients": 2, "sample": 2}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def deploy(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    parts = command("deploy", *arguments, "--folder", folder, "--no-containers")
+    return subprocess.run(parts, capture_output=True, text=True, timeout=500)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation") / "deployment"
+    assert fedssl("deploy", "init", "--folder", folder).exit_code == 0
+    table = tomllib.loads((folder / "deployment.toml").read_text())
+    table["port"], table["superlink_port"], *_ = free_ports(2)
+    while True:  # two in a row
+        table["client_port"], *_ = free_ports(1)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", table["client_port"] + 1))
+            break
+    (folder / "deployment.toml").write_text(tomli_w.dumps(table))
+    done = deploy(folder, "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Deployment.open(folder)
+    assert deploy(folder, "down").returncode == 0
+    assert not list((folder / "processes").iterdir())
+
+
+def kept(deployment: Deployment, name: str) -> dict[str, int]:
+    found: dict[str, int] = json.loads((deployment.processes / f"{name}.json").read_text())
+    return found
+
+
+def simulated(experiment, path: Path) -> Path:
+    with Engine() as engine:
+        engine.run(experiment, [RunDirectory(path)])
+    return path
+
+
+def recorded(deployment: Deployment, name: str) -> Path:
+    (path,) = (deployment.runs / name).iterdir()
+    return path
+
+
+def test_three_rounds_give_the_simulations_bits(running, tmp_path):
+    file = small_toml(tmp_path / "e.toml", name="parity", rounds=3, federation=FEDERATION)
+    done = deploy(running.folder, "run", file, "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 3/3 fixmatch: accuracy " in done.stdout
+    assert "clients 2/2" in done.stdout
+    here = recorded(running, "parity")
+    there = simulated(
+        small_experiment(name="parity", rounds=3, federation=FEDERATION), tmp_path / "s"
+    )
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert sha256(here / name) == sha256(there / name)
+    columns = [
+        "round",
+        "server_accuracy",
+        "loss",
+        "pseudo_label_coverage",
+        "bytes_up",
+        "clients_ok",
+    ]
+    mine, theirs = (pd.read_csv(path / "rounds.csv")[columns] for path in (here, there))
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    assert {path.name for path in there.iterdir()} == {path.name for path in here.iterdir()}
+
+
+def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
+    file = small_toml(
+        tmp_path / "e.toml", name="failing", federation=FEDERATION,
+        method={"kind": "tests.plugins.raising", "sizes": list(range(1000))},
+    )  # fmt: skip
+    done = deploy(running.folder, "run", file, "--plain")
+    assert done.returncode == 1, done.stdout
+    assert "broken on purpose" in done.stdout
+    assert "all clients of round 1 failed" in done.stderr
+    assert "finished:failed" in done.stderr
+
+
+def test_too_many_clients_are_refused_before_anything_runs(running, tmp_path):
+    done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", name="many"))
+    assert done.returncode == 2
+    assert "federation.clients: is 6, but 2 clients are connected" in done.stderr
+    assert not (running.runs / "many").exists()
+
+
+def test_the_state_of_all_is_shown(running):
+    done = deploy(running.folder, "status")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("runs, healthy") == 4
+    assert done.stdout.count("online") == 2
+
+
+def client(deployment: Deployment, *arguments: object, seconds: float = 40) -> str:
+    """Return what a client says that is not let in."""
+    gate = f"127.0.0.1:{deployment.settings.port}"
+    (port,) = free_ports(1)
+    tools = Path(sys.executable).parent
+    process = subprocess.Popen(
+        [str(tools / "flower-supernode"), "--superlink", gate, "--port", str(port), "--max-retries", "1",
+         *("--node-config", "partition-id=0"), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, **ENVIRONMENT, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    return said
+
+
+def test_who_has_no_key_an_unknown_key_or_no_authority_is_not_let_in(running, tmp_path):
+    authority = running.certificates / "ca.crt"
+    trusting = ("--root-certificates", authority)
+    assert "2001" in client(running, *trusting)
+    write_node_key(tmp_path / "unknown")
+    unknown = client(running, *trusting, "--auth-supernode-private-key", tmp_path / "unknown")
+    assert "2004" in unknown
+    distrusting = client(running, "--auth-supernode-private-key", running.key(0))
+    assert "CERTIFICATE_VERIFY_FAILED" in distrusting
+
+
+def test_the_gate_lets_nobody_start_a_run(running):
+    context = ssl.create_default_context(cafile=str(running.certificates / "ca.crt"))
+    for path in ("control/start-run", "control/list-runs", "runtime/acquire-task"):
+        url = f"https://127.0.0.1:{running.settings.port}/v1/{path}"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url, b"", method="POST"), context=context)
+        assert refused.value.code == 404
+
+
+def test_no_secret_is_in_a_log(running):
+    secrets = [
+        running.executor_secret,
+        running.certificates / "server.key",
+        running.key(0),
+        running.key(1),
+    ]
+    lines = [line for path in secrets for line in path.read_text().splitlines() if len(line) > 40]
+    lines = [line for line in lines if "PRIVATE KEY" not in line]
+    for log in running.logs.iterdir():
+        text = log.read_text(errors="replace")
+        assert not any(line in text for line in lines), log
+
+
+def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_path):
+    file = small_toml(tmp_path / "e.toml", name="killed", rounds=6, federation=FEDERATION)
+    parts = command("deploy", "run", file, "--plain", "--folder", running.folder, "--no-containers")
+    process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("round 1/"):
+            time.sleep(1)
+            os.kill(kept(running, "superlink")["process"], signal.SIGKILL)
+        if line.startswith("round 3/"):
+            time.sleep(1)
+            os.killpg(kept(running, "client-1")["process"], signal.SIGKILL)
+    assert process.wait(60) == 0, "".join(said)
+    assert kept(running, "superlink")["starts"] >= 2
+    assert kept(running, "client-1")["starts"] >= 2
+    here = recorded(running, "killed")
+    rounds = pd.read_csv(here / "rounds.csv")
+    assert rounds["round"].tolist() == list(range(1, 7))
+    if rounds.clients_ok.eq(
+        2
+    ).all():  # else a reply was given up, and its client left out of that round
+        there = simulated(
+            small_experiment(name="killed", rounds=6, federation=FEDERATION), tmp_path / "s"
+        )
+        assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
