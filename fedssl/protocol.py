@@ -264,9 +264,7 @@ def read_request(message: Message) -> Request:
     config = message.content.get(CONFIG)
     if not isinstance(config, ConfigRecord) or EXPERIMENT not in config:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
-    version = config.get(
-        VERSION, __version__
-    )  # stock strategies of somebody else's server may drop it
+    version = cast("str", config.get(VERSION, __version__))  # somebody else's server may name none
     if version != __version__:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
