@@ -15,6 +15,7 @@ from rich.table import Table
 from fedssl import __version__
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.errors import InputError, RunFailed, nearest
+from fedssl.extras import is_installed, remedy_for, require
 from fedssl.guard import DONE, complain, guarded
 from fedssl.startup import quick_imports
 
@@ -112,7 +113,7 @@ def run(
     with quick_imports():
         from fedssl.interrupts import interruptible
         from fedssl.runs import Runs
-        from fedssl.simulation import Engine, check
+        from fedssl.simulation import Engine, check, check_engine
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
@@ -120,6 +121,10 @@ def run(
     console = Console()
     with interruptible() as interrupts:
         experiments = _experiments(files, overrides, seeds)
+        for experiment in experiments:
+            check_engine(experiment)
+        if len(experiments) > 1:
+            require("pandas", "run", "the comparison of several runs")
         with Engine() as workforce:
             workforce.start(experiments[0])  # its workers make themselves ready while we check
             for experiment in experiments:
@@ -183,7 +188,6 @@ def _compare(finished: "list[tuple[Experiment, Outcome]]", folder: Path, console
         costs_as_rich,
         curves,
     )
-    from fedssl.record.plots import plot_comparison
     from fedssl.record.rows import summarize
 
     runs = [Finished(*run) for run in finished]
@@ -200,10 +204,16 @@ def _compare(finished: "list[tuple[Experiment, Outcome]]", folder: Path, console
         console.print(costs)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "comparison.csv", index=False)
-    picture = folder / "comparison.png"
-    caption = f"{first.data.kind}, {evaluated_on} images: mean over seeds, band from worst to best"
-    plot_comparison(curves(runs), caption, picture)
-    where = f"  picture: {picture}   table: {folder / 'comparison.csv'}"
+    if is_installed("matplotlib"):
+        from fedssl.record.plots import plot_comparison
+
+        drawn = str(folder / "comparison.png")
+        data = f"{first.data.kind}, {evaluated_on} images"
+        caption = f"{data}: mean over seeds, band from worst to best"
+        plot_comparison(curves(runs), caption, Path(drawn))
+    else:
+        drawn = f"none without matplotlib ({remedy_for()})"
+    where = f"  picture: {drawn}   table: {folder / 'comparison.csv'}"
     console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -214,9 +224,10 @@ def validate(file: File, settings: Settings = None) -> None:
     with quick_imports():
         from clients.local_data import simulated_federation
         from fedssl.record.display import describe
-        from fedssl.simulation import check, plan_here
+        from fedssl.simulation import check, check_engine, plan_here
 
     experiment = _load(file, settings or [])
+    check_engine(experiment)
     check(experiment)
     engine = experiment.engine
     if engine.address is None:
@@ -280,6 +291,7 @@ def show(
     ] = None,
 ) -> None:
     """Draw the federation of an experiment before any training: who holds what, who has labels."""
+    require("matplotlib", "show", "the picture")
     with quick_imports():
         from clients.local_data import simulated_federation
         from fedssl.record.display import describe

@@ -23,6 +23,7 @@ from fedssl.engine.plan import (
     slots_on_a_gpu,
 )
 from fedssl.errors import InputError, RunFailed
+from fedssl.extras import require
 from fedssl.interrupts import Interrupts, put_handlers_back
 from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
@@ -88,6 +89,7 @@ class Engine:
             InputError: The experiment asks for what is not there.
             RunFailed: The run could not go on.
         """
+        check_engine(experiment)
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
@@ -117,10 +119,16 @@ def _workers_of(experiment: Experiment) -> object:
     return experiment.engine, experiment.largest_sample, what
 
 
+def check_engine(experiment: Experiment) -> None:
+    """Raise `InputError` if what its engine needs is not installed."""
+    if experiment.engine.kind != "serial":
+        require("ray", "engine.kind", f"{experiment.engine.kind!r}")
+
+
 def check(experiment: Experiment) -> None:
     """Raise `InputError` for whatever can be known to be wrong before any worker is started.
 
-    The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
+    What its engine needs is another question: a deployment has none. The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
     if experiment.engine.address is None:  # what a cluster has, only that knows
         plan_here(experiment)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.errors import InputError, nearest
+from fedssl.extras import require
 from fedssl.models.base import Model, Norm, norm_layer
 
 
@@ -30,6 +31,7 @@ class TorchVision(Model):
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the classifier behind an adapter of size, channels and outputs."""
+        require("torchvision", "model.kind", f"{self.kind!r}")
         from torchvision import models  # imported here: it takes a second that other models save
 
         known = models.list_models(module=models)

@@ -19,7 +19,6 @@ from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
 from fedssl.record.files import as_safetensors, write_atomically
 from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.provenance import (
-    as_parquet,
     check_partition,
     environment,
     partition_table,
@@ -116,7 +115,7 @@ class RunDirectory(Observer):
                 check_partition(self.path / PARTITION, federation)
             else:
                 self._write(ENVIRONMENT, as_json(environment()))
-                self._write(PARTITION, as_parquet(partition_table(federation)))
+                self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())
             stopped = stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))
             for name, kind in TABLES.items():

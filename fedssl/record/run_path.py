@@ -9,7 +9,7 @@ from fedssl.errors import InputError
 from fedssl.record.files import PARTIAL
 
 EXPERIMENT = "experiment.toml"
-PARTITION = "partition.parquet"
+PARTITION = "partition.csv"
 ENVIRONMENT = "environment.json"
 SUMMARY = "summary.json"
 LOCK = ".lock"

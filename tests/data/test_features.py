@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
 
 from fedssl.data.features import FEATURE_SKEWS
 from fedssl.errors import InputError
@@ -83,6 +85,16 @@ def test_rotation_turns_by_the_clients_angle(seed, most):
     column = float((mass.sum(0) * torch.arange(41)).sum())
     assert row == pytest.approx(20 - 13 * np.sin(angle), abs=0.1)
     assert column == pytest.approx(20 + 13 * np.cos(angle), abs=0.1)
+
+
+@given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_rotation_is_torchvisions_bit_for_bit(seed, height, width):
+    images = some_images(3, 3, height, width)
+    angle = float(np.random.default_rng(seed).uniform(-180, 180))
+    wanted = rotate(images, angle, InterpolationMode.BILINEAR)
+    skew = FEATURE_SKEWS.build({"kind": "rotation", "max_degrees": 180})
+    assert torch.equal(seen(skew, images, law=seed), wanted)
 
 
 def test_rotation_interpolates_and_fills_with_black():

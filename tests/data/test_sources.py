@@ -10,6 +10,7 @@ import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from fedssl.data.blocks import Block
@@ -41,6 +42,14 @@ def test_digits_are_the_real_ones():
     assert abs(pixels.mean() - data.spec.mean[0]) < 0.001
     assert abs(pixels.std() - data.spec.std[0]) < 0.001
     assert not data.spec.flips
+
+
+def test_digits_are_those_of_scikit_learn():
+    theirs, raw = load_digits(), Digits().read()
+    (block,) = raw.train
+    levels = np.rint(theirs.images * (255 / 16))
+    assert np.array_equal(block.images[:, 0], levels)
+    assert np.array_equal(block.labels, theirs.target)
 
 
 def test_train_size_cuts_and_is_checked():

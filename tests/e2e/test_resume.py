@@ -309,10 +309,9 @@ def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_
 def test_changed_data_is_refused(killed, tmp_path):
     experiment, _, path = killed
     shutil.copytree(path, tmp_path / "run")
-    table = pd.read_parquet(tmp_path / "run" / "partition.parquet")
-    table.assign(client=table.client[::-1].to_numpy()).to_parquet(
-        tmp_path / "run" / "partition.parquet", index=False
-    )
+    partition = tmp_path / "run" / "partition.csv"
+    table = pd.read_csv(partition)
+    table.assign(client=table.client[::-1].to_numpy()).to_csv(partition, index=False)
     file = tmp_path / "e.toml"
     file.write_text(experiment.to_toml())
     result = fedssl("run", file, "--resume", "--out", tmp_path / "run", "--plain")

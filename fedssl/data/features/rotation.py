@@ -4,8 +4,11 @@ As in the rotated data sets of Ghosh et al., "An Efficient Framework for Cluster
 arXiv:2006.04088; clients there share one of four angles, here each has its own.
 """
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -27,12 +30,32 @@ class Rotation(FeatureSkew):
 
         Pixels are interpolated bilinearly; what comes in from outside is black. See `FeatureSkew.apply`.
         """
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import rotate
-
         angle = law.uniform(-self.max_degrees, self.max_degrees)
         turned = torch.empty_like(images)
+        grid = _grid(angle, *images.shape[-2:])
         for start in range(0, len(images), IMAGES_AT_ONCE):
             part = slice(start, start + IMAGES_AT_ONCE)
-            turned[part] = rotate(images[part], angle, InterpolationMode.BILINEAR)
+            pixels = images[part].float()
+            places = grid.expand(len(pixels), -1, -1, -1)
+            # Black outside: grid_sample's own default, as is taking pixels for squares and not for points.
+            turned[part] = F.grid_sample(pixels, places, align_corners=False).round_()
         return turned
+
+
+def _grid(angle: float, height: int, width: int) -> Tensor:
+    """Return where each pixel of a turned image comes from, shape (1, H, W, 2), x before y, -1 to 1 from edge to edge.
+
+    Args:
+        angle: In degrees, counter-clockwise.
+        height, width: Of the image, in pixels.
+    """
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    x = torch.linspace(0.5 - width / 2, width / 2 - 0.5, width).expand(height, width)
+    y = (
+        torch.linspace(0.5 - height / 2, height / 2 - 0.5, height)
+        .unsqueeze(1)
+        .expand(height, width)
+    )
+    here = torch.stack([x, y], -1).view(1, -1, 2)
+    turn = torch.tensor([[cos, sin], [-sin, cos]])
+    return (here @ (turn / torch.tensor([width / 2, height / 2]))).view(1, height, width, 2)

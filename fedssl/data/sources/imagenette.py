@@ -50,9 +50,7 @@ class Imagenette(TorchvisionFiles):
         )
 
     def _images(self, split: Literal["train", "val"]) -> Any:
-        from torchvision import datasets  # imported here: it takes a second
-
-        return self.open(datasets.Imagenette, "Imagenette", split=split, size=self.size, loader=str)
+        return self.open("Imagenette", "Imagenette", split=split, size=self.size, loader=str)
 
     def _whole_part(self, blocks: Iterator[Block], flaws: Flaws) -> Iterator[Block]:
         """Yield the blocks, and refuse images that cannot be read: what is published has none."""

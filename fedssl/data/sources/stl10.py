@@ -41,10 +41,8 @@ class STL10(TorchvisionFiles):
         Raises:
             InputError: The files are not under `root` and were not to be fetched, or cannot be read.
         """
-        from torchvision import datasets  # imported here: it takes a second
-
-        train = self.open(datasets.STL10, "STL-10", split="train")
-        test = self.open(datasets.STL10, "STL-10", split="test")
+        train = self.open("STL10", "STL-10", split="train")
+        test = self.open("STL10", "STL-10", split="test")
         folder = Path(self.root, train.base_folder)
         if not (folder / train.class_names_file).is_file():  # torchvision goes on without
             raise self.missing("STL-10", f"there is no {train.class_names_file}")

@@ -52,8 +52,6 @@ class SVHN(TorchvisionFiles):
             yield self._block("extra", labelable=self.extra == "labeled")
 
     def _block(self, split: Literal["train", "test", "extra"], *, labelable: bool) -> Block:
-        from torchvision import datasets  # imported here: it takes a second
-
-        part = self.open(datasets.SVHN, f"{split} images of SVHN", split=split)
+        part = self.open("SVHN", f"{split} images of SVHN", split=split)
         labels = part.labels.astype(np.int64)
         return Block(part.data, labels, np.full(len(labels), labelable, np.bool_))

@@ -1,7 +1,6 @@
 """Data sets in the folder layouts of ``torchvision.datasets``: what their sources share."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from fedssl.data.blocks import Block
 from fedssl.data.sources.base import Source
 from fedssl.errors import InputError
+from fedssl.extras import require
 
 
 class TorchvisionFiles(Source):
@@ -28,24 +28,25 @@ class TorchvisionFiles(Source):
 
     def train_and_test(self, reader: str, what: str) -> tuple[Any, Any]:
         """Return both parts of a data set whose reader tells them apart by ``train``; arguments as in `open`."""
-        from torchvision import datasets  # imported here: it takes a second
+        return self.open(reader, what, train=True), self.open(reader, what, train=False)
 
-        opened = [self.open(getattr(datasets, reader), what, train=part) for part in (True, False)]
-        return opened[0], opened[1]
-
-    def open(self, reader: Callable[..., Any], what: str, **options: Any) -> Any:
+    def open(self, reader: str, what: str, **options: Any) -> Any:
         """Return what a reader of ``torchvision.datasets`` makes of the files under `root`.
 
         Args:
-            reader: Class of ``torchvision.datasets``; called with `root`, `download` and the options.
+            reader: Name of a class of ``torchvision.datasets``; called with `root`, `download` and the options.
             what: Name of the data in the error.
             options: Passed to the reader.
 
         Raises:
-            InputError: A file is missing, damaged, or could not be fetched; says how to get it.
+            InputError: torchvision is not installed; or a file is missing, damaged, or could not be fetched. Says how to
+                get it.
         """
+        require("torchvision", "data.source", f"{self.kind!r}")
+        from torchvision import datasets  # imported here: it takes a second
+
         try:
-            return reader(str(self.root), download=self.download, **options)
+            return getattr(datasets, reader)(str(self.root), download=self.download, **options)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             raise self.missing(what, error) from None
 
