@@ -92,6 +92,10 @@ class Experiment(Section):
             raise ValueError(
                 "data.validation and federation.labels.validation exclude each other; drop one"
             )
+        if self.system is not None and self.federation.private:
+            raise ValueError(
+                "system is virtual time, which clients with private data (federation.private) do not live in; drop system"
+            )
         return self
 
     @property
