@@ -18,6 +18,7 @@ from fedssl import protocol
 from fedssl.aggregation import Arrays
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
+from fedssl.data.terms import Terms
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.engine.replies import Replies
 from fedssl.fusion import (
@@ -184,12 +185,12 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     if any(message.content is not messages[0].content for message in messages):
         raise ValueError("their requests do not share one content")
     request = protocol.read_request(messages[0])
-    here = resident(request.experiment, device_of(contexts[0]))
+    here = resident(request.experiment, device_of(contexts[0]), request.terms)
     experiment = here.experiment
     set_threads(experiment)
     here.weights.load(request.arrays, contexts[0].state)  # fused clients have none of their own
     errors: dict[int, Message] = {}
-    ready = _prepare(experiment, messages, contexts, errors)
+    ready = _prepare(experiment, request.terms, messages, contexts, errors)
     fitted = None
     if ready:
         fitted = fit_together(
@@ -211,6 +212,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
 
 def _prepare(
     experiment: Experiment,
+    terms: Terms | None,
     messages: Sequence[Message],
     contexts: Sequence[Context],
     errors: dict[int, Message],
@@ -219,8 +221,8 @@ def _prepare(
     ready = []
     for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:
-            local = local_data(experiment, context)
-            shard = local.federation.shard(local.client).to(torch.device(device_of(context)))
+            local = local_data(experiment, terms, context)
+            shard = local.shard().to(torch.device(device_of(context)))
             ready.append(_Ready(place, local.client, shard))
         except Exception:
             errors[place] = protocol.error_reply(message, traceback.format_exc())

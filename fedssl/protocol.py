@@ -32,6 +32,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
+from fedssl.data.terms import Terms
 from fedssl.training import FitReport
 
 ARRAYS = "arrays"
@@ -46,10 +47,15 @@ ROUND = "server-round"
 PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
+IMAGES = "images"
+"""What clients with private data must know of the federation's images, as JSON; in no other request."""
 
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 DEVICE = "device"
+DATA_PATH = "data-path"
+"""Of a client's private data, in its node's config."""
+BAD_IMAGES = "bad-images"
 
 CLIENT = "client"
 NUM_EXAMPLES = "num-examples"
@@ -227,6 +233,7 @@ class Request:
         phase: Phase of the run, from 0.
         phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
         phase_rounds: Rounds of the phase; None likewise.
+        terms: What the images of all clients have in common; None unless clients bring their own.
     """
 
     arrays: NamedArrays
@@ -236,20 +243,24 @@ class Request:
     phase: int
     phase_round: int | None
     phase_rounds: int | None
+    terms: Terms | None = None
 
 
 def request_config(
-    experiment: str, phase: int, phase_round: int, phase_rounds: int
+    experiment: str, phase: int, phase_round: int, phase_rounds: int, terms: Terms | None = None
 ) -> ConfigRecord:
     """Return the config record of a request; strategies add the server round."""
-    return ConfigRecord(
-        {
-            EXPERIMENT: experiment,
-            PHASE: phase,
-            PHASE_ROUND: phase_round,
-            PHASE_ROUNDS: phase_rounds,
-        }
-    )
+    config = query_config(experiment, terms)
+    config.update({PHASE: phase, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds})
+    return config
+
+
+def query_config(experiment: str, terms: Terms | None) -> ConfigRecord:
+    """Return the config record of a request of no round; terms travel only where clients bring their own images."""
+    config = ConfigRecord({EXPERIMENT: experiment})
+    if terms is not None:
+        config[IMAGES] = terms.to_json()
+    return config
 
 
 def read_request(message: Message) -> Request:
@@ -261,6 +272,7 @@ def read_request(message: Message) -> Request:
     config = message.content.get(CONFIG)
     if not isinstance(config, ConfigRecord) or EXPERIMENT not in config:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
+    images = cast("str | None", config.get(IMAGES))
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},
         state=arrays_of(message.content, STATE) or {},
@@ -269,6 +281,7 @@ def read_request(message: Message) -> Request:
         phase=cast("int", config.get(PHASE, 0)),
         phase_round=cast("int | None", config.get(PHASE_ROUND)),
         phase_rounds=cast("int | None", config.get(PHASE_ROUNDS)),
+        terms=None if images is None else Terms.from_json(images),
     )
 
 

@@ -30,7 +30,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
 from strategies.base import strategy_of
-from strategies.census import Census
+from strategies.census import Census, refuse_private
 from strategies.server_app import serve
 from strategies.server_training import check_server_method
 from strategies.strategy_state import state_of
@@ -66,6 +66,7 @@ class Engine:
 
     def start(self, experiment: Experiment) -> None:
         """Begin to start the workers that an experiment will want, and return at once."""
+        refuse_private(experiment)
         if experiment.engine.kind != "flower":
             self.close()
             self._grid = InBackground(lambda: _make_grid(experiment))
@@ -88,6 +89,7 @@ class Engine:
             InputError: The experiment asks for what is not there.
             RunFailed: The run could not go on.
         """
+        refuse_private(experiment)
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
@@ -126,7 +128,10 @@ def check(experiment: Experiment) -> None:
         plan_here(experiment)
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
-    census = Census.of_simulation(federation)
+    if experiment.federation.private:
+        census = Census.unknown(experiment.federation.clients)
+    else:
+        census = Census.of_simulation(federation)
     clock = make_clock(experiment)
     if clock is not None:
         try:

@@ -15,6 +15,7 @@ from fedssl import protocol
 from fedssl.aggregation import Span, as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
@@ -32,7 +33,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Floats
 from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
-from strategies.census import Census, Cohorts
+from strategies.census import Census, Cohorts, refuse_private
 from strategies.client_memory import can_resume, cannot_resume
 from strategies.cohort_training import train_cohort
 from strategies.fusing import fused_size, fused_units
@@ -76,10 +77,11 @@ def serve(
         resume: Go on after this; None begins.
 
     Raises:
-        InputError: The run cannot go on here.
+        InputError: The run cannot go on here, or clients of a simulation are to bring private data.
         RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
     """
     if isinstance(grid, LocalGrid):
+        refuse_private(experiment)
         grid.states.discard()  # of a run that did not end
     server = _Server(experiment, grid, observers)
     try:
@@ -116,6 +118,9 @@ class _Server:
         self.classifier_names: dict[str, str] = {}
         self.fused_size: dict[int, int] = {}
         self.began = 0.0
+        data, private = self.federation.data, experiment.federation.private
+        self.terms = Terms.of(data) if private else None
+        """What clients with private data must know; nobody else is sent it."""
         self.resumable = can_resume(experiment, grid, self.federation.data.spec)
 
     def run(self, resume: Snapshot | None) -> Outcome:
@@ -159,6 +164,7 @@ class _Server:
             nodes,
             text,
             wanted,
+            self.terms,
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
@@ -234,7 +240,7 @@ class _Server:
         if self.clock is not None:
             cohorts.available = self.clock.open_round(self.round)
         rounds = phase.experiment.num_rounds
-        config = protocol.request_config(phase.text, phase.index, phase_round, rounds)
+        config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self.terms)
         arrays = protocol.to_record(self.arrays)
         messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
         attach(self.state, messages)

@@ -43,9 +43,7 @@ def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
         raise InputError(field, problem, error.remedy) from None
 
 
-def _settings(
-    kind: type[OwnImages], path: str, terms: Terms, skip: bool
-) -> dict[str, object]:
+def _settings(kind: type[OwnImages], path: str, terms: Terms, skip: bool) -> dict[str, object]:
     """Return the settings of a source that reads by these terms; they are part of the cache entry's name."""
     channels, height, width = terms.spec.shape
     common = {
