@@ -5,6 +5,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.local_data import local_data
+from clients.privacy import leaving
 from clients.resident import resident
 from clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl import protocol
@@ -44,7 +45,14 @@ def train(message: Message, context: Context) -> Message:
     metrics = protocol.fit_metrics(
         report, client=local.client, num_labeled=len(shard.labeled), num_examples=len(shard)
     )
-    return protocol.fit_reply(message, weights.shared, shared_state(recipe, state), metrics)
+    sent = leaving(
+        experiment,
+        request.arrays,
+        weights.shared,
+        server_round=request.server_round,
+        client=local.client,
+    )
+    return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
 
 
 @app.evaluate(mods=[protocol.reply_or_explain])

@@ -3,7 +3,7 @@
 import functools
 import logging
 import traceback
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 
 from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
+from clients.privacy import leaving
 from clients.resident import resident
 from clients.state import save_state
 from fedssl import protocol
@@ -51,6 +52,7 @@ class _Group(Replies):
         errors: Replies of those that could not be trained, by place.
         ready: The others.
         fitted: What came of them; None if there are none.
+        leave: What of a client's weights leaves it, by its number.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class _Group(Replies):
         errors: Mapping[int, Message],
         ready: Sequence[_Ready],
         fitted: GroupFit | None,
+        leave: Callable[[int, Arrays], Arrays],
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
@@ -81,7 +84,8 @@ class _Group(Replies):
                 num_labeled=len(own.shard.labeled),
                 num_examples=len(own.shard),
             )
-            self._trained[own.place] = metrics, {name: stack[i] for name, stack in weights.items()}
+            trained = {name: stack[i] for name, stack in weights.items()}
+            self._trained[own.place] = metrics, leave(own.client, trained)
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -203,7 +207,17 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-    group = _Group(messages, errors, ready, fitted)
+
+    def leave(client: int, trained: Arrays) -> Arrays:
+        return leaving(
+            experiment,
+            request.arrays,
+            trained,
+            server_round=request.server_round,
+            client=client,
+        )
+
+    group = _Group(messages, errors, ready, fitted, leave)
     for context, failed in zip(contexts, group.failed, strict=True):
         if context.state and not failed:  # of an earlier phase: whoever is fused keeps nothing
             save_state(here.recipe, here.weights, {}, context.state, request.phase)

@@ -39,7 +39,7 @@ class LocalData(Protocol):
         """Labeled ones among them."""
 
     def shard(self) -> Shard:
-        """Return a copy of its training images, on the CPU."""
+        """Return its training images, on the CPU; not to be written to."""
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return (images, labels) that it evaluates on: uint8 (n, C, H, W) and int64 (n,); n may be 0."""

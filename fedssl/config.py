@@ -23,6 +23,7 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
 from fedssl.optimization import Train
+from fedssl.privacy import Privacy
 from fedssl.registry import Family, Plugin, Section, input_error
 from fedssl.sections import SERVER_METHODS, EngineSection, FederationSection, ServerSection
 from fedssl.system.section import SYSTEM_FAMILIES, System
@@ -78,6 +79,10 @@ class Experiment(Section):
     server: ServerSection = ServerSection()
     system: System | None = Field(
         None, description="virtual devices and virtual time; unset: every client answers at once"
+    )
+    privacy: Privacy | None = Field(
+        None,
+        description="clipped and noisy updates; unset: a client sends the weights as it trained them",
     )
     engine: EngineSection = EngineSection()
     phases: tuple[Phase, ...] = ()

@@ -31,6 +31,7 @@ from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
 from strategies.base import strategy_of
 from strategies.census import Census, refuse_private
+from strategies.privacy import check_privacy
 from strategies.server_app import serve
 from strategies.server_training import check_server_method
 from strategies.strategy_state import state_of
@@ -140,7 +141,8 @@ def check(experiment: Experiment) -> None:
             raise InputError("system.availability", str(error)) from None
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
-        build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+        network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+        check_privacy(phase, network)
         state_of(strategy_of(phase).build(cohorts_of(phase, census)))
         check_server_method(phase)
         if clock is not None:

@@ -38,6 +38,7 @@ from strategies.client_memory import can_resume, cannot_resume
 from strategies.cohort_training import train_cohort
 from strategies.fusing import fused_size, fused_units
 from strategies.phase import Phase
+from strategies.privacy import check_privacy, with_server_noise
 from strategies.round_ends import Finished, RoundEnds
 from strategies.round_log import Fates, RoundLog
 from strategies.server_training import ServerTraining
@@ -174,6 +175,7 @@ class _Server:
             return
         spec = self.federation.data.spec
         network = build_network(experiment.model, experiment.method, spec, experiment.seed)
+        check_privacy(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._adopt(experiment.recipe, network)
@@ -275,8 +277,9 @@ class _Server:
         )
         self._check_success(phase, log, len(sent), began)
         if isinstance(phase.strategy, CohortStrategy):
-            arrays = phase.strategy.conclude(log.round, self.arrays, *part[protocol.ARRAYS])
-            self._accept(arrays, log)
+            sums, weight = part[protocol.ARRAYS]
+            arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight)
+            self._accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
         elif aggregate is not None:
             self._accept(protocol.from_record(aggregate), log)
         self.state = merged(self.state, part)
