@@ -12,7 +12,6 @@ from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.data.cache import Prepared
 from fedssl.data.federation import Deal, Federation, draw_federation
-from fedssl.data.private import prepare_private
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.data.sources.base import Source
 from fedssl.data.terms import Terms
@@ -160,6 +159,10 @@ def local_data(experiment: Experiment, terms: Terms | None, context: Context) ->
 
 
 def _private_data(client: int, path: object, terms: Terms | None, context: Context) -> PrivateData:
+    from fedssl.data.private import (
+        prepare_private,  # imported here: workers of simulations need none
+    )
+
     where = f"client {client}: "
     if not isinstance(path, str) or not path:
         raise InputError(
