@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clients.client_app import app
+from clients.local_data import local_data
 from fedssl import protocol
 from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import Apps
@@ -143,6 +144,15 @@ def test_what_leaves_a_client_is_what_the_documentation_lists(homes):
     assert set(metrics) == TRAIN_METRICS
     assert metrics["pseudo-considered"] > 0
     assert metrics["pseudo-judged"] == metrics["pseudo-right"] == 0
+
+
+def test_the_truth_about_private_images_is_known_to_nobody(homes):
+    experiment = private_experiment()
+    terms = Terms.of(federation_of(experiment).data)
+    (context,) = nodes(homes[:1]).contexts.values()
+    shard = local_data(experiment, terms, context).shard()
+    assert (len(shard), len(shard.labeled)) == (20, 10)
+    assert (shard.hidden_labels == -1).all()
 
 
 def test_evaluation_is_on_a_clients_own_test_images_or_on_none(homes):
