@@ -5,6 +5,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.local_data import local_data
+from clients.privacy import leaving
 from clients.resident import resident
 from clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl import protocol
@@ -20,11 +21,11 @@ def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back."""
     request = protocol.read_request(message)
     device = device_of(context)
-    here = resident(request.experiment, device)
+    here = resident(request.experiment, device, request.terms)
     experiment, recipe, weights = here.experiment, here.recipe, here.weights
     set_threads(experiment)
-    local = local_data(experiment, context)
-    shard = local.federation.shard(local.client).to(torch.device(device))
+    local = local_data(experiment, request.terms, context)
+    shard = local.shard().to(torch.device(device))
     weights.load(request.arrays, context.state)
     state = load_state(recipe, here.network, shard, request.state, context.state, request.phase)
     report = fit(
@@ -44,22 +45,31 @@ def train(message: Message, context: Context) -> Message:
     metrics = protocol.fit_metrics(
         report, client=local.client, num_labeled=len(shard.labeled), num_examples=len(shard)
     )
-    return protocol.fit_reply(message, weights.shared, shared_state(recipe, state), metrics)
+    sent = leaving(
+        experiment,
+        request.arrays,
+        weights.shared,
+        server_round=request.server_round,
+        client=local.client,
+    )
+    return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
 
 
 @app.evaluate(mods=[protocol.reply_or_explain])
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the received weights on the held-out images dealt to this client."""
+    """Evaluate the received weights on the held-out images dealt to this client, or on private ones that it has for it.
+
+    A client without any answers with zero examples.
+    """
     request = protocol.read_request(message)
     device = device_of(context)
-    here = resident(request.experiment, device)
+    here = resident(request.experiment, device, request.terms)
     set_threads(here.experiment)
-    local = local_data(here.experiment, context)
+    local = local_data(here.experiment, request.terms, context)
     here.weights.load(request.arrays, context.state)
-    images, labels = local.federation.held_out_at(local.client)
+    images, labels = local.held_out()
     classifier = here.recipe.method.classifier(here.network)
-    spec = local.federation.data.spec
-    result = evaluate_network(classifier, images.to(device), labels.to(device), spec)
+    result = evaluate_network(classifier, images.to(device), labels.to(device), local.spec)
     return protocol.metrics_reply(
         message,
         {
@@ -75,14 +85,14 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query(mods=[protocol.reply_or_explain])
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves it."""
-    experiment = Experiment.from_json(protocol.read_request(message).experiment)
-    local = local_data(experiment, context)
+    request = protocol.read_request(message)
+    local = local_data(Experiment.from_json(request.experiment), request.terms, context)
     return protocol.metrics_reply(
         message,
         {
             protocol.CLIENT: local.client,
-            protocol.NUM_EXAMPLES: int(local.federation.sizes[local.client]),
-            protocol.NUM_LABELED: int(local.federation.labeled_sizes[local.client]),
+            protocol.NUM_EXAMPLES: local.num_examples,
+            protocol.NUM_LABELED: local.num_labeled,
         },
     )
 

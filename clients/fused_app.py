@@ -3,7 +3,7 @@
 import functools
 import logging
 import traceback
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +12,14 @@ from flwr.app import Context, Message
 
 from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
+from clients.privacy import leaving
 from clients.resident import resident
 from clients.state import save_state
 from fedssl import protocol
 from fedssl.aggregation import Arrays
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
+from fedssl.data.terms import Terms
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.engine.replies import Replies
 from fedssl.fusion import (
@@ -50,6 +52,7 @@ class _Group(Replies):
         errors: Replies of those that could not be trained, by place.
         ready: The others.
         fitted: What came of them; None if there are none.
+        leave: What of a client's weights leaves it, by its number.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class _Group(Replies):
         errors: Mapping[int, Message],
         ready: Sequence[_Ready],
         fitted: GroupFit | None,
+        leave: Callable[[int, Arrays], Arrays],
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
@@ -80,7 +84,8 @@ class _Group(Replies):
                 num_labeled=len(own.shard.labeled),
                 num_examples=len(own.shard),
             )
-            self._trained[own.place] = metrics, {name: stack[i] for name, stack in weights.items()}
+            trained = {name: stack[i] for name, stack in weights.items()}
+            self._trained[own.place] = metrics, leave(own.client, trained)
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -184,12 +189,12 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     if any(message.content is not messages[0].content for message in messages):
         raise ValueError("their requests do not share one content")
     request = protocol.read_request(messages[0])
-    here = resident(request.experiment, device_of(contexts[0]))
+    here = resident(request.experiment, device_of(contexts[0]), request.terms)
     experiment = here.experiment
     set_threads(experiment)
     here.weights.load(request.arrays, contexts[0].state)  # fused clients have none of their own
     errors: dict[int, Message] = {}
-    ready = _prepare(experiment, messages, contexts, errors)
+    ready = _prepare(experiment, request.terms, messages, contexts, errors)
     fitted = None
     if ready:
         fitted = fit_together(
@@ -202,7 +207,17 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-    group = _Group(messages, errors, ready, fitted)
+
+    def leave(client: int, trained: Arrays) -> Arrays:
+        return leaving(
+            experiment,
+            request.arrays,
+            trained,
+            server_round=request.server_round,
+            client=client,
+        )
+
+    group = _Group(messages, errors, ready, fitted, leave)
     for context, failed in zip(contexts, group.failed, strict=True):
         if context.state and not failed:  # of an earlier phase: whoever is fused keeps nothing
             save_state(here.recipe, here.weights, {}, context.state, request.phase)
@@ -211,6 +226,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
 
 def _prepare(
     experiment: Experiment,
+    terms: Terms | None,
     messages: Sequence[Message],
     contexts: Sequence[Context],
     errors: dict[int, Message],
@@ -219,8 +235,8 @@ def _prepare(
     ready = []
     for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:
-            local = local_data(experiment, context)
-            shard = local.federation.shard(local.client).to(torch.device(device_of(context)))
+            local = local_data(experiment, terms, context)
+            shard = local.shard().to(torch.device(device_of(context)))
             ready.append(_Ready(place, local.client, shard))
         except Exception:
             errors[place] = protocol.error_reply(message, traceback.format_exc())

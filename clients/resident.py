@@ -9,6 +9,7 @@ from torch import nn
 from clients.local_data import simulated_federation
 from clients.weights import Weights
 from fedssl.config import Experiment
+from fedssl.data.terms import Terms
 from fedssl.networks import build_network
 from fedssl.optimization import Optimizers
 from fedssl.training import Recipe
@@ -34,16 +35,17 @@ class Resident:
 
 
 @functools.lru_cache(maxsize=2)
-def resident(text: str, device: str) -> Resident:
+def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
     """Return this process's one resident of an experiment.
 
     Args:
         text: The experiment as JSON.
         device: Where the network lives.
+        terms: What the images of all clients have in common; None: what the experiment's data says.
     """
     experiment = Experiment.from_json(text)
     recipe = experiment.recipe
-    spec = simulated_federation(experiment).data.spec
+    spec = simulated_federation(experiment).data.spec if terms is None else terms.spec
     network = build_network(
         experiment.model, experiment.method, spec, experiment.seed, torch.device(device)
     )

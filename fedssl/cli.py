@@ -230,7 +230,9 @@ def validate(file: File, settings: Settings = None) -> None:
     check_engine(experiment)
     check(experiment)
     engine = experiment.engine
-    if engine.address is None:
+    if experiment.federation.private:
+        workers = "unused, for clients with private data are deployed and not simulated"
+    elif engine.address is None:
         workers = plan_here(experiment).describe()
     else:
         workers = f"workers as the cluster at {engine.address} has room for"
@@ -310,6 +312,9 @@ def show(
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation), highlight=False, markup=False)
+    if experiment.federation.private:
+        console.print("nothing to draw: what clients hold is private, and only they know it")
+        return
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
     console.print(describe_skew(federation), highlight=False, markup=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
 from fedssl.optimization import Train
+from fedssl.privacy import Privacy
 from fedssl.registry import Family, Plugin, Section, input_error
 from fedssl.sections import SERVER_METHODS, EngineSection, FederationSection, ServerSection
 from fedssl.system.section import SYSTEM_FAMILIES, System
@@ -79,6 +80,10 @@ class Experiment(Section):
     system: System | None = Field(
         None, description="virtual devices and virtual time; unset: every client answers at once"
     )
+    privacy: Privacy | None = Field(
+        None,
+        description="clipped and noisy updates; unset: a client sends the weights as it trained them",
+    )
     engine: EngineSection = EngineSection()
     phases: tuple[Phase, ...] = ()
 
@@ -91,6 +96,10 @@ class Experiment(Section):
         if self.data.validation and self.federation.labels.validation:
             raise ValueError(
                 "data.validation and federation.labels.validation exclude each other; drop one"
+            )
+        if self.system is not None and self.federation.private:
+            raise ValueError(
+                "system is virtual time, which clients with private data (federation.private) do not live in; drop system"
             )
         return self
 

@@ -33,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor, nn
 
 from fedssl import __version__
+from fedssl.data.terms import Terms
 from fedssl.training import FitReport
 
 ARRAYS = "arrays"
@@ -48,10 +49,15 @@ ROUND = "server-round"
 PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
+IMAGES = "images"
+"""What clients with private data must know of the federation's images, as JSON; in no other request."""
 
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 DEVICE = "device"
+DATA_PATH = "data-path"
+"""Of a client's private data, in its node's config."""
+BAD_IMAGES = "bad-images"
 
 CLIENT = "client"
 NUM_EXAMPLES = "num-examples"
@@ -229,6 +235,7 @@ class Request:
         phase: Phase of the run, from 0.
         phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
         phase_rounds: Rounds of the phase; None likewise.
+        terms: What the images of all clients have in common; None unless clients bring their own.
     """
 
     arrays: NamedArrays
@@ -238,19 +245,23 @@ class Request:
     phase: int
     phase_round: int | None
     phase_rounds: int | None
-
-
-def experiment_config(experiment: str) -> ConfigRecord:
-    """Return a config record that names an experiment, given as JSON, and the version that asks."""
-    return ConfigRecord({EXPERIMENT: experiment, VERSION: __version__})
+    terms: Terms | None = None
 
 
 def request_config(
-    experiment: str, phase: int, phase_round: int, phase_rounds: int
+    experiment: str, phase: int, phase_round: int, phase_rounds: int, terms: Terms | None = None
 ) -> ConfigRecord:
     """Return the config record of a request; strategies add the server round."""
-    config = experiment_config(experiment)
+    config = query_config(experiment, terms)
     config.update({PHASE: phase, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds})
+    return config
+
+
+def query_config(experiment: str, terms: Terms | None) -> ConfigRecord:
+    """Return the config record of a request of no round; terms travel only where clients bring their own images."""
+    config = ConfigRecord({EXPERIMENT: experiment, VERSION: __version__})
+    if terms is not None:
+        config[IMAGES] = terms.to_json()
     return config
 
 
@@ -269,6 +280,7 @@ def read_request(message: Message) -> Request:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
         )
+    images = cast("str | None", config.get(IMAGES))
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},
         state=arrays_of(message.content, STATE) or {},
@@ -277,6 +289,7 @@ def read_request(message: Message) -> Request:
         phase=cast("int", config.get(PHASE, 0)),
         phase_round=cast("int | None", config.get(PHASE_ROUND)),
         phase_rounds=cast("int | None", config.get(PHASE_ROUNDS)),
+        terms=None if images is None else Terms.from_json(images),
     )
 
 

@@ -31,7 +31,8 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
 from strategies.base import strategy_of
-from strategies.census import Census
+from strategies.census import Census, refuse_private
+from strategies.privacy import check_privacy
 from strategies.server_app import serve
 from strategies.server_training import check_server_method
 from strategies.strategy_state import state_of
@@ -67,6 +68,7 @@ class Engine:
 
     def start(self, experiment: Experiment) -> None:
         """Begin to start the workers that an experiment will want, and return at once."""
+        refuse_private(experiment)
         if experiment.engine.kind != "flower":
             self.close()
             self._grid = InBackground(lambda: _make_grid(experiment))
@@ -90,6 +92,7 @@ class Engine:
             RunFailed: The run could not go on.
         """
         check_engine(experiment)
+        refuse_private(experiment)
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
         if experiment.engine.kind == "flower":
             self.close()
@@ -134,7 +137,10 @@ def check(experiment: Experiment) -> None:
         plan_here(experiment)
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
-    census = Census.of_simulation(federation)
+    if experiment.federation.private:
+        census = Census.unknown(experiment.federation.clients)
+    else:
+        census = Census.of_simulation(federation)
     clock = make_clock(experiment)
     if clock is not None:
         try:
@@ -143,7 +149,8 @@ def check(experiment: Experiment) -> None:
             raise InputError("system.availability", str(error)) from None
     for index in range(len(experiment.schedule)):
         phase = experiment.in_phase(index)
-        build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+        network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+        check_privacy(phase, network)
         state_of(strategy_of(phase).build(cohorts_of(phase, census)))
         check_server_method(phase)
         if clock is not None:

@@ -9,8 +9,10 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType, RecordDict
 
 from fedssl import protocol, rng
+from fedssl.config import Experiment
 from fedssl.data.federation import Federation
-from fedssl.errors import RunFailed
+from fedssl.data.terms import Terms
+from fedssl.errors import InputError, RunFailed
 from fedssl.system.section import num_asked
 
 
@@ -47,12 +49,20 @@ class Census:
         )
 
     @classmethod
+    def unknown(cls, num_clients: int) -> "Census":
+        """Return a census of one labeled image each, to try an experiment whose clients nobody has asked yet."""
+        nodes = tuple(protocol.node_of(client) for client in range(num_clients))
+        ones = np.ones(num_clients, dtype=np.int64)
+        return cls(nodes, ones, ones)
+
+    @classmethod
     def by_query(
         cls,
         ask: Callable[[Iterable[Message]], Iterable[Message]],
         nodes: Iterable[int],
         experiment: str,
         num_clients: int,
+        terms: Terms | None = None,
     ) -> "Census":
         """Return the census of any grid by asking every node for its number and counts.
 
@@ -61,11 +71,12 @@ class Census:
             nodes: Connected node ids.
             experiment: The experiment as JSON.
             num_clients: K.
+            terms: What clients with private data must know of the federation's images.
 
         Raises:
             RunFailed: A client is missing, is there twice, or could not answer.
         """
-        content = RecordDict({protocol.CONFIG: protocol.experiment_config(experiment)})
+        content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
         requests = [protocol.new_message(MessageType.QUERY, node, content) for node in nodes]
         found: dict[int, tuple[int, int, int]] = {}
         for reply in ask(requests):
@@ -88,6 +99,20 @@ class Census:
             tuple(node for node, _, _ in rows),
             np.array([num_examples for _, num_examples, _ in rows], dtype=np.int64),
             np.array([num_labeled for _, _, num_labeled in rows], dtype=np.int64),
+        )
+
+
+def refuse_private(experiment: Experiment) -> None:
+    """Refuse to simulate clients that bring their own data.
+
+    Raises:
+        InputError: They do.
+    """
+    if experiment.federation.private:
+        raise InputError(
+            "federation.private",
+            "is true: clients bring data of their own, which a simulation has none of",
+            "deploy it, or simulate clients with data.source's images: --set federation.private=false",
         )
 
 

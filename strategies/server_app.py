@@ -15,6 +15,7 @@ from fedssl import protocol
 from fedssl.aggregation import Span, as_type, is_finite, move_average
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
@@ -32,11 +33,12 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.system.devices import Floats
 from fedssl.training import Recipe
 from strategies.base import CohortStrategy, strategy_of
-from strategies.census import Census, Cohorts
+from strategies.census import Census, Cohorts, refuse_private
 from strategies.client_memory import can_resume, cannot_resume
 from strategies.cohort_training import train_cohort
 from strategies.fusing import fused_size, fused_units
 from strategies.phase import Phase
+from strategies.privacy import check_privacy, with_server_noise
 from strategies.round_ends import Finished, RoundEnds
 from strategies.round_log import Fates, RoundLog
 from strategies.server_training import ServerTraining
@@ -84,10 +86,11 @@ def serve(
         resume: Go on after this; None begins.
 
     Raises:
-        InputError: The run cannot go on here.
+        InputError: The run cannot go on here, or clients of a simulation are to bring private data.
         RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
     """
     if isinstance(grid, LocalGrid):
+        refuse_private(experiment)
         grid.states.discard()  # of a run that did not end
     server = _Server(experiment, grid, observers)
     try:
@@ -124,6 +127,9 @@ class _Server:
         self.classifier_names: dict[str, str] = {}
         self.fused_size: dict[int, int] = {}
         self.began = 0.0
+        data, private = self.federation.data, experiment.federation.private
+        self.terms = Terms.of(data) if private else None
+        """What clients with private data must know; nobody else is sent it."""
         self.resumable = can_resume(experiment, grid, self.federation.data.spec)
 
     def run(self, resume: Snapshot | None) -> Outcome:
@@ -167,6 +173,7 @@ class _Server:
             nodes,
             text,
             wanted,
+            self.terms,
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
@@ -176,6 +183,7 @@ class _Server:
             return
         spec = self.federation.data.spec
         network = build_network(experiment.model, experiment.method, spec, experiment.seed)
+        check_privacy(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._adopt(experiment.recipe, network)
@@ -242,7 +250,7 @@ class _Server:
         if self.clock is not None:
             cohorts.available = self.clock.open_round(self.round)
         rounds = phase.experiment.num_rounds
-        config = protocol.request_config(phase.text, phase.index, phase_round, rounds)
+        config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self.terms)
         arrays = protocol.to_record(self.arrays)
         messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
         attach(self.state, messages)
@@ -277,8 +285,9 @@ class _Server:
         )
         self._check_success(phase, log, len(sent), began)
         if isinstance(phase.strategy, CohortStrategy):
-            arrays = phase.strategy.conclude(log.round, self.arrays, *part[protocol.ARRAYS])
-            self._accept(arrays, log)
+            sums, weight = part[protocol.ARRAYS]
+            arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight)
+            self._accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
         elif aggregate is not None:
             self._accept(protocol.from_record(aggregate), log)
         self.state = merged(self.state, part)

@@ -50,6 +50,7 @@ class Raw:
         flips: Whether a mirrored image still shows the same class.
         mean, std: Of each channel on the [0, 1] scale; None: measured on the training images.
         flaws: Filled while the blocks are read.
+        fixed_classes: Whether all classes stay, with or without images: they are another's to say.
     """
 
     class_names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Raw:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flaws: Flaws = field(default_factory=Flaws)
+    fixed_classes: bool = False
 
 
 def cache_folder() -> Path:
@@ -238,8 +240,9 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
         for block in _read_blocks(kind, raw.train):
             train.add(block)
     counts = np.bincount(train.labels[train.labels >= 0], minlength=classes)
-    kept = np.flatnonzero(counts > 0)
-    empty = [raw.class_names[cls] for cls in np.flatnonzero(counts == 0)]
+    there = np.full(classes, True) if raw.fixed_classes else counts > 0
+    kept = np.flatnonzero(there)
+    empty = [raw.class_names[cls] for cls in np.flatnonzero(~there)]
     raw.flaws.add("classes without training images", empty)
     test = None
     if raw.test is not None:

@@ -22,8 +22,9 @@ from fedssl.data.shard import Shard
 from fedssl.errors import InputError
 from fedssl.registry import Section
 
-SERVER, HELD_BACK = -1, -2
-"""Owners that are no clients: of labeled images at the server, and of labels kept for validation."""
+SERVER, HELD_BACK, NOBODY = -1, -2, -3
+"""Owners that are no clients: of labeled images at the server, of labels kept for validation, and of images that are
+not dealt because clients bring their own."""
 
 UNLABELED_PARTITIONS = PARTITIONS.at("federation.unlabeled_partition", None)
 
@@ -43,6 +44,11 @@ class Deal(Section):
     features: Annotated[FeatureSkew, FEATURE_SKEWS] | None = Field(
         None, description="how the same class looks different at every client; unset: it does not"
     )
+    private: bool = Field(
+        False,
+        description="whether clients bring images of their own, as data-path in each node's config names them; "
+        "for deployments",
+    )
 
     @model_validator(mode="after")
     def _check_deal(self) -> "Deal":
@@ -51,7 +57,26 @@ class Deal(Section):
                 f"labels.kind = {self.labels.kind!r} leaves clients without labels, so partition deals all they hold; "
                 "drop unlabeled_partition"
             )
+        if self.private:
+            self._check_private()
         return self
+
+    def _check_private(self) -> None:
+        """Refuse what would change images or labels that only their owner has."""
+        at_server = self.labels.at_server
+        simulated = {
+            "partition": self.partition != Dirichlet(),
+            "unlabeled_partition": self.unlabeled_partition is not None,
+            "labels": not at_server and self.labels != AtClients(),
+            "label_noise": not at_server and self.label_noise is not None,
+            "features": self.features is not None,
+        }
+        meaningless = [name for name, is_set in simulated.items() if is_set]
+        if meaningless:
+            raise ValueError(
+                f"private = true: clients bring their own images and labels, which {' and '.join(meaningless)} "
+                f"cannot change; drop {'it' if len(meaningless) == 1 else 'them'} (labels may only be at_server)"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,8 @@ class Federation:
 
     Args:
         data: The data set.
-        owner: Client of each training image, int64 (N,); -1 at the server, -2 held back for validation.
+        owner: Client of each training image, int64 (N,); -1 at the server, -2 held back for validation, -3 not used,
+            for clients bring their own.
         given: Label that whoever holds an image is given with it, int64 (N,); -1 without. Under label noise it need
             not be the true one.
         held_out: What the global model is evaluated on.
@@ -195,14 +221,17 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
         held_out_name = "validation"
         owner[kept_back], given[kept_back] = HELD_BACK, -1
-        owner = _fill_up(owner, given, deal, seed)
-    held_out_owner = deal.partition.assign_held_out(
-        examples_of(held_out, num_classes),
-        examples_of(train, num_classes),
-        owner,
-        deal.clients,
-        _draws(seed, "law", "held-out"),
-    )
+        owner = owner if deal.private else _fill_up(owner, given, deal, seed)
+    if deal.private:
+        held_out_owner = np.full(len(held_out), NOBODY)
+    else:
+        held_out_owner = deal.partition.assign_held_out(
+            examples_of(held_out, num_classes),
+            examples_of(train, num_classes),
+            owner,
+            deal.clients,
+            _draws(seed, "law", "held-out"),
+        )
     return Federation(
         data=data,
         owner=owner,
@@ -224,6 +253,9 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
         pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
         return labels.draw(pool, rng.numpy_generator(seed, "labels"))
 
+    if deal.private:
+        labeled = drawn_labels(None) if labels.at_server else np.full(len(train), False)
+        return np.where(labeled, SERVER, NOBODY), labeled
     if labels.at_server:
         labeled = drawn_labels(None)
         if labeled.all():

@@ -16,9 +16,13 @@ class Flaws:
 
     A reader adds what it meets and goes on without it; only at the end is it all refused, so that one message says
     everything there is to mend.
+
+    Args:
+        switch: What to set to go on without what is flawed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, switch: str = "data.bad_images = 'skip'") -> None:
+        self._switch = switch
         self._found: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
 
@@ -54,7 +58,7 @@ class Flaws:
             raise InputError(
                 "data.source",
                 f"{what}: {'; '.join(self.notes())}",
-                "mend this, or set data.bad_images = 'skip' to go on without them",
+                f"mend this, or set {self._switch} to go on without them",
             )
 
 

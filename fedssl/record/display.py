@@ -42,6 +42,8 @@ def percent(share: float) -> str:
 def describe(experiment: Experiment, federation: Federation) -> str:
     """Say in one line what runs on what."""
     section = experiment.federation
+    if section.private:
+        return _describe_private(experiment, federation)
     labeled = f"{int(federation.labeled.sum()):,} labels"
     if section.labels.kind != "at_clients":
         labeled += f" ({section.labels.kind})"
@@ -58,6 +60,17 @@ def describe(experiment: Experiment, federation: Federation) -> str:
         f"{section.clients:,} clients ({laws}), {section.sample} a round, "
         f"{labeled} on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
         f"seed {experiment.seed}"
+    )
+
+
+def _describe_private(experiment: Experiment, federation: Federation) -> str:
+    section, at_server = experiment.federation, len(federation.server_rows)
+    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
+    labels = f", {at_server:,} labels at the server" if at_server else ""
+    return (
+        f"{' then '.join(dict.fromkeys(methods))}: {section.clients:,} clients with private data, {section.sample} a "
+        f"round{labels}, evaluated on {len(federation.held_out):,} images of {experiment.data.kind}, "
+        f"{experiment.num_rounds} rounds, seed {experiment.seed}"
     )
 
 

@@ -37,7 +37,8 @@ def environment() -> dict[str, Any]:
 def partition_table(federation: Federation) -> bytes:
     """Return a CSV file of one line a training image.
 
-    Its row and client (-1: at the server, -2: held back for validation), its true class (-1: unknown), whether it is
+    Its row and client (-1: at the server, -2: held back for validation, -3: not used, for clients bring private data,
+    of which nothing is recorded but the counts in ``clients.csv``), its true class (-1: unknown), whether it is
     labeled, and with what label.
     """
     columns: dict[str, npt.NDArray[Any]] = {

@@ -1,7 +1,7 @@
 """A user's own folder of image files: ``source = "folder:PATH"``."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,22 +40,22 @@ class Folder(EncodedImages):
         """
         root = self._root()
         train, test = self._train_and_test(root)
-        classes = _classes(train)
+        classes = class_folders(train)
         if len(classes) < 2:
             raise self.wrong(
                 f"there are {len(classes)} class folders in {train}",
                 "put the images of each class into a subfolder of its own",
             )
         flaws = Flaws()
-        parts: Parts = {"train": partial(_items, [train, root], classes)}
+        numbers = {name: number for number, name in enumerate(classes)}
+        parts: Parts = {"train": partial(images_in, [train, root], numbers)}
         for place in (train, test):
-            found = () if place is None else sorted(place.iterdir())
-            loose = [str(path) for path in found if path.is_file() and path.name[0] != "."]
-            flaws.add("images lie outside of the class folders", filter(_is_image, loose))
+            loose = () if place is None else loose_images(place)
+            flaws.add("images lie outside of the class folders", loose)
         if test is not None:
-            strange = [name for name in _classes(test) if name not in classes]
+            strange = [name for name in class_folders(test) if name not in classes]
             flaws.add("test folders are of no class there is to learn", strange)
-            parts["test"] = partial(_items, [test], classes)
+            parts["test"] = partial(images_in, [test], numbers)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=tuple(classes),
@@ -89,14 +89,26 @@ class Folder(EncodedImages):
         return root, None
 
 
-def _classes(folder: Path) -> list[str]:
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the classes in a folder, sorted."""
     names = (entry.name for entry in folder.iterdir() if entry.is_dir())
     return sorted(name for name in names if name != UNLABELED and not name.startswith("."))
 
 
-def _items(folders: list[Path], classes: list[str]) -> Iterator[Encoded]:
-    """Yield the images of every class in the first folder, and those without class in any of them."""
-    labeled = [(folders[0] / name, label) for label, name in enumerate(classes)]
+def loose_images(folder: Path) -> Iterator[str]:
+    """Yield the paths of the image files that lie in a folder itself, sorted."""
+    found = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != ".")
+    return filter(_is_image, map(str, found))
+
+
+def images_in(folders: Sequence[Path], numbers: Mapping[str, int]) -> Iterator[Encoded]:
+    """Yield the images of every class in the first folder, and those without class in any of them.
+
+    Args:
+        folders: Where to look.
+        numbers: Number of each class, by its folder's name.
+    """
+    labeled = [(folders[0] / name, number) for name, number in numbers.items()]
     unlabeled = [(folder / UNLABELED, UNKNOWN) for folder in dict.fromkeys(folders)]
     for home, label in labeled + unlabeled:
         for path in _image_files(home):

@@ -44,17 +44,7 @@ class Npz(OwnImages):
         Raises:
             InputError: No such file, not such a file, or arrays of the wrong names, types or shapes.
         """
-        path = self._path()
-        try:
-            file = np.load(path, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise self.wrong(
-                    "cannot be read: it holds one array without a name", "write it with numpy.savez"
-                )
-            with file:
-                arrays: Arrays = {name: file[name] for name in file.files}
-        except UNREADABLE as error:
-            raise self.wrong(f"cannot be read: {error}", "write it with numpy.savez") from None
+        arrays = self._arrays()
         train = self._block(arrays, "")
         test = self._block(arrays, "test_") if "test_images" in arrays else None
         if test is not None and set(test.columns) != set(train.columns):
@@ -90,6 +80,20 @@ class Npz(OwnImages):
         if not path.is_file():
             raise self.wrong("there is no such file", "check the path")
         return path
+
+    def _arrays(self) -> Arrays:
+        """Return everything that the file holds."""
+        path = self._path()
+        try:
+            file = np.load(path, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise self.wrong(
+                    "cannot be read: it holds one array without a name", "write it with numpy.savez"
+                )
+            with file:
+                return {name: file[name] for name in file.files}
+        except UNREADABLE as error:
+            raise self.wrong(f"cannot be read: {error}", "write it with numpy.savez") from None
 
     def _block(self, arrays: Arrays, prefix: str) -> Block:
         """Return the images whose arrays' names begin with a prefix."""
