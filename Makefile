@@ -10,13 +10,20 @@ baseline_first = $(1)/supervised.toml $(filter-out $(1)/supervised.toml,$(sort $
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data
 
-.PHONY: quickstart test check format table table-fashion table-labels benchmark soak clean
+.PHONY: quickstart test image test-containers check format table table-fashion table-labels benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
 test: $(INSTALLED)  ## All tests, two at a time.
 	$(BIN)/python -m pytest -n 2
+
+image: $(INSTALLED)  ## The one image of a deployment; DOCKER_BUILD=... are further arguments of `docker build`.
+	docker build --tag fedssl $(DOCKER_BUILD) .
+
+test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engine and that image; five minutes.
+	docker compose --file docker-compose.yml config --quiet
+	$(BIN)/python -m pytest -m containers tests/containers -s
 
 check: $(INSTALLED)  ## Format, lint, types, import layers.
 	$(BIN)/ruff format --check .

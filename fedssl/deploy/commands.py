@@ -56,6 +56,9 @@ def init(
         list[str] | None,
         typer.Option(help="NUMBER=PATH: a client's own images, a folder or .npz; repeatable."),
     ] = None,
+    server_data: Annotated[
+        Path | None, typer.Option(help="The server's images, where the experiment names files.")
+    ] = None,
 ) -> None:
     """Make certificates, keys and the services' file; nothing is overwritten.
 
@@ -63,7 +66,7 @@ def init(
       fedssl deploy init --clients 3 --name fed.example.org --bind 0.0.0.0 --data 0=/srv/images
     """
     from fedssl.deploy.containers import as_yaml, compose_file
-    from fedssl.deploy.deployment import Deployment, data_of, settings_of
+    from fedssl.deploy.deployment import Deployment, data_of, existing, settings_of
 
     settings = settings_of(
         {
@@ -72,6 +75,7 @@ def init(
             "bind": bind,
             "port": port,
             "data": data_of(data or []),
+            "server_data": None if server_data is None else existing("--server-data", server_data),
         }
     )
     made = Deployment.create(folder, settings)

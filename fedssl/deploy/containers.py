@@ -48,6 +48,8 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
     """
     server = {s.name: s for s in server_services(IN_CONTAINERS, "0.0.0.0")}
     public = ["ca.crt", "server.crt"]
+    shared = settings.server_data
+    reference = [] if shared is None else [f"{shared}:{shared}:ro"]
     services: dict[str, Any] = {
         "superlink": {
             **_service(server["superlink"], [*public, "server.key", "executor.secret"], ["inside"]),
@@ -56,7 +58,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
         "executor": {
             **_service(server["executor"], ["ca.crt", "executor.secret"], ["inside"]),
             "working_dir": "/",
-            "volumes": [f"{base}/runs:{RUNS}"],
+            "volumes": [f"{base}/runs:{RUNS}", *reference],
             "depends_on": _healthy("superlink"),
         },
         "gate": {
@@ -88,8 +90,9 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             **_service(client, ["ca.crt", f"client-{number}"], ["clients"]),
             "depends_on": _healthy("gate"),
         }
-        if data is not None:
-            services[client.name]["volumes"] = [f"{settings.data[number]}:{data}:ro"]
+        volumes = reference if data is None else [f"{settings.data[number]}:{data}:ro"]
+        if volumes:
+            services[client.name]["volumes"] = list(volumes)
     files = {name: f"{base}/certificates/{name}" for name in (*public, "server.key")}
     files["executor.secret"] = f"{base}/executor.secret"
     files |= {f"client-{n}": f"{base}/keys/client-{n}" for n in range(settings.clients)}

@@ -48,6 +48,9 @@ class Settings(Section):
         le=65535,
         description="first of the clients' own ports, on the loopback only",
     )
+    server_data: str | None = Field(
+        None, description="the server's images, which the experiment names by the same path"
+    )
     data: Mapping[int, str] = Field(
         default_factory=dict, description="client number -> folder or .npz of its own images"
     )
@@ -107,7 +110,8 @@ class Deployment:
         made.app.mkdir()
         (made.app / "pyproject.toml").write_text(_APP.format(version=__version__))
         made.connection.parent.mkdir()
-        table = {"version": __version__, **settings.model_dump(mode="json", exclude={"data"})}
+        table = settings.model_dump(mode="json", exclude={"data"}, exclude_none=True)
+        table = {"version": __version__, **table}
         table["data"] = {str(client): path for client, path in settings.data.items()}
         made.file.write_text(tomli_w.dumps(table))
         if os.getuid() == 0:  # containers do not run as root, and must read their keys
@@ -260,9 +264,15 @@ def data_of(settings: Sequence[str]) -> dict[int, str]:
             raise InputError(
                 "--data", f"{setting!r} is not NUMBER=PATH", "e.g. --data 0=/srv/images"
             )
-        if not Path(path).exists():
-            raise InputError("--data", f"there is nothing at {path}")
+        where = existing("--data", Path(path))
         if '"' in path:  # Flower's command line has no way to write it (1.41)
             raise InputError("--data", f"{path!r} has a quotation mark in its name", "rename it")
-        found[int(number)] = str(Path(path).resolve())
+        found[int(number)] = where
     return found
+
+
+def existing(option: str, path: Path) -> str:
+    """Return where a path leads; raise `InputError` if there is nothing."""
+    if not path.exists():
+        raise InputError(option, f"there is nothing at {path}")
+    return str(path.resolve())
