@@ -31,7 +31,7 @@ class Settings(Section):
     Ports are those of the host; in containers every service has its own, inside.
     """
 
-    clients: int = Field(2, ge=1, le=10_000, description="clients with a key and a service here")
+    clients: int = Field(2, ge=0, le=10_000, description="clients with a key and a service here")
     names: tuple[str, ...] = Field(
         (), description="host names or addresses that clients reach it by"
     )

@@ -88,7 +88,7 @@ def test_nothing_is_overwritten(made):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--clients", "0"], ["clients", "greater than or equal to 1"]),
+        (["--clients", "-1"], ["clients", "greater than or equal to 0"]),
         (["--name", "https://fed.example.org"], ["names", "no host name"]),
         (["--bind", "everywhere"], ["bind", "no address"]),
         (["--port", "99999"], ["port", "less than or equal to 65535"]),
