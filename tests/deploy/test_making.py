@@ -111,6 +111,12 @@ def test_without_a_deployment_every_command_says_so(command, tmp_path):
     refused(done, "there is no deployment", "fedssl deploy init")
 
 
+def test_without_an_engine_containers_are_refused_with_a_way_out(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is there
+    done = fedssl("deploy", "up", "--folder", made.folder)
+    refused(done, "containers need Docker", "--no-containers")
+
+
 def test_the_repositorys_compose_file_is_what_is_written_for_two_clients():
     expected = as_yaml(compose_file(Settings(), "./deployment"), REMARK)
     assert (ROOT / "docker-compose.yml").read_text() == expected
