@@ -393,6 +393,11 @@ def explanation(error: Exception) -> str:
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 
 
+def is_away(reply: Message) -> bool:
+    """Say whether there is no reply because its node was not there."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
 def refused(reply: Message, reason: str) -> Message:
     """Return the same reply with an error in place of its content."""
     error = Error(code=int(ErrorCode.MOD_FAILED_PRECONDITION), reason=reason)

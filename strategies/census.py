@@ -1,7 +1,8 @@
 """Who is there: client numbers, node ids, and how much each client holds."""
 
 import functools
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,12 @@ from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.errors import InputError, RunFailed
 from fedssl.system.section import num_asked
+
+AWAY_TIMEOUT = 150.0
+"""Seconds in which a client that is away may come back: one that died is let in again after about a minute (flwr 1.41)."""
+
+AWAY_PAUSE = 3.0
+"""Seconds before it is asked once more."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,8 @@ class Census:
             RunFailed: A client is missing, is there twice, or could not answer.
         """
         content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
-        requests = [protocol.new_message(MessageType.QUERY, node, content) for node in nodes]
         found: dict[int, tuple[int, int, int]] = {}
-        for reply in ask(requests):
+        for reply in _answers(ask, list(nodes), content):
             if reply.has_error():
                 raise RunFailed(f"a client could not answer the census:\n{reply.error.reason}")
             metrics = protocol.metrics_of(reply)
@@ -100,6 +106,23 @@ class Census:
             np.array([num_examples for _, num_examples, _ in rows], dtype=np.int64),
             np.array([num_labeled for _, _, num_labeled in rows], dtype=np.int64),
         )
+
+
+def _answers(
+    ask: Callable[[Iterable[Message]], Iterable[Message]], nodes: list[int], content: RecordDict
+) -> Iterator[Message]:
+    """Ask every node, and those that are away once more, as long as they may be coming back; yield the last replies."""
+    deadline = time.monotonic() + AWAY_TIMEOUT
+    while nodes:
+        away = []
+        for reply in ask([protocol.new_message(MessageType.QUERY, n, content) for n in nodes]):
+            if protocol.is_away(reply) and time.monotonic() < deadline:
+                away.append(reply.metadata.src_node_id)
+            else:
+                yield reply
+        nodes = away
+        if nodes:
+            time.sleep(AWAY_PAUSE)
 
 
 def refuse_private(experiment: Experiment) -> None:

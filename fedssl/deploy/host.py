@@ -94,18 +94,20 @@ class Host:
         return found
 
     def stop(self) -> None:
-        """End all processes, clients first."""
-        keepers = {}
-        for service in reversed((*self.server, *self.clients)):
-            kept = self._kept(service.name)
+        """End all processes: clients first, for they take their leave of the server."""
+        self._end(self.clients)
+        self._end(self.server[::-1])
+
+    def _end(self, services: Iterable[Service]) -> None:
+        names = [service.name for service in services]
+        for name in names:
+            kept = self._kept(name)
             if kept is not None:
                 os.kill(kept["keeper"], signal.SIGTERM)
-                keepers[service.name] = kept
         deadline = time.monotonic() + PATIENCE + 10
-        while any(self._kept(name) is not None for name in keepers):
+        while still := [name for name in names if self._kept(name) is not None]:
             if time.monotonic() > deadline:
-                still = ", ".join(name for name in keepers if self._kept(name) is not None)
-                raise RunFailed(f"still running: {still}")
+                raise RunFailed(f"still running: {', '.join(still)}")
             time.sleep(0.1)
 
     def log(self, name: str) -> Path:

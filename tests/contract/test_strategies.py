@@ -312,6 +312,24 @@ def test_a_round_in_which_all_fail_stops_the_run():
     assert "all clients of round 1 failed" in seen.stopped
 
 
+def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
+    monkeypatch.setattr("strategies.census.AWAY_PAUSE", 0.0)
+    experiment, grid, asked = small_experiment(), SerialGrid(Apps(app), 6), []
+
+    def ask(messages):
+        asked.append([protocol.client_of(message.metadata.dst_node_id) for message in messages])
+        for message, reply in zip(messages, grid.send_and_receive(messages), strict=True):
+            is_away = asked[-1] != [2] and message is messages[2]
+            yield protocol.error_reply(message, "away", raised=False) if is_away else reply
+
+    found = Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
+    assert asked == [[0, 1, 2, 3, 4, 5], [2]]
+    assert found.num_examples.tolist() == federation_of(experiment).sizes.tolist()
+    monkeypatch.setattr("strategies.census.AWAY_TIMEOUT", 0.0)
+    with pytest.raises(RunFailed, match=r"could not answer the census:\naway"):
+        Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
+
+
 def test_the_census_by_query_equals_the_simulators(experiment):
     grid = SerialGrid(Apps(app), 6)
     asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_json(), 6)
