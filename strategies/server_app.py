@@ -17,6 +17,7 @@ from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
@@ -68,7 +69,11 @@ def main(grid: Grid, context: Context) -> None:
         Experiment.from_json(text) if text else Experiment.load(root / str(config["experiment"]))
     )
     path = str(config.get("run-directory", ""))
-    serve(experiment, grid, [RunDirectory(Path(path) if path else new_run_path(experiment))])
+    serve(
+        experiment,
+        PersistentGrid(grid),
+        [RunDirectory(Path(path) if path else new_run_path(experiment))],
+    )
 
 
 def serve(
