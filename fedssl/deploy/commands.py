@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -246,7 +245,7 @@ def join(
 ) -> None:
     """Be a client of a deployment on another host, until interrupted."""
     from fedssl.deploy.secrets import write_node_key
-    from fedssl.deploy.services import ENVIRONMENT, client_service
+    from fedssl.deploy.services import client_service, environment
 
     if not key.exists():
         write_node_key(key)
@@ -260,10 +259,8 @@ def join(
     own = None if data is None else data.absolute()
     service = client_service(number, server, ca.absolute(), key.absolute(), port, own)
     say(f"$ {shlex.join(service.command)}")
-    bin_folder = str(Path(sys.executable).parent)
-    path_variable = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, **ENVIRONMENT, "PATH": path_variable}
-    os.execvpe(service.command[0], service.command, environment)
+    variables = environment()
+    os.execvpe(service.command[0], service.command, variables)
 
 
 def _open(folder: Path) -> Any:

@@ -16,9 +16,9 @@ from fedssl.deploy.deployment import Deployment
 from fedssl.deploy.health import answers
 from fedssl.deploy.keeper import PATIENCE
 from fedssl.deploy.services import (
-    ENVIRONMENT,
     Service,
     client_service,
+    environment,
     on_this_host,
     server_services,
 )
@@ -116,13 +116,9 @@ class Host:
 
     def _spawn(self, service: Service) -> None:
         file = self._deployment.processes / f"{service.name}.json"
-        bin_folder = str(
-            Path(sys.executable).parent
-        )  # where Flower's commands are, which start one another
-        path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
-        environment = {**os.environ, **ENVIRONMENT, "PATH": path, "PYTHONUNBUFFERED": "1"}
+        variables = {**environment(), "PYTHONUNBUFFERED": "1"}
         here = str(Path(fedssl.__file__).parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(
+        variables["PYTHONPATH"] = os.pathsep.join(
             filter(None, [here, os.environ.get("PYTHONPATH")])
         )
         with self.log(service.name).open("ab") as log:
@@ -138,7 +134,7 @@ class Host:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._deployment.folder,
-                env=environment,
+                env=variables,
                 start_new_session=True,
             )
 

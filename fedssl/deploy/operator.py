@@ -1,17 +1,15 @@
 """What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedssl.deploy.deployment import NAME
-from fedssl.deploy.services import ENVIRONMENT
+from fedssl.deploy.services import environment
 from fedssl.errors import RunFailed
 
 Say = Callable[[str], None]
@@ -84,10 +82,8 @@ class Operator:
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
             self.say(f"$ {shlex.join(command)}")
-        environment = {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(self.flower_home.absolute())}
-        bin_folder = str(Path(sys.executable).parent)
-        environment["PATH"] = os.pathsep.join([bin_folder, environment.get("PATH", os.defpath)])
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        variables = {**environment(), "FLWR_HOME": str(self.flower_home.absolute())}
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
         said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
         try:
             answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])

@@ -1,9 +1,10 @@
 """The processes of a deployment and their commands, the same on a host and in containers."""
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from fedssl.deploy.deployment import Deployment
 
@@ -13,6 +14,13 @@ ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """Keeps Flower's processes from calling home and from installing anything."""
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment as Flower's commands need it: they start one another by name."""
+    beside_python = str(Path(sys.executable).parent)
+    path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **ENVIRONMENT, "PATH": path}
 
 
 @dataclass(frozen=True)
