@@ -58,7 +58,7 @@ class PersistentGrid(GridView):
                 if place in asked:
                     self._took(sent[place].metadata.message_type, time.monotonic() - began)
                     del asked[place]
-                    replies.append(reply)
+                    replies.append(_as_its_own(reply, sent[place]))
             for place, last in asked.items():
                 message = sent[place]
                 if time.monotonic() - last > self._patience(message.metadata.message_type):
@@ -76,6 +76,14 @@ class PersistentGrid(GridView):
         if kind not in self._slowest:
             return float("inf")
         return max(self._least_patience, TIMES_SLOWEST * self._slowest[kind])
+
+
+def _as_its_own(reply: Message, message: Message) -> Message:
+    """Return a reply as the client's that was asked: what the SuperLink says in its place is the SuperLink's (flwr 1.41)."""
+    node = message.metadata.dst_node_id
+    if reply.has_error() and reply.metadata.src_node_id != node:
+        return protocol.error_reply(message, reply.error.reason or "", raised=False)
+    return reply
 
 
 def _again(message: Message) -> Message:

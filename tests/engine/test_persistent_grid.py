@@ -69,6 +69,23 @@ def test_an_error_is_a_reply():
     assert inner.sent == [4]
 
 
+def test_what_the_superlink_says_in_a_clients_place_is_that_clients():
+    class Away(Forgetful):
+        def pull_messages(self, names):
+            for reply in super().pull_messages(names):
+                if protocol.client_of(reply.metadata.src_node_id) == 3:
+                    reply = protocol.refused(reply, "Node Unavailable")
+                    reply.metadata.__dict__["_src_node_id"] = 1
+                yield reply
+
+    grid = PersistentGrid(Away({}))
+    replies = {r.metadata.src_node_id: r for r in grid.send_and_receive(requests([0, 3]))}
+    assert set(replies) == {protocol.node_of(0), protocol.node_of(3)}
+    away = replies[protocol.node_of(3)]
+    assert away.error.reason == "Node Unavailable"
+    assert protocol.is_away(away)
+
+
 def test_nobody_is_asked_again_before_anybody_has_answered():
     inner = Forgetful({0: 9, 1: 9})
     assert asked(inner, [0, 1], timeout=0.6) == []
