@@ -90,13 +90,14 @@ def init(
 def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
     """Start the server, let this deployment's clients in, start them, and wait until all are there."""
     deployment = _open(folder)
+    operator, at = _operator(deployment, no_containers)
     if no_containers:
         from fedssl.deploy.host import Host
 
         host = Host(deployment)
         say("starting superlink, executor and gate on this host")
         host.start(host.server)
-        _register_all(deployment, no_containers)
+        _register_all(deployment, operator, at)
         say(f"starting {len(host.clients)} clients on this host")
         host.start(host.clients)
     else:
@@ -104,9 +105,9 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None
 
         containers = Containers(deployment, say)
         containers.compose("up", "--detach", "--wait", "superlink", "executor", "gate")
-        _register_all(deployment, no_containers)
+        _register_all(deployment, operator, at)
         containers.compose("up", "--detach", "--wait")
-    _wait_for_clients(deployment, no_containers)
+    _wait_for_clients(deployment, operator, no_containers)
     say(f"up: {deployment.settings.clients} clients connected")
     say(f"  to run an experiment: {_again('run FILE', folder, no_containers)}")
 
@@ -291,12 +292,10 @@ def _operator(deployment: Any, no_containers: bool) -> Any:
             "run", "--rm", "--no-deps", "-T", "run", "sh", "-c", copied, "sh", *command
         )
 
-    os.environ.update(containers.environment)
-    return Operator(home, inside, say), OPERATOR
+    return Operator(home, inside, say, containers.environment), OPERATOR
 
 
-def _register_all(deployment: Any, no_containers: bool) -> None:
-    operator, at = _operator(deployment, no_containers)
+def _register_all(deployment: Any, operator: Any, at: Any) -> None:
     for number in range(deployment.settings.clients):
         name = f"client-{number}"
         if not operator.register(str(at / "keys" / f"{name}.pub"), name):
@@ -307,8 +306,7 @@ def _connected(operator: Any) -> int:
     return sum(node["status"] == "online" for node in operator.nodes())
 
 
-def _wait_for_clients(deployment: Any, no_containers: bool) -> None:
-    operator, _ = _operator(deployment, no_containers)
+def _wait_for_clients(deployment: Any, operator: Any, no_containers: bool) -> None:
     wanted = deployment.settings.clients
     deadline = time.monotonic() + 120
     while (there := _connected(operator)) < wanted:

@@ -4,7 +4,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ class Operator:
         flower_home: Folder of the file that says where the SuperLink is.
         wrap: Makes of a command the one that reaches the SuperLink, such as one in a container.
         say: Prints a line.
+        variables: What the wrapped command needs in its environment.
     """
 
     flower_home: Path
     wrap: Callable[[Sequence[str]], list[str]]
     say: Say
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def register(self, public_key: str, name: str) -> bool:
         """Let a client's key in; False if it is in already.
@@ -82,7 +84,11 @@ class Operator:
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
             self.say(f"$ {shlex.join(command)}")
-        variables = {**environment(), "FLWR_HOME": str(self.flower_home.absolute())}
+        variables = {
+            **environment(),
+            **self.variables,
+            "FLWR_HOME": str(self.flower_home.absolute()),
+        }
         done = subprocess.run(command, capture_output=True, text=True, env=variables)
         said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
         try:
