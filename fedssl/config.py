@@ -25,7 +25,13 @@ from fedssl.models.cnn import CNN
 from fedssl.optimization import Train
 from fedssl.privacy import Privacy
 from fedssl.registry import Family, Plugin, Section, input_error
-from fedssl.sections import SERVER_METHODS, EngineSection, FederationSection, ServerSection
+from fedssl.sections import (
+    SERVER_METHODS,
+    EngineSection,
+    FederationSection,
+    RecordSection,
+    ServerSection,
+)
 from fedssl.system.section import SYSTEM_FAMILIES, System
 from fedssl.training import Recipe
 
@@ -61,6 +67,10 @@ PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federatio
 """What a phase may override; of the federation, only the number of sampled clients."""
 
 
+WITHOUT_EFFECT = ("engine", "record")
+"""Sections that say where and with what record a run goes, and change nothing that clients learn."""
+
+
 class Experiment(Section):
     """Everything that defines a run."""
 
@@ -85,6 +95,7 @@ class Experiment(Section):
         description="clipped and noisy updates; unset: a client sends the weights as it trained them",
     )
     engine: EngineSection = EngineSection()
+    record: RecordSection = RecordSection()
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")
@@ -208,8 +219,8 @@ class Experiment(Section):
         return pruned
 
     def to_json(self) -> str:
-        """Return the experiment as one line of text, as it travels to clients; without the engine."""
-        return json.dumps({k: v for k, v in self.to_dict().items() if k != "engine"})
+        """Return the experiment as one line of text, as it travels to clients; without what cannot change a result."""
+        return json.dumps({k: v for k, v in self.to_dict().items() if k not in WITHOUT_EFFECT})
 
     def to_toml(self) -> str:
         """Return the experiment file that says the same with every default written out."""

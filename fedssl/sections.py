@@ -63,6 +63,15 @@ class ServerSection(Section):
     )
 
 
+class RecordSection(Section):
+    """The ``[record]`` section: what is made of the record beside the record itself. It cannot change a result."""
+
+    report: bool = Field(True, description="whether report.html is written at the end")
+    report_every: int = Field(
+        0, ge=0, description="rounds between reports while the run goes on; 0: only at its end"
+    )
+
+
 class EngineSection(Section):
     """The ``[engine]`` section: where clients run. It cannot change a result, but for how sums round under ``fuse``.
 

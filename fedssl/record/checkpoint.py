@@ -34,6 +34,9 @@ from fedssl.record.snapshot import Snapshot
 FORMAT = 1
 """Raise it when the layout changes."""
 
+CHECKPOINTS = "checkpoint"
+"""Folder of a run directory."""
+
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before should it turn out to be damaged."""
 
@@ -72,7 +75,7 @@ class Checkpoints:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folder = path / "checkpoint"
+        self._folder = path / CHECKPOINTS
         self._packs = self._folder / "clients"
         self._index: Index = {}
         self._stamps: dict[int, Stamp] = {}

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.record.description import describe
 from fedssl.record.rows import (
     Failure,
     Observer,
@@ -37,41 +38,6 @@ ROWS_SHOWN = 6
 def percent(share: float) -> str:
     """Write a share in [0, 1] as a percentage; a dash for NaN."""
     return "-" if math.isnan(share) else f"{share * 100:.1f} %"
-
-
-def describe(experiment: Experiment, federation: Federation) -> str:
-    """Say in one line what runs on what."""
-    section = experiment.federation
-    if section.private:
-        return _describe_private(experiment, federation)
-    labeled = f"{int(federation.labeled.sum()):,} labels"
-    if section.labels.kind != "at_clients":
-        labeled += f" ({section.labels.kind})"
-    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
-    laws = section.partition.kind
-    if section.unlabeled_partition is not None:
-        laws += f", unlabeled {section.unlabeled_partition.kind}"
-    if section.features is not None:
-        laws += f", {section.features.kind} by client"
-    if section.label_noise is not None:
-        labeled += f", {section.label_noise.rate:.0%} of them wrong ({section.label_noise.kind})"
-    return (
-        f"{' then '.join(dict.fromkeys(methods))} on {experiment.data.kind}: "
-        f"{section.clients:,} clients ({laws}), {section.sample} a round, "
-        f"{labeled} on {len(federation.owner):,} images, {experiment.num_rounds} rounds, "
-        f"seed {experiment.seed}"
-    )
-
-
-def _describe_private(experiment: Experiment, federation: Federation) -> str:
-    section, at_server = experiment.federation, len(federation.server_rows)
-    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
-    labels = f", {at_server:,} labels at the server" if at_server else ""
-    return (
-        f"{' then '.join(dict.fromkeys(methods))}: {section.clients:,} clients with private data, {section.sample} a "
-        f"round{labels}, evaluated on {len(federation.held_out):,} images of {experiment.data.kind}, "
-        f"{experiment.num_rounds} rounds, seed {experiment.seed}"
-    )
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:

@@ -1,5 +1,7 @@
 """What a run ran on: machine, versions, and who held which image."""
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import platform
 import sys
@@ -9,11 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.data.images import Images
 from fedssl.engine.plan import available_cores
 from fedssl.errors import InputError
+from fedssl.record.description import describe
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
+
+FINGERPRINTED = 500
+"""Held-out images that go into the checksum of a data set."""
 
 
 def environment() -> dict[str, Any]:
@@ -32,6 +40,37 @@ def environment() -> dict[str, Any]:
         "cores": available_cores(),
         "versions": versions,
     }
+
+
+def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]:
+    """Return what a record says of the images: enough to build the run's network without them, and to know them again.
+
+    Args:
+        experiment: What runs.
+        federation: What it runs on.
+    """
+    data, held_out = federation.data, federation.held_out
+    return {
+        "description": describe(experiment, federation),
+        "source": experiment.data.kind,
+        "evaluated_on": federation.held_out_name,
+        "class_names": data.class_names,
+        **dataclasses.asdict(data.spec),
+        "num_train": len(data.train),
+        "num_labeled": int(federation.labeled.sum()),
+        "num_held_out": len(held_out),
+        "held_out_sha256": _fingerprint(held_out),
+        "notes": data.notes,
+    }
+
+
+def _fingerprint(images: Images) -> str:
+    """Return a checksum of labels and of images spread over all: reading every one of a large set would take minutes."""
+    digest = hashlib.sha256(images.labels.tobytes())
+    if len(images):
+        rows = np.linspace(0, len(images) - 1, FINGERPRINTED).astype(np.int64)
+        digest.update(images.read(rows).tobytes())
+    return digest.hexdigest()
 
 
 def partition_table(federation: Federation) -> bytes:

@@ -99,6 +99,7 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
         del table["server"][name]
     engine = table.pop("engine")
+    del table["record"]
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}
         if engine["kind"] == "flower":  # it fuses nobody

@@ -20,6 +20,7 @@ from fedssl.record.files import as_safetensors, write_atomically
 from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.provenance import (
     check_partition,
+    data_facts,
     environment,
     partition_table,
 )
@@ -32,6 +33,7 @@ from fedssl.record.rows import (
     summarize,
 )
 from fedssl.record.run_path import (
+    DATA,
     ENVIRONMENT,
     EXPERIMENT,
     LOCK,
@@ -115,6 +117,7 @@ class RunDirectory(Observer):
                 check_partition(self.path / PARTITION, federation)
             else:
                 self._write(ENVIRONMENT, as_json(environment()))
+                self._write(DATA, as_json(data_facts(experiment, federation)))
                 self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())
             stopped = stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))

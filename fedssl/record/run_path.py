@@ -10,6 +10,7 @@ from fedssl.record.files import PARTIAL
 
 EXPERIMENT = "experiment.toml"
 PARTITION = "partition.csv"
+DATA = "data.json"
 ENVIRONMENT = "environment.json"
 SUMMARY = "summary.json"
 LOCK = ".lock"
@@ -48,6 +49,6 @@ def has_begun(path: Path) -> bool:
 
 def never_began(path: Path) -> bool:
     """Say whether a folder holds nothing, or only what a run that was killed at once leaves."""
-    early = {ENVIRONMENT, PARTITION}
+    early = {ENVIRONMENT, DATA, PARTITION}
     leftovers = {LOCK, *early, *(name + PARTIAL for name in (*early, EXPERIMENT))}
     return not path.exists() or {item.name for item in path.iterdir()} <= leftovers

@@ -24,10 +24,10 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
 from fedssl.record.comparison import Finished, as_rich, comparison_table, costs_as_rich
+from fedssl.record.description import describe
 from fedssl.record.display import (
     LiveDisplay,
     PlainDisplay,
-    describe,
     make_display,
     percent,
     sparkline,
@@ -69,7 +69,7 @@ def finished(tmp_path_factory):
 def test_everything_is_there(finished):
     _, path, _ = finished
     assert sorted(p.name for p in path.iterdir()) == [
-        "clients.csv", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
+        "clients.csv", "data.json", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
         "model.safetensors", "partition.csv", "rounds.csv", "summary.json",
     ]  # fmt: skip
 

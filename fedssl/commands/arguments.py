@@ -1,0 +1,27 @@
+"""What several commands take: experiment files and settings laid over them."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from fedssl.config import Experiment
+
+Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
+File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
+]
+
+
+def load_experiment(file: Path, settings: list[str]) -> "Experiment":
+    """Read an experiment file, which may name modules beside it or in the current folder."""
+    from fedssl.config import Experiment
+
+    for folder in (str(file.absolute().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)  # a console script looks in neither by itself
+    return Experiment.load(file, settings)

@@ -1,0 +1,92 @@
+"""`fedssl validate` and `fedssl show`: what an experiment file says, before anything is trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedssl.commands.arguments import File, Settings, load_experiment
+from fedssl.errors import InputError
+from fedssl.extras import require
+from fedssl.guard import guarded
+from fedssl.startup import quick_imports
+
+
+@guarded
+def validate(file: File, settings: Settings = None) -> None:
+    """Check an experiment file against its data without training, and say what it would run."""
+    with quick_imports():
+        from clients.local_data import simulated_federation
+        from fedssl.record.description import describe
+        from fedssl.simulation import check, check_engine, plan_here
+
+    experiment = load_experiment(file, settings or [])
+    check_engine(experiment)
+    check(experiment)
+    engine = experiment.engine
+    if experiment.federation.private:
+        workers = "unused, for clients with private data are deployed and not simulated"
+    elif engine.address is None:
+        workers = plan_here(experiment).describe()
+    else:
+        workers = f"workers as the cluster at {engine.address} has room for"
+    print(f"{file}: valid")
+    print(f"  {describe(experiment, simulated_federation(experiment))}")
+    print(f"  engine {engine.kind}: {workers}")
+
+
+@guarded
+def show(
+    file: File,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write; by default NAME-federation.png here.")
+    ] = None,
+) -> None:
+    """Draw the federation of an experiment before any training: who holds what, who has labels."""
+    require("matplotlib", "show", "the picture")
+    with quick_imports():
+        from clients.local_data import simulated_federation
+        from fedssl.record.description import describe
+        from fedssl.record.federation_plot import plot_federation
+        from fedssl.record.federation_table import (
+            client_names,
+            describe_skew,
+            describe_system,
+            device_table,
+            federation_table,
+        )
+        from fedssl.simulation import check, virtual_seconds
+
+    experiment = load_experiment(file, settings or [])
+    check(experiment)
+    federation = simulated_federation(experiment)
+    console = Console()
+    console.print(describe(experiment, federation), highlight=False, markup=False)
+    if experiment.federation.private:
+        console.print("nothing to draw: what clients hold is private, and only they know it")
+        return
+    names = client_names(federation, experiment.federation.partition)
+    console.print(federation_table(federation, names))
+    console.print(describe_skew(federation), highlight=False, markup=False, soft_wrap=True)
+    timed = virtual_seconds(experiment)
+    if timed is not None:
+        console.print(device_table(*timed))
+        console.print(
+            describe_system(experiment, timed[1]), highlight=False, markup=False, soft_wrap=True
+        )
+    path = out or Path(f"{experiment.name}-federation.png")
+    deadline = experiment.system.deadline if experiment.system else None
+    try:
+        plot_federation(
+            federation,
+            names,
+            describe(experiment, federation),
+            path,
+            None if timed is None else timed[1],
+            deadline,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
+    console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)

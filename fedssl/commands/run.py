@@ -1,0 +1,149 @@
+"""`fedssl run`: experiments one after the other, and a comparison at the end."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fedssl.commands.arguments import Files, Settings, load_experiment
+from fedssl.errors import InputError, RunFailed
+from fedssl.extras import is_installed, remedy_for, require
+from fedssl.guard import complain, guarded
+from fedssl.startup import quick_imports
+
+if TYPE_CHECKING:
+    from fedssl.config import Experiment
+    from fedssl.record.rows import Outcome
+
+
+@guarded
+def run(
+    files: Files,
+    settings: Settings = None,
+    engine: Annotated[
+        str | None, typer.Option(help="serial, ray or flower; over the file's own.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Number of Ray actors, or auto; over the file's own.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; for several runs, the folder that holds theirs."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each file: its seed, the next one, and so on.")
+    ] = 1,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with runs that were killed; those that ended stay."),
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+) -> None:
+    """Run experiments; of several runs, end with a table that compares them.
+
+    Examples:
+      fedssl run experiments/digits/fixmatch.toml
+
+      fedssl run experiments/digits/*.toml --seeds 5
+
+      fedssl run experiments/digits/fixmatch.toml --set federation.partition.alpha=0.1 --engine serial
+
+      fedssl run experiments/digits/*.toml --seeds 5 --resume
+    """
+    with quick_imports():
+        from fedssl.interrupts import interruptible
+        from fedssl.runs import Runs
+        from fedssl.simulation import Engine, check, check_engine
+
+    overrides = list(settings or [])
+    overrides += [f"engine.kind={engine}"] if engine else []
+    overrides += [f"engine.workers={workers}"] if workers else []
+    console = Console()
+    with interruptible() as interrupts:
+        experiments = _experiments(files, overrides, seeds)
+        for experiment in experiments:
+            check_engine(experiment)
+        if len(experiments) > 1:
+            require("pandas", "run", "the comparison of several runs")
+        with Engine() as workforce:
+            workforce.start(experiments[0])  # its workers make themselves ready while we check
+            for experiment in experiments:
+                check(experiment)
+            runs = Runs(
+                workforce, console, interrupts, plain=plain, resume=resume, complain=complain
+            )
+            finished, failed = runs.run(experiments, _folders(experiments, out))
+        if len(finished) > 1:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
+    if failed:
+        raise RunFailed(f"{failed} of {len(experiments)} runs failed")
+
+
+def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
+    """Return every file's experiment with its seed, the next one, and so on."""
+    from fedssl.config import Experiment
+
+    experiments = []
+    for file in files:
+        first = load_experiment(file, settings).seed
+        experiments += [
+            Experiment.load(file, [*settings, f"seed={first + i}"]) for i in range(seeds)
+        ]
+    _refuse_twins(experiments)
+    return experiments
+
+
+def _folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:
+    """Return where each experiment is recorded, where that was said."""
+    if out is None or len(experiments) == 1:
+        return [out] * len(experiments)
+    return [out / f"{experiment.name}-seed{experiment.seed}" for experiment in experiments]
+
+
+def _refuse_twins(experiments: "list[Experiment]") -> None:
+    names = [(experiment.name, experiment.seed) for experiment in experiments]
+    for name, seed in names:
+        if names.count((name, seed)) > 1:
+            raise InputError(
+                "name", f"two experiments are called {name!r} with seed {seed}", "rename one"
+            )
+
+
+def _compare(finished: "list[tuple[Experiment, Outcome]]", folder: Path, console: Console) -> None:
+    from fedssl.record.comparison import (
+        Finished,
+        as_rich,
+        comparison_table,
+        costs_as_rich,
+        curves,
+    )
+    from fedssl.record.rows import summarize
+
+    runs = [Finished(*run) for run in finished]
+    table = comparison_table(runs)
+    first = runs[0].experiment
+    evaluated_on = first.evaluated_on
+    title = (
+        f"{first.data.kind}, {evaluated_on} images: mean of the last "
+        f"{summarize(first, runs[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
+    )
+    console.print(as_rich(table, title))
+    costs = costs_as_rich(table)
+    if costs is not None:
+        console.print(costs)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "comparison.csv", index=False)
+    if is_installed("matplotlib"):
+        from fedssl.record.plots import plot_comparison
+
+        drawn = str(folder / "comparison.png")
+        data = f"{first.data.kind}, {evaluated_on} images"
+        caption = f"{data}: mean over seeds, band from worst to best"
+        plot_comparison(curves(runs), caption, Path(drawn))
+    else:
+        drawn = f"none without matplotlib ({remedy_for()})"
+    where = f"  picture: {drawn}   table: {folder / 'comparison.csv'}"
+    console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)

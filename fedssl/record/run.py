@@ -1,0 +1,163 @@
+"""A recorded run as a person looks at it afterwards: tables, summary, model."""
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from fedssl.config import Experiment
+from fedssl.data.shard import ImageSpec
+from fedssl.errors import InputError
+from fedssl.networks import build_network
+from fedssl.record.checkpoint import CHECKPOINTS
+from fedssl.record.rows import NamedArrays
+from fedssl.record.run_path import DATA, ENVIRONMENT, EXPERIMENT, PARTITION, SUMMARY, has_begun
+
+if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
+    import pandas as pd
+
+
+class Run:
+    """A run that was recorded; one that was killed, or still goes on, is read as far as it has come.
+
+    Args:
+        path: Its directory, ``runs/NAME/ID``.
+
+    Raises:
+        InputError: There is no run there.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not has_begun(self.path):
+            there = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
+            remedy = f"name one of its runs, such as {there[-1]}" if there else ""
+            raise InputError(str(path), "holds no run", remedy)
+
+    def __repr__(self) -> str:
+        """Say which it is, and how far it has come."""
+        state = "finished" if self.is_finished else "not finished"
+        return f"<Run {self.experiment.name} seed {self.experiment.seed}, {state}: {self.path}>"
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """What ran, every default written out."""
+        return Experiment.load(self.path / EXPERIMENT)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return (self.path / SUMMARY).exists()
+
+    @property
+    def rounds(self) -> "pd.DataFrame":
+        """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
+        return self._table("rounds.csv")
+
+    @property
+    def clients(self) -> "pd.DataFrame":
+        """One line a client and round; columns as in `fedssl.record.rows.ClientRow`."""
+        return self._table("clients.csv")
+
+    @property
+    def partition(self) -> "pd.DataFrame":
+        """One line a training image: row, client, label (the truth), labeled, given (the label it carries)."""
+        return self._table(PARTITION)
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """What the record says of the images; see `fedssl.record.provenance.data_facts`."""
+        return self._json(DATA)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """Machine, versions and command."""
+        return self._json(ENVIRONMENT)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What it sums up to; see `fedssl.record.rows.summarize`.
+
+        Raises:
+            InputError: It is not finished.
+        """
+        if not self.is_finished:
+            raise InputError(
+                str(self.path), "is not finished", "go on with it: fedssl run --resume"
+            )
+        return self._json(SUMMARY)
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What its images have in common."""
+        facts = self.data
+        return ImageSpec(
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+            mean=tuple(facts["mean"]),
+            std=tuple(facts["std"]),
+            flips=facts["flips"],
+        )
+
+    def arrays(self, *, average: bool = True) -> NamedArrays:
+        """Return the weights of the end, or of the newest checkpoint where it is not finished.
+
+        Args:
+            average: Those of the global model's moving average; else the global model's own.
+
+        Raises:
+            InputError: There are none yet.
+        """
+        name = "ema.safetensors" if average else "model.safetensors"
+        checkpoints = sorted((self.path / CHECKPOINTS).glob("round-*"), reverse=True)
+        folders = [self.path] if self.is_finished else checkpoints
+        for file in (folder / name for folder in folders):
+            if file.exists():
+                return dict(load_file(file))
+        raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+
+    def model(self, *, average: bool = True) -> nn.Module:
+        """Return the classifier that was learned, from normalized images (B, C, H, W) to logits (B, classes).
+
+        It is in evaluation mode. `spec.normalize` makes its input of images in [0, 1].
+
+        Args:
+            average: The moving average of the global model; else the global model itself.
+        """
+        return classifier(self.experiment, self.spec, self.arrays(average=average))
+
+    def _table(self, name: str) -> "pd.DataFrame":
+        from fedssl.extras import require
+
+        require("pandas", "run", "a table")
+        import pandas as pd
+
+        return pd.read_csv(self.path / name)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            table: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                str(self.path), f"has no {name}", "it was written by another version of fedssl"
+            ) from None
+        return table
+
+
+def classifier(experiment: Experiment, spec: ImageSpec, arrays: NamedArrays) -> nn.Module:
+    """Return the classifier of an experiment's last phase with given weights, in evaluation mode.
+
+    Args:
+        experiment: What ran.
+        spec: What its images have in common.
+        arrays: Weights that clients share, by name; those that they do not share are the initial ones.
+    """
+    last = experiment.in_phase(len(experiment.schedule) - 1)
+    network = build_network(last.model, last.method, spec, last.seed)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    network.load_state_dict({**network.state_dict(), **tensors})
+    return last.method.classifier(network).eval()
