@@ -8,6 +8,7 @@ import typer
 from fedssl import __version__
 from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
+from fedssl.commands.report import report
 from fedssl.commands.run import run
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.guard import DONE
@@ -44,6 +45,7 @@ app.command()(run)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(report)
 app.command()(schema)
 app.command()(doctor)
 app.add_typer(deploy_app, name="deploy")

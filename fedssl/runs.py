@@ -15,6 +15,8 @@ from fedssl.record.resume import directory_to_resume, outcome_of
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
+from fedssl.reports.run_report import REPORT
+from fedssl.reports.writer import ReportWriter
 from fedssl.simulation import Engine
 
 
@@ -94,13 +96,15 @@ class Runs:
                 self._complain(flaw, f"{_title(experiment)}: ")
             self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
         display = PlainDisplay(self._console) if self._plain else make_display(self._console)
-        observers = [directory, display, self._interrupts]
+        observers = [directory, ReportWriter(directory.path), display, self._interrupts]
         try:
             outcome = self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise
-        self._say(f"  recorded in {directory.path}")
+        report = directory.path / REPORT
+        page = f", report: {report}" if report.exists() else ""
+        self._say(f"  recorded in {directory.path}{page}")
         return outcome
 
     def _say(self, text: str) -> None:

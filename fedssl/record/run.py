@@ -112,13 +112,30 @@ class Run:
         Raises:
             InputError: There are none yet.
         """
-        name = "ema.safetensors" if average else "model.safetensors"
-        checkpoints = sorted((self.path / CHECKPOINTS).glob("round-*"), reverse=True)
-        folders = [self.path] if self.is_finished else checkpoints
-        for file in (folder / name for folder in folders):
-            if file.exists():
-                return dict(load_file(file))
-        raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+        return dict(
+            load_file(self._weights / ("ema.safetensors" if average else "model.safetensors"))
+        )
+
+    @property
+    def model_round(self) -> int:
+        """The round after which `arrays` are what they are."""
+        if self.is_finished:
+            return int(self.summary["rounds"])
+        return int(self._weights.name.removeprefix("round-"))
+
+    @property
+    def _weights(self) -> Path:
+        """The folder that holds the newest weights."""
+        if self.is_finished:
+            return self.path
+        found = [
+            folder
+            for folder in (self.path / CHECKPOINTS).glob("round-*")
+            if folder.name.removeprefix("round-").isdecimal()
+        ]
+        if not found:
+            raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+        return max(found)
 
     def model(self, *, average: bool = True) -> nn.Module:
         """Return the classifier that was learned, from normalized images (B, C, H, W) to logits (B, classes).

@@ -1,0 +1,264 @@
+"""Charts as Vega-Lite describes them: what is drawn is data, and the page's own colors and fonts draw it.
+
+Colors are CSS variables (``var(--c0)`` ...), so that a chart follows the page into dark mode; they are Okabe & Ito's, told
+apart by color-blind readers, and lines differ by their dashes too.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Spec = dict[str, Any]
+Row = Mapping[str, Any]
+
+COLORS = tuple(f"var(--c{number})" for number in range(8))
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+HEIGHT = 260
+LEGEND: Spec = {
+    "orient": "top",
+    "title": None,
+    "columns": 4,
+    "labelLimit": 320,
+    "symbolType": "stroke",
+}
+MOST_POINTS = 1000
+"""Points of a line: more than a screen shows."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a page, and the table behind it.
+
+    Args:
+        name: Of its place in the page.
+        title: What it shows.
+        note: How to read it, in a sentence or two.
+        rows: The table: what is drawn, a mapping from column to value a row.
+        spec: How Vega-Lite draws the rows.
+        wide: Whether it takes the page's whole width.
+    """
+
+    name: str
+    title: str
+    note: str
+    rows: Sequence[Row]
+    spec: Spec
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A stretch of rounds that is shaded and named, such as a phase."""
+
+    first: int
+    last: int
+    name: str
+
+
+def number(value: float | None, digits: int = 2) -> float | None:
+    """Return a number as a chart takes it: rounded, and None where it is not known."""
+    return None if value is None or math.isnan(value) else round(float(value), digits)
+
+
+def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
+    """Return at most so many rows, evenly spaced; the last one is always among them."""
+    step = -(-len(rows) // most) if rows else 1
+    return list(rows[::-1][::step])[::-1]
+
+
+def palette(names: Sequence[str]) -> Spec:
+    """Return color and dash of each of several lines: eight colors, and beyond them other dashes."""
+    return {
+        "color": {
+            "field": "line",
+            "type": "nominal",
+            "scale": {
+                "domain": list(names),
+                "range": [COLORS[i % len(COLORS)] for i in range(len(names))],
+            },
+            "legend": LEGEND,
+        },
+        "strokeDash": {
+            "field": "line",
+            "type": "nominal",
+            "scale": {"domain": list(names), "range": _dashes(len(names))},
+            "legend": LEGEND,
+        },
+    }
+
+
+def lines(
+    rows: Sequence[Row],
+    x: str,
+    names: Sequence[str],
+    unit: str,
+    bands: Sequence[Band] = (),
+    *,
+    zero: bool = False,
+    log: bool = False,
+) -> Spec:
+    """Draw columns of a table against another, with a rule that follows the pointer and names every value.
+
+    Args:
+        rows: The table.
+        x: Column along the page, such as ``"round"``.
+        names: Columns drawn, each a line.
+        unit: Of their values.
+        bands: Stretches of `x` to shade.
+        zero: Whether the axis begins with 0.
+        log: Whether its steps are powers of ten.
+    """
+    along = quantity(x, x, _range(rows, [x]))
+    up = quantity("value", unit, _range(rows, names, zero=zero), nice=True)
+    if log:
+        up["scale"]["type"] = "log"
+    folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
+    drawn = {"x": along, "y": up, **palette(names)}
+    tooltip = [{"field": x, "type": "quantitative"}]
+    tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in names]
+    return {
+        "height": HEIGHT,
+        "layer": [
+            *_shaded(x, bands),
+            {"transform": folded, "mark": {"type": "line", "strokeWidth": 2}, "encoding": drawn},
+            {
+                "params": [_pointed_at(x)],
+                "mark": {"type": "rule", "color": "var(--muted)"},
+                "encoding": {
+                    "x": along,
+                    "opacity": {
+                        "condition": {"param": "pointed", "empty": False, "value": 0.6},
+                        "value": 0,
+                    },
+                    "tooltip": tooltip,
+                },
+            },
+            {
+                "transform": [{"filter": {"param": "pointed", "empty": False}}, *folded],
+                "mark": {"type": "point", "filled": True, "size": 55},
+                "encoding": {"x": along, "y": up, "color": drawn["color"]},
+            },
+        ],
+    }
+
+
+def heatmap(
+    x: str,
+    y: str,
+    value: str,
+    tooltip: Iterable[str],
+    *,
+    num_rows: int,
+    domain: tuple[float, float] | None = (0, 100),
+    x_step: int = 1,
+    y_order: Sequence[str] | None = None,
+) -> Spec:
+    """Draw a table's values as cells of color.
+
+    Args:
+        x, y, value: Columns.
+        tooltip: Columns that are shown of a cell.
+        num_rows: Different values of `y`.
+        domain: Values of the darkest and the brightest color; None: the least and the largest there are.
+        x_step: Every how many of the values of `x` are written.
+        y_order: Values of `y` from above; None: ascending.
+    """
+    axis = {"grid": False, "labelOverlap": True, "ticks": False, "domain": False}
+    labels = {"labelExpr": f"datum.index % {x_step} == 0 ? datum.label : ''"} if x_step > 1 else {}
+    scale: Spec = {"scheme": "viridis"} | ({} if domain is None else {"domain": list(domain)})
+    return {
+        "height": max(120, min(22 * num_rows, 560)),
+        "mark": {"type": "rect"},
+        "encoding": {
+            "x": {"field": x, "type": "ordinal", "axis": {**axis, **labels, "labelAngle": 0}},
+            "y": {"field": y, "type": "ordinal", "axis": axis, "sort": y_order},
+            "color": {
+                "field": value,
+                "type": "quantitative",
+                "scale": scale,
+                "legend": {"orient": "top", "gradientThickness": 10, "title": value},
+            },
+            "tooltip": [{"field": name} for name in tooltip],
+        },
+    }
+
+
+def quantity(
+    field: str, title: str, domain: tuple[float, float] | None = None, *, nice: bool = False
+) -> Spec:
+    """Return the channel of a number.
+
+    Args:
+        field: Column.
+        title: Of its axis.
+        domain: Least and largest value of the axis; None: of the values that are drawn.
+        nice: Whether the axis ends with round numbers, and has lines across the chart.
+    """
+    scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {**scale, "nice": nice},
+        "axis": {"grid": nice, "tickCount": 6},
+    }
+
+
+def _range(rows: Sequence[Row], names: Sequence[str], *, zero: bool = False) -> tuple[float, float]:
+    """Return the least and the largest value of some columns, apart from each other."""
+    values = [row[name] for row in rows for name in names if row[name] is not None]
+    values += [0.0] if zero or not values else []
+    least, most = min(values), max(values)
+    return (least, most) if most > least else (least - 0.5, most + 0.5)
+
+
+def _pointed_at(x: str) -> Spec:
+    return {
+        "name": "pointed",
+        "select": {
+            "type": "point",
+            "fields": [x],
+            "nearest": True,
+            "on": "pointermove",
+            "clear": "pointerout",
+        },
+    }
+
+
+def _shaded(x: str, bands: Sequence[Band]) -> list[Spec]:
+    """Return the layers that shade every other stretch and write the name of each above it."""
+    if len(bands) < 2:
+        return []
+    values = [
+        {"from": band.first, "to": band.last, "phase": band.name, "shade": number % 2}
+        for number, band in enumerate(bands)
+    ]
+    along: Spec = {
+        "x": {"field": "from", "type": "quantitative", "title": x},
+        "x2": {"field": "to"},
+    }
+    return [
+        {
+            "data": {"values": values},
+            "mark": {"type": "rect", "color": "var(--band)"},
+            "encoding": {
+                **along,
+                "opacity": {"field": "shade", "type": "quantitative", "scale": None, "legend": None},
+            },
+        },
+        {
+            "data": {"values": values},
+            "mark": {
+                "type": "text", "align": "left", "baseline": "top", "dx": 4,
+                "dy": {"expr": "datum.shade ? 16 : 3"}, "color": "var(--muted)",
+            },
+            "encoding": {"x": along["x"], "y": {"value": 0}, "text": {"field": "phase"}},
+        },
+    ]  # fmt: skip
+
+
+def _dashes(count: int) -> list[list[int]]:
+    if count <= len(DASHES):
+        return list(DASHES[:count])
+    return [DASHES[(i // len(COLORS)) % len(DASHES)] for i in range(count)]

@@ -1,0 +1,97 @@
+"""What a report is made of: a run's record, read without tables of any library."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedssl.config import Experiment
+from fedssl.record.lines import read_rounds, read_rows
+from fedssl.record.rows import ClassRow, ClientRow, RoundRow
+from fedssl.record.run import Run
+from fedssl.record.run_path import PARTITION
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A run's record.
+
+    Args:
+        experiment: What ran.
+        data: What is known of the images; see `fedssl.record.provenance.data_facts`.
+        environment: What it ran on.
+        rounds: Every finished round.
+        clients: Every client of every round.
+        classes: Pseudo-labels by round and class, where they were counted.
+        owner, label, given: Client, true class and the label it carries (-1: none) of every training image, (N,).
+        events: What happened, oldest first.
+        summary: What it summed up to; None while it goes on.
+        evaluation: A closer look at the models; None where there is none.
+    """
+
+    experiment: Experiment
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rounds: Sequence[RoundRow]
+    clients: Sequence[ClientRow]
+    classes: Sequence[ClassRow]
+    owner: Ints
+    label: Ints
+    given: Ints
+    events: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One name a class."""
+        names: Sequence[str] = self.data["class_names"]
+        return names
+
+
+def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
+    """Read a run's record.
+
+    Args:
+        run: It may still go on.
+        evaluation: A closer look at its models, if there is one.
+    """
+    rounds = read_rounds(run.path / "rounds.csv")
+    classes = run.path / "classes.csv"
+    # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
+    clients = read_rows(run.path / "clients.csv", ClientRow)
+    owner, label, given = _partition(run)
+    return Material(
+        experiment=run.experiment,
+        data=run.data,
+        environment=run.environment,
+        rounds=rounds,
+        clients=[row for row in clients if row.round <= len(rounds)],
+        classes=read_rows(classes, ClassRow) if classes.exists() else (),
+        owner=owner,
+        label=label,
+        given=given,
+        events=_events(run),
+        summary=run.summary if run.is_finished else None,
+        evaluation=evaluation,
+    )
+
+
+def _partition(run: Run) -> tuple[Ints, Ints, Ints]:
+    with (run.path / PARTITION).open(encoding="utf-8", newline="") as file:
+        names = next(csv.reader(file))
+        columns = [names.index(name) for name in ("client", "label", "given")]
+        numbers = np.loadtxt(file, delimiter=",", dtype=np.int64, usecols=columns, ndmin=2)
+    return numbers[:, 0], numbers[:, 1], numbers[:, 2]
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    path = run.path / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
