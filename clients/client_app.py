@@ -5,12 +5,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.local_data import local_data
-from clients.privacy import leaving
+from clients.privacy import leaving, may_be_measured
 from clients.resident import resident
 from clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
+from fedssl.metrics.drift import update_norm
 from fedssl.training import fit
 
 app = ClientApp()
@@ -45,10 +46,13 @@ def train(message: Message, context: Context) -> Message:
     metrics = protocol.fit_metrics(
         report, client=local.client, num_labeled=len(shard.labeled), num_examples=len(shard)
     )
+    trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
+    if may_be_measured(experiment):
+        metrics |= protocol.measurements(report, update_norm(request.arrays, trained))
     sent = leaving(
         experiment,
         request.arrays,
-        weights.shared,
+        trained,
         server_round=request.server_round,
         client=local.client,
     )

@@ -3,7 +3,7 @@
 import functools
 import logging
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from clients.client_app import app, device_of, set_threads
 from clients.local_data import local_data, simulated_federation
-from clients.privacy import leaving
+from clients.privacy import leaving, may_be_measured
 from clients.resident import resident
 from clients.state import save_state
 from fedssl import protocol
@@ -31,6 +31,7 @@ from fedssl.fusion import (
     why_not,
     worth_fusing,
 )
+from fedssl.metrics.drift import update_norms
 
 log = logging.getLogger("fedssl.fusion")
 
@@ -52,7 +53,8 @@ class _Group(Replies):
         errors: Replies of those that could not be trained, by place.
         ready: The others.
         fitted: What came of them; None if there are none.
-        leave: What of a client's weights leaves it, by its number.
+        request: What all were asked.
+        experiment: Says what of it leaves a client.
     """
 
     def __init__(
@@ -61,14 +63,17 @@ class _Group(Replies):
         errors: Mapping[int, Message],
         ready: Sequence[_Ready],
         fitted: GroupFit | None,
-        leave: Callable[[int, Arrays], Arrays],
+        request: protocol.Request,
+        experiment: Experiment,
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
-        self._trained: dict[int, tuple[Mapping[str, float], Arrays]] = {}
+        self._trained: dict[int, tuple[protocol.Metrics, Arrays]] = {}
         if fitted is None:
             return
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
+        measured = may_be_measured(experiment)
+        norms = update_norms(request.arrays, weights) if measured else []
         for i, (own, report, finite) in enumerate(
             zip(ready, fitted.reports, fitted.finite(), strict=True)
         ):
@@ -84,8 +89,16 @@ class _Group(Replies):
                 num_labeled=len(own.shard.labeled),
                 num_examples=len(own.shard),
             )
-            trained = {name: stack[i] for name, stack in weights.items()}
-            self._trained[own.place] = metrics, leave(own.client, trained)
+            if measured:
+                metrics |= protocol.measurements(report, norms[i])
+            sent = leaving(
+                experiment,
+                request.arrays,
+                {name: stack[i] for name, stack in weights.items()},
+                server_round=request.server_round,
+                client=own.client,
+            )
+            self._trained[own.place] = metrics, sent
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -207,17 +220,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-
-    def leave(client: int, trained: Arrays) -> Arrays:
-        return leaving(
-            experiment,
-            request.arrays,
-            trained,
-            server_round=request.server_round,
-            client=client,
-        )
-
-    group = _Group(messages, errors, ready, fitted, leave)
+    group = _Group(messages, errors, ready, fitted, request, experiment)
     for context, failed in zip(contexts, group.failed, strict=True):
         if context.state and not failed:  # of an earlier phase: whoever is fused keeps nothing
             save_state(here.recipe, here.weights, {}, context.state, request.phase)

@@ -37,6 +37,15 @@ def leaving(
     return add_noise(clipped, privacy.deviation, stream)
 
 
+def may_be_measured(experiment: Experiment) -> bool:
+    """Say whether a client may send the norm of its update and counts by class, which nobody clips or blurs.
+
+    Args:
+        experiment: As it stands in the phase.
+    """
+    return experiment.privacy is None and not experiment.federation.private
+
+
 def noise_stream(experiment: Experiment, *, server_round: int, client: int) -> np.random.Generator:
     """Return the source of a party's noise in a round.
 

@@ -19,7 +19,7 @@ from fedssl.group_batches import GroupBatch, GroupLoader, Stream
 from fedssl.group_loss import GroupLoss, group_loss
 from fedssl.methods.base import Progress
 from fedssl.methods.functional import warm_decay
-from fedssl.metrics.pseudo_labels import count_pseudo_labels
+from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
 from fedssl.optimization import Descent
 from fedssl.slots import Tensors
 from fedssl.stacked import Stacked
@@ -134,7 +134,7 @@ def fit_together(
     sent = [weight.detach() for weight in weights]
     if train.ema_decay is not None:
         sent = [weight.clone() for weight in sent]
-    tally = _Tally(len(shards), device)
+    tally = _Tally(len(shards), shards[0].spec.num_classes, device)
     streams = _streams(seed, server_round, clients, device)
     for step, batch in enumerate(_loader(shards, recipe, num_steps, streams)):
         progress = Progress(phase_round, phase_rounds, step, num_steps)
@@ -213,22 +213,25 @@ def _stacked(way: type[Stacked], network: nn.Module, count: int) -> Stacked:
 class _Tally:
     """Losses and pseudo-labels of every client over the steps of a round."""
 
-    def __init__(self, num_clients: int, device: torch.device) -> None:
+    def __init__(self, num_clients: int, num_classes: int, device: torch.device) -> None:
         self._losses = torch.zeros(num_clients, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_clients, 4, dtype=torch.float64, device=device)
+        self._by_class = ClassTally(num_clients, num_classes)
 
     def add(self, loss: GroupLoss, batch: GroupBatch) -> None:
         self._losses += loss.total.detach()
         if loss.pseudo_labels is not None and loss.accepted is not None:
-            self._counts += count_pseudo_labels(
-                loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth
-            )
+            step = loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth
+            self._counts += count_pseudo_labels(*step)
+            self._by_class.add(*step)
 
     def reports(self, num_steps: int, seconds: float) -> list[FitReport]:
         losses, counts = (self._losses / num_steps).tolist(), self._counts.tolist()
         return [
-            FitReport(num_steps, loss, considered, accepted, judged, right, seconds)
-            for loss, (considered, accepted, judged, right) in zip(losses, counts, strict=True)
+            FitReport(num_steps, loss, considered, accepted, judged, right, seconds, by_class)
+            for loss, (considered, accepted, judged, right), by_class in zip(
+                losses, counts, self._by_class.counts(), strict=True
+            )
         ]
 
 

@@ -7,7 +7,7 @@ one metric record, as Flower's own strategies expect.
 import functools
 import io
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -64,7 +64,11 @@ NUM_EXAMPLES = "num-examples"
 NUM_LABELED = "num-labeled"
 NUM_CONFIDENT = "num-confident"
 COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
+UPDATE_NORM = "update-norm"
+BY_CLASS = "pseudo-by-class"
+"""Of a list: 4 C counts of pseudo-labels, as `FitReport.by_class` has them."""
 
+Metrics = Mapping[str, int | float | Sequence[float]]
 NamedArrays = dict[str, npt.NDArray[np.generic]]
 Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
 
@@ -305,8 +309,8 @@ def new_message(
 
 def fit_metrics(
     report: FitReport, *, client: int, num_labeled: int, num_examples: int
-) -> dict[str, int | float]:
-    """Return the metrics of a reply to a training request.
+) -> dict[str, int | float | Sequence[float]]:
+    """Return the metrics that every reply to a training request carries.
 
     Args:
         report: What the client did.
@@ -328,11 +332,21 @@ def fit_metrics(
     }
 
 
+def measurements(report: FitReport, update_norm: float) -> Metrics:
+    """Return what a reply says of training beyond `fit_metrics`, where it may.
+
+    Args:
+        report: What the client did.
+        update_norm: L2 norm of what training changed of the weights that it shares.
+    """
+    return {UPDATE_NORM: update_norm, BY_CLASS: report.by_class}
+
+
 def fit_reply(
     message: Message,
     arrays: Mapping[str, npt.NDArray[Any] | Tensor],
     state: Mapping[str, Tensor],
-    metrics: Mapping[str, int | float],
+    metrics: Metrics,
 ) -> Message:
     """Return the reply to a training request.
 
@@ -406,9 +420,24 @@ def refused(reply: Message, reason: str) -> Message:
 
 def metrics_of(reply: Message) -> dict[str, float]:
     """Return the single-valued metrics of a reply; none if it carries none."""
+    return single_values(all_metrics_of(reply))
+
+
+def all_metrics_of(reply: Message) -> Metrics:
+    """Return the metrics of a reply, lists among them; none if it carries none."""
     record = reply.content.get(METRICS)
-    entries = record.items() if isinstance(record, MetricRecord) else ()
-    return {k: float(v) for k, v in entries if isinstance(v, int | float)}
+    return record if isinstance(record, MetricRecord) else {}
+
+
+def single_values(metrics: Metrics) -> dict[str, float]:
+    """Return the single-valued ones among metrics."""
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+
+
+def class_counts(metrics: Metrics) -> Sequence[float] | None:
+    """Return what metrics say of pseudo-labels by class; None if they say nothing of it."""
+    counts = metrics.get(BY_CLASS)
+    return [counts] if isinstance(counts, int | float) else counts
 
 
 # ---- what Flower's own runners would have set ----

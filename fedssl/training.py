@@ -1,6 +1,7 @@
 """The local loop: what one client does with the weights it was sent."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from fedssl.batches import BatchLoader, plain_batches
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Method, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
-from fedssl.metrics.pseudo_labels import PseudoLabelTally, pseudo_label_coverage
+from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
 from fedssl.models.static_norm import measure_statistics
 from fedssl.optimization import (
     Descent,
@@ -75,6 +76,8 @@ class FitReport:
         judged: Weight of the accepted ones whose truth the simulator knows.
         right: Weight of those that match it.
         seconds: Time it took.
+        by_class: Considered, accepted, predicted and right of every class, 4 C numbers; see
+            `fedssl.metrics.pseudo_labels.count_by_class`.
     """
 
     num_steps: int
@@ -84,6 +87,7 @@ class FitReport:
     judged: float
     right: float
     seconds: float
+    by_class: Sequence[float]
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the labeled examples of a client that holds so many, and those whose pseudo-label was accepted."""
@@ -142,7 +146,7 @@ def fit(
         descend=descent,
     )
     average = None if train.ema_decay is None else snapshot(network)
-    tally = PseudoLabelTally(device)
+    tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
     total = torch.zeros((), dtype=torch.float64, device=device)
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     network.train()
@@ -163,7 +167,7 @@ def fit(
             if average is not None and train.ema_decay is not None:
                 ema_update(average, network, warm_decay(train.ema_decay, step))
             total += loss.total.detach()
-            _count(tally, loss, shard, batch)
+            _count((tally, by_class), loss, shard, batch)
         if num_steps:
             method.end(learner)
     if average is not None:
@@ -175,7 +179,7 @@ def fit(
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
-    return FitReport(num_steps, mean_loss, *counts, seconds)
+    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0])
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
@@ -193,8 +197,11 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)
 
 
-def _count(tally: PseudoLabelTally, loss: Loss, shard: Shard, batch: Batch) -> None:
+def _count(
+    tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, shard: Shard, batch: Batch
+) -> None:
     if loss.pseudo_labels is not None and loss.accepted is not None:
         ids = batch.unlabeled_ids
         hidden, truth = shard.labels[ids] < 0, shard.hidden_labels[ids]
-        tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)
+        for tally in tallies:
+            tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)

@@ -47,7 +47,7 @@ def train_cohort(
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
     if isinstance(strategy, CohortStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
-    sums = CohortSums(Reduction.of(carried, weigh), len(units))
+    sums = CohortSums(Reduction.of(carried, weigh, phase.num_classes), len(units))
     timeout = phase.experiment.server.timeout
     aggregate = None
     if isinstance(strategy, CohortStrategy) and isinstance(grid, LocalGrid):

@@ -23,6 +23,7 @@ class Phase:
         network: For scratch.
         strategy: Drives it.
         work: Images that every client trains on in a round, (K,).
+        num_classes: Of the images.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Phase:
     network: nn.Module
     strategy: Strategy
     work: Floats
+    num_classes: int
 
     def longest_first(self, messages: Sequence[Message], census: Census) -> list[Message]:
         """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""

@@ -108,6 +108,7 @@ class RoundEnds:
             finished.state,
             incidents,
             snapshot,
+            log.class_rows(),
         )
         for observer in self._observers:
             observer.round_ended(end)

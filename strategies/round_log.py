@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Message
 
 from fedssl import protocol
 from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
-from fedssl.record.rows import NAN, ClientRow, Failure, RoundRow
+from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
 from fedssl.system.clock import Fate
 from strategies.census import Census
 
@@ -32,9 +34,12 @@ class RoundLog:
         self.clients: list[ClientRow] = []
         self.failures: list[Failure] = []
         self.bytes_down = 0
+        self.update_norm = NAN
+        """Of the global model's step by what clients made; the server sets it."""
         self.census = census
         self._fates = fates
         self._counts: dict[int, Sequence[float]] = {}
+        self._by_class: dict[int, npt.NDArray[np.float64]] = {}
 
     @property
     def num_ok(self) -> int:
@@ -100,6 +105,8 @@ class RoundLog:
             return
         self._counts[client] = [metrics.get(f"pseudo-{count}", 0.0) for count in PSEUDO_COUNTS]
         considered, accepted, judged, right = self._counts[client]
+        if answer.by_class is not None:
+            self._by_class[client] = np.array(answer.by_class)
         self.clients.append(
             ClientRow(
                 round=self.round,
@@ -115,6 +122,7 @@ class RoundLog:
                 seconds=metrics.get("seconds", NAN),
                 bytes_up=answer.num_bytes,
                 virtual_seconds=self._virtual_seconds(client),
+                update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
             )
         )
 
@@ -130,6 +138,16 @@ class RoundLog:
             if row.status == "ok":
                 tally.add(row.num_steps, row.loss, self._counts[row.client], row.bytes_up)
         return tally
+
+    def class_rows(self) -> list[ClassRow]:
+        """Return the sums over the replies of the round by class; none where nobody counted an example."""
+        counted = [
+            self._by_class[row.client] for row in self.clients if row.client in self._by_class
+        ]
+        counts = np.sum(counted, axis=0).reshape(4, -1) if counted else np.zeros((4, 0))
+        if not counts[0].any():
+            return []
+        return [ClassRow(self.round, label, *own) for label, own in enumerate(counts.T.tolist())]
 
     def _virtual_seconds(self, client: int) -> float:
         return self._fates[client].seconds if client in self._fates else NAN
@@ -205,4 +223,5 @@ def row_of(
         clients_failed=len(log.failures),
         clients_lost=log.num_lost,
         virtual_seconds=virtual_seconds,
+        update_norm=log.update_norm,
     )

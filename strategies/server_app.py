@@ -21,6 +21,7 @@ from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.errors import InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
+from fedssl.metrics.drift import update_norm
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
     NAN,
@@ -197,7 +198,15 @@ class _Server:
                 self.strategy = strategy_of(experiment).build(cohorts)
         assert self.strategy is not None
         work = work_of(experiment, cohorts.census)
-        phase = Phase(index, experiment, experiment.to_json(), network, self.strategy, work)
+        phase = Phase(
+            index,
+            experiment,
+            experiment.to_json(),
+            network,
+            self.strategy,
+            work,
+            spec.num_classes,
+        )
         if self.round == 0:
             self._train_at_server(phase, 0)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
@@ -357,7 +366,9 @@ class _Server:
         """Take the strategy's answer as the new global arrays."""
         if not is_finite(arrays):
             raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
-        self.arrays = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
+        taken = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
+        log.update_norm = update_norm(self.arrays, taken)
+        self.arrays = taken
 
     def _check_success(self, phase: Phase, log: RoundLog, asked: int, began: float) -> None:
         """Record a round in which too few clients succeeded, and end the run with the first reason."""

@@ -13,7 +13,7 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.record.checkpoint import Found
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer, Outcome, RoundEnd
-from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_directory import TABLES, RunDirectory
 from strategies.server_app import serve
 from tests.helpers import sha256
 
@@ -48,8 +48,9 @@ class Copier(Observer):
 def bits(path: Path) -> dict[str, object]:
     """Return everything that a run leaves and that must not depend on where it was stopped."""
     left: dict[str, object] = {p.name: sha256(p) for p in sorted(path.glob("*.safetensors"))}
-    for name in ("rounds.csv", "clients.csv"):
-        left[name] = pd.read_csv(path / name, dtype=str).drop(columns="seconds").to_csv()
+    for name in TABLES:
+        table = pd.read_csv(path / name, dtype=str)
+        left[name] = table.drop(columns="seconds", errors="ignore").to_csv()
     return left
 
 

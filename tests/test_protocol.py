@@ -95,7 +95,7 @@ def test_another_versions_request_is_refused():
 
 
 def reply_to(request):
-    report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1)
+    report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1, (0.0,) * 8)
     metrics = protocol.fit_metrics(report, client=3, num_labeled=4, num_examples=20)
     assert metrics["num-confident"] == 4 + 0.8 * 16
     return protocol.fit_reply(

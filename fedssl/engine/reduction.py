@@ -5,7 +5,7 @@ server nor its memory grows with m.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,12 +31,14 @@ class Answer(NamedTuple):
         metrics: Its single-valued metrics; None if there is no usable reply.
         num_bytes: Bytes of the arrays that it carried.
         reason: Why there is no usable reply; the client's traceback.
+        by_class: Its pseudo-labels by class; None where it says nothing of them. See `protocol.BY_CLASS`.
     """
 
     node: int
     metrics: Mapping[str, float] | None
     num_bytes: int = 0
     reason: str = ""
+    by_class: Sequence[float] | None = None
 
 
 def by_examples(metrics: Mapping[str, float]) -> float:
@@ -51,16 +53,23 @@ class Reduction:
     Args:
         layouts: Shape and type of each array that a reply must carry, by record.
         weigh: How much a reply counts in the sum of a record; records that are not named are not summed.
+        num_classes: Of how many a reply may count pseudo-labels; None: of any number.
     """
 
     layouts: Mapping[str, Layout]
     weigh: Mapping[str, Weigh]
+    num_classes: int | None = None
 
     @classmethod
-    def of(cls, sent: Mapping[str, Arrays], weigh: Mapping[str, Weigh]) -> "Reduction":
+    def of(
+        cls,
+        sent: Mapping[str, Arrays],
+        weigh: Mapping[str, Weigh],
+        num_classes: int | None = None,
+    ) -> "Reduction":
         """Return the reduction of replies that must look like what was sent; records without arrays are left out."""
         layouts = {name: layout_of(arrays) for name, arrays in sent.items() if arrays}
-        return cls(layouts, {name: w for name, w in weigh.items() if name in layouts})
+        return cls(layouts, {n: w for n, w in weigh.items() if n in layouts}, num_classes)
 
 
 def layout_of(arrays: Arrays) -> Layout:
@@ -86,7 +95,7 @@ class CohortSums:
         node = reply.metadata.src_node_id
         if reply.has_error():
             return self.leave_out(place, node, reply.error.reason or "no reason given")
-        metrics = protocol.metrics_of(reply)
+        metrics = protocol.all_metrics_of(reply)
         try:
             arrays = {n: protocol.arrays_of(reply.content, n) for n in self.reduction.layouts}
         except (ValueError, TypeError) as error:
@@ -98,7 +107,7 @@ class CohortSums:
         self,
         place: int,
         node: int,
-        metrics: Mapping[str, float],
+        metrics: protocol.Metrics,
         arrays: Mapping[str, Arrays | None],
         num_bytes: int,
     ) -> Answer:
@@ -107,16 +116,17 @@ class CohortSums:
         Args:
             place: The reply's.
             node: Who replied.
-            metrics: Its single-valued metrics.
+            metrics: All that it carries.
             arrays: Named arrays of every record that is looked at; None if there is no such record.
             num_bytes: Bytes of all its arrays as they travel.
         """
-        flaw = self._flaw(metrics, arrays)
+        single, by_class = protocol.single_values(metrics), protocol.class_counts(metrics)
+        flaw = self._flaw(single, arrays) or self._flaw_by_class(by_class)
         if flaw is not None:
             return self.leave_out(place, node, f"refused: {flaw}")
         for name, weigh in self.reduction.weigh.items():
-            self._sums[name].add(place, arrays[name] or {}, weigh(metrics))
-        return Answer(node, metrics, num_bytes)
+            self._sums[name].add(place, arrays[name] or {}, weigh(single))
+        return Answer(node, single, num_bytes, by_class=by_class)
 
     def leave_out(self, place: int, node: int, reason: str) -> Answer:
         """Leave a place out; return the answer that says why."""
@@ -154,3 +164,15 @@ class CohortSums:
             if not is_finite(found):
                 return "the reply's weights are not finite"
         return None
+
+    def _flaw_by_class(self, counts: Sequence[float] | None) -> str | None:
+        """Say why counts by class must not be summed, or None."""
+        if counts is None:
+            return None
+        num_classes = self.reduction.num_classes
+        if num_classes is not None and len(counts) != 4 * num_classes:
+            return (
+                f"the reply's {protocol.BY_CLASS} has {len(counts)} numbers, not {4 * num_classes}"
+            )
+        false = [count for count in counts if not 0 <= count < math.inf]
+        return f"the reply's {protocol.BY_CLASS} holds {false[0]}" if false else None

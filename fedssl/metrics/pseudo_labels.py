@@ -1,5 +1,7 @@
 """Quality of pseudo-labels, measured against the labels that the simulator hides."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,31 @@ def count_pseudo_labels(
     return torch.stack([considered, weight.sum(-1), judged.sum(-1), right], dim=-1)
 
 
+def count_by_class(
+    pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor, num_classes: int
+) -> Tensor:
+    """Return (considered, accepted, predicted, right) of every class in double precision, shape (..., 4, num_classes).
+
+    Of examples whose truth is known: those of a class that were shown; weight accepted among them; weight accepted
+    that names the class, whatever the truth; weight that does so and is right. Accepted and predicted both sum up to
+    what `count_pseudo_labels` calls judged.
+
+    Args:
+        pseudo_labels, accepted, hidden, truth: As in `count_pseudo_labels`.
+        num_classes: C; classes are 0 .. C-1.
+    """
+    known = (hidden & (truth >= 0)).to(torch.float64)
+    weight = accepted * known
+    own = truth.clamp(min=0)  # where it is unknown the weight is 0
+    classes = torch.stack([own, own, pseudo_labels, own], dim=-2)
+    weights = torch.stack([known, weight, weight, weight * (pseudo_labels == truth)], dim=-2)
+    *shape, _ = classes.shape
+    bins = torch.arange(math.prod(shape), device=classes.device).view(*shape, 1) * num_classes
+    size = math.prod(shape) * num_classes
+    counts = torch.bincount((bins + classes).flatten(), weights.flatten(), minlength=size)
+    return counts.view(*shape, num_classes)
+
+
 class PseudoLabelTally:
     """Counts of pseudo-labels over the steps of a round; kept on the device, read once at the end."""
 
@@ -36,6 +63,37 @@ class PseudoLabelTally:
         """Return (considered, accepted, judged, right): examples seen; weight accepted, of known truth, and right."""
         considered, accepted, judged, right = self._counts.tolist()
         return considered, accepted, judged, right
+
+
+class ClassTally:
+    """Counts of pseudo-labels by class over the steps of a round at M clients.
+
+    Steps are kept as they are and counted once at the end: counting each would take long beside a step of a small client.
+
+    Args:
+        num_clients: M.
+        num_classes: C.
+    """
+
+    def __init__(self, num_clients: int, num_classes: int) -> None:
+        self._shape = num_clients, num_classes
+        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(self, pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor) -> None:
+        """Keep one step; arguments as in `count_pseudo_labels`, each (M, n), or (n,) of a single client."""
+        self._steps.append((pseudo_labels, accepted.detach(), hidden, truth))
+
+    def counts(self) -> list[list[float]]:
+        """Return each client's 4 C counts: what `count_by_class` returns, row after row; zeros without steps."""
+        num_clients, num_classes = self._shape
+        if not self._steps:
+            return [[0.0] * (4 * num_classes) for _ in range(num_clients)]
+        # On the CPU, for a GPU adds the weights of a class in any order.
+        columns = (torch.cat(column, dim=-1).cpu() for column in zip(*self._steps, strict=True))
+        pseudo_labels, accepted, hidden, truth = columns
+        counts = count_by_class(pseudo_labels, accepted, hidden, truth, num_classes)
+        each: list[list[float]] = counts.view(num_clients, -1).tolist()
+        return each
 
 
 def pseudo_label_accuracy(judged: float, right: float) -> float:

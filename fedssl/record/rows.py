@@ -34,6 +34,8 @@ class ClientRow:
         seconds: Time of the local loop.
         bytes_up: Size of its reply's arrays.
         virtual_seconds: Its round on its own virtual device; NaN without ``[system]``.
+        update_norm: L2 norm of what training changed of all weights it shares, before any clipping or noise; NaN
+            where the client does not say: under ``[privacy]``, and with private data.
     """
 
     round: int
@@ -50,6 +52,7 @@ class ClientRow:
     seconds: float = NAN
     bytes_up: int = 0
     virtual_seconds: float = NAN
+    update_norm: float = NAN
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class RoundRow:
         clients_ok, clients_failed: Of the cohort.
         clients_lost: Of the cohort too: late, dropped out or beyond those wanted, in virtual time.
         virtual_seconds: The virtual clock at its end; NaN without ``[system]``.
+        update_norm: L2 norm of the step that the clients' aggregate made the global model take, before any training
+            at the server; NaN where there was none.
     """
 
     round: int
@@ -89,11 +94,35 @@ class RoundRow:
     clients_failed: int
     clients_lost: int = 0
     virtual_seconds: float = NAN
+    update_norm: float = NAN
 
     @property
     def evaluated(self) -> bool:
         """Whether the global model was evaluated in this round."""
         return not math.isnan(self.server_accuracy)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Pseudo-labels of one class in one round, over the steps of its clients.
+
+    Only unlabeled examples whose truth the simulator knows count; an example counts as often as it was shown.
+
+    Args:
+        round: Which.
+        label: Number of the class, from 0.
+        considered: Examples of this class that were shown.
+        accepted: Weight of the pseudo-labels accepted among them.
+        predicted: Weight of accepted pseudo-labels that name this class, whatever the truth.
+        right: Weight of those whose truth it is.
+    """
+
+    round: int
+    label: int
+    considered: float
+    accepted: float
+    predicted: float
+    right: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +147,7 @@ class RoundEnd:
         state: What the server keeps of the method's state, by ``SLOT/NAME``.
         incidents: What went wrong and was mended, such as a worker that was lost and replaced.
         snapshot: What the run could go on from; None if it could not.
+        classes: Its pseudo-labels by class; empty where there were none of known truth.
     """
 
     row: RoundRow
@@ -128,6 +158,7 @@ class RoundEnd:
     state: NamedArrays
     incidents: Sequence[str] = ()
     snapshot: "Snapshot | None" = None
+    classes: Sequence[ClassRow] = ()
 
 
 @dataclass(frozen=True)

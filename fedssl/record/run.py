@@ -64,6 +64,11 @@ class Run:
         return self._table("clients.csv")
 
     @property
+    def classes(self) -> "pd.DataFrame":
+        """One line a round and class; columns as in `fedssl.record.rows.ClassRow`."""
+        return self._table("classes.csv")
+
+    @property
     def partition(self) -> "pd.DataFrame":
         """One line a training image: row, client, label (the truth), labeled, given (the label it carries)."""
         return self._table(PARTITION)

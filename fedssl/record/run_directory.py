@@ -25,6 +25,7 @@ from fedssl.record.provenance import (
     partition_table,
 )
 from fedssl.record.rows import (
+    ClassRow,
     ClientRow,
     Observer,
     Outcome,
@@ -46,7 +47,7 @@ from fedssl.record.run_path import (
 from fedssl.record.snapshot import Snapshot
 
 EVENTS = "events.jsonl"
-TABLES = {"rounds.csv": RoundRow, "clients.csv": ClientRow}
+TABLES = {"rounds.csv": RoundRow, "clients.csv": ClientRow, "classes.csv": ClassRow}
 
 
 class RunDirectory(Observer):
@@ -140,6 +141,7 @@ class RunDirectory(Observer):
         assert self._experiment is not None
         with self._recording():
             self._table("clients.csv").add(end.clients)
+            self._table("classes.csv").add(end.classes)
             for failure in end.failures:
                 self._event("client_failed", **dataclasses.asdict(failure))
             for incident in end.incidents:

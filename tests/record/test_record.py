@@ -69,7 +69,7 @@ def finished(tmp_path_factory):
 def test_everything_is_there(finished):
     _, path, _ = finished
     assert sorted(p.name for p in path.iterdir()) == [
-        "clients.csv", "data.json", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
+        "classes.csv", "clients.csv", "data.json", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
         "model.safetensors", "partition.csv", "rounds.csv", "summary.json",
     ]  # fmt: skip
 

@@ -1,0 +1,47 @@
+"""Client drift: how far training takes weights from where it began.
+
+Karimireddy et al. (SCAFFOLD), ICML 2020, arXiv:1910.06378: what clients with unlike data do to an average.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def update_norm(before: Arrays, after: Arrays) -> float:
+    """Return the L2 norm of the change of all floating-point arrays together, in double precision.
+
+    Args:
+        before: Arrays by name; those that `after` has not are ignored.
+        after: Of the same shapes. Integers, which count steps, do not count.
+    """
+    return update_norms(before, {name: array[np.newaxis] for name, array in after.items()})[0]
+
+
+def update_norms(before: Arrays, stacks: Arrays) -> list[float]:
+    """Return `update_norm` of each of M clients that began at the same weights.
+
+    Args:
+        before: Arrays by name.
+        stacks: What became of them, by name, each (M, *shape); at least one array.
+    """
+    squares = [
+        _squares(before[name], stack)
+        for name, stack in stacks.items()
+        if np.issubdtype(stack.dtype, np.floating)
+    ]
+    # Exact sums: the order of names must not matter, and a checkpoint keeps another one.
+    return [math.sqrt(math.fsum(own)) for own in np.transpose(squares).tolist()]
+
+
+def _squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    change = np.subtract(stack, before, dtype=np.float64)
+    np.square(change, out=change)
+    # Flat in the order of indices: how arrays lie in memory must not decide how the sum rounds.
+    sums: npt.NDArray[np.float64] = change.reshape(len(change), -1).sum(axis=1)
+    return sums
