@@ -5,6 +5,7 @@ Reference: Satyanarayan et al., Vega-Lite: A Grammar of Interactive Graphics, IE
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
@@ -18,12 +19,13 @@ def javascript() -> str:
 
     To put it together takes a second, so it is kept in the cache folder for the version at hand.
     """
-    import vl_convert
-
-    kept = cache_folder() / "vega" / f"{vl_convert.__version__}.js"
+    version = importlib.metadata.version("vl-convert-python")
+    kept = cache_folder() / "vega" / f"{version}.js"
     if kept.exists():
         return kept.read_text(encoding="utf-8")
-    text: str = vl_convert.javascript_bundle()
+    import vl_convert
+
+    text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Whatever stands in a page's script must not end it.
     text = text.replace("</script", "<\\/script")
     with contextlib.suppress(OSError):  # where nothing can be kept, the next process waits again

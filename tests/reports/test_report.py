@@ -26,7 +26,7 @@ from tests.reports.browser import DARK, LIGHT, PHONE, is_as_wide_as_the_screen, 
 EVERYTHING = {
     "rounds": None,
     "federation": {"labels": {"per_class": 8}},
-    "system": {"speed": {"kind": "lognormal", "sigma": 1.0}, "dropout": 0.2},
+    "system": {"speed": {"kind": "lognormal", "median": 100.0, "sigma": 1.0}, "dropout": 0.2},
     "phases": [
         {"rounds": 2, "method": {"kind": "supervised"}},
         {"rounds": 5, "method": {"kind": "fixmatch", "threshold": 0.0}},
@@ -110,7 +110,7 @@ def test_the_closer_look_agrees_with_the_rounds(run):
 
 
 def test_clients_that_see_differently_are_judged_by_what_they_see():
-    experiment = small_experiment(federation={"features": {"kind": "rotation", "degrees": 180}})
+    experiment = small_experiment(federation={"features": {"kind": "rotation", "max_degrees": 180}})
     federation = federation_of(experiment)
     assert federation.features is not None
     with Engine() as engine:
