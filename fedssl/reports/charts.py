@@ -112,7 +112,8 @@ def lines(
     along = quantity(x, x, _range(rows, [x]))
     up = quantity("value", unit, _range(rows, names, zero=zero), nice=True)
     if log:
-        up["scale"]["type"] = "log"
+        up["scale"] |= {"type": "log", "nice": False}
+        up["axis"]["tickCount"] = 4
     folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
     drawn = {"x": along, "y": up, **palette(names)}
     tooltip = [{"field": x, "type": "quantitative"}]
@@ -151,7 +152,7 @@ def heatmap(
     *,
     num_rows: int,
     domain: tuple[float, float] | None = (0, 100),
-    x_step: int = 1,
+    x_values: Sequence[Any] | None = None,
     y_order: Sequence[str] | None = None,
 ) -> Spec:
     """Draw a table's values as cells of color.
@@ -161,17 +162,17 @@ def heatmap(
         tooltip: Columns that are shown of a cell.
         num_rows: Different values of `y`.
         domain: Values of the darkest and the brightest color; None: the least and the largest there are.
-        x_step: Every how many of the values of `x` are written.
+        x_values: Those values of `x` that are written; None: all for which there is room.
         y_order: Values of `y` from above; None: ascending.
     """
     axis = {"grid": False, "labelOverlap": True, "ticks": False, "domain": False}
-    labels = {"labelExpr": f"datum.index % {x_step} == 0 ? datum.label : ''"} if x_step > 1 else {}
+    written = {} if x_values is None else {"values": list(x_values)}
     scale: Spec = {"scheme": "viridis"} | ({} if domain is None else {"domain": list(domain)})
     return {
         "height": max(120, min(22 * num_rows, 560)),
         "mark": {"type": "rect"},
         "encoding": {
-            "x": {"field": x, "type": "ordinal", "axis": {**axis, **labels, "labelAngle": 0}},
+            "x": {"field": x, "type": "ordinal", "axis": {**axis, **written, "labelAngle": 0}},
             "y": {"field": y, "type": "ordinal", "axis": axis, "sort": y_order},
             "color": {
                 "field": value,

@@ -139,22 +139,19 @@ def model_charts(material: Material) -> Iterator[Chart]:
 
 
 def _level(value: float, name: str, color: str) -> Spec:
-    """Return a horizontal line with its name."""
-    data = {"values": [{"level": number(value, 1), "name": f"{name} {value:.1f} %"}]}
+    """Return a horizontal line with its name, which has a rim so that it can be read on bars."""
     y = {"field": "level", "type": "quantitative", "title": "accuracy, %"}
+    text: Spec = {"type": "text", "align": "left", "baseline": "bottom", "dx": 4, "dy": -2}
+    where = {"y": y, "x": {"value": 0}, "text": {"field": "name"}}
+    rim = {"stroke": "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}
     return {
-        "data": data,
+        "data": {"values": [{"level": number(value, 1), "name": f"{name} {value:.1f} %"}]},
         "layer": [
             {"mark": {"type": "rule", "color": color, "strokeWidth": 2}, "encoding": {"y": y}},
-            {
-                "mark": {
-                    "type": "text", "align": "left", "baseline": "bottom", "dx": 4, "dy": -2,
-                    "color": "var(--ink)", "fontWeight": "bold",
-                },
-                "encoding": {"y": y, "x": {"value": 0}, "text": {"field": "name"}},
-            },
+            {"mark": text | rim, "encoding": where},
+            {"mark": text | {"color": "var(--ink)"}, "encoding": where},
         ],
-    }  # fmt: skip
+    }
 
 
 def _reliability_spec() -> Spec:

@@ -108,7 +108,7 @@ def class_charts(material: Material) -> Iterator[Chart]:
                 }
             )
     shown = ("rounds", "true class", "right, %", "used, %", "images shown", "given this class")
-    step = max(1, len(counts) // 10)
+    written = [place * width + 1 for place in range(0, len(counts), max(1, len(counts) // 10))]
     right_note = (
         "Of the pseudo-labels accepted for images of a class, how many name it. A dark row is a class "
         "that is taken for others."
@@ -119,7 +119,15 @@ def class_charts(material: Material) -> Iterator[Chart]:
         ("class-used", "Used, by true class", "used, %", used_note),
     ):
         known = [row for row in rows if row[value] is not None]
-        spec = heatmap("round", "true class", value, shown, num_rows=len(names), x_step=step)
+        spec = heatmap(
+            "round",
+            "true class",
+            value,
+            shown,
+            num_rows=len(names),
+            x_values=written,
+            y_order=names,
+        )
         yield Chart(key, f"Pseudo-labels: {title.lower()}", note, known, spec)
 
 
