@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedssl import __version__
+from fedssl.commands.compare import compare
 from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
 from fedssl.commands.report import report
@@ -42,6 +43,7 @@ def _tell() -> None:
 
 
 app.command()(run)
+app.command()(compare)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)

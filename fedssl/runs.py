@@ -11,8 +11,7 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import Interrupts
 from fedssl.record.checkpoint import Found
 from fedssl.record.display import PlainDisplay, make_display
-from fedssl.record.resume import directory_to_resume, outcome_of
-from fedssl.record.rows import Outcome
+from fedssl.record.resume import directory_to_resume
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.reports.run_report import REPORT
@@ -51,8 +50,8 @@ class Runs:
 
     def run(
         self, experiments: Sequence[Experiment], folders: Sequence[Path | None]
-    ) -> tuple[list[tuple[Experiment, Outcome]], int]:
-        """Run all, and return those that ended and how many failed.
+    ) -> tuple[list[Path], int]:
+        """Run all, and return where those that ended are recorded and how many failed.
 
         Args:
             experiments: What to run.
@@ -62,7 +61,7 @@ class Runs:
             InputError: One of the folders cannot be used, and nothing has run then; or the only one's record.
             RunFailed: The only one failed.
         """
-        finished: list[tuple[Experiment, Outcome]] = []
+        finished: list[Path] = []
         failed = 0
         with contextlib.ExitStack() as stack:
             directories = []
@@ -71,14 +70,14 @@ class Runs:
                 stack.callback(directories[-1].close)
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
-                    outcome = self._run_one(experiment, directory)
+                    self._run_one(experiment, directory)
                 except (RunFailed, InputError) as error:
                     if len(experiments) == 1:
                         raise
                     failed += 1
                     self._complain(error, f"{_title(experiment)}: ")
                 else:
-                    finished.append((experiment, outcome))
+                    finished.append(directory.path)
         return finished, failed
 
     def _directory(self, experiment: Experiment, folder: Path | None) -> RunDirectory:
@@ -86,10 +85,10 @@ class Runs:
             return directory_to_resume(experiment, folder)
         return RunDirectory(folder or new_run_path(experiment))
 
-    def _run_one(self, experiment: Experiment, directory: RunDirectory) -> Outcome:
+    def _run_one(self, experiment: Experiment, directory: RunDirectory) -> None:
         if directory.is_finished:
             self._say(f"{_title(experiment)}: already done, in {directory.path}")
-            return outcome_of(directory.path)
+            return
         found = directory.load()
         if self._resume:
             for flaw in found.damaged:
@@ -98,14 +97,13 @@ class Runs:
         display = PlainDisplay(self._console) if self._plain else make_display(self._console)
         observers = [directory, ReportWriter(directory.path), display, self._interrupts]
         try:
-            outcome = self._engine.run(experiment, observers, found.snapshot)
+            self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise
         report = directory.path / REPORT
         page = f", report: {report}" if report.exists() else ""
         self._say(f"  recorded in {directory.path}{page}")
-        return outcome
 
     def _say(self, text: str) -> None:
         self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "run --help"])
+@pytest.mark.parametrize("command", ["--help", "--version", "run --help", "compare --help"])
 def test_help_waits_for_nobody(command):
     found = modules_after(f"from fedssl.cli import app; app({command.split()})")
     assert found & (NEVER | {"flwr", "numpy", "pyarrow", "pydantic", "ray", "torch"}) == set()
@@ -164,6 +164,7 @@ def test_what_needs_an_extra_says_which_one(tmp_path):
     file = small_toml(tmp_path / "e.toml")
     commands = [["run", str(file), option, "--plain"] for option in REFUSED]
     commands += [["validate", str(file), "--set", "engine.kind=ray"], ["show", str(file)]]
+    commands += [["compare", str(tmp_path)]]
     code = f"""
 import json
 from tests.helpers import fedssl
@@ -176,6 +177,7 @@ print(json.dumps([[result.exit_code, result.output] for result in results]))
     assert done.returncode == 0, done.stdout + done.stderr
     expected = [*REFUSED.values(), REFUSED["--engine=ray"]]
     expected.append("error: show: the picture needs matplotlib, which is not installed")
+    expected.append("error: compare: the table needs pandas, which is not installed")
     results = json.loads(done.stdout.splitlines()[-1])
     assert results == [[2, f"{text}; {INSTALL}\n"] for text in expected]
 
@@ -190,4 +192,7 @@ def test_without_matplotlib_there_is_a_table_and_no_picture(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"picture: none without matplotlib ({INSTALL})" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == ["comparison.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [
+        "comparison.csv",
+        "comparison_curves.csv",
+    ]

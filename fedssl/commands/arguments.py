@@ -21,7 +21,12 @@ def load_experiment(file: Path, settings: list[str]) -> "Experiment":
     """Read an experiment file, which may name modules beside it or in the current folder."""
     from fedssl.config import Experiment
 
-    for folder in (str(file.absolute().parent), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.append(folder)  # a console script looks in neither by itself
+    find_modules_in(file.absolute().parent, Path.cwd())
     return Experiment.load(file, settings)
+
+
+def find_modules_in(*folders: Path) -> None:
+    """Let experiments name modules in these folders; a console script looks in none by itself."""
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)

@@ -1,6 +1,5 @@
 """`fedssl run`: experiments one after the other, and a comparison at the end."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,14 +7,14 @@ import typer
 from rich.console import Console
 
 from fedssl.commands.arguments import Files, Settings, load_experiment
+from fedssl.commands.compare import compare_runs
 from fedssl.errors import InputError, RunFailed
-from fedssl.extras import is_installed, remedy_for, require
+from fedssl.extras import require
 from fedssl.guard import complain, guarded
 from fedssl.startup import quick_imports
 
 if TYPE_CHECKING:
     from fedssl.config import Experiment
-    from fedssl.record.rows import Outcome
 
 
 @guarded
@@ -76,8 +75,7 @@ def run(
             )
             finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            _compare(finished, out or Path("runs") / f"comparison-{stamp}", console)
+            compare_runs(finished, out, console, force=True)
     if failed:
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
@@ -110,40 +108,3 @@ def _refuse_twins(experiments: "list[Experiment]") -> None:
             raise InputError(
                 "name", f"two experiments are called {name!r} with seed {seed}", "rename one"
             )
-
-
-def _compare(finished: "list[tuple[Experiment, Outcome]]", folder: Path, console: Console) -> None:
-    from fedssl.record.comparison import (
-        Finished,
-        as_rich,
-        comparison_table,
-        costs_as_rich,
-        curves,
-    )
-    from fedssl.record.rows import summarize
-
-    runs = [Finished(*run) for run in finished]
-    table = comparison_table(runs)
-    first = runs[0].experiment
-    evaluated_on = first.evaluated_on
-    title = (
-        f"{first.data.kind}, {evaluated_on} images: mean of the last "
-        f"{summarize(first, runs[0].outcome)['last_rounds']} evaluations, ± deviation over seeds"
-    )
-    console.print(as_rich(table, title))
-    costs = costs_as_rich(table)
-    if costs is not None:
-        console.print(costs)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "comparison.csv", index=False)
-    if is_installed("matplotlib"):
-        from fedssl.record.plots import plot_comparison
-
-        drawn = str(folder / "comparison.png")
-        data = f"{first.data.kind}, {evaluated_on} images"
-        caption = f"{data}: mean over seeds, band from worst to best"
-        plot_comparison(curves(runs), caption, Path(drawn))
-    else:
-        drawn = f"none without matplotlib ({remedy_for()})"
-    where = f"  picture: {drawn}   table: {folder / 'comparison.csv'}"
-    console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -85,15 +85,15 @@ def _refuse_changes(path: Path, experiment: Experiment) -> None:
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
-    before = dict(_leaves(_decisive(Experiment.load(path / EXPERIMENT))))
-    now = dict(_leaves(_decisive(experiment)))
+    before = dict(leaves(decisive(Experiment.load(path / EXPERIMENT))))
+    now = dict(leaves(decisive(experiment)))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted:
             yield f"{key} was {was} and is {wanted}"
 
 
-def _decisive(experiment: Experiment) -> dict[str, Any]:
+def decisive(experiment: Experiment) -> dict[str, Any]:
     """Return what can change a round that is over; of the engine, that is who is fused."""
     table = experiment.to_dict()
     for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
@@ -107,13 +107,13 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return table
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every setting of nested tables by its dotted name, as a file would have it."""
     if isinstance(value, Mapping):
         for name, below in value.items():
-            yield from _leaves(below, f"{key}.{name}" if key else name)
+            yield from leaves(below, f"{key}.{name}" if key else name)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, below in enumerate(value):
-            yield from _leaves(below, f"{key}.{number}")
+            yield from leaves(below, f"{key}.{number}")
     else:
         yield key, json.dumps(value)

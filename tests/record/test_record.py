@@ -1,6 +1,5 @@
 """The run directory and the screen: everything there, readable at any moment, NaN as an empty cell."""
 
-import dataclasses
 import io
 import json
 import tomllib
@@ -23,7 +22,6 @@ from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
-from fedssl.record.comparison import Finished, as_rich, comparison_table, costs_as_rich
 from fedssl.record.description import describe
 from fedssl.record.display import (
     LiveDisplay,
@@ -42,7 +40,6 @@ from fedssl.record.federation_table import (
     gini,
     label_skew,
 )
-from fedssl.record.plots import plot_comparison
 from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
@@ -269,21 +266,6 @@ def test_the_reported_accuracy_is_the_mean_of_the_last_rounds_never_the_best():
     assert summary["last_rounds"] == 3
 
 
-def test_a_comparison_equals_one_by_hand():
-    def run(name, seed, accuracy):
-        return Finished(small_experiment(name=name, seed=seed), outcome_of([accuracy]))
-
-    runs = [run("base", 0, 0.5), run("base", 1, 0.7), run("ours", 0, 0.8), run("ours", 1, 0.9)]
-    table = comparison_table(runs).set_index("name")
-    assert table.loc["base", "ema_accuracy"] == pytest.approx(0.6)
-    assert table.loc["base", "ema_accuracy_std"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
-    assert table.loc["ours", "gain"] == pytest.approx(0.25)
-    console = Console(file=io.StringIO(), width=80)
-    console.print(as_rich(table.reset_index(), "title"))
-    assert "+25.0" in console.file.getvalue()
-    assert "60.0 ± 14.1" in console.file.getvalue()
-
-
 def test_small_words():
     assert percent(0.1234) == "12.3 %"
     assert percent(NAN) == "-"
@@ -292,23 +274,10 @@ def test_small_words():
     assert sparkline([i / 99 for i in range(100)], 20)[-1] == "█"
 
 
-def test_pictures_are_drawn(tmp_path, finished):
-    _, _, outcome = finished
+def test_a_picture_is_drawn(tmp_path):
     plot_federation(federation_of(small_experiment()), NUMBERS, "a title", tmp_path / "p.png")
-    plot_comparison(
-        {"a": [outcome.rounds, outcome.rounds], "b": [outcome.rounds]}, "t", tmp_path / "c.png"
-    )
-    many = {f"experiment {i}": [outcome.rounds] for i in range(25)}
-    plot_comparison(many, "t", tmp_path / "m.png")
-    timed = tuple(
-        dataclasses.replace(row, virtual_seconds=10.0 * row.round) for row in outcome.rounds
-    )
-    plot_comparison({"a": [timed, timed]}, "t", tmp_path / "v.png")
-    heights = {name: Image.open(tmp_path / name).height for name in ("c.png", "v.png")}
-    assert heights["v.png"] > 1.5 * heights["c.png"]  # two more panels
-    for name in ("p.png", "c.png", "m.png", "v.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        assert (tmp_path / name).stat().st_size > 10_000
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
 def test_many_clients_are_still_shown(tmp_path):
@@ -415,21 +384,6 @@ def test_what_differs_between_clients_is_said_in_the_first_line():
     said = describe(experiment, federation_of(experiment))
     assert "(classes, unlabeled iid, rotation by client)" in said
     assert "40 labels, 30% of them wrong (pair)" in said
-
-
-def test_virtual_time_stands_in_the_comparison(finished):
-    _, _, outcome = finished
-    rounds = tuple(
-        dataclasses.replace(row, virtual_seconds=60.0 * row.round, clients_lost=2)
-        for row in outcome.rounds
-    )
-    timed = dataclasses.replace(outcome, rounds=rounds)
-    experiment = small_experiment()
-    table = comparison_table([Finished(experiment, timed)])
-    assert table.virtual_seconds[0] == 60.0 * len(rounds)
-    assert table.clients_lost[0] == 2 * len(rounds)
-    assert f"{60 * len(rounds):.1f}" in text_of(costs_as_rich(table))
-    assert costs_as_rich(comparison_table([Finished(experiment, outcome)])) is None
 
 
 def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):

@@ -1,0 +1,132 @@
+"""What seeds sum up to: pure functions over tables of runs and rounds. Shares are in [0, 1]."""
+
+import math
+from typing import Any
+
+import pandas as pd
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+"""Of every interval."""
+
+SLACK = 1e-9
+"""An accuracy is a count over some thousands of images; what two of them differ by is more, and rounding is less."""
+
+RUN = ["label", "seed"]
+"""Columns that name a run."""
+
+ACCURACIES = ("server_accuracy", "ema_accuracy")
+BANDS = (*ACCURACIES, "pseudo_label_accuracy", "pseudo_label_coverage")
+SPENT = ("megabytes", "seconds", "virtual_seconds")
+
+
+def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
+    """Return the 95 % interval of the mean of independent values, by Student's t; NaN twice for fewer than two.
+
+    Args:
+        values: Any number; NaN are not counted.
+    """
+    known = values.dropna()
+    if len(known) < 2:
+        return math.nan, math.nan
+    quantile = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
+    half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
+    return float(known.mean()) - half, float(known.mean()) + half
+
+
+def spent_by_round(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return rounds with what their runs have spent by their end: ``megabytes`` (up and down) and ``seconds``.
+
+    Args:
+        rounds: Rows of `fedssl.record.rows.RoundRow` in their order, with the ``label`` and ``seed`` of their run.
+        runs: One row a run: label, seed, seconds.
+    """
+    by_run = rounds.assign(megabytes=(rounds["bytes_up"] + rounds["bytes_down"]) / 1e6)
+    grouped = by_run.groupby(RUN, sort=False)
+    # A round is evaluated while the next one trains, so that rounds add up to more than their run.
+    share = grouped["seconds"].cumsum() / grouped["seconds"].transform("sum")
+    whole = rounds[RUN].merge(runs[[*RUN, "seconds"]], on=RUN, how="left")["seconds"]
+    return rounds.assign(megabytes=grouped["megabytes"].cumsum(), seconds=share * whole)
+
+
+def with_gains(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs with their ``gain``: EMA accuracy less that of the first line's run of the same seed.
+
+    It is NaN where the first line has no such run.
+
+    Args:
+        runs: One row a run: label, seed, ema_accuracy.
+    """
+    baseline = runs[runs["label"] == runs["label"].iloc[0]].set_index("seed")["ema_accuracy"]
+    return runs.assign(gain=runs["ema_accuracy"] - runs["seed"].map(baseline))
+
+
+def with_reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.DataFrame:
+    """Return runs with what they had spent when their EMA was first as accurate as a target; NaN if it never was.
+
+    Columns are ``rounds_to_reach`` and ``megabytes_``, ``seconds_`` and ``virtual_seconds_to_reach``.
+
+    Args:
+        runs: One row a run: label, seed.
+        rounds: Theirs, as `spent_by_round` returns them.
+        target: Accuracy in [0, 1].
+    """
+    reached = rounds[rounds["ema_accuracy"] >= target - SLACK].drop_duplicates(RUN)
+    names = {"round": "rounds_to_reach", **{name: f"{name}_to_reach" for name in SPENT}}
+    columns = reached[[*RUN, *names]].rename(columns=names)
+    return runs.merge(columns, on=RUN, how="left", validate="one_to_one")
+
+
+def lines_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a line, in the order of the runs: what its seeds sum up to.
+
+    ``*_std`` is the standard deviation over seeds, ``*_ci95_low`` and ``*_ci95_high`` are the 95 % interval of the
+    mean; of one seed there is neither. ``gain`` is the mean over the ``paired_seeds`` that the first line has too.
+
+    Args:
+        runs: As `with_gains` and `with_reach` return them.
+    """
+    return pd.DataFrame([_line(seeds) for _, seeds in runs.groupby("label", sort=False)])
+
+
+def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a line and round: means over ``seeds`` of accuracies, of pseudo-labels and of what was spent.
+
+    ``*_low`` and ``*_high`` are the worst and the best seed; cells are NaN where nothing was evaluated.
+
+    Args:
+        rounds: As `spent_by_round` returns them.
+    """
+    by_round = rounds.groupby(["label", "round"], sort=False)
+    columns = {"seeds": by_round["seed"].size()}
+    for name in BANDS:
+        column = by_round[name]
+        columns |= {name: column.mean(), f"{name}_low": column.min(), f"{name}_high": column.max()}
+    columns |= {name: by_round[name].mean() for name in SPENT}
+    return pd.DataFrame(columns).reset_index()
+
+
+def _line(seeds: pd.DataFrame) -> dict[str, Any]:
+    line: dict[str, Any] = {"name": seeds["name"].iloc[0], "label": seeds["label"].iloc[0]}
+    line["seeds"] = len(seeds)
+    for name in ACCURACIES:
+        line |= {name: seeds[name].mean(), f"{name}_std": seeds[name].std(ddof=1)}
+        line |= _interval(name, seeds[name])
+    gain = seeds["gain"]
+    line |= {"gain": gain.mean(), **_interval("gain", gain)}
+    line |= {"gain_worst": gain.min(), "gain_best": gain.max(), "paired_seeds": gain.count()}
+    for name in ("pseudo_label_accuracy", "pseudo_label_coverage", "seconds", "virtual_seconds"):
+        line[name] = seeds[name].mean()
+    for name in ("clients_failed", "clients_lost"):
+        line[name] = int(seeds[name].sum())
+    line["megabytes"] = (seeds["bytes_up"] + seeds["bytes_down"]).mean() / 1e6
+    line["megabytes_up"] = seeds["bytes_up"].mean() / 1e6
+    line["megabytes_down"] = seeds["bytes_down"].mean() / 1e6
+    line["reached"] = seeds["rounds_to_reach"].count()
+    line |= {f"{name}_to_reach": seeds[f"{name}_to_reach"].mean() for name in ("rounds", *SPENT)}
+    return line
+
+
+def _interval(name: str, values: "pd.Series[float]") -> dict[str, float]:
+    low, high = mean_interval(values)
+    return {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
