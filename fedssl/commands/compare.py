@@ -50,26 +50,27 @@ def compare(
 
 
 def compare_runs(
-    paths: Sequence[Path], out: Path | None, console: Console, *, force: bool
+    paths: Sequence[Path], out: Path | None, console: Console, *, force: bool, brief: bool = False
 ) -> "Comparison":
     """Print how runs compare, write it down, and return it.
 
     Args:
         paths: Run directories, or folders of them; the first one's line is the baseline.
-        out: Folder to write ``comparison.csv``, ``comparison_curves.csv`` and ``comparison.png`` to; made if need be;
-            None: a new one below ``runs/``.
+        out: Folder to write ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv`` and ``comparison.png`` to;
+            made if need be; None: a new one below ``runs/``.
         console: Where to print.
         force: Compare them even if their data or their split differs, with a note that says so.
+        brief: Print accuracies, and costs where there is virtual time; all else is in the files.
 
     Raises:
         InputError: There is nothing to compare, or it should not be compared; or the folder cannot be written to.
     """
     from fedssl.comparison.comparison import Comparison
-    from fedssl.comparison.table import tables_of
+    from fedssl.comparison.table import as_rich, grids_of
 
     comparison = Comparison.of_runs(paths, force=force)
-    for table in tables_of(comparison):
-        console.print(table)
+    for grid in grids_of(comparison, brief=brief):
+        console.print(as_rich(grid))
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
     said += _write(comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S"))
@@ -79,7 +80,7 @@ def compare_runs(
 
 
 def _write(comparison: "Comparison", folder: Path) -> list[str]:
-    """Write tables and picture, and return where they are."""
+    """Write page, tables and picture, and return where they are."""
     from fedssl.record.run_path import unwritable
 
     table, curves = folder / "comparison.csv", folder / "comparison_curves.csv"
@@ -87,10 +88,21 @@ def _write(comparison: "Comparison", folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         comparison.lines.to_csv(table, index=False)
         comparison.curves.to_csv(curves, index=False)
+        page = _write_page(comparison, folder / "comparison.html")
         drawn = _draw(comparison, folder / "comparison.png")
     except OSError as error:
         raise unwritable(folder, str(error.strerror)) from None
-    return [f"  picture: {drawn}   table: {table}   curves: {curves}"]
+    return [f"  page: {page}", f"  picture: {drawn}   table: {table}   curves: {curves}"]
+
+
+def _write_page(comparison: "Comparison", path: Path) -> str:
+    """Write the page if that can be done here, and say where it is."""
+    if not is_installed("vl_convert"):
+        return f"none without vl-convert ({remedy_for()})"
+    from fedssl.reports.comparison_report import write_comparison
+
+    write_comparison(comparison, path)
+    return str(path)
 
 
 def _draw(comparison: "Comparison", path: Path) -> str:

@@ -75,7 +75,7 @@ def run(
             )
             finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:
-            compare_runs(finished, out, console, force=True)
+            compare_runs(finished, out, console, force=True, brief=True)
     if failed:
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 

@@ -1,4 +1,4 @@
-"""A comparison for the terminal: tables within 80 columns, each with a caption that says what its columns are."""
+"""A comparison as tables within 80 columns, each with a note that says what its columns are."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedssl.comparison.comparison import Comparison
+from fedssl.record.grid import Grid
 
 Line = Mapping[Any, Any]
 """One row of a comparison's lines by column."""
+
+FIRST = "experiment"
+"""Heading of the column of labels."""
 
 ACCURACIES = (
     "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
@@ -36,11 +40,17 @@ VIRTUAL = "; virtual s: by the virtual clock"
 LOST = "; lost: clients, to virtual time, in all seeds together"
 
 
-def tables_of(comparison: Comparison) -> list[Table]:
+def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
     """Lay a comparison out: accuracies, what seeds say of them, rounds to the baseline's accuracy, costs.
 
     What one seed or one line says nothing about is left out.
+
+    Args:
+        comparison: What is compared.
+        brief: Accuracies, and costs where there is virtual time.
     """
+    if brief:
+        return [_accuracies(comparison), *([_costs(comparison)] if comparison.is_timed else [])]
     several = comparison.most_seeds > 1
     tables = [_accuracies(comparison)]
     tables += [_intervals(comparison)] if several else []
@@ -48,84 +58,94 @@ def tables_of(comparison: Comparison) -> list[Table]:
     return [*tables, _costs(comparison)]
 
 
-def _accuracies(comparison: Comparison) -> Table:
+def _accuracies(comparison: Comparison) -> Grid:
     several = comparison.most_seeds > 1
     gain = ["gain", "±95 %"] if several else ["gain"]
-    table = _table(
+    title = (
         f"{comparison.source}, {comparison.evaluated_on} images: mean of the last "
-        f"{comparison.last_rounds} evaluations{', ± deviation over seeds' if several else ''}",
-        ACCURACIES + (HALF if several else ONE_SEED),
-        *("seeds", "accuracy", "EMA", *gain, "right", "used"),
+        f"{comparison.last_rounds} evaluations{', ± deviation over seeds' if several else ''}"
     )
+    columns = ("seeds", "accuracy", "EMA", *gain, "right", "used")
+    rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
         gains = (_points(line["gain"]), _percent(_half(line, "gain"))) if number else ("", "")
-        table.add_row(
-            escape(line["label"]),
-            str(line["seeds"]),
-            _spread(line["server_accuracy"], line["server_accuracy_std"]),
-            _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
-            *gains[: len(gain)],
-            _percent(line["pseudo_label_accuracy"]),
-            _percent(line["pseudo_label_coverage"]),
+        rows.append(
+            [
+                line["label"],
+                str(line["seeds"]),
+                _spread(line["server_accuracy"], line["server_accuracy_std"]),
+                _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
+                *gains[: len(gain)],
+                _percent(line["pseudo_label_accuracy"]),
+                _percent(line["pseudo_label_coverage"]),
+            ]
         )
-    return table
+    note = ACCURACIES + (HALF if several else ONE_SEED)
+    return Grid(title, (FIRST, *columns), rows, note)
 
 
-def _intervals(comparison: Comparison) -> Table:
+def _intervals(comparison: Comparison) -> Grid:
     columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
-    table = _table("what the seeds say", INTERVALS, *columns)
+    rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
         low, high = line["gain_ci95_low"], line["gain_ci95_high"]
         gain = ["-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"]
         gain += [str(line["paired_seeds"]), _points(line["gain_worst"]), _points(line["gain_best"])]
-        table.add_row(
-            escape(line["label"]),
-            _percent(_half(line, "server_accuracy")),
-            _percent(_half(line, "ema_accuracy")),
-            *(gain if number else [""] * len(gain)),
+        rows.append(
+            [
+                line["label"],
+                _percent(_half(line, "server_accuracy")),
+                _percent(_half(line, "ema_accuracy")),
+                *(gain if number else [""] * len(gain)),
+            ]
         )
-    return table
+    return Grid("what the seeds say", (FIRST, *columns), rows, INTERVALS)
 
 
-def _reach(comparison: Comparison) -> Table:
+def _reach(comparison: Comparison) -> Grid:
     columns = ["reached", "rounds", "MB", "seconds"]
     columns += ["virtual s"] if comparison.is_timed else []
     title = f"until the first row's final EMA accuracy, {_percent(comparison.target)} %"
-    table = _table(title, REACH + (VIRTUAL if comparison.is_timed else ""), *columns)
+    rows = []
     for line in comparison.lines.to_dict("records"):
         names = ("rounds", "megabytes", "seconds", "virtual_seconds")
         cells = [f"{line['reached']} of {line['seeds']}"]
         cells += [_amount(line[f"{name}_to_reach"]) for name in names]
-        table.add_row(escape(line["label"]), *cells[: len(columns)])
-    return table
+        rows.append([line["label"], *cells[: len(columns)]])
+    note = REACH + (VIRTUAL if comparison.is_timed else "")
+    return Grid(title, (FIRST, *columns), rows, note)
 
 
-def _costs(comparison: Comparison) -> Table:
+def _costs(comparison: Comparison) -> Grid:
     columns = ["seconds", "MB up", "MB down", "failed"]
     columns += ["virtual s", "lost"] if comparison.is_timed else []
     caption = COSTS + (VIRTUAL + LOST if comparison.is_timed else "")
-    table = _table("what a run costs", caption, *columns)
+    rows = []
     for line in comparison.lines.to_dict("records"):
         cells = [_amount(line[name]) for name in ("seconds", "megabytes_up", "megabytes_down")]
         cells += [f"{line['clients_failed']:,}", _amount(line["virtual_seconds"])]
         cells += [f"{line['clients_lost']:,}"]
-        table.add_row(escape(line["label"]), *cells[: len(columns)])
-    return table
+        rows.append([line["label"], *cells[: len(columns)]])
+    return Grid("what a run costs", (FIRST, *columns), rows, caption)
 
 
-def _table(title: str, caption: str, *columns: str) -> Table:
+def as_rich(grid: Grid) -> Table:
+    """Lay a table out for the terminal."""
     table = Table(
-        title=title,
+        title=escape(grid.title),
         title_justify="left",
-        caption=caption,
+        caption=escape(grid.note),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         show_edge=False,
     )
-    table.add_column("experiment", overflow="fold")
-    for name in columns:
+    first, *others = grid.columns
+    table.add_column(first, overflow="fold")
+    for name in others:
         table.add_column(name, justify="right", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
     return table
 
 

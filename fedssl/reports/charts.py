@@ -15,13 +15,6 @@ Row = Mapping[str, Any]
 COLORS = tuple(f"var(--c{number})" for number in range(8))
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 HEIGHT = 260
-LEGEND: Spec = {
-    "orient": "top",
-    "title": None,
-    "columns": 4,
-    "labelLimit": 320,
-    "symbolType": "stroke",
-}
 MOST_POINTS = 1000
 """Points of a line: more than a screen shows."""
 
@@ -67,25 +60,29 @@ def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     return list(rows[::-1][::step])[::-1]
 
 
-def palette(names: Sequence[str]) -> Spec:
-    """Return color and dash of each of several lines: eight colors, and beyond them other dashes."""
-    return {
-        "color": {
-            "field": "line",
-            "type": "nominal",
-            "scale": {
-                "domain": list(names),
-                "range": [COLORS[i % len(COLORS)] for i in range(len(names))],
-            },
-            "legend": LEGEND,
-        },
-        "strokeDash": {
-            "field": "line",
-            "type": "nominal",
-            "scale": {"domain": list(names), "range": _dashes(len(names))},
-            "legend": LEGEND,
-        },
+def palette(names: Sequence[str], *, dashed: bool) -> Spec:
+    """Return the color of each of several lines, and its dashes: there are eight colors.
+
+    Args:
+        names: The lines.
+        dashed: Whether lines of different colors differ by their dashes too.
+    """
+    legend = {
+        "orient": "top",
+        "title": None,
+        "columns": 4 if sum(map(len, names)) < 50 else 2,
+        "labelLimit": 320,
+        "symbolType": "stroke",
+        "symbolOpacity": 1,
     }
+    colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
+    channel: Spec = {"field": "line", "type": "nominal", "legend": legend}
+    looks: Spec = {"color": {**channel, "scale": {"domain": list(names), "range": colors}}}
+    if dashed or len(names) > len(COLORS):
+        each = 1 if dashed else len(COLORS)
+        dashes = [DASHES[(i // each) % len(DASHES)] for i in range(len(names))]
+        looks["strokeDash"] = {**channel, "scale": {"domain": list(names), "range": dashes}}
+    return looks
 
 
 def lines(
@@ -115,7 +112,7 @@ def lines(
         up["scale"] |= {"type": "log", "nice": False}
         up["axis"]["tickCount"] = 4
     folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
-    drawn = {"x": along, "y": up, **palette(names)}
+    drawn = {"x": along, "y": up, **palette(names, dashed=True)}
     tooltip = [{"field": x, "type": "quantitative"}]
     tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in names]
     return {
@@ -142,6 +139,110 @@ def lines(
             },
         ],
     }
+
+
+def curves(
+    rows: Sequence[Row],
+    x: str,
+    names: Sequence[str],
+    unit: str,
+    *,
+    bands: bool,
+    dashed: bool = True,
+) -> Spec:
+    """Draw several lines, each with a band around it, and say of the point that is pointed at what it is.
+
+    Args:
+        rows: Columns ``line``, `x`, and in `unit` ``mean``, ``worst`` and ``best``; None where not known.
+        x: Column along the page.
+        names: Lines, in the order of their colors.
+        unit: Of the values.
+        bands: Whether bands are drawn.
+    """
+    along = quantity(x, x, _range(rows, [x]))
+    up = quantity("mean", unit, _range(rows, ["mean", "worst", "best"]), nice=True)
+    looks = palette(names, dashed=False)
+    # Not the nearest point, as in `lines`: Vega-Lite 6 loses texts from a tooltip then.
+    pointed = {
+        "name": "pointed",
+        "select": {"type": "point", "on": "pointerover", "clear": "pointerout"},
+    }
+    band = {
+        "mark": {"type": "area", "opacity": 0.13},
+        "encoding": {
+            "x": along,
+            "y": {**up, "field": "worst"},
+            "y2": {"field": "best"},
+            "color": looks["color"],
+        },
+    }
+    point = {
+        "params": [pointed],
+        "mark": {"type": "point", "filled": True, "size": 120},
+        "encoding": {
+            "x": along,
+            "y": up,
+            "color": looks["color"],
+            "opacity": {"condition": {"param": "pointed", "empty": False, "value": 1}, "value": 0},
+            "tooltip": [{"field": name} for name in ("line", x, "mean", "worst", "best")],
+        },
+    }
+    line = {
+        "mark": {"type": "line", "strokeWidth": 2},
+        "encoding": {"x": along, "y": up, **looks},
+    }
+    return {"height": HEIGHT, "layer": [*([band] if bands else []), line, point]}
+
+
+def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: bool) -> Spec:
+    """Draw a mean with its interval for each line, and its seeds as ticks.
+
+    Args:
+        rows: Columns ``line``, ``mean``, ``low`` and ``high``; the latter two are None where there is no interval.
+        seeds: Columns ``line``, ``seed`` and ``value``.
+        unit: Of the values.
+        zero: Whether 0 is marked: no difference.
+    """
+    names = [row["line"] for row in rows]
+    y = {
+        "field": "line",
+        "type": "nominal",
+        "sort": names,
+        "title": None,
+        "axis": {"labelLimit": 260, "grid": False, "ticks": False, "domain": False},
+    }
+    values = [{"v": row["value"]} for row in seeds]
+    values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
+    domain = _range(values + ([{"v": 0.0}] if zero else []), ["v"])
+
+    def x(field: str) -> Spec:
+        return quantity(field, unit, domain, nice=True)
+
+    rule = {"mark": {"type": "rule", "color": "var(--muted)"}, "encoding": {"x": {"datum": 0}}}
+    tooltip = [{"field": name} for name in ("line", "mean", "low", "high")]
+    color = {"value": COLORS[0]}
+    return {
+        "height": max(90, 30 * len(rows)),
+        "layer": [
+            *([rule] if zero else []),
+            {
+                "data": {"values": list(seeds)},
+                "mark": {"type": "tick", "thickness": 2, "size": 12, "opacity": 0.7},
+                "encoding": {
+                    "y": y, "x": x("value"), "color": {"value": COLORS[1]},
+                    "tooltip": [{"field": name} for name in ("line", "seed", "value")],
+                },
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 3},
+                "encoding": {"y": y, "x": x("low"), "x2": {"field": "high"}, "color": color},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                "encoding": {"y": y, "x": x("mean"), "color": color, "tooltip": tooltip},
+            },
+        ],
+    }  # fmt: skip
 
 
 def heatmap(
@@ -257,9 +358,3 @@ def _shaded(x: str, bands: Sequence[Band]) -> list[Spec]:
             "encoding": {"x": along["x"], "y": {"value": 0}, "text": {"field": "phase"}},
         },
     ]  # fmt: skip
-
-
-def _dashes(count: int) -> list[list[int]]:
-    if count <= len(DASHES):
-        return list(DASHES[:count])
-    return [DASHES[(i // len(COLORS)) % len(DASHES)] for i in range(count)]

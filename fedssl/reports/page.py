@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.record.files import write_atomically
+from fedssl.record.grid import Grid
 from fedssl.reports.charts import Chart
 from fedssl.reports.vega import javascript
 
@@ -21,23 +22,6 @@ class Figure:
     name: str
     value: str
     remark: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of a page that no chart stands before.
-
-    Args:
-        title: What it holds.
-        columns: Their names.
-        rows: Cells as they are written, a row each.
-        note: How to read it.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.record.display import percent
+from fedssl.record.grid import Grid
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run import Run
 from fedssl.reports.charts import Chart
@@ -14,7 +15,7 @@ from fedssl.reports.evaluation import read_evaluation
 from fedssl.reports.federation_charts import federation_charts
 from fedssl.reports.material import Material, read_material
 from fedssl.reports.model_charts import model_charts
-from fedssl.reports.page import Figure, Grid, Page, write_page
+from fedssl.reports.page import Figure, Page, write_page
 from fedssl.reports.round_charts import (
     accuracy_chart,
     class_charts,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedssl.commands.compare import compare_runs
 from fedssl.comparison.comparison import Comparison
-from fedssl.comparison.table import tables_of
+from fedssl.comparison.table import as_rich, grids_of
 from fedssl.record.plots import plot_comparison
 from tests.comparison.records import Spent, record
 from tests.helpers import fedssl, refused, small_toml
@@ -33,7 +33,7 @@ def runs(tmp_path):
 
 def text_of(comparison, width=80):
     console = Console(file=io.StringIO(), width=width)
-    for table in tables_of(comparison):
+    for table in map(as_rich, grids_of(comparison)):
         console.print(table)
     return console.file.getvalue()
 
@@ -93,7 +93,7 @@ def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
 
 def test_every_column_is_explained(runs):
     known = {"EMA": "(EMA)", "accuracy": "global model", "seeds": "over seeds"}
-    for table in tables_of(Comparison.of_runs([runs], force=False)):
+    for table in map(as_rich, grids_of(Comparison.of_runs([runs], force=False))):
         for column in table.columns[1:]:
             said = f"{table.title} {table.caption}"
             assert known.get(str(column.header), str(column.header)) in said
@@ -144,7 +144,12 @@ def test_a_fresh_folder_by_default(runs, tmp_path, monkeypatch):
     assert fedssl("compare", "runs").exit_code == 0
     (folder,) = (tmp_path / "runs").glob("comparison-*")
     written = sorted(path.name for path in folder.iterdir())
-    assert written == ["comparison.csv", "comparison.png", "comparison_curves.csv"]
+    assert written == [
+        "comparison.csv",
+        "comparison.html",
+        "comparison.png",
+        "comparison_curves.csv",
+    ]
     assert fedssl("compare", "runs").exit_code == 0  # what was written is no run
 
 
