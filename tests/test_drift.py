@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl.metrics.drift import update_norm, update_norms
@@ -35,6 +35,7 @@ def naive(before, after):
     return math.sqrt(math.fsum(change * change for change in changes))
 
 
+@settings(deadline=None)
 @given(models())
 def test_it_is_the_norm_of_all_changes_in_double_precision(drawn):
     before, clients = drawn
@@ -45,6 +46,7 @@ def test_it_is_the_norm_of_all_changes_in_double_precision(drawn):
         assert update_norm(after, after) == 0
 
 
+@settings(deadline=None)
 @given(models())
 def test_clients_in_a_stack_have_the_norms_of_each_alone(drawn):
     before, clients = drawn
@@ -52,6 +54,7 @@ def test_clients_in_a_stack_have_the_norms_of_each_alone(drawn):
     assert update_norms(before, stacks) == [update_norm(before, own) for own in clients]
 
 
+@settings(deadline=None)
 @given(models())
 def test_neither_the_order_of_names_nor_the_layout_in_memory_changes_a_bit(drawn):
     before, (after, *_) = drawn

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl.metrics.pseudo_labels import (
@@ -64,6 +64,7 @@ def counted_one_by_one(step):
     return list(counts.values())
 
 
+@settings(deadline=None)
 @given(steps())
 def test_counts_by_class_are_those_of_a_naive_loop(step):
     counts = count_by_class(*step, CLASSES)
@@ -71,6 +72,7 @@ def test_counts_by_class_are_those_of_a_naive_loop(step):
         assert own.tolist() == counted_one_by_one([column[client] for column in step])
 
 
+@settings(deadline=None)
 @given(steps())
 def test_classes_add_up_to_the_totals(step):
     """Considered and accepted only where every truth is known: the totals hold the others too."""
@@ -87,6 +89,7 @@ def test_classes_add_up_to_the_totals(step):
             torch.testing.assert_close(of_classes[:, 1], weight)
 
 
+@settings(deadline=None)
 @given(steps(), steps())
 def test_steps_counted_at_the_end_are_those_counted_one_by_one(first, second):
     clients = min(len(first[0]), len(second[0]))
