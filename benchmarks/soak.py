@@ -24,7 +24,7 @@ import pandas as pd
 
 from fedssl.config import Experiment
 from fedssl.record.rows import Observer, RoundEnd
-from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_directory import TABLES, RunDirectory
 from fedssl.simulation import Engine
 
 EXPERIMENT: dict[str, Any] = {
@@ -52,8 +52,8 @@ def experiment_of(rounds: int, **engine: Any) -> Experiment:
 def bits(run: Path) -> dict[str, str]:
     """Return a checksum of everything that must not depend on what was killed when."""
     found = {p.name: p.read_bytes() for p in run.glob("*.safetensors")}
-    for name in ("rounds.csv", "clients.csv"):
-        table = pd.read_csv(run / name, dtype=str).drop(columns="seconds")
+    for name in TABLES:
+        table = pd.read_csv(run / name, dtype=str).drop(columns="seconds", errors="ignore")
         found[name] = table.to_csv().encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(found.items())}
 

@@ -43,12 +43,15 @@ def train(message: Message, context: Context) -> Message:
     )
     refuse_divergence(weights, state)
     save_state(recipe, weights, state, context.state, request.phase)
-    metrics = protocol.fit_metrics(
-        report, client=local.client, num_labeled=len(shard.labeled), num_examples=len(shard)
-    )
     trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
-    if may_be_measured(experiment):
-        metrics |= protocol.measurements(report, update_norm(request.arrays, trained))
+    norm = update_norm(request.arrays, trained) if may_be_measured(experiment) else None
+    metrics = protocol.fit_metrics(
+        report,
+        client=local.client,
+        num_labeled=len(shard.labeled),
+        num_examples=len(shard),
+        update_norm=norm,
+    )
     sent = leaving(
         experiment,
         request.arrays,

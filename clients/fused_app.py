@@ -72,12 +72,12 @@ class _Group(Replies):
         if fitted is None:
             return
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
-        measured = may_be_measured(experiment)
-        norms = update_norms(request.arrays, weights) if measured else []
-        for i, (own, report, finite) in enumerate(
-            zip(ready, fitted.reports, fitted.finite(), strict=True)
-        ):
-            if not finite:
+        finite = fitted.finite()
+        norms: Sequence[float | None] = [None] * len(ready)
+        if may_be_measured(experiment):
+            norms = update_norms(request.arrays, weights)
+        for i, (own, report) in enumerate(zip(ready, fitted.reports, strict=True)):
+            if not finite[i]:
                 reason = (
                     "FloatingPointError: training diverged: weights are not finite; lower train.lr"
                 )
@@ -88,9 +88,8 @@ class _Group(Replies):
                 client=own.client,
                 num_labeled=len(own.shard.labeled),
                 num_examples=len(own.shard),
+                update_norm=norms[i],
             )
-            if measured:
-                metrics |= protocol.measurements(report, norms[i])
             sent = leaving(
                 experiment,
                 request.arrays,

@@ -308,15 +308,25 @@ def new_message(
 
 
 def fit_metrics(
-    report: FitReport, *, client: int, num_labeled: int, num_examples: int
-) -> dict[str, int | float | Sequence[float]]:
-    """Return the metrics that every reply to a training request carries.
+    report: FitReport,
+    *,
+    client: int,
+    num_labeled: int,
+    num_examples: int,
+    update_norm: float | None,
+) -> Metrics:
+    """Return the metrics of a reply to a training request.
 
     Args:
         report: What the client did.
         client: Its number.
         num_labeled, num_examples: What it holds.
+        update_norm: L2 norm of what training changed of the weights that it shares; None where neither this nor counts
+            by class may leave the client.
     """
+    measured: Metrics = {}
+    if update_norm is not None:
+        measured = {UPDATE_NORM: update_norm, BY_CLASS: report.by_class}
     return {
         CLIENT: client,
         NUM_EXAMPLES: num_examples,
@@ -329,17 +339,8 @@ def fit_metrics(
         "pseudo-judged": report.judged,
         "pseudo-right": report.right,
         "seconds": report.seconds,
+        **measured,
     }
-
-
-def measurements(report: FitReport, update_norm: float) -> Metrics:
-    """Return what a reply says of training beyond `fit_metrics`, where it may.
-
-    Args:
-        report: What the client did.
-        update_norm: L2 norm of what training changed of the weights that it shares.
-    """
-    return {UPDATE_NORM: update_norm, BY_CLASS: report.by_class}
 
 
 def fit_reply(

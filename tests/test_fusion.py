@@ -67,6 +67,7 @@ def same_reports(first, second):
     assert first.loss == pytest.approx(second.loss, rel=1e-4, nan_ok=True)
     for name in ("considered", "accepted", "judged", "right"):
         assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-4), name
+    assert first.by_class == pytest.approx(second.by_class, rel=1e-4)
 
 
 def check_parity(network, own, plan, tolerance):

@@ -2,10 +2,16 @@
 
 import math
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedssl.metrics.pseudo_labels import (
+    ClassTally,
     PseudoLabelTally,
+    count_by_class,
+    count_pseudo_labels,
     pseudo_label_accuracy,
     pseudo_label_coverage,
 )
@@ -26,3 +32,77 @@ def test_images_of_unknown_class_are_accepted_or_not_but_never_right_or_wrong():
     assert pseudo_label_accuracy(judged, right) == 0.5
     assert math.isnan(pseudo_label_accuracy(0.0, 0.0))
     assert math.isnan(pseudo_label_coverage(0.0, 0.0))
+
+
+CLASSES = 3
+
+
+@st.composite
+def steps(draw):
+    """Return (pseudo_labels, accepted, hidden, truth) of a step, each (clients, n)."""
+    clients, n = draw(st.integers(1, 3)), draw(st.integers(0, 12))
+
+    def column(values):
+        return torch.tensor(draw(st.lists(values, min_size=clients * n, max_size=clients * n)))
+
+    labels = column(st.integers(0, CLASSES - 1)).long()
+    accepted = column(st.sampled_from([0.0, 0.1, 0.3, 1.0])).float()
+    hidden, truth = column(st.booleans()).bool(), column(st.integers(-1, CLASSES - 1)).long()
+    return tuple(x.view(clients, n) for x in (labels, accepted, hidden, truth))
+
+
+def counted_one_by_one(step):
+    """Count a step of one client as its definition says, example by example."""
+    counts = {name: [0.0] * CLASSES for name in ("considered", "accepted", "predicted", "right")}
+    for label, weight, is_hidden, truth in zip(*(x.tolist() for x in step), strict=True):
+        if not is_hidden or truth < 0:
+            continue
+        counts["considered"][truth] += 1
+        counts["accepted"][truth] += weight
+        counts["predicted"][label] += weight
+        counts["right"][truth] += weight if label == truth else 0
+    return list(counts.values())
+
+
+@settings(deadline=None)
+@given(steps())
+def test_counts_by_class_are_those_of_a_naive_loop(step):
+    counts = count_by_class(*step, CLASSES)
+    for client, own in enumerate(counts):
+        assert own.tolist() == counted_one_by_one([column[client] for column in step])
+
+
+@settings(deadline=None)
+@given(steps())
+def test_classes_add_up_to_the_totals(step):
+    """Considered and accepted only where every truth is known: the totals hold the others too."""
+    labels, accepted, hidden, truth = step
+    known = labels, accepted, hidden, truth.clamp(min=0)
+    for columns, has_all in ((step, False), (known, True)):
+        considered, weight, judged, right = count_pseudo_labels(*columns).unbind(-1)
+        of_classes = count_by_class(*columns, CLASSES).sum(-1)
+        torch.testing.assert_close(of_classes[:, 1], judged)
+        torch.testing.assert_close(of_classes[:, 2], judged)
+        torch.testing.assert_close(of_classes[:, 3], right)
+        if has_all:
+            torch.testing.assert_close(of_classes[:, 0], considered)
+            torch.testing.assert_close(of_classes[:, 1], weight)
+
+
+@settings(deadline=None)
+@given(steps(), steps())
+def test_steps_counted_at_the_end_are_those_counted_one_by_one(first, second):
+    clients = min(len(first[0]), len(second[0]))
+    tally, alone = ClassTally(clients, CLASSES), ClassTally(1, CLASSES)
+    for step in (first, second):
+        tally.add(*(column[:clients] for column in step))
+        alone.add(*(column[0] for column in step))
+    expected = sum(count_by_class(*step, CLASSES)[:clients] for step in (first, second))
+    assert tally.counts() == [pytest.approx(own.flatten().tolist()) for own in expected]
+    assert (
+        alone.counts() == tally.counts()[:1]
+    )  # to the bit: fused or not is only a matter of views
+
+
+def test_a_client_that_took_no_step_counted_nothing():
+    assert ClassTally(2, CLASSES).counts() == [[0.0] * 4 * CLASSES] * 2

@@ -95,8 +95,10 @@ def test_another_versions_request_is_refused():
 
 
 def reply_to(request):
-    report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1, (0.0,) * 8)
-    metrics = protocol.fit_metrics(report, client=3, num_labeled=4, num_examples=20)
+    report = FitReport(5, 0.5, 10.0, 8.0, 8.0, 6.0, 0.1, [0.0] * 8)
+    metrics = protocol.fit_metrics(
+        report, client=3, num_labeled=4, num_examples=20, update_norm=1.5
+    )
     assert metrics["num-confident"] == 4 + 0.8 * 16
     return protocol.fit_reply(
         request, {"w": torch.ones(2)}, {"statistics/mean": torch.ones(())}, metrics
@@ -114,6 +116,9 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     metrics = protocol.metrics_of(reply)
     assert metrics["num-examples"] == 20
     assert metrics["pseudo-right"] == 6
+    assert metrics["update-norm"] == 1.5
+    assert "pseudo-by-class" not in metrics
+    assert protocol.class_counts(protocol.all_metrics_of(reply)) == [0.0] * 8
     assert reply.metadata.src_node_id == protocol.node_of(3)
 
 

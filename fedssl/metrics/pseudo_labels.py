@@ -46,7 +46,7 @@ def count_by_class(
     bins = torch.arange(math.prod(shape), device=classes.device).view(*shape, 1) * num_classes
     size = math.prod(shape) * num_classes
     counts = torch.bincount((bins + classes).flatten(), weights.flatten(), minlength=size)
-    return counts.view(*shape, num_classes)
+    return counts.view(*shape, num_classes).to(torch.float64)  # of nothing, bincount is integer
 
 
 class PseudoLabelTally:

@@ -54,6 +54,25 @@ def test_train_replies_with_weights_and_counts(experiment):
     assert any(not np.array_equal(arrays[k], start[k].numpy()) for k in start)
 
 
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_client_says_how_far_its_weights_went_and_what_it_labeled(norm):
+    """Statistics of batch normalization are shared and count; how often they were updated does not."""
+    experiment = small_experiment(model={"norm": norm})
+    start = network_of(experiment).state_dict()
+    reply = ask(experiment, "train", {"partition-id": 3}, start)
+    arrays = protocol.from_record(reply.content[protocol.ARRAYS])
+    floats = [name for name, tensor in start.items() if tensor.is_floating_point()]
+    assert (len(floats) == len(start)) == (norm == "group")
+    changes = [(np.float64(arrays[n]) - np.float64(start[n].numpy())).ravel() for n in floats]
+    metrics = protocol.metrics_of(reply)
+    assert metrics["update-norm"] == pytest.approx(np.linalg.norm(np.concatenate(changes)))
+    assert metrics["update-norm"] > 0
+    counts = protocol.class_counts(protocol.all_metrics_of(reply))
+    sums = np.reshape(counts, (4, 10)).sum(1).tolist()
+    totals = [metrics[f"pseudo-{name}"] for name in ("considered", "accepted", "judged", "right")]
+    assert sums == pytest.approx(totals)
+
+
 def test_federated_evaluation_adds_up_to_the_central_one(experiment):
     network = network_of(experiment)
     federation = federation_of(experiment)

@@ -57,7 +57,7 @@ def check_reply(fused, expected):
     assert fused.metadata.reply_to_message_id == expected.metadata.reply_to_message_id
     assert fused.metadata.src_node_id == expected.metadata.src_node_id
     assert list(fused.content) == list(expected.content)
-    found, wanted = (protocol.metrics_of(reply) for reply in (fused, expected))
+    found, wanted = (protocol.all_metrics_of(reply) for reply in (fused, expected))
     assert list(found) == list(wanted)
     for name in set(wanted) - {"seconds"}:
         assert found[name] == pytest.approx(wanted[name], rel=1e-4), name

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clients.client_app import app
+from clients.fused_app import train_together
 from clients.local_data import local_data
 from fedssl import protocol
 from fedssl.data.terms import Terms
@@ -18,6 +19,7 @@ from fedssl.networks import build_network
 from fedssl.record.run_directory import RunDirectory
 from fedssl.simulation import Engine, check
 from strategies.server_app import serve
+from tests.clients.test_fused_app import requests
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
 from tests.nodes import Nodes
 
@@ -140,10 +142,25 @@ TRAIN_METRICS = {
 def test_what_leaves_a_client_is_what_the_documentation_lists(homes):
     reply = ask(private_experiment(), "train", homes[0])
     assert list(reply.content) == ["arrays", "metrics"]
-    metrics = protocol.metrics_of(reply)
+    metrics = protocol.all_metrics_of(reply)
     assert set(metrics) == TRAIN_METRICS
     assert metrics["pseudo-considered"] > 0
     assert metrics["pseudo-judged"] == metrics["pseudo-right"] == 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_simulated_client_says_two_things_more_unless_its_update_is_clipped(fused):
+    def said(**overrides):
+        experiment = small_experiment(**overrides)
+        messages, contexts = requests(experiment, [3, 4])
+        if fused:
+            replies = train_together(messages, contexts).messages
+        else:
+            replies = [app(m, c) for m, c in zip(messages, contexts, strict=True)]
+        return {frozenset(reply.content["metrics"]) for reply in replies}
+
+    assert said() == {frozenset({*TRAIN_METRICS, "update-norm", "pseudo-by-class"})}
+    assert said(privacy={"clipping_norm": 100.0}) == {frozenset(TRAIN_METRICS)}
 
 
 def test_the_truth_about_private_images_is_known_to_nobody(homes):

@@ -201,6 +201,10 @@ SPOILT = {
     "type": (lambda r: with_arrays(r, lambda a: {k: v.astype(np.float64) for k, v in a.items()}), "shape or type"),
     "count": (lambda r: with_metric(r, "num-examples", float("nan")), "num-examples is nan"),
     "negative": (lambda r: with_metric(r, "num-labeled", -3), "num-labeled is -3"),
+    "classes": (lambda r: with_metric(r, "pseudo-by-class", [0.0] * 39), "pseudo-by-class has 39 numbers, not 40"),
+    "no list": (lambda r: with_metric(r, "pseudo-by-class", 3.0), "pseudo-by-class has 1 numbers, not 40"),
+    "class": (lambda r: with_metric(r, "pseudo-by-class", [-1.0] * 40), "pseudo-by-class holds -1"),
+    "odd class": (lambda r: with_metric(r, "pseudo-by-class", [float("inf")] * 40), "pseudo-by-class holds inf"),
     "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name, shape or type"),
 }  # fmt: skip
 

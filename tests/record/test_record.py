@@ -42,6 +42,7 @@ from fedssl.record.federation_table import (
 )
 from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
+from fedssl.record.run import Run
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.simulation import virtual_seconds
@@ -94,6 +95,69 @@ def test_rounds_and_clients(finished):
     np.testing.assert_allclose(rounds.loss, weighted, rtol=1e-6)
     assert rounds.pseudo_label_coverage.between(0, 1).all()
     assert len(outcome.rounds) == 4
+
+
+def test_classes_add_up_to_what_rounds_and_clients_say(finished):
+    _, path, _ = finished
+    run = Run(path)
+    assert run.classes.columns.tolist() == [
+        "round", "label", "considered", "accepted", "predicted", "right",
+    ]  # fmt: skip
+    assert run.classes.label.tolist() == [*range(10)] * 4
+    sums = run.classes.groupby("round").sum()
+    rounds = run.rounds.set_index("round")
+    np.testing.assert_allclose(sums.accepted / sums.considered, rounds.pseudo_label_coverage)
+    np.testing.assert_allclose(sums.right / sums.accepted, rounds.pseudo_label_accuracy)
+    np.testing.assert_allclose(sums.accepted, sums.predicted)
+    assert (sums.accepted > 0).any()
+
+
+def test_rounds_without_pseudo_labels_have_no_classes(tmp_path):
+    phases = [{"rounds": 1, "method": {"kind": "supervised"}}, {"rounds": 1}]
+    experiment = small_experiment(rounds=None, phases=phases)
+    serve(experiment, SerialGrid(Apps(app), 6), [RunDirectory(tmp_path / "run")])
+    assert Run(tmp_path / "run").classes["round"].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAdam"])
+def test_drift_is_how_far_clients_and_their_aggregate_went(tmp_path, strategy):
+    models = []
+
+    class Keep(Observer):
+        def round_ended(self, end):
+            models.append(end.arrays)
+
+    serve(
+        small_experiment(rounds=3, strategy=strategy),
+        SerialGrid(Apps(app), 6),
+        [RunDirectory(tmp_path / "run"), Keep()],
+    )
+    run = Run(tmp_path / "run")
+    for before, after, norm in zip(models, models[1:], run.rounds.update_norm[1:], strict=False):
+        steps = [np.float64(after[name]) - before[name] for name in after]
+        assert norm == pytest.approx(np.linalg.norm(np.concatenate([s.ravel() for s in steps])))
+    longest = run.clients.groupby("round").update_norm.max()
+    assert (run.clients.update_norm > 0).all()
+    if strategy == "fedavg":  # a mean of steps is not longer than the longest
+        assert (run.rounds.set_index("round").update_norm <= longest).all()
+
+
+def test_the_aggregates_step_is_measured_before_the_server_trains(tmp_path):
+    """Clients of zero steps' length change nothing; the server's own training does not count."""
+    experiment = small_experiment(
+        federation={"labels": {"kind": "at_server", "per_class": 4}}, train={"lr": 1e-30}
+    )
+    serve(experiment, SerialGrid(Apps(app), 6), [RunDirectory(tmp_path / "run")])
+    assert Run(tmp_path / "run").rounds.update_norm.tolist() == [0, 0]
+
+
+def test_what_is_clipped_is_not_measured_at_clients(tmp_path):
+    experiment = small_experiment(privacy={"clipping_norm": 0.001})
+    serve(experiment, SerialGrid(Apps(app), 6), [RunDirectory(tmp_path / "run")])
+    run = Run(tmp_path / "run")
+    assert run.clients.update_norm.isna().all()
+    assert run.classes.empty
+    assert run.rounds.update_norm.between(0, 0.001 * (1 + 1e-6)).all()
 
 
 def test_weights(finished):
