@@ -16,6 +16,7 @@ from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.simulation import Engine
+from fedssl.trackers.tracking import tracking
 
 
 class Runs:
@@ -94,9 +95,15 @@ class Runs:
                 self._complain(flaw, f"{_title(experiment)}: ")
             self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
         display = PlainDisplay(self._console) if self._plain else make_display(self._console)
-        observers = [directory, display, self._interrupts]
+
+        def incident(round: int, what: str) -> None:
+            directory.note(round, what)
+            self._complain(what, f"{_title(experiment)}: ")
+
         try:
-            outcome = self._engine.run(experiment, observers, found.snapshot)
+            with tracking(experiment, directory.path, incident) as trackers:
+                observers = [directory, display, *trackers, self._interrupts]
+                outcome = self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise

@@ -85,8 +85,8 @@ def _refuse_changes(path: Path, experiment: Experiment) -> None:
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
-    before = dict(_leaves(_decisive(Experiment.load(path / EXPERIMENT))))
-    now = dict(_leaves(_decisive(experiment)))
+    before = _texts(_decisive(Experiment.load(path / EXPERIMENT)))
+    now = _texts(_decisive(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted:
@@ -99,7 +99,8 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
         del table["server"][name]
     engine = table.pop("engine")
-    del table["record"]
+    for name in ("record", "tracker"):
+        table.pop(name, None)
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}
         if engine["kind"] == "flower":  # it fuses nobody
@@ -107,13 +108,17 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return table
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _texts(table: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in leaves(table)}
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every setting of nested tables by its dotted name, as a file would have it."""
     if isinstance(value, Mapping):
         for name, below in value.items():
-            yield from _leaves(below, f"{key}.{name}" if key else name)
+            yield from leaves(below, f"{key}.{name}" if key else name)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, below in enumerate(value):
-            yield from _leaves(below, f"{key}.{number}")
+            yield from leaves(below, f"{key}.{number}")
     else:
-        yield key, json.dumps(value)
+        yield key, value
