@@ -36,12 +36,13 @@ from fedssl.system.section import SYSTEM_FAMILIES, System
 from fedssl.training import Recipe
 
 STRATEGIES = Family("strategy", "strategies", Plugin, "strategy", default="fedavg")
+TRACKERS = Family("tracker", "fedssl.trackers", Plugin, "tracker", default=None)
 
 PLUGIN_SECTIONS = {
     family.section: family
     for family in (
         *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
-        *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, WEAK, STRONG, *SYSTEM_FAMILIES),
+        *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, TRACKERS, WEAK, STRONG, *SYSTEM_FAMILIES),
     )
 }
 """Sections that name a plugin, by where they stand."""
@@ -67,8 +68,8 @@ PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federatio
 """What a phase may override; of the federation, only the number of sampled clients."""
 
 
-WITHOUT_EFFECT = ("engine", "record")
-"""Sections that say where and with what record a run goes, and change nothing that clients learn."""
+WITHOUT_EFFECT = ("engine", "record", "tracker")
+"""Sections that say where and with what record a run goes and who is told, and change nothing that clients learn."""
 
 
 class Experiment(Section):
@@ -96,6 +97,9 @@ class Experiment(Section):
     )
     engine: EngineSection = EngineSection()
     record: RecordSection = RecordSection()
+    tracker: Annotated[Plugin, TRACKERS] | None = Field(
+        None, description="where the run is tracked beside its record; unset: nowhere"
+    )
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from fedssl.record.run_path import new_run_path
 from fedssl.reports.run_report import REPORT
 from fedssl.reports.writer import ReportWriter
 from fedssl.simulation import Engine
+from fedssl.trackers.tracking import tracking
 
 
 class Runs:
@@ -95,9 +96,21 @@ class Runs:
                 self._complain(flaw, f"{_title(experiment)}: ")
             self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
         display = PlainDisplay(self._console) if self._plain else make_display(self._console)
-        observers = [directory, ReportWriter(directory.path), display, self._interrupts]
+
+        def incident(round: int, what: str) -> None:
+            directory.note(round, what)
+            self._complain(what, f"{_title(experiment)}: ")
+
         try:
-            self._engine.run(experiment, observers, found.snapshot)
+            with tracking(experiment, directory.path, incident) as trackers:
+                observers = [
+                    directory,
+                    ReportWriter(directory.path),
+                    display,
+                    *trackers,
+                    self._interrupts,
+                ]
+                self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise

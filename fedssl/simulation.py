@@ -30,6 +30,7 @@ from fedssl.record.rows import Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
 from fedssl.system.devices import Devices, Floats
+from fedssl.trackers.base import check_tracker
 from strategies.base import strategy_of
 from strategies.census import Census, refuse_private
 from strategies.privacy import check_privacy
@@ -133,6 +134,7 @@ def check(experiment: Experiment) -> None:
 
     What its engine needs is another question: a deployment has none. The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
     """
+    check_tracker(experiment)
     if experiment.engine.address is None:  # what a cluster has, only that knows
         plan_here(experiment)
     experiment.data.prepare(verify=True)

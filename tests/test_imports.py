@@ -17,6 +17,7 @@ from tests.plugins import nosy
 
 NEVER = {"IPython", "datasets", "matplotlib", "pandas", "sklearn", "sympy", "torchvision"}
 NEVER |= {"scipy", "torch._dynamo", "torch._inductor", "torch.onnx"}
+NEVER |= {"mlflow", "tensorboard", "wandb"}
 """Nothing that a small experiment on prepared data needs before its first round, in no process."""
 
 EXTRA = {
@@ -29,7 +30,7 @@ EXTRA = {
     "ray",
     "sklearn",
 }
-EXTRA |= {"torchvision"}
+EXTRA |= {"torchvision", "mlflow", "tensorboard", "wandb"}
 """What a deployed client or server does not have."""
 
 after = """

@@ -25,6 +25,7 @@ FAMILIES = {
     "laws": "fedssl.system.laws.base:LAWS",
     "availabilities": "fedssl.system.availability.base:AVAILABILITIES",
     "augmentations": "fedssl.augment.base:AUGMENTATIONS",
+    "trackers": "fedssl.config:TRACKERS",
 }
 """What `fedssl list` can list, and where it stands: only the family that is asked for is imported."""
 

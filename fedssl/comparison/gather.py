@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedssl.comparison.labels import Settings, label_lines
 from fedssl.errors import InputError
-from fedssl.record.resume import decisive, leaves
+from fedssl.record.resume import decisive, texts
 from fedssl.record.run import Run
 from fedssl.record.run_directory import EVENTS
 from fedssl.record.run_path import has_begun
@@ -90,7 +90,7 @@ def _lines(runs: Sequence[Run]) -> tuple[tuple[Line, ...], list[Run]]:
     """Return runs as lines, and those that newer ones stand in for."""
     groups: dict[frozenset[tuple[str, str]], tuple[Settings, list[Run]]] = {}
     for run in runs:
-        own = dict(leaves(decisive(run.experiment)))
+        own = texts(decisive(run.experiment))
         del own["seed"]
         groups.setdefault(frozenset(own.items()), (own, []))[1].append(run)
     labels = label_lines([settings for settings, _ in groups.values()])

@@ -150,9 +150,11 @@ def run(
     """Run an experiment over the deployment's clients; its record comes out as that of a simulation."""
     from fedssl.config import Experiment
     from fedssl.deploy.follow import follow
+    from fedssl.trackers.base import refuse_tracker
 
     deployment = _open(folder)
     experiment = Experiment.load(file, settings or [])
+    refuse_tracker(experiment)
     operator, at = _operator(deployment, no_containers)
     connected = _connected(operator)
     if connected < experiment.federation.clients:

@@ -85,8 +85,8 @@ def _refuse_changes(path: Path, experiment: Experiment) -> None:
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
-    before = dict(leaves(decisive(Experiment.load(path / EXPERIMENT))))
-    now = dict(leaves(decisive(experiment)))
+    before = texts(decisive(Experiment.load(path / EXPERIMENT)))
+    now = texts(decisive(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted:
@@ -99,12 +99,18 @@ def decisive(experiment: Experiment) -> dict[str, Any]:
     for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
         del table["server"][name]
     engine = table.pop("engine")
-    del table["record"]
+    for name in ("record", "tracker"):
+        table.pop(name, None)
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}
         if engine["kind"] == "flower":  # it fuses nobody
             table["engine"]["kind"] = "flower"
     return table
+
+
+def texts(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as a comparison takes them: by dotted name, each as JSON text."""
+    return {key: json.dumps(value) for key, value in leaves(table)}
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,4 +122,4 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for number, below in enumerate(value):
             yield from leaves(below, f"{key}.{number}")
     else:
-        yield key, json.dumps(value)
+        yield key, value

@@ -168,6 +168,12 @@ class RunDirectory(Observer):
         (self.path / LOCK).unlink()
         self.close()
 
+    def note(self, round: int, incident: str) -> None:
+        """Write what went wrong after a round and does not end the run; nothing once the run is over."""
+        if EVENTS in self._files:
+            with self._recording():
+                self._event("incident", round=round, what=incident)
+
     def failed(self, reason: str) -> None:
         """Write why the run stopped, if it had begun, and a checkpoint of its last finished round."""
         try:

@@ -1,0 +1,1 @@
+"""Where runs are tracked beside their record, one tracker a file."""
