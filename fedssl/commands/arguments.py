@@ -25,3 +25,9 @@ def load_experiment(file: Path, settings: list[str]) -> "Experiment":
         if folder not in sys.path:
             sys.path.append(folder)  # a console script looks in neither by itself
     return Experiment.load(file, settings)
+
+
+def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]":
+    """Read an experiment file with its seed, the next one, and so on."""
+    first = load_experiment(file, settings).seed
+    return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
