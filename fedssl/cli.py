@@ -9,6 +9,7 @@ from fedssl import __version__
 from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
 from fedssl.commands.run import run
+from fedssl.commands.sweep import sweep
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.guard import DONE
 
@@ -41,6 +42,7 @@ def _tell() -> None:
 
 
 app.command()(run)
+app.command()(sweep)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)
