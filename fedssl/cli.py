@@ -11,6 +11,7 @@ from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
 from fedssl.commands.report import report
 from fedssl.commands.run import run
+from fedssl.commands.sweep import sweep
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.guard import DONE
 
@@ -44,6 +45,7 @@ def _tell() -> None:
 
 app.command()(run)
 app.command()(compare)
+app.command()(sweep)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)

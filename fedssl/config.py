@@ -296,11 +296,11 @@ def _put(table: dict[str, Any], setting: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InputError("--set", f"{setting!r} reaches into a value that is not a table")
-    table[parts[-1]] = _value(value.strip())
+    table[parts[-1]] = read_value(value.strip())
 
 
-def _value(text: str) -> Any:
-    """Read a value as TOML would; a bare word is a string, but for ``unset``."""
+def read_value(text: str) -> Any:
+    """Read a setting's value as TOML would; a bare word is a string, but for ``unset``, which is None."""
     if text == UNSET:
         return None
     try:

@@ -10,8 +10,8 @@ from fedssl.config import Experiment
 from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import Interrupts
 from fedssl.record.checkpoint import Found
-from fedssl.record.display import PlainDisplay, make_display
 from fedssl.record.resume import directory_to_resume
+from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.reports.run_report import REPORT
@@ -27,7 +27,7 @@ class Runs:
         engine: Its workers are kept from run to run.
         console: What they watch.
         interrupts: What they asked for by signal.
-        plain: Lines instead of a live screen.
+        display: Makes what shows the next run to them.
         resume: Go on with runs that did not end, and leave those that did.
         complain: Told of an error that does not end all runs, and of which run it is.
     """
@@ -38,14 +38,14 @@ class Runs:
         console: Console,
         interrupts: Interrupts,
         *,
-        plain: bool,
+        display: Callable[[], Observer],
         resume: bool,
         complain: Callable[[BaseException | str, str], None],
     ) -> None:
         self._engine = engine
         self._console = console
         self._interrupts = interrupts
-        self._plain = plain
+        self._display = display
         self._resume = resume
         self._complain = complain
 
@@ -95,7 +95,6 @@ class Runs:
             for flaw in found.damaged:
                 self._complain(flaw, f"{_title(experiment)}: ")
             self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
-        display = PlainDisplay(self._console) if self._plain else make_display(self._console)
 
         def incident(round: int, what: str) -> None:
             directory.note(round, what)
@@ -106,7 +105,7 @@ class Runs:
                 observers = [
                     directory,
                     ReportWriter(directory.path),
-                    display,
+                    self._display(),
                     *trackers,
                     self._interrupts,
                 ]

@@ -1,5 +1,6 @@
 """Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -219,6 +220,22 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
     return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
+
+
+def room_here(experiment: Experiment, runs: int | None = None) -> WorkerPlan:
+    """Return how many runs like this one fit this machine side by side, one worker each; no cohort limits them.
+
+    Args:
+        experiment: Its ``[engine]`` says what a worker takes.
+        runs: So many, over what it says of workers.
+
+    Raises:
+        InputError: There is no room for so many.
+    """
+    wish = dataclasses.replace(_wish(experiment), cpu_workers=0)
+    if runs is not None:
+        wish = dataclasses.replace(wish, workers=runs)
+    return plan_workers(wish, [this_machine()])
 
 
 def this_machine() -> Node:

@@ -30,3 +30,9 @@ def find_modules_in(*folders: Path) -> None:
     for folder in map(str, folders):
         if folder not in sys.path:
             sys.path.append(folder)
+
+
+def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]":
+    """Read an experiment file with its seed, the next one, and so on."""
+    first = load_experiment(file, settings).seed
+    return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedssl.commands.arguments import Files, Settings, load_experiment
+from fedssl.commands.arguments import Files, Settings, load_seeds
 from fedssl.commands.compare import compare_runs
 from fedssl.errors import InputError, RunFailed
 from fedssl.extras import require
@@ -53,6 +53,7 @@ def run(
     """
     with quick_imports():
         from fedssl.interrupts import interruptible
+        from fedssl.record.display import PlainDisplay, make_display
         from fedssl.runs import Runs
         from fedssl.simulation import Engine, check, check_engine
 
@@ -71,7 +72,12 @@ def run(
             for experiment in experiments:
                 check(experiment)
             runs = Runs(
-                workforce, console, interrupts, plain=plain, resume=resume, complain=complain
+                workforce,
+                console,
+                interrupts,
+                display=lambda: PlainDisplay(console) if plain else make_display(console),
+                resume=resume,
+                complain=complain,
             )
             finished, failed = runs.run(experiments, _folders(experiments, out))
         if len(finished) > 1:
@@ -82,14 +88,7 @@ def run(
 
 def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
     """Return every file's experiment with its seed, the next one, and so on."""
-    from fedssl.config import Experiment
-
-    experiments = []
-    for file in files:
-        first = load_experiment(file, settings).seed
-        experiments += [
-            Experiment.load(file, [*settings, f"seed={first + i}"]) for i in range(seeds)
-        ]
+    experiments = [each for file in files for each in load_seeds(file, settings, seeds)]
     _refuse_twins(experiments)
     return experiments
 

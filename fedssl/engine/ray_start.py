@@ -5,11 +5,9 @@ Written for ray 2.55.1, the version that flwr 1.41 pins.
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +16,7 @@ import ray._private.worker as ray_worker
 
 from fedssl.engine.plan import available_cores
 from fedssl.errors import InputError
+from fedssl.startup import import_path
 
 INLINE_BYTES = 1 << 20
 """What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
@@ -74,7 +73,7 @@ def start_ray(address: str | None) -> None:
                 },
             )
         return
-    environment = {"env_vars": {"PYTHONPATH": _import_path()}}
+    environment = {"env_vars": {"PYTHONPATH": import_path()}}
     try:
         _knock(address)
         with _quiet():
@@ -117,10 +116,6 @@ def _quiet() -> Iterator[None]:
         ray_worker.listen_error_messages = kept
 
 
-def _import_path() -> str:
-    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-
-
 @contextmanager
 def _workers_environment() -> Iterator[None]:
     """Set what Ray's workers inherit from the environment Ray is started in, and put it back.
@@ -128,7 +123,7 @@ def _workers_environment() -> Iterator[None]:
     They need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its own).
     That actors without a GPU still see the machine's is Ray's coming default: our workers name their device themselves.
     """
-    wanted = {"PYTHONPATH": _import_path(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    wanted = {"PYTHONPATH": import_path(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

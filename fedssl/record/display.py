@@ -89,7 +89,7 @@ class PlainDisplay(Observer):
             f"{row.seconds:.2f} s"
         )
         for failure in end.failures:
-            self._line(f"  client {failure.client} failed: {_last_line(failure.reason)}")
+            self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")
         for incident in end.incidents:
             self._line(f"  mended: {incident.splitlines()[0]}")
 
@@ -172,7 +172,7 @@ class LiveDisplay(Observer):
             parts.append(course)
         parts.append(self._latest())
         for failure in self._failures[-3:]:
-            text = f"round {failure.round}, client {failure.client}: {_last_line(failure.reason)}"
+            text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
             parts.append(Text(text, style="red", overflow="ellipsis", no_wrap=True))
         for incident in self._incidents[-2:]:
             parts.append(
@@ -215,6 +215,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[min(7, int(max(0.0, value) * 8))] for value in values)
 
 
-def _last_line(reason: str) -> str:
+def last_line(reason: str) -> str:
+    """Return what went wrong, without where."""
     lines = reason.strip().splitlines()
     return lines[-1] if lines else "no reason given"

@@ -34,7 +34,7 @@ def directory_to_resume(
     """
     if folder is not None:
         if has_begun(folder):
-            _refuse_changes(folder, experiment)
+            refuse_changes(folder, experiment)
         return RunDirectory(folder, resume=True)
     runs = _runs_of(experiment, root)
     begun = [path for path in runs if has_begun(path)]
@@ -44,7 +44,7 @@ def directory_to_resume(
     if runs and never_began(runs[0]):
         return RunDirectory(runs[0])  # of several runs, it had not come to this one
     if begun:
-        _refuse_changes(begun[0], experiment)
+        refuse_changes(begun[0], experiment)
     return RunDirectory(new_run_path(experiment, root))
 
 
@@ -71,15 +71,28 @@ def _runs_of(experiment: Experiment, root: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _refuse_changes(path: Path, experiment: Experiment) -> None:
+def refuse_changes(
+    path: Path,
+    experiment: Experiment,
+    *,
+    field: str = "--resume",
+    remedy: str = "put them back, or run without --resume to begin anew",
+) -> None:
+    """Raise `InputError` with the difference if the run in a folder has other settings than an experiment.
+
+    Args:
+        path: Folder of a run that has begun.
+        experiment: What should go on.
+        field, remedy: Of the error.
+    """
     changes = list(_changes(path, experiment))
     if not changes:
         return
     more = f" (and {len(changes) - MOST_NAMED} more)" if len(changes) > MOST_NAMED else ""
     raise InputError(
-        "--resume",
+        field,
         f"the run in {path} has other settings: {'; '.join(changes[:MOST_NAMED])}{more}",
-        "put them back, or run without --resume to begin anew",
+        remedy,
     )
 
 
