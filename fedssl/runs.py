@@ -65,7 +65,7 @@ class Runs:
         with contextlib.ExitStack() as stack:
             directories = []
             for experiment, folder in zip(experiments, folders, strict=True):
-                directories.append(self._directory(experiment, folder))
+                directories.append(open_directory(experiment, folder, resume=self._resume))
                 stack.callback(directories[-1].close)
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
@@ -78,11 +78,6 @@ class Runs:
                 else:
                     finished.append((experiment, outcome))
         return finished, failed
-
-    def _directory(self, experiment: Experiment, folder: Path | None) -> RunDirectory:
-        if self._resume:
-            return directory_to_resume(experiment, folder)
-        return RunDirectory(folder or new_run_path(experiment))
 
     def _run_one(self, experiment: Experiment, directory: RunDirectory) -> Outcome:
         if directory.is_finished:
@@ -105,6 +100,22 @@ class Runs:
 
     def _say(self, text: str) -> None:
         self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def open_directory(experiment: Experiment, folder: Path | None, *, resume: bool) -> RunDirectory:
+    """Return the directory that an experiment is recorded in.
+
+    Args:
+        experiment: What to run.
+        folder: Where; None: a fresh one below ``runs/``.
+        resume: Go on with a run that did not end; see `directory_to_resume`.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    if resume:
+        return directory_to_resume(experiment, folder)
+    return RunDirectory(folder or new_run_path(experiment))
 
 
 def _title(experiment: Experiment) -> str:

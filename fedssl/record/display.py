@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live screen on a terminal, plain lines anywhere else."""
+"""What a person sees while a run goes: a live screen on a terminal, plain lines where there is neither that nor a notebook."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -62,6 +62,10 @@ def _in_virtual_time(summary: Mapping[str, Any]) -> str:
 
 def make_display(console: Console) -> Observer:
     """Return the display that suits the console."""
+    if console.is_jupyter:
+        from fedssl.record.notebook_display import NotebookDisplay
+
+        return NotebookDisplay()
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
@@ -89,7 +93,7 @@ class PlainDisplay(Observer):
             f"{row.seconds:.2f} s"
         )
         for failure in end.failures:
-            self._line(f"  client {failure.client} failed: {_last_line(failure.reason)}")
+            self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")
         for incident in end.incidents:
             self._line(f"  mended: {incident.splitlines()[0]}")
 
@@ -172,7 +176,7 @@ class LiveDisplay(Observer):
             parts.append(course)
         parts.append(self._latest())
         for failure in self._failures[-3:]:
-            text = f"round {failure.round}, client {failure.client}: {_last_line(failure.reason)}"
+            text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
             parts.append(Text(text, style="red", overflow="ellipsis", no_wrap=True))
         for incident in self._incidents[-2:]:
             parts.append(
@@ -215,6 +219,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[min(7, int(max(0.0, value) * 8))] for value in values)
 
 
-def _last_line(reason: str) -> str:
+def last_line(reason: str) -> str:
+    """Return the last line of why something failed: of a traceback, the error."""
     lines = reason.strip().splitlines()
     return lines[-1] if lines else "no reason given"
