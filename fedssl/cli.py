@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from fedssl import __version__
+from fedssl.commands.export import export
 from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
+from fedssl.commands.predict import predict
 from fedssl.commands.run import run
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.guard import DONE
@@ -44,6 +46,8 @@ app.command()(run)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)
+app.command()(export)
+app.command()(predict)
 app.command()(schema)
 app.command()(doctor)
 app.add_typer(deploy_app, name="deploy")

@@ -15,16 +15,17 @@ def remedy_for(extra: str = "simulation") -> str:
     return f"pip install 'fedssl[{extra}]'"
 
 
-def require(module: str, field: str, what: str) -> None:
-    """Refuse to go on without a library of the simulation.
+def require(module: str, field: str, what: str, extra: str = "simulation") -> None:
+    """Refuse to go on without a library of an extra.
 
     Args:
         module: Its top-level module.
         field: Dotted name of the setting that asks for it, or the command.
         what: What needs it, as the subject of a sentence.
+        extra: Brings it.
 
     Raises:
         InputError: It is not installed; says how to get it.
     """
     if not is_installed(module):
-        raise InputError(field, f"{what} needs {module}, which is not installed", remedy_for())
+        raise InputError(field, f"{what} needs {module}, which is not installed", remedy_for(extra))

@@ -1,6 +1,7 @@
 """What several commands take: experiment files and settings laid over them."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,25 @@ File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_defau
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory, runs/NAME/ID.", show_default=False)]
+
+
+class Weights(StrEnum):
+    """Which weights of a run."""
+
+    ema = "ema"
+    global_ = "global"
+
+    @property
+    def average(self) -> bool:
+        """Whether they are those of the moving average."""
+        return self is Weights.ema
+
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option("--model", help="The global model's moving average, or the global model itself."),
 ]
 
 
