@@ -51,9 +51,14 @@ def _encoded(path: Path, numbers: Mapping[str, int]) -> Iterator[Encoded]:
     if not path.is_dir():
         raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
     found = False
-    for file in image_files(path):
-        found = True
-        yield Encoded(file, file, _class_of(Path(file).relative_to(path), numbers))
+    try:
+        for file in image_files(path):
+            found = True
+            yield Encoded(file, file, _class_of(Path(file).relative_to(path), numbers))
+    except OSError as error:
+        raise InputError(
+            FIELD, f"{path} cannot be read: {error}", "check who may read it"
+        ) from None
     if not found:
         raise InputError(FIELD, f"there are no images in {path}", "check the path")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ def as_images(given: npt.NDArray[Any] | Tensor, spec: ImageSpec) -> Tensor:
     Raises:
         InputError: They are of another shape, type or range.
     """
+    if not isinstance(given, Tensor):  # torch wants arrays that lie in order and may be written to
+        given = np.require(given, requirements=["C", "W"])
     images = torch.as_tensor(given)
     if images.ndim != 4 or tuple(images.shape[1:]) != spec.shape:
         wanted = ", ".join(map(str, spec.shape))

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from fedssl.config import Experiment
-from fedssl.data.federation import draw_federation
+from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
 from fedssl.errors import InputError
 from fedssl.extras import require
@@ -20,7 +20,7 @@ from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.networks import build_network
 from fedssl.record.checkpoint import CHECKPOINTS, ROUNDS
 from fedssl.record.lines import read_rounds
-from fedssl.record.provenance import check_partition
+from fedssl.record.provenance import partition_table
 from fedssl.record.rows import NamedArrays, RoundRow
 from fedssl.record.run_path import DATA, ENVIRONMENT, EXPERIMENT, PARTITION, SUMMARY, has_begun
 
@@ -110,6 +110,20 @@ class Run:
             )
         return self._json(SUMMARY)
 
+    @functools.cached_property
+    def federation(self) -> Federation:
+        """The images themselves, held-out ones included, and who held which; the data is read again.
+
+        Raises:
+            InputError: The data is no longer there, or no longer the same.
+        """
+        experiment = self.experiment
+        data = experiment.data.dataset(experiment.seed)
+        federation = draw_federation(data, experiment.federation.deal, experiment.seed)
+        if (self.path / PARTITION).read_bytes() != partition_table(federation):
+            raise InputError(str(self.path), "its images are no longer there", "put the data back")
+        return federation
+
     @property
     def spec(self) -> ImageSpec:
         """What its images have in common."""
@@ -173,10 +187,10 @@ class Run:
         return run_figure(self.round_rows, f"{self.experiment.name}: {self.data['description']}")
 
     def plot_federation(self) -> "Picture":
-        """Draw who holds which images, labeled and not; the data is read again.
+        """Draw who holds which images, labeled and not.
 
         Raises:
-            InputError: The data is no longer there, or private.
+            InputError: What clients hold is private; or as `federation`.
         """
         require("matplotlib", "plot_federation", "the picture")
         from fedssl.record.federation_plot import federation_figure
@@ -185,11 +199,8 @@ class Run:
         section = self.experiment.federation
         if section.private:
             raise InputError("plot_federation", "what clients hold is private")
-        seed = self.experiment.seed
-        federation = draw_federation(self.experiment.data.dataset(seed), section.deal, seed)
-        check_partition(self.path / PARTITION, federation)
-        names = client_names(federation, section.partition)
-        return federation_figure(federation, names, self.data["description"])
+        names = client_names(self.federation, section.partition)
+        return federation_figure(self.federation, names, self.data["description"])
 
     def _repr_html_(self) -> str:
         from fedssl.record.card import card
