@@ -3,6 +3,8 @@
 import atexit
 import contextlib
 import functools
+import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,9 @@ def _run_in(
 @functools.cache
 def _kept_engine() -> Engine:
     """Return the engine whose workers are kept between calls, one a process."""
+    # In a notebook Ray's import asks for widgets, its own and tqdm's, which nothing here would show.
+    logging.getLogger("ray.widgets").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "IProgress not found")
     return Engine()
 
 

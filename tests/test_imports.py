@@ -65,7 +65,9 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "run --help"])
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "run --help", "export --help", "predict --help"]
+)
 def test_help_waits_for_nobody(command):
     found = modules_after(f"from fedssl.cli import app; app({command.split()})")
     assert found & (NEVER | {"flwr", "numpy", "pyarrow", "pydantic", "ray", "torch"}) == set()

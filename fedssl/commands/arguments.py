@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.config import Experiment
+    from fedssl.record.run import Run
 
 Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
@@ -45,3 +46,13 @@ def load_experiment(file: Path, settings: list[str]) -> "Experiment":
         if folder not in sys.path:
             sys.path.append(folder)  # a console script looks in neither by itself
     return Experiment.load(file, settings)
+
+
+def load_run(folder: Path) -> "Run":
+    """Open a run for its model; of one that is not finished, say whose weights that is."""
+    from fedssl.record.run import Run
+
+    run = Run(folder)
+    if not run.is_finished:
+        typer.echo(f"{folder} is not finished: its newest checkpoint's model is taken", err=True)
+    return run

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption
+from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
 
@@ -39,16 +39,13 @@ def export(
         from fedssl.record.export import FORMATS
         from fedssl.record.export import export as content_of
         from fedssl.record.files import write_atomically
-        from fedssl.record.run import Run
         from fedssl.record.run_path import unwritable
 
-    found = Run(run)
+    found = load_run(run)
     path = out or Path(found.experiment.name + FORMATS[kind].suffix)
     content = content_of(found, kind, average=model.average)
     try:
         write_atomically(path, content)
     except OSError as error:
         raise unwritable(path, str(error.strerror)) from None
-    if not found.is_finished:
-        print("the run is not finished: the weights are those of its newest checkpoint")
     print(f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption
+from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run
 from fedssl.errors import InputError
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
@@ -48,9 +48,8 @@ def predict(
         from fedssl.data.flaws import Flaws
         from fedssl.data.unseen import FIELD, blocks_of
         from fedssl.record.predictions import Predictions, predictions_of
-        from fedssl.record.run import Run
 
-    found, flaws = Run(run), Flaws()
+    found, flaws = load_run(run), Flaws()
     names = tuple(found.data["class_names"])
     network = found.model(average=model.average)
     blocks = blocks_of(images, names, _target(found, resize), flaws)

@@ -184,7 +184,7 @@ class Run:
         require("matplotlib", "plot", "the picture")
         from fedssl.record.run_plot import run_figure
 
-        return run_figure(self.round_rows, f"{self.experiment.name}: {self.data['description']}")
+        return run_figure(self.round_rows, self.data["description"])
 
     def plot_federation(self) -> "Picture":
         """Draw who holds which images, labeled and not.
