@@ -7,8 +7,10 @@ import typer
 
 from fedssl import __version__
 from fedssl.commands.compare import compare
+from fedssl.commands.export import export
 from fedssl.commands.listing import doctor, list_plugins, schema
 from fedssl.commands.look import show, validate
+from fedssl.commands.predict import predict
 from fedssl.commands.report import report
 from fedssl.commands.run import run
 from fedssl.commands.sweep import sweep
@@ -50,6 +52,8 @@ app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)
 app.command()(report)
+app.command()(export)
+app.command()(predict)
 app.command()(schema)
 app.command()(doctor)
 app.add_typer(deploy_app, name="deploy")

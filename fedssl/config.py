@@ -201,13 +201,22 @@ class Experiment(Section):
             InputError: No such file, a syntax error (with its line), or an invalid setting.
         """
         table = _read_toml(path)
-        overrides: dict[str, Any] = {}
-        for setting in settings:
-            _put(overrides, setting)
+        overrides = _tables(settings)
         try:
             return cls.from_dict(merge(table, overrides))
         except InputError as error:
             raise error.within(f"{path}: ") from None
+
+    def with_settings(self, *settings: str) -> "Experiment":
+        """Return this experiment with ``a.b=value`` settings laid over it, as ``--set`` does to a file.
+
+        Args:
+            settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
+
+        Raises:
+            InputError: An invalid setting.
+        """
+        return self.from_dict(merge(self.to_dict(), _tables(settings)))
 
     @classmethod
     @functools.lru_cache(maxsize=8)
@@ -284,6 +293,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(str(path), f"is not valid TOML: {error}") from None
+
+
+def _tables(settings: Iterable[str]) -> dict[str, Any]:
+    """Return ``a.b=value`` settings as nested tables."""
+    table: dict[str, Any] = {}
+    for setting in settings:
+        _put(table, setting)
+    return table
 
 
 def _put(table: dict[str, Any], setting: str) -> None:

@@ -1,7 +1,7 @@
 """Experiments run one after the other: where each is recorded, and which of them is done or goes on."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,7 +67,7 @@ class Runs:
         with contextlib.ExitStack() as stack:
             directories = []
             for experiment, folder in zip(experiments, folders, strict=True):
-                directories.append(self._directory(experiment, folder))
+                directories.append(open_directory(experiment, folder, resume=self._resume))
                 stack.callback(directories[-1].close)
             for experiment, directory in zip(experiments, directories, strict=True):
                 try:
@@ -81,11 +81,6 @@ class Runs:
                     finished.append(directory.path)
         return finished, failed
 
-    def _directory(self, experiment: Experiment, folder: Path | None) -> RunDirectory:
-        if self._resume:
-            return directory_to_resume(experiment, folder)
-        return RunDirectory(folder or new_run_path(experiment))
-
     def _run_one(self, experiment: Experiment, directory: RunDirectory) -> None:
         if directory.is_finished:
             self._say(f"{_title(experiment)}: already done, in {directory.path}")
@@ -96,19 +91,12 @@ class Runs:
                 self._complain(flaw, f"{_title(experiment)}: ")
             self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
 
-        def incident(round: int, what: str) -> None:
-            directory.note(round, what)
+        def complain(what: str) -> None:
             self._complain(what, f"{_title(experiment)}: ")
 
         try:
-            with tracking(experiment, directory.path, incident) as trackers:
-                observers = [
-                    directory,
-                    ReportWriter(directory.path),
-                    self._display(),
-                    *trackers,
-                    self._interrupts,
-                ]
+            with keeping(experiment, directory, complain) as keepers:
+                observers = [*keepers, self._display(), self._interrupts]
                 self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
@@ -119,6 +107,42 @@ class Runs:
 
     def _say(self, text: str) -> None:
         self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def keeping(
+    experiment: Experiment, directory: RunDirectory, complain: Callable[[str], None]
+) -> Iterator[list[Observer]]:
+    """Yield all who keep something of a run: its record, its report, and its tracker if it has one.
+
+    Args:
+        experiment: What runs.
+        directory: Where it is recorded.
+        complain: Told of a tracker that failed.
+    """
+
+    def incident(round: int, what: str) -> None:
+        directory.note(round, what)
+        complain(what)
+
+    with tracking(experiment, directory.path, incident) as trackers:
+        yield [directory, ReportWriter(directory.path), *trackers]
+
+
+def open_directory(experiment: Experiment, folder: Path | None, *, resume: bool) -> RunDirectory:
+    """Return the directory that an experiment is recorded in.
+
+    Args:
+        experiment: What to run.
+        folder: Where; None: a fresh one below ``runs/``.
+        resume: Go on with a run that did not end; see `directory_to_resume`.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    if resume:
+        return directory_to_resume(experiment, folder)
+    return RunDirectory(folder or new_run_path(experiment))
 
 
 def _title(experiment: Experiment) -> str:

@@ -67,7 +67,12 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "run --help", "compare --help", "sweep --help"]
+    "command",
+    [
+        "--help",
+        "--version",
+        *(f"{name} --help" for name in ("run", "compare", "sweep", "report", "export", "predict")),
+    ],
 )
 def test_help_waits_for_nobody(command):
     found = modules_after(f"from fedssl.cli import app; app({command.split()})")

@@ -1,6 +1,7 @@
 """What several commands take: experiment files and settings laid over them."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +9,32 @@ import typer
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.config import Experiment
+    from fedssl.record.run import Run
 
 Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory, runs/NAME/ID.", show_default=False)]
+
+
+class Weights(StrEnum):
+    """Which weights of a run."""
+
+    ema = "ema"
+    global_ = "global"
+
+    @property
+    def average(self) -> bool:
+        """Whether they are those of the moving average."""
+        return self is Weights.ema
+
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option("--model", help="The global model's moving average, or the global model itself."),
 ]
 
 
@@ -36,3 +57,13 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
     """Read an experiment file with its seed, the next one, and so on."""
     first = load_experiment(file, settings).seed
     return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
+
+
+def load_run(folder: Path) -> "Run":
+    """Open a run for its model; of one that is not finished, say whose weights that is."""
+    from fedssl.record.run import Run
+
+    run = Run(folder)
+    if not run.is_finished:
+        typer.echo(f"{folder} is not finished: its newest checkpoint's model is taken", err=True)
+    return run

@@ -83,18 +83,34 @@ def decode_parts(parts: Parts, geometry: Geometry, flaws: Flaws) -> dict[str, It
     if size is None or channels is None:
         usual_size, usual_channels = _most_common(parts)
         size, channels = size or usual_size, channels or usual_channels
-    target = _Target(size, channels, geometry.size is not None, geometry.channels is not None)
-    return {name: _blocks(items(), target, flaws) for name, items in parts.items()}
+    target = Target(
+        size,
+        channels,
+        geometry.size is not None,
+        geometry.channels is not None,
+        "as most are (data.size scales them)",
+        f"(data.channels = {channels} converts them)",
+    )
+    return {name: decode(items(), target, flaws) for name, items in parts.items()}
 
 
 @dataclass(frozen=True)
-class _Target:
-    """What images become, and whether those that are not so already are changed or refused."""
+class Target:
+    """What images become, and whether those that are not so already are changed or refused.
+
+    Args:
+        size: (H, W).
+        channels: 1 or 3.
+        scales, converts: Whether images of another size, or number of channels, are changed.
+        size_hint, channels_hint: End the message about an image that is refused for it: why, and what changes it.
+    """
 
     size: tuple[int, int]
     channels: int
     scales: bool
     converts: bool
+    size_hint: str
+    channels_hint: str
 
     def pixels(self, item: Encoded) -> npt.NDArray[np.uint8] | str:
         """Return an image's bytes, (C, H, W), or what is wrong with it."""
@@ -107,14 +123,13 @@ class _Target:
                 channels = CHANNELS.get(image.mode, len(image.getbands()))
                 if channels != self.channels and not self.converts:
                     return (
-                        f"images have {channels} channels, not {self.channels} "
-                        f"(data.channels = {self.channels} converts them)"
+                        f"images have {channels} channels, not {self.channels} {self.channels_hint}"
                     )
                 image.load()  # or else EXIF behind a PNG's pixels is missed
                 is_upright = image.getexif().get(ORIENTATION, 1) == 1
                 upright = image if is_upright else ImageOps.exif_transpose(image)
                 if upright.size != (width, height) and not self.scales:
-                    return f"images are not {height}x{width} as most are (data.size scales them)"
+                    return f"images are not {height}x{width} {self.size_hint}"
                 # Colors come before scaling: Pillow cannot mix the numbers of a palette.
                 plain = upright if upright.mode == mode else upright.convert(mode)
                 if plain.size != (width, height):
@@ -125,8 +140,14 @@ class _Target:
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _blocks(items: Iterator[Encoded], target: _Target, flaws: Flaws) -> Iterator[Block]:
-    """Yield decoded images in order."""
+def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[Block]:
+    """Yield decoded images in order, a block at a time.
+
+    Args:
+        items: What to decode.
+        target: What every image is to be.
+        flaws: Filled with images that cannot be read, or are not and do not become that.
+    """
     at_once = max(1, min(BLOCK_SIZE, BLOCK_BYTES // (target.channels * math.prod(target.size))))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while batch := list(islice(items, at_once)):
@@ -148,9 +169,9 @@ def _blocks(items: Iterator[Encoded], target: _Target, flaws: Flaws) -> Iterator
 
 
 def _decoded(
-    batch: list[Encoded], target: _Target, threads: ThreadPoolExecutor
+    batch: list[Encoded], target: Target, threads: ThreadPoolExecutor
 ) -> list[npt.NDArray[np.uint8] | str]:
-    """Return what `_Target.pixels` makes of each image, by threads where that is faster."""
+    """Return what `Target.pixels` makes of each image, by threads where that is faster."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata; a flaw is what has no pixels
         if _num_bytes(batch[0]) < WORTH_A_THREAD:

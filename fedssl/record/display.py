@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live screen on a terminal, plain lines anywhere else."""
+"""What a person sees while a run goes: a live screen on a terminal, plain lines where there is neither that nor a notebook."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -62,6 +62,10 @@ def _in_virtual_time(summary: Mapping[str, Any]) -> str:
 
 def make_display(console: Console) -> Observer:
     """Return the display that suits the console."""
+    if console.is_jupyter:
+        from fedssl.record.notebook_display import NotebookDisplay
+
+        return NotebookDisplay()
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
@@ -216,6 +220,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def last_line(reason: str) -> str:
-    """Return what went wrong, without where."""
+    """Return the last line of why something failed: of a traceback, the error."""
     lines = reason.strip().splitlines()
     return lines[-1] if lines else "no reason given"

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from fedssl.data.federation import Federation
 from fedssl.record.federation_table import known_counts
-from fedssl.record.plots import COLORS, save_figure
+from fedssl.record.plots import COLORS, Picture, save_figure
 
 MOST_CLIENTS_DRAWN = 60
 MOST_NAMES = 30
@@ -33,6 +32,17 @@ def plot_federation(
     seconds: npt.NDArray[np.float64] | None = None,
     deadline: float | None = None,
 ) -> None:
+    """Write the picture of a federation to a PNG; the other arguments are those of `federation_figure`."""
+    save_figure(federation_figure(federation, names, title, seconds, deadline), path)
+
+
+def federation_figure(
+    federation: Federation,
+    names: Sequence[str],
+    title: str,
+    seconds: npt.NDArray[np.float64] | None = None,
+    deadline: float | None = None,
+) -> Picture:
     """Draw labeled and unlabeled images by client and class as bubbles, each client's size, and virtual round times.
 
     Beyond 60 clients, 60 evenly spaced ones by size are drawn, the title says so, and all of them stand in two more
@@ -42,7 +52,6 @@ def plot_federation(
         federation: As drawn.
         names: What to call each client.
         title: What it is.
-        path: PNG to write.
         seconds: Virtual seconds of each client's round, (K,), if there is virtual time.
         deadline: Of a round, likewise.
     """
@@ -57,7 +66,7 @@ def plot_federation(
     tall = min(8.0, 0.9 + 0.18 * num_classes)
     heights = [tall, tall, 1.5] + ([1.8] if many or seconds is not None else [])
     width = 3.2 + max(3.0, 0.26 * len(clients))
-    figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained", dpi=110)
+    figure = Picture(figsize=(width, sum(heights) + 0.8), layout="constrained", dpi=110)
     grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
     upper = figure.add_subplot(grid[0, :])
     middle = figure.add_subplot(grid[1, :], sharex=upper)
@@ -81,7 +90,7 @@ def plot_federation(
             _round_times(figure.add_subplot(grid[3, columns[-2] :]), seconds, deadline)
     wrapped = [textwrap.fill(line, width=int(width * 11)) for line in title.splitlines()]
     figure.suptitle("\n".join(wrapped), fontsize=9, parse_math=False)
-    save_figure(figure, path)
+    return figure
 
 
 def _bubbles(

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ PARTIAL = ".partial"
 """Ends the name of what is being written; whoever finds one may remove it."""
 
 
-def as_safetensors(arrays: NamedArrays) -> bytes:
-    """Return named arrays as a safetensors file holds them."""
+def as_safetensors(arrays: NamedArrays, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return named arrays as a safetensors file holds them, and what it says of them."""
     # Not save_file: it makes files that nobody but their owner can read.
-    content: bytes = save({name: np.asarray(a, order="C") for name, a in arrays.items()})
+    plain = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+    content: bytes = save(plain, None if metadata is None else dict(metadata))
     return content
 
 

@@ -1,5 +1,6 @@
 """Pictures of how runs went, and what all pictures share."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe & Ito's palette, told apart by color-blind readers."""
 
 Color = str | tuple[float, float, float, float]
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, whether or not it has been told to show figures."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        FigureCanvasAgg(self).print_png(content)  # type: ignore[no-untyped-call]
+        return content.getvalue()
 
 
 def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:

@@ -5,20 +5,29 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 from torch import nn
 
 from fedssl.config import Experiment
+from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
 from fedssl.errors import InputError
+from fedssl.extras import require
+from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.networks import build_network
-from fedssl.record.checkpoint import CHECKPOINTS
-from fedssl.record.rows import NamedArrays
+from fedssl.record.checkpoint import CHECKPOINTS, ROUNDS
+from fedssl.record.lines import read_rounds
+from fedssl.record.provenance import partition_table
+from fedssl.record.rows import NamedArrays, RoundRow
 from fedssl.record.run_path import DATA, ENVIRONMENT, EXPERIMENT, PARTITION, SUMMARY, has_begun
 
 if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
     import pandas as pd
+
+    from fedssl.record.plots import Picture
 
 
 class Run:
@@ -54,9 +63,19 @@ class Run:
         return (self.path / SUMMARY).exists()
 
     @property
+    def round_rows(self) -> tuple[RoundRow, ...]:
+        """Every finished round, without pandas."""
+        return read_rounds(self.path / ROUNDS)
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of finished rounds."""
+        return len(self.round_rows)
+
+    @property
     def rounds(self) -> "pd.DataFrame":
         """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
-        return self._table("rounds.csv")
+        return self._table(ROUNDS)
 
     @property
     def clients(self) -> "pd.DataFrame":
@@ -95,6 +114,20 @@ class Run:
                 str(self.path), "is not finished", "go on with it: fedssl run --resume"
             )
         return self._json(SUMMARY)
+
+    @functools.cached_property
+    def federation(self) -> Federation:
+        """The images themselves, held-out ones included, and who held which; the data is read again.
+
+        Raises:
+            InputError: The data is no longer there, or no longer the same.
+        """
+        experiment = self.experiment
+        data = experiment.data.dataset(experiment.seed)
+        federation = draw_federation(data, experiment.federation.deal, experiment.seed)
+        if (self.path / PARTITION).read_bytes() != partition_table(federation):
+            raise InputError(str(self.path), "its images are no longer there", "put the data back")
+        return federation
 
     @property
     def spec(self) -> ImageSpec:
@@ -152,9 +185,51 @@ class Run:
         """
         return classifier(self.experiment, self.spec, self.arrays(average=average))
 
-    def _table(self, name: str) -> "pd.DataFrame":
-        from fedssl.extras import require
+    def predict(
+        self, images: npt.NDArray[Any] | torch.Tensor, *, average: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Return the probability of every class, (B, classes), in the order of ``data["class_names"]``.
 
+        Args:
+            images: (B, C, H, W) of the run's shape; bytes, or floats in [0, 1].
+            average: By the moving average of the global model; else by the global model itself.
+
+        Raises:
+            InputError: The images are not such, or there is no model yet.
+        """
+        network = self.model(average=average)
+        probs = predict_probs(network, as_images(images, self.spec), self.spec)
+        return np.asarray(probs.numpy(), dtype=np.float32)
+
+    def plot(self) -> "Picture":
+        """Draw accuracy of model and moving average by round, and how many pseudo-labels are right and used."""
+        require("matplotlib", "plot", "the picture")
+        from fedssl.record.run_plot import run_figure
+
+        return run_figure(self.round_rows, self.data["description"])
+
+    def plot_federation(self) -> "Picture":
+        """Draw who holds which images, labeled and not.
+
+        Raises:
+            InputError: What clients hold is private; or as `federation`.
+        """
+        require("matplotlib", "plot_federation", "the picture")
+        from fedssl.record.federation_plot import federation_figure
+        from fedssl.record.federation_table import client_names
+
+        section = self.experiment.federation
+        if section.private:
+            raise InputError("plot_federation", "what clients hold is private")
+        names = client_names(self.federation, section.partition)
+        return federation_figure(self.federation, names, self.data["description"])
+
+    def _repr_html_(self) -> str:
+        from fedssl.record.card import card
+
+        return card(self)
+
+    def _table(self, name: str) -> "pd.DataFrame":
         require("pandas", "run", "a table")
         import pandas as pd
 

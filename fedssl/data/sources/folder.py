@@ -67,7 +67,7 @@ class Folder(EncodedImages):
 
     def files(self) -> Iterator[str]:
         """Return every image file."""
-        return _image_files(self._root().absolute())
+        return image_files(self._root().absolute())
 
     def _root(self) -> Path:
         root = Path(self.name).expanduser()
@@ -111,12 +111,12 @@ def images_in(folders: Sequence[Path], numbers: Mapping[str, int]) -> Iterator[E
     labeled = [(folders[0] / name, number) for name, number in numbers.items()]
     unlabeled = [(folder / UNLABELED, UNKNOWN) for folder in dict.fromkeys(folders)]
     for home, label in labeled + unlabeled:
-        for path in _image_files(home):
+        for path in image_files(home):
             between = os.path.dirname(path)[len(str(home)) + 1 :]  # noqa: PTH120 - see _is_image
             yield Encoded(path, path, label, {"folder": between.replace(os.sep, "/") or "."})
 
 
-def _image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Yield the paths of the image files at any depth; none if there is no such folder."""
     return filter(_is_image, files_under(str(folder)) if folder.is_dir() else ())
 

@@ -71,6 +71,19 @@ class Npz(OwnImages):
             flips=self.flips,
         )
 
+    def read_images(self) -> tuple[Block, tuple[str, ...]]:
+        """Return ``images``, labels or not, and the name of every class that their labels can be.
+
+        Raises:
+            InputError: No such file, not such a file, or arrays of the wrong names, types or shapes.
+        """
+        arrays = self._arrays()
+        if "images" in arrays and "labels" not in arrays:
+            arrays["labels"] = np.full(len(arrays["images"]), UNKNOWN)
+        block = self._block(arrays, "")
+        names = arrays.get("class_names", np.arange(int(block.labels.max(initial=UNKNOWN)) + 1))
+        return block, tuple(names.astype(str).tolist())
+
     def files(self) -> Iterator[str]:
         """Return the file."""
         yield str(self._path().absolute())

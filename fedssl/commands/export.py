@@ -1,0 +1,51 @@
+"""`fedssl export`: a run's model as one file that others use without this package."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run
+from fedssl.guard import guarded
+from fedssl.startup import quick_imports
+
+
+class Kind(StrEnum):
+    """What `fedssl.record.export` can write; named here, so that --help does not wait for torch."""
+
+    safetensors = "safetensors"
+    torchscript = "torchscript"
+    onnx = "onnx"
+
+
+@guarded
+def export(
+    run: RunFolder,
+    kind: Annotated[Kind, typer.Option("--format", help="Of the file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; by default NAME.SUFFIX here.")
+    ] = None,
+    model: WeightsOption = Weights.ema,
+) -> None:
+    """Write a run's model for use without fedssl, checked to compute the same logits.
+
+    onnx and torchscript take float images in [0, 1], (B, C, H, W), and normalize them; safetensors holds the weights.
+
+    Examples:
+      fedssl export runs/mine/20260101-120000-seed0 --format onnx --out model.onnx
+    """
+    with quick_imports():
+        from fedssl.record.export import FORMATS
+        from fedssl.record.export import export as content_of
+        from fedssl.record.files import write_atomically
+        from fedssl.record.run_path import unwritable
+
+    found = load_run(run)
+    path = out or Path(found.experiment.name + FORMATS[kind].suffix)
+    content = content_of(found, kind, average=model.average)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise unwritable(path, str(error.strerror)) from None
+    print(f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model")

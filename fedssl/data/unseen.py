@@ -1,0 +1,85 @@
+"""Images that a run has not seen, in the shape that it takes: image files, folders of them, and npz files.
+
+They are decoded as those of ``folder:`` and ``npz:`` sources are, a block at a time, however many there are.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedssl.data.blocks import Block
+from fedssl.data.decode import Encoded, Target, decode
+from fedssl.data.flaws import Flaws
+from fedssl.data.images import UNKNOWN
+from fedssl.data.sources.folder import image_files
+from fedssl.data.sources.npz import Npz
+from fedssl.errors import InputError
+
+FIELD = "IMAGES"
+"""What messages call them."""
+
+
+def blocks_of(
+    paths: Iterable[Path], class_names: tuple[str, ...], target: Target, flaws: Flaws
+) -> Iterator[Block]:
+    """Yield all images in order, named, with their label where a folder or an npz file says it.
+
+    Args:
+        paths: Image files; folders, whose images lie at any depth; ``.npz`` files.
+        class_names: Of the run. In a folder, the first folder below that is called as one of them says the class.
+        target: What every image is to be.
+        flaws: Filled with images that cannot be read or are not that.
+
+    Raises:
+        InputError: There is no such file, a folder without images, or an npz file with other arrays.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    for path in paths:
+        if path.suffix == ".npz" and path.is_file():
+            yield _npz_block(path, numbers, target)
+        else:
+            yield from decode(_encoded(path, numbers), target, flaws)
+
+
+def _encoded(path: Path, numbers: Mapping[str, int]) -> Iterator[Encoded]:
+    """Yield a file, or the image files of a folder with the classes that the folders between say."""
+    if path.is_file():
+        yield Encoded(str(path), str(path), UNKNOWN)
+        return
+    if not path.is_dir():
+        raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
+    found = False
+    try:
+        for file in image_files(path):
+            found = True
+            yield Encoded(file, file, _class_of(Path(file).relative_to(path), numbers))
+    except OSError as error:
+        raise InputError(
+            FIELD, f"{path} cannot be read: {error}", "check who may read it"
+        ) from None
+    if not found:
+        raise InputError(FIELD, f"there are no images in {path}", "check the path")
+
+
+def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
+    known = (numbers[part] for part in below.parts[:-1] if part in numbers)
+    return next(known, UNKNOWN)
+
+
+def _npz_block(path: Path, numbers: Mapping[str, int], target: Target) -> Block:
+    """Return the images of an npz file; its classes are told by their names, where it has names."""
+    try:
+        block, names = Npz(name=str(path)).read_images()
+    except InputError as error:
+        raise InputError(FIELD, error.problem, error.remedy) from None
+    shape = (target.channels, *target.size)
+    if block.images.shape[1:] != shape:
+        height, width = block.images.shape[2:]
+        problem = f"{path}: images are {height}x{width} with {block.images.shape[1]} channels, not {shape}"
+        raise InputError(FIELD, problem, "arrays are taken as they are: scale them first")
+    number_of = np.array([*(numbers.get(name, UNKNOWN) for name in names), UNKNOWN])
+    labels = number_of[np.clip(block.labels, UNKNOWN, len(names))]
+    rows = [f"{path}[{row}]" for row in range(len(labels))]
+    return dataclasses.replace(block, labels=labels, names=rows)

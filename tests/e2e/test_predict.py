@@ -1,0 +1,164 @@
+"""`fedssl predict`: files, folders and arrays, decoded as a run's own, and what evaluation says of them."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedssl import Run, run
+from tests.helpers import fedssl, refused, small_experiment
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    experiment = small_experiment(rounds=4, train={"local_steps": 10, "lr": 0.1})
+    return run(experiment, out=tmp_path_factory.mktemp("p") / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(finished, tmp_path_factory):
+    """Write the held-out digits as files, a folder a class, some deeper down."""
+    root = tmp_path_factory.mktemp("digits")
+    held_out = finished.federation.held_out
+    for row, (image, label) in enumerate(zip(held_out.images, held_out.labels, strict=True)):
+        path = root / str(label) / ("deep" if row % 3 else "") / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(path)
+    return root
+
+
+def rows_of(file) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.mark.parametrize(
+    ("weights", "column"), [("ema", "ema_accuracy"), ("global", "server_accuracy")]
+)
+def test_the_test_set_as_files_is_predicted_as_it_was_evaluated(
+    weights, column, finished, folder, tmp_path
+):
+    out = tmp_path / "p.csv"
+    result = fedssl("predict", finished.path, folder, "--out", out, "--model", weights)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(out)
+    assert len(rows) == len(finished.federation.held_out)
+    right = sum(row["class"] == row["label"] for row in rows)
+    assert right / len(rows) == finished.rounds[column].iloc[-1]
+    assert f"{right:,} of {len(rows):,} images" in result.output
+    probs = finished.predict(finished.federation.held_out.images, average=weights == "ema")
+    for row in rows:
+        number = int(row["path"].rpartition("/")[2].removesuffix(".png"))
+        assert row["class"] == str(probs[number].argmax())
+        assert float(row["confidence"]) == pytest.approx(probs[number].max(), abs=1e-5)
+
+
+def test_arrays_are_predicted_like_files(finished, tmp_path):
+    held_out = finished.federation.held_out
+    file, out = tmp_path / "d.npz", tmp_path / "p.csv"
+    np.savez(file, images=held_out.images[:, 0], labels=held_out.labels)
+    result = fedssl("predict", finished.path, file, "--out", out)
+    assert result.exit_code == 0, result.output
+    probs = finished.predict(held_out.images)
+    assert [row["class"] for row in rows_of(out)] == [str(cls) for cls in probs.argmax(1)]
+    assert rows_of(out)[3]["path"] == f"{file}[3]"
+    assert f"of {len(held_out):,} images whose class is known" in result.output
+
+
+def test_labels_of_arrays_go_by_the_names_of_their_classes(finished, tmp_path):
+    held_out = finished.federation.held_out
+    reversed_names = [str(9 - number) for number in range(10)]
+    backwards = 9 - held_out.labels
+    file, out = tmp_path / "d.npz", tmp_path / "p.csv"
+    np.savez(file, images=held_out.images[:, 0], labels=backwards, class_names=reversed_names)
+    assert fedssl("predict", finished.path, file, "--out", out).exit_code == 0
+    assert [int(row["label"]) for row in rows_of(out)] == held_out.labels.tolist()
+
+
+def test_without_labels_there_is_no_accuracy(finished, folder, tmp_path):
+    file = tmp_path / "d.npz"
+    np.savez(file, images=finished.federation.held_out.images[:3, 0])
+    one = next(folder.glob("3/*.png"))
+    result = fedssl("predict", finished.path, one, file)
+    assert result.exit_code == 0, result.output
+    assert one.name in result.output.replace("\n", "")
+    assert "accuracy" not in result.output
+
+
+def test_images_of_another_size_are_refused_all_at_once_or_resized(finished, folder, tmp_path):
+    digit = Image.open(next(folder.glob("3/*.png")))
+    digit.resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    digit.convert("RGB").save(tmp_path / "colored.png")
+    out = tmp_path / "p.csv"
+    result = fedssl("predict", finished.path, tmp_path, "--out", out)
+    refused(
+        result, "IMAGES", "large.png", "8x8", "colored.png", "3 channels, not 1", "--resize scales"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["colored.png", "large.png"]
+    result = fedssl("predict", finished.path, tmp_path, "--out", out, "--resize")
+    assert result.exit_code == 0, result.output
+    (plain,) = finished.predict(np.asarray(digit)[None, None])
+    for row in rows_of(out):
+        assert row["class"] == str(plain.argmax())
+
+
+def test_what_is_no_image_is_refused(finished, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for options in ([], ["--resize"]):
+        result = fedssl("predict", finished.path, tmp_path / "broken.png", *options)
+        refused(result, "1 image cannot be read", "broken.png")
+    (tmp_path / "empty").mkdir()
+    refused(fedssl("predict", finished.path, tmp_path / "empty"), "no images in")
+    refused(fedssl("predict", finished.path, tmp_path / "nowhere"), "there is no")
+    np.savez(tmp_path / "small.npz", images=np.zeros((2, 4, 4), np.uint8))
+    refused(fedssl("predict", finished.path, tmp_path / "small.npz"), "small.npz", "4x4")
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(2))
+    refused(fedssl("predict", finished.path, tmp_path / "other.npz"), "has no array 'images'")
+
+
+def test_a_file_that_cannot_be_written_is_said_so(finished, folder, tmp_path):
+    out = tmp_path / "no" / "p.csv"
+    refused(fedssl("predict", finished.path, folder, "--out", out), "--out", "cannot write")
+
+
+def test_a_run_that_scaled_its_own_images_scales_these(tmp_path):
+    """As its source was told to; without being asked again."""
+    rng = np.random.default_rng(0)
+    for cls, level in (("dark", 60), ("light", 200)):
+        for number in range(12):
+            pixels = rng.integers(level - 40, level + 40, (10, 14, 3)).astype(np.uint8)
+            path = tmp_path / "photos" / cls / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    experiment = {
+        **small_experiment(rounds=2).to_dict(),
+        "data": {"source": f"folder:{tmp_path / 'photos'}", "size": 8, "channels": 1},
+        "federation": {"clients": 2, "sample": 2, "partition": "iid", "labels": {"per_class": 2}},
+    }
+    found = run(experiment, out=tmp_path / "run", progress=False)
+    result = fedssl("predict", found.path, tmp_path / "photos" / "dark" / "1.png")
+    assert result.exit_code == 0, result.output
+
+
+def test_memory_does_not_grow_with_a_folder(finished, folder, monkeypatch):
+    """A block at a time: nothing is decoded before what came before it is predicted."""
+    from fedssl.data import decode
+    from fedssl.record import predictions
+
+    decoded, seen = [], []
+    true_pixels, true_probs = decode.Target.pixels, predictions.predict_probs
+
+    def pixels(target, item):
+        decoded.append(item.name)
+        return true_pixels(target, item)
+
+    def probs(network, images, spec):
+        seen.append((len(decoded), len(images)))
+        return true_probs(network, images, spec)
+
+    monkeypatch.setattr(decode, "BLOCK_SIZE", 50)
+    monkeypatch.setattr(decode.Target, "pixels", pixels)
+    monkeypatch.setattr(predictions, "predict_probs", probs)
+    assert fedssl("predict", finished.path, folder).exit_code == 0
+    assert seen[:3] == [(50, 50), (100, 50), (150, 50)]
