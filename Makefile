@@ -27,7 +27,7 @@ test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engi
 	docker compose --file docker-compose.yml config --quiet
 	$(BIN)/python -m pytest -m containers tests/containers -s
 
-test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own; half an hour.
+test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own.
 	$(BIN)/python -m pytest -m readme tests/docs -s
 
 check: $(INSTALLED)  ## Format, lint, types, import layers; the site, where a warning is an error.

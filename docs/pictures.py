@@ -1,7 +1,7 @@
 """The pictures of concepts.md, from real draws and real runs: `make pictures`.
 
-Runs are recorded under runs/pictures/ and kept: what is done there is not run again. All of it takes ten minutes on two
-cores; a picture that is not wanted anew costs nothing: ``python docs/pictures.py skew labels``.
+Runs are recorded under runs/pictures/ and kept: what is done there is not run again. All of it takes a quarter of an hour on
+two cores; some of it: ``python docs/pictures.py skew labels``.
 """
 
 import subprocess
@@ -165,7 +165,10 @@ def virtual_time() -> Figure:
         rows = asked[asked["status"] == status]
         left.scatter(rows["round"], rows["client"], s=9, marker="s", color=color, label=label)
     titled(left, "who was asked, and what became of it", "round", "client")
-    deadline = run.experiment.system.deadline if run.experiment.system else None
+    system = run.experiment.system
+    assert system is not None
+    assert system.deadline is not None
+    deadline = system.deadline
     ends = run.rounds["virtual_seconds"]
     lengths = ends.diff().fillna(ends.iloc[0])
     right.bar(
