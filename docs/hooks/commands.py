@@ -1,13 +1,18 @@
 """The reference of the command line: every command, argument and option, from the application itself."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import click
 from mkdocs.structure.pages import Page
-from typer.main import get_command
 
-from fedssl.cli import app
+with warnings.catch_warnings():
+    # Other people's: typer against click.
+    warnings.filterwarnings("ignore", ".*Click 9.0", DeprecationWarning)
+    from typer.main import get_command
+
+    from fedssl.cli import app
 
 MARK = "<!-- every command -->"
 """What a page writes where the reference belongs."""

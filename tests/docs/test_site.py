@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -22,6 +23,9 @@ FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sour
 
 LARGEST_PICTURE = 150_000
 
+LEFT = {".git", ".venv", "runs", "site", "data"}
+"""Of the repository's folder, what no page links to."""
+
 
 class Resources(HTMLParser):
     """Collects what a page makes a browser fetch."""
@@ -34,16 +38,33 @@ class Resources(HTMLParser):
         self.found += [value for name, value in attrs if FETCHED.get(tag) == name and value]
 
 
+def build(folder: Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
+    done = build(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_links_to_nowhere_are_refused(tmp_path):
+    """Each is named; the pages are a copy's, beside the files that they link to."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: LEFT if folder == str(ROOT) else ())
+    wrong = ["../nowhere.toml", "data.md#nowhere", "../README.md#nowhere", "nopage.md"]
+    with (copy / "docs" / "index.md").open("a", encoding="utf-8") as page:
+        page.write("".join(f"\n[wrong]({link})\n" for link in wrong))
+    done = build(tmp_path / "site", copy)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert f"with {len(wrong)} warnings" in said, said
 
 
 def test_every_resource_is_a_file_of_the_site(site):
