@@ -9,8 +9,10 @@ DIGITS := $(addprefix experiments/digits/,supervised.toml fixmatch.toml mean_tea
 baseline_first = $(1)/supervised.toml $(filter-out $(1)/supervised.toml,$(sort $(wildcard $(1)/*.toml)))
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data
+# The notice of what may become of MkDocs 2 is not about these pages. Never --quiet, under which --strict counts no warning (1.6).
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers check format table table-fashion table-labels benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme check docs pictures format table table-fashion table-labels benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Supervised, FixMatch and Mean Teacher on the same 40 labels; about three minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -25,11 +27,21 @@ test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engi
 	docker compose --file docker-compose.yml config --quiet
 	$(BIN)/python -m pytest -m containers tests/containers -s
 
-check: $(INSTALLED)  ## Format, lint, types, import layers.
+test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own.
+	$(BIN)/python -m pytest -m readme tests/docs -s
+
+check: $(INSTALLED)  ## Format, lint, types, import layers; the site, where a warning is an error.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS) build --strict
+
+docs: $(INSTALLED)  ## The site of docs/, at http://127.0.0.1:8000 until Ctrl-C; `make check` leaves it in site/.
+	$(MKDOCS) serve
+
+pictures: $(INSTALLED)  ## The pictures of docs/concepts.md from runs that are kept under runs/pictures; a quarter of an hour.
+	$(BIN)/python docs/pictures.py
 
 format: $(INSTALLED)  ## Format and mend what the linter can.
 	$(BIN)/ruff format .
@@ -60,7 +72,7 @@ soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare bits
 	$(BIN)/python benchmarks/soak.py --kill-workers 200
 
 clean:  ## Remove what was installed and built; runs/ stays.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

@@ -75,19 +75,32 @@ WITHOUT_EFFECT = ("engine", "record", "tracker")
 class Experiment(Section):
     """Everything that defines a run."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = Field(
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="what its runs are called, in tables and below runs/",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random draw")
     rounds: int | None = Field(None, ge=1, description="rounds, where no phases script them")
-    data: Annotated[Source, SOURCES]
-    federation: FederationSection = FederationSection()
-    augment: Augment = Augment()
-    model: Annotated[Model, MODELS] = CNN()
-    method: Annotated[Method, METHODS] = FixMatch()
-    train: Train = Train()
-    strategy: Annotated[Plugin, STRATEGIES] = Field(
-        default_factory=lambda: STRATEGIES.build({}), validate_default=True
+    data: Annotated[Source, SOURCES] = Field(description="where images come from")
+    federation: FederationSection = Field(
+        FederationSection(), description="who takes part and what they hold"
     )
-    server: ServerSection = ServerSection()
+    augment: Augment = Field(Augment(), description="what weak and strong views are")
+    model: Annotated[Model, MODELS] = Field(CNN(), description="the network")
+    method: Annotated[Method, METHODS] = Field(
+        FixMatch(), description="how clients learn from labeled and unlabeled images"
+    )
+    train: Train = Field(Train(), description="a client's local training in a round")
+    strategy: Annotated[Plugin, STRATEGIES] = Field(
+        default_factory=lambda: STRATEGIES.build({}),
+        validate_default=True,
+        description="how the server makes one model of the clients'",
+    )
+    server: ServerSection = Field(
+        ServerSection(), description="what the server does beside aggregating"
+    )
     system: System | None = Field(
         None, description="virtual devices and virtual time; unset: every client answers at once"
     )
@@ -95,12 +108,16 @@ class Experiment(Section):
         None,
         description="clipped and noisy updates; unset: a client sends the weights as it trained them",
     )
-    engine: EngineSection = EngineSection()
-    record: RecordSection = RecordSection()
+    engine: EngineSection = Field(EngineSection(), description="where clients run")
+    record: RecordSection = Field(
+        RecordSection(), description="what is made of the record beside the record itself"
+    )
     tracker: Annotated[Plugin, TRACKERS] | None = Field(
         None, description="where the run is tracked beside its record; unset: nowhere"
     )
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[Phase, ...] = Field(
+        (), description="the script of the rounds; none: one phase of `rounds`, 40 if unset"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":

@@ -199,6 +199,8 @@ class Family:
             named = "name" in plugin.model_fields
             fields = {k: v for k, v in table.get("properties", {}).items() if k != "name"}
             discriminator = {"pattern": f"^{name}:.+"} if named else {"const": name}
+            required = [self.key] if name != self.default else []
+            required += [field for field in table.get("required", ()) if field in fields]
             alternatives.append(
                 {
                     "title": name,
@@ -207,7 +209,7 @@ class Family:
                     "properties": {self.key: {"type": "string", **discriminator}, **fields},
                     "additionalProperties": False,
                 }
-                | ({} if name == self.default else {"required": [self.key]})
+                | ({"required": required} if required else {})
             )
         return {"anyOf": alternatives}
 

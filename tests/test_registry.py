@@ -1,11 +1,14 @@
 """Plugins by name: found by their module, built from tables, refused with the nearest match."""
 
+from typing import Annotated
+
 import pytest
 
-from fedssl.config import STRATEGIES
+from fedssl.config import PLUGIN_SECTIONS, STRATEGIES
 from fedssl.errors import InputError, nearest
 from fedssl.methods.base import METHODS
 from fedssl.models.base import MODELS
+from fedssl.registry import Plugin, Section
 
 
 def test_a_name_is_a_module():
@@ -70,3 +73,17 @@ def test_plugins_are_frozen_and_equal_by_value():
 def test_nearest():
     assert nearest("fixmach", ["fixmatch", "mixmatch"]) == "did you mean 'fixmatch'?"
     assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+
+
+@pytest.mark.parametrize("family", list(PLUGIN_SECTIONS.values()), ids=lambda f: f.section)
+def test_the_schema_names_what_a_kind_cannot_do_without(family):
+    """A kind whose required settings are missing is refused, and the schema says which those are."""
+
+    class Holder(Section):
+        field: Annotated[Plugin, family]
+
+    (schema,) = Holder.model_json_schema()["properties"].values()
+    kinds = {kind["title"]: kind for kind in schema["anyOf"] if "properties" in kind}
+    for name in family.names():
+        needed = {n for n, info in family.get(name).model_fields.items() if info.is_required()}
+        assert set(kinds[name].get("required", ())) - {family.key} == needed - {"name"}

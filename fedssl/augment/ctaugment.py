@@ -87,8 +87,10 @@ class CTAugment(LearnedAugmentation):
     max_translate: float = Field(
         0.3, ge=0, le=1, description="widest shift, as a share of the image's side"
     )
-    interpolation: Literal["nearest", "bilinear"] = "bilinear"
-    """How affine operations resample; the official code takes the nearest pixel, which tears small images."""
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        "bilinear",
+        description="how affine operations resample; the official code takes the nearest pixel, which tears small images",
+    )
 
     def initial(self) -> Tensors:
         """Return a weight of 1 for every bin: ``weights``, shape (operations, parameters, bins).

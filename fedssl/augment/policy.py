@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
 from fedssl.augment.base import AUGMENTATIONS, Augmentation, LearnedAugmentation
 from fedssl.augment.randaugment import RandAugment
 from fedssl.augment.weak import Weak
@@ -15,8 +17,12 @@ STRONG = AUGMENTATIONS.at("augment.strong", "randaugment")
 class Augment(Section):
     """The two kinds of views that methods ask for."""
 
-    weak: Annotated[Augmentation, WEAK] = Weak()
-    strong: Annotated[Augmentation, STRONG] = RandAugment()
+    weak: Annotated[Augmentation, WEAK] = Field(
+        Weak(), description="what a method's weak views are"
+    )
+    strong: Annotated[Augmentation, STRONG] = Field(
+        RandAugment(), description="what a method's strong views are"
+    )
 
     @property
     def learned(self) -> dict[str, LearnedAugmentation]:

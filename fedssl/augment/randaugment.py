@@ -51,8 +51,10 @@ class RandAugment(DrawnAugmentation):
     max_translate: float = Field(
         0.3, ge=0, le=1, description="widest shift, as a share of the image's side"
     )
-    interpolation: Literal["nearest", "bilinear"] = "bilinear"
-    """How affine operations resample; PIL's policies take the nearest pixel, which tears small images."""
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        "bilinear",
+        description="how affine operations resample; PIL's policies take the nearest pixel, which tears small images",
+    )
     max_cutout: float = Field(
         0.5, ge=0, le=1, description="widest cutout square, as a share of the image's side"
     )

@@ -20,7 +20,10 @@ class Rotation(DrawnAugmentation):
     max_degrees: float = Field(
         15.0, ge=0, le=180, description="widest rotation either way, degrees"
     )
-    interpolation: Literal["nearest", "bilinear"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        "bilinear",
+        description="how a turned image is resampled; nearest tears small images",
+    )
 
     def draw(
         self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool

@@ -33,11 +33,15 @@ class Deal(Section):
     """What decides who holds what: the part of the ``[federation]`` section that data depends on."""
 
     clients: int = Field(10, ge=1, description="K, clients in all")
-    partition: Annotated[Partition, PARTITIONS] = Dirichlet()
+    partition: Annotated[Partition, PARTITIONS] = Field(
+        Dirichlet(), description="how images fall to clients"
+    )
     unlabeled_partition: Annotated[Partition, UNLABELED_PARTITIONS] | None = Field(
         None, description="how images without a label fall to clients; unset: like those with one"
     )
-    labels: Annotated[LabelSplit, LABEL_SPLITS] = AtClients()
+    labels: Annotated[LabelSplit, LABEL_SPLITS] = Field(
+        AtClients(), description="which images keep their label, and who holds them"
+    )
     label_noise: Annotated[LabelNoise, LABEL_NOISES] | None = Field(
         None, description="how many of the given labels are wrong, and in what way; unset: none"
     )

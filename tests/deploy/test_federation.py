@@ -3,20 +3,16 @@
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import tomli_w
 
 from fedssl.deploy.deployment import Deployment
 from fedssl.deploy.secrets import write_node_key
@@ -24,6 +20,7 @@ from fedssl.deploy.services import ENVIRONMENT
 from fedssl.record.run_directory import RunDirectory
 from fedssl.simulation import Engine
 from tests.helpers import command, fedssl, sha256, small_experiment, small_toml
+from tests.ports import free_ports, give_free_ports
 
 FEDERATION = {"clients": 2, "sample": 2}
 
@@ -35,28 +32,11 @@ def deploy(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(parts, capture_output=True, text=True, timeout=500)
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation") / "deployment"
     assert fedssl("deploy", "init", "--folder", folder).exit_code == 0
-    table = tomllib.loads((folder / "deployment.toml").read_text())
-    table["port"], table["superlink_port"], *_ = free_ports(2)
-    while True:  # two in a row
-        table["client_port"], *_ = free_ports(1)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", table["client_port"] + 1))
-            break
-    (folder / "deployment.toml").write_text(tomli_w.dumps(table))
+    give_free_ports(folder)
     done = deploy(folder, "up")
     assert done.returncode == 0, done.stdout + done.stderr
     yield Deployment.open(folder)

@@ -1,0 +1,58 @@
+"""The reference of the command line: every command, argument and option, from the application itself."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from mkdocs.structure.pages import Page
+
+with warnings.catch_warnings():
+    # Other people's: typer against click.
+    warnings.filterwarnings("ignore", ".*Click 9.0", DeprecationWarning)
+    from typer.main import get_command
+
+    from fedssl.cli import app
+
+MARK = "<!-- every command -->"
+"""What a page writes where the reference belongs."""
+
+HEAD = "| | what it is | default |\n|---|---|---|"
+
+
+def on_page_markdown(markdown: str, *, page: Page, **unused: Any) -> str:
+    """Put the reference where a page asks for it."""
+    return markdown.replace(MARK, reference()) if MARK in markdown else markdown
+
+
+def reference() -> str:
+    """Return the reference as Markdown, a heading for each command."""
+    return "\n\n".join(_command("fedssl", get_command(app)))
+
+
+def _command(path: str, command: click.Command) -> Iterator[str]:
+    """Yield a command's usage, help and parameters, then those of the commands below it."""
+    context = click.Context(command, info_name=path)
+    yield f"## `{path}` {{ #{path.replace(' ', '-')} }}"
+    summary, _, more = (command.help or "").partition("\n\n")
+    yield " ".join(summary.split())
+    yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```"
+    if more:
+        yield f"```text\n{more.strip()}\n```"
+    rows = [_row(parameter) for parameter in command.params]
+    if rows:
+        yield "\n".join([HEAD, *rows])
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _command(f"{path} {name}", below)
+
+
+def _row(parameter: click.Parameter) -> str:
+    names = (
+        parameter.opts if isinstance(parameter, click.Option) else [parameter.human_readable_name]
+    )
+    default = parameter.default
+    shown = "" if callable(default) or default in (None, False, ()) else f"`{default}`"
+    if parameter.required:
+        shown = "required"
+    what = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+    return f"| {', '.join(f'`{name}`' for name in names)} | {what} | {shown} |"
