@@ -70,11 +70,12 @@ class RoundEnds:
 
     def catch_up(self) -> None:
         """Evaluate and record the round that waits, if one does."""
-        finished, self._waiting = self._waiting, None
+        finished = self._waiting
         if finished is None:
             return
         began = time.perf_counter()
         model, ema = self._evaluate(finished) if finished.is_evaluated else (None, None)
+        self._waiting = None  # until here it can be done again; from here on it is told, once
         seconds = finished.seconds + time.perf_counter() - began
         row = _row(finished, seconds, model, ema)
         self.rows.append(row)
@@ -82,6 +83,14 @@ class RoundEnds:
         if snapshot is not None:
             snapshot = dataclasses.replace(snapshot, rounds=tuple(self.rows))
         self._tell(finished, row, snapshot)
+
+    def rescue(self) -> None:
+        """Record the round that waits once the run has ended early: without it there is no checkpoint of the last rounds.
+
+        Not where workers share the evaluation, which they may be amid.
+        """
+        if not are_shared(self._workers, self._num_images):
+            self.catch_up()
 
     def record_failed(self, finished: Finished) -> None:
         """Record a round after which the run ends: it is not evaluated, and no run goes on from it."""

@@ -151,8 +151,8 @@ class _Server:
         try:
             for index in range(len(self.experiment.schedule)):
                 self._run_phase(index, cohorts)
-        except Exception:
-            self.ends.catch_up()  # of a round that was over before this happened
+        except BaseException:
+            self.ends.rescue()  # a round that was over before this happened
             raise
         seconds = time.perf_counter() - self.began
         outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.ends.rows), seconds)

@@ -12,6 +12,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import RunFailed
 from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
 from strategies import round_ends
 from strategies.base import CohortStrategy
 from strategies.server_app import serve
@@ -118,3 +119,24 @@ def test_an_observer_that_raises_ends_the_run_and_is_not_asked_again(events):
         serve(small_experiment(), SerialGrid(Apps(app), 6), [events, full])
     assert full.asked == 1
     assert events.list.count("recorded 1") == 1
+
+
+def test_ctrl_c_amid_an_evaluation_keeps_the_round(tmp_path, monkeypatch):
+    """It was over, but not recorded yet: without it there would be no checkpoint that goes with what clients keep."""
+    evaluate, calls = round_ends.evaluate_models, []
+
+    def interrupted(*arguments):
+        calls.append(len(calls) + 1)
+        if calls[-1] == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(round_ends, "evaluate_models", interrupted)
+    experiment = small_experiment(rounds=9, method={"kind": "temporal_ensembling"})
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        serve(experiment, SerialGrid(Apps(app), 6), [directory])
+    found = RunDirectory(tmp_path / "run", resume=True).load().snapshot
+    assert found is not None
+    assert found.round == 3
+    assert [row.round for row in found.rounds] == [1, 2, 3]
