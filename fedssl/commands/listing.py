@@ -33,10 +33,21 @@ FAMILIES = {
 @guarded
 def list_plugins(
     family: Annotated[
-        str, typer.Argument(help="methods, strategies, datasets, models, partitions, ...")
+        str,
+        typer.Argument(
+            help=f"One of: {', '.join(FAMILIES)}.",
+            autocompletion=lambda: sorted(FAMILIES),
+            show_default=False,
+        ),
     ],
 ) -> None:
-    """List what a section of the experiment file can name, with its settings."""
+    """List what a section of the experiment file can name, with its settings.
+
+    Examples:
+      fedssl list methods
+
+      fedssl list partitions
+    """
     if family not in FAMILIES:
         raise InputError("list", f"there are no {family!r}", nearest(family, FAMILIES))
     with quick_imports():
@@ -73,7 +84,11 @@ def _short(value: Any) -> str:
 
 @guarded
 def schema() -> None:
-    """Print the JSON Schema of experiment files, for editors."""
+    """Print the JSON Schema of experiment files, for editors.
+
+    Example:
+      fedssl schema > fedssl.schema.json
+    """
     with quick_imports():
         from fedssl.config import Experiment
 

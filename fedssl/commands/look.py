@@ -15,7 +15,13 @@ from fedssl.startup import quick_imports
 
 @guarded
 def validate(file: File, settings: Settings = None) -> None:
-    """Check an experiment file against its data without training, and say what it would run."""
+    """Check an experiment file against its data without training, and say what it would run.
+
+    Examples:
+      fedssl validate mine.toml
+
+      fedssl validate mine.toml --set federation.clients=1000
+    """
     with quick_imports():
         from clients.local_data import simulated_federation
         from fedssl.record.description import describe
@@ -44,7 +50,13 @@ def show(
         Path | None, typer.Option(help="PNG to write; by default NAME-federation.png here.")
     ] = None,
 ) -> None:
-    """Draw the federation of an experiment before any training: who holds what, who has labels."""
+    """Draw the federation of an experiment before any training: who holds what, who has labels.
+
+    Examples:
+      fedssl show mine.toml
+
+      fedssl show mine.toml --set federation.partition.alpha=0.1 --out skewed.png
+    """
     require("matplotlib", "show", "the picture")
     with quick_imports():
         from clients.local_data import simulated_federation

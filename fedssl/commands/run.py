@@ -22,7 +22,11 @@ def run(
     files: Files,
     settings: Settings = None,
     engine: Annotated[
-        str | None, typer.Option(help="serial, ray or flower; over the file's own.")
+        str | None,
+        typer.Option(
+            help="serial, ray or flower; over the file's own.",
+            autocompletion=lambda: ["flower", "ray", "serial"],
+        ),
     ] = None,
     workers: Annotated[
         str | None, typer.Option(help="Number of Ray actors, or auto; over the file's own.")

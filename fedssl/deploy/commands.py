@@ -120,7 +120,11 @@ def register(
     no_containers: NoContainers = False,
     name: Annotated[str | None, typer.Option(help="What the client is called.")] = None,
 ) -> None:
-    """Let in a client that runs elsewhere, by its public key."""
+    """Let in a client that runs elsewhere, by its public key.
+
+    Example:
+      fedssl deploy register mine.pub
+    """
     deployment = _open(folder)
     if not key.is_file():
         raise InputError("KEY", f"there is no file {key}")
@@ -147,7 +151,12 @@ def run(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
 ) -> None:
-    """Run an experiment over the deployment's clients; its record comes out as that of a simulation."""
+    """Run an experiment over the deployment's clients; its record comes out as that of a simulation.
+
+    Example:
+      fedssl deploy run experiments/deployment.toml --set rounds=10
+    """
+    from clients.local_data import simulated_federation
     from fedssl.config import Experiment
     from fedssl.deploy.follow import follow
     from fedssl.trackers.base import refuse_tracker
@@ -155,6 +164,9 @@ def run(
     deployment = _open(folder)
     experiment = Experiment.load(file, settings or [])
     refuse_tracker(experiment)
+    federation = simulated_federation(
+        experiment
+    )  # what is missing here is said before it runs there
     operator, at = _operator(deployment, no_containers)
     connected = _connected(operator)
     if connected < experiment.federation.clients:
@@ -171,7 +183,7 @@ def run(
     run_id = operator.start_run(str(at / "app"), str(at / "submitted" / submitted.name))
     directory = deployment.runs / record
     try:
-        status = follow(experiment, operator, run_id, directory, plain=plain)
+        status = follow(experiment, federation, operator, run_id, directory, plain=plain)
     except KeyboardInterrupt:
         operator.stop_run(run_id)
         raise
@@ -246,7 +258,11 @@ def join(
     ] = None,
     port: Annotated[int, typer.Option(help="For its own use, on the loopback.")] = 9094,
 ) -> None:
-    """Be a client of a deployment on another host, until interrupted."""
+    """Be a client of a deployment on another host, until interrupted.
+
+    Example:
+      fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
+    """
     from fedssl.deploy.secrets import write_node_key
     from fedssl.deploy.services import client_service, environment
 

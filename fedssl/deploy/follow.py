@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from clients.local_data import simulated_federation
 from fedssl.config import Experiment
+from fedssl.data.federation import Federation
 from fedssl.deploy.operator import COMPLETED, Operator
 from fedssl.errors import RunFailed
 from fedssl.record.display import PlainDisplay, make_display
@@ -17,6 +17,7 @@ from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import ClientRow, Failure, Observer, RoundEnd
 from fedssl.record.run_path import SUMMARY
+from fedssl.reports.writer import ReportWriter
 
 LOOK_SECONDS = 0.5
 """Between looks at the record."""
@@ -26,12 +27,19 @@ ASK_SECONDS = 5.0
 
 
 def follow(
-    experiment: Experiment, operator: Operator, run_id: str, directory: Path, *, plain: bool
+    experiment: Experiment,
+    federation: Federation,
+    operator: Operator,
+    run_id: str,
+    directory: Path,
+    *,
+    plain: bool,
 ) -> str:
     """Show a run until it ends; return how it ended if that is not as it should, else an empty text.
 
     Args:
         experiment: What runs.
+        federation: What it runs on.
         operator: Reaches the SuperLink.
         run_id: Flower's.
         directory: Where the server records it.
@@ -39,7 +47,9 @@ def follow(
     """
     console = Console()
     display: Observer = PlainDisplay(console) if plain else make_display(console)
-    display.began(experiment, simulated_federation(experiment))
+    report = ReportWriter(directory)
+    for observer in (report, display):
+        observer.began(experiment, federation)
     shown, status, details, asked = 0, "", "", 0.0
     while True:
         over = status.startswith("finished")
@@ -54,7 +64,9 @@ def follow(
             asked = time.monotonic()
         time.sleep(LOOK_SECONDS)
     if status == COMPLETED:
-        display.ended(outcome_of(directory))
+        outcome = outcome_of(directory)
+        report.ended(outcome)
+        display.ended(outcome)
         return ""
     reason = _reason(directory) or details
     display.failed(reason)
