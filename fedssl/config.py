@@ -207,7 +207,7 @@ class Experiment(Section):
         return experiment
 
     @classmethod
-    def load(cls, path: Path, settings: Iterable[str] = ()) -> "Experiment":
+    def load(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
         """Read an experiment file and lay ``a.b=value`` settings over it.
 
         Args:
@@ -217,7 +217,7 @@ class Experiment(Section):
         Raises:
             InputError: No such file, a syntax error (with its line), or an invalid setting.
         """
-        table = _read_toml(path)
+        table = _read_toml(Path(path))
         overrides = _tables(settings)
         try:
             return cls.from_dict(merge(table, overrides))

@@ -202,5 +202,24 @@ def test_without_matplotlib_there_is_a_table_and_no_picture(tmp_path):
     assert f"picture: none without matplotlib ({INSTALL})" in done.stdout
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [
         "comparison.csv",
+        "comparison.html",
         "comparison_curves.csv",
     ]
+
+
+def test_without_vega_there_is_a_record_and_no_page(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    code = f"""
+from fedssl.cli import app
+app(["run", {str(file)!r}, "--plain", "--out", {str(tmp_path / "out")!r}], standalone_mode=False)
+app(["report", {str(tmp_path / "out")!r}])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", only_base(code, {"vl_convert"})],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert f"there will be no report.html without vl-convert: {INSTALL}" in done.stderr
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the report needs vl_convert, which is not installed" in done.stderr

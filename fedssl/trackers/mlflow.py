@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 from pydantic import Field
 
+from fedssl.data.cache import cache_folder
 from fedssl.extras import require
 from fedssl.record.resume import leaves
 from fedssl.trackers.base import Facts, Status, TrackedRun, Tracker
@@ -90,14 +92,23 @@ def _begin(client: "MlflowClient", experiment: str, facts: Facts) -> str:
     """Begin a run under an experiment of MLflow's, which is made if it is not there; return its id."""
     from mlflow.entities import Param
 
-    there = client.get_experiment_by_name(experiment)
-    number = client.create_experiment(experiment) if there is None else there.experiment_id
+    number = _experiment_id(client, experiment)
     tags = {**facts.tags, "run_directory": str(facts.directory)}
     run_id: str = client.create_run(number, run_name=facts.title, tags=tags).info.run_id
     params = [Param(key, _text(value)) for key, value in leaves(facts.settings)]
     for first in range(0, len(params), MOST_PARAMS):
         client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
     return run_id
+
+
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    """Return the id of an experiment of MLflow's; the runs of a sweep begin together, and one of them makes it."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / "mlflow.lock"):
+        there = client.get_experiment_by_name(name)
+        number: str = client.create_experiment(name) if there is None else there.experiment_id
+    return number
 
 
 def _text(value: Any) -> str:

@@ -65,7 +65,8 @@ def experiment(tmp_path, source, data="", federation="labels = { per_class = 4 }
 
 
 def entries(cache):
-    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+    """Return the data sets of a cache folder; what draws pages is kept there too."""
+    return sorted(path.name for path in cache.iterdir() if path.is_dir() and path.name != "vega")
 
 
 def as_parquet(pngs: Path, folder: Path) -> Path:

@@ -93,17 +93,21 @@ def test_a_sweep_that_was_killed_does_only_what_is_left_and_ends_in_the_comparis
     check_books(out, set(runs.values()))
 
 
+T_OF_TWO = 4.302652729911275
+"""Student's t for 95 % and two degrees of freedom: 0.95 sqrt(2 / (1 - 0.95^2))."""
+
+
 def check_comparison(out: Path, runs: dict[str, Path]) -> None:
     """Compare the table with one that is computed here, from the rounds of every run alone."""
-    table = pd.read_csv(out / "comparison.csv").set_index("name")
-    assert table.index.tolist() == [f"small method.kind={kind}" for kind in METHODS]
+    table = pd.read_csv(out / "comparison.csv").set_index("label")
+    assert table.index.tolist() == [f"small (method.kind={kind})" for kind in METHODS]
     accuracy = {
         (kind, seed): pd.read_csv(runs[f"{kind} {seed}"] / "rounds.csv").ema_accuracy[-10:].mean()
         for kind in METHODS
         for seed in range(SEEDS)
     }
     for kind in METHODS:
-        line = table.loc[f"small method.kind={kind}"]
+        line = table.loc[f"small (method.kind={kind})"]
         values = [accuracy[kind, seed] for seed in range(SEEDS)]
         gains = [accuracy[kind, seed] - accuracy[METHODS[0], seed] for seed in range(SEEDS)]
         mean = sum(values) / SEEDS
@@ -111,7 +115,15 @@ def check_comparison(out: Path, runs: dict[str, Path]) -> None:
         assert line.ema_accuracy == pytest.approx(mean)
         deviation = (sum((value - mean) ** 2 for value in values) / (SEEDS - 1)) ** 0.5
         assert line.ema_accuracy_std == pytest.approx(deviation)
-        assert line.gain == pytest.approx(sum(gains) / SEEDS)
+        gain = sum(gains) / SEEDS
+        assert line.gain == pytest.approx(gain)
+        spread = (sum((value - gain) ** 2 for value in gains) / (SEEDS - 1)) ** 0.5
+        half = T_OF_TWO * spread / SEEDS**0.5
+        assert line.gain_ci95_low == pytest.approx(gain - half, abs=1e-9)
+        assert line.gain_ci95_high == pytest.approx(gain + half, abs=1e-9)
+        sent = [pd.read_csv(runs[f"{kind} {seed}"] / "rounds.csv") for seed in range(SEEDS)]
+        bytes_sent = sum((rounds.bytes_up + rounds.bytes_down).sum() for rounds in sent)
+        assert line.megabytes == pytest.approx(bytes_sent / SEEDS / 1e6)
 
 
 def check_books(out: Path, runs: set[Path]) -> None:

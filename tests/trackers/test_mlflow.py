@@ -3,14 +3,16 @@
 import os
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fedssl import __version__
 from fedssl.config import Experiment
 from fedssl.record.run import Run
-from fedssl.trackers.mlflow import client_of
+from fedssl.trackers.mlflow import _experiment_id, client_of
 from tests.helpers import command, in_a_process, small_experiment, small_toml
 from tests.resuming import Stop, Stopper
 from tests.trackers import tracked
@@ -140,3 +142,17 @@ def test_experiments_of_mlflows_hold_runs_of_several(store, tmp_path):
     experiment = store.client.get_experiment_by_name("mine")
     runs = store.client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs} == {"a seed 0", "b seed 0"}
+
+
+def test_runs_that_begin_together_share_one_experiment(tmp_path):
+    """As those of a sweep do: in a folder, MLflow itself would make two of one name."""
+    client = client_of(str(tmp_path / "mlruns"))
+    begun = threading.Barrier(8)
+
+    def begin(_: int) -> str:
+        begun.wait()
+        return _experiment_id(client, "sweep")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(begin, range(8)))) == 1
+    assert [found.name for found in client.search_experiments()].count("sweep") == 1
