@@ -93,7 +93,7 @@ def test_a_sweep_that_was_killed_does_only_what_is_left_and_ends_in_the_comparis
     check_books(out, set(runs.values()))
 
 
-T_OF_TWO = 4.302652729911275
+T_OF_TWO = 4.302652729749463
 """Student's t for 95 % and two degrees of freedom: 0.95 sqrt(2 / (1 - 0.95^2))."""
 
 
