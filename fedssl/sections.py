@@ -66,7 +66,7 @@ class ServerSection(Section):
 class RecordSection(Section):
     """The ``[record]`` section: what is made of the record beside the record itself. It cannot change a result."""
 
-    report: bool = Field(True, description="whether report.html is written at the end")
+    report: bool = Field(True, description="whether report.html is written")
     report_every: int = Field(
         0, ge=0, description="rounds between reports while the run goes on; 0: only at its end"
     )

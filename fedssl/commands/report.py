@@ -1,15 +1,20 @@
 """`fedssl report`: the page of a recorded run, finished or not."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from fedssl.commands.arguments import load_run
 from fedssl.errors import InputError
 from fedssl.extras import require
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from fedssl.record.run import Run
 
 
 @guarded
@@ -25,23 +30,27 @@ def report(
     """
     require("vl_convert", "report", "the report")
     with quick_imports():
-        from clients.local_data import simulated_federation
-        from fedssl.record.run import Run
-        from fedssl.reports.evaluation import look_closely, read_evaluation, write_evaluation
         from fedssl.reports.run_report import write_report
 
     console = Console()
-    for run in [Run(path) for path in runs]:
-        evaluation = read_evaluation(run.path)
-        if evaluation is None or not run.is_finished:
-            try:
-                models = {"ema": run.arrays(), "model": run.arrays(average=False)}
-                federation = simulated_federation(run.experiment)
-                evaluation = look_closely(run.experiment, federation, models, run.model_round)
-                write_evaluation(run.path, evaluation)
-            except InputError as error:  # no model yet, or no images here: the rest can be shown
-                console.print(
-                    f"no closer look at the models: {error}", markup=False, soft_wrap=True
-                )
+    for run in [load_run(path) for path in runs]:
+        evaluation = _closer_look(run, console)
         path = write_report(run, evaluation)
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
+    """Return a closer look at the run's newest models: the one it has, or a new one."""
+    from fedssl.reports.evaluation import look_closely, read_evaluation, write_evaluation
+
+    there = read_evaluation(run.path)
+    try:
+        round, models = (run.model_round, {"ema": run.arrays(), "model": run.arrays(average=False)})
+        if there is not None and there["round"] == round:
+            return there
+        evaluation = look_closely(run.experiment, run.federation, models, round)
+    except InputError as error:  # no model yet, or no images here: the rest can be shown
+        console.print(f"no closer look at the models: {error}", markup=False, soft_wrap=True)
+        return there
+    write_evaluation(run.path, evaluation)
+    return evaluation

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from fedssl.comparison.comparison import Comparison
 from fedssl.comparison.table import grids_of
-from fedssl.reports.charts import COLORS, Chart, Row, curves, intervals, number, thinned
+from fedssl.reports.charts import COLORS, Chart, Row, number, thinned
+from fedssl.reports.interval_specs import intervals
+from fedssl.reports.line_specs import curves
 from fedssl.reports.page import Page, write_page
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
-from fedssl.data.shard import ImageSpec, as_float
-from fedssl.metrics.accuracy import BATCH_SIZE
 from fedssl.metrics.calibration import confusion_matrix, reliability
+from fedssl.metrics.predictions import predict_probs
 from fedssl.record.files import write_atomically
 from fedssl.record.rows import NamedArrays
 from fedssl.record.run import classifier
@@ -62,27 +61,10 @@ def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
     write_atomically(path / EVALUATION, json.dumps(evaluation).encode())
 
 
-def predict_probs(network: nn.Module, images: Tensor, spec: ImageSpec) -> Floats:
-    """Return the probabilities that a classifier gives, (n, C), batch by batch.
-
-    Args:
-        network: From normalized images to logits, in evaluation mode.
-        images: uint8, (n, C, H, W).
-        spec: How to normalize.
-    """
-    with torch.inference_mode():
-        parts = [
-            network(spec.normalize(as_float(images[start : start + BATCH_SIZE]))).softmax(1)
-            for start in range(0, len(images), BATCH_SIZE)
-        ]
-    if not parts:
-        return np.empty((0, spec.num_classes))
-    return torch.cat(parts).to(torch.float64).numpy()
-
-
 def _of_one(network: nn.Module, federation: Federation) -> dict[str, Any]:
     spec, labels = federation.data.spec, federation.held_out.labels
-    probs = predict_probs(network, torch.from_numpy(federation.held_out.images), spec)
+    images = torch.from_numpy(federation.held_out.images)
+    probs = predict_probs(network, images, spec).double().numpy()
     found = reliability(probs, labels)
     right = (probs.argmax(1) == labels).astype(np.float64)
     return {
@@ -111,8 +93,8 @@ def _by_client(network: nn.Module, federation: Federation, right: Floats) -> Flo
     accuracies = np.full(clients, np.nan)
     for client in np.unique(_dealt(federation)).tolist():
         images, labels = federation.held_out_at(client)
-        predicted = predict_probs(network, images, federation.data.spec).argmax(1)
-        accuracies[client] = (predicted == labels.numpy()).mean()
+        probs = predict_probs(network, images, federation.data.spec)
+        accuracies[client] = float((probs.argmax(1) == labels).double().mean())
     return accuracies
 
 

@@ -67,19 +67,21 @@ def participation_chart(material: Material) -> Chart:
     rows: list[Row] = []
     for (down, along), own in sorted(cells.items()):
         counted = [STATUS[row.status] for row in own]
+        top, bottom = down * tall, min((down + 1) * tall, clients)
+        first, after = along * broad + 1, min((along + 1) * broad, rounds) + 1
         rows.append(
             {
-                "from": along * broad + 1,
-                "to": (along + 1) * broad + 1,
-                "top": down * tall,
-                "bottom": (down + 1) * tall,
-                "clients": _span(down * tall, tall, clients - 1),
-                "rounds": _span(along * broad + 1, broad, rounds),
+                "from": first,
+                "to": after,
+                "top": top,
+                "bottom": bottom,
+                "clients": _span(top, bottom),
+                "rounds": _span(first, after),
                 "status": max(set(counted), key=counted.count),
                 "trained": counted.count("trained"),
                 "failed": counted.count("failed"),
                 "lost": counted.count("lost"),
-                "taken part, %": number(len(own) / (tall * broad) * 100, 1),
+                "taken part, %": number(len(own) / ((bottom - top) * (after - first)) * 100, 1),
             }
         )
     times = np.bincount([row.client for row in material.clients], minlength=clients)
@@ -111,8 +113,8 @@ def _spread_by_size(sizes: Ints) -> list[int]:
     return [int(client) for client in order[places]]
 
 
-def _span(first: int, length: int, most: int) -> str:
-    return str(first) if length == 1 else f"{first} to {min(first + length - 1, most)}"
+def _span(first: int, after: int) -> str:
+    return str(first) if after == first + 1 else f"{first} to {after - 1}"
 
 
 def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spec:

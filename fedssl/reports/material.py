@@ -50,9 +50,8 @@ class Material:
 
     @property
     def class_names(self) -> Sequence[str]:
-        """One name a class."""
-        names: Sequence[str] = self.data["class_names"]
-        return names
+        """One name a class, on one line: Vega takes no line separator in a name."""
+        return [" ".join(str(name).split()) for name in self.data["class_names"]]
 
 
 def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
@@ -63,7 +62,6 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         evaluation: A closer look at its models, if there is one.
     """
     rounds = read_rounds(run.path / "rounds.csv")
-    classes = run.path / "classes.csv"
     # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
     clients = read_rows(run.path / "clients.csv", ClientRow)
     owner, label, given = _partition(run)
@@ -73,7 +71,9 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         environment=run.environment,
         rounds=rounds,
         clients=[row for row in clients if row.round <= len(rounds)],
-        classes=read_rows(classes, ClassRow) if classes.exists() else (),
+        classes=[
+            row for row in read_rows(run.path / "classes.csv", ClassRow) if row.round <= len(rounds)
+        ],
         owner=owner,
         label=label,
         given=given,

@@ -5,13 +5,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from fedssl.metrics.calibration import worst_tenth
-from fedssl.reports.charts import COLORS, HEIGHT, Chart, Spec, heatmap, number
+from fedssl.reports.cell_specs import heatmap
+from fedssl.reports.charts import COLORS, HEIGHT, Chart, Spec, number
 from fedssl.reports.material import Material
 
 NAMES = {"ema": "moving average", "model": "global model"}
 """How the page calls the two models."""
 
 MOST_BARS = 200
+
+MOST_CLASSES = 20
+"""Classes up to which every pair of them has a cell, and a name on the axis."""
+
+MOST_CELLS = 4000
 
 
 def confusion_chart(material: Material) -> Chart | None:
@@ -21,6 +27,12 @@ def confusion_chart(material: Material) -> Chart | None:
     counts = np.array(material.evaluation["models"]["ema"]["confusion"])
     names = material.class_names
     totals = counts.sum(1)
+    places = [(true, guess) for true, guess in zip(*np.nonzero(counts), strict=True)]
+    few = len(names) <= MOST_CLASSES
+    if few:
+        places = [(true, guess) for true in range(len(names)) for guess in range(len(names))]
+    elif len(places) > MOST_CELLS:
+        places = sorted(places, key=lambda place: -counts[place])[:MOST_CELLS]
     rows = [
         {
             "true class": names[true],
@@ -28,8 +40,7 @@ def confusion_chart(material: Material) -> Chart | None:
             "of the class, %": number(counts[true, guess] / totals[true] * 100, 1),
             "images": int(counts[true, guess]),
         }
-        for true in range(len(names))
-        for guess in range(len(names))
+        for true, guess in places
         if totals[true]
     ]
     spec = heatmap(
@@ -41,11 +52,12 @@ def confusion_chart(material: Material) -> Chart | None:
         y_order=list(names),
     )
     spec["encoding"]["x"]["sort"] = list(names)
-    if len(names) <= 20:
+    if few:
         del spec["encoding"]["x"]["axis"]["labelOverlap"]
     note = (
         f"The moving average after round {material.evaluation['round']} on the {material.data['evaluated_on']} images: "
         "each row is a class, and says what its images are taken for."
+        + ("" if few else f" Of {len(names)} classes, the {len(rows):,} most frequent pairs.")
     )
     return Chart("confusion", "Confusion matrix", note, rows, spec)
 

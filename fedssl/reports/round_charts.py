@@ -6,11 +6,16 @@ from itertools import groupby
 import numpy as np
 
 from fedssl.record.rows import NAN, RoundRow, nan_mean
-from fedssl.reports.charts import Band, Chart, heatmap, lines, number, thinned
+from fedssl.reports.cell_specs import heatmap
+from fedssl.reports.charts import Band, Chart, number, thinned
+from fedssl.reports.line_specs import lines
 from fedssl.reports.material import Material
 
 MOST_COLUMNS = 80
 """Columns of a heat map by round."""
+
+MOST_CELLS = 4000
+"""Cells of one; of more classes than this there is one column."""
 
 
 def phase_bands(rounds: Sequence[RoundRow]) -> list[Band]:
@@ -87,7 +92,7 @@ def class_charts(material: Material) -> Iterator[Chart]:
         return
     names = material.class_names
     last = material.classes[-1].round
-    width = -(-last // MOST_COLUMNS)
+    width = -(-last // max(1, min(MOST_COLUMNS, MOST_CELLS // len(names))))
     counts = np.zeros((-(-last // width), len(names), 4))
     for row in material.classes:
         cell = counts[(row.round - 1) // width, row.label]
@@ -149,15 +154,16 @@ def drift_chart(material: Material) -> Chart | None:
                 names[0]: number(mean, 5),
                 names[1]: number(most, 5),
                 names[2]: number(row.update_norm, 5),
-                "agreement, %": _share(row.update_norm, mean),
+                "step, % of the mean": _share(row.update_norm, mean),
             }
         )
     if all(row[names[0]] is None for row in rows):
         return None
     note = (
-        "Length (L2) of what clients changed of the weights, and of the step their average made. The further the "
-        "average falls behind the mean client, the more clients pull apart: that is client drift. Of m updates at "
-        "right angles, 1/√m of the length is left."
+        "Length (L2) of what clients changed of what they were sent, statistics of normalizations included, and of the "
+        "global model's step. The further that falls behind the mean client, the more clients pull apart: that is "
+        "client drift. Of m updates at right angles, 1/√m of the length is left by averaging; a strategy with a learning "
+        "rate of its own goes another way."
     )
     spec = lines(rows, "round", names, "L2 norm", phase_bands(material.rounds), zero=True)
     return Chart("drift", "Client drift", note, thinned(rows), spec)

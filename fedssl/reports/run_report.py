@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedssl.record.display import percent
+from fedssl.record.display import last_line, percent
 from fedssl.record.grid import Grid
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run import Run
@@ -53,7 +53,7 @@ def report_page(material: Material) -> Page:
         subtitle=material.data["description"],
         figures=list(_figures(material)),
         remarks=list(_remarks(material)),
-        tables=[] if (grid := _troubles(material)) is None else [grid],
+        tables=[] if (grid := _on_the_way(material)) is None else [grid],
         charts=list(_charts(material)) if material.rounds else [],
         texts={
             "experiment.toml, every default written out": experiment.to_toml(),
@@ -115,16 +115,18 @@ def _remarks(material: Material) -> Iterator[str]:
         yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
-def _troubles(material: Material) -> Grid | None:
-    """Return what went wrong, each kind once; None if nothing did."""
+def _on_the_way(material: Material) -> Grid | None:
+    """Return what happened beside the rounds, each kind once; None if nothing did."""
     what: Counter[str] = Counter()
     first: dict[str, str] = {}
     for event in material.events:
         if event["event"] == "client_failed":
-            text = f"client failed: {str(event['reason']).strip().splitlines()[-1]}"
+            text = f"client failed: {last_line(event['reason'])}"
             where = f"round {event['round']}, client {event['client']}"
         elif event["event"] == "incident":
-            text, where = f"mended: {event['what'].splitlines()[0]}", f"round {event['round']}"
+            text, where = last_line(event["what"].partition("\n")[0]), f"round {event['round']}"
+        elif event["event"] == "failed":
+            text, where = f"stopped: {last_line(event['reason'])}", ""
         elif event["event"] == "resumed":
             text, where = "went on", f"after round {event['after_round']}"
         else:
@@ -134,9 +136,8 @@ def _troubles(material: Material) -> Grid | None:
     if not what:
         return None
     rows = [(text, str(count), first[text]) for text, count in what.most_common(MOST_EVENTS)]
-    return Grid(
-        "What went wrong", ("what", "times", "first"), rows, "Tracebacks are in events.jsonl."
-    )
+    note = "Whatever is not called failed or stopped was mended or is told for information. Tracebacks are in events.jsonl."
+    return Grid("On the way", ("what", "times", "first"), rows, note)
 
 
 def _seconds(material: Material) -> float:

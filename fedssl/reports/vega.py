@@ -6,11 +6,11 @@ Reference: Satyanarayan et al., Vega-Lite: A Grammar of Interactive Graphics, IE
 import contextlib
 import functools
 import importlib.metadata
-import os
-import tempfile
-from pathlib import Path
+
+import filelock
 
 from fedssl.data.cache import cache_folder
+from fedssl.record.files import write_atomically
 
 
 @functools.lru_cache(maxsize=1)
@@ -21,7 +21,7 @@ def javascript() -> str:
     """
     version = importlib.metadata.version("vl-convert-python")
     kept = cache_folder() / "vega" / f"{version}.js"
-    if kept.exists():
+    with contextlib.suppress(OSError):
         return kept.read_text(encoding="utf-8")
     import vl_convert
 
@@ -29,14 +29,7 @@ def javascript() -> str:
     # Whatever stands in a page's script must not end it.
     text = text.replace("</script", "<\\/script")
     with contextlib.suppress(OSError):  # where nothing can be kept, the next process waits again
-        _keep(kept, text)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(kept.with_suffix(".lock")):
+            write_atomically(kept, text.encode())
     return text
-
-
-def _keep(path: Path, text: str) -> None:
-    """Write a file whole, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).replace(path)

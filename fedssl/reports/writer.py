@@ -31,11 +31,13 @@ class ReportWriter(Observer):
         self._federation: Federation | None = None
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Keep what runs on what."""
-        self._experiment, self._federation = experiment, federation
-        if self._is_wanted() and not is_installed("vl_convert"):
+        """Keep what runs on what, if a report is wanted."""
+        if not experiment.record.report:
+            return
+        if not is_installed("vl_convert"):
             log.warning("there will be no report.html without vl-convert: %s", remedy_for())
-            self._experiment = None
+            return
+        self._experiment, self._federation = experiment, federation
 
     def round_ended(self, end: RoundEnd) -> None:
         """Write the report if one is due."""
@@ -47,11 +49,8 @@ class ReportWriter(Observer):
 
     def ended(self, outcome: Outcome) -> None:
         """Write the last one."""
-        if self._is_wanted():
+        if self._experiment is not None:
             self._write({"ema": outcome.ema, "model": outcome.arrays}, len(outcome.rounds))
-
-    def _is_wanted(self) -> bool:
-        return self._experiment is not None and self._experiment.record.report
 
     def _write(self, models: Mapping[str, NamedArrays], number: int) -> None:
         assert self._experiment is not None

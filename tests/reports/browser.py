@@ -14,7 +14,8 @@ LIGHT: dict[str, Any] = {"viewport": {"width": 1300, "height": 900}}
 DARK: dict[str, Any] = {**LIGHT, "color_scheme": "dark"}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 800}, "is_mobile": True}
 
-MARKS = "g[class*='mark-'] > :is(path, line, text, rect)"
+MARKS = "g.role-mark:not(.mark-group) > :is(path, line, text):not([d=''])"
+"""What a chart draws of its data: not axes, grids and legends."""
 
 
 @contextlib.contextmanager
