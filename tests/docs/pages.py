@@ -7,6 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+FOR_DEVELOPERS = ("C*.md", "experiments/*.md", "benchmarks/*.md")
+NOTES = [page for pattern in FOR_DEVELOPERS for page in sorted(ROOT.glob(pattern))]
+"""Pages beside those, for who works on the code; the site shows some of them."""
 
 FENCE = re.compile(r"^(?P<marks>`{3,})(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=marks)\s*$", re.M | re.S)
 TITLE = re.compile(r'title="([^"]+)"')

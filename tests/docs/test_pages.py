@@ -12,10 +12,12 @@ from typer.main import get_command
 from fedssl.cli import app
 from fedssl.config import Experiment
 from fedssl.deploy.commands import down
-from tests.docs.pages import PAGES, ROOT, blocks, is_read_through, name_of
+from tests.docs.pages import NOTES, PAGES, ROOT, blocks, is_read_through, name_of
 from tests.docs.reader import Reader, check_target, copy_experiments, cut, file_of
 
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]*\ssrc=\"([^\"]+)\"")
+PLACEHOLDER = re.compile(r"@@|\b(?:TODO|TBD|FIXME|XXX)\b")
 
 
 @pytest.fixture
@@ -74,6 +76,33 @@ def _check_mentioned(text: str) -> None:
     known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert options <= known, f"fedssl {text}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTES], ids=name_of)
+def test_no_placeholder_is_left(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if PLACEHOLDER.search(line)] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTES], ids=name_of)
+def test_every_image_is_there(page):
+    named = images(page.read_text(encoding="utf-8"))
+    assert [image for image in named if not (page.parent / image).is_file()] == []
+
+
+def images(text):
+    """Return the path of every image that a page shows."""
+    return [markdown or html for markdown, html in IMAGE.findall(text)]
+
+
+def test_images_are_found_in_either_form():
+    text = 'A ![a curve](x.png), a [link](y.md), ![](d/e.png)\n<img alt="f" src="g.svg">'
+    assert images(text) == ["x.png", "d/e.png", "g.svg"]
+
+
+@pytest.mark.parametrize("text", ["@@TABLE@@", "TODO: measure", "TBD", "(FIXME)", "XXX points"])
+def test_placeholders_are_known(text):
+    assert PLACEHOLDER.search(text)
 
 
 def test_an_unknown_command_fails(reader, tmp_path):
