@@ -22,7 +22,7 @@ ACCURACIES = (
     "seed by seed; right and used: share of pseudo-labels that match the hidden truth, and that "
     "are accepted"
 )
-HALF = "; ±95 %: half the 95 % interval of the mean gain"
+LEAST = "; least: of one seed"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ±, half of theirs; gain, the "
@@ -60,7 +60,7 @@ def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
 
 def _accuracies(comparison: Comparison) -> Grid:
     several = comparison.most_seeds > 1
-    gain = ["gain", "±95 %"] if several else ["gain"]
+    gain = ["gain", "least"] if several else ["gain"]
     title = (
         f"{comparison.source}, {comparison.evaluated_on} images: mean of the last "
         f"{comparison.last_rounds} evaluations{', ± deviation over seeds' if several else ''}"
@@ -68,7 +68,7 @@ def _accuracies(comparison: Comparison) -> Grid:
     columns = ("seeds", "accuracy", "EMA", *gain, "right", "used")
     rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
-        gains = (_points(line["gain"]), _percent(_half(line, "gain"))) if number else ("", "")
+        gains = (_points(line["gain"]), _points(line["gain_worst"])) if number else ("", "")
         rows.append(
             [
                 line["label"],
@@ -80,7 +80,7 @@ def _accuracies(comparison: Comparison) -> Grid:
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
-    note = ACCURACIES + (HALF if several else ONE_SEED)
+    note = ACCURACIES + (LEAST if several else ONE_SEED)
     return Grid(title, (FIRST, *columns), rows, note)
 
 
