@@ -1,6 +1,7 @@
 """The experiment file: load, override, validate. The one gate through which every setting comes."""
 
 import functools
+import itertools
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -165,6 +166,15 @@ class Experiment(Section):
     def num_rounds(self) -> int:
         """Return the rounds of all phases."""
         return sum(phase.rounds for phase in self.schedule)
+
+    def phase_of(self, round: int) -> int:
+        """Return the phase, from 0, that a round belongs to.
+
+        Args:
+            round: From 1; what lies beyond the last one belongs to the last phase.
+        """
+        ends = itertools.accumulate(phase.rounds for phase in self.schedule[:-1])
+        return sum(round > end for end in ends)
 
     def in_phase(self, index: int) -> "Experiment":
         """Return the experiment as it stands in one phase, without phases of its own.

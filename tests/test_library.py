@@ -1,5 +1,6 @@
 """The library: the same run as the command line's, from Python, with a Run that shows itself."""
 
+import json
 import subprocess
 import sys
 
@@ -205,6 +206,18 @@ def test_images_that_are_no_longer_the_runs_are_not_shown_as_its_own(finished, t
     (tmp_path / "partition.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match="no longer"):
         Run(tmp_path).plot_federation()
+
+
+def test_held_out_images_that_are_no_longer_the_runs_are_refused_too(finished, tmp_path):
+    """Nobody holds them, so the partition says nothing of them."""
+    for file in finished.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    facts = json.loads((tmp_path / "data.json").read_text())
+    assert len(Run(tmp_path).federation.held_out) == facts["num_held_out"]
+    facts["held_out_sha256"] = "0" * 64
+    (tmp_path / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no longer"):
+        _ = Run(tmp_path).federation
 
 
 def test_a_notebook_gets_one_output_that_is_updated(tmp_path, monkeypatch):

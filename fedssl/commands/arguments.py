@@ -60,10 +60,16 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
 
 
 def load_run(folder: Path) -> "Run":
-    """Open a run for its model; of one that is not finished, say whose weights that is."""
+    """Open a run, finished or not; its experiment may name modules in the current folder."""
     from fedssl.record.run import Run
 
-    run = Run(folder)
+    find_modules_in(Path.cwd())
+    return Run(folder)
+
+
+def load_run_with_model(folder: Path) -> "Run":
+    """Open a run for its model; of one that is not finished, say whose weights that is."""
+    run = load_run(folder)
     if not run.is_finished:
         typer.echo(f"{folder} is not finished: its newest checkpoint's model is taken", err=True)
     return run

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run
+from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run_with_model
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
 
@@ -41,7 +41,7 @@ def export(
         from fedssl.record.files import write_atomically
         from fedssl.record.run_path import unwritable
 
-    found = load_run(run)
+    found = load_run_with_model(run)
     path = out or Path(found.experiment.name + FORMATS[kind].suffix)
     content = content_of(found, kind, average=model.average)
     try:

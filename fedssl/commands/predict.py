@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run
+from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run_with_model
 from fedssl.errors import InputError
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
@@ -49,7 +49,7 @@ def predict(
         from fedssl.data.unseen import FIELD, blocks_of
         from fedssl.record.predictions import Predictions, predictions_of
 
-    found, flaws = load_run(run), Flaws()
+    found, flaws = load_run_with_model(run), Flaws()
     names = tuple(found.data["class_names"])
     network = found.model(average=model.average)
     blocks = blocks_of(images, names, _target(found, resize), flaws)
@@ -108,11 +108,14 @@ def _progress() -> Progress:
 
 
 def _show(predictions: "Predictions", out: Path | None) -> None:
+    from rich.markup import escape
+
     table = Table(show_edge=False)
     for name in ("path", "class", "confidence"):
         table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
     for one in predictions.first:
-        table.add_row(one.path, one.class_name, f"{one.confidence * 100:.1f} %")
+        percent = f"{one.confidence * 100:.1f} %"
+        table.add_row(escape(one.path), escape(one.class_name), percent)
     console = Console()
     console.print(table)
     more = predictions.count - len(predictions.first)

@@ -13,10 +13,10 @@ from fedssl.data.federation import Federation
 from fedssl.deploy.operator import COMPLETED, Operator
 from fedssl.errors import RunFailed
 from fedssl.record.display import PlainDisplay, make_display
-from fedssl.record.lines import read_rounds, read_rows
+from fedssl.record.lines import read_rounds, read_rows, whole_lines
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import ClientRow, Failure, Observer, RoundEnd
-from fedssl.record.run_path import SUMMARY
+from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS, SUMMARY
 from fedssl.reports.writer import ReportWriter
 
 LOOK_SECONDS = 0.5
@@ -76,12 +76,12 @@ def follow(
 def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
     """Yield the rounds that are recorded beyond those that were shown."""
     try:
-        rows = read_rounds(directory / "rounds.csv")[shown:]
-    except (OSError, ValueError, TypeError):
-        return  # it has not begun, or a line is being written
+        rows = read_rounds(directory / ROUNDS)[shown:]
+    except FileNotFoundError:
+        return  # it has not begun
     if not rows:
         return
-    clients = read_rows(directory / "clients.csv", ClientRow)  # written before their round
+    clients = read_rows(directory / CLIENTS, ClientRow)  # written before their round
     for row in rows:
         own = [client for client in clients if client.round == row.round]
         failed = [client for client in own if client.status == "failed"]
@@ -92,10 +92,9 @@ def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
 def _reason(directory: Path) -> str:
     """Return why a run stopped, as its record says; empty if it does not."""
     try:
-        events = [
-            json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()
-        ]
-    except (OSError, ValueError):
+        lines = whole_lines(directory / EVENTS).splitlines()
+    except FileNotFoundError:
         return ""
+    events = [json.loads(line) for line in lines]
     reasons = [str(event["reason"]) for event in events if event.get("event") == "failed"]
     return reasons[-1] if reasons else ""

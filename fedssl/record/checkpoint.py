@@ -29,6 +29,7 @@ from fedssl.record.packs import (
     write_pack,
 )
 from fedssl.record.rows import NamedArrays
+from fedssl.record.run_path import EXPERIMENT, ROUNDS
 from fedssl.record.snapshot import Snapshot
 
 FORMAT = 1
@@ -41,7 +42,6 @@ KEPT = 2
 """Checkpoints on disk: the newest, and the one before should it turn out to be damaged."""
 
 MANIFEST = "manifest.json"
-ROUNDS = "rounds.csv"
 
 Lengths = Mapping[str, int]
 """Bytes of every file of the record."""
@@ -93,7 +93,7 @@ class Checkpoints:
         """
         if snapshot.round == self._newest:
             return
-        folder = self._folder / f"round-{snapshot.round:06d}"
+        folder = checkpoint_folder(self._path, snapshot.round)
         partial = folder.with_name(folder.name + PARTIAL)
         self._clean()
         try:
@@ -106,7 +106,7 @@ class Checkpoints:
             self._clean()
             raise
         self._index, self._stamps, self._newest = index, stamps, snapshot.round
-        self._forget(self._numbered()[KEPT:])
+        self._forget(checkpoint_rounds(self._path)[KEPT:])
 
     def _write(
         self, folder: Path, snapshot: Snapshot, lengths: Lengths
@@ -155,7 +155,7 @@ class Checkpoints:
             InputError: It is another experiment's, or another version's.
         """
         damaged = []
-        for number in (numbered := self._numbered()):
+        for number in (numbered := checkpoint_rounds(self._path)):
             try:
                 snapshot, lengths = self._read(number)
             except _Damaged as flaw:
@@ -174,13 +174,13 @@ class Checkpoints:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, number: int) -> tuple[Snapshot, Lengths]:
-        folder = self._folder / f"round-{number:06d}"
+        folder = checkpoint_folder(self._path, number)
         try:
             manifest = _read_manifest(folder)
             if manifest["experiment"] != self._experiment():
                 raise InputError(
                     "--resume",
-                    f"{self._path / 'experiment.toml'} was changed after the run began",
+                    f"{self._path / EXPERIMENT} was changed after the run began",
                     "put it back, or run without --resume to begin anew",
                 )
             parts = {}
@@ -222,22 +222,17 @@ class Checkpoints:
 
     def _experiment(self) -> str:
         """Return the checksum of the experiment file in the run directory."""
-        return hashlib.sha256((self._path / "experiment.toml").read_bytes()).hexdigest()
-
-    def _numbered(self) -> list[int]:
-        """Return the rounds of the checkpoints there are, newest first."""
-        names = [folder.name.removeprefix("round-") for folder in self._folder.glob("round-*")]
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        return hashlib.sha256((self._path / EXPERIMENT).read_bytes()).hexdigest()
 
     def _forget(self, numbers: list[int]) -> None:
         """Remove checkpoints, and the packs that no other one needs."""
         for number in numbers:
-            shutil.rmtree(self._folder / f"round-{number:06d}")
+            shutil.rmtree(checkpoint_folder(self._path, number))
         needed = set()
-        for number in self._numbered():
+        for number in checkpoint_rounds(self._path):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, _Damaged):
                 # One that cannot be read needs nothing any more.
-                manifest = _read_manifest(self._folder / f"round-{number:06d}")
+                manifest = _read_manifest(checkpoint_folder(self._path, number))
                 needed |= {pack_name(int(pack)) for pack in manifest["packs"]}
         for path in self._packs.glob("*"):
             if path.name not in needed:
@@ -249,6 +244,17 @@ class Checkpoints:
             shutil.rmtree(path)
         for path in self._packs.glob(f"*{PARTIAL}"):
             path.unlink()
+
+
+def checkpoint_folder(path: Path, round: int) -> Path:
+    """Return where a run directory has the checkpoint of a round."""
+    return path / CHECKPOINTS / f"round-{round:06d}"
+
+
+def checkpoint_rounds(path: Path) -> list[int]:
+    """Return the rounds that a run directory has checkpoints of, newest first."""
+    names = [folder.name.removeprefix("round-") for folder in (path / CHECKPOINTS).glob("round-*")]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def other_version(path: Path) -> InputError:

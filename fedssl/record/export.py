@@ -5,6 +5,7 @@ silenced here and nowhere else. ONNX is written by the exporter on `torch.export
 traced, is to be removed.
 """
 
+import copy
 import io
 import json
 import warnings
@@ -22,7 +23,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.errors import RunFailed
 from fedssl.extras import require
 from fedssl.record.files import as_safetensors
-from fedssl.record.run import Run
+from fedssl.record.run import Run, classifier
 
 METADATA = "metadata.json"
 """Name of the metadata among a TorchScript file's extra files."""
@@ -64,13 +65,13 @@ class Format:
         suffix: Of its name.
         needs: Modules beyond torch, of the extra ``onnx``.
         write: From the model, images to try it with, and metadata to the file's content.
-        load: From the content, and the classifier to compare with, to what it computes of images.
+        load: From the content, and the model to compare with, to what it computes of images.
     """
 
     suffix: str
     needs: tuple[str, ...]
     write: Callable[[Portable, Tensor, Metadata], bytes]
-    load: Callable[[bytes, "Run"], Callable[[Tensor], Tensor]]
+    load: Callable[[bytes, Portable], Callable[[Tensor], Tensor]]
 
 
 def export(run: Run, kind: str, *, average: bool = True) -> bytes:
@@ -88,29 +89,31 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
     form = FORMATS[kind]
     for module in form.needs:
         require(module, "--format", f"{kind!r}", extra="onnx")
-    model = Portable(run.model(average=average), run.spec).eval()
+    round, models = run.weights()
+    arrays = models["ema" if average else "model"]
+    model = Portable(classifier(run.experiment, run.spec, arrays, round), run.spec).eval()
     example = _images(run.spec, 3)
     with torch.no_grad():
         try:
-            content = form.write(model, example, metadata_of(run, average=average))
+            content = form.write(model, example, metadata_of(run, round, average=average))
         except Exception as error:  # whatever a model of a user's own makes torch raise
             raise RunFailed(f"the model cannot be written as {kind}: {error}") from error
-        _check(form.load(content, run), model, run.spec, kind)
+        _check(form.load(content, model), model, run.spec, kind)
     return content
 
 
-def metadata_of(run: Run, *, average: bool = True) -> dict[str, str]:
-    """Return what a file says of its model: texts, those that are no plain text in JSON."""
+def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]:
+    """Return what a file says of the model after a round: texts, those that are no plain text in JSON."""
     facts, experiment = run.data, run.experiment
-    last = experiment.in_phase(len(experiment.schedule) - 1)
+    phase = experiment.in_phase(experiment.phase_of(round))
     return {
         "fedssl_version": run.environment["versions"]["fedssl"],
         "run": f"{experiment.name} seed {experiment.seed}",
         "run_folder": run.path.absolute().name,
-        "rounds": f"{run.num_rounds} of {experiment.num_rounds}",
+        "rounds": f"{round} of {experiment.num_rounds}",
         "weights": "moving average (EMA) of the global model" if average else "global model",
-        "method": last.method.kind,
-        "model": json.dumps(last.model.to_dict()),
+        "method": phase.method.kind,
+        "model": json.dumps(phase.model.to_dict()),
         "source": facts["source"],
         "class_names": json.dumps(facts["class_names"]),
         "image_shape": json.dumps(facts["shape"]),
@@ -148,13 +151,14 @@ def _write_safetensors(model: Portable, example: Tensor, metadata: Metadata) -> 
     return as_safetensors(arrays, {**metadata, "content": said})
 
 
-def _load_safetensors(content: bytes, run: Run) -> Callable[[Tensor], Tensor]:
+def _load_safetensors(content: bytes, model: Portable) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load
 
-    fresh = run.model()
-    fresh.load_state_dict({name: torch.zeros_like(t) for name, t in fresh.state_dict().items()})
-    fresh.load_state_dict(load(content))
-    return Portable(fresh, run.spec).eval()
+    fresh = copy.deepcopy(model)
+    weights = fresh.classifier.state_dict()
+    fresh.classifier.load_state_dict({name: torch.zeros_like(t) for name, t in weights.items()})
+    fresh.classifier.load_state_dict(load(content))
+    return fresh
 
 
 @contextmanager
@@ -177,7 +181,7 @@ def _write_torchscript(model: Portable, example: Tensor, metadata: Metadata) -> 
     return buffer.getvalue()
 
 
-def _load_torchscript(content: bytes, run: Run) -> Callable[[Tensor], Tensor]:
+def _load_torchscript(content: bytes, model: Portable) -> Callable[[Tensor], Tensor]:
     with _no_notice():
         loaded: Callable[[Tensor], Tensor] = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
     return loaded
@@ -196,7 +200,7 @@ def _write_onnx(model: Portable, example: Tensor, metadata: Metadata) -> bytes:
     return content
 
 
-def _load_onnx(content: bytes, run: Run) -> Callable[[Tensor], Tensor]:
+def _load_onnx(content: bytes, model: Portable) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

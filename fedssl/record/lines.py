@@ -103,8 +103,20 @@ def has_other_columns(path: Path, kind: type[Any]) -> bool:
     return first.endswith("\n") and next(csv.reader([first])) != columns_of(kind)
 
 
+def whole_lines(path: Path, length: int | None = None) -> str:
+    """Read a file up to the end of its last whole line: one without an end is being written, or will never be.
+
+    Args:
+        path: The file.
+        length: Bytes of it to read; None: all.
+    """
+    with path.open("rb") as file:
+        content = file.read(-1 if length is None else length)
+    return content[: content.rfind(b"\n") + 1].decode()
+
+
 def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[Row, ...]:
-    """Read what a `Table` holds, to the bit.
+    """Read what a `Table` holds in whole lines, to the bit.
 
     Args:
         path: The file.
@@ -115,9 +127,7 @@ def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[R
         ValueError: It is not what was written.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    with path.open("rb") as file:
-        text = file.read(-1 if length is None else length).decode()
-    lines = csv.DictReader(io.StringIO(text, newline=""))
+    lines = csv.DictReader(io.StringIO(whole_lines(path, length), newline=""))
     return tuple(
         kind(**{name: _cell(kinds[name], text) for name, text in line.items()}) for line in lines
     )

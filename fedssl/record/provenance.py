@@ -59,12 +59,12 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
         "num_train": len(data.train),
         "num_labeled": int(federation.labeled.sum()),
         "num_held_out": len(held_out),
-        "held_out_sha256": _fingerprint(held_out),
+        "held_out_sha256": fingerprint(held_out),
         "notes": data.notes,
     }
 
 
-def _fingerprint(images: Images) -> str:
+def fingerprint(images: Images) -> str:
     """Return a checksum of labels and of images spread over all: reading every one of a large set would take minutes."""
     digest = hashlib.sha256(images.labels.tobytes())
     if len(images):

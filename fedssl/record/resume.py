@@ -8,12 +8,22 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from fedssl.config import Experiment
+from fedssl.config import WITHOUT_EFFECT, Experiment
 from fedssl.errors import InputError
 from fedssl.record.lines import read_rounds
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
-from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun, never_began, new_run_path
+from fedssl.record.run_path import (
+    EMA,
+    EXPERIMENT,
+    MODEL,
+    ROUNDS,
+    STATE,
+    SUMMARY,
+    has_begun,
+    never_began,
+    new_run_path,
+)
 
 MOST_NAMED = 8
 """Differences that a message names."""
@@ -50,12 +60,12 @@ def directory_to_resume(
 
 def outcome_of(path: Path) -> Outcome:
     """Read what came of a run that is over."""
-    state = path / "state.safetensors"
+    state = path / STATE
     return Outcome(
-        arrays=load_file(path / "model.safetensors"),
-        ema=load_file(path / "ema.safetensors"),
+        arrays=load_file(path / MODEL),
+        ema=load_file(path / EMA),
         state=load_file(state) if state.exists() else {},
-        rounds=read_rounds(path / "rounds.csv"),
+        rounds=read_rounds(path / ROUNDS),
         seconds=float(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["seconds"]),
     )
 
@@ -108,12 +118,13 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
 
 def decisive(experiment: Experiment) -> dict[str, Any]:
     """Return what can change a round that is over; of the engine, that is who is fused."""
-    table = experiment.to_dict()
+    whole = experiment.to_dict()
+    table = {name: section for name, section in whole.items() if name not in WITHOUT_EFFECT}
     for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
         del table["server"][name]
-    engine = table.pop("engine")
-    for name in ("record", "tracker"):
-        table.pop(name, None)
+    for name in experiment.data.places:
+        del table["data"][name]
+    engine = whole["engine"]
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}
         if engine["kind"] == "flower":  # it fuses nobody

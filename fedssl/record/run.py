@@ -1,6 +1,7 @@
 """A recorded run as a person looks at it afterwards: tables, summary, model."""
 
 import functools
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,23 @@ from fedssl.errors import InputError
 from fedssl.extras import require
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.networks import build_network
-from fedssl.record.checkpoint import CHECKPOINTS, ROUNDS
-from fedssl.record.lines import read_rounds
-from fedssl.record.provenance import partition_table
+from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
+from fedssl.record.lines import read_rounds, whole_lines
+from fedssl.record.provenance import fingerprint, partition_table
 from fedssl.record.rows import NamedArrays, RoundRow
-from fedssl.record.run_path import DATA, ENVIRONMENT, EXPERIMENT, PARTITION, SUMMARY, has_begun
+from fedssl.record.run_path import (
+    CLASSES,
+    CLIENTS,
+    DATA,
+    EMA,
+    ENVIRONMENT,
+    EXPERIMENT,
+    MODEL,
+    PARTITION,
+    ROUNDS,
+    SUMMARY,
+    has_begun,
+)
 
 if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
     import pandas as pd
@@ -80,12 +93,12 @@ class Run:
     @property
     def clients(self) -> "pd.DataFrame":
         """One line a client and round; columns as in `fedssl.record.rows.ClientRow`."""
-        return self._table("clients.csv")
+        return self._table(CLIENTS)
 
     @property
     def classes(self) -> "pd.DataFrame":
         """One line a round and class; columns as in `fedssl.record.rows.ClassRow`."""
-        return self._table("classes.csv")
+        return self._table(CLASSES)
 
     @property
     def partition(self) -> "pd.DataFrame":
@@ -125,7 +138,8 @@ class Run:
         experiment = self.experiment
         data = experiment.data.dataset(experiment.seed)
         federation = draw_federation(data, experiment.federation.deal, experiment.seed)
-        if (self.path / PARTITION).read_bytes() != partition_table(federation):
+        same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
+        if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):
             raise InputError(str(self.path), "its images are no longer there", "put the data back")
         return federation
 
@@ -141,39 +155,48 @@ class Run:
             flips=facts["flips"],
         )
 
+    def weights(self) -> tuple[int, dict[str, NamedArrays]]:
+        """Return the newest weights, and the round after which they are what they are.
+
+        They are those of the end, or of the newest checkpoint where it is not finished; the checkpoints of a run that
+        goes on may be removed at any moment, and the next newest is taken then.
+
+        Returns:
+            The round, and weights by name: of the global model (``"model"``) and its moving average (``"ema"``).
+
+        Raises:
+            InputError: There are none yet, or no longer.
+        """
+        gone: set[Path] = set()
+        while found := [place for place in self._places() if place[1] not in gone]:
+            round, folder = found[0]
+            try:
+                return round, {"ema": load_file(folder / EMA), "model": load_file(folder / MODEL)}
+            except FileNotFoundError:
+                gone.add(folder)
+        if self.is_finished:
+            raise InputError(str(self.path), f"has no {MODEL} or {EMA} any more", "put it back")
+        raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+
     def arrays(self, *, average: bool = True) -> NamedArrays:
-        """Return the weights of the end, or of the newest checkpoint where it is not finished.
+        """Return one model's weights; which, and errors, as in `weights`.
 
         Args:
             average: Those of the global model's moving average; else the global model's own.
-
-        Raises:
-            InputError: There are none yet.
         """
-        return dict(
-            load_file(self._weights / ("ema.safetensors" if average else "model.safetensors"))
-        )
+        return self.weights()[1]["ema" if average else "model"]
 
     @property
     def model_round(self) -> int:
         """The round after which `arrays` are what they are."""
-        if self.is_finished:
-            return int(self.summary["rounds"])
-        return int(self._weights.name.removeprefix("round-"))
+        return self.weights()[0]
 
-    @property
-    def _weights(self) -> Path:
-        """The folder that holds the newest weights."""
+    def _places(self) -> list[tuple[int, Path]]:
+        """Return rounds and the folders that hold the weights after them, newest first."""
         if self.is_finished:
-            return self.path
-        found = [
-            folder
-            for folder in (self.path / CHECKPOINTS).glob("round-*")
-            if folder.name.removeprefix("round-").isdecimal()
-        ]
-        if not found:
-            raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
-        return max(found)
+            return [(int(self.summary["rounds"]), self.path)]
+        rounds = checkpoint_rounds(self.path)
+        return [(round, checkpoint_folder(self.path, round)) for round in rounds]
 
     def model(self, *, average: bool = True) -> nn.Module:
         """Return the classifier that was learned, from normalized images (B, C, H, W) to logits (B, classes).
@@ -183,7 +206,9 @@ class Run:
         Args:
             average: The moving average of the global model; else the global model itself.
         """
-        return classifier(self.experiment, self.spec, self.arrays(average=average))
+        round, models = self.weights()
+        arrays = models["ema" if average else "model"]
+        return classifier(self.experiment, self.spec, arrays, round)
 
     def predict(
         self, images: npt.NDArray[Any] | torch.Tensor, *, average: bool = True
@@ -233,7 +258,7 @@ class Run:
         require("pandas", "run", "a table")
         import pandas as pd
 
-        return pd.read_csv(self.path / name)
+        return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -245,16 +270,19 @@ class Run:
         return table
 
 
-def classifier(experiment: Experiment, spec: ImageSpec, arrays: NamedArrays) -> nn.Module:
-    """Return the classifier of an experiment's last phase with given weights, in evaluation mode.
+def classifier(
+    experiment: Experiment, spec: ImageSpec, arrays: NamedArrays, round: int
+) -> nn.Module:
+    """Return an experiment's classifier with the weights after a round, in evaluation mode.
 
     Args:
         experiment: What ran.
         spec: What its images have in common.
         arrays: Weights that clients share, by name; those that they do not share are the initial ones.
+        round: After which round they are what they are: its phase decides the network.
     """
-    last = experiment.in_phase(len(experiment.schedule) - 1)
-    network = build_network(last.model, last.method, spec, last.seed)
+    phase = experiment.in_phase(experiment.phase_of(round))
+    network = build_network(phase.model, phase.method, spec, phase.seed)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     network.load_state_dict({**network.state_dict(), **tensors})
-    return last.method.classifier(network).eval()
+    return phase.method.classifier(network).eval()

@@ -41,7 +41,7 @@ def look_closely(
         "round": round,
         "client_images": counts,
         "models": {
-            name: _of_one(classifier(experiment, federation.data.spec, arrays), federation)
+            name: _of_one(classifier(experiment, federation.data.spec, arrays, round), federation)
             for name, arrays in models.items()
         },
     }

@@ -26,6 +26,16 @@ def test_the_engine_and_the_record_make_no_line_of_their_own(tmp_path):
     assert lines_of(tmp_path) == {"small": [0, 1]}
 
 
+def test_where_the_data_lies_makes_no_line_of_its_own(tmp_path):
+    data = {"source": "mnist", "train_size": 300}
+    record(tmp_path / "0", [0.5], data={**data, "root": "/here"})
+    record(tmp_path / "1", [0.5], seed=1, data={**data, "root": "/there", "download": True})
+    record(tmp_path / "2", [0.5], seed=2, data={**data, "train_size": 200})
+    lines = lines_of(tmp_path)
+    assert sorted(lines.values()) == [[0, 1], [2]]
+    assert not any("data.root" in label for label in lines)
+
+
 def test_other_settings_are_another_line_named_by_what_differs(tmp_path):
     for seed in (0, 1):
         for threshold in (0.3, 0.9):

@@ -123,7 +123,7 @@ def test_a_file_that_computes_something_else_is_an_error_and_is_not_written(
     kind, finished, tmp_path, monkeypatch
 ):
     form = exporting.FORMATS[kind]
-    broken = exporting.Format(form.suffix, (), form.write, lambda content, run: Undone())
+    broken = exporting.Format(form.suffix, (), form.write, lambda content, model: Undone())
     monkeypatch.setitem(exporting.FORMATS, kind, broken)
     result = fedssl("export", finished.path, "--format", kind, "--out", tmp_path / "m")
     assert result.exit_code == 1
@@ -136,7 +136,7 @@ def test_a_network_that_depends_on_the_batch_is_found_out(finished, monkeypatch)
         def forward(self, given):
             return given.flatten(1)[:, :10] * float(len(given))
 
-    monkeypatch.setattr(Run, "model", lambda run, average=True: Batchwise())
+    monkeypatch.setattr(exporting, "classifier", lambda *given: Batchwise())
     with pytest.raises(RunFailed, match="computes other logits"):
         exporting.export(finished, "torchscript")
 

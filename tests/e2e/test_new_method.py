@@ -1,6 +1,9 @@
 """A new method is one file: written here into an empty folder, and run end to end."""
 
+import sys
+
 import pytest
+from PIL import Image
 
 from tests.helpers import fedssl, in_a_process, refused, sha256, small_toml
 
@@ -41,7 +44,7 @@ class EntropyMinimization(SemiSupervised):
 
 
 @pytest.mark.timeout(300)
-def test_one_file_is_a_method_on_every_engine(tmp_path):
+def test_one_file_is_a_method_on_every_engine(tmp_path, monkeypatch):
     (tmp_path / "mylab").mkdir()
     (tmp_path / "mylab" / "entropy_minimization.py").write_text(METHOD, encoding="utf-8")
     file = small_toml(tmp_path / "e.toml")
@@ -53,5 +56,11 @@ def test_one_file_is_a_method_on_every_engine(tmp_path):
         sums.add(sha256(out / "model.safetensors"))
         assert "entropy_minimization" in (out / "rounds.csv").read_text()
     assert len(sums) == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Image.new("L", (8, 8)).save("image.png")
+    for arguments in (("export", "run0", "--format", "safetensors"), ("predict", "run0", "image.png")):  # fmt: skip
+        result = fedssl(*arguments)
+        assert result.exit_code == 0, result.output
     wrong = [*settings[:3], "method.flor=0.1"]
     refused(fedssl("validate", file, *wrong), "floor")

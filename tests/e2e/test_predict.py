@@ -1,6 +1,7 @@
 """`fedssl predict`: files, folders and arrays, decoded as a run's own, and what evaluation says of them."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,16 @@ def test_arrays_are_predicted_like_files(finished, tmp_path):
     assert [row["class"] for row in rows_of(out)] == [str(cls) for cls in probs.argmax(1)]
     assert rows_of(out)[3]["path"] == f"{file}[3]"
     assert f"of {len(held_out):,} images whose class is known" in result.output
+
+
+@pytest.mark.parametrize("name", ["IMG [edited].png", "a [/b].png", "[red]d.png"])
+def test_names_of_files_are_shown_as_they_are(name, finished, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(next(folder.glob("3/*.png")), name)
+    result = fedssl("predict", finished.path, name)
+    assert result.exit_code == 0, result.output
+    assert f" {name} " in result.output
 
 
 def test_labels_of_arrays_go_by_the_names_of_their_classes(finished, tmp_path):

@@ -16,6 +16,7 @@ from clients.client_app import app
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.errors import InputError
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.run_directory import RunDirectory
 from strategies.server_app import serve
@@ -285,6 +286,16 @@ def test_a_changed_experiment_is_refused_with_the_difference(killed, tmp_path):
     edited.write_text(edited.read_text().replace("rounds = 6", "rounds = 7"))
     result = fedssl("run", file, "--resume", "--out", tmp_path / "run", "--set", "rounds=7")
     refused(result, "experiment.toml was changed after the run began")
+
+
+def test_data_that_was_moved_is_gone_on_with(tmp_path):
+    settings = {"data": {"source": "mnist", "root": "/here"}}
+    (tmp_path / "experiment.toml").write_text(small_experiment(**settings).to_toml())
+    settings["data"] |= {"root": "/there", "download": True}
+    directory_to_resume(small_experiment(**settings), tmp_path).close()
+    settings["data"] |= {"train_size": 10}
+    with pytest.raises(InputError, match=r"data.train_size was 400 and is 10"):
+        directory_to_resume(small_experiment(**settings), tmp_path)
 
 
 def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_path, monkeypatch):

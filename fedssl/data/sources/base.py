@@ -45,6 +45,9 @@ class Source(Plugin):
     cuts: ClassVar[frozenset[str]] = frozenset({"train_size", "validation", "test_share"})
     """Settings that do not change what is read."""
 
+    places: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say where the data lies or how it gets there, and nothing of what it is."""
+
     @abstractmethod
     def read(self) -> Raw:
         """Read the data set from its files.

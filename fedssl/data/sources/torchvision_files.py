@@ -18,6 +18,7 @@ class TorchvisionFiles(Source):
 
     is_abstract: ClassVar[bool] = True
     cuts: ClassVar[frozenset[str]] = Source.cuts | {"download"}
+    places: ClassVar[frozenset[str]] = frozenset({"root", "download"})
 
     root: Path = Field(Path("data"), description="folder that holds the data's own folder or files")
     download: bool = Field(False, description="fetch what is missing from the network")
