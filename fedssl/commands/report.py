@@ -45,7 +45,7 @@ def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
 
     there = read_evaluation(run.path)
     try:
-        round, models = (run.model_round, {"ema": run.arrays(), "model": run.arrays(average=False)})
+        round, models = run.weights()
         if there is not None and there["round"] == round:
             return there
         evaluation = look_closely(run.experiment, run.federation, models, round)
