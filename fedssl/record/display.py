@@ -106,6 +106,26 @@ class PlainDisplay(Observer):
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
+    """Return a bar as wide as the screen, with the time that has gone and the time left.
+
+    Args:
+        console: Where it is drawn.
+        what: It counts.
+        memory: Seconds of the past by which the time left is judged.
+    """
+    return Progress(
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=memory,
+    )
+
+
 class LiveDisplay(Observer):
     """A panel that moves: progress, ETA, the course of accuracy, the latest rounds."""
 
@@ -116,15 +136,7 @@ class LiveDisplay(Observer):
         self._failures: list[Failure] = []
         self._incidents: list[str] = []
         self._title = ""
-        self._progress = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = progress_bar(console, "round")
         self._live = Live(console=console, refresh_per_second=8, transient=True)
 
     def began(self, experiment: Experiment, federation: Federation) -> None:

@@ -8,17 +8,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from fedssl.record.display import last_line, percent
+from fedssl.record.display import last_line, percent, progress_bar
 from fedssl.record.rows import NAN
 from fedssl.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
 from fedssl.sweep.points import Point
@@ -114,16 +106,7 @@ class Screen:
     def __init__(self, console: Console, lines: Lines, todo: list[Point]) -> None:
         self._lines = lines
         self._jobs: dict[str, _Job] = {}
-        self._progress = Progress(
-            TextColumn("rounds"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            speed_estimate_period=MEMORY,
-        )
+        self._progress = progress_bar(console, "rounds", MEMORY)
         self._rounds = {point.name: point.experiment.num_rounds for point in todo}
         self._bar = self._progress.add_task("rounds", total=sum(self._rounds.values()))
         self._live = Live(
