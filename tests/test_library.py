@@ -77,6 +77,19 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, finished, monke
     assert sha256(found.path / "ema.safetensors") == sha256(finished.path / "ema.safetensors")
 
 
+def test_a_damaged_checkpoint_is_said(tmp_path, finished, caplog, monkeypatch):
+    experiment = finished.experiment.with_settings("server.checkpoint_every=1")
+    monkeypatch.setattr("fedssl.library.make_display", lambda console: Stopper(after=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, out=tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "round-000002" / "ema.safetensors").unlink()
+    assert run(experiment, out=tmp_path / "run", resume=True, progress=False).is_finished
+    assert caplog.messages == [
+        "the checkpoint of round 2 is damaged: ema.safetensors is missing",
+    ]
+    assert caplog.records[0].levelname == "WARNING"
+
+
 def test_what_is_done_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr("fedssl.library._run_in", None)
     assert run(finished.experiment, out=finished.path, resume=True).path == finished.path
