@@ -196,6 +196,18 @@ def test_a_run_shows_itself(finished, tmp_path):
         assert np.ptp(np.asarray(Image.open(tmp_path / "p.png").convert("L"))) > 200
 
 
+def test_a_run_that_goes_on_shows_one_moment(tmp_path, finished, monkeypatch):
+    """A round that is over while it is drawn is in neither of its lines."""
+    for file in finished.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "summary.json").unlink()
+    seen = [finished.round_rows[:2], finished.round_rows]
+    monkeypatch.setattr("fedssl.record.run.read_rounds", lambda path: seen.pop(0))
+    text = Run(tmp_path)._repr_html_()
+    assert "not finished (2 rounds)" in text
+    assert "after round 2" in text
+
+
 def test_phases_are_marked_and_a_method_without_pseudo_labels_has_none(tmp_path):
     phases = [
         {"rounds": 1, "method": {"kind": "supervised"}},
