@@ -25,6 +25,7 @@ import pandas as pd
 from fedssl.config import Experiment
 from fedssl.record.rows import Observer, RoundEnd
 from fedssl.record.run_directory import TABLES, RunDirectory
+from fedssl.record.run_path import CLIENTS, ROUNDS
 from fedssl.simulation import Engine
 
 EXPERIMENT: dict[str, Any] = {
@@ -63,7 +64,7 @@ def command(file: Path, out: Path) -> list[str]:
 
 
 def finished_rounds(out: Path) -> int:
-    path = out / "rounds.csv"
+    path = out / ROUNDS
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
@@ -166,7 +167,7 @@ def kill_workers(rounds: int, every: int, seed: int, folder: Path) -> Path:
     killer = WorkerKiller(every, seed)
     with Engine() as engine:
         engine.run(experiment_of(rounds), [RunDirectory(folder / "killed"), killer])
-    clients = pd.read_csv(folder / "killed" / "clients.csv")
+    clients = pd.read_csv(folder / "killed" / CLIENTS)
     print(f"  {killer.kills} workers killed, {(clients.status == 'failed').sum()} clients failed")
     if killer.kills < rounds // every // 2:
         sys.exit("too few were killed for this to mean anything")

@@ -76,11 +76,13 @@ def _run_in(
     display: list[Observer],
 ) -> None:
     """Run what a directory does not hold yet, and leave no worker amid something when that ends early."""
-    snapshot = directory.load().snapshot
+    found = directory.load()
+    for flaw in found.damaged:
+        log.warning(flaw)
     workers = engine or _kept_engine()
     try:
         with keeping(experiment, directory, log.warning) as keepers:
-            workers.run(experiment, [*keepers, *display], snapshot)
+            workers.run(experiment, [*keepers, *display], found.snapshot)
     except BaseException as error:
         workers.close()
         if isinstance(error, KeyboardInterrupt):

@@ -13,8 +13,7 @@ from fedssl.record.checkpoint import Found
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
-from fedssl.record.run_path import new_run_path
-from fedssl.reports.run_report import REPORT
+from fedssl.record.run_path import REPORT, new_run_path
 from fedssl.reports.writer import ReportWriter
 from fedssl.simulation import Engine
 from fedssl.trackers.tracking import tracking

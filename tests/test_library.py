@@ -77,6 +77,19 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, finished, monke
     assert sha256(found.path / "ema.safetensors") == sha256(finished.path / "ema.safetensors")
 
 
+def test_a_damaged_checkpoint_is_said(tmp_path, finished, caplog, monkeypatch):
+    experiment = finished.experiment.with_settings("server.checkpoint_every=1")
+    monkeypatch.setattr("fedssl.library.make_display", lambda console: Stopper(after=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, out=tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "round-000002" / "ema.safetensors").unlink()
+    assert run(experiment, out=tmp_path / "run", resume=True, progress=False).is_finished
+    assert caplog.messages == [
+        "the checkpoint of round 2 is damaged: ema.safetensors is missing",
+    ]
+    assert caplog.records[0].levelname == "WARNING"
+
+
 def test_what_is_done_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr("fedssl.library._run_in", None)
     assert run(finished.experiment, out=finished.path, resume=True).path == finished.path
@@ -181,6 +194,18 @@ def test_a_run_shows_itself(finished, tmp_path):
     for shown in (figure, finished.plot_federation()):
         (tmp_path / "p.png").write_bytes(shown._repr_png_())
         assert np.ptp(np.asarray(Image.open(tmp_path / "p.png").convert("L"))) > 200
+
+
+def test_a_run_that_goes_on_shows_one_moment(tmp_path, finished, monkeypatch):
+    """A round that is over while it is drawn is in neither of its lines."""
+    for file in finished.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "summary.json").unlink()
+    seen = [finished.round_rows[:2], finished.round_rows]
+    monkeypatch.setattr("fedssl.record.run.read_rounds", lambda path: seen.pop(0))
+    text = Run(tmp_path)._repr_html_()
+    assert "not finished (2 rounds)" in text
+    assert "after round 2" in text
 
 
 def test_phases_are_marked_and_a_method_without_pseudo_labels_has_none(tmp_path):

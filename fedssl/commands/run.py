@@ -15,6 +15,7 @@ from fedssl.startup import quick_imports
 
 if TYPE_CHECKING:
     from fedssl.config import Experiment
+    from fedssl.interrupts import Interrupts
 
 
 @guarded
@@ -57,9 +58,6 @@ def run(
     """
     with quick_imports():
         from fedssl.interrupts import interruptible
-        from fedssl.record.display import PlainDisplay, make_display
-        from fedssl.runs import Runs
-        from fedssl.simulation import Engine, check, check_engine
 
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
@@ -67,34 +65,58 @@ def run(
     console = Console()
     with interruptible() as interrupts:
         experiments = _experiments(files, overrides, seeds)
-        for experiment in experiments:
-            check_engine(experiment)
-        if len(experiments) > 1:
-            require("pandas", "run", "the comparison of several runs")
-        with Engine() as workforce:
-            workforce.start(experiments[0])  # its workers make themselves ready while we check
-            for experiment in experiments:
-                check(experiment)
-            runs = Runs(
-                workforce,
-                console,
-                interrupts,
-                display=lambda: PlainDisplay(console) if plain else make_display(console),
-                resume=resume,
-                complain=complain,
-            )
-            finished, failed = runs.run(experiments, _folders(experiments, out))
+        finished = _run(
+            experiments, _folders(experiments, out), console, interrupts, resume=resume, plain=plain
+        )
         if len(finished) > 1:
             compare_runs(finished, out, console, force=True, brief=True)
-    if failed:
+    if failed := len(experiments) - len(finished):
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
 
 def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
-    """Return every file's experiment with its seed, the next one, and so on."""
+    """Return every file's experiment with its seed, the next one, and so on, if this machine can run them."""
+    with quick_imports():
+        from fedssl.simulation import check_engine
+
     experiments = [each for file in files for each in load_seeds(file, settings, seeds)]
     _refuse_twins(experiments)
+    for experiment in experiments:
+        check_engine(experiment)
+    if len(experiments) > 1:
+        require("pandas", "run", "the comparison of several runs")
     return experiments
+
+
+def _run(
+    experiments: list["Experiment"],
+    folders: list[Path | None],
+    console: Console,
+    interrupts: "Interrupts",
+    *,
+    resume: bool,
+    plain: bool,
+) -> list[Path]:
+    """Run all on one engine, and return where those that ended are recorded."""
+    with quick_imports():
+        from fedssl.record.display import PlainDisplay, make_display
+        from fedssl.runs import Runs
+        from fedssl.simulation import Engine, check
+
+    with Engine() as engine:
+        engine.start(experiments[0])  # its workers make themselves ready while we check
+        for experiment in experiments:
+            check(experiment)
+        runs = Runs(
+            engine,
+            console,
+            interrupts,
+            display=lambda: PlainDisplay(console) if plain else make_display(console),
+            resume=resume,
+            complain=complain,
+        )
+        finished, _ = runs.run(experiments, folders)
+    return finished
 
 
 def _folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -61,47 +61,38 @@ def sweep(
     """
     with quick_imports():
         from fedssl.interrupts import interruptible
-        from fedssl.simulation import check
         from fedssl.sweep.grid import parse_axes
         from fedssl.sweep.ledger import Ledger
-        from fedssl.sweep.points import refuse_changed, state_of
 
     console = Console()
     with interruptible():
         axes = parse_axes(settings or [])
         points = _points(files, axes, seeds)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
-        if len(points) > 1:
-            require("pandas", "sweep", "the comparison of several runs")
-        refuse_changed(points, folder)
-        todo = [point for point in points if state_of(folder / point.name) != "finished"]
-        for point in todo:
-            with _named(point.name):
-                check(point.experiment)
+        todo = _todo(points, folder)
         packing = _packing(todo, jobs) if todo else None
         if dry_run:
             _list(points, folder, packing, console)
             return
-        asked = {
-            "files": [str(file) for file in files],
-            "settings": {axis.key: list(axis.values) for axis in axes},
-            "seeds": seeds,
-        }
-        with Ledger(folder, points, asked) as ledger:
+        with Ledger(folder, points, _asked(files, axes, seeds)) as ledger:
             if packing is not None:
                 _run(todo, len(points) - len(todo), folder, packing, ledger, console, plain)
-        finished = [p for p in points if state_of(folder / p.name) == "finished"]
-        if len(finished) > 1:
-            paths = [folder / point.name for point in finished]
-            compare_runs(paths, folder, console, force=True)
+        _compare(points, folder, console)
     if ledger.failures:
         _list_failures(ledger, folder, console)
         raise RunFailed(f"{len(ledger.failures)} of {_runs(points)} failed")
 
 
+def _asked(files: list[Path], axes: "list[Axis]", seeds: int) -> dict[str, Any]:
+    """Return what was asked for, as the books keep it."""
+    settings = {axis.key: list(axis.values) for axis in axes}
+    return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
+
+
 def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
-    from fedssl.sweep.grid import settings_name, spread
-    from fedssl.sweep.points import Point, refuse_twins
+    with quick_imports():
+        from fedssl.sweep.grid import settings_name, spread
+        from fedssl.sweep.points import Point, refuse_twins
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
     points = []
@@ -110,7 +101,23 @@ def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
             experiments = load_seeds(file, [f"{key}={text}" for key, text in assignment], seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]
     refuse_twins(points)
+    if len(points) > 1:
+        require("pandas", "sweep", "the comparison of several runs")
     return points
+
+
+def _todo(points: "list[Point]", folder: Path) -> "list[Point]":
+    """Return what is not done yet, if it can be run and what is done has its settings."""
+    with quick_imports():
+        from fedssl.simulation import check
+        from fedssl.sweep.points import refuse_changed, state_of
+
+    refuse_changed(points, folder)
+    todo = [point for point in points if state_of(folder / point.name) != "finished"]
+    for point in todo:
+        with _named(point.name):
+            check(point.experiment)
+    return todo
 
 
 def _packing(todo: "list[Point]", jobs: int | None) -> "Packing":
@@ -176,6 +183,16 @@ def _run(
     except KeyboardInterrupt as error:
         error.add_note("to go on, run the same command again")
         raise
+
+
+def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
+    """Compare what is finished, if that is more than one run."""
+    from fedssl.sweep.points import state_of
+
+    paths = [folder / point.name for point in points]
+    finished = [path for path in paths if state_of(path) == "finished"]
+    if len(finished) > 1:
+        compare_runs(finished, folder, console, force=True)
 
 
 def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:

@@ -10,8 +10,7 @@ from fedssl.comparison.labels import Settings, label_lines
 from fedssl.errors import InputError
 from fedssl.record.resume import decisive, texts
 from fedssl.record.run import Run
-from fedssl.record.run_directory import EVENTS
-from fedssl.record.run_path import has_begun
+from fedssl.record.run_path import EVENTS, has_begun
 
 
 @dataclass(frozen=True)

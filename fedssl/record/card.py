@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 def card(run: "Run") -> str:
     """Return a run as a small HTML table."""
-    state = "finished" if run.is_finished else f"not finished ({run.num_rounds} rounds)"
+    rounds = () if run.is_finished else run.round_rows
+    state = "finished" if run.is_finished else f"not finished ({len(rounds)} rounds)"
     lines = {
         "run": f"{run.experiment.name} seed {run.experiment.seed}, {state}",
         "what": run.data["description"],
-        **(_of_the_end(run) if run.is_finished else _of_the_last(run.round_rows)),
+        **(_of_the_end(run) if run.is_finished else _of_the_last(rounds)),
         "recorded in": str(run.path),
     }
     rows = "".join(

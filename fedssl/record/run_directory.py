@@ -34,11 +34,18 @@ from fedssl.record.rows import (
     summarize,
 )
 from fedssl.record.run_path import (
+    CLASSES,
+    CLIENTS,
     DATA,
+    EMA,
     ENVIRONMENT,
+    EVENTS,
     EXPERIMENT,
     LOCK,
+    MODEL,
     PARTITION,
+    ROUNDS,
+    STATE,
     SUMMARY,
     has_begun,
     never_began,
@@ -46,8 +53,7 @@ from fedssl.record.run_path import (
 )
 from fedssl.record.snapshot import Snapshot
 
-EVENTS = "events.jsonl"
-TABLES = {"rounds.csv": RoundRow, "clients.csv": ClientRow, "classes.csv": ClassRow}
+TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow}
 
 
 class RunDirectory(Observer):
@@ -140,13 +146,13 @@ class RunDirectory(Observer):
         """Append the round and its clients, and every so often write a checkpoint."""
         assert self._experiment is not None
         with self._recording():
-            self._table("clients.csv").add(end.clients)
-            self._table("classes.csv").add(end.classes)
+            self._table(CLIENTS).add(end.clients)
+            self._table(CLASSES).add(end.classes)
             for failure in end.failures:
                 self._event("client_failed", **dataclasses.asdict(failure))
             for incident in end.incidents:
                 self._event("incident", round=end.row.round, what=incident)
-            self._table("rounds.csv").add([end.row])
+            self._table(ROUNDS).add([end.row])
         if end.snapshot is None:
             return
         self._last = end.snapshot, self._now()
@@ -158,10 +164,10 @@ class RunDirectory(Observer):
         """Write the final weights and the summary, which says that the run is over; checkpoints go."""
         assert self._experiment is not None
         with self._recording():
-            self._write("model.safetensors", as_safetensors(outcome.arrays))
-            self._write("ema.safetensors", as_safetensors(outcome.ema))
+            self._write(MODEL, as_safetensors(outcome.arrays))
+            self._write(EMA, as_safetensors(outcome.ema))
             if outcome.state:
-                self._write("state.safetensors", as_safetensors(outcome.state))
+                self._write(STATE, as_safetensors(outcome.state))
             self._event("ended", seconds=outcome.seconds)
             self._write(SUMMARY, as_json(summarize(self._experiment, outcome)))
         self._checkpoints.remove()

@@ -13,7 +13,7 @@ from fedssl.config import Experiment
 from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.rows import ClassRow, ClientRow, RoundRow
 from fedssl.record.run import Run
-from fedssl.record.run_path import PARTITION
+from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION, ROUNDS
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,9 +61,9 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         run: It may still go on.
         evaluation: A closer look at its models, if there is one.
     """
-    rounds = read_rounds(run.path / "rounds.csv")
+    rounds = read_rounds(run.path / ROUNDS)
     # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
-    clients = read_rows(run.path / "clients.csv", ClientRow)
+    clients = read_rows(run.path / CLIENTS, ClientRow)
     owner, label, given = _partition(run)
     return Material(
         experiment=run.experiment,
@@ -72,7 +72,7 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         rounds=rounds,
         clients=[row for row in clients if row.round <= len(rounds)],
         classes=[
-            row for row in read_rows(run.path / "classes.csv", ClassRow) if row.round <= len(rounds)
+            row for row in read_rows(run.path / CLASSES, ClassRow) if row.round <= len(rounds)
         ],
         owner=owner,
         label=label,
@@ -92,6 +92,6 @@ def _partition(run: Run) -> tuple[Ints, Ints, Ints]:
 
 
 def _events(run: Run) -> list[dict[str, Any]]:
-    path = run.path / "events.jsonl"
+    path = run.path / EVENTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]

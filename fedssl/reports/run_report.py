@@ -10,6 +10,7 @@ from fedssl.record.display import last_line, percent
 from fedssl.record.grid import Grid
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run import Run
+from fedssl.record.run_path import REPORT
 from fedssl.reports.charts import Chart
 from fedssl.reports.evaluation import read_evaluation
 from fedssl.reports.federation_charts import federation_charts
@@ -24,9 +25,6 @@ from fedssl.reports.round_charts import (
     loss_chart,
     pseudo_label_chart,
 )
-
-REPORT = "report.html"
-"""File of a run directory."""
 
 MOST_EVENTS = 50
 

@@ -126,13 +126,21 @@ class _Worker:
         return number, message
 
     def _epitaph(self) -> str:
-        code = self._process.wait(PATIENCE)
+        how = self._how_it_ended()
         self._output.seek(0)
         output = self._output.read().decode(errors="replace").strip()
+        return f"{output}\n{how}".strip()
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            return f"its process fell silent, had not ended {PATIENCE:g} s later, and was killed"
         if code >= 0:
-            return f"{output}\nits process ended with exit code {code}".strip()
+            return f"its process ended with exit code {code}"
         hint = "; perhaps memory ran out" if code == -signal.SIGKILL else ""
-        return f"{output}\nits process was killed by {signal.Signals(-code).name}{hint}".strip()
+        return f"its process was killed by {signal.Signals(-code).name}{hint}"
 
     def end(self) -> None:
         """Wait until it has ended; kill it if it does not."""
@@ -140,6 +148,9 @@ class _Worker:
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         self._output.close()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()

@@ -12,14 +12,14 @@ from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.record.files import write_atomically
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
-from fedssl.record.run_path import EXPERIMENT, SUMMARY
+from fedssl.record.run_path import EXPERIMENT, REPORT, ROUNDS, SUMMARY
 from fedssl.record.snapshot import Snapshot
 from fedssl.trackers.base import Facts, Status, TrackedRun, Tracker, tracker_of
 
 TRACKER = "tracker.json"
 """File of a run directory: which tracker the run is at, and as what."""
 
-FILES = (EXPERIMENT, SUMMARY, "rounds.csv", "report.html")
+FILES = (EXPERIMENT, SUMMARY, ROUNDS, REPORT)
 """Of the record of a finished run, what a tracker may keep; none is large."""
 
 Incident = Callable[[int, str], None]
