@@ -81,11 +81,6 @@ class Run:
         return read_rounds(self.path / ROUNDS)
 
     @property
-    def num_rounds(self) -> int:
-        """Number of finished rounds."""
-        return len(self.round_rows)
-
-    @property
     def rounds(self) -> "pd.DataFrame":
         """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
         return self._table(ROUNDS)
@@ -185,11 +180,6 @@ class Run:
             average: Those of the global model's moving average; else the global model's own.
         """
         return self.weights()[1]["ema" if average else "model"]
-
-    @property
-    def model_round(self) -> int:
-        """The round after which `arrays` are what they are."""
-        return self.weights()[0]
 
     def _places(self) -> list[tuple[int, Path]]:
         """Return rounds and the folders that hold the weights after them, newest first."""
