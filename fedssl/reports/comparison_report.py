@@ -121,7 +121,7 @@ def _curve_chart(comparison: Comparison, axis: str, column: str, name: str) -> C
 def _rows(
     comparison: Comparison, axis: str, column: str, value: str
 ) -> tuple[list[Row], list[str]]:
-    """Return the points of all lines that have any, and their labels."""
+    """Return the points of all lines, and their labels."""
     rows: list[Row] = []
     names = []
     for label, line in comparison.curves.groupby("label", sort=False):
@@ -137,7 +137,7 @@ def _rows(
             for point in known.to_dict("records")
         ]
         rows += thinned(points, MOST_POINTS)
-        names += [str(label)] if points else []
+        names.append(str(label))  # without points too, so that a line has one color in all charts
     return rows, names
 
 
