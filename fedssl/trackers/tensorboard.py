@@ -1,6 +1,7 @@
 """Event files for TensorBoard."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ class TensorBoard(Tracker):
         own = facts.directory / "tensorboard"
         if self.folder is not None:
             own = Path(self.folder, facts.name, facts.directory.name).absolute()
+        _wait_for_a_later_name(own)
         # All rounds of a run that goes on are written again; those of before are hidden from step 1 on.
         writer = SummaryWriter(str(own), purge_step=None if id is None else 1)
         settings = {key: _plain(value) for key, value in leaves(facts.settings)}
@@ -63,6 +65,13 @@ class _Run(TrackedRun):
                 self._settings, dict(summary), run_name=".", global_step=self._round
             )
         self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait until a new event file is read after those that are there: their order is that of the seconds in their names."""
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while seconds and int(time.time()) <= max(seconds):
+        time.sleep(0.05)
 
 
 def _plain(value: Any) -> bool | int | float | str:

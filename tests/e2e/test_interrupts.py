@@ -117,7 +117,10 @@ def test_the_second_signal_ends_the_process_at_once(second):
                     print("closed", flush=True)
     """
     python = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        python, capture_output=True, text=True, timeout=100,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert done.stdout == "closing\n"
 
