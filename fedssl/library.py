@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.config import Experiment
+from fedssl.errors import InputError
 from fedssl.record.display import make_display
 from fedssl.record.rows import Observer
 from fedssl.record.run import Run
@@ -50,6 +51,7 @@ def run(
         KeyboardInterrupt: It was interrupted; says how to go on.
     """
     chosen = as_experiment(experiment)
+    _refuse_others("engine", engine, Engine | None, 'with_settings("engine.kind=serial") names one')
     check_engine(chosen)
     check(chosen)
     folder = None if out is None else Path(out)
@@ -66,7 +68,14 @@ def as_experiment(experiment: Experiment | Path | str | Mapping[str, Any]) -> Ex
         return experiment
     if isinstance(experiment, Mapping):
         return Experiment.from_dict(experiment)
+    _refuse_others("experiment", experiment, str | Path, "give an Experiment, a file or a table")
     return Experiment.load(Path(experiment))
+
+
+def _refuse_others(name: str, value: object, wanted: Any, remedy: str) -> None:
+    """Raise `InputError` for an argument of another type, as a notebook, which checks none, may give it."""
+    if not isinstance(value, wanted):
+        raise InputError(name, f"is {value!r}", remedy)
 
 
 def _run_in(

@@ -39,10 +39,11 @@ def export(
         from fedssl.record.export import FORMATS
         from fedssl.record.export import export as content_of
         from fedssl.record.files import write_atomically
-        from fedssl.record.run_path import unwritable
+        from fedssl.record.run_path import check_output, unwritable
 
     found = load_run_with_model(run)
     path = out or Path(found.experiment.name + FORMATS[kind].suffix)
+    check_output(path, FORMATS[kind].suffix)
     content = content_of(found, kind, average=model.average)
     try:
         write_atomically(path, content)

@@ -60,7 +60,11 @@ def predict(
             predictions.add(one)
             progress.update(task, advance=1)
         if flaws.notes():
-            remedy = "name images only" if resize else "--resize scales and converts images"
+            remedy = (
+                "name images only"
+                if resize
+                else "name images only; --resize scales and converts them"
+            )
             raise InputError(FIELD, "; ".join(flaws.notes()), remedy)
     _show(predictions, out)
 
@@ -84,11 +88,12 @@ def _target(run: "Run", resize: bool) -> "Target":
 def _written(out: Path | None) -> Iterator[TextIO | None]:
     """Open a file that is there once the block has ended well, and not otherwise."""
     from fedssl.record.files import PARTIAL
-    from fedssl.record.run_path import unwritable
+    from fedssl.record.run_path import check_output, unwritable
 
     if out is None:
         yield None
         return
+    check_output(out, ".csv")
     partial = out.with_name(out.name + PARTIAL)
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:

@@ -34,8 +34,13 @@ def report(
 
     console = Console()
     for run in [load_run(path) for path in runs]:
-        evaluation = _closer_look(run, console)
-        path = write_report(run, evaluation)
+        try:
+            path = write_report(run, _closer_look(run, console))
+        except OSError as error:
+            problem = f"report.html cannot be written: {error.strerror}"
+            raise InputError(
+                str(run.path), problem, "copy the run to where you may write"
+            ) from None
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -34,7 +34,7 @@ class Comparison:
         curves: One row a line and round; columns as in `fedssl.comparison.statistics.curves_of`.
         source: Data source of the baseline.
         evaluated_on: ``"test"`` or ``"validation"`` images, the baseline's.
-        last_rounds: Evaluations whose mean is a run's accuracy, the baseline's.
+        last_evaluations: How many evaluations' mean a run's accuracy is, such as ``"10"``, or ``"4 to 10"``.
         notes: What was left out, and what differs though it should not; one sentence each.
     """
 
@@ -43,7 +43,7 @@ class Comparison:
     curves: pd.DataFrame
     source: str
     evaluated_on: str
-    last_rounds: int
+    last_evaluations: str
     notes: tuple[str, ...]
 
     @property
@@ -93,9 +93,24 @@ class Comparison:
             curves=curves_of(rounds),
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
-            last_rounds=first.summary["last_rounds"],
-            notes=(*gathered.notes, *different, *unpaired(lines)),
+            last_evaluations=_span(_of_all(lines, "last_rounds")),
+            notes=(*gathered.notes, *different, *unpaired(lines), *_lengths(lines)),
         )
+
+
+def _of_all(lines: Sequence[Line], key: str) -> list[int]:
+    return [run.summary[key] for line in lines for run in line.runs.values()]
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _lengths(lines: Sequence[Line]) -> list[str]:
+    """Say that runs are not equally long, if they are not."""
+    rounds = _of_all(lines, "rounds")
+    return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from fedssl.comparison.labels import Settings, label_lines
 from fedssl.errors import InputError
 from fedssl.record.resume import decisive, texts
 from fedssl.record.run import Run
-from fedssl.record.run_path import EVENTS, has_begun
+from fedssl.record.run_path import EVENTS, SWEEP, has_begun
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,22 @@ def _found(path: Path) -> list[Run]:
         _ = run.summary  # refuses what is not finished
         return [run]
     if not path.is_dir():
-        raise InputError(str(path), "no such folder", "name run directories or folders of them")
-    runs = [Run(folder) for folder in _run_folders(path)]
+        problem = "is no folder" if path.exists() else "no such folder"
+        raise InputError(str(path), problem, "name run directories or folders of them")
+    runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(_run_folders(path)))]
     if not any(run.is_finished for run in runs):
         raise InputError(str(path), "holds no finished run")
     return runs
+
+
+def _in_a_sweeps_order(path: Path, folders: Sequence[Path]) -> Sequence[Path]:
+    """Return run directories as a sweep was asked for them, if a folder is one's: its first is what it compares with."""
+    try:
+        asked = json.loads((path / SWEEP).read_text(encoding="utf-8"))["runs"]
+        order = {path / run["folder"]: place for place, run in enumerate(asked)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return folders
+    return sorted(folders, key=lambda folder: order.get(folder, len(order)))
 
 
 def _run_folders(path: Path) -> Iterator[Path]:

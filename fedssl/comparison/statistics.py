@@ -123,7 +123,10 @@ def _line(seeds: pd.DataFrame) -> dict[str, Any]:
     line["megabytes_up"] = seeds["bytes_up"].mean() / 1e6
     line["megabytes_down"] = seeds["bytes_down"].mean() / 1e6
     line["reached"] = seeds["rounds_to_reach"].count()
-    line |= {f"{name}_to_reach": seeds[f"{name}_to_reach"].mean() for name in ("rounds", *SPENT)}
+    # Of some seeds only, a mean would say that a line which fails on the others is fast.
+    reached = line["reached"] == len(seeds)
+    for name in ("rounds", *SPENT):
+        line[f"{name}_to_reach"] = seeds[f"{name}_to_reach"].mean() if reached else math.nan
     return line
 
 

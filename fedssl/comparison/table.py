@@ -31,7 +31,7 @@ INTERVALS = (
 )
 REACH = (
     "reached: seeds whose EMA was that accurate after some round; until it first was, mean over "
-    "those seeds: rounds, MB up and down, seconds"
+    "the seeds, if all of them reached it: rounds, MB up and down, seconds"
 )
 COSTS = (
     "seconds, MB up and MB down of a run, mean over seeds; failed: clients, in all seeds together"
@@ -63,7 +63,7 @@ def _accuracies(comparison: Comparison) -> Grid:
     gain = ["gain", "least"] if several else ["gain"]
     title = (
         f"{comparison.source}, {comparison.evaluated_on} images: mean of the last "
-        f"{comparison.last_rounds} evaluations{', ± deviation over seeds' if several else ''}"
+        f"{comparison.last_evaluations} evaluations{', ± deviation over seeds' if several else ''}"
     )
     columns = ("seeds", "accuracy", "EMA", *gain, "right", "used")
     rows = []

@@ -92,10 +92,10 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
     round, models = run.weights()
     arrays = models["ema" if average else "model"]
     model = Portable(classifier(run.experiment, run.spec, arrays, round), run.spec).eval()
-    example = _images(run.spec, 3)
+    example, metadata = _images(run.spec, 3), metadata_of(run, round, average=average)
     with torch.no_grad():
         try:
-            content = form.write(model, example, metadata_of(run, round, average=average))
+            content = form.write(model, example, metadata)
         except Exception as error:  # whatever a model of a user's own makes torch raise
             raise RunFailed(f"the model cannot be written as {kind}: {error}") from error
         _check(form.load(content, model), model, run.spec, kind)

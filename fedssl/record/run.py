@@ -1,14 +1,17 @@
 """A recorded run as a person looks at it afterwards: tables, summary, model."""
 
+import contextlib
 import functools
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -78,12 +81,17 @@ class Run:
     @property
     def round_rows(self) -> tuple[RoundRow, ...]:
         """Every finished round, without pandas."""
-        return read_rounds(self.path / ROUNDS)
+        with reading(self.path / ROUNDS):
+            rows = read_rounds(self.path / ROUNDS)
+        self._check_whole(len(rows))
+        return rows
 
     @property
     def rounds(self) -> "pd.DataFrame":
         """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
-        return self._table(ROUNDS)
+        table = self._table(ROUNDS)
+        self._check_whole(len(table))
+        return table
 
     @property
     def clients(self) -> "pd.DataFrame":
@@ -103,7 +111,7 @@ class Run:
     @functools.cached_property
     def data(self) -> dict[str, Any]:
         """What the record says of the images; see `fedssl.record.provenance.data_facts`."""
-        return self._json(DATA)
+        return self._json(DATA, "class_names", "shape")
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -121,7 +129,7 @@ class Run:
             raise InputError(
                 str(self.path), "is not finished", "go on with it: fedssl run --resume"
             )
-        return self._json(SUMMARY)
+        return self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
 
     @functools.cached_property
     def federation(self) -> Federation:
@@ -133,7 +141,8 @@ class Run:
         experiment = self.experiment
         data = experiment.data.dataset(experiment.seed)
         federation = draw_federation(data, experiment.federation.deal, experiment.seed)
-        same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
+        with reading(self.path / PARTITION):
+            same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
         if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):
             raise InputError(str(self.path), "its images are no longer there", "put the data back")
         return federation
@@ -169,6 +178,8 @@ class Run:
                 return round, {"ema": load_file(folder / EMA), "model": load_file(folder / MODEL)}
             except FileNotFoundError:
                 gone.add(folder)
+            except SafetensorError as error:
+                raise InputError(str(folder), f"has damaged weights: {error}", REMEDY) from None
         if self.is_finished:
             raise InputError(str(self.path), f"has no {MODEL} or {EMA} any more", "put it back")
         raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
@@ -248,16 +259,36 @@ class Run:
         require("pandas", "run", "a table")
         import pandas as pd
 
-        return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
+        with reading(self.path / name):
+            return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
+    def _json(self, name: str, *keys: str) -> dict[str, Any]:
+        """Return a table that must have some keys."""
+        with reading(self.path / name):
             table: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                str(self.path), f"has no {name}", "it was written by another version of fedssl"
-            ) from None
+            if not isinstance(table, dict) or not set(keys) <= table.keys():
+                raise ValueError(f"it lacks one of {', '.join(keys)}")
         return table
+
+    def _check_whole(self, num_rounds: int) -> None:
+        """Raise `InputError` if a finished run's table of rounds lacks some."""
+        if self.is_finished and num_rounds != self.summary["rounds"]:
+            problem = f"has {num_rounds} rounds, and its {SUMMARY} says {self.summary['rounds']}"
+            raise InputError(str(self.path / ROUNDS), problem, REMEDY)
+
+
+REMEDY = "put the file back from a copy, or do without this run"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file of a record that is missing or damaged which one it is, and what to do."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(str(path.parent), f"has no {path.name}", REMEDY) from None
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise InputError(str(path), f"cannot be read: {error}", REMEDY) from None
 
 
 def classifier(

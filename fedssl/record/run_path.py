@@ -21,12 +21,28 @@ MODEL = "model.safetensors"
 EMA = "ema.safetensors"
 STATE = "state.safetensors"
 REPORT = "report.html"
+SWEEP = "sweep.json"
+"""Of a sweep's folder: its runs in their order."""
+
 LOCK = ".lock"
 
 
 def unwritable(path: Path, why: str) -> InputError:
     """Return the error that a folder cannot be written to."""
     return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Raise `InputError` if writing a file would destroy something that is not an older one of its kind.
+
+    Args:
+        path: The file.
+        suffix: Of its kind, such as ``".csv"``.
+    """
+    if not path.exists():
+        return
+    if not path.is_file() or path.suffix != suffix or has_begun(path.parent):
+        raise InputError("--out", f"{path} is there already", f"name another file, NAME{suffix}")
 
 
 def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:

@@ -70,7 +70,7 @@ def palette(names: Sequence[str], *, dashed: bool) -> Spec:
     legend = {
         "orient": "top",
         "title": None,
-        "columns": 4 if sum(map(len, names)) < 50 else 2,
+        "columns": 1 if max(map(len, names), default=0) > 24 else 2 if len(names) > 2 else 4,
         "labelLimit": 320,
         "symbolType": "stroke",
         "symbolOpacity": 1,

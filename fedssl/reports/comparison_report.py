@@ -42,9 +42,9 @@ def comparison_page(comparison: Comparison) -> Page:
     """Return the page of a comparison."""
     lines, runs, seeds = len(comparison.lines), len(comparison.runs), comparison.most_seeds
     return Page(
-        title=f"{lines} line{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
+        title=f"{lines} experiment{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
         subtitle=(
-            f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} a line; "
+            f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} each; "
             f"compared with {comparison.baseline}"
         ),
         remarks=comparison.notes,

@@ -53,7 +53,7 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) and {"round", "models"} <= found.keys() else None
 
 
 def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:

@@ -140,7 +140,7 @@ def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spe
         "height": max(160, min(30 * len(names), 700)),
         "layer": [
             {
-                "mark": {"type": "circle", "color": COLORS[0], "opacity": 0.28},
+                "mark": {"type": "circle", "color": COLORS[0], "opacity": 0.45},
                 "encoding": where
                 | {
                     "size": {"field": "images", **size},

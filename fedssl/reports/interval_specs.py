@@ -20,7 +20,14 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
         "type": "nominal",
         "sort": names,
         "title": None,
-        "axis": {"labelLimit": 260, "grid": False, "ticks": False, "domain": False},
+        "axis": {
+            "labelLimit": 260,
+            "grid": False,
+            "ticks": False,
+            "domain": False,
+            # A label in several rows: its name, and what of its settings differs.
+            "labelExpr": "split(replace(datum.label, ' (', ', ('), ', ')",
+        },
     }
     values = [{"v": row["value"]} for row in seeds]
     values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
@@ -33,7 +40,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
     tooltip = [{"field": name} for name in ("line", "mean", "low", "high")]
     color = {"value": COLORS[0]}
     return {
-        "height": max(90, 30 * len(rows)),
+        "height": max(90, sum(14 + 16 * (2 + name.count(", ")) for name in names)),
         "layer": [
             *([rule] if zero else []),
             {

@@ -4,18 +4,20 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fedssl.config import Experiment
-from fedssl.record.lines import read_rounds, read_rows
+from fedssl.record.lines import read_rows
 from fedssl.record.rows import ClassRow, ClientRow, RoundRow
-from fedssl.record.run import Run
-from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION, ROUNDS
+from fedssl.record.run import Run, reading
+from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION
 
 Ints = npt.NDArray[np.int64]
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         run: It may still go on.
         evaluation: A closer look at its models, if there is one.
     """
-    rounds = read_rounds(run.path / ROUNDS)
+    rounds = run.round_rows
     # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
-    clients = read_rows(run.path / CLIENTS, ClientRow)
+    clients, classes = _rows(run, CLIENTS, ClientRow), _rows(run, CLASSES, ClassRow)
     owner, label, given = _partition(run)
     return Material(
         experiment=run.experiment,
@@ -71,9 +73,7 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         environment=run.environment,
         rounds=rounds,
         clients=[row for row in clients if row.round <= len(rounds)],
-        classes=[
-            row for row in read_rows(run.path / CLASSES, ClassRow) if row.round <= len(rounds)
-        ],
+        classes=[row for row in classes if row.round <= len(rounds)],
         owner=owner,
         label=label,
         given=given,
@@ -83,8 +83,16 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
     )
 
 
+def _rows(run: Run, name: str, kind: type[Row]) -> Sequence[Row]:
+    with reading(run.path / name):
+        return read_rows(run.path / name, kind)
+
+
 def _partition(run: Run) -> tuple[Ints, Ints, Ints]:
-    with (run.path / PARTITION).open(encoding="utf-8", newline="") as file:
+    with (
+        reading(run.path / PARTITION),
+        (run.path / PARTITION).open(encoding="utf-8", newline="") as file,
+    ):
         names = next(csv.reader(file))
         columns = [names.index(name) for name in ("client", "label", "given")]
         numbers = np.loadtxt(file, delimiter=",", dtype=np.int64, usecols=columns, ndmin=2)

@@ -54,12 +54,30 @@ def confusion_chart(material: Material) -> Chart | None:
     spec["encoding"]["x"]["sort"] = list(names)
     if few:
         del spec["encoding"]["x"]["axis"]["labelOverlap"]
+        spec = _with_counts(spec)
     note = (
         f"The moving average after round {material.evaluation['round']} on the {material.data['evaluated_on']} images: "
         "each row is a class, and says what its images are taken for."
         + ("" if few else f" Of {len(names)} classes, the {len(rows):,} most frequent pairs.")
     )
     return Chart("confusion", "Confusion matrix", note, rows, spec)
+
+
+def _with_counts(cells: Spec) -> Spec:
+    """Return cells of color with the number of images written into those that have any."""
+    where = {name: cells["encoding"][name] for name in ("x", "y")}
+    bright = {"test": "datum['of the class, %'] > 55", "value": "black"}
+    text: Spec = {
+        "transform": [{"filter": "datum.images > 0"}],
+        "mark": {"type": "text", "fontSize": 10},
+        "encoding": {
+            **where,
+            "text": {"field": "images"},
+            "color": {"condition": bright, "value": "white"},
+        },
+    }
+    drawn = {"mark": cells["mark"], "encoding": cells["encoding"]}
+    return {"height": cells["height"], "layer": [drawn, text]}
 
 
 def reliability_chart(material: Material) -> Chart | None:
@@ -112,7 +130,7 @@ def client_accuracy_chart(material: Material) -> Chart | None:
     worst = worst_tenth(values)
     note = (
         f"The moving average on the held-out images dealt to each client like its own, worst client first: mean "
-        f"{values.mean() * 100:.1f} %, worst tenth {worst * 100:.1f} %, deviation over clients {values.std() * 100:.1f} "
+        f"{values.mean() * 100:.1f} % (upper line), worst tenth {worst * 100:.1f} % (lower line), deviation over clients {values.std() * 100:.1f} "
         f"points, {np.mean([images[client] for _, client in known]):.0f} images a client."
     )
     spec: Spec = {
@@ -151,18 +169,14 @@ def model_charts(material: Material) -> Iterator[Chart]:
 
 
 def _level(value: float, name: str, color: str) -> Spec:
-    """Return a horizontal line with its name, which has a rim so that it can be read on bars."""
-    y = {"field": "level", "type": "quantitative", "title": "accuracy, %"}
-    text: Spec = {"type": "text", "align": "left", "baseline": "bottom", "dx": 4, "dy": -2}
-    where = {"y": y, "x": {"value": 0}, "text": {"field": "name"}}
-    rim = {"stroke": "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}
+    """Return a horizontal line; its name is in a tooltip, for on bars nobody could read it."""
     return {
-        "data": {"values": [{"level": number(value, 1), "name": f"{name} {value:.1f} %"}]},
-        "layer": [
-            {"mark": {"type": "rule", "color": color, "strokeWidth": 2}, "encoding": {"y": y}},
-            {"mark": text | rim, "encoding": where},
-            {"mark": text | {"color": "var(--ink)"}, "encoding": where},
-        ],
+        "data": {"values": [{"accuracy, %": number(value, 1), "which": name}]},
+        "mark": {"type": "rule", "color": color, "strokeWidth": 3},
+        "encoding": {
+            "y": {"field": "accuracy, %", "type": "quantitative"},
+            "tooltip": [{"field": "which"}, {"field": "accuracy, %"}],
+        },
     }
 
 

@@ -8,11 +8,9 @@ from typing import Any
 import filelock
 
 from fedssl.errors import InputError
-from fedssl.record.files import write_atomically
-from fedssl.record.run_path import LOCK, unwritable
+from fedssl.record.files import PARTIAL, write_atomically
+from fedssl.record.run_path import LOCK, SWEEP, unwritable
 from fedssl.sweep.points import Point
-
-SWEEP = "sweep.json"
 
 
 class Ledger:
@@ -36,6 +34,7 @@ class Ledger:
         """Why runs failed, by name."""
 
     def __enter__(self) -> "Ledger":
+        self._refuse_what_is_no_sweep()
         try:
             self._out.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -51,6 +50,14 @@ class Ledger:
 
     def __exit__(self, *details: object) -> None:
         self._lock.release()
+
+    def _refuse_what_is_no_sweep(self) -> None:
+        """Raise `InputError` if the folder holds anything that no sweep has put there."""
+        if not self._out.is_dir() or (self._out / SWEEP).exists():
+            return
+        if {path.name for path in self._out.iterdir()} - {LOCK, SWEEP + PARTIAL}:
+            problem = f"{self._out} is not empty and holds no sweep"
+            raise InputError("--out", problem, "name another folder")
 
     def failed(self, point: Point, reason: str) -> None:
         """Note that a run failed, and why."""

@@ -46,7 +46,7 @@ def test_tables_files_and_a_picture(runs, tmp_path):
     assert lines.ema_accuracy.tolist() == pytest.approx([0.6, 2.2 / 3])
     assert lines.gain["ours"] == pytest.approx(np.mean([0.3, 0.2, -0.1]))
     assert lines.reached.tolist() == [2, 2]
-    assert lines.rounds_to_reach.tolist() == [2, 1]
+    assert lines.rounds_to_reach.isna().all()  # for the third seed never did
     curves = pd.read_csv(tmp_path / "out" / "comparison_curves.csv")
     assert curves.groupby("label").size().to_dict() == {"base": 2, "ours": 2}
     assert curves.ema_accuracy_low.tolist() == pytest.approx([0.4, 0.5, 0.2, 0.5])
@@ -83,7 +83,7 @@ def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
     assert "…" not in text
     for words in (
         "-889.4 to +889.4",
-        "1,234,567.8",
+        "2,469,135.6",
         "(method.threshold=0",
         "197,530.9",
         "24,691.2",

@@ -132,13 +132,18 @@ def test_lines_without_a_common_seed_have_no_gain():
     assert ours.filter(regex="gain").isna().all()
 
 
-def test_what_it_took_to_get_there_is_a_mean_over_those_who_did():
-    """The target is .6; seed 1 is there after round 2, seed 2 after 4 and not when it was not evaluated, seed 3 never."""
+def test_what_it_took_to_get_there_is_a_mean_if_all_did():
+    """The target is .6; seed 1 is there after round 2, seed 2 after 4 and not when it was not evaluated, seed 3 of others never."""
     courses = {
         "base": {1: [0.1, 0.6, 0.6, 0.6]},
-        "ours": {1: [0.1, 0.7, 0.2, 0.7], 2: [0.1, 0.5, NAN, 0.6], 3: [0.1, 0.2, 0.3, 0.4]},
+        "ours": {1: [0.1, 0.7, 0.2, 0.7], 2: [0.1, 0.5, NAN, 0.6]},
+        "others": {1: [0.1, 0.7, 0.2, 0.7], 3: [0.1, 0.2, 0.3, 0.4]},
     }
-    lines = summed_up({"base": {1: 0.6}, "ours": {1: 0.7, 2: 0.6, 3: 0.4}}, courses)
+    ends = {"base": {1: 0.6}, "ours": {1: 0.7, 2: 0.6}, "others": {1: 0.7, 3: 0.4}}
+    lines = summed_up(ends, courses)
+    others = lines.loc["others"]
+    assert others.reached == 1
+    assert others.filter(regex="to_reach").isna().all()
     ours = lines.loc["ours"]
     assert (ours.reached, ours.rounds_to_reach) == (2, 3.0)
     assert ours.megabytes_to_reach == pytest.approx(9.0)

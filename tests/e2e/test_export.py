@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -164,3 +165,17 @@ def test_a_run_that_is_not_finished_has_its_newest_checkpoints_model_or_none(tmp
     for file in checkpoints.glob("round-*/*"):
         file.unlink()
     refused(fedssl("export", tmp_path / "after-1", "--format", "onnx"), "has no model yet")
+
+
+def test_what_is_there_and_no_older_export_is_not_written_over(finished, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    for out in (tmp_path / "README.md", finished.path / "model.safetensors", Path("/dev/full")):
+        before = out.read_bytes() if out.is_file() else None
+        kind = ("--format", "safetensors")
+        refused(fedssl("export", finished.path, *kind, "--out", out), "is there already")
+        assert before is None or out.read_bytes() == before
+    for _ in range(2):
+        result = fedssl("export", finished.path, *kind, "--out", tmp_path / "m.safetensors")
+        assert result.exit_code == 0, result.output
+    rounds = finished.path / "rounds.csv"
+    refused(fedssl("predict", finished.path, tmp_path, "--out", rounds), "is there already")

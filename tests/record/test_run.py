@@ -15,7 +15,7 @@ from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.rows import ClassRow, ClientRow
 from fedssl.record.run import Run
 from fedssl.reports.evaluation import look_closely
-from tests.helpers import federation_of, fedssl, small_experiment
+from tests.helpers import federation_of, fedssl, refused, small_experiment
 from tests.resuming import Stop, Stopper
 from tests.resuming import run as record
 
@@ -108,7 +108,9 @@ def test_a_run_whose_last_lines_are_torn_is_read_reported_and_followed(stopped, 
 
 def test_a_run_without_its_weights_says_so(stopped, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / "run")
-    (folder / "summary.json").write_text(json.dumps({"rounds": 3}))
+    (folder / "summary.json").write_text(
+        json.dumps({"name": "x", "rounds": 3, "seconds": 1.0, "ema_accuracy": 0.5})
+    )
     with pytest.raises(reading.InputError, match="any more"):
         Run(folder).weights()
 
@@ -120,3 +122,47 @@ def test_a_model_of_a_finished_run_is_its_last_phases(tmp_path):
     assert run.weights()[0] == 3
     with torch.no_grad():
         assert run.model()(torch.zeros(2, *run.spec.shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.json", b"{garb"),
+        ("data.json", b"[1]"),
+        ("summary.json", b"\xff\xfe\x00"),
+        ("summary.json", b"{}"),
+        ("environment.json", b"{"),
+        ("rounds.csv", b""),
+        ("rounds.csv", b"\xff\xfe"),
+        ("rounds.csv", None),
+        ("clients.csv", None),
+        ("partition.csv", b"hello"),
+        ("partition.csv", None),
+        ("ema.safetensors", b"cut"),
+    ],
+)
+def test_a_damaged_record_is_one_error_that_names_the_file(name, content, tmp_path):
+    """In whatever looks at it; a file that a command does not need may be as it will."""
+    record(small_experiment(rounds=2), tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.write_bytes(content or b"")
+    if content is None:
+        file.unlink()
+    results = [
+        fedssl("report", tmp_path / "run"),
+        fedssl("compare", tmp_path / "run", "--out", tmp_path / "out"),
+        fedssl("export", tmp_path / "run", "--format", "safetensors", "--out", tmp_path / "m"),
+    ]
+    assert any(result.exit_code for result in results)
+    for result in results:
+        assert result.exit_code in (0, 2), result.output
+        if result.exit_code:
+            refused(result, name if name != "ema.safetensors" else "damaged weights")
+
+
+def test_a_record_that_lacks_rounds_is_not_taken_for_a_whole_one(tmp_path):
+    record(small_experiment(rounds=3), tmp_path / "run")
+    table = tmp_path / "run" / "rounds.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+    for command in ("report", "compare"):
+        refused(fedssl(command, tmp_path / "run"), "has 2 rounds, and its summary.json says 3")

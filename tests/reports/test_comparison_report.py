@@ -95,7 +95,7 @@ def test_of_one_run_there_is_no_gain_to_draw(tmp_path):
     comparison = Comparison.of_runs([write_runs(tmp_path, 1, seeds=1)], force=False)
     page = comparison_page(comparison)
     assert "gain" not in {chart.name for chart in page.charts}
-    assert page.title == "1 line, 1 run"
+    assert page.title == "1 experiment, 1 run"
 
 
 def test_the_command_writes_it(tmp_path):

@@ -138,11 +138,10 @@ def test_a_browser_draws_it_and_asks_for_nothing(run, page):
         counts = marks(shown)
         assert set(counts) == CHARTS
         cells = chart_of(page, "confusion").rows
-        assert counts["confusion"] == len(cells) == 100
+        written = sum(row["images"] > 0 for row in cells)
+        assert counts["confusion"] == 100 + written == len(cells) + written
         assert counts["participation"] == len(chart_of(page, "participation").rows)
-        assert (
-            counts["clients"] == len(chart_of(page, "clients").rows) + 2 * 3
-        )  # two levels, each with its name
+        assert counts["clients"] == len(chart_of(page, "clients").rows) + 2  # and two levels
         assert counts["class-right"] == len(chart_of(page, "class-right").rows)
         for name, lines in {"accuracy": 2, "loss": 3, "drift": 3, "bytes": 2, "seconds": 1}.items():
             points = sum(len(row) - 1 for row in chart_of(page, name).rows)
@@ -186,7 +185,7 @@ def test_a_page_holds_whatever_text_it_is_given(run, tmp_path):
     with opened(tmp_path / "page.html", LIGHT) as shown:
         assert shown.title().split() == EVIL.split()
         assert shown.locator("h1").text_content() == EVIL
-        assert marks(shown)["confusion"] == 100
+        assert marks(shown)["confusion"] > 100
         shown.locator("#confusion summary").click()
         assert "</script>" in shown.locator("#confusion table td").first.inner_text()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedssl.config import read_value
 from fedssl.errors import InputError
 from fedssl.sweep.grid import Axis, parse_axes, settings_name, split_values, spread, value_name
+from fedssl.sweep.ledger import Ledger
 from fedssl.sweep.points import Point, refuse_twins
 from tests.helpers import small_experiment
 
@@ -110,3 +111,14 @@ def test_a_run_is_named_by_what_decides_it():
     assert point(rounds, workers, varied=["rounds"]).label == "small rounds=2"
     with pytest.raises(InputError, match="two runs are called small/seed0"):
         refuse_twins([point(), point(workers)])
+
+
+def test_a_folder_that_is_no_sweeps_is_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"")
+    with (
+        pytest.raises(InputError, match="is not empty and holds no sweep"),
+        Ledger(tmp_path / "photos", [], {}),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
