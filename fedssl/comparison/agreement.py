@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedssl.comparison.gather import Line
-from fedssl.record.run import Run
+from fedssl.record.run import Run, reading
 from fedssl.record.run_path import PARTITION
 
 FACTS = ("source", "class_names", "shape", "evaluated_on", "num_train")
@@ -87,7 +87,7 @@ def _other_splits(
 
 
 def _split_of(run: Run) -> Split:
-    with (run.path / PARTITION).open("rb") as file:
+    with reading(run.path / PARTITION), (run.path / PARTITION).open("rb") as file:
         partition = hashlib.file_digest(file, "sha256").hexdigest()
     return Split(str(run.data.get("held_out_sha256")), partition)
 
