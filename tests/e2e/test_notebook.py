@@ -66,14 +66,14 @@ def test_the_stop_button_leaves_a_run_that_goes_on_in_the_same_kernel(engine, tm
         client.execute(f"from fedssl import run; run({str(file)!r}, out='stopped')")
         while (
             len(list(tmp_path.glob("stopped/rounds.csv"))) == 0
-            or Run(tmp_path / "stopped").num_rounds < 2
+            or len(Run(tmp_path / "stopped").round_rows) < 2
         ):
             time.sleep(0.2)
         manager.interrupt_kernel()
         seen = reply_of(client)
         assert "KeyboardInterrupt: interrupted; what was recorded is in stopped" in seen
         assert "run(..., out='stopped', resume=True)" in seen
-        done = Run(tmp_path / "stopped").num_rounds
+        done = len(Run(tmp_path / "stopped").round_rows)
         code = (
             "from fedssl import Run, Experiment; e = Run('stopped').experiment; "
             "print(e.num_rounds, run(e.with_settings('rounds=1'), out='next', progress=False))"
@@ -81,7 +81,7 @@ def test_the_stop_button_leaves_a_run_that_goes_on_in_the_same_kernel(engine, tm
         client.execute(code)
         assert "100000 <Run small seed 0, finished: next>" in reply_of(client)
         client.execute(f"run({str(file)!r}, out='stopped', resume=True)")
-        while Run(tmp_path / "stopped").num_rounds < done + 2:
+        while len(Run(tmp_path / "stopped").round_rows) < done + 2:
             time.sleep(0.2)
         manager.interrupt_kernel()
         assert "KeyboardInterrupt" in reply_of(client)
