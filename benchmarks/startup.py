@@ -38,7 +38,7 @@ WORKER = """
 import fedssl.engine.ray_actor
 from fedssl.startup import quick_imports
 with quick_imports():
-    import clients.client_app, fedssl.engine.worker
+    import fedssl.clients.client_app, fedssl.engine.worker
 """
 
 

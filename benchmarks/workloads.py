@@ -24,7 +24,7 @@ from benchmarks.local_step import (
     Work,
     normalizer,
 )
-from clients.local_data import simulated_federation
+from fedssl.clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float

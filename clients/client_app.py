@@ -4,11 +4,11 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.local_data import local_data
-from clients.privacy import leaving, may_be_measured
-from clients.resident import resident
-from clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl import protocol
+from fedssl.clients.local_data import local_data
+from fedssl.clients.privacy import leaving, may_be_measured
+from fedssl.clients.resident import resident
+from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl.config import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm

@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from flwr.app import Context, Message
 
-from clients.client_app import app, device_of, set_threads
-from clients.local_data import local_data, simulated_federation
-from clients.privacy import leaving, may_be_measured
-from clients.resident import resident
-from clients.state import save_state
 from fedssl import protocol
 from fedssl.aggregation import Arrays
+from fedssl.clients.client_app import app, device_of, set_threads
+from fedssl.clients.local_data import local_data, simulated_federation
+from fedssl.clients.privacy import leaving, may_be_measured
+from fedssl.clients.resident import resident
+from fedssl.clients.state import save_state
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
 from fedssl.data.terms import Terms

@@ -174,7 +174,7 @@ def _private_data(client: int, path: object, terms: Terms | None, context: Conte
         raise InputError(
             f"{where}{protocol.IMAGES}",
             "is not in the request, so that nothing is known of the federation's images",
-            "let the server run strategies.server_app",
+            "let the server run fedssl.strategies.server_app",
         )
     skip = _skips(where, context.node_config.get(protocol.BAD_IMAGES))
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from flwr.app import MessageType, RecordDict
 
-from clients.client_app import app
-from clients.local_data import simulated_federation
 from fedssl import protocol
+from fedssl.clients.client_app import app
+from fedssl.clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.errors import InputError
 from fedssl.networks import build_network

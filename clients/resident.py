@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from clients.local_data import simulated_federation
-from clients.weights import Weights
+from fedssl.clients.local_data import simulated_federation
+from fedssl.clients.weights import Weights
 from fedssl.config import Experiment
 from fedssl.data.terms import Terms
 from fedssl.networks import build_network

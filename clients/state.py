@@ -8,8 +8,8 @@ import torch
 from flwr.app import RecordDict
 from torch import nn
 
-from clients.weights import Weights
 from fedssl import protocol
+from fedssl.clients.weights import Weights
 from fedssl.data.shard import Shard
 from fedssl.slots import State, Tensors
 from fedssl.training import Recipe

@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from clients.local_data import simulated_federation
+from fedssl.clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.record.plots import COLORS, save_figure

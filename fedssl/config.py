@@ -36,7 +36,7 @@ from fedssl.sections import (
 from fedssl.system.section import SYSTEM_FAMILIES, System
 from fedssl.training import Recipe
 
-STRATEGIES = Family("strategy", "strategies", Plugin, "strategy", default="fedavg")
+STRATEGIES = Family("strategy", "fedssl.strategies", Plugin, "strategy", default="fedavg")
 TRACKERS = Family("tracker", "fedssl.trackers", Plugin, "tracker", default=None)
 
 PLUGIN_SECTIONS = {

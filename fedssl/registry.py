@@ -52,7 +52,7 @@ class Plugin(Section):
         """Name that selects this plugin in an experiment file."""
         module = type(self).__module__
         short = module.rsplit(".", 1)[-1]
-        stem = short if module.startswith(("fedssl.", "strategies.")) else module
+        stem = short if module.startswith("fedssl.") else module
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
 

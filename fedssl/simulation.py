@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from flwr.serverapp import Grid
 
-from clients.client_app import app
-from clients.fused_app import train_together
-from clients.local_data import simulated_federation
+from fedssl.clients.client_app import app
+from fedssl.clients.fused_app import train_together
+from fedssl.clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
@@ -30,15 +30,15 @@ from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
+from fedssl.strategies.base import strategy_of
+from fedssl.strategies.census import Census, refuse_private
+from fedssl.strategies.privacy import check_privacy
+from fedssl.strategies.server_app import serve
+from fedssl.strategies.server_training import check_server_method
+from fedssl.strategies.strategy_state import state_of
+from fedssl.strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 from fedssl.system.devices import Devices, Floats
 from fedssl.trackers.base import check_tracker
-from strategies.base import strategy_of
-from strategies.census import Census, refuse_private
-from strategies.privacy import check_privacy
-from strategies.server_app import serve
-from strategies.server_training import check_server_method
-from strategies.strategy_state import state_of
-from strategies.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _wish(experiment: Experiment) -> Wish:
     if memory != "measured":
         megabytes = None if memory is None else memory * MB
         return Wish(engine.workers, share, engine.cpu_workers, megabytes)
-    from clients.measuring import measured_bytes
+    from fedssl.clients.measuring import measured_bytes
 
     if share == 0 or not torch.cuda.is_available():
         taken = measured_bytes(experiment, "cpu")

@@ -22,8 +22,8 @@ from fedssl.config import Experiment
 from fedssl.engine.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import InputError
 from fedssl.registry import Plugin
-from strategies.census import Cohorts
-from strategies.strategy_state import read_attributes, write_attributes
+from fedssl.strategies.census import Cohorts
+from fedssl.strategies.strategy_state import read_attributes, write_attributes
 
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
 

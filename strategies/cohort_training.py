@@ -11,9 +11,9 @@ from fedssl.aggregation import Span
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.reduction import CohortSums, Reduction, Sum, Weigh, by_examples
 from fedssl.record.rows import NamedArrays
-from strategies.base import CohortStrategy
-from strategies.phase import Phase
-from strategies.round_log import RoundLog
+from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.phase import Phase
+from fedssl.strategies.round_log import RoundLog
 
 Sums = Mapping[str, Sum]
 """What was summed of the replies, by record."""

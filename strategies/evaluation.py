@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from flwr.app import RecordDict
 
-from clients.client_app import set_threads
-from clients.local_data import simulated_federation
-from clients.resident import resident
+from fedssl.clients.client_app import set_threads
+from fedssl.clients.local_data import simulated_federation
+from fedssl.clients.resident import resident
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.errors import RunFailed
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, total

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from fedssl import protocol
 from fedssl.aggregation import Sums, cohort_mean, population_mean
 from fedssl.errors import InputError
-from strategies.base import CohortStrategy, NamedArrays, Strategy
-from strategies.census import Cohorts
+from fedssl.strategies.base import CohortStrategy, NamedArrays, Strategy
+from fedssl.strategies.census import Cohorts
 
 WEIGHT_METRIC = {
     "all": protocol.NUM_EXAMPLES,

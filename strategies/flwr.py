@@ -12,9 +12,9 @@ from pydantic import Field
 
 from fedssl.engine.grid_view import GridView
 from fedssl.errors import InputError, nearest
-from strategies.base import NamedArrays, Strategy
-from strategies.census import Cohorts
-from strategies.strategy_state import read_attributes, write_attributes
+from fedssl.strategies.base import NamedArrays, Strategy
+from fedssl.strategies.census import Cohorts
+from fedssl.strategies.strategy_state import read_attributes, write_attributes
 
 OURS = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_available_nodes")
 """Arguments that `federation.sample` decides."""

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from clients.fused_app import fusion_keys, group_size, why_apart
 from fedssl.aggregation import Span
+from fedssl.clients.fused_app import fusion_keys, group_size, why_apart
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.fusion import GROUP_SIZE, groups

@@ -8,8 +8,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedssl.config import Experiment
+from fedssl.strategies.census import Census
 from fedssl.system.devices import Floats
-from strategies.census import Census
 
 
 @dataclass(frozen=True)

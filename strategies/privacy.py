@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from clients.privacy import noise_stream
+from fedssl.clients.privacy import noise_stream
 from fedssl.config import Experiment
 from fedssl.errors import InputError
 from fedssl.privacy import add_noise
-from strategies.fedavg import FedAvg
+from fedssl.strategies.fedavg import FedAvg
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 

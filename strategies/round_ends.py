@@ -11,9 +11,9 @@ from fedssl.engine.local_grid import LocalGrid
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.record.rows import NAN, NamedArrays, Observer, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
-from strategies.evaluation import are_shared, evaluate_models
-from strategies.phase import Phase
-from strategies.round_log import RoundLog, row_of
+from fedssl.strategies.evaluation import are_shared, evaluate_models
+from fedssl.strategies.phase import Phase
+from fedssl.strategies.round_log import RoundLog, row_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
 from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
+from fedssl.strategies.census import Census
 from fedssl.system.clock import Fate
-from strategies.census import Census
 
 PSEUDO_COUNTS = ("considered", "accepted", "judged", "right")
 

@@ -10,9 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
-from clients.local_data import simulated_federation
 from fedssl import protocol
 from fedssl.aggregation import Span, as_type, is_finite, move_average
+from fedssl.clients.local_data import simulated_federation
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
@@ -32,21 +32,21 @@ from fedssl.record.rows import (
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.record.snapshot import Snapshot
+from fedssl.strategies.base import CohortStrategy, strategy_of
+from fedssl.strategies.census import Census, Cohorts, refuse_private
+from fedssl.strategies.client_memory import can_resume, cannot_resume
+from fedssl.strategies.cohort_training import train_cohort
+from fedssl.strategies.fusing import fused_size, fused_units
+from fedssl.strategies.phase import Phase
+from fedssl.strategies.privacy import check_privacy, with_server_noise
+from fedssl.strategies.round_ends import Finished, RoundEnds
+from fedssl.strategies.round_log import Fates, RoundLog
+from fedssl.strategies.server_training import ServerTraining
+from fedssl.strategies.shared_state import attach, initial_state, merged
+from fedssl.strategies.strategy_state import load_state, state_of
+from fedssl.strategies.virtual_time import cohorts_of, make_clock, work_of
 from fedssl.system.devices import Floats
 from fedssl.training import Recipe
-from strategies.base import CohortStrategy, strategy_of
-from strategies.census import Census, Cohorts, refuse_private
-from strategies.client_memory import can_resume, cannot_resume
-from strategies.cohort_training import train_cohort
-from strategies.fusing import fused_size, fused_units
-from strategies.phase import Phase
-from strategies.privacy import check_privacy, with_server_noise
-from strategies.round_ends import Finished, RoundEnds
-from strategies.round_log import Fates, RoundLog
-from strategies.server_training import ServerTraining
-from strategies.shared_state import attach, initial_state, merged
-from strategies.strategy_state import load_state, state_of
-from strategies.virtual_time import cohorts_of, make_clock, work_of
 
 NODES_TIMEOUT = 300.0
 """Seconds to wait for all K clients to connect to a grid that is not ours."""

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord
 from fedssl import protocol
 from fedssl.errors import InputError
 from fedssl.registry import Section
-from strategies.census import Cohorts
+from fedssl.strategies.census import Cohorts
 
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
 

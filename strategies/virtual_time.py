@@ -8,10 +8,10 @@ from fedssl.config import Experiment
 from fedssl.data.shard import ImageSpec
 from fedssl.errors import InputError
 from fedssl.networks import build_network
+from fedssl.strategies.census import Census, Cohorts
+from fedssl.strategies.shared_state import initial_state
 from fedssl.system.clock import VirtualClock
 from fedssl.system.devices import Floats
-from strategies.census import Census, Cohorts
-from strategies.shared_state import initial_state
 
 
 def make_clock(experiment: Experiment) -> VirtualClock | None:

@@ -8,7 +8,7 @@ from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
 from fedssl.networks import build_network
-from strategies import evaluation
+from fedssl.strategies import evaluation
 from tests.helpers import federation_of, small_experiment
 
 

@@ -11,7 +11,7 @@ from fedssl import protocol
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
-from strategies.server_app import serve
+from fedssl.strategies.server_app import serve
 from tests.helpers import federation_of, small_experiment, small_toml
 from tests.plugins import nosy
 
@@ -93,7 +93,7 @@ def test_a_serial_run_imports_what_it_needs_only(tmp_path, optimizer):
     file = small_toml(tmp_path / "e.toml", train={"optimizer": optimizer})
     arguments = ["run", str(file), "--plain", "--out", str(tmp_path / "out")]
     found = modules_after(f"from fedssl.cli import app; app({arguments})")
-    assert "strategies.server_app" in found
+    assert "fedssl.strategies.server_app" in found
     assert found & (NEVER | {"ray"}) == set()
 
 
@@ -109,8 +109,8 @@ def test_a_worker_imports_what_it_needs_only():
     finally:
         grid.close()
     found = set(reply.content["config"]["modules"])
-    assert {"clients.client_app", "torch"} <= found
-    servers = {"fedssl.cli", "fedssl.record.run_directory", "strategies.server_app"}
+    assert {"fedssl.clients.client_app", "torch"} <= found
+    servers = {"fedssl.cli", "fedssl.record.run_directory", "fedssl.strategies.server_app"}
     assert found & (NEVER | servers) == set()
 
 
@@ -122,8 +122,8 @@ import os
 from pathlib import Path
 os.environ["FEDSSL_CACHE"] = {str(tmp_path / "cache")!r}
 from flwr.app import Context, RecordDict
-import clients.client_app, strategies.server_app
-from clients.local_data import simulated_federation
+import fedssl.clients.client_app, fedssl.strategies.server_app
+from fedssl.clients.local_data import simulated_federation
 from fedssl import protocol
 from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps
@@ -140,13 +140,13 @@ config[protocol.ROUND] = 1
 arrays = protocol.to_record(network.state_dict())
 content = RecordDict({{protocol.CONFIG: config, protocol.ARRAYS: arrays}})
 context = Context(1, 2, {{"partition-id": 3}}, RecordDict(), {{}})
-reply = clients.client_app.app(protocol.new_message("train", protocol.node_of(0), content), context)
+reply = fedssl.clients.client_app.app(protocol.new_message("train", protocol.node_of(0), content), context)
 assert not reply.has_error(), reply.error
 assert protocol.metrics_of(reply)["client"] == 3
 
 directory = RunDirectory(Path({str(tmp_path / "run")!r}))
-grid = SerialGrid(Apps(clients.client_app.app), 6)
-outcome = strategies.server_app.serve(experiment, grid, [directory])
+grid = SerialGrid(Apps(fedssl.clients.client_app.app), 6)
+outcome = fedssl.strategies.server_app.serve(experiment, grid, [directory])
 assert [row.clients_ok for row in outcome.rounds] == [3, 3]
 """
     assert modules_after(only_base(code)) & EXTRA == set()

@@ -194,9 +194,9 @@ def test_an_optimizer_restored_goes_on_as_if_it_had_not_stopped(kind):
 
 
 def test_momentum_stays_with_its_client_in_a_federation():
-    from clients.client_app import app
+    from fedssl.clients.client_app import app
     from fedssl.engine.serial_grid import SerialGrid
-    from strategies.server_app import serve
+    from fedssl.strategies.server_app import serve
 
     experiment = small_experiment(
         train={"keep_momentum": True}, federation={"sample": 6}, rounds=2, method="supervised"

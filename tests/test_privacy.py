@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from clients.client_app import app
-from clients.fused_app import train_together
-from clients.privacy import noise_stream
+from fedssl.clients.client_app import app
+from fedssl.clients.fused_app import train_together
+from fedssl.clients.privacy import noise_stream
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
 from fedssl.privacy import Privacy, add_noise, clip_update
 from fedssl.record.rows import Observer
 from fedssl.simulation import Engine, check
-from strategies.server_app import serve
+from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
 
 FREE = {"clipping_norm": 1e9}

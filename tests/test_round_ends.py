@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 from flwr.app import ConfigRecord
 
-from clients.client_app import app
-from clients.fused_app import train_together
+from fedssl.clients.client_app import app
+from fedssl.clients.fused_app import train_together
 from fedssl.config import STRATEGIES
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import RunFailed
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
-from strategies import round_ends
-from strategies.base import CohortStrategy
-from strategies.server_app import serve
+from fedssl.strategies import round_ends
+from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
 
 

@@ -6,8 +6,8 @@ import math
 from fedssl import protocol
 from fedssl.engine.reduction import Answer
 from fedssl.record.rows import ClassRow
-from strategies.census import Census
-from strategies.round_log import RoundLog
+from fedssl.strategies.census import Census
+from fedssl.strategies.round_log import RoundLog
 
 COUNTS = {0: [1.0, 2.0, 0.1, 0.0, 0.1, 0.7, 0.1, 0.0], 1: [3.0, 0.0, 0.2, 0.0, 0.2, 0.0, 0.2, 0.0]}
 """Of two classes; sums of these tenths round by their order."""

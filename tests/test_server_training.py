@@ -8,9 +8,9 @@ from fedssl.aggregation import is_finite
 from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
 from fedssl.simulation import Engine, check
+from fedssl.strategies import server_training
+from fedssl.strategies.server_training import THE_SERVER, ServerTraining
 from fedssl.training import fit
-from strategies import server_training
-from strategies.server_training import THE_SERVER, ServerTraining
 from tests.helpers import federation_of, small_experiment
 
 AT_SERVER = {"federation": {"labels": {"kind": "at_server", "per_class": 4}}}

@@ -9,9 +9,9 @@ from safetensors.numpy import load
 from fedssl.config import STRATEGIES
 from fedssl.errors import InputError
 from fedssl.record.files import as_safetensors
-from strategies.base import CohortStrategy
-from strategies.census import Census, Cohorts
-from strategies.strategy_state import load_state, state_of
+from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.census import Census, Cohorts
+from fedssl.strategies.strategy_state import load_state, state_of
 from tests.helpers import federation_of, small_experiment
 from tests.resuming import Stop, Stopper, bits, go_on, run
 

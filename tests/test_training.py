@@ -265,9 +265,9 @@ def test_a_client_without_labels_learns_no_augmentation(unlabeled_shard):
 
 @pytest.mark.parametrize("scope", ["reset", "client", "server"])
 def test_what_an_augmentation_learned_lives_where_it_says(scope):
-    from clients.client_app import app
+    from fedssl.clients.client_app import app
     from fedssl.engine.serial_grid import SerialGrid
-    from strategies.server_app import serve
+    from fedssl.strategies.server_app import serve
 
     strong = {"kind": "ctaugment", "scope": scope}
     experiment = small_experiment(augment={"strong": strong}, federation={"sample": 6}, rounds=2)

@@ -23,7 +23,7 @@ def validate(file: File, settings: Settings = None) -> None:
       fedssl validate mine.toml --set federation.clients=1000
     """
     with quick_imports():
-        from clients.local_data import simulated_federation
+        from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe
         from fedssl.simulation import check, check_engine, plan_here
 
@@ -59,7 +59,7 @@ def show(
     """
     require("matplotlib", "show", "the picture")
     with quick_imports():
-        from clients.local_data import simulated_federation
+        from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe
         from fedssl.record.federation_plot import plot_federation
         from fedssl.record.federation_table import (

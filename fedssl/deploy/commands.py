@@ -156,7 +156,7 @@ def run(
     Example:
       fedssl deploy run experiments/deployment.toml --set rounds=10
     """
-    from clients.local_data import simulated_federation
+    from fedssl.clients.local_data import simulated_federation
     from fedssl.config import Experiment
     from fedssl.deploy.follow import follow
     from fedssl.trackers.base import refuse_tracker

@@ -223,8 +223,8 @@ dependencies = []
 publisher = "fedssl"
 
 [tool.flwr.app.components]
-serverapp = "strategies.server_app:app"
-clientapp = "clients.client_app:app"
+serverapp = "fedssl.strategies.server_app:app"
+clientapp = "fedssl.clients.client_app:app"
 
 [tool.flwr.app.config]
 experiment = ""

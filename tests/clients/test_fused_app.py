@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from clients import fused_app
-from clients.client_app import app
-from clients.fused_app import fusion_keys, group_size, train_together, why_apart
-from clients.local_data import simulated_federation
 from fedssl import protocol
+from fedssl.clients import fused_app
+from fedssl.clients.client_app import app
+from fedssl.clients.fused_app import fusion_keys, group_size, train_together, why_apart
+from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
 from fedssl.engine.reduction import Reduction, by_examples

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clients.measuring import measured_bytes
+from fedssl.clients.measuring import measured_bytes
 from fedssl.engine.plan import MB
 from fedssl.errors import InputError
 from fedssl.simulation import plan_here

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from clients.client_app import app
-from clients.fused_app import train_together
-from clients.local_data import local_data
 from fedssl import protocol
+from fedssl.clients.client_app import app
+from fedssl.clients.fused_app import train_together
+from fedssl.clients.local_data import local_data
 from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
@@ -18,7 +18,7 @@ from fedssl.errors import InputError, RunFailed
 from fedssl.networks import build_network
 from fedssl.record.run_directory import RunDirectory
 from fedssl.simulation import Engine, check
-from strategies.server_app import serve
+from fedssl.strategies.server_app import serve
 from tests.clients.test_fused_app import requests
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
 from tests.nodes import Nodes

@@ -9,8 +9,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from clients.client_app import app as real_app
 from fedssl import protocol
+from fedssl.clients.client_app import app as real_app
 from fedssl.engine.local_grid import Apps, LocalGrid
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
@@ -126,7 +126,7 @@ def test_a_stock_flower_fedavg_drives_it(grid):
 def test_a_stock_flower_fedavg_drives_our_clients(experiment):
     """Flower's FedAvg over our ClientApp, train and evaluate; the text of the experiment is all it is given."""
     grid = SerialGrid(Apps(real_app), 6)
-    from clients.local_data import simulated_federation
+    from fedssl.clients.local_data import simulated_federation
     from fedssl.networks import build_network
 
     spec = simulated_federation(experiment).data.spec

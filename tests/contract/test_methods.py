@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from clients.client_app import app
+from fedssl.clients.client_app import app
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
-from strategies.server_app import serve
+from fedssl.strategies.server_app import serve
 from tests.helpers import federation_of, kept_states, small_experiment
 from tests.test_training import WITHOUT
 

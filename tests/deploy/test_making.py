@@ -161,8 +161,8 @@ def test_the_app_that_is_submitted_holds_no_code(made):
         "components"
     ]
     assert components == {
-        "serverapp": "strategies.server_app:app",
-        "clientapp": "clients.client_app:app",
+        "serverapp": "fedssl.strategies.server_app:app",
+        "clientapp": "fedssl.clients.client_app:app",
     }
 
 

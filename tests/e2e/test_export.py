@@ -79,7 +79,7 @@ files = {{"metadata.json": ""}}
 model = torch.jit.load("model.pt", _extra_files=files)
 with torch.no_grad():
     np.save("out.npy", model(torch.from_numpy(np.load("in.npy"))).numpy())
-assert not [name for name in sys.modules if name.startswith(("fedssl", "clients", "strategies"))]
+assert not [name for name in sys.modules if name.startswith("fedssl")]
 print(json.dumps(json.loads(files["metadata.json"])))
 """
     done = subprocess.run(

@@ -12,7 +12,7 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
 
         from ray.cluster_utils import Cluster
 
-        from clients.client_app import app
+        from fedssl.clients.client_app import app
         from fedssl.config import Experiment
         from fedssl.record.rows import Observer
         from fedssl.record.run_directory import RunDirectory

@@ -5,7 +5,7 @@ import sys
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import client_app
+from fedssl.clients import client_app
 
 app = ClientApp()
 

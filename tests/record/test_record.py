@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from clients.client_app import app
+from fedssl.clients.client_app import app
 from fedssl.config import Experiment
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.images import Dataset
@@ -46,7 +46,7 @@ from fedssl.record.run import Run
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.simulation import virtual_seconds
-from strategies.server_app import serve
+from fedssl.strategies.server_app import serve
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")
