@@ -24,7 +24,7 @@ def validate(file: File, settings: Settings = None) -> None:
     """
     with quick_imports():
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe
+        from fedssl.record.description import describe, said_of_data
         from fedssl.simulation import check, check_engine, plan_here
 
     experiment = load_experiment(file, settings or [])
@@ -37,9 +37,12 @@ def validate(file: File, settings: Settings = None) -> None:
         workers = plan_here(experiment).describe()
     else:
         workers = f"workers as the cluster at {engine.address} has room for"
+    federation = simulated_federation(experiment)
     print(f"{file}: valid")
-    print(f"  {describe(experiment, simulated_federation(experiment))}")
+    print(f"  {describe(experiment, federation)}")
     print(f"  engine {engine.kind}: {workers}")
+    for line in said_of_data(federation):
+        print(f"  {line}")
 
 
 @guarded
@@ -60,7 +63,7 @@ def show(
     require("matplotlib", "show", "the picture")
     with quick_imports():
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe
+        from fedssl.record.description import describe, said_of_data
         from fedssl.record.federation_plot import plot_federation
         from fedssl.record.federation_table import (
             client_names,
@@ -81,7 +84,8 @@ def show(
         return
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
-    console.print(describe_skew(federation), highlight=False, markup=False, soft_wrap=True)
+    for line in (describe_skew(federation), *said_of_data(federation)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     timed = virtual_seconds(experiment)
     if timed is not None:
         console.print(device_table(*timed))

@@ -1,7 +1,7 @@
 """`fedssl predict`: what a run's model says of images."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -59,14 +59,15 @@ def predict(
         for one in predictions_of(network, blocks, found.spec, names):
             predictions.add(one)
             progress.update(task, advance=1)
-        if flaws.notes():
+        if flaws.refused:
             remedy = (
                 "name images only"
                 if resize
                 else "name images only; --resize scales and converts them"
             )
             raise InputError(FIELD, "; ".join(flaws.notes()), remedy)
-    _show(predictions, out)
+    said = [*flaws.remarks, *(f"left out: {note}" for note in flaws.notes())]
+    _show(predictions, out, said)
 
 
 def _target(run: "Run", resize: bool) -> "Target":
@@ -112,7 +113,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _show(predictions: "Predictions", out: Path | None) -> None:
+def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> None:
     from rich.markup import escape
 
     table = Table(show_edge=False)
@@ -129,6 +130,8 @@ def _show(predictions: "Predictions", out: Path | None) -> None:
         console.print(f"and {more:,} more: {where}", highlight=False, markup=False, soft_wrap=True)
     elif out:
         console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)
+    for line in said:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
         print(

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,11 +29,14 @@ from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 from fedssl.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Part of every entry's name: raise it when the layout changes."""
 
 CACHE_VARIABLE = "FEDSSL_CACHE"
 """Environment variable that moves the cache folder."""
+
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+"""Modes of folders and files that only their owner can read."""
 
 PATIENCE = 2.0
 """Seconds to wait for another process in silence."""
@@ -75,8 +79,8 @@ class Prepared:
 
     Args:
         folder: Where it is.
-        meta: Of its ``meta.json``, beside its own checksum: classes, normalization, columns, notes, and size and
-            checksum of every file.
+        meta: Of its ``meta.json``, beside its own checksum: classes, normalization, columns, notes, remarks, the images
+            that may be read another time, and size and checksum of every file.
     """
 
     folder: Path
@@ -119,11 +123,12 @@ def prepare(
     text = json.dumps({"format": FORMAT, "kind": kind, "skip": skip, **identity}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_folder() / f"{kind.partition(':')[0].rpartition('.')[2]}-{digest}"
+    _warn_of_others(folder.parent)
     found = _open(folder, verify)
     if found is not None:
         return found
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_private(folder.parent)
         with _locked(folder):
             return _open(folder, verify) or _write(folder, kind, read, skip)
     except OSError as error:
@@ -158,7 +163,41 @@ def _open(folder: Path, verify: bool) -> Prepared | None:
             whole = _checksums_match(folder, (folder / "meta.json").stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, no longer there, or not what `_write` wrote
-    return Prepared(folder, meta) if whole else None
+    return Prepared(folder, meta) if whole and not _any_readable(meta["passing"]) else None
+
+
+def _any_readable(paths: Iterable[str]) -> bool:
+    """Say whether a file that could not be read when an entry was written can be read now: then it is written anew."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+                _sha256(Path(path))
+                return True
+    return False
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that nobody but its owner can look into: what it holds may be a client's private images."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _warn_of_others(folder: Path) -> None:
+    """Warn once of a cache folder that others own or may write to: they decide what is in the images of every run."""
+    with contextlib.suppress(OSError):
+        found = folder.stat()
+        others = ""
+        if os.name == "posix" and found.st_uid != os.geteuid():
+            others = f"belongs to another user ({found.st_uid})"
+        elif os.name == "posix" and found.st_mode & stat.S_IWOTH:
+            others = "can be written to by every user of this machine"
+        if others:
+            log.warning(
+                "the cache folder %s %s, who can change what runs are trained on; %s moves it",
+                folder, others, CACHE_VARIABLE,
+            )  # fmt: skip
 
 
 def _digest(meta: Mapping[str, Any]) -> str:
@@ -181,7 +220,7 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold an entry's lock, which a killed process lets go of."""
-    lock = filelock.FileLock(f"{folder}.lock")
+    lock = filelock.FileLock(f"{folder}.lock", mode=PRIVATE_FILE)
     try:
         lock.acquire(timeout=PATIENCE)
     except filelock.Timeout:
@@ -199,10 +238,12 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prep
     if partial.exists():
         shutil.rmtree(partial)
     if folder.exists():
-        log.warning("%s is damaged; preparing it anew", folder)
+        log.warning(
+            "%s is damaged, or lacks images that can be read now; preparing it anew", folder
+        )
         folder.rename(partial)  # gone at once for whoever opens it, and not file by file
         shutil.rmtree(partial)
-    partial.mkdir()
+    partial.mkdir(mode=PRIVATE_FOLDER)
     began = time.perf_counter()
     log.info("preparing %s in %s (once)", kind, folder.parent)
     try:
@@ -217,11 +258,14 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prep
         text = json.dumps({"sha256": _digest(meta), "meta": meta}, indent=1)
         (partial / "meta.json").write_text(text, encoding="utf-8")
         for path in (*arrays, partial / "meta.json"):
+            path.chmod(PRIVATE_FILE)
             _sync(path)  # a power cut after the move would otherwise leave an entry of zeros
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    for remark in meta["remarks"]:
+        log.info("%s: %s", kind, remark)
     for note in meta["notes"]:
         log.warning("%s: left out %s", kind, note)
     log.info("prepared %s in %.1f s", kind, time.perf_counter() - began)
@@ -282,6 +326,8 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
         "columns": list(train.columns),
         "column_values": values.names,
         "notes": raw.flaws.notes(),
+        "remarks": raw.flaws.remarks,
+        "passing": raw.flaws.passing,
     }
 
 

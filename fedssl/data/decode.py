@@ -1,23 +1,25 @@
 """Encoded images, such as PNG and JPEG files, to bytes of one shape; what does not fit is counted and named."""
 
-import io
 import math
 import os
+import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fedssl.data.blocks import Block
-from fedssl.data.flaws import Flaws
+from fedssl.data.flaws import Flaws, plain_text
+from fedssl.data.formats import FORMATS, NotRegularError, has_several_frames, open_image
+from fedssl.errors import InputError
 
 BLOCK_SIZE = 256
 """Images decoded at once, at most."""
@@ -28,6 +30,12 @@ BLOCK_BYTES = 2**25
 WORTH_A_THREAD = 8192
 """Bytes of an encoded image from which on threads decode faster than none: 2 cores break even near 150x150 pixels."""
 
+MOST_PIXELS = 178_956_970
+"""An image of more pixels is refused before it is decoded: in colors it would take more than half a GB (Pillow's own limit)."""
+
+LARGE = 2**24
+"""Images of more pixels than this are decoded one at a time, so that memory does not grow with the number of cores."""
+
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 """Channels by Pillow's name of a mode; a palette stands for colors."""
 
@@ -36,6 +44,30 @@ DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """EXIF's tag for how a camera was held, and its values that swap height and width."""
+
+
+UNREADABLE = "images cannot be read"
+
+PASSING = "images cannot be read now"
+
+TOO_LARGE = f"images have more than {MOST_PIXELS:,} pixels (scale them down before)"
+
+_one_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What is wrong with one image.
+
+    Args:
+        kind: The flaw in the plural, as `Flaws.add` takes it.
+        reason: What there is to say of this image only; empty if nothing is.
+        passing: Whether the same file may be read another time.
+    """
+
+    kind: str
+    reason: str = ""
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,31 +144,47 @@ class Target:
     size_hint: str
     channels_hint: str
 
-    def pixels(self, item: Encoded) -> npt.NDArray[np.uint8] | str:
-        """Return an image's bytes, (C, H, W), or what is wrong with it."""
+    def pixels(self, item: Encoded) -> npt.NDArray[np.uint8] | Flaw:
+        """Return an image's bytes, (C, H, W), or what is wrong with it.
+
+        Raises:
+            InputError: There is too little memory to decode it.
+        """
+        try:
+            with open_image(item.content) as image:
+                if math.prod(image.size) <= LARGE:
+                    return self._pixels(image)
+                with _one_large:
+                    return self._pixels(image)
+        except MemoryError:
+            problem = f"{plain_text(item.name)}: there is too little memory to decode it"
+            raise InputError("data.source", problem, "scale it down, or free memory") from None
+        except Exception as error:  # whatever a damaged file makes Pillow's many readers raise
+            return _why_not(error)
+
+    def _pixels(self, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8] | Flaw:
+        """Return what `pixels` does, for an image that is open."""
         height, width = self.size
         mode = "L" if self.channels == 1 else "RGB"
-        try:
-            with _opened(item) as image:
-                if _is_deep(image):
-                    return "images have more than 8 bits a channel"
-                channels = CHANNELS.get(image.mode, len(image.getbands()))
-                if channels != self.channels and not self.converts:
-                    return (
-                        f"images have {channels} channels, not {self.channels} {self.channels_hint}"
-                    )
-                image.load()  # or else EXIF behind a PNG's pixels is missed
-                is_upright = image.getexif().get(ORIENTATION, 1) == 1
-                upright = image if is_upright else ImageOps.exif_transpose(image)
-                if upright.size != (width, height) and not self.scales:
-                    return f"images are not {height}x{width} {self.size_hint}"
-                # Colors come before scaling: Pillow cannot mix the numbers of a palette.
-                plain = upright if upright.mode == mode else upright.convert(mode)
-                if plain.size != (width, height):
-                    plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
-                array = np.asarray(plain, dtype=np.uint8)
-        except Exception:  # whatever a damaged file makes Pillow's many readers raise
-            return "images cannot be read"
+        if has_several_frames(image):
+            return Flaw("images have several frames (give each a file of its own)")
+        if _is_deep(image):
+            return Flaw("images have more than 8 bits a channel")
+        channels = CHANNELS.get(image.mode, len(image.getbands()))
+        if channels != self.channels and not self.converts:
+            return Flaw(
+                f"images have {channels} channels, not {self.channels} {self.channels_hint}"
+            )
+        image.load()  # or else EXIF behind a PNG's pixels is missed
+        is_upright = image.getexif().get(ORIENTATION, 1) == 1
+        upright = image if is_upright else ImageOps.exif_transpose(image)
+        if upright.size != (width, height) and not self.scales:
+            return Flaw(f"images are not {height}x{width} {self.size_hint}")
+        # Colors come before scaling: Pillow cannot mix the numbers of a palette.
+        plain = upright if upright.mode == mode else upright.convert(mode)
+        if plain.size != (width, height):
+            plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
+        array = np.asarray(plain, dtype=np.uint8)
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
@@ -153,8 +201,11 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
         while batch := list(islice(items, at_once)):
             pixels, kept = [], []
             for item, found in zip(batch, _decoded(batch, target, threads), strict=True):
-                if isinstance(found, str):
-                    flaws.add(found, [item.name])
+                if isinstance(found, Flaw):
+                    named = f"{item.name}: {found.reason}" if found.reason else item.name
+                    flaws.add(found.kind, [named])
+                    if found.passing and isinstance(item.content, str):
+                        flaws.passing.append(item.content)
                 else:
                     pixels.append(found)
                     kept.append(item)
@@ -170,7 +221,7 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
 
 def _decoded(
     batch: list[Encoded], target: Target, threads: ThreadPoolExecutor
-) -> list[npt.NDArray[np.uint8] | str]:
+) -> list[npt.NDArray[np.uint8] | Flaw]:
     """Return what `Target.pixels` makes of each image, by threads where that is faster."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata; a flaw is what has no pixels
@@ -182,8 +233,10 @@ def _decoded(
 def _num_bytes(item: Encoded) -> int:
     if isinstance(item.content, bytes):
         return len(item.content)
-    path = Path(item.content)
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return os.stat(item.content).st_size  # noqa: PTH116
+    except OSError:
+        return 0
 
 
 def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
@@ -194,7 +247,7 @@ def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
         warnings.simplefilter("ignore")
         for item in chain.from_iterable(items() for items in parts.values()):
             try:
-                with _opened(item) as image:
+                with open_image(item.content) as image:
                     sizes[image.size if _is_turned(image) else image.size[::-1]] += 1
                     channels[CHANNELS.get(image.mode, 0)] += 1
             except Exception:  # it is counted when its pixels are read
@@ -203,9 +256,21 @@ def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
     return most, 1 if channels[1] > channels[3] else 3
 
 
-def _opened(item: Encoded) -> ImageFile.ImageFile:
-    content = item.content
-    return Image.open(content if isinstance(content, str) else io.BytesIO(content))
+def _why_not(error: Exception) -> Flaw:
+    """Return why an image cannot be read, and whether that may pass.
+
+    The operating system numbers its errors; Pillow raises `OSError` without a number about damaged files.
+    """
+    if isinstance(error, NotRegularError):
+        return Flaw(UNREADABLE, "not a regular file")
+    if isinstance(error, Image.DecompressionBombError):
+        found = re.search(r"\d+", str(error))
+        return Flaw(TOO_LARGE, f"{int(found[0]):,} pixels" if found else "")
+    if isinstance(error, OSError) and error.errno is not None:
+        return Flaw(PASSING, error.strerror or type(error).__name__, passing=True)
+    if isinstance(error, UnidentifiedImageError):
+        return Flaw(UNREADABLE, f"none of the formats {', '.join(FORMATS)}")
+    return Flaw(UNREADABLE, plain_text(str(error)) or type(error).__name__)
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:

@@ -71,6 +71,7 @@ class Dataset:
         class_names: One name a class.
         column_values: What the codes of each column stand for.
         notes: What was left out when the data was read, in words.
+        remarks: How the data was read, in words: which folders or splits were taken for what.
     """
 
     train: Images
@@ -80,3 +81,4 @@ class Dataset:
     class_names: tuple[str, ...]
     column_values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()

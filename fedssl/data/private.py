@@ -11,8 +11,8 @@ from fedssl.data.cache import Prepared, Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Rows
-from fedssl.data.sources.folder import Folder, class_folders, images_in, loose_images
-from fedssl.data.sources.npz import Npz
+from fedssl.data.sources.folder import Folder, account, class_folders, images_in, loose_images
+from fedssl.data.sources.npz import Npz, note_unused, texts
 from fedssl.data.sources.own_images import OwnImages
 from fedssl.data.terms import Terms
 from fedssl.errors import InputError
@@ -76,15 +76,14 @@ class _PrivateFolder(Folder):
         Raises:
             InputError: No such folder, or class folders that the federation has no class for.
         """
-        root = self._root()
-        train, test = self._train_and_test(root)
-        flaws = Flaws(SKIP)
-        homes = list(dict.fromkeys([train, root]))
-        parts: Parts = {"train": partial(self._images, homes)}
+        layout = self.layout()
+        test, flaws = layout.test, Flaws(SKIP)
+        flaws.remarks += layout.remarks()
+        parts: Parts = {"train": partial(self._images, layout.homes)}
         if test is not None:
             parts["test"] = partial(images_in, [test], self._numbers(test))
-            flaws.add("test images lie outside of the class folders", loose_images(test))
-        self._numbers(train)  # an unknown class is refused before anything is decoded
+        self._numbers(layout.train)  # an unknown class is refused before anything is decoded
+        account(layout, flaws, takes_loose=True)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=self.class_names,
@@ -122,14 +121,16 @@ class _PrivateNpz(Npz):
         Raises:
             InputError: No such file, images of another shape, or labels that are no class of the federation.
         """
-        arrays = self._arrays()
+        flaws = Flaws(SKIP)
+        arrays = self._arrays(flaws)
         if "labels" not in arrays:
             arrays["labels"] = np.full(len(arrays.get("images", ())), UNKNOWN, dtype=np.int64)
         names = arrays.get("class_names")
-        own = None if names is None else names.reshape(-1).astype(str).tolist()
+        own = None if names is None else texts(names)
         train = self._fitting(self._block(arrays, ""), own)
         has_test = "test_images" in arrays
         test = self._fitting(self._block(arrays, "test_"), own) if has_test else None
+        note_unused(arrays, flaws)
         return Raw(
             class_names=self.class_names,
             train=[train],
@@ -137,7 +138,7 @@ class _PrivateNpz(Npz):
             flips=self.flips,
             mean=self.mean,
             std=self.std,
-            flaws=Flaws(SKIP),
+            flaws=flaws,
             fixed_classes=True,
         )
 

@@ -13,8 +13,9 @@ from fedssl.data.blocks import Block
 from fedssl.data.decode import Encoded, Target, decode
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN
-from fedssl.data.sources.folder import image_files
+from fedssl.data.sources.folder import note_unless_image
 from fedssl.data.sources.npz import Npz
+from fedssl.data.sources.own_images import entries_under
 from fedssl.errors import InputError
 
 FIELD = "IMAGES"
@@ -30,37 +31,46 @@ def blocks_of(
         paths: Image files; folders, whose images lie at any depth; ``.npz`` files.
         class_names: Of the run. In a folder, the first folder below that is called as one of them says the class.
         target: What every image is to be.
-        flaws: Filled with images that cannot be read or are not that.
+        flaws: Filled with images that cannot be read or are not that, and with what is left out.
 
     Raises:
         InputError: There is no such file, a folder without images, or an npz file with other arrays.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     for path in paths:
-        if path.suffix == ".npz" and path.is_file():
-            yield _npz_block(path, numbers, target)
+        if path.suffix.lower() == ".npz" and path.is_file():
+            yield _npz_block(path, numbers, target, flaws)
         else:
-            yield from decode(_encoded(path, numbers), target, flaws)
+            yield from decode(_encoded(path, numbers, flaws), target, flaws)
 
 
-def _encoded(path: Path, numbers: Mapping[str, int]) -> Iterator[Encoded]:
-    """Yield a file, or the image files of a folder with the classes that the folders between say."""
-    if path.is_file():
+def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[Encoded]:
+    """Yield a file, or the image files of a folder with the classes that the folders between say.
+
+    Args:
+        path: The file or folder.
+        numbers: Number of each class, by its name.
+        flaws: Filled with the files of the folder that are no images.
+    """
+    if not path.is_dir() and path.exists():
         yield Encoded(str(path), str(path), UNKNOWN)
         return
     if not path.is_dir():
         raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
     found = False
     try:
-        for file in image_files(path):
-            found = True
-            yield Encoded(file, file, _class_of(Path(file).relative_to(path), numbers))
+        for entry in entries_under(str(path)):
+            if note_unless_image(entry, flaws):
+                found = True
+                below = Path(entry.path).relative_to(path)
+                yield Encoded(entry.path, entry.path, _class_of(below, numbers))
     except OSError as error:
         raise InputError(
             FIELD, f"{path} cannot be read: {error}", "check who may read it"
         ) from None
     if not found:
-        raise InputError(FIELD, f"there are no images in {path}", "check the path")
+        left_out = "; ".join(("", *flaws.notes()))
+        raise InputError(FIELD, f"there are no images in {path}{left_out}", "check the path")
 
 
 def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
@@ -68,10 +78,10 @@ def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
     return next(known, UNKNOWN)
 
 
-def _npz_block(path: Path, numbers: Mapping[str, int], target: Target) -> Block:
+def _npz_block(path: Path, numbers: Mapping[str, int], target: Target, flaws: Flaws) -> Block:
     """Return the images of an npz file; its classes are told by their names, where it has names."""
     try:
-        block, names = Npz(name=str(path)).read_images()
+        block, names = Npz(name=str(path)).read_images(flaws)
     except InputError as error:
         raise InputError(FIELD, error.problem, error.remedy) from None
     shape = (target.channels, *target.size)

@@ -37,3 +37,9 @@ def _describe_private(experiment: Experiment, federation: Federation) -> str:
         f"round{labels}, evaluated on {len(federation.held_out):,} images of {experiment.data.kind}, "
         f"{experiment.num_rounds} rounds, seed {experiment.seed}"
     )
+
+
+def said_of_data(federation: Federation) -> list[str]:
+    """Return a line for each sentence about how the data was read, and about what was left out of it."""
+    data = federation.data
+    return [*data.remarks, *(f"left out: {note}" for note in data.notes)]

@@ -103,7 +103,6 @@ def describe_skew(federation: Federation) -> str:
     wrong = federation.num_wrong_labels
     if wrong:
         lines.append(f"{wrong:,} of the given labels are wrong")
-    lines += [f"left out: {note}" for note in federation.data.notes]
     if federation.num_clients > MOST_ROWS:
         half = MOST_ROWS // 2
         lines.append(

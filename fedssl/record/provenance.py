@@ -61,6 +61,7 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
         "num_held_out": len(held_out),
         "held_out_sha256": fingerprint(held_out),
         "notes": data.notes,
+        "remarks": data.remarks,
     }
 
 

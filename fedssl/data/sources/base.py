@@ -131,6 +131,7 @@ class Source(Plugin):
             class_names=tuple(meta["class_names"]),
             column_values={name: tuple(v) for name, v in meta["column_values"].items()},
             notes=tuple(meta["notes"]),
+            remarks=tuple(meta["remarks"]),
         )
 
     def _mapped(self) -> tuple[Mapping[str, Any], Images, Images | None]:

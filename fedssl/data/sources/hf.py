@@ -3,10 +3,11 @@
 Needs the ``datasets`` library: ``pip install 'fedssl[hf]'``. A local folder is read without the network.
 """
 
+import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from pydantic import Field
 from fedssl.data.cache import Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import Flaws
+from fedssl.data.formats import is_image
 from fedssl.data.images import UNKNOWN
-from fedssl.data.sources.own_images import EncodedImages, files_under
+from fedssl.data.sources.folder import note_unless_image, subfolders
+from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under
+from fedssl.data.splits import by_role, role_of, twins
 from fedssl.errors import InputError, nearest
 
 ROWS_AT_ONCE = 256
-
-TEST_SPLITS = ("test", "validation", "valid", "val")
 
 IMAGE_KINDS = ("Image", "binary", "string")
 """What a column of images may hold: images, their bytes, or paths of files."""
@@ -49,30 +51,43 @@ class Hf(EncodedImages):
     label_column: str | None = Field(None, description="unset: the only column of classes")
 
     def read(self) -> Raw:
-        """Return the images of the splits ``train`` and ``test`` (or ``validation``), and of ``unlabeled`` if there is one.
+        """Return the images of the splits for training, for test (or validation), and of those without labels.
+
+        Splits may be called as people call them, in any case: ``dev``, ``Testing`` (`fedssl.data.splits`).
 
         Raises:
             InputError: The library or the data set is not there, or its columns are not clear.
         """
         splits = self._load()
-        if "train" not in splits:
+        found = by_role(splits)
+        same = twins(splits)
+        if same or len(found["train"]) > 1:
+            several = same or found["train"]
+            raise self.wrong(f"the splits {several} are the same split", "name one of them so")
+        if not found["train"]:
             raise self.wrong("has no split 'train'", f"it has {sorted(splits)}")
-        train = splits["train"]
+        train_name = found["train"][0]
+        train = splits[train_name]
         image = self._column(train, self.image_column, "image_column", ("Image",), IMAGE_KINDS)
         label = self._column(train, self.label_column, "label_column", ("ClassLabel",), LABEL_KINDS)
         names, number = _classes(train, label)
-        chosen = {"train": [name for name in ("train", "unlabeled") if name in splits]}
-        test = next((name for name in TEST_SPLITS if name in splits), None)
-        if test is not None:
-            chosen["test"] = [test]
+        chosen = {"train": [train_name, *found["unlabeled"]]}
+        tests = found["test"] + found["validation"]
+        if tests:
+            chosen["test"] = tests[:1]
         for name in (name for several in chosen.values() for name in several):
             if image not in splits[name].features:
-                raise self.wrong(f"split {name!r} has no column {image!r}, which 'train' has")
+                raise self.wrong(
+                    f"split {name!r} has no column {image!r}, which {train_name!r} has"
+                )
         parts: Parts = {
             part: partial(_items, splits, several, image, label, number)
             for part, several in chosen.items()
         }
         flaws = Flaws()
+        read = [name for several in chosen.values() for name in several]
+        flaws.remarks += _remarks(chosen, [name for name in splits if name not in read])
+        self._account(splits, image, flaws)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=names,
@@ -87,6 +102,40 @@ class Hf(EncodedImages):
         folder = Path(self.name).expanduser()
         if folder.is_dir():
             yield from files_under(str(folder.absolute()))
+
+    def _account(self, splits: dict[str, Any], image: str, flaws: Flaws) -> None:
+        """Note every file of a local folder of image files that the library put into no split.
+
+        Raises:
+            InputError: The library did not understand a folder's name as the split that it says.
+        """
+        folder = Path(self.name).expanduser()
+        if not folder.is_dir() or any((folder / mark).is_file() for mark in SAVED):
+            return
+        roles = {role_of(name) for name in splits}
+        entries = [Path(entry.path) for entry in entries_under(str(folder))]
+        if not any(is_image(path.name) for path in entries):
+            self._check_roles(roles, (path.stem.split("-")[0] for path in entries), "file")
+            return
+        self._check_roles(roles, subfolders(folder), "folder")
+        taken: set[str] = set()
+        for split in splits.values():
+            taken.update(_paths(split, image))
+        if not taken:
+            return  # tables hold the images themselves; the files beside them are no data
+        for entry in entries_under(str(folder)):
+            if note_unless_image(entry, flaws) and os.path.realpath(entry.path) not in taken:
+                flaws.add("images lie in no split that the library found", [entry.path])
+
+    def _check_roles(self, roles: Collection[str | None], names: Iterable[str], what: str) -> None:
+        """Refuse names of splits that the library took for none."""
+        for name in names:
+            role = role_of(name)
+            if role is not None and role not in roles:
+                raise self.wrong(
+                    f"the {what} {name!r} has the name of a split, but the library put its images into another",
+                    f"rename it to {role!r}, as the library calls that split",
+                )
 
     def _load(self) -> Any:
         """Return the data set's splits by name."""
@@ -150,6 +199,30 @@ class Hf(EncodedImages):
             problem = f"column {found[0]!r} of {self.kind} holds {_kind(columns[found[0]])}"
             raise InputError(field, problem, f"it must hold one of: {', '.join(possible)}")
         return found[0]
+
+
+def _remarks(chosen: Mapping[str, Sequence[str]], unread: Sequence[str]) -> list[str]:
+    """Return one sentence about which splits were taken for what, unless these are ``train`` and ``test`` alone."""
+    if not unread and chosen["train"] == ["train"] and chosen.get("test", ["test"]) == ["test"]:
+        return []
+    test = ", ".join(chosen.get("test", [])) or "a share of the training images"
+    said = f"training images: {', '.join(chosen['train'])}, test images: {test}"
+    return [said + (f", splits that are not read: {', '.join(unread)}" if unread else "")]
+
+
+def _paths(split: Any, image: str) -> Iterator[str]:
+    """Yield the files of a split's images, without links; none where a table holds their bytes."""
+    import datasets
+
+    if image not in split.features or _kind(split.features[image]) not in IMAGE_KINDS:
+        return
+    plain = split.cast_column(image, datasets.Image(decode=False))
+    for start in range(0, len(plain), ROWS_AT_ONCE):
+        for row in plain[start : start + ROWS_AT_ONCE][image]:
+            if row is not None and row["bytes"] is None and row["path"]:
+                yield os.path.realpath(row["path"])
+            elif start == 0:
+                return
 
 
 def _kind(feature: Any) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fedssl.data.decode import Geometry
+from fedssl.data.formats import SYSTEM_FILES
 from fedssl.data.sources.base import Source
 from fedssl.errors import InputError
 
@@ -67,13 +68,32 @@ def files_under(folder: str, inside: frozenset[str] = frozenset()) -> Iterator[s
         folder: Where to look. Links are followed.
         inside: The folders it lies in, without links: a link back to one of them is a circle, and not followed.
     """
+    for entry in entries_under(folder, inside):
+        if not is_hidden(entry.name):
+            yield entry.path
+
+
+def entries_under(
+    folder: str, inside: frozenset[str] = frozenset()
+) -> Iterator["os.DirEntry[str]"]:
+    """Yield the files at any depth of a folder, and hidden folders, which are not looked into; sorted by name.
+
+    Args:
+        folder: Where to look. Links are followed.
+        inside: The folders it lies in, without links: a link back to one of them is a circle, and not followed.
+    """
     real = os.path.realpath(folder)
     if real in inside:
         return
     with os.scandir(folder) as found:
-        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+        entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir():
-            yield from files_under(entry.path, inside | {real})
+        if entry.is_dir() and not is_hidden(entry.name):
+            yield from entries_under(entry.path, inside | {real})
         else:
-            yield entry.path
+            yield entry
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a file's or a folder's name hides it, or is one that operating systems leave in every folder."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES

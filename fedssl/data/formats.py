@@ -1,0 +1,119 @@
+"""Which files are images: a closed list of formats, opened by Pillow's own readers, none of which starts a program.
+
+By its content Pillow would give a file to any of some forty readers, and PostScript to Ghostscript, whatever the file's
+name says.
+"""
+
+import io
+import os
+import stat
+
+# Each import registers its readers with Pillow; nothing else loads them where the formats are named.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read."""
+
+SUFFIXES = frozenset(
+    ".bmp .dib .gif .jpg .jpeg .jpe .jfif .jp2 .j2k .jpc .jpf .jpx .j2c .png .apng .pbm .pgm .ppm .pnm .pfm "
+    ".tif .tiff .webp".split()
+)
+"""Ends of the names of files in these formats, in lower case."""
+
+OTHER_IMAGES = frozenset(
+    # Cameras, phones and the web.
+    ".heic .heif .hif .avif .avifs .jxl .jxr .hdp .wdp .flif .bpg .mpo .qoi .svg .svgz .ico .icns .cur .raw .dng .cr2 "
+    ".cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .rwl .iiq .3fr .x3f .erf .kdc .mrw "
+    # Medicine, microscopes, telescopes and satellites.
+    ".dcm .dicom .dic .ima .nii .nrrd .nhdr .mha .mhd .img .svs .ndpi .mrxs .scn .vms .bif .czi .lif .lsm .nd2 .vsi "
+    ".oib .oif .stk .fits .fit .fts .sid .ecw "
+    # Programs that draw, and films.
+    ".psd .psb .xcf .kra .ai .eps .ps .pdf .djvu .tga .pcx .dcx .dds .exr .hdr .sgi .rgb .rgba .bw .ras .sun .xbm .xpm "
+    ".wmf .emf .fli .flc .iff .pict .pct .mp4 .m4v .avi .mov .mpg .mpeg .mkv .webm .wmv .flv .mjpeg".split()
+)
+"""Ends of the names of images and films that are not read, in lower case."""
+
+SIDECARS = frozenset(
+    ".json .xml .xmp .txt .csv .tsv .yaml .yml .toml .md .html .htm .md5 .sha1 .sha256 .sha512 .aux .wld .tfw "
+    ".url .lnk .license .py .log".split()
+)
+"""Ends of the names of files that say something about an image and may be called ``IMAGE.png.json``."""
+
+TEXTS = frozenset(
+    "readme license licence copying notice authors contributors changelog changes history version citation manifest "
+    "makefile dockerfile sha256sums sha1sums md5sums checksums todo index labels classes metadata".split()
+)
+"""Names, in lower case, of files without a suffix that are known to be texts."""
+
+SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx"))
+"""Names, in lower case, of what operating systems leave in every folder: nobody's images, and never mentioned."""
+
+SEVERAL_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
+"""Formats whose further frames are images of their own. In a JPEG of a phone they are smaller copies of the first."""
+
+NO_SUFFIX = "files have no suffix and may be images"
+COPIES = "files have another suffix behind that of an image"
+NOT_READ = "files have the suffix of a format that is not read"
+NO_IMAGES = "files have a suffix that no image has"
+
+
+def suffix_of(path: str) -> str:
+    """Return the end of a file's name in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122 - millions of paths, and a Path each doubles the time
+
+
+def is_image(path: str) -> bool:
+    """Say whether a file's name is that of an image; whether it holds one, its pixels show."""
+    return suffix_of(path) in SUFFIXES
+
+
+def may_be_image(path: str) -> str:
+    """Return why a file whose name is not an image's may hold one nevertheless, as a flaw; empty if it does not."""
+    name = os.path.basename(path).lower()  # noqa: PTH119
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    if suffix == ".gz" and suffix_of(stem) in OTHER_IMAGES or suffix in OTHER_IMAGES:
+        return NOT_READ
+    if not suffix or suffix[1:].isdigit() and suffix_of(stem) not in SUFFIXES:
+        # "IM.0001" is how scanners number their images.
+        return "" if name in TEXTS else NO_SUFFIX
+    inner = suffix_of(stem)
+    is_copy = inner in SUFFIXES or inner in OTHER_IMAGES
+    grown = any(suffix.startswith(known) and not suffix[len(known)].isalnum() for known in SUFFIXES)
+    return COPIES if (is_copy and suffix not in SIDECARS) or grown else ""
+
+
+def open_image(content: str | bytes) -> ImageFile.ImageFile:
+    """Open an image without decoding it.
+
+    Args:
+        content: The path of a regular file, or the bytes of one.
+
+    Raises:
+        NotRegularError: The path is that of a pipe, a device, a socket or a folder.
+        OSError, Exception: Whatever Pillow's readers raise about a damaged file.
+    """
+    if isinstance(content, bytes):
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    if not stat.S_ISREG(os.stat(content).st_mode):  # noqa: PTH116
+        raise NotRegularError
+    return Image.open(content, formats=FORMATS)
+
+
+class NotRegularError(Exception):
+    """A path is not that of a regular file: to open a pipe would wait for ever."""
+
+
+def has_several_frames(image: ImageFile.ImageFile) -> bool:
+    """Say whether a file holds more than one image, as a stack or an animation does."""
+    return image.format in SEVERAL_FRAMES and bool(getattr(image, "is_animated", False))

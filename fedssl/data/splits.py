@@ -1,0 +1,79 @@
+"""Names of splits as people write them: ``Training``, ``test_set``, ``dev``, ``hold-out``."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+Role = Literal["train", "test", "validation", "unlabeled"]
+
+NAMES: Mapping[Role, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "test": ("test", "testing", "tst"),
+    "validation": (
+        "val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation", "holdout", "heldout",
+    ),
+    "unlabeled": ("unlabeled", "unlabelled", "unsupervised"),
+}  # fmt: skip
+"""What each split may be called, the usual name first; in any case, with or without an ending of `ENDINGS`."""
+
+ENDINGS = ("set", "data", "images", "split")
+"""Words that may end a split's name."""
+
+ROLES: Mapping[str, Role] = {name: role for role, names in NAMES.items() for name in names}
+
+UNDERSTOOD = "; ".join(f"{role}: {', '.join(names)}" for role, names in NAMES.items())
+"""The names that are understood, for messages."""
+
+ABBREVIATIONS = ("tr", "ts", "te")
+"""Words that mean a split only as a part of names, as in ``imagesTr`` and ``imagesTs``."""
+
+
+def role_of(name: str) -> Role | None:
+    """Return which split a folder's or a split's name stands for; None if it is none's."""
+    key = _key(name)
+    return ROLES.get(key)
+
+
+def _key(name: str) -> str:
+    """Return a name in lower case without separators and ending."""
+    letters = re.sub(r"[\W_]+", "", name.lower())
+    for ending in ENDINGS:
+        if letters.removesuffix(ending) in ROLES:
+            return letters.removesuffix(ending)
+    return letters
+
+
+def by_role(names: Iterable[str]) -> dict[Role, list[str]]:
+    """Return the names of each split, the usual ones first."""
+    order = list(ROLES)
+    found: dict[Role, list[str]] = {role: [] for role in NAMES}
+    for name in sorted(names, key=lambda name: (_key(name) not in ROLES, name)):
+        role = role_of(name)
+        if role is not None:
+            found[role].append(name)
+    return {
+        role: sorted(names, key=lambda n: order.index(_key(n))) for role, names in found.items()
+    }
+
+
+def twins(names: Iterable[str]) -> list[str]:
+    """Return names of the same split that differ in case, separators or ending only; empty if there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if role_of(name) is not None:
+            groups.setdefault(_key(name), []).append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
+
+
+def look_alikes(names: Iterable[str]) -> Sequence[str]:
+    """Return names that differ only in the word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+        rest = [word for word in words if ROLES.get(word) in (None, "unlabeled")]
+        short = [word for word in rest if word not in ABBREVIATIONS]
+        if short and len(short) < len(rest):
+            rest = short
+        if len(rest) < len(words):
+            groups.setdefault(" ".join(rest), []).append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
