@@ -125,12 +125,17 @@ def prepare(
     folder = cache_folder() / f"{kind.partition(':')[0].rpartition('.')[2]}-{digest}"
     _warn_of_others(folder.parent)
     found = _open(folder, verify)
-    if found is not None:
+    if found is not None and not _any_readable(found.meta["passing"]):
         return found
     try:
         make_private(folder.parent)
         with _locked(folder):
-            return _open(folder, verify) or _write(folder, kind, read, skip)
+            found = _open(folder, verify)  # another process may have written it meanwhile
+            if found is None:
+                return _write(folder, kind, read, skip, "is damaged")
+            if _any_readable(found.meta["passing"]):
+                return _write(folder, kind, read, skip, "lacks images that can be read now")
+            return found
     except OSError as error:
         raise InputError(
             CACHE_VARIABLE,
@@ -163,7 +168,7 @@ def _open(folder: Path, verify: bool) -> Prepared | None:
             whole = _checksums_match(folder, (folder / "meta.json").stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, no longer there, or not what `_write` wrote
-    return Prepared(folder, meta) if whole and not _any_readable(meta["passing"]) else None
+    return Prepared(folder, meta) if whole else None
 
 
 def _any_readable(paths: Iterable[str]) -> bool:
@@ -232,15 +237,21 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool) -> Prepared:
-    """Write an entry beside its place and move it there; the lock is ours, so whatever lies there is dead."""
+def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool, why: str) -> Prepared:
+    """Write an entry beside its place and move it there; the lock is ours, so whatever lies there is dead.
+
+    Args:
+        folder: The entry's place.
+        kind: The source as the user named it.
+        read: Reads the data set.
+        skip: Go on without flawed images.
+        why: What is wrong with the entry that lies there, if there is one.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     if folder.exists():
-        log.warning(
-            "%s is damaged, or lacks images that can be read now; preparing it anew", folder
-        )
+        log.warning("%s %s; preparing it anew", folder, why)
         folder.rename(partial)  # gone at once for whoever opens it, and not file by file
         shutil.rmtree(partial)
     partial.mkdir(mode=PRIVATE_FOLDER)

@@ -25,35 +25,36 @@ from PIL import (
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read."""
 
-SUFFIXES = frozenset(
-    ".bmp .dib .gif .jpg .jpeg .jpe .jfif .jp2 .j2k .jpc .jpf .jpx .j2c .png .apng .pbm .pgm .ppm .pnm .pfm "
-    ".tif .tiff .webp".split()
-)
+SUFFIXES = frozenset((
+    ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".png",
+    ".apng", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tif", ".tiff", ".webp",
+))  # fmt: skip
 """Ends of the names of files in these formats, in lower case."""
 
-OTHER_IMAGES = frozenset(
-    # Cameras, phones and the web.
-    ".heic .heif .hif .avif .avifs .jxl .jxr .hdp .wdp .flif .bpg .mpo .qoi .svg .svgz .ico .icns .cur .raw .dng .cr2 "
-    ".cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .rwl .iiq .3fr .x3f .erf .kdc .mrw "
-    # Medicine, microscopes, telescopes and satellites.
-    ".dcm .dicom .dic .ima .nii .nrrd .nhdr .mha .mhd .img .svs .ndpi .mrxs .scn .vms .bif .czi .lif .lsm .nd2 .vsi "
-    ".oib .oif .stk .fits .fit .fts .sid .ecw "
-    # Programs that draw, and films.
-    ".psd .psb .xcf .kra .ai .eps .ps .pdf .djvu .tga .pcx .dcx .dds .exr .hdr .sgi .rgb .rgba .bw .ras .sun .xbm .xpm "
-    ".wmf .emf .fli .flc .iff .pict .pct .mp4 .m4v .avi .mov .mpg .mpeg .mkv .webm .wmv .flv .mjpeg".split()
-)
+OTHER_IMAGES = frozenset((
+    ".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".hdp", ".wdp", ".flif", ".bpg", ".mpo", ".qoi",
+    ".svg", ".svgz", ".ico", ".icns", ".cur", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf",
+    ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".rwl", ".iiq", ".3fr", ".x3f", ".erf", ".kdc", ".mrw", ".dcm",
+    ".dicom", ".dic", ".ima", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".svs", ".ndpi", ".mrxs", ".scn",
+    ".vms", ".bif", ".czi", ".lif", ".lsm", ".nd2", ".vsi", ".oib", ".oif", ".stk", ".fits", ".fit", ".fts", ".sid",
+    ".ecw", ".psd", ".psb", ".xcf", ".kra", ".ai", ".eps", ".ps", ".pdf", ".djvu", ".tga", ".pcx", ".dcx", ".dds",
+    ".exr", ".hdr", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".sun", ".xbm", ".xpm", ".wmf", ".emf", ".fli", ".flc",
+    ".iff", ".pict", ".pct", ".mp4", ".m4v", ".avi", ".mov", ".mpg", ".mpeg", ".mkv", ".webm", ".wmv", ".flv",
+    ".mjpeg",
+))  # fmt: skip
 """Ends of the names of images and films that are not read, in lower case."""
 
-SIDECARS = frozenset(
-    ".json .xml .xmp .txt .csv .tsv .yaml .yml .toml .md .html .htm .md5 .sha1 .sha256 .sha512 .aux .wld .tfw "
-    ".url .lnk .license .py .log".split()
-)
+SIDECARS = frozenset((
+    ".json", ".xml", ".xmp", ".txt", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".md5",
+    ".sha1", ".sha256", ".sha512", ".aux", ".wld", ".tfw", ".url", ".lnk", ".license", ".py", ".log",
+))  # fmt: skip
 """Ends of the names of files that say something about an image and may be called ``IMAGE.png.json``."""
 
-TEXTS = frozenset(
-    "readme license licence copying notice authors contributors changelog changes history version citation manifest "
-    "makefile dockerfile sha256sums sha1sums md5sums checksums todo index labels classes metadata".split()
-)
+TEXTS = frozenset((
+    "readme", "license", "licence", "copying", "notice", "authors", "contributors", "changelog", "changes",
+    "history", "version", "citation", "manifest", "makefile", "dockerfile", "sha256sums", "sha1sums", "md5sums",
+    "checksums", "todo", "index", "labels", "classes", "metadata",
+))  # fmt: skip
 """Names, in lower case, of files without a suffix that are known to be texts."""
 
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx"))
@@ -82,9 +83,9 @@ def may_be_image(path: str) -> str:
     """Return why a file whose name is not an image's may hold one nevertheless, as a flaw; empty if it does not."""
     name = os.path.basename(path).lower()  # noqa: PTH119
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    if suffix == ".gz" and suffix_of(stem) in OTHER_IMAGES or suffix in OTHER_IMAGES:
+    if suffix in OTHER_IMAGES or (suffix == ".gz" and suffix_of(stem) in OTHER_IMAGES):
         return NOT_READ
-    if not suffix or suffix[1:].isdigit() and suffix_of(stem) not in SUFFIXES:
+    if not suffix or (suffix[1:].isdigit() and suffix_of(stem) not in SUFFIXES):
         # "IM.0001" is how scanners number their images.
         return "" if name in TEXTS else NO_SUFFIX
     inner = suffix_of(stem)

@@ -157,7 +157,8 @@ def test_bad_rows_are_counted_named_and_refused_or_left_out(tmp_path):
     source = Hf(name=str(tmp_path / "hub"))
     refused(
         source,
-        "3 images cannot be read (train row 6, train row 7, train row 8)",
+        "3 images cannot be read (train row 6: ",
+        "train row 7: none of the formats BMP, ",
         "1 image is not 8x8 as most are (data.size scales them) (train row 9)",
         "1 image has 1 channels, not 3 (data.channels = 3 converts them) (train row 10)",
         "1 image has more than 8 bits a channel (train row 11)",

@@ -241,10 +241,12 @@ def damaged(root):
     save(root / "dog" / "deep.png", np.zeros((8, 8), np.uint16))
     save(root / "loose.png", colors()[0])
     return (
-        "4 images cannot be read (",
-        "a_truncated.png",
-        "b_empty.png",
-        "c_text.jpg, ...)",
+        "3 images cannot be read (",
+        "a_truncated.png: ",
+        "b_empty.png: none of the formats BMP, ",
+        "c_text.jpg: none of the formats BMP, ",
+        "1 image cannot be read now (",
+        "d_nowhere.png: No such file",
         "1 image is not 8x8 as most are (data.size scales them) (",
         "wide.png",
         "1 image has 1 channels, not 3 (data.channels = 3 converts them) (",
@@ -267,8 +269,8 @@ def test_bad_images_of_a_folder_are_left_out_on_request(root, caplog):
     damaged(root)
     prepared = entry(root, bad_images="skip")
     np.testing.assert_array_equal(prepared.part("train").images, good)
-    assert len(prepared.meta["notes"]) == 6
-    assert "left out 4 images cannot be read" in caplog.text
+    assert len(prepared.meta["notes"]) == 7
+    assert "left out 3 images cannot be read" in caplog.text
     assert Folder(name=str(root), bad_images="skip").dataset(0).notes == tuple(
         prepared.meta["notes"]
     )

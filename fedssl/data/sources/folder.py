@@ -210,8 +210,8 @@ def images_in(folders: Sequence[Path], numbers: Mapping[str, int]) -> Iterator[E
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of the image files at any depth."""
-    return filter(is_image, files_under(str(folder)))
+    """Yield the paths of the image files at any depth; none if there is no such folder."""
+    return filter(is_image, files_under(str(folder)) if folder.is_dir() else ())
 
 
 def account(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:

@@ -32,6 +32,9 @@ IMAGE_KINDS = ("Image", "binary", "string")
 LABEL_KINDS = ("ClassLabel", "string", "large_string", "bool", "int", "uint")
 """What a column of classes may hold; integers of any width."""
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+"""Ends of the names of files that the library unpacks."""
+
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which ``save_to_disk`` marks a folder: of several splits, and of one."""
 
@@ -123,9 +126,12 @@ class Hf(EncodedImages):
             taken.update(_paths(split, image))
         if not taken:
             return  # tables hold the images themselves; the files beside them are no data
+        note = flaws.leave_out if self.config or _lists_its_files(folder) else flaws.add
         for entry in entries_under(str(folder)):
+            if entry.name.startswith("metadata.") or entry.name.lower().endswith(ARCHIVES):
+                continue  # the library reads these itself
             if note_unless_image(entry, flaws) and os.path.realpath(entry.path) not in taken:
-                flaws.add("images lie in no split that the library found", [entry.path])
+                note("images lie in no split that the library found", [entry.path])
 
     def _check_roles(self, roles: Collection[str | None], names: Iterable[str], what: str) -> None:
         """Refuse names of splits that the library took for none."""
@@ -201,6 +207,12 @@ class Hf(EncodedImages):
         return found[0]
 
 
+def _lists_its_files(folder: Path) -> bool:
+    """Say whether a folder's README says which files belong to which split, as on the Hub: others are left out on purpose."""
+    readme = folder / "README.md"
+    return readme.is_file() and "data_files" in readme.read_text(encoding="utf-8", errors="replace")
+
+
 def _remarks(chosen: Mapping[str, Sequence[str]], unread: Sequence[str]) -> list[str]:
     """Return one sentence about which splits were taken for what, unless these are ``train`` and ``test`` alone."""
     if not unread and chosen["train"] == ["train"] and chosen.get("test", ["test"]) == ["test"]:
@@ -219,10 +231,10 @@ def _paths(split: Any, image: str) -> Iterator[str]:
     plain = split.cast_column(image, datasets.Image(decode=False))
     for start in range(0, len(plain), ROWS_AT_ONCE):
         for row in plain[start : start + ROWS_AT_ONCE][image]:
-            if row is not None and row["bytes"] is None and row["path"]:
-                yield os.path.realpath(row["path"])
-            elif start == 0:
+            if row is not None and row["bytes"] is not None:
                 return
+            if row is not None and row["path"]:
+                yield os.path.realpath(row["path"])
 
 
 def _kind(feature: Any) -> str:
