@@ -351,7 +351,7 @@ ARRAYS = st.dictionaries(
     st.sampled_from(
         ["images", "labels", "train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels",
          "class_names", "site", "test_site", "matrix"]
-    ),  # fmt: skip
+    ),
     st.sampled_from(["images", "column", "row", "text", "bytes", "objects", "scalar", "huge", "floats"]),
 )  # fmt: skip
 
