@@ -376,7 +376,7 @@ def test_damaged_imagenette_names_the_file(imagenette):
     damaged = next((imagenette / "imagenette2-160" / "val" / "n03028079").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(
-        InputError, match=r"data.root: .*1 image cannot be read \(val/n03028079/\d.JPEG\)"
+        InputError, match=r"data.root: .*1 image cannot be read \(val/n03028079/\d.JPEG: "
     ):
         Imagenette(root=imagenette, pixels=24).dataset(0)
 

@@ -128,6 +128,16 @@ def test_what_is_no_image_is_refused(finished, tmp_path):
     refused(fedssl("predict", finished.path, tmp_path / "other.npz"), "has no array 'images'")
 
 
+def test_files_that_are_no_images_are_named_or_refused(finished, folder, tmp_path):
+    shutil.copy(next(folder.glob("3/*.png")), tmp_path / "one.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    result = fedssl("predict", finished.path, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "left out: 1 file has a suffix that no image has (" in result.output
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    refused(fedssl("predict", finished.path, tmp_path), "phone.heic", "format that is not read")
+
+
 def test_a_file_that_cannot_be_written_is_said_so(finished, folder, tmp_path):
     out = tmp_path / "no" / "p.csv"
     refused(fedssl("predict", finished.path, folder, "--out", out), "--out", "cannot write")
