@@ -325,6 +325,11 @@ def test_settings_change_views(settings, labeled, unlabeled):
     assert (views.labeled, views.unlabeled, views.ratio) == (labeled, unlabeled, 5)
 
 
+def test_the_baseline_can_show_its_labels_strongly():
+    views = METHODS.build({"kind": "supervised", "labeled_view": "strong"}).views()
+    assert (views.labeled, views.unlabeled) == (("strong",), ())
+
+
 # Mean Teacher, step by step
 
 
