@@ -14,7 +14,7 @@ FASHION_ROOT ?= data
 # The notice of what may become of MkDocs 2 is not about these pages. Never --quiet, under which --strict counts no warning (1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme check docs pictures format table table-fashion table-labels benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme check docs pictures format table table-fashion table-labels yardsticks benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -54,6 +54,9 @@ table: $(INSTALLED)  ## Every method on the 40 labels of the quickstart, five se
 
 table-fashion: $(INSTALLED)  ## Methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER says where the data is.
 	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT)
+
+yardsticks: $(INSTALLED)  ## scikit-learn's logistic regression and label spreading on the same labels of digits; seconds.
+	$(BIN)/python -m benchmarks.yardsticks
 
 table-labels: $(INSTALLED)  ## What it costs where labels are: five settings with the same 40, five seeds; half an hour.
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
