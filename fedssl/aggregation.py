@@ -194,8 +194,12 @@ def move_average(
         decay: In [0, 1].
         buffers: Names of what is no weight, such as the statistics of batch normalization.
 
+    So an average of a network with batch statistics (``norm = "batch"`` or ``"static"``) is evaluated under the
+    statistics of the last model.
+
     Reference:
-        Tarvainen & Valpola (Mean Teacher), NeurIPS 2017, whose averages take the student's buffers.
+        The averaged model of Sohn et al. (FixMatch), NeurIPS 2020, whose official code averages the weights that are
+        trained and shares the others. (The teacher of Mean Teacher's code has batch statistics of its own passes.)
     """
 
     def moved(name: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -5,7 +5,7 @@ result. (torch's CPU generator keeps 32 bits of a seed: two names in four billio
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -50,17 +50,15 @@ def numpy_generator(
 def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Lend torch's global streams a seed for code that takes no generator, then put them back.
 
-    Weight initialization and dropout draw from the global streams and nothing else; this and `reseed` are the only
-    places that touch them.
+    Weight initialization and dropout draw from the global streams and nothing else; this, `reseed` and `rewinder` are
+    the only places that touch them.
     """
-    streams = _global_streams(torch.device(device))
-    kept = [stream.get_state() for stream in streams]
+    rewind = rewinder(device)
     try:
         reseed(seed, device)
         yield
     finally:
-        for stream, state in zip(streams, kept, strict=True):
-            stream.set_state(state)
+        rewind()
 
 
 def reseed(seed: int, device: torch.device | str = "cpu") -> None:
@@ -71,6 +69,20 @@ def reseed(seed: int, device: torch.device | str = "cpu") -> None:
     """
     for stream in _global_streams(torch.device(device)):
         stream.manual_seed(seed)
+
+
+def rewinder(device: torch.device | str = "cpu") -> Callable[[], None]:
+    """Return a function that sets torch's global streams back to where they stand now, as often as it is called.
+
+    Two passes through a network that start from the same place draw the same dropout masks.
+    """
+    kept = [(stream, stream.get_state()) for stream in _global_streams(torch.device(device))]
+
+    def rewind() -> None:
+        for stream, state in kept:
+            stream.set_state(state)
+
+    return rewind
 
 
 def _global_streams(device: torch.device) -> list[torch.Generator]:

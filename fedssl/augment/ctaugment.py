@@ -71,7 +71,12 @@ NUM_BINS = tuple(_BINS.get(name, (17, 0)) for name in OPERATIONS)
 
 
 class CTAugment(LearnedAugmentation):
-    """Give every image a weak view's flip and shift, operations as strong as is still recognized, and a cutout."""
+    """Give every image a weak view's flip and shift, operations as strong as is still recognized, and a cutout.
+
+    Deviations from the official code: it adds 1 - decay to every weight before it compares a bin with the best one,
+    which moves where a bin falls out by .002; and it judges probes by its moving average of the network, here it is the
+    network that is being trained.
+    """
 
     depth: int = Field(2, ge=0, le=8, description="operations an image")
     threshold: float = Field(

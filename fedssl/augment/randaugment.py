@@ -4,6 +4,15 @@ Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced
 arXiv:1909.13719, in the form of Sohn et al. (FixMatch), NeurIPS 2020, arXiv:2001.07685, appendix D: each image draws
 its operations from a list of 14 and a magnitude for each uniformly from the operation's range (Table 12), and a
 square is cut out at the end. DeVries & Taylor, "Improved Regularization of CNNs with Cutout", 2017, arXiv:1708.04552.
+
+Ranges are those of Table 12. FixMatch's official code differs from the paper's table, and this module from the code:
+
+- The side of the cutout is uniform in [0, 1/2] of the image's side, as in the table, TorchSSL and USB. The official code
+  always cuts 1/2, which is three times the area on average.
+- Shear turns about the center of the image; PIL, and so the official code, about its corner. The image's middle moves
+  less here.
+- Every drawn operation is applied. The official code applies each with probability 1/2.
+- Brightness, color, contrast and sharpness go from .05 to .95; in the official code they go from .28 to 1.72.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,8 @@
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
 arXiv:2001.07685, section 2.3: a horizontal flip with probability 1/2 (not where orientation is the class) and a
-translation of up to 12.5 % in both directions.
+translation of up to 12.5 % in both directions, rounded to whole pixels: 4 of 32 (12.5 %), 1 of 8 (12.5 %), but 4 of 28
+(14.3 %).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,10 @@ class Weak(DrawnAugmentation):
 
     flip: bool | None = Field(None, description="mirror half the images; unset: as the data allows")
     translate: float = Field(
-        0.125, ge=0, lt=0.5, description="widest shift, as a share of the image's side"
+        0.125,
+        ge=0,
+        lt=0.5,
+        description="widest shift, as a share of the image's side; rounded to whole pixels",
     )
 
     def draw(

@@ -30,7 +30,7 @@ from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 from fedssl.errors import InputError
 
 FORMAT = 2
-"""Part of every entry's name: raise it when the layout changes."""
+"""Part of every entry's name: raise it when the layout changes, or the normalization of a built-in data set."""
 
 CACHE_VARIABLE = "FEDSSL_CACHE"
 """Environment variable that moves the cache folder."""

@@ -24,11 +24,15 @@ class FreeMatch(SemiSupervised):
     """FixMatch whose thresholds follow the network's confidence, globally and by class, and a pull towards fairness.
 
     The running statistics are averages, so that the mean of the clients' is the cohort's. Deviations: the paper starts
-    them at chance, and with its decay a federation of a few thousand steps would stay there; ours are the plain mean of
-    the first steps. The fairness loss is part of the unlabeled loss, and weighs nothing where that does.
+    the statistics at chance and forgets over about 1,000 steps (decay 0.999), a thousandth of its training. A
+    federation of a few thousand steps would stay at chance for long, and its thresholds would lag behind the network
+    throughout. Here the statistics are the plain mean of the first steps, and then forget over about 100 steps (decay
+    0.99). The fairness loss is part of the unlabeled loss, and weighs nothing where that does.
     """
 
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the statistics, per step")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="decay of the statistics, per step; 0.999 in the paper"
+    )
     fairness_weight: float = Field(0.01, ge=0, description="w_f, weight of the fairness loss")
     statistics_scope: Scope = Field(
         "server",

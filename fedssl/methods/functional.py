@@ -221,6 +221,9 @@ def linear_ramp(fraction: float, length: float) -> float:
 def warm_decay(decay: float, updates: int) -> float:
     """Return min(1 - 1/(n + 1), decay): the plain mean of the iterates until decay takes over.
 
+    The initial value has no share in it. Deviation: the official code counts its steps from 1, so that its initial
+    weights count as one iterate.
+
     Args:
         decay: Decay of the exponential average, in [0, 1].
         updates: n, updates before this one.
@@ -239,6 +242,9 @@ def snapshot(network: nn.Module) -> Tensors:
 @torch.no_grad()
 def ema_update(average: Tensors, network: nn.Module, decay: float) -> None:
     """Move an average towards a network in place: a <- decay a + (1 - decay) w; buffers are copied.
+
+    So the average normalizes by the batch statistics of the last weights. (Mean Teacher's code gives the teacher the
+    statistics of its own passes.)
 
     Args:
         average: Named tensors, as `snapshot` makes them.

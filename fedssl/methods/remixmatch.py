@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.errors import InputError
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     Mixing,
     align_distribution,
@@ -32,9 +32,12 @@ from fedssl.slots import Scope, Slot, State, Tensors
 class ReMixMatch(SemiSupervised):
     """Anchor several strong views to one weak view's aligned and sharpened guess; mix; tell turned images apart.
 
-    Deviation: mixed labeled and mixed unlabeled images run one after the other, as in our MixMatch. The wanted class
-    distribution is a running mean of the labels, from even classes on, as in the official code. Both running
-    distributions are the cohort's by default: aligned to even classes, a skewed client's own guesses would be wrong.
+    Deviations: mixed labeled and mixed unlabeled images run one after the other, as in our MixMatch. The wanted class
+    distribution starts from even classes and goes over to that of the labels, as in the official code, whose running
+    mean has a decay of 0.999; ours has 0.99, for a federation's few thousand steps. The labels' distribution is a
+    ratio of sums, so that every label of the cohort counts the same, wherever it is. It moves at the end of a client's
+    round. Both distributions are the cohort's by default: aligned to even classes, a skewed client's own guesses would
+    be wrong.
     """
 
     unlabeled_weight: float = Field(1.5, ge=0, description="lambda_U, of the mixed unlabeled loss")
@@ -65,7 +68,10 @@ class ReMixMatch(SemiSupervised):
         description="batches whose mean prediction is aligned to the labels' distribution",
     )
     label_decay: float = Field(
-        0.999, ge=0, lt=1, description="decay of the running mean of labels, per step"
+        0.99,
+        ge=0,
+        lt=1,
+        description="what is left after each step of the even classes that the labels' distribution starts from",
     )
     alignment_scope: Scope = Field(
         "server",
@@ -105,11 +111,16 @@ class ReMixMatch(SemiSupervised):
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start with even classes: labels (C,), and the mean predictions of the last batches (window, C)."""
+        """Start without a label or step, and with even mean predictions of the last batches, (window, C).
+
+        ``labels`` is the sum over rounds of labels of each class for each image of the client, shape (C,): the mean of
+        clients that are weighed by their images is the cohort's labels for each of its images.
+        """
         device = next(network.parameters()).device
         even = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
         return {
-            "labels": even,
+            "labels": torch.zeros_like(even),
+            "steps": torch.zeros((), device=device),
             "recent": even.repeat(self.alignment_window, 1),
         }
 
@@ -122,7 +133,8 @@ class ReMixMatch(SemiSupervised):
         weak, *strong = batch.unlabeled
         guesses = predict(network, weak)
         alignment = state["alignment"]
-        aligned = align_distribution(guesses, alignment["labels"], alignment["recent"].mean(0))
+        wanted = self.wanted_distribution(alignment)
+        aligned = align_distribution(guesses, wanted, alignment["recent"].mean(0))
         targets = sharpen(aligned, self.temperature)
         labels = F.one_hot(batch.labels, targets.shape[1]).to(targets.dtype)
         images = torch.cat([*batch.labeled, *strong, weak])
@@ -139,10 +151,29 @@ class ReMixMatch(SemiSupervised):
             + linear_ramp(progress.fraction, self.ramp_up) * unlabeled
             + self.rotation_weight * rotation
         )
-        updates = self._moved(alignment, guesses, batch.labels)
-        return Loss(
-            total, targets.argmax(1), targets.new_ones(len(targets)), {"alignment": updates}
-        )
+        # This step's guesses join the window only now: they were aligned by those before them.
+        recent = torch.cat([alignment["recent"][1:], guesses.mean(0, keepdim=True)])
+        updates = {"alignment": {"recent": recent}}
+        return Loss(total, targets.argmax(1), targets.new_ones(len(targets)), updates)
+
+    def wanted_distribution(self, alignment: Tensors) -> Tensor:
+        """Return d even + (1 - d) labels / sum(labels), d = label_decay^steps; even classes without labels. (C,).
+
+        It is what a running mean of the labels' distribution comes to that starts from even classes.
+        """
+        labels = alignment["labels"]
+        even = torch.full_like(labels, 1 / len(labels))
+        count = labels.sum()
+        shares = torch.where(count > 0, labels / count.clamp(min=1e-12), even)
+        return torch.lerp(shares, even, self.label_decay ** alignment["steps"])
+
+    def end(self, learner: Learner) -> None:
+        """Count the client's labels and steps."""
+        shard, alignment = learner.shard, learner.state["alignment"]
+        own = class_shares(shard.labels[shard.labeled], len(alignment["labels"]))
+        labels_per_image = len(shard.labeled) / len(shard)
+        alignment["labels"] = alignment["labels"] + own * labels_per_image
+        alignment["steps"] = alignment["steps"] + learner.progress.num_steps
 
     def rotation_loss(
         self, network: TwoHeads, images: Tensor, generator: torch.Generator
@@ -155,15 +186,6 @@ class ReMixMatch(SemiSupervised):
             return images.new_zeros(())
         turns = torch.randint(4, (len(images),), generator=generator, device=images.device)
         return F.cross_entropy(network.second_logits(quarter_turns(images, turns)), turns)
-
-    def _moved(self, alignment: Tensors, guesses: Tensor, labels: Tensor) -> Tensors:
-        """Return the running distributions with this step's in them: it was aligned by those before it."""
-        recent = torch.cat([alignment["recent"][1:], guesses.mean(0, keepdim=True)])
-        shares = alignment["labels"]
-        if len(labels):
-            now = class_shares(labels, guesses.shape[1])
-            shares = torch.lerp(now, shares, self.label_decay)
-        return {"labels": shares, "recent": recent}
 
 
 def _cross_entropy(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

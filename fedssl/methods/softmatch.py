@@ -24,11 +24,17 @@ class SoftMatch(SemiSupervised):
     """FixMatch with a weight in place of the threshold: a truncated Gaussian of the confidence.
 
     Class marginal, and mean and second moment of the doubt 1 - max p, are running averages, so that the mean of the
-    clients' is the cohort's; the paper keeps the confidence's variance, which does not average, and its square would
-    lose all digits near 1. Another deviation: the averages are the plain mean of the first steps, as in our FreeMatch.
+    clients' is the cohort's. Deviations: the paper averages the variance of the confidence within a batch, and such
+    means of the clients' would leave out how far the clients are apart. Here the variance follows from the two moments
+    and is the total one: within batches, between steps and between clients, so it is larger than the paper's. The
+    moments are of the doubt because the square of a confidence near 1 loses all digits. As in our FreeMatch, the
+    averages are the plain mean of the first steps and then forget over about 100 steps (decay 0.99); the paper's forget
+    over about 1,000 (decay 0.999).
     """
 
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the statistics, per step")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="decay of the statistics, per step; 0.999 in the paper"
+    )
     num_sigmas: float = Field(
         2.0, gt=0, description="the Gaussian is this much narrower than the confidence's own spread"
     )

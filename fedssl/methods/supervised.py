@@ -1,19 +1,26 @@
 """Supervised learning on the labeled images alone: the baseline of every comparison."""
 
+from pydantic import Field
 from torch import nn
 
-from fedssl.methods.base import Batch, Loss, Method, Progress, Views
+from fedssl.methods.base import Batch, Loss, Method, Progress, View, Views
 from fedssl.methods.functional import supervised_loss
 from fedssl.slots import State
 
 
 class Supervised(Method):
-    """Minimize cross-entropy on weakly augmented labeled images; unlabeled ones are not used."""
+    """Minimize cross-entropy on labeled images; unlabeled images are not used.
+
+    Methods that train on strong views gain by the views as well as by the unlabeled images. The fair baseline of such a
+    method shows the labeled images in strong views too: ``labeled_view = "strong"``.
+    """
+
+    labeled_view: View = Field("weak", description="view of the labeled batch")
 
     def views(self) -> Views:
-        """Ask for one weak view of the labeled batch."""
-        return Views(labeled=("weak",))
+        """Ask for one view of the labeled batch."""
+        return Views(labeled=(self.labeled_view,))
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return CE(y, p(weak))."""
+        """Return CE(y, p(view))."""
         return Loss(supervised_loss(network, batch.labeled[0], batch.labels))

@@ -4,10 +4,13 @@ Miyato, Maeda, Koyama & Ishii, "Virtual Adversarial Training: A Regularization M
 Semi-Supervised Learning", TPAMI 2018, arXiv:1704.03976.
 """
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl import rng
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     at_least_single,
@@ -22,15 +25,20 @@ from fedssl.slots import State
 class VAT(SemiSupervised):
     """Keep the prediction where a small push in the worst direction would change it most.
 
-    The passes that look for that direction leave the statistics of batch normalization alone. Distances are in units
-    of normalized pixels. Deviation: xi is 1e-2, not 1e-6; in single precision so small a push is rounded away
-    and the direction is noise.
+    All passes of a step over the unlabeled images share one dropout mask, as in the authors' TensorFlow code: under
+    masks of their own, the search would follow the difference of the masks and not the push. The passes that look for
+    the direction leave the statistics of batch normalization alone. Distances are in units of normalized pixels.
+
+    Deviations: xi is 1e-2, not 1e-6, because single precision rounds so small a push away and the direction is noise.
+    The default weight and length are those of Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning
+    Algorithms", NeurIPS 2018, arXiv:1804.09170; the entropy weight is that of the USB library. Miyato et al. weigh both
+    terms by 1 and push by 10 (CIFAR-10), by 8 (CIFAR-10 with augmentation) and by 2.5 or 3.5 (SVHN).
     """
 
     unlabeled_weight: float = Field(0.3, ge=0, description="weight of the adversarial loss")
     unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
     entropy_weight: float = Field(
-        0.06, ge=0, description="weight of the predictions' entropy (the paper's VAT+EntMin)"
+        0.06, ge=0, description="weight of the predictions' entropy; 1 in the paper's VAT+EntMin"
     )
     epsilon: float = Field(6.0, gt=0, description="length of the adversarial push")
     xi: float = Field(1e-2, gt=0, description="length of the push that finds its direction")
@@ -51,10 +59,11 @@ class VAT(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         images = batch.unlabeled[0]
+        repeat = _repeated_passes(network, images.device)
         logits = network(images)
         probs = at_least_single(logits.detach()).softmax(1)
-        push = self.epsilon * self.worst_direction(network, images, probs, batch.generator)
-        pushed = call_with(network, {}, images + push)
+        push = self.epsilon * self.worst_direction(repeat, images, probs, batch.generator)
+        pushed = repeat(images + push)
         total = (
             supervised
             + self.unlabeled_weight * kl_divergence(probs, pushed).mean()
@@ -63,12 +72,16 @@ class VAT(SemiSupervised):
         return Loss(total, probs.argmax(1), probs.new_ones(len(probs)))
 
     def worst_direction(
-        self, network: nn.Module, images: Tensor, probs: Tensor, generator: torch.Generator
+        self,
+        logits_of: Callable[[Tensor], Tensor],
+        images: Tensor,
+        probs: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """Return the unit direction in which the prediction changes fastest, shape (B, C, H, W).
 
         Args:
-            network: From images to logits.
+            logits_of: From images to logits, under the same dropout mask at every call.
             images: Shape (B, C, H, W).
             probs: Predictions for them, shape (B, num_classes).
             generator: Source of the first direction.
@@ -81,12 +94,26 @@ class VAT(SemiSupervised):
         with torch.autocast(images.device.type, enabled=False):
             if halved:
                 with torch.no_grad():
-                    probs = call_with(network, {}, images).softmax(1)
+                    probs = logits_of(images).softmax(1)
             for _ in range(self.power_iterations):
                 pushed = (images + self.xi * _unit(direction)).requires_grad_()
-                change = kl_divergence(probs, call_with(network, {}, pushed)).sum()
+                change = kl_divergence(probs, logits_of(pushed)).sum()
                 (direction,) = torch.autograd.grad(change, pushed)
         return _unit(direction)
+
+
+def _repeated_passes(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from images to logits that draws at each call what the network would draw now.
+
+    It does not write to the network's buffers.
+    """
+    rewind = rng.rewinder(device)
+
+    def logits_of(images: Tensor) -> Tensor:
+        rewind()
+        return call_with(network, {}, images)
+
+    return logits_of
 
 
 def _unit(direction: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ class StaticBatchNorm(nn.Module):
     """Normalize each channel by the batch's own mean and variance, and track neither.
 
     What evaluation normalizes with is measured by a separate pass over data (`measure_statistics`) and kept as E[x]
-    and E[x^2] of each channel. Both are linear in the data, so the mean of clients' buffers with weights n_k is
-    exactly what one pass over the clients' batches together gives; a mean of variances would leave out how far the
-    clients' means lie apart. Until measured, evaluation only scales and shifts.
+    and E[x^2] of each channel. Both are linear in the data: if all clients measure with the same weights, the mean of
+    their buffers with weights n_k is exactly what one pass over the clients' batches together gives. A mean of variances
+    would leave out how far the clients' means lie apart. Until measured, evaluation only scales and shifts.
 
-    Deviation: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
+    Deviations: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
+    Here each client measures with the weights that it has just trained, so the mean of the buffers is close to the
+    statistics under the averaged weights, and not equal to them.
 
     Args:
         channels: C, of images (B, C, H, W).

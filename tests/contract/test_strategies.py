@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -12,6 +13,7 @@ from fedssl.config import STRATEGIES
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError, RunFailed
+from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.record.rows import Observer
 from fedssl.strategies.base import CohortStrategy
 from fedssl.strategies.census import Census, Cohorts
@@ -385,8 +387,7 @@ def test_distributions_stay_distributions_whatever_the_strategy_does_with_weight
     outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert outcome.rounds[-1].clients_ok == 3
     distributions = {
-        "statistics/probs", "statistics/shares", "status/shares",
-        "alignment/labels", "alignment/recent",
+        "statistics/probs", "statistics/shares", "status/shares", "alignment/recent",
     }  # fmt: skip
     found = [outcome.state[name] for name in distributions & set(outcome.state)]
     assert found
@@ -408,3 +409,19 @@ def test_the_servers_state_is_the_mean_of_the_cohorts_by_images():
     counts = np.bincount(everything + 1, minlength=11)
     assert len(memories) == 3
     np.testing.assert_allclose(outcome.state["status/shares"], counts / counts.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES_OF_ALL_KINDS, ids=lambda s: str(list(s.values())))
+def test_remixmatch_aligns_to_the_labels_of_the_cohort_wherever_they_are(strategy):
+    """With every client in each cohort and skewed labels, the class distribution is that of all labels together."""
+    method = {"kind": "remixmatch", "num_strong": 1, "label_decay": 0}
+    labels = {"kind": "skewed", "alpha": 0.1, "per_class": [1, 9, 2, 0, 0, 0, 0, 0, 0, 3]}
+    federation = {"clients": 6, "sample": 6, "labels": labels}
+    experiment = small_experiment(method=method, strategy=strategy, rounds=2, federation=federation)
+    drawn = federation_of(experiment)
+    expected = np.bincount(drawn.given[drawn.labeled], minlength=10) / drawn.labeled.sum()
+    assert len(set(drawn.labeled_sizes.tolist())) > 2
+    state = serve(experiment, SerialGrid(Apps(app), 6), []).state
+    alignment = {key: torch.from_numpy(state[f"alignment/{key}"]) for key in ("labels", "steps")}
+    found = ReMixMatch(label_decay=0).wanted_distribution(alignment)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from fedssl.data.shard import Shard
 from fedssl.errors import InputError
 from fedssl.methods import functional as pieces
 from fedssl.methods import remixmatch as module
-from fedssl.methods.base import Progress
+from fedssl.methods.base import Learner, Progress
 from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.methods.mixmatch import MixMatch
 from fedssl.methods.remixmatch import ReMixMatch
@@ -67,14 +70,62 @@ def test_remixmatch_aligns_by_what_was_there_before_the_step():
     given = batch_for(method)
     guess = pieces.predict(network, given.unlabeled[0])
     for step in range(6):
-        state["alignment"] = method.loss(network, given, state, PROGRESS).updates["alignment"]
+        state["alignment"] |= method.loss(network, given, state, PROGRESS).updates["alignment"]
         recent = state["alignment"]["recent"]
         filled = min(step + 1, 4)
         assert torch.allclose(recent[4 - filled :], guess.mean(0).expand(filled, -1), atol=1e-6)
         assert torch.allclose(recent[: 4 - filled], torch.full((4 - filled, 10), 0.1))
-    shares = state["alignment"]["labels"]
-    assert shares.sum() == pytest.approx(1, abs=1e-5)
-    assert shares[0] == pytest.approx(0.1 * 0.999**6 + 0.25 * (1 - 0.999**6), abs=1e-5)
+
+
+def alignment_after(method, classes, size, alignment=None):
+    """Return the state after a round of ten steps at a client of `size` images with labels of these classes."""
+    labels = torch.full((size,), -1)
+    labels[: len(classes)] = torch.tensor(classes, dtype=torch.int64)
+    own = Shard(torch.zeros(size, 1, 4, 4, dtype=torch.uint8), labels, torch.zeros(size), SPEC)
+    network = network_of(method)
+    state = {"alignment": alignment or state_of(method, network)["alignment"]}
+    none = torch.Generator()
+    method.end(Learner(network, {}, state, own, PROGRESS, lambda purpose: none, lambda *_: None))
+    return state["alignment"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=9), st.integers(9, 200)), min_size=1)
+)
+def test_every_label_of_a_cohort_counts_the_same(clients):
+    """The server's mean, weighed by images, gives the classes' shares of all labels, whoever holds them."""
+    method = ReMixMatch(label_decay=0)
+    found = [alignment_after(method, classes, size) for classes, size in clients]
+    total = sum(size for _, size in clients)
+    merged = {
+        name: sum(size * own[name] for own, (_, size) in zip(found, clients, strict=True)) / total
+        for name in found[0]
+    }
+    labels = [label for classes, _ in clients for label in classes]
+    counts = torch.bincount(torch.tensor(labels, dtype=torch.int64), minlength=10).float()
+    expected = counts / len(labels) if labels else torch.full((10,), 0.1)
+    assert torch.allclose(method.wanted_distribution(merged), expected, atol=1e-5)
+
+
+def test_one_label_and_nine_elsewhere_are_a_tenth_and_nine_tenths():
+    method = ReMixMatch(label_decay=0)
+    one, nine = alignment_after(method, [0], 100), alignment_after(method, [1] * 9, 100)
+    merged = {name: (one[name] + nine[name]) / 2 for name in one}
+    assert method.wanted_distribution(merged)[:2].tolist() == pytest.approx([0.1, 0.9])
+
+
+def test_the_wanted_distribution_goes_from_even_classes_to_the_labels():
+    """By ``label_decay`` a step, as a running mean of the labels does; no step has moved it at first."""
+    method = ReMixMatch()
+    start = state_of(method, network_of(method))["alignment"]
+    assert torch.allclose(method.wanted_distribution(start), torch.full((10,), 0.1))
+    alignment = start
+    for round in range(1, 4):
+        alignment = alignment_after(method, [0, 0, 3], 50, alignment)
+        left = 0.99 ** (10 * round)
+        wanted = method.wanted_distribution(alignment)
+        assert float(wanted[0]) == pytest.approx(left * 0.1 + (1 - left) * 2 / 3, rel=1e-4)
 
 
 def test_remixmatch_aligns_guesses_to_the_labels_and_not_the_other_way_round():
@@ -82,7 +133,8 @@ def test_remixmatch_aligns_guesses_to_the_labels_and_not_the_other_way_round():
     method = ReMixMatch(num_strong=1, alpha=0, ramp_up=0, unmixed_weight=0, rotation_weight=0)
     network, given = network_of(method), batch_for(method, labeled=0)
     labels, recent = distributions(1, seed=5)[0], distributions(128, seed=6)
-    state = {"alignment": {"labels": labels, "recent": recent}}
+    state = {"alignment": {"labels": 0.3 * labels, "recent": recent}}
+    state["alignment"]["steps"] = torch.tensor(1e6)  # nothing is left of the even classes
     weak, strong = given.unlabeled
     guess = network(weak).softmax(1).detach()
     aligned = guess * labels / recent.mean(0)

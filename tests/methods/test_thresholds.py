@@ -143,6 +143,19 @@ def test_fairness_equals_its_formula_and_vanishes_where_nothing_counts():
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("method", [FreeMatch(), SoftMatch()])
+def test_statistics_forget_within_a_federation(method):
+    """After 300 steps under other predictions, a 20th of the statistics at most is left of the 1,000 before."""
+    network, given = linear(), batch_for(method)
+    start = state_of(method, network)["statistics"] | {"steps": torch.tensor(1000.0)}
+    moved = start
+    for _ in range(300):
+        moved = method.loss(network, given, {"statistics": moved}, PROGRESS).updates["statistics"]
+    now = network(given.unlabeled[0]).softmax(1).detach().mean(0)
+    left = (moved["probs"] - now).norm() / (start["probs"] - now).norm()
+    assert float(left) < 0.05
+
+
 # SoftMatch
 
 
@@ -233,10 +246,20 @@ def test_annealing_leaves_out_what_is_already_right_and_divides_by_what_stays():
     fraction = float((right.sort().values[1:3].mean() - 0.1) / 0.9)
     kept = right < right.sort().values[1:3].mean()
     assert int(kept.sum()) == 2
-    loss = UDA().annealed_loss(network, given.labeled[0], given.labels, fraction)
+    method = UDA(annealing="linear")
+    loss = method.annealed_loss(network, given.labeled[0], given.labels, fraction)
     expected = F.cross_entropy(network(given.labeled[0][kept]), given.labels[kept])
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert UDA().annealed_loss(network, given.labeled[0], given.labels, -1.0) == 0
+    assert method.annealed_loss(network, given.labeled[0], given.labels, -1.0) == 0
+
+
+def test_uda_does_not_anneal_unless_it_is_told_to():
+    """As in the authors' scripts for CIFAR-10 and SVHN: every labeled image counts from the first step on."""
+    method = UDA(unlabeled_weight=0)
+    network, given = linear(), batch_for(UDA())
+    first = method.loss(network, given, {}, Progress(1, 5, 0, 1)).total
+    everything = F.cross_entropy(network(given.labeled[0]), given.labels)
+    assert float(first.detach()) == pytest.approx(float(everything.detach()), rel=1e-6)
 
 
 def test_udas_targets_are_sharpened_and_its_mask_is_not():

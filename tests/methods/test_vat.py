@@ -1,5 +1,6 @@
 """Virtual adversarial training finds the direction that matters."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -114,3 +115,72 @@ def test_looking_for_the_direction_leaves_batch_statistics_alone():
     given = batch_for(VAT())
     method.loss(network, given, {}, PROGRESS)
     assert network[2].num_batches_tracked == 2  # the labeled and the clean unlabeled pass
+
+
+def with_dropout(p=0.5):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CNN(widths=(8, 16), hidden=32, dropout=p).build((1, 8, 8), 10)
+
+
+def found_under_one_mask(method, network, dtype=None):
+    """Return the direction that the loss pushes in, and the one that a network with the loss's own mask has."""
+    images = torch.randn(32, 1, 8, 8, generator=stream())
+    given = replace(batch_for(method, labeled=0), unlabeled=(images,), generator=stream(1))
+    pushes = []
+    search = VAT.worst_direction
+
+    def note(*args):
+        pushes.append(search(*args))
+        return pushes[-1]
+
+    with torch.random.fork_rng(), mock.patch.object(VAT, "worst_direction", note):
+        torch.manual_seed(7)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            method.loss(network, given, {}, PROGRESS)
+
+    def logits_of(shown):
+        torch.manual_seed(7)
+        return network(shown)
+
+    with torch.random.fork_rng():
+        probs = logits_of(images).softmax(1).detach()
+        expected = method.worst_direction(logits_of, images, probs, stream(1))
+    return pushes[0], expected
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_all_passes_share_one_dropout_mask(dtype):
+    found, expected = found_under_one_mask(VAT(), with_dropout(), dtype)
+    cosine = (found * expected).flatten(1).sum(1)
+    assert float(cosine.median()) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_no_push_changes_nothing_under_dropout(dtype):
+    """Where the push has no length, the adversarial loss is 0: the masks of the passes are the same."""
+    method = VAT(epsilon=1e-12, unlabeled_weight=1.0, entropy_weight=0.0)
+    images = torch.randn(32, 1, 8, 8, generator=stream())
+    given = replace(batch_for(method, labeled=0), unlabeled=(images,), generator=stream(1))
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = method.loss(with_dropout(), given, {}, PROGRESS)
+    assert abs(float(loss.total.detach())) < 1e-6
+
+
+def test_the_search_starts_where_the_divergence_is_nothing():
+    """With xi towards 0 the divergence under the pass that finds the direction is 0."""
+    divergences = []
+
+    def note(probs, logits):
+        divergences.append(kl_divergence(probs, logits))
+        return divergences[-1]
+
+    method = VAT(xi=1e-12, power_iterations=2)
+    given = replace(
+        batch_for(method, labeled=0), unlabeled=(torch.randn(8, 1, 8, 8, generator=stream()),)
+    )
+    with mock.patch("fedssl.methods.vat.kl_divergence", note):
+        method.loss(with_dropout(), given, {}, PROGRESS)
+    assert len(divergences) == 3
+    for search in divergences[:2]:
+        assert float(search.detach().abs().max()) < 1e-6
