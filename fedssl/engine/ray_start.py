@@ -165,7 +165,7 @@ def _make_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     places = [asked] if asked else [tempfile.gettempdir(), "/tmp", runtime, str(SHARED_MEMORY)]
     problems = []
-    for place in dict.fromkeys(os.path.abspath(place) for place in places if place):
+    for place in [Path(place).absolute() for place in places if place]:
         if len(os.fsencode(place)) > LONGEST_FOLDER:
             problems.append(
                 f"{place} has more than {LONGEST_FOLDER} bytes, and Ray's sockets do not fit"

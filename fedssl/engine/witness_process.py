@@ -27,6 +27,9 @@ SHOW_CURSOR = b"\x1b[?25h"
 AGENTS = {"DashboardAgent": "dashboard agent", "RuntimeEnvAgent": "runtime environment agent"}
 """The two agents that Ray's raylet starts, by a part of their command line; the raylet ends when one of them does."""
 
+GRACE = 0.5
+"""Seconds before the end of the run's process within which Ray's processes die of that end, and are not its cause."""
+
 PATIENCE = 20.0
 """Seconds in which Ray's processes end once the run's process has ended; their folder is removed after that."""
 
@@ -35,28 +38,43 @@ class Watched:
     """The processes whose deaths are noticed (Linux; elsewhere none are)."""
 
     def __init__(self) -> None:
-        self.names: dict[int, str] = {}
-        self.dead: list[str] = []
-        """Names of the processes that have ended, in that order."""
+        self.alive: dict[int, str] = {}
+        """Names by descriptor."""
+        self._first: list[str] = []
+        self._died_at = 0.0
 
     def add(self, processes: dict[str, int]) -> None:
         """Watch processes and, of the raylet, its agents."""
         if not hasattr(os, "pidfd_open"):
             return
         for name, pid in processes.items():
-            self._add(name, pid)
             if name == "raylet":
                 for agent, child in _agents_of(pid):
                     self._add(agent, child)
+            self._add(name, pid)
 
-    def take(self, descriptor: int) -> None:
-        """Note that the process behind a descriptor has ended."""
-        self.dead.append(self.names.pop(descriptor))
-        os.close(descriptor)
+    def take(self, descriptors: list[int]) -> None:
+        """Note that the processes behind some descriptors have ended."""
+        names = [self.alive.pop(descriptor) for descriptor in descriptors]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if names and not self._first:
+            self._first, self._died_at = names, time.monotonic()
+
+    def causes(self) -> list[str]:
+        """Return the names of those that died first, unless they died of the end that the run's process comes to now.
+
+        When the run's process is killed, the kernel kills the raylet and the control store with it, and the agents notice
+        a second later. When an agent dies, the raylet ends, and the run's process a quarter of a second after it.
+        """
+        agents = [name for name in self._first if name in AGENTS.values()]
+        if agents or time.monotonic() - self._died_at <= GRACE:
+            return agents
+        return self._first
 
     def _add(self, name: str, pid: int) -> None:
         with contextlib.suppress(OSError):
-            self.names[os.pidfd_open(pid)] = name
+            self.alive[os.pidfd_open(pid)] = name
 
 
 def _agents_of(raylet: int) -> Iterator[tuple[str, int]]:
@@ -81,22 +99,16 @@ _SCRIPTS = {
 """What the command line of an agent holds until the agent has given itself a name."""
 
 
-def watch() -> tuple[dict[str, Any], list[str]] | None:
-    """Read until the run's process has ended; return what is known of it and who died before; None after a goodbye."""
+def watch(watched: Watched) -> dict[str, Any] | None:
+    """Read until the run's process has ended, and return what it has told; None after a goodbye."""
     known: dict[str, Any] = {}
-    watched = Watched()
     unread = b""
     while True:
-        readable, _, _ = select.select([0, *watched.names], [], [])
+        readable, _, _ = select.select([0, *watched.alive], [], [])
         data = os.read(0, 1 << 16) if 0 in readable else b""
         if 0 in readable and not data:
-            return (
-                known,
-                watched.dead,
-            )  # who is found dead only now died of the end of the run's process
-        for descriptor in readable:
-            if descriptor:
-                watched.take(descriptor)
+            return known
+        watched.take([descriptor for descriptor in readable if descriptor])
         *lines, unread = (unread + data).split(b"\n")
         for line in lines:
             told = json.loads(line)
@@ -109,7 +121,7 @@ def watch() -> tuple[dict[str, Any], list[str]] | None:
 def describe(run: str | None, dead: list[str]) -> str:
     """Return the message to people; empty where nothing was lost."""
     if dead:
-        what = f"Ray's {dead[0]} died, and Ray ended the process of the run"
+        what = f"Ray's {' and '.join(dead)} died, and Ray ended the process of the run"
     elif run is not None:
         what = "the process of the run ended before the run did (killed, or out of memory)"
     else:
@@ -142,25 +154,25 @@ def note_failure(events: str, lock: str, reason: str) -> None:
         file.truncate()
 
 
-def remove_when_unused(folder: str, processes: list[int]) -> None:
+def remove_when_unused(folder: str, watched: Watched) -> None:
     """Remove Ray's folder once Ray's processes have ended, which they do after the run's process."""
     import shutil
 
     deadline = time.monotonic() + PATIENCE
-    while any(os.path.exists(f"/proc/{pid}") for pid in processes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)  # their agents follow
+    while watched.alive and time.monotonic() < deadline:
+        ended, _, _ = select.select([*watched.alive], [], [], deadline - time.monotonic())
+        watched.take(ended)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
     """Watch, and say what happened."""
-    ended = watch()
-    if ended is None:
+    watched = Watched()
+    known = watch(watched)
+    if known is None:
         return
-    known, dead = ended
     run = known.get("run")
-    message = describe(run, dead)
+    message = describe(run, watched.causes())
     if message and run is not None:
         with contextlib.suppress(
             OSError
@@ -177,7 +189,7 @@ def main() -> None:
     for stream in (0, 1, 2):  # who reads our output need not wait for what follows
         os.dup2(nowhere, stream)
     if "folder" in known:
-        remove_when_unused(known["folder"], list(known.get("processes", {}).values()))
+        remove_when_unused(known["folder"], watched)
 
 
 if __name__ == "__main__":
