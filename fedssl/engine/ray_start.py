@@ -45,6 +45,9 @@ LONGEST_FOLDER = 23
 
 SHARED_MEMORY = Path("/dev/shm")
 
+LEAST_ADDRESSES = 5_000_000_000
+"""Bytes of address space that a process with torch and Ray takes on two cores; Ray aborts or hangs where it gets less."""
+
 STORE_SHARE = 10
 """Under a limit of its address space (``ulimit -v``), a process gives one part in so many to Ray's object store."""
 
@@ -95,7 +98,8 @@ class RayCluster:
 
     def _start(self, num_cpus: int) -> None:
         assert self._folder is not None
-        self.witness.tell({"folder": str(self._folder)})
+        self.witness.tell({"starting": True, "folder": str(self._folder)})
+        store = _object_store(self._folder)
         try:
             with _environment(_settings_of_rays_processes()), _lean_nodes(), _quiet():
                 _read_authentication_anew()
@@ -111,14 +115,14 @@ class RayCluster:
                         # One idle process a core: on a large machine, many more than there will be actors.
                         "prestart_worker_first_driver": False,
                     },
-                    **_object_store(self._folder),
+                    **store,
                 )
         except Exception as error:  # whatever Ray's start raises: it has no error of its own
             raise RunFailed(
                 f"Ray does not start: {_why(error, self._folder)}; it needs memory, processes, free ports, and room in "
                 f"{SHARED_MEMORY} and {self._folder.parent}; --engine serial does without Ray"
             ) from error
-        self.witness.tell({"processes": _process_ids()})
+        self.witness.tell({"starting": False, "processes": _process_ids()})
 
 
 class _LeanNode(ray_node.Node):  # type: ignore[misc]
@@ -206,12 +210,22 @@ def _read_authentication_anew() -> None:
 
 
 def _object_store(folder: Path) -> dict[str, Any]:
-    """Return arguments of `ray.init` for an object store where Ray's default would not start."""
+    """Return arguments of `ray.init` for an object store where Ray's default would not start.
+
+    Raises:
+        InputError: The address space of processes is limited to less than Ray takes.
+    """
     chosen: dict[str, Any] = {}
     if SHARED_MEMORY.exists() and not os.access(SHARED_MEMORY, os.W_OK):
         chosen["_plasma_directory"] = str(folder)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
+        if limit < LEAST_ADDRESSES:
+            raise InputError(
+                "ulimit -v",
+                f"a process may have {limit / 1e9:.1f} GB of addresses, and Ray needs {LEAST_ADDRESSES / 1e9:.0f} GB",
+                "raise it (ulimit -v unlimited), or use --engine serial",
+            )
         least = ray._private.ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
         chosen["object_store_memory"] = max(least, limit // STORE_SHARE)
     return chosen

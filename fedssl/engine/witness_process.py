@@ -7,6 +7,7 @@ that it costs some milliseconds and a few megabytes.
 It reads lines of JSON from its standard input. The keys of a line replace what the lines before said:
 
 - ``processes``: Ray's processes (name: process id), whose deaths are watched;
+- ``starting``: whether Ray is being started;
 - ``folder``: Ray's temporary folder, which is removed when the run's process is lost;
 - ``run``, ``events``, ``lock``: the folder of the run that goes on, as people call it, and two files in it; null between
   runs;
@@ -118,8 +119,14 @@ def watch(watched: Watched) -> dict[str, Any] | None:
             watched.add(told.get("processes", {}))
 
 
-def describe(run: str | None, dead: list[str]) -> str:
-    """Return the message to people; empty where nothing was lost."""
+def describe(known: dict[str, Any], dead: list[str]) -> str:
+    """Return the message to people, by what is known of the run and who has died; empty where nothing was lost."""
+    run = known.get("run")
+    if known.get("starting"):
+        return (
+            "the process of the run ended while it started Ray: memory, or the limits of this user (ulimit -a), may not "
+            "suffice; --engine serial does without Ray"
+        )
     if dead:
         what = f"Ray's {' and '.join(dead)} died, and Ray ended the process of the run"
     elif run is not None:
@@ -172,11 +179,9 @@ def main() -> None:
     if known is None:
         return
     run = known.get("run")
-    message = describe(run, watched.causes())
-    if message and run is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # the folder is gone, or the disk is full: there is still the message
+    message = describe(known, watched.causes())
+    if run is not None:
+        with contextlib.suppress(OSError):  # a folder that is gone, or a full disk: people are told
             note_failure(known["events"], known["lock"], message.partition(";")[0])
     with contextlib.suppress(OSError):
         for stream in (1, 2):
