@@ -212,38 +212,40 @@ def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short, 
 def test_a_token_protects_ray_whoever_imported_it_before():
     """Ray reads its settings on its import; afterwards they are those of the user again, and a Ray of theirs is told of."""
     out = in_a_process_of_its_own("""
-        import logging, os
+        import logging, os, sys
         import ray
         from ray._raylet import AuthenticationMode, get_authentication_mode
         from fedssl.engine.local_grid import Apps
         from fedssl.engine.plan import Wish
         from fedssl.engine.ray_grid import RayGrid
+        from fedssl.engine.ray_start import RayCluster
         from tests.engine.test_ray_grid import naughty
         from tests.engine.test_ray_start import variables
 
-        print("before", get_authentication_mode() == AuthenticationMode.TOKEN)
-        for attempt in range(2):
-            grid = RayGrid(Apps(naughty), 2, Wish(1))
-            print("ours", get_authentication_mode() == AuthenticationMode.TOKEN)
-            print("in workers", "RAY_AUTH_TOKEN" in grid.map(variables, [()])[0])
-            print("here", "RAY_AUTH_TOKEN" in os.environ)
-            grid.close()
-        print("after", get_authentication_mode() == AuthenticationMode.TOKEN)
-        logging.basicConfig(format="%(levelname)s %(message)s")
+        def token_mode():
+            return get_authentication_mode() == AuthenticationMode.TOKEN
+
+        print("before", token_mode())
+        RayCluster(None).close()
+        print("between", token_mode())
+        grid = RayGrid(Apps(naughty), 2, Wish(1))
+        print("ours", token_mode())
+        print("in workers", "RAY_AUTH_TOKEN" in grid.map(variables, [()])[0])
+        print("here", "RAY_AUTH_TOKEN" in os.environ)
+        grid.close()
+        print("after", token_mode())
+        logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
-        import sys
-        sys.stderr = sys.stdout
-        logging.getLogger().handlers[0].setStream(sys.stdout)
-        RayGrid(Apps(naughty), 2, Wish(1)).close()
+        RayCluster(None).close()
         print("theirs still", ray.is_initialized())
     """)
     lines = out.splitlines()
-    assert lines[0] == "before False"
-    assert lines[1:7] == ["ours True", "in workers False", "here False"] * 2
-    assert lines[7] == "after False"
-    assert "WARNING" in lines[8]
-    assert "asks for no token" in lines[8]
-    assert lines[9] == "theirs still True"
+    assert lines[:2] == ["before False", "between False"]
+    assert lines[2:5] == ["ours True", "in workers False", "here False"]
+    assert lines[5] == "after False"
+    assert "WARNING" in lines[6]
+    assert "asks for no token" in lines[6]
+    assert lines[7] == "theirs still True"
 
 
 def variables(device: str) -> list[str]:
