@@ -25,7 +25,7 @@ def simulate(
     app: ClientApp,
     num_clients: int,
     plan: WorkerPlan,
-    record: Record | None,
+    record: Record | None = None,
 ) -> None:
     """Run a federation under Flower's simulation runtime.
 

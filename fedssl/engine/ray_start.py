@@ -281,8 +281,7 @@ def _knock(address: str) -> None:
 def _warn_if_open(address: str | None) -> None:
     """Warn of a Ray that admits everybody: one that was not started here, which only its owner can close."""
     found = address if address and ":" in address else ray.get_runtime_context().gcs_address
-    # A server that checks tokens refuses a call before it looks for the call's function.
-    if _answer_to_a_stranger(found) in (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED):
+    if _answer_to_a_stranger(found) is grpc.StatusCode.OK:
         log.warning(
             "the Ray at %s asks for no token: whoever reaches its ports runs code as its user; "
             "start it with RAY_AUTH_MODE=token",
@@ -291,7 +290,7 @@ def _warn_if_open(address: str | None) -> None:
 
 
 def _answer_to_a_stranger(address: str) -> grpc.StatusCode:
-    """Return what a Ray answers to a call without a token."""
+    """Return what Ray's control store answers to a call without a token."""
     # Without a proxy, as Ray itself: one that is set in the environment would answer for the other machine.
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(address.removeprefix("ray://"), options) as channel:

@@ -1,5 +1,6 @@
 """The Ray that a run starts: who may join it, what it leaves behind, and what is said when it does not start or is lost."""
 
+import http.client
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from fedssl.engine import ray_start
@@ -77,41 +79,51 @@ class Command:
         self.process.wait()
 
 
-def listening(pid: int) -> set[str]:
-    """Return the addresses at which a process listens (hexadecimal, as the kernel writes them)."""
-    inodes = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(link.readlink())
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    rows = []
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Return the addresses (hexadecimal, as the kernel writes them) and ports at which a process listens."""
+    targets = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
+    found = set()
     for table in ("tcp", "tcp6"):
-        rows += [
-            row.split() for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-        ]
-    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            row = line.split()
+            if row[3] == "0A" and row[9] in inodes:
+                address, _, port = row[1].partition(":")
+                found.add((address, int(port, 16)))
+    return found
 
 
 LOOPBACKS = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 """127.0.0.1, the same in IPv6, and ::1."""
 
-STRANGER = """
-import sys, ray
-ray.init(sys.argv[1], log_to_driver=False, logging_level="critical")
-print("ran", ray.get(ray.remote(lambda: 1).remote(), timeout=60))
-"""
+
+CALLS = (
+    "NodeInfoGcsService/CheckAlive",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/FreeObjects",
+    "CoreWorkerService/PushTask",
+)
+"""A call of each kind of server: control store, raylet, its object manager, and every process that runs tasks."""
 
 
-def stranger(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Join a Ray from another process, and run something there."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.run(
-        [sys.executable, "-c", STRANGER, address],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=clean | environment,
-    )
+def answers(port: int, *headers: tuple[str, str]) -> set[grpc.StatusCode]:
+    """Return what a server of Ray's answers to the calls; to those that it does not have: unimplemented."""
+    codes = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+        for name in CALLS:
+            try:
+                channel.unary_unary(f"/ray.rpc.{name}")(b"", timeout=20, metadata=headers)
+                codes.add(grpc.StatusCode.OK)
+            except grpc.RpcError as error:
+                codes.add(error.code())
+    return codes - {grpc.StatusCode.UNIMPLEMENTED}
+
+
+def status(port: int) -> int:
+    """Return the status with which a server answers to HTTP."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("POST", "/get_or_create_runtime_env", b"")
+    return connection.getresponse().status
 
 
 @pytest.mark.parametrize("engine", ["ray", "flower"])
@@ -120,18 +132,23 @@ def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
     try:
         lines = run.processes()
         raylet = run.pid_of("/raylet")
-        address = lines[raylet].partition("--gcs-address=")[2].split()[0]
         environment = dict(
             entry.partition("=")[::2]
             for entry in Path(f"/proc/{raylet}/environ").read_text().split("\0")
         )
         token = environment["RAY_AUTH_TOKEN"]
 
-        refused = stranger(address)
-        assert refused.returncode != 0
-        assert "ran" not in refused.stdout
-        admitted = stranger(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-        assert "ran 1" in admitted.stdout, admitted.stderr  # the test can fail
+        ports = {pid: listening(pid) for pid in lines}
+        servers = [(lines[pid], port) for pid, found in ports.items() for _, port in found]
+        assert len(servers) >= 5  # control store, raylet (2), agent, this process
+        assert {address for found in ports.values() for address, _ in found} <= LOOPBACKS
+        for who, port in servers:
+            if who.startswith("ray::RuntimeEnvAgent"):
+                assert status(port) == 401
+            else:
+                assert answers(port) == {grpc.StatusCode.UNAUTHENTICATED}, who
+        (store,) = [port for who, port in servers if "/gcs_server " in who]
+        assert answers(store, ("authorization", f"Bearer {token}")) == {grpc.StatusCode.OK}
 
         assert len(token) >= 32
         assert not any(token in line for line in lines.values())
@@ -141,9 +158,6 @@ def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
         written = [*folder.rglob("*"), *run.out.rglob("*"), run.output]
         assert not any(token.encode() in file.read_bytes() for file in written if file.is_file())
 
-        addresses = {pid: listening(pid) for pid in lines}
-        assert addresses[raylet]
-        assert set().union(*addresses.values()) <= LOOPBACKS
         assert run.process.poll() is None
     finally:
         run.kill()
