@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import select
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -198,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
