@@ -40,8 +40,8 @@ PATIENCE = 30.0
 
 LOOPBACK = "127.0.0.1"
 
-LONGEST_FOLDER = 23
-"""Bytes of a path below which Ray's sockets fit: a socket's path has at most 103 bytes (macOS), and Ray adds 80."""
+LONGEST_FOLDER = 21
+"""Bytes of a path below which Ray's sockets fit: a socket's path has at most 103 bytes (macOS), and we and Ray add 82."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -109,7 +109,7 @@ class RayCluster:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="critical",
-                    _temp_dir=str(self._folder),
+                    _temp_dir=str(self._folder / "r"),  # Ray lets everybody write to its own folder
                     _system_config={
                         "max_direct_call_object_size": INLINE_BYTES,
                         # One idle process a core: on a large machine, many more than there will be actors.
@@ -241,7 +241,7 @@ def _process_ids() -> dict[str, int]:
 def _why(error: Exception, folder: Path) -> str:
     """Return in a line why Ray has not started: by its error, and by the last lines of its processes' output."""
     said = [(str(error) or type(error).__name__).strip().splitlines()[0][:500]]
-    for file in sorted(folder.glob("session_*/logs/*.err")):
+    for file in sorted(folder.glob("r/session_*/logs/*.err")):
         with contextlib.suppress(OSError):
             lines = file.read_text(errors="replace").strip().splitlines()
             said += [f"{file.stem}: {line[:500]}" for line in lines[-1:]]

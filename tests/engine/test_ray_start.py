@@ -161,7 +161,7 @@ def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
         assert not any(token in line for line in lines.values())
         assert token not in Path(f"/proc/{run.process.pid}/environ").read_text()
         folder = Path(lines[raylet].partition("--temp-dir=")[2].split()[0])
-        assert folder.stat().st_mode & 0o077 == 0
+        assert folder.parent.stat().st_mode & 0o077 == 0
         written = [*folder.rglob("*"), *run.out.rglob("*"), run.output]
         assert not any(token.encode() in file.read_bytes() for file in written if file.is_file())
 
@@ -362,7 +362,7 @@ def test_rays_folder_is_short_and_private(monkeypatch, short, tmp_path):
 
 def test_sockets_fit_the_folder():
     """What Ray adds to the folder: a session by time and process, and the longest of its sockets."""
-    added = "/fedssl-12345678/session_2026-11-28_02-58-51_963827_4194304/sockets/plasma_store"
+    added = "/fedssl-12345678/r/session_2026-11-28_02-58-51_963827_4194304/sockets/plasma_store"
     with socket.socket(socket.AF_UNIX), tempfile.TemporaryDirectory(dir="/tmp"):
         assert ray_start.LONGEST_FOLDER + len(added) <= 103
 
