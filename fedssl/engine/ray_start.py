@@ -22,6 +22,7 @@ import grpc
 import ray
 import ray._private.node as ray_node
 import ray._private.worker as ray_worker
+import ray.job_config
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from fedssl.engine.plan import available_cores
@@ -106,6 +107,7 @@ class RayCluster:
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
+                    job_config=_LeanJob(),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="critical",
@@ -157,6 +159,17 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
         deadline = time.monotonic() + PATIENCE  # after which Ray says itself what is wrong
         while not self.get_gcs_client().get_all_node_info() and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+class _LeanJob(ray.job_config.JobConfig):  # type: ignore[misc]
+    """A job of Ray's whose workers search for modules where PYTHONPATH says, and nowhere before that.
+
+    Ray puts this process's current folder and the script's in front: a ``numpy.py`` of the user's there ends every worker.
+    """
+
+    def _serialize(self) -> Any:
+        self._py_driver_sys_path = []
+        return super()._serialize()
 
 
 def _make_folder() -> Path:
