@@ -2,12 +2,15 @@
 
     python benchmarks/soak.py --kill-run 20                   # SIGKILL to the whole process group, then --resume
     python benchmarks/soak.py --kill-workers 200              # kill -9 to an actor every few rounds of one run
+    python benchmarks/soak.py --kill-ray gcs_server --rounds 1500    # kill -9 to a process of Ray's own, then --resume
 
 Small clients with state of their own, an optimizer at the server, and phases; a bit that is lost anywhere shows at the end.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -25,7 +28,7 @@ import pandas as pd
 from fedssl.config import Experiment
 from fedssl.record.rows import Observer, RoundEnd
 from fedssl.record.run_directory import TABLES, RunDirectory
-from fedssl.record.run_path import CLIENTS, ROUNDS
+from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS
 from fedssl.simulation import Engine
 
 EXPERIMENT: dict[str, Any] = {
@@ -174,17 +177,46 @@ def kill_workers(rounds: int, every: int, seed: int, folder: Path) -> Path:
     return folder / "killed"
 
 
+def kill_ray(program: str, rounds: int, folder: Path) -> Path:
+    """Kill one of Ray's own processes, which must be said and recorded, and go on; return the run directory."""
+    file, out = folder / "soak.toml", folder / "killed"
+    file.write_text(experiment_of(rounds).to_toml())
+    process = subprocess.Popen(
+        command(file, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while finished_rounds(out) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    began = time.monotonic()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_text().split("\0")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and words[0].endswith(f"/{program}"):
+                os.kill(int(path.name), signal.SIGKILL)
+    text, _ = process.communicate()
+    said = [line for line in text.splitlines() if line.startswith("error:")]
+    print(f"  exit {process.returncode} after {time.monotonic() - began:.1f} s: {said}", flush=True)
+    last = json.loads((out / EVENTS).read_text().splitlines()[-1])
+    if process.returncode == 0 or len(said) != 1 or last["event"] != "failed":
+        sys.exit(f"it was not said once, and recorded: {text}\n{last}")
+    subprocess.run(command(file, out), check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
 def main() -> None:
-    """Run one of both, and one that is left alone, and compare."""
+    """Run one of the modes, and one that is left alone, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--kill-run", type=int, metavar="N", help="kills of the whole run")
     mode.add_argument("--kill-workers", type=int, metavar="ROUNDS", help="rounds with worker kills")
-    parser.add_argument("--rounds", type=int, help="of --kill-run; by default 16 a kill")
+    mode.add_argument("--kill-ray", choices=["gcs_server", "raylet"], help="process of Ray's")
+    parser.add_argument(
+        "--rounds", type=int, help="of --kill-run and --kill-ray; by default 16 a kill"
+    )
     parser.add_argument("--every", type=int, default=5, help="rounds between worker kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    rounds = arguments.kill_workers or arguments.rounds or 16 * arguments.kill_run
+    rounds = arguments.kill_workers or arguments.rounds or 16 * (arguments.kill_run or 100)
     folder = Path(tempfile.mkdtemp(prefix="fedssl-soak-"))
     with Engine() as engine:
         engine.run(experiment_of(rounds, kind="serial"), [RunDirectory(folder / "whole")])
@@ -192,6 +224,8 @@ def main() -> None:
     began = time.monotonic()
     if arguments.kill_workers:
         killed = kill_workers(rounds, arguments.every, arguments.seed, folder)
+    elif arguments.kill_ray:
+        killed = kill_ray(arguments.kill_ray, rounds, folder)
     else:
         killed = kill_run(arguments.kill_run, rounds, arguments.seed, folder)
     whole, now = bits(folder / "whole"), bits(killed)

@@ -1,9 +1,10 @@
 """Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
 
+import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from flwr.serverapp import Grid
@@ -23,11 +24,14 @@ from fedssl.engine.plan import (
     plan_workers,
     slots_on_a_gpu,
 )
-from fedssl.errors import InputError, RunFailed
-from fedssl.extras import require
+from fedssl.engine.witness import Record
+from fedssl.errors import FedsslError, InputError, RunFailed
+from fedssl.extras import remedy_for, require
 from fedssl.interrupts import Interrupts, put_handlers_back
 from fedssl.networks import build_network
 from fedssl.record.rows import Observer, Outcome
+from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import EVENTS, LOCK
 from fedssl.record.snapshot import Snapshot
 from fedssl.startup import InBackground
 from fedssl.strategies.base import strategy_of
@@ -99,7 +103,9 @@ class Engine:
         if experiment.engine.kind == "flower":
             self.close()
             return _run_under_flower(experiment, observers, resume)
-        return serve(experiment, self._grid_for(experiment), observers, resume)
+        grid = self._grid_for(experiment)
+        with grid.recording(_record_of(observers)):
+            return serve(experiment, grid, observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
         if self._grid is None or self._made_for != _workers_of(experiment):
@@ -110,6 +116,14 @@ class Engine:
         grid.restart(experiment.federation.clients)
         grid.states.memory = int(experiment.engine.state_memory * MB)
         return grid
+
+
+def _record_of(observers: Sequence[Observer]) -> Record | None:
+    """Return where a run is recorded, if one of its observers does so."""
+    for observer in observers:
+        if isinstance(observer, RunDirectory):
+            return Record(observer.path, observer.path / EVENTS, observer.path / LOCK)
+    return None
 
 
 def _close(grid: LocalGrid) -> None:
@@ -180,7 +194,8 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
         device = "cpu" if engine.gpus_per_worker == 0 else None
         return SerialGrid(apps, clients, device, patience)
-    from fedssl.engine.ray_grid import RayGrid
+    with _ray_needed(engine.kind):
+        from fedssl.engine.ray_grid import RayGrid
 
     grid = RayGrid(
         apps,
@@ -193,6 +208,19 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     if grid.plan.warning:
         log.warning("%s", grid.plan.warning)
     return grid
+
+
+@contextlib.contextmanager
+def _ray_needed(kind: str) -> Iterator[None]:
+    """Turn what a damaged installation of Ray raises on its import into an `InputError`."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            "engine.kind",
+            f"{kind!r} needs ray, which cannot be imported here: {type(error).__name__}: {error}",
+            f"install it anew ({remedy_for()}), or use --engine serial",
+        ) from error
 
 
 def _wish(experiment: Experiment) -> Wish:
@@ -247,8 +275,12 @@ def this_machine() -> Node:
 def _run_under_flower(
     experiment: Experiment, observers: Sequence[Observer], resume: Snapshot | None
 ) -> Outcome:
-    from fedssl.engine.flower import simulate
+    with _ray_needed("flower"):
+        from fedssl.engine.flower import simulate
 
+    plan = plan_here(experiment)
+    if plan.warning:
+        log.warning("%s", plan.warning)
     outcomes: list[Outcome | BaseException] = []
     interrupts = Interrupts()
     done = threading.Event()
@@ -261,7 +293,9 @@ def _run_under_flower(
 
     def flower() -> None:
         try:
-            simulate(server, app, experiment.federation.clients, plan_here(experiment))
+            simulate(server, app, experiment.federation.clients, plan, record=_record_of(observers))
+        except FedsslError as error:
+            outcomes.append(error)
         except Exception as error:
             outcomes.append(RunFailed(f"Flower's simulation runtime failed: {error}"))
         finally:

@@ -12,6 +12,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
+from fedssl.engine.ray_start import RayCluster
+from fedssl.engine.witness import Record
 from fedssl.errors import RunFailed
 
 POLL_SECONDS = 0.1
@@ -19,7 +21,11 @@ POLL_SECONDS = 0.1
 
 
 def simulate(
-    serve: Callable[[Grid], None], app: ClientApp, num_clients: int, plan: WorkerPlan
+    serve: Callable[[Grid], None],
+    app: ClientApp,
+    num_clients: int,
+    plan: WorkerPlan,
+    record: Record | None = None,
 ) -> None:
     """Run a federation under Flower's simulation runtime.
 
@@ -28,6 +34,11 @@ def simulate(
         app: The client app.
         num_clients: K.
         plan: Actors, and the cores and GPUs of each.
+        record: Where the run is recorded; None: nowhere.
+
+    Raises:
+        InputError: There is no folder for Ray's files.
+        RunFailed: Ray does not start.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -41,25 +52,20 @@ def simulate(
         serve(_Watched(grid, over))
 
     cpus = 1 if plan.cpus >= 1 else plan.cpus
+    # Flower's runtime takes the Ray that it finds in this process; its own would admit everybody.
+    cluster = RayCluster(None, num_cpus=max(1, round(plan.workers * cpus)))
     try:
-        with warnings.catch_warnings():
+        with cluster.witness.recording(record), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             run_simulation(
                 server_app=server_app,
                 client_app=app,
                 num_supernodes=num_clients,
-                backend_config={
-                    "client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus},
-                    "init_args": {
-                        "address": "local",  # and not whatever Ray is running here, which may end or be full
-                        "num_cpus": max(1, round(plan.workers * cpus)),
-                        "log_to_driver": False,
-                        "logging_level": "error",
-                    },
-                },
+                backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus}},
             )
     finally:
         over.set()
+        cluster.close()
 
 
 class _Watched(GridView):

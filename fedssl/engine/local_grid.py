@@ -3,6 +3,7 @@
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from fedssl import protocol
 from fedssl.aggregation import Span
 from fedssl.engine.client_states import ClientStates
 from fedssl.engine.reduction import Answer, CohortSums
+from fedssl.engine.witness import Record
 from fedssl.engine.worker import App, Together
 
 Result = TypeVar("Result")
@@ -140,6 +142,14 @@ class LocalGrid(Grid):
     def has_gpus(self) -> bool:
         """Whether clients train on GPUs."""
         return False
+
+    def recording(self, record: Record | None) -> AbstractContextManager[None]:
+        """Return a block within which a run goes on; if the workers' machinery ends this process, it is recorded there.
+
+        Args:
+            record: Where the run is recorded; None: nowhere.
+        """
+        return nullcontext()
 
     def close(self) -> None:
         """Let go of the workers."""

@@ -103,13 +103,13 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
     """Decide how many workers run and what each is given.
 
     ``auto`` takes as many as fit: one a GPU slot where there are GPUs (no more than cores), else one a core, and no
-    more than there is memory for. A given number of workers shares the cores when there are fewer of them, and the GPUs
-    when no share was asked for. No share is spread over two GPUs or two machines.
+    more than there is memory for. A given number of workers is cut to what is of use; it shares the cores when there are
+    fewer of them, and the GPUs when no share was asked for. No share is spread over two GPUs or two machines.
 
     Args:
         wish: What is asked for.
         nodes: What there is.
-        most: More workers than this are of no use to ``auto``, such as the clients of a round.
+        most: No more workers than this are of use: the clients of a round. None: there is no limit.
 
     Raises:
         InputError: More GPUs or memory are asked for than there are, with the arithmetic.
@@ -130,7 +130,8 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
         together = sum(min(int(node.cpus), room) for node, room in zip(nodes, rooms, strict=True))
         count = max(1, min(together, most or together, fit - wish.cpu_workers))
     else:
-        count = wish.workers
+        count = min(wish.workers, most or wish.workers)
+    cpu_workers = min(wish.cpu_workers, max(0, most - count)) if most else wish.cpu_workers
     if share is None:
         share = 0.0 if gpus == 0 else min(1.0, _floor4(1 / math.ceil(count / gpus)))
     elif share and count > slots:
@@ -139,17 +140,24 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
             f"{count} workers x {share:g} GPUs = {count * share:g} do not fit {gpus:g} GPUs",
             f"at most {slots} workers",
         )
-    total = count + wish.cpu_workers
+    total = count + cpu_workers
     _check_memory(total, wish.memory_per_worker, fit, nodes)
-    on_gpus = 0.0 if wish.cpu_workers else share  # those without one go wherever there are cores
+    on_gpus = 0.0 if cpu_workers else share  # those without one go wherever there are cores
     rooms = [_room(node, on_gpus, wish.memory_per_worker) for node in nodes]
     each = _core_share(total, nodes, rooms)
-    warning = ""
+    warnings = []
+    asked = (count if wish.workers == "auto" else wish.workers) + wish.cpu_workers
+    if total < asked:
+        warnings.append(
+            f"{asked} workers were asked for, and a round has {most} clients: {total} start"
+        )
     if total > cpus:
-        warning = (
+        warnings.append(
             f"{total} workers share {cpus:g} cores: each gets {each:g}, and all together do no more"
         )
-    return WorkerPlan(count, each, share, wish.cpu_workers, wish.memory_per_worker or 0.0, warning)
+    return WorkerPlan(
+        count, each, share, cpu_workers, wish.memory_per_worker or 0.0, "; ".join(warnings)
+    )
 
 
 def slots_on_a_gpu(client_bytes: float, gpu_bytes: float, reserve: float = 0.1) -> int:

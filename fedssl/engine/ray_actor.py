@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fedssl.engine.ray_pool import Order, Payload
     from fedssl.engine.worker import Done
 
+TOKEN = "RAY_AUTH_TOKEN"
+"""Environment variable of the token that Ray's processes show each other."""
+
 CONTENTS_KEPT = 2
 """Contents that a worker keeps for its next call, which is often of the same round."""
 
@@ -35,6 +38,7 @@ class Actor:
             from fedssl.engine.worker import Worker
 
             found: Apps = ray.get(apps[0])
+        os.environ.pop(TOKEN, None)  # Ray has read it; what a client starts has no use for it
         gpus = ray.get_gpu_ids()
         self._device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
         self._worker = Worker(found.one, self._device, found.together)

@@ -4,6 +4,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,9 @@ from fedssl.engine.local_grid import (
 )
 from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
 from fedssl.engine.ray_pool import Order, Payload, Pool, explain
-from fedssl.engine.ray_start import INLINE_BYTES, start_ray
+from fedssl.engine.ray_start import INLINE_BYTES, RayCluster
 from fedssl.engine.reduction import Answer, CohortSums, Reduction
+from fedssl.engine.witness import Record
 from fedssl.engine.worker import Done, Job, Rules
 from fedssl.errors import RunFailed
 
@@ -58,12 +60,13 @@ class RayGrid(LocalGrid):
         apps: What runs clients.
         num_clients: K.
         wish: What workers are asked for.
-        most_workers: More than this many are of no use to ``"auto"``.
+        most_workers: More than this many are of no use, and are not started.
         address: Of a Ray cluster that runs already; None: one is started on this machine, unless this process has one.
         patience: What it bears with.
 
     Raises:
         InputError: More GPUs or memory are asked for than Ray sees, or there is no Ray at the address.
+        RunFailed: Ray does not start.
     """
 
     def __init__(
@@ -78,18 +81,14 @@ class RayGrid(LocalGrid):
     ) -> None:
         super().__init__(num_clients)
         self._patience = patience
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            start_ray(address)
+        self._ray = RayCluster(address)
         self._unit_seconds: float | None = None
-        self._contents = _Contents(
-            INLINE_BYTES if self._started_ray and address is None else RAYS_INLINE_BYTES
-        )
+        self._contents = _Contents(INLINE_BYTES if self._ray.is_ours else RAYS_INLINE_BYTES)
         try:
             self._plan = plan_workers(wish, _nodes(), most_workers)
             self._pool = Pool(apps, self._plan)
         except BaseException:
-            self._end_ray()  # nobody gets to close what could not be made
+            self._ray.close()  # nobody gets to close what could not be made
             raise
 
     @property
@@ -116,12 +115,11 @@ class RayGrid(LocalGrid):
         try:
             self._pool.close()
         finally:
-            self._end_ray()
+            self._ray.close()
 
-    def _end_ray(self) -> None:
-        """End Ray if this grid started it. Were it left to die with its thread, it would end this process in a minute."""
-        if self._started_ray:
-            ray.shutdown()
+    def recording(self, record: Record | None) -> AbstractContextManager[None]:
+        """Return a block within which Ray's witness writes to a run's record if Ray ends this process."""
+        return self._ray.witness.recording(record)
 
     def stream(
         self,

@@ -51,7 +51,13 @@ def test_plans(workers, share, cpus, gpus, plan):
 def test_auto_takes_no_more_than_are_of_use():
     assert plan_workers(Wish(), [Node(64)], most=5).workers == 5
     assert plan_workers(Wish(), [Node(64, 8)], most=5) == WorkerPlan(5, 1.0, 1.0)
-    assert plan_workers(Wish(7), [Node(64)], most=5).workers == 7
+    assert len(plan_workers(Wish(7), [Node(64)], most=5)) == 5
+    assert len(plan_workers(Wish(2, cpu_workers=9), [Node(64, 2)], most=5)) == 5
+    assert (
+        "9 workers were asked for, and a round has 5 clients: 5 start"
+        in plan_workers(Wish(9), [Node(64)], most=5).warning
+    )
+    assert not plan_workers(Wish(5), [Node(64)], most=5).warning
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,11 @@ def test_ray_starts_no_process_that_no_run_needs(patient):
     ours = subprocess.run(
         ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
     )
-    names = {Path(line.split()[0]).name for line in ours.stdout.splitlines() if "/ray/" in line}
+    names = {
+        Path(line.split()[0]).name
+        for line in ours.stdout.splitlines()
+        if "/site-packages/ray/" in line
+    }
     assert names == {"gcs_server", "raylet"}
 
 
