@@ -100,13 +100,16 @@ class Deployment:
             )
         made = cls(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # logs, the database and what is submitted are the owner's alone
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
         write_certificates(made.certificates, settings.names)
+        made.key(0).parent.mkdir()
         for client in range(settings.clients):
             write_node_key(made.key(client))
         write_shared_secret(made.executor_secret)
-        for sub in (made.superlink, made.runs, made.logs, made.processes, made.submitted):
-            sub.mkdir()
+        subs = (made.superlink, made.runs, made.logs, made.processes, made.submitted, made.admitted)
+        for sub in subs:
+            sub.mkdir(mode=0o700)
         made.app.mkdir()
         (made.app / "pyproject.toml").write_text(_APP.format(version=__version__))
         made.connection.parent.mkdir()
@@ -154,6 +157,11 @@ class Deployment:
     def key(self, client: int) -> Path:
         """Return a client's private key; its public half is beside it."""
         return self.folder / "keys" / f"client-{client}"
+
+    @property
+    def admitted(self) -> Path:
+        """The public keys of registered clients, by which the gate knows clients, and `nodes`."""
+        return self.folder / "admitted"
 
     @property
     def executor_secret(self) -> Path:
