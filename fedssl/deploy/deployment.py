@@ -14,6 +14,7 @@ from fedssl.deploy.secrets import (
     is_address,
     write_certificates,
     write_node_key,
+    write_private,
     write_shared_secret,
 )
 from fedssl.errors import InputError
@@ -160,8 +161,13 @@ class Deployment:
 
     @property
     def admitted(self) -> Path:
-        """The public keys of registered clients, by which the gate knows clients, and `nodes`."""
+        """The public keys of registered clients, by which the gate knows clients."""
         return self.folder / "admitted"
+
+    @property
+    def roster(self) -> Path:
+        """The registered clients: names, node ids and numbers."""
+        return self.folder / "registered.json"
 
     @property
     def executor_secret(self) -> Path:
@@ -203,6 +209,17 @@ class Deployment:
         """Flower's file that says how operators reach the SuperLink."""
         return self.folder / "flower" / "config.toml"
 
+    def write_file(self, path: Path, content: bytes) -> None:
+        """Write a new file that only the deployment's owner can read.
+
+        Raises:
+            FileExistsError: It is there already.
+        """
+        write_private(path, content)
+        owner = self.file.stat()
+        if os.getuid() == 0:  # containers run as the owner, and must read it
+            os.chown(path, owner.st_uid, owner.st_gid)
+
     def write_connection(self, superlink: str, authority: str) -> None:
         """Say how operators reach the SuperLink.
 
@@ -238,6 +255,7 @@ clientapp = "fedssl.clients.client_app:app"
 experiment = ""
 experiment-json = ""
 run-directory = ""
+nodes = ""
 """
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fedssl
 from fedssl.deploy.deployment import Deployment
 from fedssl.deploy.health import answers
 from fedssl.deploy.keeper import PATIENCE, kept
@@ -21,6 +20,7 @@ from fedssl.deploy.services import (
     environment,
     on_this_host,
     server_services,
+    with_this_package,
 )
 from fedssl.errors import InputError, RunFailed
 
@@ -59,6 +59,7 @@ class Host:
         self.server = list(server_services(place, settings.bind))
         self.clients = [
             client_service(
+                place.python,
                 number,
                 place.gate,
                 place.authority,
@@ -144,15 +145,12 @@ class Host:
 
     def _spawn(self, service: Service) -> None:
         file = self._file(service.name)
-        variables = {**environment(), "PYTHONUNBUFFERED": "1"}
-        here = str(Path(fedssl.__file__).parent.parent)
-        variables["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [here, os.environ.get("PYTHONPATH")])
-        )
+        variables = {**with_this_package(environment()), "PYTHONUNBUFFERED": "1"}
         with self.log(service.name).open("ab") as log:
             subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",
                     "-m",
                     "fedssl.deploy.keeper",
                     str(file.absolute()),

@@ -147,9 +147,7 @@ def main() -> None:
 
     def started(process: int, starts: int) -> None:
         beside = file.with_suffix(".new")
-        beside.write_text(
-            json.dumps({"keeper": os.getpid(), "process": process, "starts": starts})
-        )
+        beside.write_text(json.dumps({"keeper": os.getpid(), "process": process, "starts": starts}))
         beside.replace(file)
 
     with _alone(file):

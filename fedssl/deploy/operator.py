@@ -33,19 +33,19 @@ class Operator:
     say: Say
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def register(self, public_key: str, name: str) -> bool:
-        """Let a client's key in; False if it is in already.
+    def register(self, public_key: str, name: str) -> str | None:
+        """Let a client's key in; return its node's id, or None if the key is in already.
 
         Raises:
             RunFailed: It is refused for another reason.
         """
         try:
-            self._ask("supernode", "register", public_key, NAME, "--name", name)
+            answer = self._ask("supernode", "register", public_key, NAME, "--name", name)
         except RunFailed as error:
             if "already" in str(error):
-                return False
+                return None
             raise
-        return True
+        return str(answer["node-id"])
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return the clients that the SuperLink knows."""
@@ -97,5 +97,7 @@ class Operator:
             answer = {}
         if not answer.get("success"):
             problem = str(answer.get("error-message") or said).strip()
+            if "Connection to the SuperLink is unavailable" in problem:
+                problem = "the SuperLink does not answer; start it: fedssl deploy up"
             raise RunFailed(f"`flwr {shlex.join(arguments[:2])}` failed: {problem}")
         return answer

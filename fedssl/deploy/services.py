@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -21,6 +21,17 @@ def environment() -> dict[str, str]:
     beside_python = str(Path(sys.executable).parent)
     path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
     return {**os.environ, **ENVIRONMENT, "PATH": path}
+
+
+def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python finds this fedssl; services do not look in the current folder (-P)."""
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [here, variables.get("PYTHONPATH")]))
+    return {**variables, "PYTHONPATH": path}
+
+
+LOST = 75
+"""A SuperNode's exit code when its loop ended without an order or an error of its user's (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
     yield Service(
         "gate",
         (
-            *(place.python, "-m", "fedssl.deploy.gate", "--to", place.superlink),
+            *(place.python, "-P", "-m", "fedssl.deploy.gate", "--to", place.superlink),
             *("--host", listen_gate, "--port", gate_port, "--ca", str(place.authority)),
             *("--certificate", str(place.certificate), "--key", str(place.key)),
             *("--admitted", str(place.admitted)),
@@ -126,7 +137,13 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
 
 
 def client_service(
-    python: str, number: int, server: str, authority: PurePath, key: PurePath, port: int, data: PurePath | None
+    python: str,
+    number: int,
+    server: str,
+    authority: PurePath,
+    key: PurePath,
+    port: int,
+    data: PurePath | None,
 ) -> Service:
     """Return a client's process.
 
@@ -145,7 +162,7 @@ def client_service(
     return Service(
         f"client-{number}",
         (
-            *(python, "-m", "fedssl.deploy.supernode", "--superlink", server),
+            *(python, "-P", "-m", "fedssl.deploy.supernode", "--superlink", server),
             *("--root-certificates", str(authority)),
             *("--auth-supernode-private-key", str(key), "--port", str(port)),
             *("--node-config", config),

@@ -13,8 +13,7 @@ import traceback
 
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
-LOST = 75
-"""The exit code when the loop ended without an order or an error of the user's: it is worth another try (EX_TEMPFAIL)."""
+from fedssl.deploy.services import LOST
 
 
 def main() -> None:
