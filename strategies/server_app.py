@@ -125,7 +125,9 @@ def serve(
 def _reason(error: BaseException, grid: Grid) -> str:
     """Return why a run stops; what is nobody's mistake comes with its traceback."""
     if isinstance(error, SystemExit) and not isinstance(grid, LocalGrid):
-        return "the executor was ended: the process of the server app got a signal to end"
+        return (
+            "the server app was ended by a signal: the run was stopped, or the executor was ended"
+        )
     said = f"{type(error).__name__}: {error}"
     if not isinstance(error, Exception) or isinstance(error, FedsslError):
         return said

@@ -1,5 +1,6 @@
 """What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -83,7 +84,8 @@ class Operator:
         """
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
-            self.say(f"$ {shlex.join(command)}")
+            with contextlib.suppress(OSError):  # a run is stopped though its terminal is closed
+                self.say(f"$ {shlex.join(command)}")
         variables = {
             **environment(),
             **self.variables,
