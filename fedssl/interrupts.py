@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first one ends a run in order, so that it can be resumed; the second one ends it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a run in order, so that it can be resumed; the second one ends it at once.
+
+A terminal that closes sends SIGHUP, often twice: a second one changes nothing.
+"""
 
 import os
 import signal
@@ -11,7 +14,7 @@ from types import FrameType
 from fedssl.record.rows import Observer, RoundEnd
 
 INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -32,6 +35,8 @@ class Interrupts(Observer):
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        if self.asked and number == signal.SIGHUP:
+            return
         if self.asked:
             for stream in (sys.__stdout__, sys.__stderr__):
                 if stream is not None and stream.isatty():

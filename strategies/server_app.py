@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -18,12 +19,13 @@ from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.persistent_grid import PersistentGrid
-from fedssl.errors import InputError, RunFailed
+from fedssl.errors import FedsslError, InputError, RunFailed
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.networks import build_network, classifier_names
 from fedssl.record.rows import (
+    AT_SERVER,
     NAN,
     NamedArrays,
     Observer,
@@ -37,6 +39,7 @@ from fedssl.strategies.census import Census, Cohorts, refuse_private
 from fedssl.strategies.client_memory import can_resume, cannot_resume
 from fedssl.strategies.cohort_training import train_cohort
 from fedssl.strategies.fusing import fused_size, fused_units
+from fedssl.strategies.numbers import numbers_of, with_bound_numbers
 from fedssl.strategies.phase import Phase
 from fedssl.strategies.privacy import check_privacy, with_server_noise
 from fedssl.strategies.round_ends import Finished, RoundEnds
@@ -61,7 +64,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run an experiment under Flower's own runtime or SuperLink.
 
     Flower's run config names it: ``experiment`` is a file, as seen from this repository, or ``experiment-json`` the
-    experiment itself; ``run-directory``, if it is not empty, is where it is recorded.
+    experiment itself; ``run-directory``, if it is not empty, is where it is recorded; ``nodes`` says which node is which
+    client, where numbers are bound to keys.
     """
     config = context.run_config
     text = str(config.get("experiment-json", ""))
@@ -74,6 +78,7 @@ def main(grid: Grid, context: Context) -> None:
         experiment,
         PersistentGrid(grid),
         [RunDirectory(Path(path) if path else new_run_path(experiment))],
+        numbers=numbers_of(str(config.get("nodes", ""))),
     )
 
 
@@ -82,6 +87,8 @@ def serve(
     grid: Grid,
     observers: Sequence[Observer],
     resume: Snapshot | None = None,
+    *,
+    numbers: Mapping[int, int] | None = None,
 ) -> Outcome:
     """Run an experiment over a grid.
 
@@ -90,6 +97,7 @@ def serve(
         grid: Where its clients are.
         observers: Told of everything as it happens.
         resume: Go on after this; None begins.
+        numbers: Node id -> the client number that is bound to it, on a grid that is not ours.
 
     Raises:
         InputError: The run cannot go on here, or clients of a simulation are to bring private data.
@@ -98,12 +106,12 @@ def serve(
     if isinstance(grid, LocalGrid):
         refuse_private(experiment)
         grid.states.discard()  # of a run that did not end
-    server = _Server(experiment, grid, observers)
+    server = _Server(experiment, grid, observers, numbers or {})
     try:
         return server.run(resume)
     except BaseException as error:
         led_there = grid.incidents if isinstance(grid, LocalGrid) else []
-        reason = "\n".join([f"{type(error).__name__}: {error}", *led_there])
+        reason = "\n".join([_reason(error, grid), *led_there])
         for observer in reversed(observers):  # the screen before the files, which can take a while
             try:
                 observer.failed(reason)
@@ -114,11 +122,30 @@ def serve(
         raise
 
 
+def _reason(error: BaseException, grid: Grid) -> str:
+    """Return why a run stops; what is nobody's mistake comes with its traceback."""
+    if isinstance(error, SystemExit) and not isinstance(grid, LocalGrid):
+        return (
+            "the server app was ended by a signal: the run was stopped, or the executor was ended"
+        )
+    said = f"{type(error).__name__}: {error}"
+    if not isinstance(error, Exception) or isinstance(error, FedsslError):
+        return said
+    return f"{said}{AT_SERVER}{''.join(traceback.format_exception(error))}".rstrip()
+
+
 class _Server:
     """The state of one run at the server."""
 
-    def __init__(self, experiment: Experiment, grid: Grid, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        grid: Grid,
+        observers: Sequence[Observer],
+        numbers: Mapping[int, int],
+    ) -> None:
         self.experiment = experiment
+        self.numbers = numbers
         self.grid = grid
         self.observers = observers
         self.federation: Federation = simulated_federation(experiment)
@@ -172,9 +199,11 @@ class _Server:
                 )
             time.sleep(0.2)
         text = self.experiment.in_phase(0).to_json()
+        timeout = self.experiment.server.timeout
         return Census.by_query(
-            lambda messages: self.grid.send_and_receive(
-                messages, timeout=self.experiment.server.timeout
+            with_bound_numbers(
+                lambda messages: self.grid.send_and_receive(messages, timeout=timeout),
+                self.numbers,
             ),
             nodes,
             text,

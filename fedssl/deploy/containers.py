@@ -20,7 +20,9 @@ from fedssl.deploy.services import ENVIRONMENT, Place, Service, client_service, 
 from fedssl.errors import InputError, RunFailed
 
 SECRETS = PurePosixPath("/run/secrets")
-STATE, RUNS, DATA = (PurePosixPath(path) for path in ("/state", "/runs", "/data"))
+STATE, RUNS, DATA, ADMITTED = (
+    PurePosixPath(path) for path in ("/state", "/runs", "/data", "/admitted")
+)
 OPERATOR = PurePosixPath("/deployment")
 
 IN_CONTAINERS = Place(
@@ -28,6 +30,7 @@ IN_CONTAINERS = Place(
     authority=SECRETS / "ca.crt",
     certificate=SECRETS / "server.crt",
     key=SECRETS / "server.key",
+    admitted=ADMITTED,
     executor_secret=SECRETS / "executor.secret",
     database=STATE / "state.db",
     superlink=f"superlink:{SUPERLINK_PORT}",
@@ -63,6 +66,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
         },
         "gate": {
             **_service(server["gate"], [*public, "server.key"], ["inside", "clients", "outside"]),
+            "volumes": [f"{base}/admitted:{ADMITTED}:ro"],
             "ports": [f"{settings.bind}:{settings.port}:{GATE_PORT}"],
             "depends_on": _healthy("superlink"),
         },
@@ -79,6 +83,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
     for number in range(settings.clients):
         data = DATA / PurePosixPath(settings.data[number]).name if number in settings.data else None
         client = client_service(
+            IN_CONTAINERS.python,
             number,
             IN_CONTAINERS.gate,
             IN_CONTAINERS.authority,
@@ -145,10 +150,9 @@ class Containers:
             raise _no_engine("there is no `docker` here") from None
         if done.returncode == 0:
             return done.stdout
-        if (
-            "Cannot connect to the Docker daemon" in done.stderr
-            or "not a docker command" in done.stderr
-        ):
+        if any(words in done.stderr for words in _NO_COMPOSE):
+            raise _no_engine("this `docker` has no Compose plugin (`docker compose`)")
+        if "Cannot connect to the Docker daemon" in done.stderr:
             raise _no_engine(done.stderr.strip().splitlines()[-1])
         raise RunFailed(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
 
@@ -172,6 +176,15 @@ def user_variables(deployment: Deployment) -> dict[str, str]:
     owner = deployment.file.stat()
     user, group = owner.st_uid or CONTAINERS_USER, owner.st_gid or CONTAINERS_USER
     return {"FEDSSL_USER": f"{user}:{group}"}
+
+
+_NO_COMPOSE = (
+    "not a docker command",
+    "unknown flag: --file",
+    "unknown shorthand flag",
+    "unknown command: docker compose",
+)
+"""What a `docker` without the Compose plugin says of `docker compose --file`, by its version."""
 
 
 def _no_engine(problem: str) -> InputError:

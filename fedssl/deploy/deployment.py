@@ -14,6 +14,7 @@ from fedssl.deploy.secrets import (
     is_address,
     write_certificates,
     write_node_key,
+    write_private,
     write_shared_secret,
 )
 from fedssl.errors import InputError
@@ -100,13 +101,16 @@ class Deployment:
             )
         made = cls(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # logs, the database and what is submitted are the owner's alone
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
         write_certificates(made.certificates, settings.names)
+        made.key(0).parent.mkdir()
         for client in range(settings.clients):
             write_node_key(made.key(client))
         write_shared_secret(made.executor_secret)
-        for sub in (made.superlink, made.runs, made.logs, made.processes, made.submitted):
-            sub.mkdir()
+        subs = (made.superlink, made.runs, made.logs, made.processes, made.submitted, made.admitted)
+        for sub in subs:
+            sub.mkdir(mode=0o700)
         made.app.mkdir()
         (made.app / "pyproject.toml").write_text(_APP.format(version=__version__))
         made.connection.parent.mkdir()
@@ -156,6 +160,16 @@ class Deployment:
         return self.folder / "keys" / f"client-{client}"
 
     @property
+    def admitted(self) -> Path:
+        """The public keys of registered clients, by which the gate knows clients."""
+        return self.folder / "admitted"
+
+    @property
+    def roster(self) -> Path:
+        """The registered clients: names, node ids and numbers."""
+        return self.folder / "registered.json"
+
+    @property
     def executor_secret(self) -> Path:
         """By which the SuperLink knows who runs apps."""
         return self.folder / "executor.secret"
@@ -195,6 +209,17 @@ class Deployment:
         """Flower's file that says how operators reach the SuperLink."""
         return self.folder / "flower" / "config.toml"
 
+    def write_file(self, path: Path, content: bytes) -> None:
+        """Write a new file that only the deployment's owner can read.
+
+        Raises:
+            FileExistsError: It is there already.
+        """
+        write_private(path, content)
+        owner = self.file.stat()
+        if os.getuid() == 0:  # containers run as the owner, and must read it
+            os.chown(path, owner.st_uid, owner.st_gid)
+
     def write_connection(self, superlink: str, authority: str) -> None:
         """Say how operators reach the SuperLink.
 
@@ -230,6 +255,7 @@ clientapp = "fedssl.clients.client_app:app"
 experiment = ""
 experiment-json = ""
 run-directory = ""
+nodes = ""
 """
 
 

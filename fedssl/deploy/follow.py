@@ -15,7 +15,7 @@ from fedssl.errors import RunFailed
 from fedssl.record.display import PlainDisplay, make_display
 from fedssl.record.lines import read_rounds, read_rows, whole_lines
 from fedssl.record.resume import outcome_of
-from fedssl.record.rows import ClientRow, Failure, Observer, RoundEnd
+from fedssl.record.rows import AT_SERVER, ClientRow, Failure, Observer, RoundEnd
 from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS, SUMMARY
 from fedssl.reports.writer import ReportWriter
 
@@ -68,8 +68,10 @@ def follow(
         report.ended(outcome)
         display.ended(outcome)
         return ""
-    reason = _reason(directory) or details
+    reason, traceback, _ = (_reason(directory) or details).partition(AT_SERVER)
     display.failed(reason)
+    if traceback:
+        reason += f" (the traceback is in {directory / EVENTS})"
     return f"{status}: {reason}" if reason else status
 
 

@@ -1,26 +1,26 @@
 """A deployment's processes on this host, without containers."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import fedssl
 from fedssl.deploy.deployment import Deployment
 from fedssl.deploy.health import answers
-from fedssl.deploy.keeper import PATIENCE
+from fedssl.deploy.keeper import PATIENCE, kept
 from fedssl.deploy.services import (
     Service,
     client_service,
     environment,
     on_this_host,
     server_services,
+    with_this_package,
 )
 from fedssl.errors import InputError, RunFailed
 
@@ -59,6 +59,7 @@ class Host:
         self.server = list(server_services(place, settings.bind))
         self.clients = [
             client_service(
+                place.python,
                 number,
                 place.gate,
                 place.authority,
@@ -77,7 +78,7 @@ class Host:
             RunFailed: One does not come up; says where its log is.
         """
         for service in services:
-            if self._kept(service.name) is None:
+            if kept(self._file(service.name)) is None:
                 self._refuse_taken_port(service)
                 self._spawn(service)
         for service in services:
@@ -87,44 +88,69 @@ class Host:
         """Return how every process is."""
         found = []
         for service in (*self.server, *self.clients):
-            kept = self._kept(service.name)
+            said = kept(self._file(service.name))
             healthy = None if service.health is None else self._answers(service.health)
-            starts = 0 if kept is None else kept["starts"]
-            found.append(State(service.name, kept is not None, healthy, starts))
+            starts = 0 if said is None else said["starts"]
+            found.append(State(service.name, said is not None, healthy, starts))
         return found
 
     def stop(self) -> None:
         """End all processes: clients first, for they take their leave of the server."""
         self._end(self.clients)
         self._end(self.server[::-1])
+        for service in (*self.clients, *self.server):
+            self._refuse_remains(service)
+
+    def restart(self, services: Sequence[Service]) -> None:
+        """End services and start them again."""
+        self._end(services)
+        self.start(services)
 
     def _end(self, services: Iterable[Service]) -> None:
         names = [service.name for service in services]
-        for name in names:
-            kept = self._kept(name)
-            if kept is not None:
-                os.kill(kept["keeper"], signal.SIGTERM)
+        told: set[int] = set()
         deadline = time.monotonic() + PATIENCE + 10
-        while still := [name for name in names if self._kept(name) is not None]:
+        while there := {name: said for name in names if (said := kept(self._file(name)))}:
+            # A keeper that has just begun has not said its number yet: it is told once it has.
+            for said in there.values():
+                if said["keeper"] and said["keeper"] not in told:
+                    os.kill(said["keeper"], signal.SIGTERM)
+                    told.add(said["keeper"])
             if time.monotonic() > deadline:
-                raise RunFailed(f"still running: {', '.join(still)}")
+                raise RunFailed(f"still running: {', '.join(there)}")
             time.sleep(0.1)
+
+    def _refuse_remains(self, service: Service) -> None:
+        """Clear what a killed keeper left behind.
+
+        Raises:
+            RunFailed: Its process still has its port.
+        """
+        file = self._file(service.name)
+        if not file.exists():
+            return
+        deadline = time.monotonic() + PATIENCE  # it was told to end when its keeper died
+        while _is_taken(service) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if _is_taken(service):
+            raise RunFailed(
+                f"the keeper of {service.name} was killed, and a process still has its port {_port(service)}; "
+                f"find that process with `ss -ltnp`, and end it"
+            )
+        file.unlink()
 
     def log(self, name: str) -> Path:
         """Return where a service's output goes."""
         return self._deployment.logs / f"{name}.log"
 
     def _spawn(self, service: Service) -> None:
-        file = self._deployment.processes / f"{service.name}.json"
-        variables = {**environment(), "PYTHONUNBUFFERED": "1"}
-        here = str(Path(fedssl.__file__).parent.parent)
-        variables["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [here, os.environ.get("PYTHONPATH")])
-        )
+        file = self._file(service.name)
+        variables = {**with_this_package(environment()), "PYTHONUNBUFFERED": "1"}
         with self.log(service.name).open("ab") as log:
             subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",
                     "-m",
                     "fedssl.deploy.keeper",
                     str(file.absolute()),
@@ -140,7 +166,7 @@ class Host:
 
     def _wait_for(self, service: Service) -> None:
         deadline = time.monotonic() + START_TIMEOUT
-        while self._kept(service.name) is None or not (
+        while kept(self._file(service.name)) is None or not (
             service.health is None or self._answers(service.health)
         ):
             if time.monotonic() > deadline:
@@ -150,30 +176,33 @@ class Host:
             time.sleep(0.2)
 
     def _refuse_taken_port(self, service: Service) -> None:
-        if service.health is None:
-            return
-        port = int(service.health.split(":")[2].partition("/")[0])
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                raise InputError(
-                    "deployment.toml",
-                    f"port {port} of {service.name} is taken by another process",
-                    "set another one there",
-                ) from None
-
-    def _kept(self, name: str) -> dict[str, int] | None:
-        """Return what a keeper says of a service; None if nobody keeps it."""
-        try:
-            kept: dict[str, int] = json.loads(
-                (self._deployment.processes / f"{name}.json").read_text()
+        if _is_taken(service):
+            raise InputError(
+                "deployment.toml",
+                f"port {_port(service)} of {service.name} is taken by another process",
+                "end that process, or set another port there",
             )
-            os.kill(kept["keeper"], 0)
-        except (OSError, ValueError):
-            return None
-        return kept
+
+    def _file(self, name: str) -> Path:
+        return self._deployment.processes / f"{name}.json"
 
     def _answers(self, url: str) -> bool:
         return answers(url, str(self._deployment.certificates / "ca.crt"))
+
+
+def _port(service: Service) -> int | None:
+    return None if service.health is None else urlsplit(service.health).port
+
+
+def _is_taken(service: Service) -> bool:
+    """Say whether somebody listens at a service's port."""
+    port = _port(service)
+    if port is None:
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

@@ -1,5 +1,6 @@
 """What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -33,19 +34,19 @@ class Operator:
     say: Say
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def register(self, public_key: str, name: str) -> bool:
-        """Let a client's key in; False if it is in already.
+    def register(self, public_key: str, name: str) -> str | None:
+        """Let a client's key in; return its node's id, or None if the key is in already.
 
         Raises:
             RunFailed: It is refused for another reason.
         """
         try:
-            self._ask("supernode", "register", public_key, NAME, "--name", name)
+            answer = self._ask("supernode", "register", public_key, NAME, "--name", name)
         except RunFailed as error:
             if "already" in str(error):
-                return False
+                return None
             raise
-        return True
+        return str(answer["node-id"])
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return the clients that the SuperLink knows."""
@@ -83,7 +84,8 @@ class Operator:
         """
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
-            self.say(f"$ {shlex.join(command)}")
+            with contextlib.suppress(OSError):  # a run is stopped though its terminal is closed
+                self.say(f"$ {shlex.join(command)}")
         variables = {
             **environment(),
             **self.variables,
@@ -97,5 +99,7 @@ class Operator:
             answer = {}
         if not answer.get("success"):
             problem = str(answer.get("error-message") or said).strip()
+            if "Connection to the SuperLink is unavailable" in problem:
+                problem = "the SuperLink does not answer; start it: fedssl deploy up"
             raise RunFailed(f"`flwr {shlex.join(arguments[:2])}` failed: {problem}")
         return answer

@@ -33,6 +33,7 @@ def write_certificates(folder: Path, names: Sequence[str]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC)
+    since = now - datetime.timedelta(days=1)  # for hosts whose clock is behind
     until = now + datetime.timedelta(days=VALID_DAYS)
     authority_key, server_key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     authority = _named("fedssl deployment authority")
@@ -42,7 +43,7 @@ def write_certificates(folder: Path, names: Sequence[str]) -> None:
         .issuer_name(authority)
         .public_key(authority_key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
+        .not_valid_before(since)
         .not_valid_after(until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
@@ -57,7 +58,7 @@ def write_certificates(folder: Path, names: Sequence[str]) -> None:
         .issuer_name(authority)
         .public_key(server_key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
+        .not_valid_before(since)
         .not_valid_after(until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -83,6 +84,17 @@ def write_certificates(folder: Path, names: Sequence[str]) -> None:
             pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     )
+
+
+def days_left(certificate: Path) -> float:
+    """Return for how many days a certificate is still valid; below zero once it has expired.
+
+    Raises:
+        ValueError: The file holds no certificate.
+        OSError: It cannot be read.
+    """
+    until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    return (until - datetime.datetime.now(datetime.UTC)) / datetime.timedelta(days=1)
 
 
 def write_node_key(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -23,6 +23,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ENVIRONMENT, "PATH": path}
 
 
+def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python finds this fedssl; services do not look in the current folder (-P)."""
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [here, variables.get("PYTHONPATH")]))
+    return {**variables, "PYTHONPATH": path}
+
+
+LOST = 75
+"""A SuperNode's exit code when its loop ended without an order or an error of its user's (EX_TEMPFAIL)."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where services run: what they call files and each other.
@@ -30,6 +41,7 @@ class Place:
     Args:
         python: The interpreter.
         authority, certificate, key: The server's certificate authority, certificate and key.
+        admitted: Folder of the public keys of registered clients.
         executor_secret: By which the SuperLink knows who runs apps.
         database: The SuperLink's, in a folder that outlives it.
         superlink, gate: As HOST:PORT, for whoever connects.
@@ -40,6 +52,7 @@ class Place:
     authority: PurePath
     certificate: PurePath
     key: PurePath
+    admitted: PurePath
     executor_secret: PurePath
     database: PurePath
     superlink: str
@@ -70,6 +83,7 @@ def on_this_host(deployment: Deployment) -> Place:
         authority=folder / "certificates" / "ca.crt",
         certificate=folder / "certificates" / "server.crt",
         key=folder / "certificates" / "server.key",
+        admitted=deployment.admitted.absolute(),
         executor_secret=folder / "executor.secret",
         database=folder / "superlink" / "state.db",
         superlink=f"127.0.0.1:{settings.superlink_port}",
@@ -113,20 +127,28 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
     yield Service(
         "gate",
         (
-            *(place.python, "-m", "fedssl.deploy.gate", "--to", place.superlink),
+            *(place.python, "-P", "-m", "fedssl.deploy.gate", "--to", place.superlink),
             *("--host", listen_gate, "--port", gate_port, "--ca", str(place.authority)),
             *("--certificate", str(place.certificate), "--key", str(place.key)),
+            *("--admitted", str(place.admitted)),
         ),
         f"https://{place.gate}/health",
     )
 
 
 def client_service(
-    number: int, server: str, authority: PurePath, key: PurePath, port: int, data: PurePath | None
+    python: str,
+    number: int,
+    server: str,
+    authority: PurePath,
+    key: PurePath,
+    port: int,
+    data: PurePath | None,
 ) -> Service:
     """Return a client's process.
 
     Args:
+        python: The interpreter.
         number: The client's.
         server: The gate, as HOST:PORT.
         authority: The deployment's ``ca.crt``.
@@ -140,7 +162,8 @@ def client_service(
     return Service(
         f"client-{number}",
         (
-            *("flower-supernode", "--superlink", server, "--root-certificates", str(authority)),
+            *(python, "-P", "-m", "fedssl.deploy.supernode", "--superlink", server),
+            *("--root-certificates", str(authority)),
             *("--auth-supernode-private-key", str(key), "--port", str(port)),
             *("--node-config", config),
         ),

@@ -180,6 +180,10 @@ class Outcome:
     seconds: float
 
 
+AT_SERVER = "\nthe traceback at the server:\n"
+"""In the reason of a run that failed, this comes before the traceback of an error that nobody expected."""
+
+
 class Observer:
     """Somebody who is told of a run as it goes; derive from it and override what matters to you."""
 

@@ -41,7 +41,7 @@ def running(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     yield Deployment.open(folder)
     assert deploy(folder, "down").returncode == 0
-    assert not list((folder / "processes").iterdir())
+    assert not list((folder / "processes").glob("*.json"))
 
 
 def kept(deployment: Deployment, name: str) -> dict[str, int]:

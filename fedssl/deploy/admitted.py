@@ -1,0 +1,95 @@
+"""The public keys of a deployment's clients, by which the gate tells clients from strangers."""
+
+import base64
+import binascii
+import datetime
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+
+CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 305.0
+"""Flower takes a request whose time is at most this many seconds ahead of the server's clock, or behind it (1.41)."""
+
+
+class Admitted:
+    """The registered keys, read from a folder of ``.pub`` files again whenever the folder changes.
+
+    Args:
+        folder: Holds a file for each key, as OpenSSH writes them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._changed = -1
+        self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
+
+    def signed(self, key: str, signature: str, timestamp: str) -> bool:
+        """Say whether a registered key has signed a time that is now.
+
+        Args:
+            key: The public key as Flower's header has it: base64 of its PEM.
+            signature: Base64 of the signature of the time.
+            timestamp: The time in ISO 8601, with its zone.
+        """
+        if key not in self._keys:
+            self._read()
+        if key not in self._keys:
+            return False
+        try:
+            signed_at = datetime.datetime.fromisoformat(timestamp)
+            age = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
+            if not -CLOCK_AHEAD < age < CLOCK_BEHIND:
+                return False
+            self._keys[key].verify(
+                base64.b64decode(signature, validate=True),
+                timestamp.encode("ascii"),
+                ec.ECDSA(hashes.SHA256()),
+            )
+        except (InvalidSignature, ValueError, TypeError, binascii.Error):
+            return False
+        return True
+
+    def _read(self) -> None:
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except OSError:
+            return
+        if changed == self._changed:
+            return
+        self._changed = changed
+        self._keys = {}
+        for file in sorted(self._folder.glob("*.pub")):
+            try:
+                public = read_public_key(file)
+            except (OSError, ValueError):
+                continue
+            self._keys[header_of(public)] = public
+
+
+def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:
+    """Read a client's public key as OpenSSH writes it.
+
+    Raises:
+        ValueError: The file holds something else, or a key of another kind than Flower takes (ECDSA on a NIST curve).
+        OSError: It cannot be read.
+    """
+    try:
+        key = load_ssh_public_key(file.read_bytes())
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("no ECDSA key")
+    return key
+
+
+def header_of(key: ec.EllipticCurvePublicKey) -> str:
+    """Return a public key as Flower's header has it (flwr 1.41)."""
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(pem).decode("ascii")
