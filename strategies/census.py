@@ -73,7 +73,7 @@ class Census:
         """Return a census of one labeled image each, to try an experiment whose clients nobody has asked yet."""
         nodes = tuple(protocol.node_of(client) for client in range(num_clients))
         ones = np.ones(num_clients, dtype=np.int64)
-        return cls(nodes, ones, ones)
+        return cls(nodes, ones, ones.copy())
 
     @classmethod
     def by_query(

@@ -377,7 +377,7 @@ class _Server:
         """
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
             taken = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
-        if not (is_finite(arrays) and is_finite(taken))(taken):
+        if not (is_finite(arrays) and is_finite(taken)):
             problem = f"the strategy's answer to round {log.round} is not finite"
             if self.is_kept:
                 raise RunFailed(f"{problem}, nor was the one before")
