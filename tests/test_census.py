@@ -111,9 +111,13 @@ ANSWERS = st.dictionaries(
 def test_whatever_nodes_answer_the_census_adds_up_or_says_which_lied(lies):
     try:
         found = census(lies, least=0.0)
-    except RunFailed as error:  # nobody is left who could be believed
-        assert "no census from clients [0, 1, 2, 3]" in str(error)
-        assert len(str(error)) < 5000
+    except RunFailed as error:
+        said = str(error)
+    else:
+        said = ""
+    if said:  # nobody is left who could be believed
+        assert said.startswith("no census from clients [0, 1, 2, 3]")
+        assert len(said) < 5000
         return
     assert len(set(found.nodes)) == CLIENTS
     assert ((found.num_labeled >= 0) & (found.num_labeled <= found.num_examples)).all()

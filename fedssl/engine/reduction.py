@@ -123,8 +123,8 @@ class CohortSums:
             raise _Refused(_said(error)) from None
         if not metrics or len(arrays) < len(found):
             raise _Refused("the reply lacks its arrays or its metrics")
-        if records:
-            raise _Refused(f"the reply holds {len(records)} records that were not asked for")
+        if more := sum(bool(record) for record in records.values()):
+            raise _Refused(f"the reply holds {more} records that were not asked for")
         if len(metrics) > MOST_METRICS:
             raise _Refused(f"the reply holds {len(metrics)} metrics, more than {MOST_METRICS}")
         return metrics, arrays

@@ -381,7 +381,7 @@ def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
     assert found.num_examples.tolist() == federation_of(experiment).sizes.tolist()
     monkeypatch.setattr("fedssl.strategies.census.AWAY_TIMEOUT", 0.0)
     with pytest.raises(
-        RunFailed, match=r"node 3 is left out: it could not answer the census:\naway"
+        RunFailed, match=r"node 4 is left out: it could not answer the census:\naway"
     ):
         Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
 
@@ -400,7 +400,7 @@ def test_a_census_that_does_not_add_up(experiment):
     nodes = list(grid.get_node_ids())
     with pytest.raises(RunFailed, match=r"no census from clients \[5\]"):
         Census.by_query(grid.send_and_receive, nodes[:5], experiment.to_json(), 6)
-    with pytest.raises(RunFailed, match=r"could not answer the census(.|\n)*not json"):
+    with pytest.raises(RunFailed, match=r"node 2 is left out: it could not answer the census"):
         Census.by_query(grid.send_and_receive, nodes, "not json", 6, min_success=0.0)
 
 

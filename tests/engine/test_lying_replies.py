@@ -158,7 +158,7 @@ def test_nothing_is_allocated_by_what_an_array_claims(case, record):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"more": ArrayRecord()}, "holds 1 records that were not asked for"),
+        ({"more": protocol.to_record(STATE)}, "holds 1 records that were not asked for"),
         ({"more": ConfigRecord({"x": 1})}, "holds 1 records that were not asked for"),
         ({protocol.ARRAYS: MetricRecord()}, "lacks its arrays"),
         ({protocol.STATE: ConfigRecord()}, "lacks its arrays"),
