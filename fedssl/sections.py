@@ -53,7 +53,8 @@ class ServerSection(Section):
         0.5,
         ge=0,
         le=1,
-        description="share of a round's clients that must succeed for the run to go on; one must in any case",
+        description="share of a round's clients that must succeed for the run to go on, and of all clients that must answer the "
+        "census of a deployment; one must in any case",
     )
     max_client_examples: int | None = Field(
         None,
