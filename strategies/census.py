@@ -162,7 +162,9 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
         ValueError: It cannot be so; says what it said.
     """
     if reply.has_error():
-        raise ValueError(f"it could not answer the census:\n{protocol.bounded(reply.error.reason)}")
+        raise ValueError(
+            f"it could not answer the census:\n{protocol.bounded(reply.error.reason or '')}"
+        )
     try:
         metrics = protocol.metrics_of(reply)
         said = [metrics[name] for name in (CLIENT, NUM_EXAMPLES, NUM_LABELED)]

@@ -6,9 +6,9 @@ A reply is written by somebody else, who may have failed, or lie. What is refuse
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import numpy.typing as npt
 
 from fedssl import protocol
 from fedssl.aggregation import Arrays, is_finite
@@ -145,6 +145,6 @@ def flaw_of_arrays(arrays: Arrays) -> str | None:
     return f"training diverged: the reply's weights reach beyond {LARGEST_WEIGHT:g}; lower train.lr"
 
 
-def _is_within(array: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _is_within(array: npt.NDArray[Any]) -> bool:
     # A NaN is what both return of an array that holds one, and is within nothing.
     return not array.size or bool(array.max() <= LARGEST_WEIGHT and array.min() >= -LARGEST_WEIGHT)
