@@ -20,6 +20,7 @@ from fedssl.clients.state import save_state
 from fedssl.config import Experiment
 from fedssl.data.shard import Shard
 from fedssl.data.terms import Terms
+from fedssl.engine.checks import Holding
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.engine.replies import Replies
 from fedssl.fusion import (
@@ -109,18 +110,20 @@ class _Group(Replies):
         """Whether each has an error in place of a content."""
         return [place in self._errors for place in range(len(self._requests))]
 
-    def reduce(self, reduction: Reduction) -> tuple[list[Answer], Mapping[str, Sum]]:
+    def reduce(
+        self, reduction: Reduction, holdings: Sequence[Holding | None]
+    ) -> tuple[list[Answer], Mapping[str, Sum]]:
         """Return what is left of each, and their sums: those of `messages`, which need not be made for it."""
         sums = CohortSums(reduction, len(self._requests))
         answers = []
-        for place, request in enumerate(self._requests):
+        for place, (request, holding) in enumerate(zip(self._requests, holdings, strict=True)):
             if place in self._errors:
                 answers.append(sums.add(place, self._errors[place]))
                 continue
             metrics, arrays = self._trained[place]
             node, size = request.metadata.dst_node_id, protocol.encoded_bytes(arrays)
             found = {name: arrays if name == protocol.ARRAYS else {} for name in reduction.layouts}
-            answers.append(sums.add_arrays(place, node, metrics, found, size))
+            answers.append(sums.add_arrays(place, node, metrics, found, size, holding))
         return answers, sums.result()
 
     def _reply(self, place: int) -> Message:

@@ -6,6 +6,7 @@ one metric record, as Flower's own strategies expect.
 
 import functools
 import io
+import math
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +66,18 @@ NUM_LABELED = "num-labeled"
 NUM_CONFIDENT = "num-confident"
 COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
 UPDATE_NORM = "update-norm"
+NUM_STEPS = "num-steps"
+LOSS = "loss"
+SECONDS = "seconds"
+PSEUDO_COUNTS = ("pseudo-considered", "pseudo-accepted", "pseudo-judged", "pseudo-right")
+"""Each of them counts some of what the one before it counts; see `FitReport`."""
 BY_CLASS = "pseudo-by-class"
 """Of a list: 4 C counts of pseudo-labels, as `FitReport.by_class` has them."""
 
 Metrics = Mapping[str, int | float | Sequence[float]]
 NamedArrays = dict[str, npt.NDArray[np.generic]]
+Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
+"""Shape and type of every array, by name."""
 Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
 
 NO_MEMORY = "can't allocate memory"
@@ -99,11 +107,13 @@ _dtype_name = functools.lru_cache(str)
 
 
 @functools.lru_cache(maxsize=4096)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _npy_header(dtype: str, shape: tuple[int, ...], fortran_order: bool = False) -> bytes:
+    """Return the bytes that numpy's file format puts before an array's own; no array is made for it."""
     buffer = io.BytesIO()
-    np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
-    size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-    return buffer.getvalue()[: len(buffer.getvalue()) - size]
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": fortran_order, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
 
 
 def _encode_array(array: npt.NDArray[Any]) -> Array:
@@ -158,6 +168,43 @@ def arrays_of(content: RecordDict, name: str) -> NamedArrays | None:
     """Return the arrays of one record of a message; None if it has no such record."""
     record = content.get(name)
     return from_record(record) if isinstance(record, ArrayRecord) else None
+
+
+def layout_of(arrays: Mapping[str, npt.NDArray[Any]]) -> Layout:
+    """Return the shape and type of every array."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def arrays_like(record: ArrayRecord, layout: Layout) -> NamedArrays:
+    """Read a record that somebody else wrote, if it is of a layout; its arrays must not be written to.
+
+    Nothing is decoded or allocated by what the record claims: names, types, shapes, headers and lengths are compared
+    with what the layout makes them, and the arrays are views of the bytes that came.
+
+    Raises:
+        ValueError: The record is of another layout.
+    """
+    if record.keys() != layout.keys():
+        raise ValueError(DIFFERENT)
+    return {name: _array_like(record[name], *expected) for name, expected in layout.items()}
+
+
+DIFFERENT = "the reply's arrays differ from the model's in name, shape or type"
+
+
+def _array_like(
+    array: Array, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+) -> npt.NDArray[np.generic]:
+    name = _dtype_name(dtype)
+    if (array.stype, array.dtype, tuple(array.shape)) != ("numpy.ndarray", name, shape):
+        raise ValueError(DIFFERENT)
+    size = math.prod(shape) * dtype.itemsize
+    for fortran_order in (False, True):  # Flower's own constructor keeps the order of columns
+        header = _npy_header(name, shape, fortran_order)
+        if len(array.data) == len(header) + size and array.data.startswith(header):
+            flat = np.frombuffer(array.data, dtype=dtype, offset=len(header))
+            return flat.reshape(shape, order="F" if fortran_order else "C")
+    raise ValueError("the reply's arrays hold other bytes than their shapes and types need")
 
 
 def encoded_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -332,13 +379,16 @@ def fit_metrics(
         NUM_EXAMPLES: num_examples,
         NUM_LABELED: num_labeled,
         NUM_CONFIDENT: report.num_confident(num_labeled, num_examples),
-        "num-steps": report.num_steps,
-        "loss": report.loss,
-        "pseudo-considered": report.considered,
-        "pseudo-accepted": report.accepted,
-        "pseudo-judged": report.judged,
-        "pseudo-right": report.right,
-        "seconds": report.seconds,
+        NUM_STEPS: report.num_steps,
+        LOSS: report.loss,
+        **dict(
+            zip(
+                PSEUDO_COUNTS,
+                (report.considered, report.accepted, report.judged, report.right),
+                strict=True,
+            )
+        ),
+        SECONDS: report.seconds,
         **measured,
     }
 
@@ -408,9 +458,32 @@ def explanation(error: Exception) -> str:
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 
 
+MOST_CHARACTERS = 4000
+"""Characters of a reason that are kept: of a longer one the beginning and the end, where a traceback says most."""
+
+
+def bounded(reason: str) -> str:
+    """Return a reason that somebody else gave as it is recorded and shown: of limited length, without control characters."""
+    if len(reason) > MOST_CHARACTERS:
+        half = MOST_CHARACTERS // 2
+        left_out = len(reason) - 2 * half
+        reason = f"{reason[:half]}\n[{left_out} characters are left out]\n{reason[-half:]}"
+    return "".join(_escaped(c) for c in reason)
+
+
+def _escaped(character: str) -> str:
+    is_harmless = character.isprintable() or character in "\n\t"
+    return character if is_harmless else character.encode("unicode_escape").decode()
+
+
 def is_away(reply: Message) -> bool:
     """Say whether there is no reply because its node was not there."""
     return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def reply_of(message: Message, content: RecordDict) -> Message:
+    """Return the reply to a message by the node that was asked, whatever the content says of its sender."""
+    return Message(content=content, reply_to=message)
 
 
 def refused(reply: Message, reason: str) -> Message:

@@ -53,7 +53,13 @@ class ServerSection(Section):
         0.5,
         ge=0,
         le=1,
-        description="share of a round's clients that must succeed for the run to go on; one must in any case",
+        description="share of a round's clients that must succeed for the run to go on, and of all clients that must answer the "
+        "census of a deployment; one must in any case",
+    )
+    max_client_examples: int | None = Field(
+        None,
+        ge=1,
+        description="training images that a deployed client may say it holds; one that says more takes no part; unset: any number",
     )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"

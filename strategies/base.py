@@ -124,7 +124,9 @@ class CohortStrategy(FlowerStrategy):
         total = CohortSums(reduction, len(self._places))
         missing = dict(self._places)
         for reply in replies:
-            total.add(missing.pop(reply.metadata.src_node_id), reply)
+            node = reply.metadata.src_node_id
+            if node in missing:  # of two replies of a node the first one counts
+                total.add(missing.pop(node), reply, self.cohorts.census.holding(node))
         total.skip(missing.values())
         sums, weight = total.result()[protocol.ARRAYS]
         arrays = self.conclude(server_round, self._arrays, sums, weight)

@@ -51,7 +51,11 @@ def train_cohort(
     timeout = phase.experiment.server.timeout
     aggregate = None
     if isinstance(strategy, CohortStrategy) and isinstance(grid, LocalGrid):
-        for answer in grid.reduce(sent, sums, units=units, timeout=timeout, meanwhile=meanwhile):
+        holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
+        answers = grid.reduce(
+            sent, sums, units=units, holdings=holdings, timeout=timeout, meanwhile=meanwhile
+        )
+        for answer in answers:
             log.note(answer)
     else:
         if isinstance(grid, LocalGrid):

@@ -108,6 +108,7 @@ class RoundEnds:
         if self._workers is not None:
             incidents, self._workers.incidents = self._workers.incidents, []
         log = finished.log
+        incidents = [*incidents, *log.incidents]
         end = RoundEnd(
             row,
             log.clients,

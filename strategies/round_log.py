@@ -15,7 +15,8 @@ from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
 from fedssl.strategies.census import Census
 from fedssl.system.clock import Fate
 
-PSEUDO_COUNTS = ("considered", "accepted", "judged", "right")
+FORMULAS = ("=", "+", "-", "@")
+"""What a cell begins with that spreadsheets take for a formula."""
 
 Fates = Mapping[int, Fate]
 
@@ -36,6 +37,8 @@ class RoundLog:
         self.bytes_down = 0
         self.update_norm = NAN
         """Of the global model's step by what clients made; the server sets it."""
+        self.incidents: list[str] = []
+        """What went wrong in the round and did not end the run."""
         self.census = census
         self._fates = fates
         self._counts: dict[int, Sequence[float]] = {}
@@ -52,12 +55,15 @@ class RoundLog:
         return len(self.clients) - self.num_ok - len(self.failures)
 
     def sent(self, messages: list[Message]) -> list[Message]:
-        """Return the requests whose clients make it, and note the others; all of them have been sent the weights."""
-        if messages:
-            self.bytes_down = protocol.num_bytes(messages[0].content) * len(messages)
+        """Return the requests whose clients make it, and note the others; all that are there have been sent the weights."""
         kept = []
+        size = protocol.num_bytes(messages[0].content) if messages else 0
         for message in messages:
             client = self.census.client_at[message.metadata.dst_node_id]
+            if client in self.census.absent:
+                self._fail(client, self.census.absent[client])
+                continue
+            self.bytes_down += size
             fate = self._fates.get(client)
             if fate is None or fate.status == "ok":
                 kept.append(message)
@@ -85,12 +91,11 @@ class RoundLog:
             place = places.pop(reply.metadata.src_node_id, None)
             if place is None:
                 continue
-            answer = sums.add(place, reply)
+            answer = sums.add(place, reply, self.census.holding(reply.metadata.src_node_id))
             self.note(answer)
-            if reply.has_error():
-                yield reply
-            elif answer.metrics is None:
-                yield protocol.refused(reply, answer.reason)
+            if answer.metrics is None:
+                # With the reason as it is recorded: strategies of Flower's write it into the log.
+                yield protocol.refused(reply, self.failures[-1].reason)
             else:
                 yield protocol.without(reply, sums.reduction.weigh)
         for node, place in places.items():
@@ -103,7 +108,7 @@ class RoundLog:
         if metrics is None:
             self._fail(client, answer.reason)
             return
-        self._counts[client] = [metrics.get(f"pseudo-{count}", 0.0) for count in PSEUDO_COUNTS]
+        self._counts[client] = [metrics.get(count, 0.0) for count in protocol.PSEUDO_COUNTS]
         considered, accepted, judged, right = self._counts[client]
         if answer.by_class is not None:
             self._by_class[client] = np.array(answer.by_class)
@@ -115,11 +120,11 @@ class RoundLog:
                 num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
                 num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
                 num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
-                num_steps=int(metrics.get("num-steps", 0)),
-                loss=metrics.get("loss", NAN),
+                num_steps=int(metrics.get(protocol.NUM_STEPS, 0)),
+                loss=metrics.get(protocol.LOSS, NAN),
                 pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
                 pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
-                seconds=metrics.get("seconds", NAN),
+                seconds=metrics.get(protocol.SECONDS, NAN),
                 bytes_up=answer.num_bytes,
                 virtual_seconds=self._virtual_seconds(client),
                 update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
@@ -153,7 +158,10 @@ class RoundLog:
         return self._fates[client].seconds if client in self._fates else NAN
 
     def _fail(self, client: int, reason: str) -> None:
+        """Note a client that gave no usable reply; the reason may be the client's own words."""
+        reason = protocol.bounded(reason)
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+        last = f"'{last}" if last.startswith(FORMULAS) else last
         seconds = self._virtual_seconds(client)
         row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)
         self.clients.append(row)

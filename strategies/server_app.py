@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -35,7 +36,7 @@ from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.record.snapshot import Snapshot
 from fedssl.strategies.base import CohortStrategy, strategy_of
-from fedssl.strategies.census import Census, Cohorts, refuse_private
+from fedssl.strategies.census import Census, Cohorts, refuse_private, some
 from fedssl.strategies.client_memory import can_resume, cannot_resume
 from fedssl.strategies.cohort_training import train_cohort
 from fedssl.strategies.fusing import fused_size, fused_units
@@ -160,6 +161,8 @@ class _Server:
         self.classifier_names: dict[str, str] = {}
         self.fused_size: dict[int, int] = {}
         self.began = 0.0
+        self.is_kept = False
+        """Whether the last round kept the old model, for the strategy's answer was not finite."""
         data, private = self.federation.data, experiment.federation.private
         self.terms = Terms.of(data) if private else None
         """What clients with private data must know; nobody else is sent it."""
@@ -209,6 +212,8 @@ class _Server:
             text,
             wanted,
             self.terms,
+            min_success=self.experiment.server.min_success,
+            max_examples=self.experiment.server.max_client_examples,
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
@@ -298,9 +303,11 @@ class _Server:
         messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
         attach(self.state, messages)
         log = RoundLog(self.round, cohorts.census, self._fates(messages, cohorts, phase.work))
+        if self.round == 1:
+            log.incidents += cohorts.census.incidents
         sent = log.sent(messages)
-        if not messages:
-            self._check_success(phase, log, 0, began)
+        if not sent and (not messages or log.failures):
+            self._check_success(phase, log, began)
         if sent:
             self._learn(phase, log, phase.longest_first(sent, cohorts.census), began)
         self._train_at_server(phase, phase_round)
@@ -326,7 +333,7 @@ class _Server:
         part, aggregate = train_cohort(
             self.grid, phase, log, sent, units, carried, self.ends.catch_up
         )
-        self._check_success(phase, log, len(sent), began)
+        self._check_success(phase, log, began)
         if isinstance(phase.strategy, CohortStrategy):
             sums, weight = part[protocol.ARRAYS]
             arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight)
@@ -392,16 +399,31 @@ class _Server:
         return {now: last[n] for n, now in self.classifier_names.items() if n in last}
 
     def _accept(self, arrays: NamedArrays, log: RoundLog) -> None:
-        """Take the strategy's answer as the new global arrays."""
-        if not is_finite(arrays):
-            raise RunFailed(f"the strategy's answer to round {log.round} is not finite")
-        taken = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
+        """Take the strategy's answer as the new global arrays; keep the old ones if the answer is not finite.
+
+        Raises:
+            RunFailed: It is not for the second time on end: no later one will be.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            taken = {name: as_type(arrays[name], old) for name, old in self.arrays.items()}
+        if not (is_finite(arrays) and is_finite(taken)):
+            problem = f"the strategy's answer to round {log.round} is not finite"
+            if self.is_kept:
+                raise RunFailed(f"{problem}, nor was the one before")
+            self.is_kept = True
+            clients = [row.client for row in log.clients if row.status == "ok"]
+            log.incidents.append(
+                f"{problem}: the old model is kept; the round averaged clients {some(clients)}"
+            )
+            return
+        self.is_kept = False
         log.update_norm = update_norm(self.arrays, taken)
         self.arrays = taken
 
-    def _check_success(self, phase: Phase, log: RoundLog, asked: int, began: float) -> None:
+    def _check_success(self, phase: Phase, log: RoundLog, began: float) -> None:
         """Record a round in which too few clients succeeded, and end the run with the first reason."""
         log.close()
+        asked = log.num_ok + len(log.failures)
         least = phase.experiment.server.min_success
         if log.num_ok and log.num_ok >= least * asked:
             return

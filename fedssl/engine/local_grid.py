@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 
 from fedssl import protocol
 from fedssl.aggregation import Span
+from fedssl.engine.checks import Holding
 from fedssl.engine.client_states import ClientStates
 from fedssl.engine.reduction import Answer, CohortSums
 from fedssl.engine.witness import Record
@@ -102,6 +103,7 @@ class LocalGrid(Grid):
         sums: CohortSums,
         *,
         units: Sequence[Span] | None = None,
+        holdings: Sequence[Holding] | None = None,
         timeout: float | None = None,
         meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
@@ -111,6 +113,7 @@ class LocalGrid(Grid):
             messages: Requests, those that take longest first.
             sums: Of as many places as there are units; filled once the iterator has ended.
             units: Messages whose clients are fused into one step, as positions, in order; by default each is alone.
+            holdings: What the census said of each message's client; a reply that says otherwise is refused.
             timeout, meanwhile: As in `stream`.
         """
 

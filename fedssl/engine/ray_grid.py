@@ -14,6 +14,7 @@ from flwr.app import Message, RecordDict
 from fedssl import protocol
 from fedssl.aggregation import Span
 from fedssl.engine.backlog import Backlog, num_parts
+from fedssl.engine.checks import Holding
 from fedssl.engine.local_grid import (
     IMPATIENT,
     Apps,
@@ -143,13 +144,16 @@ class RayGrid(LocalGrid):
         sums: CohortSums,
         *,
         units: Sequence[Span] | None = None,
+        holdings: Sequence[Holding] | None = None,
         timeout: float | None = None,
         meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
         """Yield answers as parts of the cohort finish; their sums are added here. See `LocalGrid.reduce`."""
         sent = self._stamped(messages)
         spans = units or single_units(sent)
-        for span, outcome in self._work_off(sent, spans, sums.reduction, timeout, meanwhile):
+        for span, outcome in self._work_off(
+            sent, spans, sums.reduction, timeout, meanwhile, holdings
+        ):
             if isinstance(outcome, Done):
                 sums.add_part(span, outcome.part)
                 yield from outcome.answers
@@ -190,6 +194,7 @@ class RayGrid(LocalGrid):
         reduction: Reduction | None,
         timeout: float | None,
         meanwhile: Callable[[], None],
+        holdings: Sequence[Holding] | None = None,
     ) -> Iterator[tuple[Span, Done | str]]:
         """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
         clients = [self._client(message) for message in messages]
@@ -204,7 +209,8 @@ class RayGrid(LocalGrid):
                     key, found = self._contents.pack(messages[i].content)
                     contents[key] = found
                     state = self.states.get(clients[i])
-                    unit.append(Job(messages[i].metadata, key, clients[i], state))
+                    held = holdings[i] if holdings else None
+                    unit.append(Job(messages[i].metadata, key, clients[i], state, held))
                 jobs.append(tuple(unit))
             return actor.run.remote(Order(tuple(jobs), contents, rules))
 

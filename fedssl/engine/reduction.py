@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from fedssl import protocol
-from fedssl.aggregation import Arrays, Span, Sums, WeightedSum, is_finite
+from fedssl.aggregation import Arrays, Span, Sums, WeightedSum
+from fedssl.engine.checks import MOST_METRICS, Holding, flaw_of_arrays, flaw_of_metrics
+from fedssl.protocol import Layout, layout_of
 
 Weigh = Callable[[Mapping[str, float]], float]
 """How much a reply counts by its metrics; a pure function that travels to the workers."""
 
-Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 Sum = tuple[Sums | None, float]
 """A sum and the weight behind it; None if nothing counted."""
 
@@ -72,11 +72,6 @@ class Reduction:
         return cls(layouts, {n: w for n, w in weigh.items() if n in layouts}, num_classes)
 
 
-def layout_of(arrays: Arrays) -> Layout:
-    """Return the shape and type of every array."""
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
 class CohortSums:
     """The sums of one round, or of a part of its cohort: replies are added at their places, in any order.
 
@@ -90,26 +85,58 @@ class CohortSums:
         self.size = size
         self._sums = {name: WeightedSum(size) for name in reduction.weigh}
 
-    def add(self, place: int, reply: Message) -> Answer:
-        """Add what a reply carries, or leave its place out if it must not be summed; return what is left of it."""
+    def add(self, place: int, reply: Message, holding: Holding | None = None) -> Answer:
+        """Add what a reply carries, or leave its place out if it must not be summed; return what is left of it.
+
+        Args:
+            place: The reply's.
+            reply: Anything: nothing in it is believed, and no exception that it causes leaves this method.
+            holding: What the census said of its client; None: it is not known.
+        """
         node = reply.metadata.src_node_id
-        if reply.has_error():
-            return self.leave_out(place, node, reply.error.reason or "no reason given")
-        metrics = protocol.all_metrics_of(reply)
         try:
-            arrays = {n: protocol.arrays_of(reply.content, n) for n in self.reduction.layouts}
-        except (ValueError, TypeError) as error:
-            reason = f"refused: the reply's arrays cannot be read: {error}"
-            return self.leave_out(place, node, reason)
-        return self.add_arrays(place, node, metrics, arrays, protocol.num_bytes(reply.content))
+            if reply.has_error():
+                return self.leave_out(place, node, reply.error.reason or "no reason given")
+            metrics, arrays = self._read(reply)
+            size = protocol.num_bytes(reply.content)
+            return self.add_arrays(place, node, metrics, arrays, size, holding)
+        except _Refused as error:
+            return self.leave_out(place, node, f"refused: {error}")
+
+    def _read(self, reply: Message) -> tuple[protocol.Metrics, Mapping[str, Arrays]]:
+        """Return the metrics and the arrays of a reply that has as many and as large ones as were asked for.
+
+        Raises:
+            _Refused: It has not, or cannot be read.
+        """
+        try:
+            records = dict(reply.content)
+            metrics = protocol.all_metrics_of(reply)
+            found = {name: records.pop(name, None) for name in self.reduction.layouts}
+            records.pop(protocol.METRICS, None)
+            arrays = {
+                name: protocol.arrays_like(record, self.reduction.layouts[name])
+                for name, record in found.items()
+                if isinstance(record, ArrayRecord)
+            }
+        except Exception as error:  # whatever it is, it is this reply's and nobody else's
+            raise _Refused(_said(error)) from None
+        if not metrics or len(arrays) < len(found):
+            raise _Refused("the reply lacks its arrays or its metrics")
+        if more := sum(bool(record) for record in records.values()):
+            raise _Refused(f"the reply holds {more} records that were not asked for")
+        if len(metrics) > MOST_METRICS:
+            raise _Refused(f"the reply holds {len(metrics)} metrics, more than {MOST_METRICS}")
+        return metrics, arrays
 
     def add_arrays(
         self,
         place: int,
         node: int,
         metrics: protocol.Metrics,
-        arrays: Mapping[str, Arrays | None],
+        arrays: Mapping[str, Arrays],
         num_bytes: int,
+        holding: Holding | None = None,
     ) -> Answer:
         """Add what a reply carries, as `add` does.
 
@@ -117,16 +144,45 @@ class CohortSums:
             place: The reply's.
             node: Who replied.
             metrics: All that it carries.
-            arrays: Named arrays of every record that is looked at; None if there is no such record.
+            arrays: Named arrays of every record that is looked at.
             num_bytes: Bytes of all its arrays as they travel.
+            holding: What the census said of the client; None: it is not known.
         """
-        single, by_class = protocol.single_values(metrics), protocol.class_counts(metrics)
-        flaw = self._flaw(single, arrays) or self._flaw_by_class(by_class)
-        if flaw is not None:
-            return self.leave_out(place, node, f"refused: {flaw}")
-        for name, weigh in self.reduction.weigh.items():
-            self._sums[name].add(place, arrays[name] or {}, weigh(single))
+        try:
+            single, by_class, weights = self._checked(metrics, arrays, holding)
+        except _Refused as error:
+            return self.leave_out(place, node, f"refused: {error}")
+        for name, weight in weights.items():
+            self._sums[name].add(place, arrays[name], weight)
         return Answer(node, single, num_bytes, by_class=by_class)
+
+    def _checked(
+        self,
+        metrics: protocol.Metrics,
+        arrays: Mapping[str, Arrays],
+        holding: Holding | None,
+    ) -> tuple[Mapping[str, float], Sequence[float] | None, Mapping[str, float]]:
+        """Return single-valued metrics, counts by class and how much each record counts, all of which can be believed.
+
+        Raises:
+            _Refused: They cannot.
+        """
+        try:
+            single, by_class = protocol.single_values(metrics), protocol.class_counts(metrics)
+            flaw = self._flaw_of_length(by_class) or flaw_of_metrics(single, by_class, holding)
+            for name, layout in self.reduction.layouts.items():
+                if layout_of(arrays[name]) != layout:
+                    flaw = flaw or protocol.DIFFERENT
+                flaw = flaw or flaw_of_arrays(arrays[name])
+            weights = {} if flaw else {n: w(single) for n, w in self.reduction.weigh.items()}
+        except Exception as error:
+            raise _Refused(_said(error)) from None
+        if flaw:
+            raise _Refused(flaw)
+        for weight in weights.values():
+            if not 0 <= weight < math.inf:
+                raise _Refused(f"the reply counts {weight:g} times")
+        return single, by_class, weights
 
     def leave_out(self, place: int, node: int, reason: str) -> Answer:
         """Leave a place out; return the answer that says why."""
@@ -148,31 +204,18 @@ class CohortSums:
         """Return each record's sum over all places, every one of which was added or left out."""
         return {name: total.result() for name, total in self._sums.items()}
 
-    def _flaw(
-        self, metrics: Mapping[str, float], arrays: Mapping[str, Arrays | None]
-    ) -> str | None:
-        """Say why a reply must not be summed, or None."""
-        if not metrics or any(found is None for found in arrays.values()):
-            return "the reply lacks its arrays or its metrics"
-        for name in protocol.COUNTS:
-            if not 0 <= metrics.get(name, -1.0) < math.inf:
-                return f"the reply's {name} is {metrics.get(name)}"
-        for name, layout in self.reduction.layouts.items():
-            found = arrays[name] or {}
-            if layout_of(found) != layout:
-                return "the reply's arrays differ from the model's in name, shape or type"
-            if not is_finite(found):
-                return "the reply's weights are not finite"
-        return None
-
-    def _flaw_by_class(self, counts: Sequence[float] | None) -> str | None:
-        """Say why counts by class must not be summed, or None."""
-        if counts is None:
-            return None
+    def _flaw_of_length(self, counts: Sequence[float] | None) -> str | None:
+        """Say why there are too many or too few counts by class, or None."""
         num_classes = self.reduction.num_classes
-        if num_classes is not None and len(counts) != 4 * num_classes:
-            return (
-                f"the reply's {protocol.BY_CLASS} has {len(counts)} numbers, not {4 * num_classes}"
-            )
-        false = [count for count in counts if not 0 <= count < math.inf]
-        return f"the reply's {protocol.BY_CLASS} holds {false[0]}" if false else None
+        if counts is None or num_classes is None or len(counts) == 4 * num_classes:
+            return None
+        return f"the reply's {protocol.BY_CLASS} has {len(counts)} numbers, not {4 * num_classes}"
+
+
+class _Refused(Exception):
+    """A reply must not be summed; says why."""
+
+
+def _said(error: Exception) -> str:
+    """Return what an exception says; one of ours, a ValueError, needs no name."""
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
 
+from fedssl.engine.checks import Holding
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
 
 
@@ -29,8 +30,16 @@ class Replies:
         """Whether each has an error in place of a content."""
         return [message.has_error() for message in self.messages]
 
-    def reduce(self, reduction: Reduction) -> tuple[list[Answer], Mapping[str, Sum]]:
-        """Return what is left of each, and their sums."""
+    def reduce(
+        self, reduction: Reduction, holdings: Sequence[Holding | None]
+    ) -> tuple[list[Answer], Mapping[str, Sum]]:
+        """Return what is left of each, and their sums.
+
+        Args:
+            reduction: How they are checked and summed.
+            holdings: What the census said of each client; None of one that is not known.
+        """
         sums = CohortSums(reduction, len(self.messages))
-        answers = [sums.add(place, message) for place, message in enumerate(self.messages)]
+        pairs = zip(self.messages, holdings, strict=True)
+        answers = [sums.add(place, *pair) for place, pair in enumerate(pairs)]
         return answers, sums.result()

@@ -13,6 +13,7 @@ from flwr.app import Message
 
 from fedssl import protocol
 from fedssl.aggregation import Span
+from fedssl.engine.checks import Holding
 from fedssl.engine.local_grid import (
     IMPATIENT,
     Apps,
@@ -79,13 +80,15 @@ class SerialGrid(LocalGrid):
         sums: CohortSums,
         *,
         units: Sequence[Span] | None = None,
+        holdings: Sequence[Holding] | None = None,
         timeout: float | None = None,
         meanwhile: Callable[[], None] = nothing,
     ) -> Iterator[Answer]:
         """Yield answers in the order of the messages; see `LocalGrid.reduce`."""
         meanwhile()
         sent = self._stamped(messages)
-        found = self._work_off(sent, units or single_units(sent), sums.reduction, timeout)
+        spans = units or single_units(sent)
+        found = self._work_off(sent, spans, sums.reduction, timeout, holdings)
         for place, (unit, done) in enumerate(found):
             if isinstance(done, Done):
                 sums.add_part((place, place + 1), done.part)
@@ -115,6 +118,7 @@ class SerialGrid(LocalGrid):
         units: Sequence[Span],
         reduction: Reduction | None,
         timeout: float | None,
+        holdings: Sequence[Holding] | None = None,
     ) -> Iterator[tuple[Sequence[Message], Done | str]]:
         """Yield the messages of each unit and what came of it, or why it was not begun."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -125,8 +129,9 @@ class SerialGrid(LocalGrid):
                 yield unit, f"not begun within {timeout:g} s"
                 continue
             clients = [self._client(message) for message in unit]
+            held = holdings[first:behind] if holdings else [None] * len(unit)
             jobs = tuple(
-                Job(message.metadata, place, client, self.states.get(client))
+                Job(message.metadata, place, client, self.states.get(client), held[place])
                 for place, (message, client) in enumerate(zip(unit, clients, strict=True))
             )
             contents = {place: message.content for place, message in enumerate(unit)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Context, Message, Metadata, RecordDict
 
 from fedssl import protocol
+from fedssl.engine.checks import Holding
 from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.engine.replies import Replies
 
@@ -26,12 +27,14 @@ class Job:
         content: Key of its content.
         client: Number of the client it is for.
         state: What the client keeps from its earlier rounds.
+        holding: What the census said of the client; None: it is not known.
     """
 
     metadata: Metadata
     content: int
     client: int
     state: bytes | None
+    holding: Holding | None = None
 
 
 Unit = tuple[Job, ...]
@@ -106,7 +109,7 @@ class Worker:
                 if sums is None:
                     replies += given.messages
                 else:
-                    left, part = given.reduce(sums.reduction)
+                    left, part = given.reduce(sums.reduction, [job.holding for job in unit])
                     answers += left
                     sums.add_part((place, place + 1), part)
         self.busy_since = None

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NAN = float("nan")
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
 
+STATUSES = ("ok", "failed", "late", "dropped", "surplus")
+"""What can become of a client in a round; the last three by virtual time."""
+
 
 @dataclass(frozen=True)
 class ClientRow:

@@ -129,7 +129,12 @@ class Run:
             raise InputError(
                 str(self.path), "is not finished", "go on with it: fedssl run --resume"
             )
-        return self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
+        summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
+        with reading(self.path / SUMMARY):
+            for key, value in summary.items():
+                if not isinstance(value, _kind_of(key)):
+                    raise ValueError(f"its {key} is {str(value)[:50]!r}")
+        return summary
 
     @functools.cached_property
     def federation(self) -> Federation:
@@ -275,6 +280,13 @@ class Run:
         if self.is_finished and num_rounds != self.summary["rounds"]:
             problem = f"has {num_rounds} rounds, and its {SUMMARY} says {self.summary['rounds']}"
             raise InputError(str(self.path / ROUNDS), problem, REMEDY)
+
+
+def _kind_of(key: str) -> Any:
+    """Return the types that an entry of a summary can have; a number that is not known is null."""
+    if key in ("name", "method", "evaluated_on"):
+        return str
+    return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 
 
 REMEDY = "put the file back from a copy, or do without this run"

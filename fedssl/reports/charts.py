@@ -49,9 +49,20 @@ class Band:
     name: str
 
 
+LARGEST = 1e30
+"""The largest magnitude of a number of a record; what is beyond it was damaged, or comes from somebody who lied."""
+
+
+def is_out_of_range(value: float) -> bool:
+    """Say whether a number is too large for a record; NaN, which is a number that is not known, is not."""
+    return abs(value) > LARGEST
+
+
 def number(value: float | None, digits: int = 2) -> float | None:
-    """Return a number as a chart takes it: rounded, and None where it is not known."""
-    return None if value is None or math.isnan(value) else round(float(value), digits)
+    """Return a number as a chart takes it: rounded, and None where it is not known or out of range."""
+    if value is None or is_out_of_range(value) or math.isnan(value):
+        return None
+    return round(float(value), digits)
 
 
 def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from fedssl.config import Experiment
 from fedssl.record.lines import read_rows
-from fedssl.record.rows import ClassRow, ClientRow, RoundRow
+from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, RoundRow
 from fedssl.record.run import Run, reading
-from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION
+from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION, ROUNDS, SUMMARY
+from fedssl.reports.charts import is_out_of_range
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,6 +36,7 @@ class Material:
         events: What happened, oldest first.
         summary: What it summed up to; None while it goes on.
         evaluation: A closer look at the models; None where there is none.
+        out_of_range: One sentence for each number of the record that is too large to be one; in its place stands NaN, or 0.
     """
 
     experiment: Experiment
@@ -49,6 +51,7 @@ class Material:
     events: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
+    out_of_range: Sequence[str] = ()
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -62,10 +65,25 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
     Args:
         run: It may still go on.
         evaluation: A closer look at its models, if there is one.
+
+    Raises:
+        InputError: A file of the record is missing or damaged.
     """
-    rounds = run.round_rows
+    wrong: list[str] = []
+    rounds = _within_range(ROUNDS, run.round_rows, wrong)
     # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
-    clients, classes = _rows(run, CLIENTS, ClientRow), _rows(run, CLASSES, ClassRow)
+    clients = _within_range(CLIENTS, _rows(run, CLIENTS, ClientRow), wrong)
+    classes = _within_range(CLASSES, _rows(run, CLASSES, ClassRow), wrong)
+    num_clients, num_classes = run.experiment.federation.clients, len(run.data["class_names"])
+    _check(run, CLIENTS, (row.client for row in clients), range(num_clients))
+    _check(run, CLIENTS, (row.status for row in clients), STATUSES)
+    _check(run, CLASSES, (row.label for row in classes), range(num_classes))
+    summary = dict(run.summary) if run.is_finished else None
+    for key, value in (summary or {}).items():
+        if isinstance(value, int | float) and is_out_of_range(value):
+            assert summary is not None
+            summary[key] = None
+            wrong.append(f"{SUMMARY}: {key} is {_short(value)}")
     owner, label, given = _partition(run)
     return Material(
         experiment=run.experiment,
@@ -78,14 +96,46 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         label=label,
         given=given,
         events=_events(run),
-        summary=run.summary if run.is_finished else None,
+        summary=summary,
         evaluation=evaluation,
+        out_of_range=wrong,
     )
 
 
 def _rows(run: Run, name: str, kind: type[Row]) -> Sequence[Row]:
     with reading(run.path / name):
         return read_rows(run.path / name, kind)
+
+
+def _check(run: Run, name: str, values: Iterable[object], known: Container[object]) -> None:
+    """Refuse a table that names a client, a class or a status that there is not."""
+    with reading(run.path / name):
+        false = next((value for value in values if value not in known), None)
+        if false is not None:
+            raise ValueError(f"it names {str(false)[:20]!r}, which there is not")
+
+
+def _within_range(name: str, rows: Sequence[Row], wrong: list[str]) -> Sequence[Row]:
+    """Return rows without numbers that are out of range; add a sentence on each of those to `wrong`."""
+    return [_row_within_range(name, row, wrong) for row in rows]
+
+
+def _row_within_range(name: str, row: Row, wrong: list[str]) -> Row:
+    found = {
+        key: value
+        for key, value in vars(row).items()
+        if isinstance(value, int | float) and is_out_of_range(value)
+    }
+    if not found:
+        return row
+    where = f"{name}, round {vars(row)['round']}"
+    wrong += (f"{where}: {key} is {_short(value)}" for key, value in found.items())
+    instead = {key: NAN if isinstance(value, float) else 0 for key, value in found.items()}
+    return type(row)(**(vars(row) | instead))
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:20]
 
 
 def _partition(run: Run) -> tuple[Ints, Ints, Ints]:

@@ -28,6 +28,9 @@ from fedssl.reports.round_charts import (
 
 MOST_EVENTS = 50
 
+MOST_NUMBERS = 5
+"""Numbers out of range that are named; of more, how many there are is said."""
+
 
 def write_report(run: Run, evaluation: Mapping[str, Any] | None = None) -> Path:
     """Write the report of a run, finished or not, into its directory; return where.
@@ -109,6 +112,11 @@ def _remarks(material: Material) -> Iterator[str]:
         done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
         yield f"This run is not finished: {done}.{reason} To go on: the command that began it, with --resume."
+    if material.out_of_range:
+        count = len(material.out_of_range)
+        first = "; ".join(material.out_of_range[:MOST_NUMBERS])
+        more = f"; and {count - MOST_NUMBERS} more" if count > MOST_NUMBERS else ""
+        yield f"Numbers of this record are out of range and are not shown: {first}{more}."
     if material.evaluation is None and material.rounds:
         yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
 

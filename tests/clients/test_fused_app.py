@@ -14,6 +14,7 @@ from fedssl.clients.fused_app import fusion_keys, group_size, train_together, wh
 from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
+from fedssl.engine.checks import Holding
 from fedssl.engine.reduction import Reduction, by_examples
 from fedssl.engine.replies import Replies
 from fedssl.fusion import GROUP_SIZE, SIZES
@@ -86,10 +87,17 @@ def test_sums_are_those_of_the_messages_to_the_bit(fusible, state):
     sent = protocol.from_record(messages[0].content[protocol.ARRAYS])
     carried = {protocol.ARRAYS: sent, protocol.STATE: {}}
     reduction = Reduction.of(carried, {protocol.ARRAYS: by_examples, protocol.STATE: by_examples})
-    answers, part = replies.reduce(reduction)
-    expected, summed = Replies(replies.messages).reduce(reduction)
-    assert [answer.metrics is None for answer in answers] == [False, False, True, False]
-    assert replies.failed == [answer.metrics is None for answer in answers]
+    sizes, labeled = (
+        simulated_federation(fusible).sizes,
+        simulated_federation(fusible).labeled_sizes,
+    )
+    holdings = [Holding(client, int(sizes[client]), int(labeled[client])) for client in CLIENTS]
+    holdings[3] = holdings[3]._replace(num_examples=1)
+    answers, part = replies.reduce(reduction, holdings)
+    expected, summed = Replies(replies.messages).reduce(reduction, holdings)
+    assert [answer.metrics is None for answer in answers] == [False, False, True, True]
+    assert replies.failed == [False, False, True, False]
+    assert "the census said 1" in answers[3].reason
     assert answers == expected
     assert part.keys() == summed.keys() == {protocol.ARRAYS}
     (sums, weight), (others, other_weight) = part[protocol.ARRAYS], summed[protocol.ARRAYS]

@@ -198,7 +198,7 @@ def wrong_config(homes, change):
     for key, value in change.items():
         config.pop(key) if value is None else config.update({key: value})
     with pytest.raises(RunFailed) as caught:
-        serve(private_experiment(), grid, [])
+        serve(private_experiment(server={"min_success": 1.0}), grid, [])
     return str(caught.value).strip().splitlines()[-1]
 
 

@@ -1,5 +1,8 @@
 """What a SuperLink loses is asked for again, and nothing else is."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
@@ -95,3 +98,90 @@ def test_nobody_is_asked_again_before_anybody_has_answered():
 def test_the_deadline_holds():
     inner = Forgetful({1: 10**6})
     assert asked(inner, [0, 1], timeout=0.6) == [0]
+
+
+class Node(Forgetful):
+    """A grid at which client 3 replies as it likes; `reply` makes what is pulled of its honest reply."""
+
+    def __init__(self, reply):
+        super().__init__({})
+        self.reply = reply
+
+    def pull_messages(self, names):
+        for honest in super().pull_messages(names):
+            is_honest = protocol.client_of(honest.metadata.src_node_id) != 3
+            yield honest if is_honest else self.reply(honest)
+
+
+def replies_of(reply, timeout=60):
+    came = PersistentGrid(Node(reply)).send_and_receive(requests([0, 3, 5]), timeout=timeout)
+    return {protocol.client_of(message.metadata.src_node_id): message for message in came}
+
+
+def raising(error):
+    def raise_it(honest):
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda honest: honest.content,  # whose object is no message
+        lambda honest: None,
+        lambda honest: "text",
+        lambda honest: protocol.message_of(honest.metadata, "no records"),
+        lambda honest: protocol.message_of(honest.metadata, None),
+        raising(KeyError("arrays")),
+        raising(MemoryError()),
+        raising(ValueError("\x1b[2J" + "x" * 10**6)),
+    ],
+)
+def test_what_a_reply_raises_is_that_clients_and_nobody_elses(reply):
+    replies = replies_of(reply)
+    assert replies.keys() == {0, 3, 5}
+    assert [replies[client].has_error() for client in (0, 3, 5)] == [False, True, False]
+    reason = replies[3].error.reason
+    assert reason.startswith("refused: the reply cannot be read: ")
+    assert len(reason) < 5000
+    assert "\x1b" not in reason
+
+
+def test_a_reply_is_of_the_node_that_was_asked_whatever_it_says():
+    def impersonate(honest):
+        honest.metadata.__dict__["_src_node_id"] = protocol.node_of(0)
+        honest.metadata.__dict__["_reply_to_message_id"] = "another"
+        return honest
+
+    replies = replies_of(impersonate)
+    assert replies.keys() == {0, 3, 5}
+    for client, reply in replies.items():
+        assert int(reply.content["metrics"]["client"]) == client
+
+
+def test_of_two_replies_the_first_counts():
+    class Twice(Forgetful):
+        def pull_messages(self, names):
+            for reply in super().pull_messages(names):
+                second = protocol.error_reply(requests([3])[0], "the second one")
+                yield from (reply, second)
+
+    came = list(PersistentGrid(Twice({})).send_and_receive(requests([0, 3]), timeout=60))
+    assert [reply.has_error() for reply in came] == [False, False]
+
+
+def test_a_reply_that_never_comes_whole_holds_up_nobody_and_no_deadline(monkeypatch):
+    monkeypatch.setattr(persistent_grid, "LOOK_SECONDS", 0.1)
+    ended = threading.Event()
+    began = time.monotonic()
+    replies = replies_of(lambda honest: ended.wait(60), timeout=1.0)
+    took = time.monotonic() - began
+    ended.set()
+    assert replies.keys() == {0, 5}
+    assert 1.0 <= took < 10.0
+
+
+def test_a_process_that_is_to_end_does():
+    with pytest.raises(SystemExit):
+        replies_of(raising(SystemExit(3)))

@@ -351,3 +351,63 @@ def test_a_file_of_runs_is_written_by_the_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "report.html").exists()
     assert "report.html" in result.output.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("rounds.csv", "loss", "inf"),
+        ("rounds.csv", "server_accuracy", "1e308"),
+        ("rounds.csv", "bytes_up", "9" * 400),
+        ("clients.csv", "update_norm", "-inf"),
+        ("clients.csv", "num_steps", "9" * 400),
+        ("classes.csv", "accepted", "1e308"),
+    ],
+)
+def test_numbers_out_of_range_are_named_and_not_drawn(run, tmp_path, name, column, value):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    with (path / name).open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][rows[0].index(column)] = value
+    with (path / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    material = read_material(Run(path), None)
+    (said,) = material.out_of_range
+    assert said.startswith(f"{name}, round ")
+    assert f": {column} is {value[:1]}" in said
+    assert any(said in remark for remark in report_page(material).remarks)
+    write_report(Run(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("clients.csv", "status", "well"),
+        ("clients.csv", "client", "77"),
+        ("classes.csv", "label", "-1"),
+    ],
+)
+def test_tables_that_name_what_there_is_not_are_refused(run, tmp_path, name, column, value):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    with (path / name).open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][rows[0].index(column)] = value
+    with (path / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    refused(fedssl("report", path), name, "cannot be read", value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e308, "x", [1]])
+@pytest.mark.parametrize("key", ["seconds", "ema_accuracy", "rounds"])
+def test_a_summary_of_wrong_numbers_is_shown_as_such_or_refused(run, tmp_path, key, value):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {key: value}))
+    if key == "rounds" or not isinstance(value, float):
+        refused(fedssl("report", path), "summary.json", f"its {key} is")
+        return
+    (said,) = read_material(Run(path), None).out_of_range
+    assert said == f"summary.json: {key} is {value:g}"
