@@ -55,6 +55,12 @@ class ServerSection(Section):
         le=1,
         description="share of a round's clients that must succeed for the run to go on; one must in any case",
     )
+    max_update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="largest L2 norm of a client's update, all its arrays together; a reply beyond it is refused; "
+        "unset: privacy.clipping_norm's if there is one, else none",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )

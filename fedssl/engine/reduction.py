@@ -6,7 +6,7 @@ server nor its memory grows with m.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.app import Message
 
 from fedssl import protocol
 from fedssl.aggregation import Arrays, Span, Sums, WeightedSum, is_finite
+from fedssl.metrics.drift import rounding, update_norm
 
 Weigh = Callable[[Mapping[str, float]], float]
 """How much a reply counts by its metrics; a pure function that travels to the workers."""
@@ -54,11 +55,15 @@ class Reduction:
         layouts: Shape and type of each array that a reply must carry, by record.
         weigh: How much a reply counts in the sum of a record; records that are not named are not summed.
         num_classes: Of how many a reply may count pseudo-labels; None: of any number.
+        longest: L2 norm that an update may have, but for rounding.
+        received: Weights that updates are against; none where `longest` is infinite.
     """
 
     layouts: Mapping[str, Layout]
     weigh: Mapping[str, Weigh]
     num_classes: int | None = None
+    longest: float = math.inf
+    received: Arrays = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -66,10 +71,13 @@ class Reduction:
         sent: Mapping[str, Arrays],
         weigh: Mapping[str, Weigh],
         num_classes: int | None = None,
+        longest: float = math.inf,
     ) -> "Reduction":
         """Return the reduction of replies that must look like what was sent; records without arrays are left out."""
         layouts = {name: layout_of(arrays) for name, arrays in sent.items() if arrays}
-        return cls(layouts, {n: w for n, w in weigh.items() if n in layouts}, num_classes)
+        known = {n: w for n, w in weigh.items() if n in layouts}
+        received = {} if longest == math.inf else sent[protocol.ARRAYS]
+        return cls(layouts, known, num_classes, longest, received)
 
 
 def layout_of(arrays: Arrays) -> Layout:
@@ -163,7 +171,17 @@ class CohortSums:
                 return "the reply's arrays differ from the model's in name, shape or type"
             if not is_finite(found):
                 return "the reply's weights are not finite"
-        return None
+        return self._flaw_of_length(arrays.get(protocol.ARRAYS) or {})
+
+    def _flaw_of_length(self, arrays: Arrays) -> str | None:
+        """Say why an update is too long to be summed, or None."""
+        reduction = self.reduction
+        if reduction.longest == math.inf:
+            return None
+        length = update_norm(reduction.received, arrays)
+        if math.isfinite(length) and length <= reduction.longest + rounding(arrays):
+            return None
+        return f"the reply's update has length {length:.6g}, more than {reduction.longest:.6g}"
 
     def _flaw_by_class(self, counts: Sequence[float] | None) -> str | None:
         """Say why counts by class must not be summed, or None."""
