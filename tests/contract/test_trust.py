@@ -276,5 +276,5 @@ def test_a_bound_that_nobody_meets_changes_no_bit_on_any_path():
 
 
 def test_a_bound_that_everybody_breaks_ends_the_run_with_the_reason():
-    with pytest.raises(RunFailed, match="update has length .* more than 1e-09"):
+    with pytest.raises(RunFailed, match=r"update has length .* more than 1e-09"):
         run_with(app, server={"max_update_norm": 1e-9})
