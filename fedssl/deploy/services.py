@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -122,7 +122,13 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
 
 
 def client_service(
-    number: int, server: str, authority: PurePath, key: PurePath, port: int, data: PurePath | None
+    number: int,
+    server: str,
+    authority: PurePath,
+    key: PurePath,
+    port: int,
+    data: PurePath | None,
+    floor: Mapping[str, float] | None = None,
 ) -> Service:
     """Return a client's process.
 
@@ -133,10 +139,13 @@ def client_service(
         key: The client's private key.
         port: For its own use, on the loopback.
         data: Its own images; None: its share of the experiment's data set.
+        floor: Settings of its own privacy, as its node's config names them.
     """
     config = f"partition-id={number}"
     if data is not None:
         config += f' data-path="{data}"'
+    for name, value in (floor or {}).items():
+        config += f" {name}={value!r}"
     return Service(
         f"client-{number}",
         (

@@ -207,3 +207,19 @@ def test_the_census_ends_a_run_below_the_floor_before_its_first_round(home):
     with pytest.raises(RunFailed, match=r"client 0: privacy-clipping-norm"):
         serve(private(), grid, [])
     assert serve(private(PROMISE), grid, []).arrays
+
+
+def test_join_passes_the_floor_to_the_node_as_flower_reads_it():
+    from pathlib import PurePath
+
+    from flwr.common.config import parse_config_args
+
+    from fedssl.deploy.services import client_service
+
+    floor = {"privacy-clipping-norm": 1e-05, "privacy-noise-multiplier": 0.5, "privacy-rounds": 20}
+    service = client_service(
+        0, "host:1", PurePath("ca"), PurePath("key"), 9094, PurePath("/a b"), floor
+    )
+    config = parse_config_args([service.command[service.command.index("--node-config") + 1]])
+    assert Floor.of(config) == Floor(1e-05, 0.5, 20)
+    assert config["data-path"] == "/a b"
