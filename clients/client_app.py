@@ -6,8 +6,14 @@ from flwr.clientapp import ClientApp
 
 from fedssl import protocol
 from fedssl.clients.local_data import local_data
-from fedssl.clients.privacy import leaving, may_be_measured
-from fedssl.clients.resident import resident
+from fedssl.clients.privacy import (
+    admitted,
+    is_secret,
+    leaving,
+    may_be_measured,
+    refuse_below_floor,
+)
+from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl.config import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
@@ -21,12 +27,23 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back."""
     request = protocol.read_request(message)
-    device = device_of(context)
-    here = resident(request.experiment, device, request.terms)
+    here = resident(request.experiment, device_of(context), request.terms)
+    return admitted(
+        message,
+        context,
+        here.experiment,
+        request.server_round,
+        lambda: _train(message, context, request, here),
+    )
+
+
+def _train(
+    message: Message, context: Context, request: protocol.Request, here: Resident
+) -> Message:
     experiment, recipe, weights = here.experiment, here.recipe, here.weights
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
-    shard = local.shard().to(torch.device(device))
+    shard = local.shard().to(torch.device(device_of(context)))
     weights.load(request.arrays, context.state)
     state = load_state(recipe, here.network, shard, request.state, context.state, request.phase)
     report = fit(
@@ -58,6 +75,7 @@ def train(message: Message, context: Context) -> Message:
         trained,
         server_round=request.server_round,
         client=local.client,
+        secret=is_secret(experiment, context.node_config),
     )
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
 
@@ -69,8 +87,20 @@ def evaluate(message: Message, context: Context) -> Message:
     A client without any answers with zero examples.
     """
     request = protocol.read_request(message)
+    here = resident(request.experiment, device_of(context), request.terms)
+    return admitted(
+        message,
+        context,
+        here.experiment,
+        request.server_round,
+        lambda: _evaluate(message, context, request, here),
+    )
+
+
+def _evaluate(
+    message: Message, context: Context, request: protocol.Request, here: Resident
+) -> Message:
     device = device_of(context)
-    here = resident(request.experiment, device, request.terms)
     set_threads(here.experiment)
     local = local_data(here.experiment, request.terms, context)
     here.weights.load(request.arrays, context.state)
@@ -93,7 +123,9 @@ def evaluate(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves it."""
     request = protocol.read_request(message)
-    local = local_data(Experiment.from_json(request.experiment), request.terms, context)
+    experiment = Experiment.from_json(request.experiment)
+    refuse_below_floor(experiment, context)
+    local = local_data(experiment, request.terms, context)
     return protocol.metrics_reply(
         message,
         {

@@ -36,14 +36,15 @@ class Privacy(Section):
         None,
         gt=0,
         lt=1,
-        description="instead of noise_multiplier, with delta: z so that one round is (epsilon, delta)-private to a client, "
-        "2 sqrt(2 ln(1.25 / delta)) / epsilon",
+        description="instead of noise_multiplier, with delta: z = 2 sqrt(2 ln(1.25 / delta)) / epsilon, so that the weights of "
+        "one round are (epsilon, delta)-private when all data of one client is replaced by another's; loss and counts, which "
+        "are sent as they are, are not covered",
     )
     delta: float | None = Field(None, gt=0, lt=1, description="see epsilon")
     noise_at: Literal["client", "server"] = Field(
         "client",
-        description="client: before an update leaves it; server: on the mean of m updates, with deviation z C / m, for "
-        "clients that trust the server",
+        description="client: before an update leaves it; server: on the mean of the m updates that arrived, with deviation "
+        "z C / m, for clients that trust the server",
     )
 
     @model_validator(mode="after")
@@ -58,7 +59,8 @@ class Privacy(Section):
     def deviation(self) -> float:
         """Standard deviation of the noise that one update needs; 0 for none.
 
-        The sensitivity behind epsilon is 2 C: as much as an update moves when a client's data is another's.
+        The sensitivity behind epsilon is 2 C: as much as an update moves when a client's data is replaced by another's.
+        Whether a client takes part at all is not hidden: m is the number of updates that arrived.
         """
         if self.epsilon is None or self.delta is None:
             return self.noise_multiplier * self.clipping_norm

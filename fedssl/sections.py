@@ -61,6 +61,12 @@ class ServerSection(Section):
         ge=1,
         description="training images that a deployed client may say it holds; one that says more takes no part; unset: any number",
     )
+    max_update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="largest L2 norm of a client's update, all its arrays together; a reply beyond it is refused; "
+        "unset: privacy.clipping_norm's if there is one, else none",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )

@@ -2,12 +2,12 @@
 
 A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
 at most two of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
-such as an optimizer). How much a reply counts is a function that they are built with.
+such as an optimizer, which is handed parameters only). How much a reply counts is a function that they are built with.
 What a hook keeps for the next round is an attribute.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedssl.engine.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.errors import InputError
 from fedssl.registry import Plugin
 from fedssl.strategies.census import Cohorts
+from fedssl.strategies.statistics import parameters
 from fedssl.strategies.strategy_state import read_attributes, write_attributes
 
 NamedArrays = Mapping[str, npt.NDArray[np.generic]]
@@ -80,7 +81,11 @@ class CohortStrategy(FlowerStrategy):
         return cohort_mean(sums, total_weight, arrays)
 
     def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
-        """Return the next global arrays from the last ones and the aggregate; by default the aggregate."""
+        """Return the next parameters from the last ones and the aggregate's; by default the aggregate's.
+
+        Buffers, such as the statistics of batch normalization, are no parameters: no step may move them, so they are
+        in neither of the two, and those of the aggregate are taken.
+        """
         return aggregate
 
     def state(self) -> NamedArrays:
@@ -96,12 +101,28 @@ class CohortStrategy(FlowerStrategy):
         write_attributes(self, state)
 
     def conclude(
-        self, server_round: int, arrays: NamedArrays, sums: Sums | None, total_weight: float
+        self,
+        server_round: int,
+        arrays: NamedArrays,
+        sums: Sums | None,
+        total_weight: float,
+        buffers: Collection[str] = (),
     ) -> NamedArrays:
-        """Return the next global arrays from the last ones and a cohort's sums; the last ones if no reply counts."""
+        """Return the next global arrays from the last ones and a cohort's sums; the last ones if no reply counts.
+
+        Args:
+            server_round: From 1.
+            arrays: The last global arrays.
+            sums, total_weight: As `WeightedSum.result` returns them.
+            buffers: Names of the arrays that `after` must not move.
+        """
         if sums is None:
             return arrays
-        return self.after(server_round, arrays, self.combine(sums, total_weight, arrays))
+        aggregate = self.combine(sums, total_weight, arrays)
+        moved = self.after(
+            server_round, parameters(arrays, buffers), parameters(aggregate, buffers)
+        )
+        return {name: aggregate[name] if name in buffers else moved[name] for name in arrays}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

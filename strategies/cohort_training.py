@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedssl import protocol
@@ -13,7 +13,9 @@ from fedssl.engine.reduction import CohortSums, Reduction, Sum, Weigh, by_exampl
 from fedssl.record.rows import NamedArrays
 from fedssl.strategies.base import CohortStrategy
 from fedssl.strategies.phase import Phase
+from fedssl.strategies.privacy import longest_update
 from fedssl.strategies.round_log import RoundLog
+from fedssl.strategies.statistics import CohortStatistics
 
 Sums = Mapping[str, Sum]
 """What was summed of the replies, by record."""
@@ -27,7 +29,7 @@ def train_cohort(
     units: Sequence[Span],
     carried: Mapping[str, NamedArrays],
     meanwhile: Callable[[], None],
-) -> tuple[Sums, ArrayRecord | None]:
+) -> tuple[Sums, NamedArrays | None]:
     """Let clients train.
 
     Args:
@@ -40,16 +42,18 @@ def train_cohort(
         meanwhile: What the server has to do while they work; called once.
 
     Returns:
-        The sums of method state, and of weights where the grid sums them; what a strategy that sums itself makes of
-        the replies.
+        The sums of method state, and of weights where the grid sums them; the next global arrays, where a strategy
+        that sums itself makes them.
     """
     strategy = phase.strategy
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
     if isinstance(strategy, CohortStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
-    sums = CohortSums(Reduction.of(carried, weigh, phase.num_classes), len(units))
+    longest = longest_update(phase.experiment, carried[protocol.ARRAYS])
+    reduction = Reduction.of(carried, weigh, phase.num_classes, longest)
+    sums = CohortSums(reduction, len(units))
     timeout = phase.experiment.server.timeout
-    aggregate = None
+    aggregate, whole = None, None
     if isinstance(strategy, CohortStrategy) and isinstance(grid, LocalGrid):
         holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
         answers = grid.reduce(
@@ -65,9 +69,14 @@ def train_cohort(
             came = iter(grid.send_and_receive(sent, timeout=timeout))
         replies = log.watch(sent, came, sums)
         if not isinstance(strategy, CohortStrategy):
+            statistics = CohortStatistics(phase.buffers, sent)
+            replies = statistics.set_aside(replies)
             aggregate, _ = strategy.aggregate_train(log.round, replies)
         deque(replies, maxlen=0)  # one that stops early must not hide a reply from the record
+        if aggregate is not None:
+            made = protocol.from_record(aggregate)
+            whole = {**made, **statistics.mean(carried[protocol.ARRAYS])}
     if isinstance(grid, LocalGrid):
         for failure in log.failures:
             grid.states.revert(failure.client)  # of a reply that was refused
-    return sums.result(), aggregate
+    return sums.result(), whole

@@ -34,6 +34,11 @@ class Phase:
     work: Floats
     num_classes: int
 
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Names of the network's arrays that no optimizer may move: statistics and counts."""
+        return frozenset(name for name, _ in self.network.named_buffers())
+
     def longest_first(self, messages: Sequence[Message], census: Census) -> list[Message]:
         """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""
         client_at = census.client_at

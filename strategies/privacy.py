@@ -1,5 +1,6 @@
 """The server's part of ``[privacy]``: what it refuses to run under it, and its own noise."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,9 @@ from fedssl.privacy import add_noise
 from fedssl.strategies.fedavg import FedAvg
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+RARE = 7.0
+"""Deviations by which noise may be longer than it is wont to be: one honest reply in 10^10 is."""
 
 
 def check_privacy(phase: Experiment, network: nn.Module) -> None:
@@ -59,6 +63,28 @@ def check_privacy(phase: Experiment, network: nn.Module) -> None:
             "is 'server', which needs every client to count the same",
             "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or noise_at = 'client'",
         )
+
+
+def longest_update(phase: Experiment, arrays: Arrays) -> float:
+    """Return the L2 norm beyond which an update is refused: what the experiment says of it; infinity for no bound.
+
+    Under ``[privacy]`` every honest client clips to C. Where it adds noise itself, d numbers of deviation s are longer
+    than s (sqrt(d) + t) with a probability below exp(-t^2 / 2).
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        arrays: The global arrays.
+
+    Reference:
+        Laurent & Massart, "Adaptive estimation of a quadratic functional by model selection", Annals of Statistics
+        2000, lemma 1, for the length of noise.
+    """
+    longest, privacy = phase.server.max_update_norm or math.inf, phase.privacy
+    if privacy is None:
+        return longest
+    numbers = sum(a.size for a in arrays.values() if np.issubdtype(a.dtype, np.floating))
+    noise = privacy.deviation * (math.sqrt(numbers) + RARE)
+    return min(longest, privacy.clipping_norm + (noise if privacy.noise_at == "client" else 0.0))
 
 
 def with_server_noise(

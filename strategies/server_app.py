@@ -47,6 +47,7 @@ from fedssl.strategies.round_ends import Finished, RoundEnds
 from fedssl.strategies.round_log import Fates, RoundLog
 from fedssl.strategies.server_training import ServerTraining
 from fedssl.strategies.shared_state import attach, initial_state, merged
+from fedssl.strategies.statistics import attach_buffers, parameters
 from fedssl.strategies.strategy_state import load_state, state_of
 from fedssl.strategies.virtual_time import cohorts_of, make_clock, work_of
 from fedssl.system.devices import Floats
@@ -299,8 +300,11 @@ class _Server:
             cohorts.available = self.clock.open_round(self.round)
         rounds = phase.experiment.num_rounds
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self.terms)
-        arrays = protocol.to_record(self.arrays)
+        # A strategy that is not ours must not move buffers: it is handed the parameters.
+        passing = () if isinstance(phase.strategy, CohortStrategy) else phase.buffers
+        arrays = protocol.to_record(parameters(self.arrays, passing))
         messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
+        attach_buffers(self.arrays, passing, messages)
         attach(self.state, messages)
         log = RoundLog(self.round, cohorts.census, self._fates(messages, cohorts, phase.work))
         if self.round == 1:
@@ -336,10 +340,10 @@ class _Server:
         self._check_success(phase, log, began)
         if isinstance(phase.strategy, CohortStrategy):
             sums, weight = part[protocol.ARRAYS]
-            arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight)
+            arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight, phase.buffers)
             self._accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
         elif aggregate is not None:
-            self._accept(protocol.from_record(aggregate), log)
+            self._accept(aggregate, log)
         self.state = merged(self.state, part)
 
     def _train_at_server(self, phase: Phase, phase_round: int) -> None:
@@ -441,10 +445,9 @@ class _Server:
         )
 
     def _finish_round(self, phase: Phase, log: RoundLog, began: float) -> None:
-        server, network = phase.experiment.server, phase.network
+        server = phase.experiment.server
         decay = warm_decay(server.ema_decay, log.round - 1)
-        buffers = {name for name, _ in network.named_buffers()}
-        self.ema = move_average(self.ema, self.arrays, decay, buffers)
+        self.ema = move_average(self.ema, self.arrays, decay, phase.buffers)
         if isinstance(self.grid, LocalGrid):
             self.grid.states.commit()
         finished = Finished(

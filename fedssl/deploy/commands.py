@@ -305,6 +305,17 @@ def join(
         Path | None, typer.Option(help="Its own images, a folder or .npz; unset: the experiment's.")
     ] = None,
     port: Annotated[int, typer.Option(help="For its own use, on the loopback.")] = 9094,
+    privacy_clipping_norm: Annotated[
+        float | None, typer.Option(min=0, help="Largest privacy.clipping_norm that it takes.")
+    ] = None,
+    privacy_noise_multiplier: Annotated[
+        float | None,
+        typer.Option(min=0, help="Least noise that it adds, as privacy.noise_multiplier."),
+    ] = None,
+    privacy_rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most requests that it answers in all, of all runs together."),
+    ] = None,
 ) -> None:
     """Be a client of a deployment on another host, until interrupted.
 
@@ -326,8 +337,14 @@ def join(
             raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
     _refuse_clock(server, ca)
     own = None if data is None else data.absolute()
+    asked = {
+        "privacy-clipping-norm": privacy_clipping_norm,
+        "privacy-noise-multiplier": privacy_noise_multiplier,
+        "privacy-rounds": privacy_rounds,
+    }
+    floor = {name: value for name, value in asked.items() if value is not None}
     service = client_service(
-        sys.executable, number, server, ca.absolute(), key.absolute(), port, own
+        sys.executable, number, server, ca.absolute(), key.absolute(), port, own, floor
     )
     say(f"$ {shlex.join(service.command)}")
     os.environ.update(with_this_package(environment()))

@@ -6,7 +6,7 @@ server nor its memory grows with m.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flwr.app import ArrayRecord, Message
@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Message
 from fedssl import protocol
 from fedssl.aggregation import Arrays, Span, Sums, WeightedSum
 from fedssl.engine.checks import MOST_METRICS, Holding, flaw_of_arrays, flaw_of_metrics
+from fedssl.metrics.drift import rounding, update_norm
 from fedssl.protocol import Layout, layout_of
 
 Weigh = Callable[[Mapping[str, float]], float]
@@ -54,11 +55,15 @@ class Reduction:
         layouts: Shape and type of each array that a reply must carry, by record.
         weigh: How much a reply counts in the sum of a record; records that are not named are not summed.
         num_classes: Of how many a reply may count pseudo-labels; None: of any number.
+        longest: L2 norm that an update may have, but for rounding.
+        received: Weights that updates are against; none where `longest` is infinite.
     """
 
     layouts: Mapping[str, Layout]
     weigh: Mapping[str, Weigh]
     num_classes: int | None = None
+    longest: float = math.inf
+    received: Arrays = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -66,10 +71,13 @@ class Reduction:
         sent: Mapping[str, Arrays],
         weigh: Mapping[str, Weigh],
         num_classes: int | None = None,
+        longest: float = math.inf,
     ) -> "Reduction":
         """Return the reduction of replies that must look like what was sent; records without arrays are left out."""
         layouts = {name: layout_of(arrays) for name, arrays in sent.items() if arrays}
-        return cls(layouts, {n: w for n, w in weigh.items() if n in layouts}, num_classes)
+        known = {n: w for n, w in weigh.items() if n in layouts}
+        received = {} if longest == math.inf else sent[protocol.ARRAYS]
+        return cls(layouts, known, num_classes, longest, received)
 
 
 class CohortSums:
@@ -169,11 +177,12 @@ class CohortSums:
         """
         try:
             single, by_class = protocol.single_values(metrics), protocol.class_counts(metrics)
-            flaw = self._flaw_of_length(by_class) or flaw_of_metrics(single, by_class, holding)
+            flaw = self._flaw_of_counts(by_class) or flaw_of_metrics(single, by_class, holding)
             for name, layout in self.reduction.layouts.items():
                 if layout_of(arrays[name]) != layout:
                     flaw = flaw or protocol.DIFFERENT
                 flaw = flaw or flaw_of_arrays(arrays[name])
+            flaw = flaw or self._flaw_of_length(arrays.get(protocol.ARRAYS, {}))
             weights = {} if flaw else {n: w(single) for n, w in self.reduction.weigh.items()}
         except Exception as error:
             raise _Refused(_said(error)) from None
@@ -204,7 +213,17 @@ class CohortSums:
         """Return each record's sum over all places, every one of which was added or left out."""
         return {name: total.result() for name, total in self._sums.items()}
 
-    def _flaw_of_length(self, counts: Sequence[float] | None) -> str | None:
+    def _flaw_of_length(self, arrays: Arrays) -> str | None:
+        """Say why an update is too long to be summed, or None."""
+        reduction = self.reduction
+        if reduction.longest == math.inf:
+            return None
+        length = update_norm(reduction.received, arrays)
+        if math.isfinite(length) and length <= reduction.longest + rounding(arrays):
+            return None
+        return f"the reply's update has length {length:.6g}, more than {reduction.longest:.6g}"
+
+    def _flaw_of_counts(self, counts: Sequence[float] | None) -> str | None:
         """Say why there are too many or too few counts by class, or None."""
         num_classes = self.reduction.num_classes
         if counts is None or num_classes is None or len(counts) == 4 * num_classes:

@@ -45,3 +45,17 @@ def _squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.NDArray[n
     # Flat in the order of indices: how arrays lie in memory must not decide how the sum rounds.
     sums: npt.NDArray[np.float64] = change.reshape(len(change), -1).sum(axis=1)
     return sums
+
+
+def rounding(arrays: Arrays) -> float:
+    """Return the most by which rounding to their types can have moved floating-point arrays, as an L2 norm.
+
+    Args:
+        arrays: By name.
+    """
+    moved = (
+        float(np.finfo(array.dtype).eps) * float(np.linalg.norm(array.astype(np.float64)))
+        for array in arrays.values()
+        if np.issubdtype(array.dtype, np.floating)
+    )
+    return math.sqrt(math.fsum(own * own for own in moved))

@@ -1,0 +1,167 @@
+"""What one malicious client of ten does to the global model, under strategies that should limit it: a table of accuracies.
+
+    python benchmarks/malicious.py [--rounds 30] [--seed 0]
+
+Ten clients of digits, all asked in every round; client 0 lies. What it sends is the worst of its kind that is accepted:
+
+    far      the received model and a long step in a direction that is the same in all rounds
+    against  its own update turned round and made longer
+    still    the received model: nothing is learned from it
+
+A long step has 10,000 times the length of an honest one, a longer one ten times; where the experiment bounds updates, both
+are as long as the bound. The bound is the longest honest update of a run without a liar.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flwr.app import Context, Message
+
+from fedssl import protocol
+from fedssl.clients.client_app import app
+from fedssl.config import Experiment, merge
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.metrics.drift import update_norm
+from fedssl.record.rows import Observer, RoundEnd
+from fedssl.strategies.server_app import serve
+
+CLIENTS = 10
+LIAR = 0
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "malicious",
+    "data": {"source": "digits"},
+    "federation": {
+        "clients": CLIENTS,
+        "sample": CLIENTS,
+        "labels": {"kind": "at_clients", "per_class": 100},
+    },
+    "model": {"widths": [16, 32], "hidden": 64},
+    "method": {"kind": "supervised"},
+    "train": {"local_steps": 10, "lr": 0.02, "schedule": "cosine"},
+    "engine": {"kind": "serial"},
+}
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedavg, weight = uniform": {"strategy": {"weight": "uniform"}},
+    "fedavg, max_update_norm": {"server": {"max_update_norm": math.nan}},
+    "flwr:FedTrimmedAvg, beta = 0.1": {
+        "strategy": {"kind": "flwr:FedTrimmedAvg", "options": {"beta": 0.1}}
+    },
+    "flwr:FedMedian": {"strategy": "flwr:FedMedian"},
+    "flwr:Krum": {"strategy": {"kind": "flwr:Krum", "options": {"num_malicious_nodes": 1}}},
+    "flwr:MultiKrum, 5 of 10": {
+        "strategy": {
+            "kind": "flwr:MultiKrum",
+            "options": {"num_malicious_nodes": 1, "num_nodes_to_select": 5},
+        }
+    },
+    "flwr:Bulyan": {"strategy": {"kind": "flwr:Bulyan", "options": {"num_malicious_nodes": 1}}},
+    "flwr:FedMedian, max_update_norm": {
+        "strategy": "flwr:FedMedian",
+        "server": {"max_update_norm": math.nan},
+    },
+}
+"""Sections by name; NaN stands for the bound."""
+
+Lie = Callable[[protocol.NamedArrays, protocol.NamedArrays, float], protocol.NamedArrays]
+"""From the received arrays, the honest ones and the bound (infinity for none) to those that are sent."""
+
+
+def far(
+    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
+) -> protocol.NamedArrays:
+    """Return the received model and a long step in one direction."""
+    draw = np.random.default_rng(0)
+    step = {name: draw.standard_normal(array.shape) for name, array in before.items()}
+    return _step(before, step, min(bound, 1e4 * update_norm(before, honest)))
+
+
+def against(
+    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
+) -> protocol.NamedArrays:
+    """Return the received model and the honest update turned round."""
+    step = {name: before[name].astype(np.float64) - array for name, array in honest.items()}
+    return _step(before, step, min(bound, 10 * update_norm(before, honest)))
+
+
+def still(
+    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
+) -> protocol.NamedArrays:
+    """Return the received model."""
+    return before
+
+
+LIES: dict[str, Lie | None] = {"nobody lies": None, "far": far, "against": against, "still": still}
+
+
+def _step(
+    before: protocol.NamedArrays, step: dict[str, Any], length: float
+) -> protocol.NamedArrays:
+    """Return arrays this far from others in a direction."""
+    scale = length / math.sqrt(math.fsum(float(np.square(own).sum()) for own in step.values()))
+    return {
+        name: (array + scale * step[name]).astype(array.dtype) for name, array in before.items()
+    }
+
+
+class Norms(Observer):
+    """Keep the longest update of a run, and how many replies were refused."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.refused = 0
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Take note of a round."""
+        own = [row.update_norm for row in end.clients if row.status == "ok"]
+        self.longest = max(self.longest, *own)
+        self.refused += len(end.failures)
+
+
+def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float, Norms]:
+    """Run a federation and return its last accuracy, and what was seen of its updates."""
+
+    def answer(message: Message, context: Context) -> Message:
+        reply: Message = app(message, context)
+        if lie is None or context.node_config[protocol.PARTITION_ID] != LIAR:
+            return reply
+        before = protocol.from_record(message.content.array_records[protocol.ARRAYS])
+        honest = protocol.from_record(reply.content.array_records[protocol.ARRAYS])
+        reply.content[protocol.ARRAYS] = protocol.to_record(lie(before, honest, bound))
+        return reply
+
+    seen = Norms()
+    outcome = serve(Experiment.from_dict(sections), SerialGrid(Apps(answer), CLIENTS), [seen])
+    return outcome.rounds[-1].server_accuracy, seen
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    own = parser.parse_args()
+    base = merge(EXPERIMENT, {"rounds": own.rounds, "seed": own.seed})
+    _, honest = run(base, None, math.inf)
+    print(f"longest honest update: {honest.longest:.3f}\n")
+    print(f"| strategy | {' | '.join(LIES)} |\n|---{'|---' * len(LIES)}|")
+    for name, sections in STRATEGIES.items():
+        bounded = "server" in sections
+        bound = honest.longest if bounded else math.inf
+        laid = merge(sections, {"server": {"max_update_norm": bound}}) if bounded else sections
+        cells = []
+        for lie in LIES.values():
+            accuracy, seen = run(merge(base, laid), lie, bound)
+            note = f" ({seen.refused} refused)" if seen.refused else ""
+            cells.append(f"{accuracy:.1%}{note}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
