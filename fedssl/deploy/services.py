@@ -122,7 +122,13 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
 
 
 def client_service(
-    number: int, server: str, authority: PurePath, key: PurePath, port: int, data: PurePath | None
+    number: int,
+    server: str,
+    authority: PurePath,
+    key: PurePath,
+    port: int,
+    data: PurePath | None,
+    allowed_plugins: str = "",
 ) -> Service:
     """Return a client's process.
 
@@ -133,10 +139,13 @@ def client_service(
         key: The client's private key.
         port: For its own use, on the loopback.
         data: Its own images; None: its share of the experiment's data set.
+        allowed_plugins: Modules of the client's own that an experiment may name, with commas between.
     """
     config = f"partition-id={number}"
     if data is not None:
         config += f' data-path="{data}"'
+    if allowed_plugins:
+        config += f' allowed-plugins="{allowed_plugins}"'
     return Service(
         f"client-{number}",
         (

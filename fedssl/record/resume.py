@@ -24,6 +24,7 @@ from fedssl.record.run_path import (
     never_began,
     new_run_path,
 )
+from fedssl.trust import NOBODY, trusting
 
 MOST_NAMED = 8
 """Differences that a message names."""
@@ -108,7 +109,8 @@ def refuse_changes(
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
-    before = texts(decisive(Experiment.load(path / EXPERIMENT)))
+    with trusting(NOBODY):
+        before = texts(decisive(Experiment.load(path / EXPERIMENT)))
     now = texts(decisive(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
