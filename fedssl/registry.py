@@ -320,10 +320,17 @@ class Family:
         if isinstance(plugin, Unimported):
             return
         own = type(plugin)
+        where = f"{self.section}.{self.key}"
+        stands = getattr(sys.modules.get(own.__module__), own.__qualname__, None) is own
+        if not stands or own.__module__ in ("__main__", "__mp_main__"):
+            problem = f"{own.__name__} stands in a notebook, a script or a function"
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
         found = self.get(plugin.kind.partition(":")[0])
         if found is not own:
-            problem = f"{own.__name__} of {own.__module__} is not found by its module's name; {found.__name__} is"
-            raise InputError(f"{self.section}.{self.key}", problem, IN_ITS_OWN_MODULE)
+            problem = (
+                f"{own.__name__} is not what {own.__module__} is known for; {found.__name__} is"
+            )
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         """Let pydantic build a field annotated with this family through `build`."""
