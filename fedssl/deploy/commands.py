@@ -1,6 +1,7 @@
 """``fedssl deploy``: make a deployment, start it, let clients in, run experiments, look, and end it."""
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -58,6 +59,10 @@ def init(
     server_data: Annotated[
         Path | None, typer.Option(help="The server's images, where the experiment names files.")
     ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and clients import: a.b,c.d"),
+    ] = "",
 ) -> None:
     """Make certificates, keys and the services' file; nothing is overwritten.
 
@@ -75,6 +80,7 @@ def init(
             "port": port,
             "data": data_of(data or []),
             "server_data": None if server_data is None else existing("--server-data", server_data),
+            "allowed_plugins": allowed_plugins,
         }
     )
     made = Deployment.create(folder, settings)
@@ -257,12 +263,17 @@ def join(
         Path | None, typer.Option(help="Its own images, a folder or .npz; unset: the experiment's.")
     ] = None,
     port: Annotated[int, typer.Option(help="For its own use, on the loopback.")] = 9094,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and this client imports: a.b,c.d"),
+    ] = "",
 ) -> None:
     """Be a client of a deployment on another host, until interrupted.
 
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
     """
+    from fedssl.deploy.deployment import ALLOWED_PLUGINS
     from fedssl.deploy.secrets import write_node_key
     from fedssl.deploy.services import client_service, environment
 
@@ -275,8 +286,15 @@ def join(
     for path in (ca, *((data,) if data else ())):
         if not path.exists():
             raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
+    if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
+        raise InputError(
+            "--allowed-plugins",
+            f"{allowed_plugins!r} is no list of modules",
+            "e.g. mylab.mine,other",
+        )
     own = None if data is None else data.absolute()
-    service = client_service(number, server, ca.absolute(), key.absolute(), port, own)
+    paths = ca.absolute(), key.absolute()
+    service = client_service(number, server, *paths, port, own, allowed_plugins)
     say(f"$ {shlex.join(service.command)}")
     variables = environment()
     os.execvpe(service.command[0], service.command, variables)

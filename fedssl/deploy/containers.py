@@ -85,6 +85,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             SECRETS / f"client-{number}",
             CLIENT_PORT,
             data,
+            settings.allowed_plugins,
         )
         services[client.name] = {
             **_service(client, ["ca.crt", f"client-{number}"], ["clients"]),

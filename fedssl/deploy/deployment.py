@@ -25,6 +25,10 @@ CONTAINERS_USER = 10001
 """Who containers run as where the deployment was made by root."""
 
 
+ALLOWED_PLUGINS = r"^[\w., ]*$"
+"""Form of a list of modules: no character in it can end the quotation in a node's config."""
+
+
 class Settings(Section):
     """What a deployment is, as its ``deployment.toml`` says.
 
@@ -53,6 +57,11 @@ class Settings(Section):
     )
     data: Mapping[int, str] = Field(
         default_factory=dict, description="client number -> folder or .npz of its own images"
+    )
+    allowed_plugins: str = Field(
+        "",
+        pattern=ALLOWED_PLUGINS,
+        description="modules that an experiment may name and these clients import, with commas between",
     )
 
     @field_validator("names")

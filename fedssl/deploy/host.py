@@ -65,6 +65,7 @@ class Host:
                 deployment.key(number).absolute(),
                 settings.client_port + number,
                 Path(settings.data[number]) if number in settings.data else None,
+                settings.allowed_plugins,
             )
             for number in range(settings.clients)
         ]
