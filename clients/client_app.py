@@ -1,5 +1,7 @@
 """The Flower ClientApp: train, evaluate, query. The same in simulation and in containers."""
 
+from collections.abc import Callable
+
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -19,11 +21,24 @@ from fedssl.config import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
 from fedssl.training import fit
+from fedssl.trust import only, trusting
 
 app = ClientApp()
 
 
-@app.train(mods=[protocol.reply_or_explain])
+def with_allowed_plugins(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Run an app that imports built-in plug-ins and the modules that the node's config allows, and nothing else.
+
+    A server can name any module in its request, and importing one runs its code.
+    """
+    allowed = context.node_config.get(protocol.ALLOWED_PLUGINS, "")
+    with trusting(only(str(allowed))):
+        return call_next(message, context)
+
+
+@app.train(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back."""
     request = protocol.read_request(message)
@@ -80,7 +95,7 @@ def _train(
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
 
 
-@app.evaluate(mods=[protocol.reply_or_explain])
+@app.evaluate(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on the held-out images dealt to this client, or on private ones that it has for it.
 
@@ -119,7 +134,7 @@ def _evaluate(
     )
 
 
-@app.query(mods=[protocol.reply_or_explain])
+@app.query(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves it."""
     request = protocol.read_request(message)

@@ -34,7 +34,6 @@ class Resident:
     optimizers: Optimizers
 
 
-@functools.lru_cache(maxsize=2)
 def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
     """Return this process's one resident of an experiment.
 
@@ -42,7 +41,18 @@ def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
         text: The experiment as JSON.
         device: Where the network lives.
         terms: What the images of all clients have in common; None: what the experiment's data says.
+
+    Raises:
+        InputError: The experiment is wrong, or names a module that this client does not allow.
     """
+    Experiment.from_json(
+        text
+    )  # refuses such a module even if the resident was built under another trust
+    return _resident(text, device, terms)
+
+
+@functools.lru_cache(maxsize=2)
+def _resident(text: str, device: str, terms: Terms | None) -> Resident:
     experiment = Experiment.from_json(text)
     recipe = experiment.recipe
     spec = simulated_federation(experiment).data.spec if terms is None else terms.spec

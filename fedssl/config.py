@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from fedssl.augment.policy import STRONG, WEAK, Augment
 from fedssl.data.features.base import FEATURE_SKEWS
@@ -35,6 +35,7 @@ from fedssl.sections import (
 )
 from fedssl.system.section import SYSTEM_FAMILIES, System
 from fedssl.training import Recipe
+from fedssl.trust import Trust, current, trusting
 
 STRATEGIES = Family("strategy", "fedssl.strategies", Plugin, "strategy", default="fedavg")
 TRACKERS = Family("tracker", "fedssl.trackers", Plugin, "tracker", default=None)
@@ -120,6 +121,9 @@ class Experiment(Section):
         (), description="the script of the rounds; none: one phase of `rounds`, 40 if unset"
     )
 
+    _trust: Trust = PrivateAttr(default_factory=current)
+    """Whose code its own reading may import; what is made of it may import no more."""
+
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
         if self.rounds is not None and self.phases:
@@ -197,7 +201,8 @@ class Experiment(Section):
         table.pop("phases", None)
         table["rounds"] = phase.rounds
         try:
-            return Experiment.from_dict(table)
+            with trusting(self._trust):
+                return Experiment.from_dict(table)
         except InputError as error:
             raise error.within(where) from None
 
@@ -243,13 +248,14 @@ class Experiment(Section):
         Raises:
             InputError: An invalid setting.
         """
-        return self.from_dict(merge(self.to_dict(), _tables(settings)))
+        with trusting(self._trust):
+            return self.from_dict(merge(self.to_dict(), _tables(settings)))
 
     @classmethod
-    @functools.lru_cache(maxsize=8)
     def from_json(cls, text: str) -> "Experiment":
-        """Read what `to_json` wrote; a worker parses each text once."""
-        return cls.from_dict(json.loads(text))
+        """Read what `to_json` wrote; a worker parses each text once, and anew if it may import other modules."""
+        trust = current()
+        return _parsed(text, trust.modules, trust.keeps_tables)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting, defaults included, as plain tables without unset values."""
@@ -266,6 +272,13 @@ class Experiment(Section):
         """Return the experiment file that says the same with every default written out."""
         table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
         return tomli_w.dumps(table)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str, modules: tuple[str, ...] | None, keeps_tables: bool) -> Experiment:
+    """Read an experiment's JSON under a trust, whose parts are told apart here and nowhere else."""
+    with trusting(Trust(modules, keeps_tables)):
+        return Experiment.from_dict(json.loads(text))
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:

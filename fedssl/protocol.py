@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from fedssl import __version__
 from fedssl.data.terms import Terms
 from fedssl.training import FitReport
+from fedssl.trust import EVERY_MODULE
 
 ARRAYS = "arrays"
 STATE = "state"
@@ -59,6 +60,8 @@ DEVICE = "device"
 DATA_PATH = "data-path"
 """Of a client's private data, in its node's config."""
 BAD_IMAGES = "bad-images"
+ALLOWED_PLUGINS = "allowed-plugins"
+"""Modules beside the built-in ones that a request's experiment may name, in the node's config; none by default."""
 
 CLIENT = "client"
 NUM_EXAMPLES = "num-examples"
@@ -541,7 +544,12 @@ def new_context(
     return Context(
         run_id=run_id,
         node_id=node_of(client),
-        node_config={PARTITION_ID: client, NUM_PARTITIONS: num_clients, DEVICE: device},
+        node_config={
+            PARTITION_ID: client,
+            NUM_PARTITIONS: num_clients,
+            DEVICE: device,
+            ALLOWED_PLUGINS: EVERY_MODULE,  # a simulation's experiment is that of its own process
+        },
         state=state_from_bytes(state),
         run_config={},
     )

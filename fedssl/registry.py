@@ -5,12 +5,13 @@ A `Family` is a package of such modules. ``kind = "fixmatch"`` is the module ``f
 a dot, ``kind = "mylab.mymethod"``, is any importable module of the user's own.
 """
 
+import contextlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -23,6 +24,19 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from fedssl.errors import InputError, nearest
+from fedssl.plugin_modules import (
+    IN_ITS_OWN_MODULE,
+    LONGEST_NAME,
+    NoPlugin,
+    check_name,
+    find_module,
+    import_module,
+    lone_file,
+    looked_in,
+    neighbors,
+    the_plugin,
+)
+from fedssl.trust import Trust, current, trusting
 
 
 class Section(BaseModel):
@@ -41,11 +55,36 @@ class Section(BaseModel):
         return value
 
 
+def _is_class_variable(kind: Any) -> bool:
+    """Say whether an annotation, which may be text, is a ClassVar."""
+    return get_origin(kind) is ClassVar or kind is ClassVar or "ClassVar" in str(kind)
+
+
 class Plugin(Section):
     """A section whose ``kind`` names the module that implements it."""
 
     is_abstract: ClassVar[bool] = False
     """True for a family's base class, which no experiment can name."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a setting or a constant that has the name of a hook: whoever calls the hook would get its value."""
+        super().__init_subclass__(**options)
+        settings = {
+            name
+            for name, kind in inspect.get_annotations(cls).items()
+            if not _is_class_variable(kind)
+        }
+        for base in (base for base in cls.__mro__[1:] if issubclass(base, Plugin)):
+            for name, hook in vars(base).items():
+                is_hook = inspect.isroutine(hook) or isinstance(hook, property)
+                if name.startswith("_") or not is_hook:
+                    continue
+                own = vars(cls).get(name)
+                constant = name in vars(cls) and inspect.isroutine(hook) and not callable(own)
+                if name in settings or constant:
+                    raise TypeError(
+                        f"{name!r} of {cls.__name__} has the name of a hook of {base.__name__}; rename it"
+                    )
 
     @property
     def kind(self) -> str:
@@ -59,6 +98,61 @@ class Plugin(Section):
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
         """Return the section as it would be written, the discriminator first."""
         return {key: self.kind, **self.model_dump(mode="json", exclude={"name"})}
+
+
+class Unimported(Plugin):
+    """A section of a record whose kind names a module that may not be imported: its settings, and no code.
+
+    What needs no code, such as the settings themselves, can be read. Anything else raises `InputError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    _kind: str = ""
+    _family: "Family"
+
+    @classmethod
+    def of(cls, family: "Family", kind: str, fields: Mapping[str, Any]) -> Self:
+        """Return the section.
+
+        Args:
+            family: Of the plug-in that is not there.
+            kind: As written.
+            fields: Its settings.
+        """
+        section = cls.model_validate(fields)
+        section._kind, section._family = kind, family
+        return section
+
+    @property
+    def kind(self) -> str:
+        """Name as written in the record."""
+        return self._kind
+
+    def to_dict(self, key: str = "kind") -> dict[str, Any]:
+        """Return the section as it was read."""
+        return {key: self._kind, **self.model_dump(mode="json")}
+
+    if not TYPE_CHECKING:  # mypy would take any attribute for a setting
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a setting, or the default that all of the family have; what needs code is refused."""
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.startswith("_"):
+                    raise
+            family = self._family
+            if name in family.base.model_fields:
+                return family.base.model_fields[name].get_default(call_default_factory=True)
+            constant = inspect.getattr_static(family.base, name, None)
+            if constant is not None and not callable(constant) and not hasattr(constant, "__get__"):
+                return constant
+            raise InputError(
+                f"{family.section}.{family.key}",
+                f"this run's {family.noun} {self._kind} is a module of somebody's own, which is not imported",
+                "--plugins imports it (in Python: Run(path, plugins=True)), and runs its code",
+            )
 
 
 class Family:
@@ -108,46 +202,65 @@ class Family:
         """Return the kinds that the package holds, sorted."""
         path = importlib.import_module(self.package).__path__
         modules = sorted(info.name for info in pkgutil.iter_modules(path))
-        return [name for name in modules if self._find(f"{self.package}.{name}") is not None]
+        return [name for name in modules if self._has(name)]
+
+    def _has(self, stem: str) -> bool:
+        module = f"{self.package}.{stem}"
+        try:
+            the_plugin(import_module(module), module, self.base, self.noun)
+        except NoPlugin:
+            return False
+        return True
 
     def get(self, stem: str) -> type[Plugin]:
         """Return the class behind a kind (without its ``:name`` part).
 
         Raises:
-            InputError: No such module, or a module without a plugin; names the nearest match.
+            InputError: No such module, a module that cannot be imported or may not be, or one without exactly one
+                plug-in; says what was looked for and where.
         """
-        module = stem if "." in stem else f"{self.package}.{stem}"
-        plugin = self._find(module)
-        if plugin is None:
-            raise InputError(
-                f"{self.section}.{self.key}",
-                f"there is no {self.noun} {stem!r}",
-                nearest(stem, self.names()),
-            )
-        return plugin
-
-    def _find(self, module: str) -> type[Plugin] | None:
-        where = f"{self.section}.{self.key}"
         try:
-            if importlib.util.find_spec(module) is None:
-                return None
-            loaded = importlib.import_module(module)
-        except Exception as error:
-            # The module or a package above it is not there, or its name is none; anything else is the user's to see.
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if module.startswith(missing or "\0") or not module.replace(".", "").isidentifier():
-                return None
-            raise InputError(where, f"{module} cannot be imported: {error}") from error
-        for value in vars(loaded).values():
-            if (
-                inspect.isclass(value)
-                and issubclass(value, self.base)
-                and value.__module__ == module
-                and not value.__dict__.get("is_abstract", False)
-                and not value.__name__.startswith("_")
-            ):
-                return value
-        return None
+            check_name(stem)
+            return self._of_module(stem) if "." in stem else self._built_in(stem)
+        except NoPlugin as error:
+            raise self._refused(stem, error) from error.__cause__
+
+    def _refused(self, stem: str, error: NoPlugin) -> InputError:
+        shown = repr(stem if len(stem) <= LONGEST_NAME else stem[:LONGEST_NAME] + "...")
+        because = f": {error.problem}" if error.problem else ""
+        where = f"{self.section}.{self.key}"
+        return InputError(where, f"there is no {self.noun} {shown}{because}", error.remedy)
+
+    def _built_in(self, stem: str) -> type[Plugin]:
+        module = f"{self.package}.{stem}"
+        if find_module(module) is not None:
+            with contextlib.suppress(NoPlugin):
+                return the_plugin(import_module(module), module, self.base, self.noun)
+        file = lone_file(stem)
+        if file is None:
+            raise NoPlugin("", nearest(stem, self.names()))
+        remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
+        raise NoPlugin(f"{file} is not looked into, for a kind without a dot is built in", remedy)
+
+    def _of_module(self, module: str) -> type[Plugin]:
+        if find_module(module) is None:
+            beside = neighbors(module)
+            near = nearest(module, beside) if beside else "kinds without a dot are built in"
+            raise NoPlugin(f"no module of that name is found ({looked_in()})", near)
+        return the_plugin(import_module(module), module, self._member(), self.noun)
+
+    def _member(self) -> type[Plugin]:
+        """Return the class that members derive from; a family that is given `Plugin` names it in its ``base`` module."""
+        if self.base is not Plugin:
+            return self.base
+        member: type[Plugin] = getattr(
+            importlib.import_module(f"{self.package}.base"), self.noun.capitalize()
+        )
+        return member
+
+    def _is_own(self, stem: str) -> bool:
+        """Say whether a kind is one of the package's modules, which anybody may name."""
+        return "." not in stem or stem.rpartition(".")[0] == self.package
 
     def build(self, value: Any) -> Plugin:
         """Turn a section's table into the plugin it describes.
@@ -156,6 +269,7 @@ class Family:
             InputError: Unknown kind, unknown key or a value out of range, with the dotted field.
         """
         if isinstance(value, Plugin):
+            self._check_instance(value)
             return value
         value = self.as_table(value)
         if not isinstance(value, dict):
@@ -167,6 +281,8 @@ class Family:
         if not isinstance(kind, str):
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
         stem, colon, name = kind.partition(":")
+        if not self._is_own(stem) and not current().allows(stem):
+            return self._unimported(kind, stem, fields)
         plugin = self.get(stem)
         if colon:
             fields["name"] = name
@@ -178,6 +294,43 @@ class Family:
             return plugin.model_validate(fields)
         except ValidationError as error:
             raise input_error(error, plugin, self.section) from None
+
+    def _unimported(self, kind: str, stem: str, fields: dict[str, Any]) -> Plugin:
+        """Return what stands for a plug-in that may not be imported, or the plug-in if this process has its module already.
+
+        Raises:
+            InputError: Whoever reads the experiment allows no other modules.
+        """
+        trust = current()
+        if not trust.keeps_tables:
+            problem = f"{kind!r} is a module that this client does not allow, and nothing of it was imported"
+            remedy = f'allow it in the node\'s config: allowed-plugins="{stem}"'
+            raise InputError(f"{self.section}.{self.key}", problem, remedy)
+        if stem in sys.modules:
+            with trusting(Trust((stem,))):
+                return self.build({self.key: kind, **fields})
+        try:
+            check_name(stem)
+        except NoPlugin as error:
+            raise self._refused(stem, error) from None
+        return Unimported.of(self, kind, fields)
+
+    def _check_instance(self, plugin: Plugin) -> None:
+        """Refuse an object whose class workers would not find by its kind."""
+        if isinstance(plugin, Unimported):
+            return
+        own = type(plugin)
+        where = f"{self.section}.{self.key}"
+        stands = getattr(sys.modules.get(own.__module__), own.__qualname__, None) is own
+        if not stands or own.__module__ in ("__main__", "__mp_main__"):
+            problem = f"{own.__name__} stands in a notebook, a script or a function"
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
+        found = self.get(plugin.kind.partition(":")[0])
+        if found is not own:
+            problem = (
+                f"{own.__name__} is not what {own.__module__} is known for; {found.__name__} is"
+            )
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         """Let pydantic build a field annotated with this family through `build`."""

@@ -25,6 +25,7 @@ from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.networks import build_network, classifier_names
+from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import (
     AT_SERVER,
     NAN,
@@ -186,7 +187,8 @@ class _Server:
             self.ends.rescue()  # a round that was over before this happened
             raise
         seconds = time.perf_counter() - self.began
-        outcome = Outcome(self.arrays, self.ema, self.state, tuple(self.ends.rows), seconds)
+        rows, share = tuple(self.ends.rows), most_frequent_share(self.federation.held_out.labels)
+        outcome = Outcome(self.arrays, self.ema, self.state, rows, seconds, share)
         for observer in self.observers:
             observer.ended(outcome)
         return outcome

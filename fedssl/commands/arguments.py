@@ -38,6 +38,15 @@ WeightsOption = Annotated[
 ]
 
 
+PluginsOption = Annotated[
+    bool,
+    typer.Option(
+        "--plugins",
+        help="Import the modules of your own that the run's experiment names; this runs their code.",
+    ),
+]
+
+
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
     """Read an experiment file, which may name modules beside it or in the current folder."""
     from fedssl.config import Experiment
@@ -59,17 +68,23 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
     return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
 
 
-def load_run(folder: Path) -> "Run":
-    """Open a run, finished or not; its experiment may name modules in the current folder."""
+def load_run(folder: Path, *, plugins: bool) -> "Run":
+    """Open a run, finished or not.
+
+    Args:
+        folder: The run directory.
+        plugins: Import the modules that its experiment names, from the current folder too.
+    """
     from fedssl.record.run import Run
 
-    find_modules_in(Path.cwd())
-    return Run(folder)
+    if plugins:
+        find_modules_in(Path.cwd())
+    return Run(folder, plugins=plugins)
 
 
-def load_run_with_model(folder: Path) -> "Run":
+def load_run_with_model(folder: Path, *, plugins: bool) -> "Run":
     """Open a run for its model; of one that is not finished, say whose weights that is."""
-    run = load_run(folder)
+    run = load_run(folder, plugins=plugins)
     if not run.is_finished:
         typer.echo(f"{folder} is not finished: its newest checkpoint's model is taken", err=True)
     return run

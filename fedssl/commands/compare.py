@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fedssl.commands.arguments import find_modules_in
 from fedssl.extras import is_installed, remedy_for, require
 from fedssl.guard import guarded
 
@@ -45,7 +44,6 @@ def compare(
       fedssl compare runs/digits-supervised runs --out comparison
     """
     require("pandas", "compare", "the table")
-    find_modules_in(Path.cwd())
     compare_runs(runs, out, Console(), force=force)
 
 

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run_with_model
+from fedssl.commands.arguments import (
+    PluginsOption,
+    RunFolder,
+    Weights,
+    WeightsOption,
+    load_run_with_model,
+)
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
 
@@ -27,6 +33,7 @@ def export(
         Path | None, typer.Option(help="File to write; by default NAME.SUFFIX here.")
     ] = None,
     model: WeightsOption = Weights.ema,
+    plugins: PluginsOption = False,
 ) -> None:
     """Write a run's model for use without fedssl, checked to compute the same logits.
 
@@ -41,7 +48,7 @@ def export(
         from fedssl.record.files import write_atomically
         from fedssl.record.run_path import check_output, unwritable
 
-    found = load_run_with_model(run)
+    found = load_run_with_model(run, plugins=plugins)
     path = out or Path(found.experiment.name + FORMATS[kind].suffix)
     check_output(path, FORMATS[kind].suffix)
     content = content_of(found, kind, average=model.average)

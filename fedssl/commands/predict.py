@@ -10,7 +10,13 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedssl.commands.arguments import RunFolder, Weights, WeightsOption, load_run_with_model
+from fedssl.commands.arguments import (
+    PluginsOption,
+    RunFolder,
+    Weights,
+    WeightsOption,
+    load_run_with_model,
+)
 from fedssl.errors import InputError
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
@@ -36,6 +42,7 @@ def predict(
     resize: Annotated[
         bool, typer.Option("--resize", help="Scale and convert images that are not as the run's.")
     ] = False,
+    plugins: PluginsOption = False,
 ) -> None:
     """Predict the class of images, and say how often that is right where folders or an .npz name the classes.
 
@@ -49,7 +56,7 @@ def predict(
         from fedssl.data.unseen import FIELD, blocks_of
         from fedssl.record.predictions import Predictions, predictions_of
 
-    found, flaws = load_run_with_model(run), Flaws()
+    found, flaws = load_run_with_model(run, plugins=plugins), Flaws()
     names = tuple(found.data["class_names"])
     network = found.model(average=model.average)
     blocks = blocks_of(images, names, _target(found, resize), flaws)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fedssl.commands.arguments import load_run
+from fedssl.commands.arguments import PluginsOption, load_run
 from fedssl.errors import InputError
 from fedssl.extras import require
 from fedssl.guard import guarded
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # --help must not wait for torch
 @guarded
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)],
+    plugins: PluginsOption = False,
 ) -> None:
     """Write report.html into run directories: how a run went, or how far it has come.
 
@@ -33,7 +34,7 @@ def report(
         from fedssl.reports.run_report import write_report
 
     console = Console()
-    for run in [load_run(path) for path in runs]:
+    for run in [load_run(path, plugins=plugins) for path in runs]:
         try:
             path = write_report(run, _closer_look(run, console))
         except OSError as error:

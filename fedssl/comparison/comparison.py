@@ -94,7 +94,13 @@ class Comparison:
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
             last_evaluations=_span(_of_all(lines, "last_rounds")),
-            notes=(*gathered.notes, *different, *unpaired(lines), *_lengths(lines)),
+            notes=(
+                *gathered.notes,
+                *different,
+                *unpaired(lines),
+                *_lengths(lines),
+                *_remarks(lines),
+            ),
         )
 
 
@@ -111,6 +117,16 @@ def _lengths(lines: Sequence[Line]) -> list[str]:
     """Say that runs are not equally long, if they are not."""
     rounds = _of_all(lines, "rounds")
     return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
+
+
+def _remarks(lines: Sequence[Line]) -> list[str]:
+    """Say which runs went wrong, as their summaries do; those of older versions say nothing."""
+    return [
+        f"{line.label} seed {seed}: {remark}"
+        for line in lines
+        for seed, run in line.runs.items()
+        if (remark := run.summary.get("remark"))
+    ]
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:

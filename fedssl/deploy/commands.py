@@ -66,6 +66,10 @@ def init(
     server_data: Annotated[
         Path | None, typer.Option(help="The server's images, where the experiment names files.")
     ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and clients import: a.b,c.d"),
+    ] = "",
 ) -> None:
     """Make certificates, keys and the services' file; nothing is overwritten.
 
@@ -83,6 +87,7 @@ def init(
             "port": port,
             "data": data_of(data or []),
             "server_data": None if server_data is None else existing("--server-data", server_data),
+            "allowed_plugins": allowed_plugins,
         }
     )
     made = Deployment.create(folder, settings)
@@ -316,12 +321,17 @@ def join(
         int | None,
         typer.Option(min=0, help="Most requests that it answers in all, of all runs together."),
     ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and this client imports: a.b,c.d"),
+    ] = "",
 ) -> None:
     """Be a client of a deployment on another host, until interrupted.
 
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
     """
+    from fedssl.deploy.deployment import ALLOWED_PLUGINS
     from fedssl.deploy.keeper import keep
     from fedssl.deploy.secrets import write_node_key
     from fedssl.deploy.services import LOST, client_service, environment, with_this_package
@@ -335,16 +345,23 @@ def join(
     for path in (ca, *((data,) if data else ())):
         if not path.exists():
             raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
+    if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
+        raise InputError(
+            "--allowed-plugins",
+            f"{allowed_plugins!r} is no list of modules",
+            "e.g. mylab.mine,other",
+        )
     _refuse_clock(server, ca)
     own = None if data is None else data.absolute()
-    asked = {
+    asked: dict[str, str | float | None] = {
         "privacy-clipping-norm": privacy_clipping_norm,
         "privacy-noise-multiplier": privacy_noise_multiplier,
         "privacy-rounds": privacy_rounds,
+        "allowed-plugins": allowed_plugins or None,
     }
-    floor = {name: value for name, value in asked.items() if value is not None}
+    further = {name: value for name, value in asked.items() if value is not None}
     service = client_service(
-        sys.executable, number, server, ca.absolute(), key.absolute(), port, own, floor
+        sys.executable, number, server, ca.absolute(), key.absolute(), port, own, further
     )
     say(f"$ {shlex.join(service.command)}")
     os.environ.update(with_this_package(environment()))

@@ -90,6 +90,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             SECRETS / f"client-{number}",
             CLIENT_PORT,
             data,
+            settings.node_config,
         )
         services[client.name] = {
             **_service(client, ["ca.crt", f"client-{number}"], ["clients"]),

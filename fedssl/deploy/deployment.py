@@ -26,6 +26,10 @@ CONTAINERS_USER = 10001
 """Who containers run as where the deployment was made by root."""
 
 
+ALLOWED_PLUGINS = r"^[\w., ]*$"
+"""Form of a list of modules: no character in it can end the quotation in a node's config."""
+
+
 class Settings(Section):
     """What a deployment is, as its ``deployment.toml`` says.
 
@@ -55,6 +59,16 @@ class Settings(Section):
     data: Mapping[int, str] = Field(
         default_factory=dict, description="client number -> folder or .npz of its own images"
     )
+    allowed_plugins: str = Field(
+        "",
+        pattern=ALLOWED_PLUGINS,
+        description="modules that an experiment may name and these clients import, with commas between",
+    )
+
+    @property
+    def node_config(self) -> dict[str, str | float]:
+        """What the config of every node here says beside its number and its data."""
+        return {"allowed-plugins": self.allowed_plugins} if self.allowed_plugins else {}
 
     @field_validator("names")
     @classmethod

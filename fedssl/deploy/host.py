@@ -66,6 +66,7 @@ class Host:
                 deployment.key(number).absolute(),
                 settings.client_port + number,
                 Path(settings.data[number]) if number in settings.data else None,
+                settings.node_config,
             )
             for number in range(settings.clients)
         ]

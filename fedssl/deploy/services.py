@@ -144,7 +144,7 @@ def client_service(
     key: PurePath,
     port: int,
     data: PurePath | None,
-    floor: Mapping[str, float] | None = None,
+    further: Mapping[str, str | float] | None = None,
 ) -> Service:
     """Return a client's process.
 
@@ -156,13 +156,13 @@ def client_service(
         key: The client's private key.
         port: For its own use, on the loopback.
         data: Its own images; None: its share of the experiment's data set.
-        floor: Settings of its own privacy, as its node's config names them.
+        further: What else its node's config says, such as settings of its own privacy.
     """
     config = f"partition-id={number}"
     if data is not None:
         config += f' data-path="{data}"'
-    for name, value in (floor or {}).items():
-        config += f" {name}={value!r}"
+    for name, value in (further or {}).items():
+        config += f' {name}="{value}"' if isinstance(value, str) else f" {name}={value!r}"
     return Service(
         f"client-{number}",
         (

@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -15,6 +16,8 @@ from fedssl.engine.plan import WorkerPlan
 from fedssl.engine.ray_start import RayCluster
 from fedssl.engine.witness import Record
 from fedssl.errors import RunFailed
+from fedssl.protocol import ALLOWED_PLUGINS
+from fedssl.trust import EVERY_MODULE
 
 POLL_SECONDS = 0.1
 """Between looks for replies, as in Flower's own grid."""
@@ -59,13 +62,23 @@ def simulate(
             warnings.simplefilter("ignore", DeprecationWarning)
             run_simulation(
                 server_app=server_app,
-                client_app=app,
+                client_app=_of_this_machine(app),
                 num_supernodes=num_clients,
                 backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus}},
             )
     finally:
         over.set()
         cluster.close()
+
+
+def _of_this_machine(app: ClientApp) -> ClientApp:
+    """Return an app that imports what the experiment names, for the experiment is this machine's own."""
+
+    def run(message: Message, context: Context) -> Message:
+        context.node_config[ALLOWED_PLUGINS] = EVERY_MODULE
+        return app(message, context)
+
+    return cast("ClientApp", run)
 
 
 class _Watched(GridView):

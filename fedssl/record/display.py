@@ -41,7 +41,7 @@ def percent(share: float) -> str:
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:
-    """Say in one line what came of a run; failures are counted even if there are none."""
+    """Say in one line what came of a run, and what went wrong; failures are counted even if there are none."""
     summary = summarize(experiment, outcome)
     failed = summary["clients_failed"]
     return (
@@ -50,6 +50,7 @@ def closing_line(experiment: Experiment, outcome: Outcome) -> str:
         f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
         f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
         f"{_in_virtual_time(summary)}"
+        f"{'. ' + summary['remark'] if summary['remark'] else ''}"
     )
 
 

@@ -1,6 +1,7 @@
 """Which run an experiment goes on with: found by its name, seed and settings, which must be the same."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedssl.record.run_path import (
     never_began,
     new_run_path,
 )
+from fedssl.trust import NOBODY, trusting
 
 MOST_NAMED = 8
 """Differences that a message names."""
@@ -61,12 +63,15 @@ def directory_to_resume(
 def outcome_of(path: Path) -> Outcome:
     """Read what came of a run that is over."""
     state = path / STATE
+    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    share = summary.get("most_frequent_class")
     return Outcome(
         arrays=load_file(path / MODEL),
         ema=load_file(path / EMA),
         state=load_file(state) if state.exists() else {},
         rounds=read_rounds(path / ROUNDS),
-        seconds=float(json.loads((path / SUMMARY).read_text(encoding="utf-8"))["seconds"]),
+        seconds=float(summary["seconds"]),
+        most_frequent=math.nan if share is None else float(share),
     )
 
 
@@ -108,7 +113,8 @@ def refuse_changes(
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
-    before = texts(decisive(Experiment.load(path / EXPERIMENT)))
+    with trusting(NOBODY):
+        before = texts(decisive(Experiment.load(path / EXPERIMENT)))
     now = texts(decisive(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.record.remarks import remark_on
 
 if TYPE_CHECKING:
     from fedssl.record.snapshot import Snapshot
@@ -174,6 +175,7 @@ class Outcome:
         state: What the server keeps of the last phase's method, by ``SLOT/NAME``.
         rounds: Every round.
         seconds: From the first round to the end.
+        most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
     """
 
     arrays: NamedArrays
@@ -181,6 +183,7 @@ class Outcome:
     state: NamedArrays
     rounds: tuple[RoundRow, ...]
     seconds: float
+    most_frequent: float = NAN
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -209,6 +212,9 @@ class Observer:
 def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Sum a run up; accuracies are means over the last evaluated rounds, never the best one.
 
+    ``most_frequent_class`` is the share of that class among the held-out images; ``remark`` says in words that the run
+    diverged, learned nothing or used no pseudo-label, and is empty otherwise.
+
     Args:
         experiment: What ran.
         outcome: What came of it.
@@ -233,6 +239,8 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": outcome.seconds,
         "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
+        "most_frequent_class": outcome.most_frequent,
+        "remark": remark_on(rounds, outcome.most_frequent, experiment.evaluated_on),
     }
 
 

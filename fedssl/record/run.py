@@ -39,6 +39,7 @@ from fedssl.record.run_path import (
     SUMMARY,
     has_begun,
 )
+from fedssl.trust import ALL, NOBODY, trusting
 
 if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
     import pandas as pd
@@ -51,13 +52,17 @@ class Run:
 
     Args:
         path: Its directory, ``runs/NAME/ID``.
+        plugins: Import the modules of other people's that its experiment names, and so run their code. Without that,
+            settings and tables can be read, and what needs such a module is an `InputError`; modules that this
+            process has imported already are used all the same.
 
     Raises:
         InputError: There is no run there.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, plugins: bool = False) -> None:
         self.path = Path(path)
+        self._trust = ALL if plugins else NOBODY
         if not has_begun(self.path):
             there = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
             remedy = f"name one of its runs, such as {there[-1]}" if there else ""
@@ -71,7 +76,8 @@ class Run:
     @functools.cached_property
     def experiment(self) -> Experiment:
         """What ran, every default written out."""
-        return Experiment.load(self.path / EXPERIMENT)
+        with trusting(self._trust):
+            return Experiment.load(self.path / EXPERIMENT)
 
     @property
     def is_finished(self) -> bool:

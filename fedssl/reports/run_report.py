@@ -112,6 +112,8 @@ def _remarks(material: Material) -> Iterator[str]:
         done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
         yield f"This run is not finished: {done}.{reason} To go on: the command that began it, with --resume."
+    elif remark := material.summary.get("remark"):  # older records have none
+        yield remark
     if material.out_of_range:
         count = len(material.out_of_range)
         first = "; ".join(material.out_of_range[:MOST_NUMBERS])

@@ -196,11 +196,13 @@ def test_private_weights_do_not_depend_on_who_ran_before():
         k: v for k, v in network_of(experiment).state_dict().items() if not k.startswith("head.")
     }
 
+    own = {"allowed-plugins": "tests.plugins"}
+
     def head_of_client_4(before):
         for client in before:
-            assert ask(experiment, "train", {"partition-id": client}, start).has_content()
+            assert ask(experiment, "train", {"partition-id": client, **own}, start).has_content()
         state = RecordDict()
-        ask(experiment, "train", {"partition-id": 4}, start, state)
+        ask(experiment, "train", {"partition-id": 4, **own}, start, state)
         return state["private.tests.plugins.stateful"]["head.bias"].data
 
     assert head_of_client_4([]) == head_of_client_4([0, 1, 2])

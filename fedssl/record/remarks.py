@@ -1,0 +1,54 @@
+"""What a run that went wrong says of itself at its end: facts of its record, in one line."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fedssl.record.rows import RoundRow
+
+FEWEST_ROUNDS = 5
+"""A run with fewer evaluated rounds is too short to be judged, and nothing is said of it."""
+
+EXPLODED = 50.0
+"""A held-out loss above this (nats per image) is called diverged; a guess among a thousand classes has 6.9."""
+
+
+def remark_on(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> str:
+    """Return what went wrong in a run, as sentences on one line; empty if nothing of the kind was measured.
+
+    Args:
+        rows: Every round.
+        most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
+        evaluated_on: What these images are called: ``"test"`` or ``"validation"``.
+    """
+    return " ".join(_remarks(rows, most_frequent, evaluated_on))
+
+
+def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
+    """Return the share of the most frequent class among the known labels, (N,), in [0, 1]; NaN if none is known."""
+    known = labels[labels >= 0]
+    return float(np.bincount(known).max() / len(known)) if len(known) else math.nan
+
+
+def _remarks(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> Iterator[str]:
+    evaluated = [row for row in rows if row.evaluated]
+    if len(evaluated) >= FEWEST_ROUNDS:
+        last = evaluated[-1]
+        if not math.isfinite(last.server_loss) or last.server_loss > EXPLODED:
+            yield (
+                f"The model diverged: its loss on {evaluated_on} images is {last.server_loss:.3g} "
+                f"after round {last.round}."
+            )
+        if last.server_accuracy <= most_frequent:
+            yield (
+                f"The model learned nothing, or lost it: after round {last.round} it is right on "
+                f"{last.server_accuracy * 100:.1f} % of {evaluated_on} images, and naming the most frequent "
+                f"class alone is right on {most_frequent * 100:.1f} %."
+            )
+    used = [row.pseudo_label_coverage for row in rows if not math.isnan(row.pseudo_label_coverage)]
+    if len(used) >= FEWEST_ROUNDS and max(used) == 0:
+        yield f"No pseudo-label was used in any of {len(used)} rounds."
