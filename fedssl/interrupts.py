@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a run in order, so that it can be resumed; the second one ends it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: the first one ends a run in order, so that it can be resumed; the second one ends it at once."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 from fedssl.record.rows import Observer, RoundEnd
 
 INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = "\x1b[?25h"
 
 

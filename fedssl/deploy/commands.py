@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from fedssl.console import Console
 from fedssl.errors import InputError, RunFailed
 from fedssl.guard import guarded
 
@@ -33,7 +33,7 @@ POLL_SECONDS = 1.0
 
 def say(line: str) -> None:
     """Print a line as it is."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    Console().print(line, soft_wrap=True)
 
 
 @app.command()

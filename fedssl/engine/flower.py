@@ -1,6 +1,5 @@
 """Flower's own simulation runtime, for the same apps."""
 
-import os
 import threading
 import time
 import warnings
@@ -13,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
 from fedssl.errors import RunFailed
+from fedssl.startup import prepare_surroundings
 
 POLL_SECONDS = 0.1
 """Between looks for replies, as in Flower's own grid."""
@@ -29,8 +29,7 @@ def simulate(
         num_clients: K.
         plan: Actors, and the cores and GPUs of each.
     """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    prepare_surroundings()
     from flwr.simulation import run_simulation  # imported here: it reads the environment
 
     over = threading.Event()
