@@ -30,7 +30,11 @@ def __getattr__(name: str) -> Any:
     """Import what the library offers when it is first asked for (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    from fedssl.startup import installed_modules_first, prepare_surroundings
+
+    prepare_surroundings()
+    with installed_modules_first():
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return value
 
 

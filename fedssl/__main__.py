@@ -1,5 +1,11 @@
 """``python -m fedssl`` is the command line."""
 
-from fedssl.cli import app
+import sys
 
-app()
+if not sys.flags.safe_path:
+    # Python puts the current folder first, where a file torch.py of the user's would be taken for the library.
+    sys.path.append(sys.path.pop(0))
+
+from fedssl.cli import command_line
+
+command_line()

@@ -16,6 +16,8 @@ from fedssl.commands.run import run
 from fedssl.commands.sweep import sweep
 from fedssl.deploy.commands import app as deploy_app
 from fedssl.guard import DONE
+from fedssl.startup import prepare_process
+from fedssl.text import printable
 
 app = typer.Typer(
     name="fedssl",
@@ -37,11 +39,26 @@ def main(
     _tell()
 
 
+def command_line() -> None:
+    """Run the command line in a process of its own: what the script ``fedssl`` and ``python -m fedssl`` do."""
+    prepare_process()
+    app()
+
+
+class _Printable(logging.Formatter):
+    """Write out what could control a terminal; a message may hold names of the user's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _tell() -> None:
     """Let what is said while data is prepared, which can take minutes, and of workers appear on stderr."""
     log = logging.getLogger("fedssl")
     if not log.handlers:
-        log.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Printable())
+        log.addHandler(handler)
         log.setLevel(logging.INFO)
 
 

@@ -63,6 +63,12 @@ class Phase(Section):
         return dict(self.model_extra or {})
 
 
+LARGEST_FILE = 4 << 20
+"""Bytes that an experiment file has at most; longer ones are something else."""
+
+MOST_PHASES = 1000
+"""Phases that an experiment has at most; each is validated like an experiment of its own."""
+
 UNSET = "unset"
 """What ``--set KEY=unset`` takes out of a file; `fedssl list` says so of what has no default."""
 
@@ -118,7 +124,9 @@ class Experiment(Section):
         None, description="where the run is tracked beside its record; unset: nowhere"
     )
     phases: tuple[Phase, ...] = Field(
-        (), description="the script of the rounds; none: one phase of `rounds`, 40 if unset"
+        (),
+        max_length=MOST_PHASES,
+        description="the script of the rounds; none: one phase of `rounds`, 40 if unset",
     )
 
     _trust: Trust = PrivateAttr(default_factory=current)
@@ -197,8 +205,7 @@ class Experiment(Section):
                 not isinstance(value, Mapping) or set(value) != {"sample"}
             ):
                 raise InputError(f"{where}federation", "a phase can set federation.sample only")
-        table = merge(self.to_dict(), phase.overrides)
-        table.pop("phases", None)
+        table = merge(self._own_settings(), phase.overrides)
         table["rounds"] = phase.rounds
         try:
             with trusting(self._trust):
@@ -257,12 +264,16 @@ class Experiment(Section):
         trust = current()
         return _parsed(text, trust.modules, trust.keeps_tables)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return every setting, defaults included, as plain tables without unset values."""
-        table: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        table["phases"] = [{"rounds": p.rounds, **p.overrides} for p in self.phases]
+    def _own_settings(self) -> dict[str, Any]:
+        """Return every setting but the phases, as `to_dict` does."""
+        table: dict[str, Any] = self.model_dump(mode="json", exclude_none=True, exclude={"phases"})
         pruned: dict[str, Any] = _without_none(table)
         return pruned
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting, defaults included, as plain tables without unset values."""
+        phases = [_without_none({"rounds": p.rounds, **p.overrides}) for p in self.phases]
+        return {**self._own_settings(), "phases": phases}
 
     def to_json(self) -> str:
         """Return the experiment as one line of text, as it travels to clients; without what cannot change a result."""
@@ -324,15 +335,23 @@ def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[A
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise InputError(str(path), "is not a file", "name an experiment file (TOML)")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a NUL
         raise InputError(str(path), f"cannot be read: {error}") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of a number of too many digits, Python itself
         raise InputError(str(path), f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
 
 
 def _tables(settings: Iterable[str]) -> dict[str, Any]:
@@ -364,6 +383,8 @@ def read_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise InputError("--set", f"{text[:40]!r}... is no value: {error}") from None
 
 
 def _without_none(value: Any) -> Any:

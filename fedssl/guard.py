@@ -5,9 +5,11 @@ from functools import wraps
 from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
+from fedssl.console import Console
 from fedssl.errors import FedsslError, InputError
+from fedssl.text import printable
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,12 +42,6 @@ def _stop(error: BaseException, code: int) -> NoReturn:
 def complain(error: BaseException | str, where: str = "") -> None:
     """Print an error, and what became known while it was on its way."""
     lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
-    text = _escaped(where + "\n".join(lines))
-    console = Console(stderr=True)
-    console.print(f"[bold red]error:[/] {text}", highlight=False, soft_wrap=True)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    said = printable(where + "\n".join(lines))
+    text = Text.assemble(("error:", "bold red"), " ", said)
+    Console(stderr=True).print(text, soft_wrap=True)

@@ -5,15 +5,15 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.record.display import make_display
+from fedssl.record.guarded_display import GuardedDisplay
 from fedssl.record.rows import Observer
 from fedssl.record.run import Run
 from fedssl.record.run_directory import RunDirectory
@@ -57,7 +57,7 @@ def run(
     folder = None if out is None else Path(out)
     with contextlib.closing(open_directory(chosen, folder, resume=resume)) as directory:
         if not directory.is_finished:
-            display = [make_display(Console())] if progress else []
+            display = [GuardedDisplay(make_display(Console()), log.warning)] if progress else []
             _run_in(directory, chosen, engine, display)
     return Run(directory.path)
 
@@ -82,7 +82,7 @@ def _run_in(
     directory: RunDirectory,
     experiment: Experiment,
     engine: Engine | None,
-    display: list[Observer],
+    display: Sequence[Observer],
 ) -> None:
     """Run what a directory does not hold yet, and leave no worker amid something when that ends early."""
     found = directory.load()

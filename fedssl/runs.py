@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.errors import InputError, RunFailed
 from fedssl.interrupts import Interrupts
 from fedssl.record.checkpoint import Found
+from fedssl.record.guarded_display import GuardedDisplay
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
@@ -95,7 +95,8 @@ class Runs:
 
         try:
             with keeping(experiment, directory, complain) as keepers:
-                observers = [*keepers, self._display(), self._interrupts]
+                display = GuardedDisplay(self._display(), complain)
+                observers = [*keepers, display, self._interrupts]
                 self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
@@ -105,7 +106,7 @@ class Runs:
         self._say(f"  recorded in {directory.path}{page}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, style="dim", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,68 @@
-"""What makes a process ready sooner: imports at which nobody looks for garbage, and work in the background."""
+"""How a process gets ready: its surroundings, quick imports, and work in the background."""
 
 import gc
+import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
 Made = TypeVar("Made")
+
+DISCREET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""Environment variables by which libraries report nothing of their use to their makers."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine that no proxy may stand in front of."""
+
+
+def prepare_process() -> None:
+    """Make a process that is all ours ready: its surroundings, and streams that no character can break.
+
+    A character that a terminal cannot show is written as ``?``.
+    """
+    prepare_surroundings()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def prepare_surroundings() -> None:
+    """Set environment variables that libraries read when they are imported, and child processes inherit.
+
+    Libraries report nothing of their use, unless the user has set their variable; and proxies stay out of what this machine
+    says to itself.
+    """
+    for name, value in DISCREET.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(without_proxy(os.environ))
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep proxies out of what this machine says to itself; empty without any proxy.
+
+    Args:
+        environment: Variables as they are; the hosts that they except already stay excepted.
+    """
+    names = {name.lower() for name in environment}
+    if not names & {"http_proxy", "https_proxy", "all_proxy", "grpc_proxy"}:
+        return {}
+    said = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = [host.strip() for host in said.split(",") if host.strip()]
+    excepted = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+    return {"no_proxy": excepted, "NO_PROXY": excepted}
 
 
 @contextmanager
@@ -30,8 +82,33 @@ def quick_imports() -> Iterator[None]:
 
 
 def import_path() -> str:
-    """Return the PYTHONPATH with which another process finds the modules that this one does."""
-    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    """Return the PYTHONPATH with which another process finds the modules that this one does, the user's own last."""
+    return os.pathsep.join(_installed_first(sys.path))
+
+
+@contextmanager
+def installed_modules_first() -> Iterator[None]:
+    """Import in here as if the folder of the user's script were the last place to look for modules.
+
+    A file ``torch.py`` beside a script is then not taken for the library.
+    """
+    before = list(sys.path)
+    sys.path[:] = _installed_first(before)
+    ours = list(sys.path)
+    try:
+        yield
+    finally:
+        if sys.path == ours:  # what was imported may have added folders of its own
+            sys.path[:] = before
+
+
+def _installed_first(path: list[str]) -> list[str]:
+    """Return a module search path whose folders of the user's own, the current one and the script's, come last."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    own = {Path.cwd(), *([Path(script).absolute().parent] if script else [])}
+    own.discard(Path(__file__).absolute().parent.parent)  # a checkout of ours
+    entries = list(dict.fromkeys(str(Path(entry).absolute()) for entry in path))
+    return sorted(entries, key=lambda entry: Path(entry) in own)
 
 
 class InBackground(Generic[Made]):

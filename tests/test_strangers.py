@@ -228,7 +228,14 @@ def test_a_list_of_modules_allows_them_and_what_is_below():
 
 def test_a_service_passes_the_list_to_its_node(tmp_path):
     service = client_service(
-        "python", 0, "h:1", tmp_path / "ca", tmp_path / "key", 9, None, {"allowed-plugins": "mylab, other.module"}
+        "python",
+        0,
+        "h:1",
+        tmp_path / "ca",
+        tmp_path / "key",
+        9,
+        None,
+        {"allowed-plugins": "mylab, other.module"},
     )
     config = service.command[service.command.index("--node-config") + 1]
     assert config == 'partition-id=0 allowed-plugins="mylab, other.module"'

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from fedssl.console import Console
 from fedssl.extras import is_installed, remedy_for, require
 from fedssl.guard import guarded
 
@@ -73,7 +73,7 @@ def compare_runs(
     said = [f"note: {note}" for note in comparison.notes]
     said += _write(comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S"))
     for line in said:
-        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style="dim", soft_wrap=True)
     return comparison
 
 

@@ -6,9 +6,9 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from fedssl.console import Console
 from fedssl.errors import InputError, nearest
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports

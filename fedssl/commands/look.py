@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedssl.commands.arguments import File, Settings, load_experiment
+from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.extras import require
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of the names of pictures that `show` writes."""
 
 
 @guarded
@@ -38,11 +41,11 @@ def validate(file: File, settings: Settings = None) -> None:
     else:
         workers = f"workers as the cluster at {engine.address} has room for"
     federation = simulated_federation(experiment)
-    print(f"{file}: valid")
-    print(f"  {describe(experiment, federation)}")
-    print(f"  engine {engine.kind}: {workers}")
-    for line in said_of_data(federation):
-        print(f"  {line}")
+    console = Console()
+    facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
+    console.print(f"{file}: valid", soft_wrap=True)
+    for line in (*facts, *said_of_data(federation)):
+        console.print(f"  {line}", soft_wrap=True)
 
 
 @guarded
@@ -50,7 +53,10 @@ def show(
     file: File,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="PNG to write; by default NAME-federation.png here.")
+        Path | None,
+        typer.Option(
+            help="Picture to write (.png, .pdf or .svg); by default NAME-federation.png here."
+        ),
     ] = None,
 ) -> None:
     """Draw the federation of an experiment before any training: who holds what, who has labels.
@@ -72,27 +78,28 @@ def show(
             device_table,
             federation_table,
         )
+        from fedssl.record.run_path import check_output
         from fedssl.simulation import check, virtual_seconds
 
     experiment = load_experiment(file, settings or [])
     check(experiment)
     federation = simulated_federation(experiment)
     console = Console()
-    console.print(describe(experiment, federation), highlight=False, markup=False)
+    console.print(describe(experiment, federation))
     if experiment.federation.private:
         console.print("nothing to draw: what clients hold is private, and only they know it")
         return
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
     for line in (describe_skew(federation), *said_of_data(federation)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     timed = virtual_seconds(experiment)
     if timed is not None:
         console.print(device_table(*timed))
-        console.print(
-            describe_system(experiment, timed[1]), highlight=False, markup=False, soft_wrap=True
-        )
+        console.print(describe_system(experiment, timed[1]), soft_wrap=True)
     path = out or Path(f"{experiment.name}-federation.png")
+    path = path if path.suffix in PICTURES else path.with_name(f"{path.name}.png")
+    check_output(path, path.suffix)
     deadline = experiment.system.deadline if experiment.system else None
     try:
         plot_federation(
@@ -105,4 +112,4 @@ def show(
         )
     except (OSError, ValueError) as error:
         raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
-    console.print(f"picture: {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"picture: {path}", soft_wrap=True)

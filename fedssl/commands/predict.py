@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from fedssl.commands.arguments import (
     WeightsOption,
     load_run_with_model,
 )
+from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
@@ -121,24 +121,22 @@ def _progress() -> Progress:
 
 
 def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> None:
-    from rich.markup import escape
-
     table = Table(show_edge=False)
     for name in ("path", "class", "confidence"):
         table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
     for one in predictions.first:
         percent = f"{one.confidence * 100:.1f} %"
-        table.add_row(escape(one.path), escape(one.class_name), percent)
+        table.add_row(one.path, one.class_name, percent)
     console = Console()
     console.print(table)
     more = predictions.count - len(predictions.first)
     if more:
         where = f"in {out}" if out else "--out FILE writes them all"
-        console.print(f"and {more:,} more: {where}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"and {more:,} more: {where}", soft_wrap=True)
     elif out:
-        console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"written to {out}", soft_wrap=True)
     for line in said:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
         print(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedssl.commands.arguments import PluginsOption, load_run
+from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.extras import require
 from fedssl.guard import guarded
@@ -42,7 +42,7 @@ def report(
             raise InputError(
                 str(run.path), problem, "copy the run to where you may write"
             ) from None
-        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"report: {path}", soft_wrap=True)
 
 
 def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
@@ -56,7 +56,7 @@ def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
             return there
         evaluation = look_closely(run.experiment, run.federation, models, round)
     except InputError as error:  # no model yet, or no images here: the rest can be shown
-        console.print(f"no closer look at the models: {error}", markup=False, soft_wrap=True)
+        console.print(f"no closer look at the models: {error}", soft_wrap=True)
         return there
     write_evaluation(run.path, evaluation)
     return evaluation

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fedssl.commands.arguments import Files, Settings, load_seeds
 from fedssl.commands.compare import compare_runs
+from fedssl.console import Console
 from fedssl.errors import InputError, RunFailed
 from fedssl.extras import require
 from fedssl.guard import complain, guarded

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedssl.commands.arguments import Files, load_seeds
 from fedssl.commands.compare import compare_runs
+from fedssl.console import Console
 from fedssl.errors import InputError, RunFailed
 from fedssl.extras import require
 from fedssl.guard import guarded
@@ -202,11 +202,11 @@ def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
     console.print("failed", style="bold")
     for name, reason in ledger.failures.items():
         text = f" {folder / name}: {last_line(reason)}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 def _say(text: str, console: Console) -> None:
-    console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style="dim", soft_wrap=True)
 
 
 def _runs(points: "Sequence[Point]") -> str:

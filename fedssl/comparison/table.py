@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from fedssl.comparison.comparison import Comparison
@@ -132,9 +131,9 @@ def _costs(comparison: Comparison) -> Grid:
 def as_rich(grid: Grid) -> Table:
     """Lay a table out for the terminal."""
     table = Table(
-        title=escape(grid.title),
+        title=grid.title,
         title_justify="left",
-        caption=escape(grid.note),
+        caption=grid.note,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
@@ -145,7 +144,7 @@ def as_rich(grid: Grid) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     for row in grid.rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from fedssl.data.blocks import Block, PartWriter
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 from fedssl.errors import InputError
+from fedssl.text import one_line
 
 FORMAT = 2
 """Part of every entry's name: raise it when the layout changes, or the normalization of a built-in data set."""
@@ -68,9 +70,30 @@ class Raw:
 
 
 def cache_folder() -> Path:
-    """Return where prepared data is kept: ``$FEDSSL_CACHE``, else the user's cache folder."""
+    """Return where prepared data is kept: ``$FEDSSL_CACHE``, else the user's cache folder.
+
+    A user without a home folder, as in a container that runs under a number, has one among the temporary files.
+
+    Raises:
+        InputError: ``$FEDSSL_CACHE`` begins with ``~``, and there is no home folder.
+    """
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("fedssl")
+    try:
+        if named:
+            return Path(named).expanduser().absolute()
+        folder = platformdirs.user_cache_path("fedssl")
+    except RuntimeError:
+        if named:
+            raise InputError(
+                CACHE_VARIABLE,
+                f"is {named!r}, but there is no home folder",
+                "name a folder without ~",
+            ) from None
+        folder = None
+    has_home = os.environ.get("HOME") != "" or "XDG_CACHE_HOME" in os.environ
+    if folder is not None and folder.is_absolute() and has_home:
+        return folder
+    return Path(tempfile.gettempdir()) / f"fedssl-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -330,7 +353,7 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
         "kind": kind,
         "parts": list(parts),
         "shape": train.shape,
-        "class_names": [raw.class_names[cls] for cls in kept],
+        "class_names": [one_line(raw.class_names[cls]) for cls in kept],
         "mean": raw.mean or measured_mean,
         "std": raw.std or measured_std,
         "flips": raw.flips,
@@ -385,7 +408,7 @@ class _Codes:
 
     def codes(self, column: str, values: Iterable[Any]) -> Rows:
         numbers = self._numbers.setdefault(column, {})
-        texts = ["" if value is None else str(value) for value in values]
+        texts = ["" if value is None else one_line(str(value)) for value in values]
         return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
 
     @property

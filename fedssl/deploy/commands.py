@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedssl.console import Console
 from fedssl.errors import InputError, RunFailed
 from fedssl.guard import guarded
 
@@ -41,7 +41,7 @@ DAYS_OF_WARNING = 30
 
 def say(line: str) -> None:
     """Print a line as it is."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+    Console().print(line, soft_wrap=True)
 
 
 @app.command()

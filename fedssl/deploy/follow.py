@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.data.federation import Federation
 from fedssl.deploy.operator import COMPLETED, Operator
 from fedssl.errors import RunFailed

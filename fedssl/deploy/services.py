@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from fedssl.deploy.deployment import Deployment
+from fedssl.startup import DISCREET, without_proxy
 
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
+ENVIRONMENT = {**DISCREET, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 """Keeps Flower's processes from calling home and from installing anything."""
 
 
@@ -20,7 +17,7 @@ def environment() -> dict[str, str]:
     """Return this process's environment as Flower's commands need it: they start one another by name."""
     beside_python = str(Path(sys.executable).parent)
     path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **ENVIRONMENT, "PATH": path}
+    return {**os.environ, **without_proxy(os.environ), **ENVIRONMENT, "PATH": path}
 
 
 def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Flower's own simulation runtime, for the same apps."""
 
-import os
 import threading
 import time
 import warnings
@@ -17,6 +16,7 @@ from fedssl.engine.ray_start import RayCluster
 from fedssl.engine.witness import Record
 from fedssl.errors import RunFailed
 from fedssl.protocol import ALLOWED_PLUGINS
+from fedssl.startup import prepare_surroundings
 from fedssl.trust import EVERY_MODULE
 
 POLL_SECONDS = 0.1
@@ -43,8 +43,7 @@ def simulate(
         InputError: There is no folder for Ray's files.
         RunFailed: Ray does not start.
     """
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    prepare_surroundings()
     from flwr.simulation import run_simulation  # imported here: it reads the environment
 
     over = threading.Event()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import (
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.data.federation import Federation
 from fedssl.record.description import describe
 from fedssl.record.rows import (
@@ -30,6 +31,7 @@ from fedssl.record.rows import (
     summarize,
 )
 from fedssl.record.snapshot import Snapshot
+from fedssl.text import one_line, printable
 
 BARS = "▁▂▃▄▅▆▇█"
 ROWS_SHOWN = 6
@@ -104,7 +106,7 @@ class PlainDisplay(Observer):
         self._line(closing_line(self._experiment, outcome))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
@@ -168,8 +170,6 @@ class LiveDisplay(Observer):
         self._live.stop()
         self._console.print(
             closing_line(self._experiment, outcome),
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
 
@@ -179,7 +179,10 @@ class LiveDisplay(Observer):
 
     def _screen(self) -> Panel:
         assert self._experiment is not None
-        parts: list[Text | Table | Progress] = [Text(self._title, style="dim"), self._progress]
+        parts: list[Text | Table | Progress] = [
+            Text(printable(self._title), style="dim"),
+            self._progress,
+        ]
         evaluated = [row for row in self._rows if row.evaluated]
         if evaluated:
             course = Text("EMA accuracy ")
@@ -190,12 +193,17 @@ class LiveDisplay(Observer):
         parts.append(self._latest())
         for failure in self._failures[-3:]:
             text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
-            parts.append(Text(text, style="red", overflow="ellipsis", no_wrap=True))
+            parts.append(Text(one_line(text), style="red", overflow="ellipsis", no_wrap=True))
         for incident in self._incidents[-2:]:
             parts.append(
-                Text(incident.splitlines()[0], style="yellow", overflow="ellipsis", no_wrap=True)
+                Text(
+                    one_line(incident.splitlines()[0]),
+                    style="yellow",
+                    overflow="ellipsis",
+                    no_wrap=True,
+                )
             )
-        return Panel(Group(*parts), title=self._experiment.name, border_style="blue")
+        return Panel(Group(*parts), title=Text(self._experiment.name), border_style="blue")
 
     def _latest(self) -> Table:
         table = Table(box=None, pad_edge=False, expand=True)

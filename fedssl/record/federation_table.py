@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from fedssl.config import Experiment
@@ -76,14 +75,14 @@ def federation_table(federation: Federation, names: Sequence[str]) -> Table:
     class_names = federation.data.class_names
     many = len(class_names) > MOST_CLASSES
     for name in ("classes",) if many else class_names:
-        table.add_column(escape(name), justify="right", style="dim")
+        table.add_column(name, justify="right", style="dim")
     if unknown.any():
         table.add_column("class unknown", justify="right", style="dim")
     for client in shown:
         cells = [(counts[client] > 0).sum()] if many else list(counts[client])
         cells += [unknown[client]] if unknown.any() else []
         table.add_row(
-            escape(names[int(client)]),
+            names[int(client)],
             str(int(sizes[client])),
             str(int(labeled[client])),
             *(str(int(cell)) if cell else "·" for cell in cells),

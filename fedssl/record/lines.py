@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedssl.record.rows import RoundRow
+from fedssl.text import as_cell, from_cell
 
 Row = TypeVar("Row")
 
@@ -79,14 +80,19 @@ class Table(Lines):
 
     def add(self, rows: Iterable[object]) -> None:
         """Append rows in one write."""
-        # What differs from itself is NaN.
-        self._write(["" if cell != cell else cell for cell in self._cells(row)] for row in rows)
+        self._write([_written(cell) for cell in self._cells(row)] for row in rows)
 
     def _write(self, rows: Iterable[list[Any]]) -> None:
         self._buffer.seek(0)
         self._buffer.truncate()
         self._writer.writerows(rows)
         self.append(self._buffer.getvalue())
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, str):
+        return as_cell(value)
+    return "" if value != value else value  # what differs from itself is NaN
 
 
 def columns_of(kind: type[Any]) -> list[str]:
@@ -146,4 +152,6 @@ def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
 
 
 def _cell(kind: Any, text: str) -> Any:
-    return float(text or "nan") if kind is float else kind(text)
+    if kind is float:
+        return float(text or "nan")
+    return from_cell(text) if kind is str else kind(text)

@@ -57,7 +57,10 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
         figure.legend(frameon=False, fontsize=8, loc="outside right center")
     else:
         panels[0].legend(frameon=False, fontsize=9, loc="lower right")
-    figure.suptitle(title, fontsize=11)
+    for legend in (*figure.legends, *(axes.get_legend() for axes in panels)):
+        for text in () if legend is None else legend.get_texts():
+            text.set_parse_math(False)  # a dollar of the user's is a dollar
+    figure.suptitle(title, fontsize=11, parse_math=False)
     save_figure(figure, path)
 
 

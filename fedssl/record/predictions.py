@@ -11,6 +11,7 @@ from torch import nn
 from fedssl.data.blocks import Block
 from fedssl.data.shard import ImageSpec
 from fedssl.metrics.predictions import predict_probs
+from fedssl.text import as_cell
 
 COLUMNS = ("path", "class", "confidence", "label")
 
@@ -88,4 +89,5 @@ class Predictions:
         self.num_labeled += bool(one.label)
         self.num_right += one.is_right
         if self._writer is not None:
-            self._writer.writerow((one.path, one.class_name, f"{one.confidence:.6f}", one.label))
+            path, name, label = map(as_cell, (one.path, one.class_name, one.label))
+            self._writer.writerow((path, name, f"{one.confidence:.6f}", label))

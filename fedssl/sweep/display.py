@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from fedssl.console import Console
 from fedssl.record.display import last_line, percent, progress_bar
 from fedssl.record.rows import NAN
 from fedssl.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
@@ -76,7 +76,7 @@ class Lines:
         return f"[{self.done + self.failed}/{self.total}]"
 
     def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 @dataclass
@@ -154,5 +154,5 @@ class Screen:
             table.add_column(name, justify="right", no_wrap=True)
         for name, job in list(self._jobs.items()):  # another thread draws
             shown = (percent(job.ema_accuracy), percent(job.right))
-            table.add_row(escape(name), f"{job.round}/{job.rounds}", *shown)
+            table.add_row(name, f"{job.round}/{job.rounds}", *shown)
         return table

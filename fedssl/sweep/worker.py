@@ -19,9 +19,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import filelock
-from rich.console import Console
 
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.data.federation import Federation
 from fedssl.errors import FedsslError
 from fedssl.interrupts import INTERRUPTED, Interrupts, interruptible

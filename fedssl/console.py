@@ -1,0 +1,34 @@
+"""The terminal as every command and display writes to it: a user's text is text, never markup, emoji or a control sequence."""
+
+import os
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from fedssl.text import printable
+
+
+class Console(RichConsole):
+    """rich's console, to which the name ``[red]:smile:`` is plain text and which writes escape sequences out.
+
+    Args:
+        stderr: Write to the standard error stream.
+        quiet: Write nothing.
+        **others: As rich's.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, **others: Any) -> None:
+        super().__init__(
+            stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, **others
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Write nothing more to a reader that has gone, such as ``head``; the run goes on."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+
+    def render_str(self, text: str, **others: Any) -> Text:
+        """Return a text as it is shown."""
+        return super().render_str(printable(text), **others)
