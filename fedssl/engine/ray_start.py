@@ -23,7 +23,7 @@ import ray
 import ray._private.node as ray_node
 import ray._private.worker as ray_worker
 import ray.job_config
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from fedssl.engine.plan import available_cores
 from fedssl.engine.ray_actor import TOKEN
@@ -168,7 +168,7 @@ class _LeanJob(ray.job_config.JobConfig):  # type: ignore[misc]
     """
 
     def _serialize(self) -> Any:
-        self._py_driver_sys_path = []
+        self._py_driver_sys_path: list[str] = []
         return super()._serialize()
 
 
