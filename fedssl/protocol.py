@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from fedssl import __version__
 from fedssl.data.terms import Terms
+from fedssl.text import printable
 from fedssl.training import FitReport
 from fedssl.trust import EVERY_MODULE
 
@@ -471,12 +472,7 @@ def bounded(reason: str) -> str:
         half = MOST_CHARACTERS // 2
         left_out = len(reason) - 2 * half
         reason = f"{reason[:half]}\n[{left_out} characters are left out]\n{reason[-half:]}"
-    return "".join(_escaped(c) for c in reason)
-
-
-def _escaped(character: str) -> str:
-    is_harmless = character.isprintable() or character in "\n\t"
-    return character if is_harmless else character.encode("unicode_escape").decode()
+    return printable(reason)
 
 
 def is_away(reply: Message) -> bool:

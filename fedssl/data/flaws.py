@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from fedssl.errors import InputError
+from fedssl.text import one_line
 
 MOST_NAMED = 3
 """A note names at most so many examples."""
@@ -15,8 +16,8 @@ VERBS = {"have": " has ", "are": " is ", "lie": " lies "}
 
 
 def plain_text(text: str) -> str:
-    """Return a text on one line without control characters, cut at `MOST_TEXT` characters; spaces are collapsed."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split(" ")))
+    """Return a text on one line without control characters, cut at `MOST_TEXT` characters."""
+    shown = one_line(text)
     return shown if len(shown) <= MOST_TEXT else f"{shown[:MOST_TEXT]}..."
 
 

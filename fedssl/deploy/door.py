@@ -211,20 +211,21 @@ class _Http(H11Protocol):
         self._connections = connections
         self._notes = notes
         self._deadline: asyncio.TimerHandle | None = None
+        self._is_connected = False
         self._early = bytearray()
         # A request tells by this on which connection it came.
         self.app_state = {**self.app_state, "connection": self}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._is_connected = True
         self._watch()
         if self._early:
             self.data_received(bytes(self._early))
 
     def data_received(self, data: bytes) -> None:
-        if (
-            self.transport is None
-        ):  # asyncio delivers what came with the handshake before `start_tls` returns
+        if not self._is_connected:
+            # asyncio delivers what came with the handshake before `start_tls` returns.
             self._early += data
             return
         # In pieces: h11 looks at its limit only once it has taken all that came, up to 256 KB at a time.
