@@ -335,8 +335,6 @@ def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[A
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(str(path), "is not a file", "name an experiment file (TOML)")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         text = content.decode("utf-8-sig")

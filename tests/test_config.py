@@ -1,9 +1,12 @@
 """The experiment file: what is accepted, what is refused and how, phases, overrides, round trips."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedssl.config import Experiment, merge
 from fedssl.errors import InputError
@@ -235,6 +238,70 @@ def test_missing_and_unreadable_files(tmp_path):
         Experiment.load(tmp_path / "nowhere.toml")
     with pytest.raises(InputError, match="cannot be read"):
         Experiment.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed = " + b"9" * 5000, "is not valid TOML"),
+        (b"seed = " + b"[" * 20_000 + b"]" * 20_000, "nested too deep"),
+        (b"seed = \xff\xfe", "cannot be read"),
+        (b"\x00" * 10, "is not valid TOML"),
+        (b"# " + b"x" * (5 << 20), "has more than 4 MiB"),
+        (MINIMAL.encode() + b"[[phases]]\nrounds = 1\n" * 1001, "phases"),
+    ],
+)
+def test_files_that_are_no_experiments_are_one_message(tmp_path, content, message):
+    file = tmp_path / "e.toml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        Experiment.load(file)
+    assert len(str(caught.value)) < 500
+
+
+def test_settings_that_python_cannot_read_are_one_message(tmp_path):
+    with pytest.raises(InputError, match="--set"):
+        load(tmp_path, MINIMAL, "seed=" + "9" * 5000)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
+    (tmp_path / "e.toml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert Experiment.load(tmp_path / "e.toml").data.kind == "digits"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    section=st.sampled_from(
+        [
+            "data",
+            "federation",
+            "method",
+            "train",
+            "strategy",
+            "server",
+            "engine",
+            "phases",
+            "privacy",
+            "seed",
+        ]
+    ),
+    table=VALUES
+    | st.dictionaries(
+        st.sampled_from(["kind", "source", "clients", "sample", "lr", "rounds", "labels"]), VALUES
+    ),
+)
+def test_any_table_is_an_experiment_or_one_message(section, table):
+    with contextlib.suppress(InputError):  # no other exception
+        Experiment.from_dict({"data": {"source": "digits"}, section: table})
 
 
 @pytest.mark.parametrize("setting", ["method.threshold", "=3", "a..b=1"])

@@ -1,0 +1,159 @@
+"""What a process is surrounded by: terminals of any encoding, proxies, no home folder, modules of the user's own, telemetry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedssl.startup import DISCREET, LOOPBACK, import_path, without_proxy
+from tests.helpers import command, small_experiment, small_toml
+
+BARS_AND_SIGNS = ("▁", "±", "·")
+SHADOWED = ("torch", "numpy", "flwr", "rich", "clients", "strategies", "pydantic")
+"""Modules of libraries, or of ours, that a user may have a file called after."""
+
+
+def run_in(
+    folder: Path, *arguments: object, **variables: str | None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line in a folder, in an environment with some variables set or, where None, taken out."""
+    known = {**os.environ, "PYTHONPATH": import_path(), **variables}
+    environment = {name: value for name, value in known.items() if value is not None}
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment, capture_output=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_all_costs_neither_run_nor_table(tmp_path, encoding):
+    small_toml(tmp_path / "e.toml", rounds=1, federation={"labels": {"per_class": 2}})
+    done = run_in(
+        tmp_path,
+        "run",
+        "e.toml",
+        "--plain",
+        "--seeds",
+        2,
+        "--out",
+        "o",
+        PYTHONIOENCODING=f"{encoding}:strict",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "comparison.csv").exists()
+    shown = run_in(tmp_path, "show", "e.toml", PYTHONIOENCODING=f"{encoding}:strict")
+    assert shown.returncode == 0, shown.stderr
+    assert b"?" in done.stdout + shown.stdout or encoding == "cp1252"
+    assert b"Traceback" not in done.stderr + shown.stderr
+
+
+def test_a_reader_that_has_gone_ends_no_run(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=3)
+    line = " ".join(f"'{word}'" for word in command("run", "e.toml", "--plain", "--out", "o"))
+    environment = {**os.environ, "PYTHONPATH": import_path()}
+    subprocess.run(
+        f"{line} | head -c 1",
+        shell=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert (tmp_path / "o" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("home", [None, "", "here"])
+def test_a_user_without_a_home_folder_runs(tmp_path, home):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    gone = {
+        "FEDSSL_CACHE": None,
+        "XDG_CACHE_HOME": None,
+        "USER": None,
+        "LOGNAME": None,
+        "HOME": home,
+    }
+    code = """
+import pwd
+def nobody(number): raise KeyError("no entry")
+pwd.getpwuid = nobody
+from fedssl.cli import command_line
+command_line()
+"""
+    environment = {**os.environ, "PYTHONPATH": import_path(), "TMPDIR": str(tmp_path), **gone}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    for arguments in (["doctor"], ["run", "e.toml", "--plain", "--out", "o"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"fedssl-{os.getuid()}").is_dir()
+    assert not (tmp_path / "here").exists()
+
+
+def test_no_home_folder_and_a_cache_below_it_is_one_message(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", FEDSSL_CACHE="~nobody-of-this-name/x")
+    assert done.returncode == 2
+    assert b"FEDSSL_CACHE" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_own_modules_called_as_libraries_harm_neither_command_nor_script(tmp_path):
+    for name in SHADOWED:
+        (tmp_path / f"{name}.py").write_text(
+            "raise RuntimeError('the module of the user was imported')"
+        )
+    small_toml(tmp_path / "e.toml", rounds=1)
+    script = tmp_path / "script.py"
+    script.write_text("from fedssl import run\nprint(run('e.toml', out='s', progress=False))\n")
+    for arguments in (
+        [*command("run", "e.toml", "--plain", "--out", "o")],
+        [sys.executable, str(script)],
+    ):
+        done = subprocess.run(
+            arguments,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert (tmp_path / "s" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("chosen", [{}, {"ORT_DISABLE_TELEMETRY": "0"}])
+def test_libraries_report_nothing_unless_the_user_lets_them(chosen):
+    code = "import fedssl; fedssl.Experiment; import os, json; print(json.dumps(dict(os.environ)))"
+    environment = {k: v for k, v in os.environ.items() if k not in DISCREET}
+    environment |= {"PYTHONPATH": import_path(), **chosen}
+    import json
+
+    found = json.loads(subprocess.check_output([sys.executable, "-c", code], env=environment))
+    assert {name: found[name] for name in DISCREET} == {**DISCREET, **chosen}
+
+
+def test_proxies_stay_out_of_the_loopback():
+    assert without_proxy({"PATH": "/bin"}) == {}
+    found = without_proxy(
+        {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.org, b.org", "no_proxy": "c.org"}
+    )
+    assert found["NO_PROXY"] == found["no_proxy"]
+    assert found["no_proxy"].split(",") == ["c.org", "a.org", "b.org", *LOOPBACK]
+
+
+def test_a_display_that_fails_costs_no_run(tmp_path, monkeypatch):
+    from fedssl import library, run
+
+    class Broken(library.Observer):
+        def round_ended(self, end):
+            raise UnicodeEncodeError("latin-1", "▁", 0, 1, "not there")
+
+    monkeypatch.setattr(library, "make_display", lambda console: Broken())
+    found = run(small_experiment(rounds=2), out=tmp_path / "o")
+    assert found.is_finished
+    assert len(found.rounds) == 2
