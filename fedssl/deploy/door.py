@@ -212,11 +212,13 @@ class _Http(H11Protocol):
         self._notes = notes
         self._deadline: asyncio.TimerHandle | None = None
         self._early = bytearray()
+        self._is_secured = False
         # A request tells by this on which connection it came.
         self.app_state = {**self.app_state, "connection": self}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._is_secured = True
         self._watch()
         if self._early:
             self.data_received(bytes(self._early))
@@ -237,7 +239,7 @@ class _Http(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
         self._unwatch()
-        if self.transport is not None:
+        if self._is_secured:
             super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

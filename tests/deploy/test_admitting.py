@@ -175,7 +175,7 @@ class Server:
         now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds_behind)
 
         class Answer(BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802
+            def do_GET(self):
                 self.send_response_only(200)
                 self.send_header("date", format_datetime(now, usegmt=True))
                 self.end_headers()

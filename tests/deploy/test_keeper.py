@@ -106,9 +106,12 @@ def test_down_says_so_where_a_killed_keeper_has_left_its_process(deployment, mon
     monkeypatch.setattr("fedssl.deploy.host.PATIENCE", 0.3)
     file = deployment.processes / "gate.json"
     file.write_text(json.dumps({"keeper": 1, "process": 1, "starts": 1}))
-    with socket.create_server(("127.0.0.1", deployment.settings.port)):
-        with pytest.raises(RunFailed, match=f"still has its port {deployment.settings.port}"):
-            Host(deployment).stop()
+    port = deployment.settings.port
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(RunFailed, match=f"still has its port {port}"),
+    ):
+        Host(deployment).stop()
     Host(deployment).stop()
     assert not file.exists()
 
