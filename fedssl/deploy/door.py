@@ -224,9 +224,8 @@ class _Http(H11Protocol):
             self.data_received(bytes(self._early))
 
     def data_received(self, data: bytes) -> None:
-        if (
-            self.transport is None
-        ):  # asyncio delivers what came with the handshake before `start_tls` returns
+        # asyncio delivers what came with the handshake before `start_tls` returns.
+        if not self._is_secured:
             self._early += data
             return
         # In pieces: h11 looks at its limit only once it has taken all that came, up to 256 KB at a time.
