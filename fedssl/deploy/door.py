@@ -211,21 +211,21 @@ class _Http(H11Protocol):
         self._connections = connections
         self._notes = notes
         self._deadline: asyncio.TimerHandle | None = None
-        self._is_connected = False
         self._early = bytearray()
+        self._is_secured = False
         # A request tells by this on which connection it came.
         self.app_state = {**self.app_state, "connection": self}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._is_connected = True
+        self._is_secured = True
         self._watch()
         if self._early:
             self.data_received(bytes(self._early))
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_connected:
-            # asyncio delivers what came with the handshake before `start_tls` returns.
+        # asyncio delivers what came with the handshake before `start_tls` returns.
+        if not self._is_secured:
             self._early += data
             return
         # In pieces: h11 looks at its limit only once it has taken all that came, up to 256 KB at a time.
@@ -238,7 +238,7 @@ class _Http(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
         self._unwatch()
-        if self.transport is not None:
+        if self._is_secured:
             super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

@@ -290,7 +290,7 @@ class Run:
 
 def _kind_of(key: str) -> Any:
     """Return the types that an entry of a summary can have; a number that is not known is null."""
-    if key in ("name", "method", "evaluated_on"):
+    if key in ("name", "method", "evaluated_on", "remark"):
         return str
     return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 
