@@ -10,7 +10,6 @@ import pytest
 from fedssl.startup import DISCREET, LOOPBACK, import_path, without_proxy
 from tests.helpers import command, small_experiment, small_toml
 
-BARS_AND_SIGNS = ("▁", "±", "·")
 SHADOWED = ("torch", "numpy", "flwr", "rich", "clients", "strategies", "pydantic")
 """Modules of libraries, or of ours, that a user may have a file called after."""
 
@@ -44,7 +43,7 @@ def test_a_terminal_that_cannot_show_all_costs_neither_run_nor_table(tmp_path, e
     assert (tmp_path / "o" / "comparison.csv").exists()
     shown = run_in(tmp_path, "show", "e.toml", PYTHONIOENCODING=f"{encoding}:strict")
     assert shown.returncode == 0, shown.stderr
-    assert b"?" in done.stdout + shown.stdout or encoding == "cp1252"
+    assert b"?" in done.stdout + shown.stdout or encoding != "ascii"
     assert b"Traceback" not in done.stderr + shown.stderr
 
 
