@@ -42,7 +42,7 @@ def _of_the_end(run: "Run") -> dict[str, str]:
         f"{percent(facts['pseudo_label_coverage'])} used",
         "took": f"{facts['rounds']} rounds, {facts['seconds']:.1f} s, "
         f"{facts['clients_failed']} client failures",
-        **({"note": facts["remark"]} if facts.get("remark") else {}),
+        **({"note": str(facts["remark"])} if facts.get("remark") else {}),
     }
 
 
