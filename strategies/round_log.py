@@ -15,9 +15,6 @@ from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
 from fedssl.strategies.census import Census
 from fedssl.system.clock import Fate
 
-FORMULAS = ("=", "+", "-", "@")
-"""What a cell begins with that spreadsheets take for a formula."""
-
 Fates = Mapping[int, Fate]
 
 
@@ -161,7 +158,6 @@ class RoundLog:
         """Note a client that gave no usable reply; the reason may be the client's own words."""
         reason = protocol.bounded(reason)
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
-        last = f"'{last}" if last.startswith(FORMULAS) else last
         seconds = self._virtual_seconds(client)
         row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)
         self.clients.append(row)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from fedssl.console import Console
+from fedssl.record.lines import Table, read_rows
+from fedssl.record.rows import ClientRow
 from fedssl.text import as_cell, from_cell, one_line, printable
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=40)
@@ -71,10 +73,18 @@ def test_a_cell_is_no_formula_and_is_read_back(text):
 def test_a_console_shows_names_as_they_are(name):
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=False)
-    table = Table(title=name, caption=name)
+    table = RichTable(title=name, caption=name)
     table.add_column(name)
     table.add_row(name)
     console.print(name)
     console.print(table)
     console.print(Panel(table))
     assert file.getvalue().count(printable(name)) == 9
+
+
+def test_a_reason_of_a_client_is_no_formula_in_its_table(tmp_path):
+    row = ClientRow(1, 2, "failed", "=HYPERLINK(\x1b[2J)")
+    Table(tmp_path / "clients.csv", ClientRow).add([row])
+    assert "'=HYPERLINK(\\x1b[2J)" in (tmp_path / "clients.csv").read_text()
+    (read,) = read_rows(tmp_path / "clients.csv", ClientRow)
+    assert read.reason == "=HYPERLINK(\\x1b[2J)"

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from fedssl.commands.compare import compare_runs
 from fedssl.comparison.comparison import Comparison
 from fedssl.comparison.table import as_rich, grids_of
+from fedssl.console import Console
 from fedssl.record.plots import plot_comparison
 from tests.comparison.records import Spent, record
 from tests.helpers import fedssl, refused, small_toml

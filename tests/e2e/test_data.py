@@ -154,7 +154,7 @@ def spoil(name):
 @pytest.mark.parametrize(
     ("flaw", "words"),
     [
-        ("truncated", ["1 image cannot be read (", "cat/000.png)"]),
+        ("truncated", ["1 image cannot be read (", "cat/000.png: "]),
         ("gray", ["1 image has 1 channels", "cat/gray.png"]),
         ("larger", ["1 image is not 12x12", "dog/large.png"]),
         ("empty", ["1 class without training images (fish)"]),

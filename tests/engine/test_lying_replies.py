@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tracemalloc
+import unicodedata
 
 import numpy as np
 import pytest
@@ -256,15 +257,15 @@ def test_a_reply_is_refused_or_within_bounds(metrics, arrays, in_state):
 def test_reasons_are_short_and_plain(text, times):
     said = protocol.bounded(text + "x" * times + "\x1b]52;c;\x07")
     assert len(said) < 2 * protocol.MOST_CHARACTERS + 100
-    assert all(c.isprintable() or c in "\n\t" for c in said)
+    assert all(unicodedata.category(c) not in ("Cc", "Cs") or c in "\n\t" for c in said)
     assert said.endswith("\\x1b]52;c;\\x07")
 
 
-def test_a_reason_keeps_its_first_and_last_lines_and_is_no_formula():
+def test_a_reason_keeps_its_first_and_last_lines():
     log = RoundLog(1, Census.unknown(2), {})
     long = "Traceback\n" + "x" * 2 * 10**7 + "\n=HYPERLINK(\x1b[2J)"
     log.note(Answer(protocol.node_of(1), None, reason=long))
-    assert log.clients[0].reason == "'=HYPERLINK(\\x1b[2J)"
+    assert log.clients[0].reason == "=HYPERLINK(\\x1b[2J)"
     assert log.failures[0].reason.startswith("Traceback\n")
     assert "characters are left out" in log.failures[0].reason
     assert len(log.failures[0].reason) < 5000

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from rich.console import Console
 from safetensors.numpy import load_file
 
 from fedssl.clients.client_app import app
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.images import Dataset
 from fedssl.data.images import Images as DataImages
@@ -22,7 +22,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import InputError
-from fedssl.record.description import describe
+from fedssl.record.description import describe, said_of_data
 from fedssl.record.display import (
     LiveDisplay,
     PlainDisplay,
@@ -384,7 +384,7 @@ def test_images_of_unknown_class_and_what_was_left_out_are_shown(tmp_path):
     federation = own_federation([0, 1] * 20 + [-1] * 60, 5, ("cat", "dog"))
     shown = text_of(federation_table(federation, NUMBERS))
     assert "class unknown" in shown
-    assert "left out: 3 images cannot be read" in describe_skew(federation)
+    assert "left out: 3 images cannot be read" in said_of_data(federation)
     assert "0 of 5 clients" not in describe_skew(federation)  # two labels for five clients
     plot_federation(federation, NUMBERS, "t", tmp_path / "u.png")
     assert (tmp_path / "u.png").stat().st_size > 10_000

@@ -4,8 +4,8 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
+from fedssl.console import Console
 from fedssl.sweep.display import make_display
 from fedssl.sweep.messages import Began, Ended, Failed, RoundDone, Said
 from fedssl.sweep.points import Point
