@@ -35,7 +35,8 @@ def deploy(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation") / "deployment"
-    assert fedssl("deploy", "init", "--folder", folder).exit_code == 0
+    own = ("--allowed-plugins", "tests.plugins")
+    assert fedssl("deploy", "init", "--folder", folder, *own).exit_code == 0
     give_free_ports(folder)
     done = deploy(folder, "up")
     assert done.returncode == 0, done.stdout + done.stderr

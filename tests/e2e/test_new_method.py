@@ -60,7 +60,9 @@ def test_one_file_is_a_method_on_every_engine(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     Image.new("L", (8, 8)).save("image.png")
     for arguments in (("export", "run0", "--format", "safetensors"), ("predict", "run0", "image.png")):  # fmt: skip
-        result = fedssl(*arguments)
+        refused(fedssl(*arguments), "--plugins")
+        result = fedssl(*arguments, "--plugins")
+        sys.modules.pop("mylab.entropy_minimization", None)  # what is imported already is used
         assert result.exit_code == 0, result.output
     wrong = [*settings[:3], "method.flor=0.1"]
     refused(fedssl("validate", file, *wrong), "floor")
