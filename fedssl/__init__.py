@@ -5,9 +5,11 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not from typing: under `python -m fedssl` a file typing.py of the user's would be found first
 if TYPE_CHECKING:
+    from typing import Any
+
     from fedssl.config import Experiment as Experiment
     from fedssl.errors import InputError as InputError
     from fedssl.errors import RunFailed as RunFailed
@@ -26,7 +28,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import what the library offers when it is first asked for (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

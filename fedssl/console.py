@@ -1,5 +1,6 @@
 """The terminal as every command and display writes to it: a user's text is text, never markup, emoji or a control sequence."""
 
+import logging
 import os
 from typing import Any
 
@@ -7,6 +8,8 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from fedssl.text import printable
+
+log = logging.getLogger(__name__)
 
 
 class Console(RichConsole):
@@ -22,6 +25,14 @@ class Console(RichConsole):
         super().__init__(
             stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, **others
         )
+
+    def __exit__(self, *details: Any) -> None:
+        """Write what was printed; where nothing can be written any more, say so once and go on."""
+        try:
+            super().__exit__(*details)
+        except OSError as error:  # a full disk behind `> FILE`, or a terminal that was closed
+            self.on_broken_pipe()
+            log.warning("the output cannot be written and is not shown: %s", error.strerror)
 
     def on_broken_pipe(self) -> None:
         """Write nothing more to a reader that has gone, such as ``head``; the run goes on."""

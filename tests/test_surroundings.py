@@ -62,6 +62,62 @@ def test_a_reader_that_has_gone_ends_no_run(tmp_path):
     assert (tmp_path / "o" / "summary.json").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full")
+def test_an_output_on_a_full_disk_ends_no_run_and_is_said_once(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=3)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("run", "e.toml", "--plain", "--out", "o"),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "summary.json").exists()
+    assert done.stderr.count(b"cannot be written") == 1
+    assert b"Traceback" not in done.stderr
+
+
+def test_without_a_home_folder_that_can_be_written_flower_has_one_beside_the_cache(
+    tmp_path, monkeypatch
+):
+    from fedssl.engine.flower import HOME_VARIABLE, _find_home
+
+    def home_is(folder):
+        monkeypatch.delenv(HOME_VARIABLE, raising=False)
+        monkeypatch.setattr(Path, "home", folder)
+        _find_home()
+        return os.environ.get(HOME_VARIABLE)
+
+    def nowhere():
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setenv("FEDSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(HOME_VARIABLE, "mine")
+    _find_home()
+    assert os.environ[HOME_VARIABLE] == "mine"
+    beside = str(tmp_path / "cache" / "flower")
+    assert home_is(nowhere) == beside
+    assert home_is(lambda: tmp_path / "gone") == beside
+    assert home_is(lambda: Path("here")) == beside
+    assert home_is(lambda: tmp_path) is None
+
+
+def test_python_m_looks_for_modules_of_the_user_last(tmp_path):
+    for name in ("typing", "json", "random", *SHADOWED):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the module of the user')")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedssl", "schema"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": import_path()},
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("home", [None, "", "here"])
 def test_a_user_without_a_home_folder_runs(tmp_path, home):
     small_toml(tmp_path / "e.toml", rounds=1)

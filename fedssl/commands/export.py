@@ -13,6 +13,7 @@ from fedssl.commands.arguments import (
     WeightsOption,
     load_run_with_model,
 )
+from fedssl.console import Console
 from fedssl.guard import guarded
 from fedssl.startup import quick_imports
 
@@ -56,4 +57,5 @@ def export(
         write_atomically(path, content)
     except OSError as error:
         raise unwritable(path, str(error.strerror)) from None
-    print(f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model")
+    said = f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model"
+    Console().print(said, soft_wrap=True)

@@ -92,7 +92,7 @@ def schema() -> None:
     with quick_imports():
         from fedssl.config import Experiment
 
-    print(json.dumps(Experiment.model_json_schema(), indent=2))
+    Console().print(json.dumps(Experiment.model_json_schema(), indent=2), soft_wrap=True)
 
 
 @guarded

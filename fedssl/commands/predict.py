@@ -139,7 +139,8 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> 
         console.print(line, soft_wrap=True)
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
-        print(
+        console.print(
             f"accuracy {share * 100:.1f} %: {predictions.num_right:,} of "
-            f"{predictions.num_labeled:,} images whose class is known"
+            f"{predictions.num_labeled:,} images whose class is known",
+            soft_wrap=True,
         )

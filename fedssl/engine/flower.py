@@ -1,15 +1,18 @@
 """Flower's own simulation runtime, for the same apps."""
 
+import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import cast
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedssl.data.cache import cache_folder
 from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
 from fedssl.engine.ray_start import RayCluster
@@ -18,6 +21,9 @@ from fedssl.errors import RunFailed
 from fedssl.protocol import ALLOWED_PLUGINS
 from fedssl.startup import prepare_surroundings
 from fedssl.trust import EVERY_MODULE
+
+HOME_VARIABLE = "FLWR_HOME"
+"""Environment variable that names the folder of Flower's files."""
 
 POLL_SECONDS = 0.1
 """Between looks for replies, as in Flower's own grid."""
@@ -44,6 +50,7 @@ def simulate(
         RunFailed: Ray does not start.
     """
     prepare_surroundings()
+    _find_home()
     from flwr.simulation import run_simulation  # imported here: it reads the environment
 
     over = threading.Event()
@@ -68,6 +75,18 @@ def simulate(
     finally:
         over.set()
         cluster.close()
+
+
+def _find_home() -> None:
+    """Set ``FLWR_HOME`` to a folder beside the cache where Flower's own choice, in the home folder, cannot be written to."""
+    if os.environ.get(HOME_VARIABLE):
+        return
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither $HOME nor an entry in the list of users
+        home = None
+    if home is None or not home.is_absolute() or not os.access(home, os.W_OK):
+        os.environ[HOME_VARIABLE] = str(cache_folder() / "flower")
 
 
 def _of_this_machine(app: ClientApp) -> ClientApp:

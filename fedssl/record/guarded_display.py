@@ -1,5 +1,6 @@
 """A display that cannot harm the run it shows."""
 
+import contextlib
 from collections.abc import Callable
 
 from fedssl.config import Experiment
@@ -46,7 +47,9 @@ class GuardedDisplay(Observer):
         try:
             tell(self._display)
         except Exception as error:
-            self._display = None
+            broken, self._display = self._display, None
+            with contextlib.suppress(Exception):
+                broken.failed(str(error))  # takes a panel away, and lets the cursor be seen again
             self._complain(
                 f"the run is recorded, but no longer shown: {type(error).__name__}: {error}"
             )

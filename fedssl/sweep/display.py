@@ -1,6 +1,9 @@
 """What a person sees while a sweep goes: one bar and a line for each running job on a terminal, plain lines elsewhere."""
 
+import contextlib
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +17,8 @@ from fedssl.record.display import last_line, percent, progress_bar
 from fedssl.record.rows import NAN
 from fedssl.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
 from fedssl.sweep.points import Point
+
+log = logging.getLogger(__name__)
 
 MEMORY = 600.0
 """Seconds of which the time left is reckoned; rounds may take a minute."""
@@ -42,7 +47,41 @@ def make_display(console: Console, todo: list[Point], done: int, *, plain: bool)
         plain: Lines, whatever the console is.
     """
     lines = Lines(console, len(todo) + done, done)
-    return lines if plain or not console.is_terminal else Screen(console, lines, todo)
+    chosen = lines if plain or not console.is_terminal else Screen(console, lines, todo)
+    return Guarded(chosen)
+
+
+class Guarded:
+    """Pass on what a display is told, until it fails; then say so once, and the sweep goes on without it.
+
+    Args:
+        display: Shows the sweep.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._failed = False
+
+    def __enter__(self) -> "Guarded":
+        self._try(self._display.__enter__)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        with contextlib.suppress(Exception):
+            self._display.__exit__(*details)
+
+    def show(self, point: Point, message: Message) -> None:
+        """Show what was said of a run."""
+        if not self._failed:
+            self._try(lambda: self._display.show(point, message))
+
+    def _try(self, show: Callable[[], object]) -> None:
+        try:
+            show()
+        except Exception as error:
+            self._failed = True
+            self.__exit__(None, None, None)
+            log.warning("the sweep is no longer shown: %s: %s", type(error).__name__, error)
 
 
 class Lines:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fedssl.console import Console
-from fedssl.sweep.display import make_display
+from fedssl.sweep.display import Lines, make_display
 from fedssl.sweep.messages import Began, Ended, Failed, RoundDone, Said
 from fedssl.sweep.points import Point
 from tests.helpers import small_experiment
@@ -62,3 +62,13 @@ def test_the_panel_counts_runs_and_the_rounds_that_are_left_to_run():
         ["small/seed0", "2/10", "50.0", "%", "75.0", "%"],
         ["small/seed1", "5/10", "-", "-"],
     ]
+
+
+def test_a_display_that_fails_ends_no_sweep(caplog, monkeypatch):
+    def fail(self, point, message):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(Lines, "show", fail)
+    text = shown(plain=False)
+    assert caplog.text.count("no longer shown: ValueError: no room") == 1
+    assert text.count("\x1b[?25h") == text.count("\x1b[?25l") > 0  # the cursor is seen again
