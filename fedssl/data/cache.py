@@ -31,7 +31,7 @@ from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 from fedssl.errors import InputError
 from fedssl.text import one_line
 
-FORMAT = 2
+FORMAT = 3
 """Part of every entry's name: raise it when the layout changes, or the normalization of a built-in data set."""
 
 CACHE_VARIABLE = "FEDSSL_CACHE"
