@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from fedssl.config import Experiment
+from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.record.display import LiveDisplay, PlainDisplay
 from fedssl.simulation import Engine, check, virtual_seconds
