@@ -9,7 +9,9 @@ from pathlib import Path, PurePath
 from fedssl.deploy.deployment import Deployment
 from fedssl.startup import DISCREET, without_proxy
 
-ENVIRONMENT = {**DISCREET, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+NO_INSTALLATION = {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+
+ENVIRONMENT = {**DISCREET, **NO_INSTALLATION}
 """Keeps Flower's processes from calling home and from installing anything."""
 
 
@@ -17,7 +19,13 @@ def environment() -> dict[str, str]:
     """Return this process's environment as Flower's commands need it: they start one another by name."""
     beside_python = str(Path(sys.executable).parent)
     path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **without_proxy(os.environ), **ENVIRONMENT, "PATH": path}
+    return {
+        **DISCREET,
+        **os.environ,
+        **without_proxy(os.environ),
+        **NO_INSTALLATION,
+        "PATH": path,
+    }
 
 
 def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:

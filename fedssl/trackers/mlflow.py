@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from pydantic import Field
 
-from fedssl.data.cache import cache_folder
+from fedssl.data.cache import cache_folder, make_private
 from fedssl.extras import require
 from fedssl.record.resume import leaves
 from fedssl.trackers.base import Facts, Status, TrackedRun, Tracker
@@ -104,7 +104,7 @@ def _begin(client: "MlflowClient", experiment: str, facts: Facts) -> str:
 def _experiment_id(client: "MlflowClient", name: str) -> str:
     """Return the id of an experiment of MLflow's; the runs of a sweep begin together, and one of them makes it."""
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     with filelock.FileLock(folder / "mlflow.lock"):
         there = client.get_experiment_by_name(name)
         number: str = client.create_experiment(name) if there is None else there.experiment_id
