@@ -18,6 +18,7 @@ from flwr.app import Context, Message
 from fedssl import protocol
 from fedssl.data.cache import cache_folder
 from fedssl.errors import InputError
+from fedssl.record.files import write_atomically
 
 
 def account_of(context: Context) -> Path:
@@ -65,13 +66,13 @@ def answer_once(
             account["answers"] += 1
             account["rounds"][series] = server_round
             account["last"] = digest
-            _write(folder / "account.json", json.dumps(account).encode())
+            write_atomically(folder / "account.json", json.dumps(account).encode())
         elif kept.exists():
             content = protocol.state_from_bytes(kept.read_bytes())
             return Message(content=content, reply_to=message)
         reply = answer()
         if not reply.has_error():
-            _write(kept, protocol.state_to_bytes(reply.content) or b"")
+            write_atomically(kept, protocol.state_to_bytes(reply.content) or b"")
         return reply
 
 
@@ -111,10 +112,3 @@ def _read(folder: Path) -> dict[str, Any]:
             "this node cannot tell what it has answered; its owner decides whether the file may go",
         ) from None
     return account
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

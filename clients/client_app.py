@@ -25,6 +25,9 @@ from fedssl.trust import only, trusting
 
 app = ClientApp()
 
+Work = Callable[[Message, Context, protocol.Request, Resident], Message]
+"""Makes the reply to a request that a node may answer."""
+
 
 def with_allowed_plugins(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
@@ -41,6 +44,11 @@ def with_allowed_plugins(
 @app.train(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back."""
+    return _answered(_train, message, context)
+
+
+def _answered(work: Work, message: Message, context: Context) -> Message:
+    """Read a request, and return what comes of the work if the node may answer it."""
     request = protocol.read_request(message)
     here = resident(request.experiment, device_of(context), request.terms)
     return admitted(
@@ -48,7 +56,7 @@ def train(message: Message, context: Context) -> Message:
         context,
         here.experiment,
         request.server_round,
-        lambda: _train(message, context, request, here),
+        lambda: work(message, context, request, here),
     )
 
 
@@ -101,15 +109,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     A client without any answers with zero examples.
     """
-    request = protocol.read_request(message)
-    here = resident(request.experiment, device_of(context), request.terms)
-    return admitted(
-        message,
-        context,
-        here.experiment,
-        request.server_round,
-        lambda: _evaluate(message, context, request, here),
-    )
+    return _answered(_evaluate, message, context)
 
 
 def _evaluate(

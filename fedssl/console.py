@@ -39,6 +39,7 @@ class Console(RichConsole):
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
     def render_str(self, text: str, **others: Any) -> Text:
         """Return a text as it is shown."""

@@ -107,7 +107,7 @@ class CohortSums:
                 return self.leave_out(place, node, reply.error.reason or "no reason given")
             metrics, arrays = self._read(reply)
             size = protocol.num_bytes(reply.content)
-            return self.add_arrays(place, node, metrics, arrays, size, holding)
+            return self._add(place, node, metrics, arrays, size, holding)
         except _Refused as error:
             return self.leave_out(place, node, f"refused: {error}")
 
@@ -146,7 +146,7 @@ class CohortSums:
         num_bytes: int,
         holding: Holding | None = None,
     ) -> Answer:
-        """Add what a reply carries, as `add` does.
+        """Add what a client would reply, as `add` does, where no message is made of it.
 
         Args:
             place: The reply's.
@@ -156,10 +156,29 @@ class CohortSums:
             num_bytes: Bytes of all its arrays as they travel.
             holding: What the census said of the client; None: it is not known.
         """
+        for name, layout in self.reduction.layouts.items():
+            if layout_of(arrays.get(name, {})) != layout:
+                return self.leave_out(place, node, f"refused: {protocol.DIFFERENT}")
         try:
-            single, by_class, weights = self._checked(metrics, arrays, holding)
+            return self._add(place, node, metrics, arrays, num_bytes, holding)
         except _Refused as error:
             return self.leave_out(place, node, f"refused: {error}")
+
+    def _add(
+        self,
+        place: int,
+        node: int,
+        metrics: protocol.Metrics,
+        arrays: Mapping[str, Arrays],
+        num_bytes: int,
+        holding: Holding | None,
+    ) -> Answer:
+        """Add arrays that are of the layout, and metrics of which nothing is known; arguments as in `add_arrays`.
+
+        Raises:
+            _Refused: They must not be added.
+        """
+        single, by_class, weights = self._checked(metrics, arrays, holding)
         for name, weight in weights.items():
             self._sums[name].add(place, arrays[name], weight)
         return Answer(node, single, num_bytes, by_class=by_class)
@@ -178,9 +197,7 @@ class CohortSums:
         try:
             single, by_class = protocol.single_values(metrics), protocol.class_counts(metrics)
             flaw = self._flaw_of_counts(by_class) or flaw_of_metrics(single, by_class, holding)
-            for name, layout in self.reduction.layouts.items():
-                if layout_of(arrays[name]) != layout:
-                    flaw = flaw or protocol.DIFFERENT
+            for name in self.reduction.layouts:
                 flaw = flaw or flaw_of_arrays(arrays[name])
             flaw = flaw or self._flaw_of_length(arrays.get(protocol.ARRAYS, {}))
             weights = {} if flaw else {n: w(single) for n, w in self.reduction.weigh.items()}

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,6 +354,18 @@ def test_a_file_of_runs_is_written_by_the_command_line(tmp_path):
     assert "report.html" in result.output.replace("\n", "")
 
 
+def spoilt_copy(run: Run, tmp_path: Path, name: str, column: str, value: str) -> Path:
+    """Return a copy of a run's record in whose first row of a table one cell is another."""
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    with (path / name).open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][rows[0].index(column)] = value
+    with (path / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
 @pytest.mark.parametrize(
     ("name", "column", "value"),
     [
@@ -365,13 +378,7 @@ def test_a_file_of_runs_is_written_by_the_command_line(tmp_path):
     ],
 )
 def test_numbers_out_of_range_are_named_and_not_drawn(run, tmp_path, name, column, value):
-    path = tmp_path / "run"
-    shutil.copytree(run.path, path)
-    with (path / name).open(newline="") as file:
-        rows = list(csv.reader(file))
-    rows[1][rows[0].index(column)] = value
-    with (path / name).open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    path = spoilt_copy(run, tmp_path, name, column, value)
     material = read_material(Run(path), None)
     (said,) = material.out_of_range
     assert said.startswith(f"{name}, round ")
@@ -389,13 +396,7 @@ def test_numbers_out_of_range_are_named_and_not_drawn(run, tmp_path, name, colum
     ],
 )
 def test_tables_that_name_what_there_is_not_are_refused(run, tmp_path, name, column, value):
-    path = tmp_path / "run"
-    shutil.copytree(run.path, path)
-    with (path / name).open(newline="") as file:
-        rows = list(csv.reader(file))
-    rows[1][rows[0].index(column)] = value
-    with (path / name).open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    path = spoilt_copy(run, tmp_path, name, column, value)
     refused(fedssl("report", path), name, "cannot be read", value)
 
 
