@@ -29,8 +29,8 @@ test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engi
 	docker compose --file docker-compose.yml config --quiet
 	$(BIN)/python -m pytest -m containers tests/containers -s
 
-test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own.
-	$(BIN)/python -m pytest -m readme tests/docs -s
+test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own, and the notebook.
+	$(BIN)/python -m pytest -m readme tests/docs tests/e2e -s
 
 check: $(INSTALLED)  ## Format, lint, types, import layers; the site, where a warning is an error.
 	$(BIN)/ruff format --check .

@@ -129,13 +129,18 @@ class Norms(Observer):
 def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float, Norms]:
     """Run a federation and return its last accuracy (NaN: it ended as failed), and what was seen of its updates."""
 
+    said = []
+
     def answer(message: Message, context: Context) -> Message:
         reply: Message = app(message, context)
         if lie is None or context.node_config[protocol.PARTITION_ID] != LIAR:
             return reply
+        if reply.has_error():  # the model is so far gone that the liar cannot train either: it says the same again
+            return Message(said[-1].content, reply_to=message) if said else reply
         before = protocol.from_record(message.content.array_records[protocol.ARRAYS])
         honest = protocol.from_record(reply.content.array_records[protocol.ARRAYS])
         reply.content[protocol.ARRAYS] = protocol.to_record(lie(before, honest, bound))
+        said[:] = [reply]
         return reply
 
     seen = Norms()

@@ -15,6 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare data in a folder of this session's, from the first import on; workers and subprocesses inherit it."""
     folder = tempfile.mkdtemp(prefix="fedssl-tests-")
     os.environ[CACHE_VARIABLE] = folder
+    # Ray's workers run at niceness 15 by default, and starve beside another test.
+    os.environ["RAY_worker_niceness"] = "0"
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

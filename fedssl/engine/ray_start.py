@@ -141,7 +141,7 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
         try:
             super().__init__(ray_params, *args, **settings)
         except BaseException:
-            self.kill_all_processes(check_alive=False)  # nobody gets to end half a node
+            self.kill_all_processes(check_alive=False, wait=True)  # nobody gets to end half a node
             raise
 
     def start_api_server(self, **settings: Any) -> None:

@@ -18,7 +18,6 @@ SYSTEM = {
 
 ENGINES = [
     ["--engine", "serial"],
-    ["--engine", "ray", "--workers", "1"],
     ["--engine", "ray", "--workers", "3"],
     ["--engine", "flower", "--workers", "2"],
 ]

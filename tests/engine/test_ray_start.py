@@ -32,10 +32,6 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
-NICE = {"RAY_worker_niceness": "0"}
-"""Ray's workers run at niceness 15 by default, and starve on a busy machine."""
-
-
 class Command:
     """``fedssl run`` of many rounds in a process of its own, once its first round is recorded."""
 
@@ -49,7 +45,7 @@ class Command:
                 command(*arguments),
                 stdout=output,
                 stderr=output,
-                env=os.environ | NICE | environment,
+                env=os.environ | environment,
             )
         rounds = self.out / "rounds.csv"
         until = time.monotonic() + 300
@@ -199,9 +195,8 @@ def test_what_is_lost_of_ray_is_said_with_how_to_go_on(tmp_path, short, who, sai
     assert said in last["reason"]
 
 
-@pytest.mark.parametrize("engine", ["ray", "flower"])
-def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short, engine):
-    """Without a home, behind a dead proxy, beside modules that are called as ours, and to the same bits as serially."""
+def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short):
+    """Without a home, behind a dead proxy, beside modules that are called as ours, and to the same bits on every engine."""
     place = tmp_path / "place"
     (place / "strategies").mkdir(parents=True)
     for name in HOSTILE:
@@ -212,8 +207,9 @@ def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short, 
     proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "grpc", "all")}
     proxies |= {name.upper(): value for name, value in proxies.items()}
     environment = os.environ | proxies | {"TMPDIR": str(short), "PYTHONPATH": str(Path.cwd())}
-    environment |= NICE | {"HOME": str(home), "FLWR_HOME": str(tmp_path / "flwr")}
-    for kind in ("serial", engine):
+    environment |= {"HOME": str(home), "FLWR_HOME": str(tmp_path / "flwr")}
+    engines = ("serial", "ray", "flower")
+    for kind in engines:
         arguments = command("run", file, "--plain", "--engine", kind, "--out", tmp_path / kind)
         done = subprocess.run(
             [arguments[0], "-P", *arguments[1:]],
@@ -224,8 +220,7 @@ def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short, 
             timeout=200,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (sha256(tmp_path / kind / "model.safetensors") for kind in ("serial", engine))
-    assert one == other
+    assert len({sha256(tmp_path / kind / "model.safetensors") for kind in engines}) == 1
     assert list(short.iterdir()) == []
     assert not (home / ".ray").exists()
 
