@@ -32,6 +32,9 @@ MOST_METRICS = 64
 ROUNDING = 1e-6
 """By how much, relatively, a sum of weights may be above the count that it is a part of."""
 
+VARIANCE = "running_var"
+"""What torch calls the variance that a batch normalization has measured; below zero, its square root is NaN at every client."""
+
 UPPER = {
     protocol.NUM_STEPS: COUNT_LIMIT,
     **dict.fromkeys(protocol.COUNTS, COUNT_LIMIT),
@@ -139,10 +142,17 @@ def _flaw_of_classes(counts: Sequence[float]) -> str | None:
 def flaw_of_arrays(arrays: Arrays) -> str | None:
     """Say why arrays must not be averaged, or None."""
     if all(_is_within(array) for array in arrays.values()):
-        return None
+        return _flaw_of_variances(arrays)
     if not is_finite(arrays):
         return "the reply's weights are not finite"
     return f"training diverged: the reply's weights reach beyond {LARGEST_WEIGHT:g}; lower train.lr"
+
+
+def _flaw_of_variances(arrays: Arrays) -> str | None:
+    negative = next(
+        (n for n, a in arrays.items() if n.endswith(VARIANCE) and a.size and a.min() < 0), None
+    )
+    return None if negative is None else f"the reply's {negative[:200]} is a variance below zero"
 
 
 def _is_within(array: npt.NDArray[Any]) -> bool:

@@ -105,6 +105,19 @@ def test_no_metric_is_believed_that_cannot_be(metric, value, reason):
     refused(reply(HONEST | {metric: value}), reason)
 
 
+def test_no_variance_is_below_zero():
+    """It would be within all bounds, and its square root NaN at every client that is sent the mean."""
+    model = {"0.weight": np.ones(2, np.float32), "1.running_var": np.ones(2, np.float32)}
+    carried = {protocol.ARRAYS: model, protocol.STATE: STATE}
+    reduction = Reduction.of(carried, {protocol.ARRAYS: by_examples})
+    for smallest, said in ((0.0, ""), (-1e-3, "1.running_var is a variance below zero")):
+        sent = model | {"1.running_var": np.array([1.0, smallest], np.float32)}
+        sums = CohortSums(reduction, 1)
+        answer = sums.add(0, reply(arrays=protocol.to_record(sent)), HOLDING)
+        assert said in answer.reason
+        assert (answer.metrics is None) == bool(said)
+
+
 def test_there_is_a_limit_to_the_number_of_metrics():
     many = {f"m{i}": 1.0 for i in range(MOST_METRICS)}
     refused(reply(HONEST | many), "77 metrics, more than 64")
