@@ -9,16 +9,18 @@ Ten clients of digits, all asked in every round; client 0 lies. What it sends is
     still    the received model: nothing is learned from it
 
 A long step has 10,000 times the length of an honest one, a longer one ten times; where the experiment bounds updates, both
-are as long as the bound. The bound is the longest honest update of a run without a liar.
+are as long as the bound. The bound is the longest honest update of a run without a liar. The clients are strangers to the
+server, as in a deployment, where `server.max_update_ratio` holds too, with its default unless the table says otherwise.
 """
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from flwr.app import Context, Message
+from flwr.serverapp import Grid
 
 from fedssl import protocol
 from fedssl.clients.client_app import app
@@ -49,6 +51,7 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 STRATEGIES: dict[str, dict[str, Any]] = {
+    "fedavg, max_update_ratio = 1e9": {"server": {"max_update_ratio": 1e9}},
     "fedavg": {},
     "fedavg, weight = uniform": {"strategy": {"weight": "uniform"}},
     "fedavg, max_update_norm": {"server": {"max_update_norm": math.nan}},
@@ -112,6 +115,25 @@ def _step(
     }
 
 
+class Strangers(Grid):  # type: ignore[misc]
+    """Clients at a server that did not start them, as in a deployment: it asks each what it holds, and compares their replies."""
+
+    def __init__(self, answer: Any) -> None:
+        self._inner = SerialGrid(Apps(answer), CLIENTS)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes."""
+        return self._inner.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Return the replies."""
+        return self._inner.send_and_receive(messages)
+
+    set_run = run = create_message = push_messages = pull_messages = None
+
+
 class Norms(Observer):
     """Keep the longest update of a run, and how many replies were refused."""
 
@@ -128,14 +150,16 @@ class Norms(Observer):
 
 def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float, Norms]:
     """Run a federation and return its last accuracy (NaN: it ended as failed), and what was seen of its updates."""
-
     said = []
 
     def answer(message: Message, context: Context) -> Message:
         reply: Message = app(message, context)
-        if lie is None or context.node_config[protocol.PARTITION_ID] != LIAR:
+        is_liar = context.node_config[protocol.PARTITION_ID] == LIAR
+        if lie is None or not is_liar or message.metadata.message_type != "train":
             return reply
-        if reply.has_error():  # the model is so far gone that the liar cannot train either: it says the same again
+        if (
+            reply.has_error()
+        ):  # the model is so far gone that the liar cannot train either: it says the same again
             return Message(said[-1].content, reply_to=message) if said else reply
         before = protocol.from_record(message.content.array_records[protocol.ARRAYS])
         honest = protocol.from_record(reply.content.array_records[protocol.ARRAYS])
@@ -145,7 +169,7 @@ def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float,
 
     seen = Norms()
     try:
-        outcome = serve(Experiment.from_dict(sections), SerialGrid(Apps(answer), CLIENTS), [seen])
+        outcome = serve(Experiment.from_dict(sections), Strangers(answer), [seen])
     except RunFailed:
         return math.nan, seen
     return outcome.rounds[-1].server_accuracy, seen
@@ -162,7 +186,7 @@ def main() -> None:
     print(f"longest honest update: {honest.longest:.3f}\n")
     print(f"| strategy | {' | '.join(LIES)} |\n|---{'|---' * len(LIES)}|")
     for name, sections in STRATEGIES.items():
-        bounded = "server" in sections
+        bounded = "max_update_norm" in sections.get("server", {})
         bound = honest.longest if bounded else math.inf
         laid = merge(sections, {"server": {"max_update_norm": bound}}) if bounded else sections
         cells = []

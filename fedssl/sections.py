@@ -67,6 +67,12 @@ class ServerSection(Section):
         description="largest L2 norm of a client's update, all its arrays together; a reply beyond it is refused; "
         "unset: privacy.clipping_norm's if there is one, else none",
     )
+    max_update_ratio: float = Field(
+        10.0,
+        ge=1,
+        description="a deployed client's update that is more than so many times as long as the longest of the round's others, and "
+        "longer than half the model itself (L2), is refused",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns, where labels are at the server"
     )

@@ -12,6 +12,7 @@ from fedssl.engine.local_grid import LocalGrid
 from fedssl.engine.reduction import CohortSums, Reduction, Sum, Weigh, by_examples
 from fedssl.record.rows import NamedArrays
 from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.outliers import without_outliers
 from fedssl.strategies.phase import Phase
 from fedssl.strategies.privacy import longest_update
 from fedssl.strategies.round_log import RoundLog
@@ -66,7 +67,12 @@ def train_cohort(
             came = grid.stream(sent, timeout=timeout, meanwhile=meanwhile)
         else:
             meanwhile()
-            came = iter(grid.send_and_receive(sent, timeout=timeout))
+            came = without_outliers(
+                sent,
+                list(grid.send_and_receive(sent, timeout=timeout)),
+                carried[protocol.ARRAYS],
+                phase.experiment.server.max_update_ratio,
+            )
         replies = log.watch(sent, came, sums)
         if not isinstance(strategy, CohortStrategy):
             statistics = CohortStatistics(phase.buffers, sent)

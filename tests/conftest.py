@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="fedssl-tests-")
     os.environ[CACHE_VARIABLE] = folder
     # Ray's workers run at niceness 15 by default, and starve beside another test.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

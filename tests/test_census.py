@@ -4,19 +4,17 @@ import math
 
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl import protocol
 from fedssl.clients.client_app import app
-from fedssl.engine.local_grid import Apps
-from fedssl.engine.serial_grid import SerialGrid
 from fedssl.errors import RunFailed
 from fedssl.record.rows import Observer
 from fedssl.strategies.census import Census
 from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
+from tests.nodes import Strangers
 
 protocol.claim_identity(1)
 
@@ -126,21 +124,16 @@ def test_whatever_nodes_answer_the_census_adds_up_or_says_which_lied(lies):
     assert bool(found.absent) <= bool(found.incidents)
 
 
-class Liars(Grid):
+class Liars(Strangers):
     """The nodes of a small federation, one of which says something else in the census."""
 
-    set_run = run = create_message = push_messages = pull_messages = None
-
     def __init__(self, lie):
-        self.inner = SerialGrid(Apps(app), 6)
+        super().__init__(app, 6)
         self.lie = lie
         self.asked = set()
 
-    def get_node_ids(self):
-        return self.inner.get_node_ids()
-
     def send_and_receive(self, messages, *, timeout=None):
-        for reply in self.inner.send_and_receive(messages):
+        for reply in super().send_and_receive(messages):
             client = protocol.client_of(reply.metadata.src_node_id)
             if reply.metadata.message_type == "train":
                 self.asked.add(client)

@@ -1,7 +1,5 @@
 """Evaluation shared out to workers is evaluation here, to the last bit."""
 
-import pytest
-
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray_grid import RayGrid

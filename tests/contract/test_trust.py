@@ -17,6 +17,7 @@ from fedssl.simulation import check
 from fedssl.strategies.base import CohortStrategy
 from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
+from tests.nodes import Strangers
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -193,7 +194,8 @@ def pushing(length, num_liars=1, dtype=None):
 
     def answer(message, context):
         reply = app(message, context)
-        if int(context.node_config["partition-id"]) >= num_liars:
+        is_asked = message.metadata.message_type == "train"
+        if not is_asked or int(context.node_config["partition-id"]) >= num_liars:
             return reply
         before = protocol.from_record(message.content["arrays"])
         floats = [name for name, array in before.items() if array.dtype.kind == "f"]
@@ -212,10 +214,14 @@ TEN = {"clients": 10, "sample": 10}
 UNIFORM = {"kind": "fedavg", "weight": "uniform"}
 
 
-def run_with(answer, **sections):
+def ours(answer, num_clients):
+    return SerialGrid(Apps(answer), num_clients)
+
+
+def run_with(answer, grid=ours, **sections):
     seen = Rounds()
-    experiment = small_experiment(rounds=1, federation=TEN, **sections)
-    return serve(experiment, SerialGrid(Apps(answer), 10), [seen]), seen
+    experiment = small_experiment(**{"rounds": 1, "federation": TEN, **sections})
+    return serve(experiment, grid(answer, 10), [seen]), seen
 
 
 def displacement(one, other):
@@ -266,6 +272,32 @@ def test_an_update_that_is_longer_than_the_operator_allows_is_refused():
     assert near[1].ok == [9]
     assert "update has length 1000, more than 5" in near[1].failures[0].reason
     assert displacement(near[0], run_with(app)[0]) < 5 / 9 < displacement(far[0], run_with(app)[0])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAvg"])
+@pytest.mark.parametrize("length", [1e2, 1e4, 1e9])
+def test_in_a_deployment_no_update_is_far_longer_than_the_others(length, strategy):
+    """Clients that others started: without a setting, and the run goes on and learns for all its rounds."""
+    honest, _ = run_with(app, Strangers, rounds=3, strategy=strategy)
+    pushed, seen = run_with(pushing(length), Strangers, rounds=3, strategy=strategy)
+    assert seen.ok == [9, 9, 9]
+    assert {failure.client for failure in seen.failures} == {0}
+    assert "more than server.max_update_ratio = 10 times the longest of" in seen.failures[0].reason
+    assert displacement(honest, pushed) < 2 * max(row.update_norm for row in honest.rounds)
+
+
+def test_what_is_not_far_longer_is_averaged_in_a_deployment_too():
+    """Up to half the model's length even where the others hardly move, as without labels; and up to ten times the others'."""
+    still = {"train": {"lr": 1e-6}}
+    allowed, _ = run_with(pushing(1.0), Strangers, **still)
+    assert [row.clients_ok for row in allowed.rounds] == [10]
+    refused, seen = run_with(pushing(100.0), Strangers, **still)
+    assert [row.clients_ok for row in refused.rounds] == [9]
+    assert "the longest of the others" in seen.failures[0].reason
+    more, _ = run_with(pushing(100.0), Strangers, **still, server={"max_update_ratio": 1e9})
+    assert [row.clients_ok for row in more.rounds] == [10]
+    same, other = run_with(app)[0], run_with(app, Strangers)[0]
+    assert all(other.arrays[n].tobytes() == a.tobytes() for n, a in same.arrays.items())
 
 
 def test_a_bound_that_nobody_meets_changes_no_bit_on_any_path():

@@ -204,7 +204,12 @@ class Server:
 
 @pytest.mark.parametrize(
     ("behind", "words"),
-    [(0, ""), (3, ""), (30, ".* is 3[01] s ahead of the server's"), (-400, ".* is (399|400) s behind the server's")],
+    [
+        (0, ""),
+        (3, ""),
+        (30, ".* is 3[01] s ahead of the server's"),
+        (-400, ".* is (399|400) s behind the server's"),
+    ],
 )
 def test_a_clock_that_differs_is_said(behind, words):
     with Server(behind) as server:
