@@ -301,7 +301,7 @@ def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool, why: st
     for remark in meta["remarks"]:
         log.info("%s: %s", kind, remark)
     for note in meta["notes"]:
-        log.warning("%s: left out %s", kind, note)
+        log.warning("%s: left out: %s", kind, note)
     log.info("prepared %s in %.1f s", kind, time.perf_counter() - began)
     return Prepared(folder, meta)
 

@@ -270,7 +270,7 @@ def test_bad_images_of_a_folder_are_left_out_on_request(root, caplog):
     prepared = entry(root, bad_images="skip")
     np.testing.assert_array_equal(prepared.part("train").images, good)
     assert len(prepared.meta["notes"]) == 7
-    assert "left out 3 images cannot be read" in caplog.text
+    assert "left out: 3 images cannot be read" in caplog.text
     assert Folder(name=str(root), bad_images="skip").dataset(0).notes == tuple(
         prepared.meta["notes"]
     )
