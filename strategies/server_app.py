@@ -1,6 +1,7 @@
 """The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -66,15 +67,16 @@ logger = logging.getLogger("fedssl.server")
 def main(grid: Grid, context: Context) -> None:
     """Run an experiment under Flower's own runtime or SuperLink.
 
-    Flower's run config names it: ``experiment`` is a file, as seen from this repository, or ``experiment-json`` the
+    Flower's run config names it: ``experiment`` is a file of the app that was submitted, or ``experiment-json`` the
     experiment itself; ``run-directory``, if it is not empty, is where it is recorded; ``nodes`` says which node is which
     client, where numbers are bound to keys.
     """
     config = context.run_config
     text = str(config.get("experiment-json", ""))
-    root = Path(__file__).resolve().parent.parent
     experiment = (
-        Experiment.from_json(text) if text else Experiment.load(root / str(config["experiment"]))
+        Experiment.from_json(text)
+        if text
+        else Experiment.load(_submitted(str(config["experiment"])))
     )
     path = str(config.get("run-directory", ""))
     serve(
@@ -83,6 +85,22 @@ def main(grid: Grid, context: Context) -> None:
         [RunDirectory(Path(path) if path else new_run_path(experiment))],
         numbers=numbers_of(str(config.get("nodes", ""))),
     )
+
+
+def _submitted(name: str) -> Path:
+    """Return the path of a file of the app that Flower runs, whose folder it puts in front of the import path (1.41).
+
+    Raises:
+        InputError: There is no such file.
+    """
+    found = next((Path(folder, name) for folder in sys.path if Path(folder, name).is_file()), None)
+    if found is None:
+        raise InputError(
+            "experiment",
+            f"is {name!r}, and the app holds no such file",
+            "name one below experiments/, as seen from the folder that `flwr run` is given",
+        )
+    return found
 
 
 def serve(
