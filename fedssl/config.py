@@ -378,11 +378,14 @@ def read_value(text: str) -> Any:
     if text == UNSET:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     except (ValueError, RecursionError) as error:
         raise InputError("--set", f"{text[:40]!r}... is no value: {error}") from None
+    if len(found) > 1:
+        raise InputError("--set", f"{text[:40]!r} is more than one value", "give each a --set")
+    return found["value"]
 
 
 def _without_none(value: Any) -> Any:

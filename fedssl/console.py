@@ -9,6 +9,9 @@ from rich.text import Text
 
 from fedssl.text import printable
 
+USUAL_WIDTH = 80
+"""Characters of a line where a terminal is said to have none."""
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +28,8 @@ class Console(RichConsole):
         super().__init__(
             stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, **others
         )
+        if self.width < 1:  # COLUMNS=0, under which nothing would be shown
+            self.width = USUAL_WIDTH
 
     def __exit__(self, *details: Any) -> None:
         """Write what was printed; where nothing can be written any more, say so once and go on."""

@@ -16,6 +16,9 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
+LONGEST_REASON = 300
+"""Characters of an error's text that a message repeats."""
+
 
 def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
     """Turn what a command raises into one message on stderr and the exit code that goes with it."""
@@ -30,6 +33,24 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
             _stop(error, FAILED)
         except KeyboardInterrupt as error:
             _stop(error, INTERRUPTED)
+
+    return run
+
+
+def guarded_reader(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Turn whatever a command on records raises into one message, as `guarded` does: a record may be damaged, or a stranger's."""
+
+    @guarded
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        try:
+            return command(*args, **kwargs)
+        except (FedsslError, typer.Exit):
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())[:LONGEST_REASON]
+            problem = f"cannot be read, for a file of it is not as fedssl writes it: {type(error).__name__}: {said}"
+            raise InputError("the record", problem, "run it again, or take another one") from error
 
     return run
 

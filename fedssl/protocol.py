@@ -49,6 +49,8 @@ EXPERIMENT = "experiment"
 VERSION = "fedssl-version"
 ROUND = "server-round"
 """Flower's own name: its strategies write it into every config record."""
+LARGEST_ROUND = 2**31
+"""Rounds and phases are below this."""
 PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
@@ -335,6 +337,10 @@ def read_request(message: Message) -> Request:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
         )
+    for name in (ROUND, PHASE, PHASE_ROUND, PHASE_ROUNDS):
+        value = config.get(name, 1)
+        if type(value) is not int or not 0 <= value < LARGEST_ROUND:
+            raise ValueError(f"the request's {name} is {value!r}, no number of a round or a phase")
     images = cast("str | None", config.get(IMAGES))
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     GetJsonSchemaHandler,
+    PydanticUserError,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -292,6 +293,9 @@ class Family:
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}", remedy)
         try:
             return plugin.model_validate(fields)
+        except PydanticUserError as error:  # such as a type that only type checkers see
+            said = str(error).partition("\n")[0]
+            raise self._refused(stem, NoPlugin(f"{stem} is no settings' class: {said}")) from error
         except ValidationError as error:
             raise input_error(error, plugin, self.section) from None
 

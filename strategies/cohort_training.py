@@ -70,7 +70,7 @@ def train_cohort(
             came = without_outliers(
                 sent,
                 list(grid.send_and_receive(sent, timeout=timeout)),
-                carried[protocol.ARRAYS],
+                carried,
                 phase.experiment.server.max_update_ratio,
             )
         replies = log.watch(sent, came, sums)

@@ -3,15 +3,19 @@
 import contextlib
 import importlib
 import json
+import os
 import pickle
 import shutil
 import sys
 import uuid
 
+import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from fedssl import Experiment, InputError, Run, protocol, run
 from fedssl.clients.client_app import app
@@ -85,6 +89,68 @@ def test_a_command_on_a_strangers_record_imports_nothing(stranger, tmp_path, who
     if command[0] != "compare":
         assert "--plugins imports it" in done.output.replace("\n", " ")
     assert done.exit_code == (0 if command[0] in ("report", "compare") else 2), done.output
+
+
+def overwrite(name, text):
+    def damage(run):
+        (run / name).write_text(text)
+
+    return damage
+
+
+def pipe(name):
+    def damage(run):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+
+    return damage
+
+
+def more_weights(run):
+    arrays = load_file(run / "ema.safetensors")
+    save_file(arrays | {"evil\x1b[2J": np.zeros(2, np.float32)}, run / "ema.safetensors")
+
+
+def with_key(name, key, value):
+    def damage(run):
+        table = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(table | {key: value}))
+
+    return damage
+
+
+DAMAGES = {
+    "pipe": pipe("clients.csv"),
+    "pipe of weights": pipe("ema.safetensors"),
+    "failed without reason": overwrite("events.jsonl", '{"event":"failed"}\n'),
+    "a number as event": overwrite("events.jsonl", "1\n"),
+    "deep": overwrite("data.json", "[" * 100_000),
+    "no classes": with_key("data.json", "class_names", None),
+    "few classes": with_key("data.json", "class_names", []),
+    "odd shape": with_key("data.json", "shape", [0, "x"]),
+    "odd evaluation": overwrite("evaluation.json", '{"round": 1, "models": {"a": 3}}'),
+    "a field of megabytes": overwrite("rounds.csv", "round,method\n1," + "x" * 2**20 + "\n"),
+    "more weights": more_weights,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_whatever_a_record_holds_is_read_or_is_one_error(tmp_path, whole_run, damage):
+    path = shutil.copytree(whole_run, tmp_path / "run")
+    other = shutil.copytree(whole_run, tmp_path / "other")
+    damage(path)
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    for words in (
+        ("report", path),
+        ("compare", path, other),
+        ("export", path, "--format", "safetensors", "--out", tmp_path / "w.safetensors"),
+        ("predict", path, tmp_path / "x.png"),
+    ):
+        done = fedssl(*words)
+        assert done.exit_code in (0, 2), (words[0], done.output, done.exception)
+        assert "Traceback" not in done.output
+        assert done.exit_code == 0 or done.output.count("error:") == 1, done.output
+        assert "\x1b[2J" not in done.output
 
 
 def test_plugins_are_imported_on_request(stranger, tmp_path):

@@ -9,13 +9,13 @@ import typer
 
 from fedssl.console import Console
 from fedssl.extras import is_installed, remedy_for, require
-from fedssl.guard import guarded
+from fedssl.guard import guarded_reader
 
 if TYPE_CHECKING:
     from fedssl.comparison.comparison import Comparison
 
 
-@guarded
+@guarded_reader
 def compare(
     runs: Annotated[
         list[Path],

@@ -14,7 +14,7 @@ from fedssl.commands.arguments import (
     load_run_with_model,
 )
 from fedssl.console import Console
-from fedssl.guard import guarded
+from fedssl.guard import guarded_reader
 from fedssl.startup import quick_imports
 
 
@@ -26,7 +26,7 @@ class Kind(StrEnum):
     onnx = "onnx"
 
 
-@guarded
+@guarded_reader
 def export(
     run: RunFolder,
     kind: Annotated[Kind, typer.Option("--format", help="Of the file.", show_default=False)],

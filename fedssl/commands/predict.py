@@ -18,7 +18,7 @@ from fedssl.commands.arguments import (
 )
 from fedssl.console import Console
 from fedssl.errors import InputError
-from fedssl.guard import guarded
+from fedssl.guard import guarded_reader
 from fedssl.startup import quick_imports
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHOWN = 20
 """Predictions that the table lists."""
 
 
-@guarded
+@guarded_reader
 def predict(
     run: RunFolder,
     images: Annotated[
@@ -137,10 +137,12 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> 
         console.print(f"written to {out}", soft_wrap=True)
     for line in said:
         console.print(line, soft_wrap=True)
+    unknown = predictions.count - predictions.num_labeled
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
         console.print(
             f"accuracy {share * 100:.1f} %: {predictions.num_right:,} of "
-            f"{predictions.num_labeled:,} images whose class is known",
+            f"{predictions.num_labeled:,} images whose class is known"
+            + (f", {unknown:,} others are of no class of the run" if unknown else ""),
             soft_wrap=True,
         )

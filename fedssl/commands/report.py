@@ -10,14 +10,14 @@ from fedssl.commands.arguments import PluginsOption, load_run
 from fedssl.console import Console
 from fedssl.errors import InputError
 from fedssl.extras import require
-from fedssl.guard import guarded
+from fedssl.guard import guarded_reader
 from fedssl.startup import quick_imports
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.record.run import Run
 
 
-@guarded
+@guarded_reader
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)],
     plugins: PluginsOption = False,

@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -320,6 +321,10 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
     counts = np.bincount(train.labels[train.labels >= 0], minlength=classes)
     there = np.full(classes, True) if raw.fixed_classes else counts > 0
     kept = np.flatnonzero(there)
+    shown = Counter(map(one_line, raw.class_names))
+    raw.flaws.add(
+        "classes have the name of another", [n for n, count in shown.items() if count > 1]
+    )
     empty = [raw.class_names[cls] for cls in np.flatnonzero(~there)]
     raw.flaws.add("classes without training images", empty)
     test = None

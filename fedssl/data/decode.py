@@ -170,7 +170,7 @@ class Target:
             return Flaw("images have several frames (give each a file of its own)")
         if _is_deep(image):
             return Flaw("images have more than 8 bits a channel")
-        channels = CHANNELS.get(image.mode, len(image.getbands()))
+        channels = CHANNELS.get(image.mode, len(image.getbands())) + _has_alpha_aside(image)
         if channels != self.channels and not self.converts:
             return Flaw(
                 f"images have {channels} channels, not {self.channels} {self.channels_hint}"
@@ -280,8 +280,16 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     )
 
 
+def _has_alpha_aside(image: ImageFile.ImageFile) -> bool:
+    """Say whether a PNG names colors that are transparent, beside channels that are not."""
+    found = image.info.get("transparency") if image.format == "PNG" else None
+    return any(value < 255 for value in found) if isinstance(found, bytes) else found is not None
+
+
 def _is_turned(image: ImageFile.ImageFile) -> bool:
     """Say whether EXIF swaps height and width, as far as the header tells."""
+    if image.format == "TIFF":
+        return False  # Pillow has swapped them already
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode all of it to look behind its pixels
     return image.getexif().get(ORIENTATION) in TURNED

@@ -12,7 +12,7 @@ MOST_NAMED = 3
 MOST_TEXT = 200
 """A text that other libraries wrote, or a file's name, is cut at so many characters."""
 
-VERBS = {"have": " has ", "are": " is ", "lie": " lies "}
+VERBS = {"have": " has ", "are": " is ", "lie": " lies ", "lead": " leads "}
 
 
 def plain_text(text: str) -> str:
@@ -99,5 +99,7 @@ class Flaws:
 
 def _of_one(flaw: str) -> str:
     """Return a flaw in the singular: its subject and the first verb after it."""
-    flaw = re.sub(r"^((?:test )?)(image|class|folder|file|array|split|link)(?:es|s)", r"\1\2", flaw)
-    return re.sub(r" (have|are|lie) ", lambda verb: VERBS[verb[1]], flaw, count=1)
+    flaw = re.sub(
+        r"^((?:test )?)(image|class|folder|file|array|split|link|table)(?:es|s)", r"\1\2", flaw
+    )
+    return re.sub(r" (have|are|lie|lead) ", lambda verb: VERBS[verb[1]], flaw, count=1)

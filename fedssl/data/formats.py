@@ -57,7 +57,10 @@ TEXTS = frozenset((
 ))  # fmt: skip
 """Names, in lower case, of files without a suffix that are known to be texts."""
 
-SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx"))
+SYSTEM_FILES = frozenset((
+    "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+    "system volume information",
+))  # fmt: skip
 """Names, in lower case, of what operating systems leave in every folder: nobody's images, and never mentioned."""
 
 SEVERAL_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
@@ -117,4 +120,19 @@ class NotRegularError(Exception):
 
 def has_several_frames(image: ImageFile.ImageFile) -> bool:
     """Say whether a file holds more than one image, as a stack or an animation does."""
+    if image.format == "PPM":
+        return _is_followed(image)
     return image.format in SEVERAL_FRAMES and bool(getattr(image, "is_animated", False))
+
+
+def _is_followed(image: ImageFile.ImageFile) -> bool:
+    """Say whether another image follows the first one of a binary PPM file, of which Pillow says nothing."""
+    if not image.tile or image.tile[0][0] != "raw" or image.fp is None:
+        return False
+    width, height = image.size
+    row = (width + 7) // 8 if image.mode == "1" else width * len(image.getbands())
+    place = image.fp.tell()
+    image.fp.seek(image.tile[0][2] + row * height)
+    rest = image.fp.read(16).lstrip()
+    image.fp.seek(place)
+    return rest[:1] == b"P"

@@ -79,10 +79,14 @@ class _PrivateFolder(Folder):
         layout = self.layout()
         test, flaws = layout.test, Flaws(SKIP)
         flaws.remarks += layout.remarks()
-        parts: Parts = {"train": partial(self._images, layout.homes)}
+        parts: Parts = {"train": partial(self._images, layout.homes, layout.root)}
         if test is not None:
-            parts["test"] = partial(images_in, [test], self._numbers(test))
-        self._numbers(layout.train)  # an unknown class is refused before anything is decoded
+            parts["test"] = partial(
+                images_in, [test], self._numbers(test, layout.root), layout.root
+            )
+        self._numbers(
+            layout.train, layout.root
+        )  # an unknown class is refused before anything is decoded
         account(layout, flaws, takes_loose=True)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
@@ -96,14 +100,14 @@ class _PrivateFolder(Folder):
             fixed_classes=True,
         )
 
-    def _images(self, homes: Sequence[Path]) -> Iterator[Encoded]:
-        yield from images_in(homes, self._numbers(homes[0]))
+    def _images(self, homes: Sequence[Path], root: Path) -> Iterator[Encoded]:
+        yield from images_in(homes, self._numbers(homes[0], root), root)
         for home in homes:
             yield from (Encoded(path, path, UNKNOWN) for path in loose_images(home))
 
-    def _numbers(self, folder: Path) -> dict[str, int]:
+    def _numbers(self, folder: Path, root: Path) -> dict[str, int]:
         """Return the federation's number of every class folder: of those there are, never of a name that was sent."""
-        names = class_folders(folder)
+        names = class_folders(folder, root)
         return dict(zip(names, _numbers(self, names, "class folder"), strict=True))
 
 

@@ -1,6 +1,7 @@
 """Names of splits as people write them: ``Training``, ``test_set``, ``dev``, ``hold-out``."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -28,6 +29,10 @@ ABBREVIATIONS = ("tr", "ts", "te")
 """Words that mean a split only as a part of names, as in ``imagesTr`` and ``imagesTs``."""
 
 
+SPLIT_WORD = re.compile("training|train|testing|test|validation|valid|val")
+"""Words for splits that are looked for within other words."""
+
+
 def role_of(name: str) -> Role | None:
     """Return which split a folder's or a split's name stands for; None if it is none's."""
     key = _key(name)
@@ -36,11 +41,22 @@ def role_of(name: str) -> Role | None:
 
 def _key(name: str) -> str:
     """Return a name in lower case without separators and ending."""
-    letters = re.sub(r"[\W_]+", "", name.lower())
+    letters = re.sub(r"[\W_]+", "", _plain(name))
     for ending in ENDINGS:
         if letters.removesuffix(ending) in ROLES:
             return letters.removesuffix(ending)
     return letters
+
+
+def _plain(name: str) -> str:
+    """Return a name in lower case and in usual letters, whatever the width they were typed in."""
+    return unicodedata.normalize("NFKC", name).lower()
+
+
+def says_unlabeled(name: str) -> bool:
+    """Say whether a name begins or ends with the word for images without labels, as ``unlabeled_extra`` does."""
+    words = re.split(r"[\W_\d]+", _plain(name).strip("_- "))
+    return ROLES.get(words[0]) == "unlabeled" or ROLES.get(words[-1]) == "unlabeled"
 
 
 def by_role(names: Iterable[str]) -> dict[Role, list[str]]:
@@ -66,7 +82,11 @@ def twins(names: Iterable[str]) -> list[str]:
 
 
 def look_alikes(names: Iterable[str]) -> Sequence[str]:
-    """Return names that differ only in the word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do."""
+    """Return names that differ only in the word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do.
+
+    Of names in which the word is a part of another, as in ``mytrain`` and ``mytest``, one must say that it is for training.
+    """
+    names = list(names)
     groups: dict[str, list[str]] = {}
     for name in names:
         words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
@@ -76,4 +96,17 @@ def look_alikes(names: Iterable[str]) -> Sequence[str]:
             rest = short
         if len(rest) < len(words):
             groups.setdefault(" ".join(rest), []).append(name)
-    return next((group for group in groups.values() if len(group) > 1), [])
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        rest_of_it, count = SPLIT_WORD.subn("*", _plain(name))
+        if re.search(r"\*(e|)r", rest_of_it):  # a trainer and a tester are people
+            continue
+        if count:
+            parts.setdefault(rest_of_it, []).append(name)
+    found = [group for group in groups.values() if len(group) > 1]
+    found += [
+        group
+        for group in parts.values()
+        if len(group) > 1 and any("train" in _plain(name) for name in group)
+    ]
+    return next(iter(found), [])

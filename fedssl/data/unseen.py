@@ -17,6 +17,7 @@ from fedssl.data.sources.folder import note_unless_image
 from fedssl.data.sources.npz import Npz
 from fedssl.data.sources.own_images import entries_under
 from fedssl.errors import InputError
+from fedssl.text import one_line
 
 FIELD = "IMAGES"
 """What messages call them."""
@@ -52,14 +53,18 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
         numbers: Number of each class, by its name.
         flaws: Filled with the files of the folder that are no images.
     """
-    if not path.is_dir() and path.exists():
+    try:
+        is_file = not path.is_dir() and path.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(FIELD, f"{str(path)[:200]}: {error.strerror}", "check the path") from None
+    if is_file:
         yield Encoded(str(path), str(path), UNKNOWN)
         return
     if not path.is_dir():
         raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
     found = False
     try:
-        for entry in entries_under(str(path)):
+        for entry in entries_under(str(path), flaws=flaws):
             if note_unless_image(entry, flaws):
                 found = True
                 below = Path(entry.path).relative_to(path)
@@ -74,8 +79,9 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
 
 
 def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
-    known = (numbers[part] for part in below.parts[:-1] if part in numbers)
-    return next(known, UNKNOWN)
+    # As a run's record holds the names of classes.
+    parts = map(one_line, below.parts[:-1])
+    return next((numbers[part] for part in parts if part in numbers), UNKNOWN)
 
 
 def _npz_block(path: Path, numbers: Mapping[str, int], target: Target, flaws: Flaws) -> Block:

@@ -172,7 +172,7 @@ def running_mean(average: Tensors, now: Tensors, steps: Tensor, decay: float) ->
         steps: Steps before this one, a float scalar that may be an average over clients.
         decay: In [0, 1].
     """
-    kept = torch.clamp(1 - 1 / (steps + 1), max=decay)
+    kept = torch.clamp(1 - 1 / (steps.clamp(min=0) + 1), max=decay)
     return {name: torch.lerp(value, average[name], kept) for name, value in now.items()}
 
 

@@ -165,7 +165,7 @@ class ReMixMatch(SemiSupervised):
         even = torch.full_like(labels, 1 / len(labels))
         count = labels.sum()
         shares = torch.where(count > 0, labels / count.clamp(min=1e-12), even)
-        return torch.lerp(shares, even, self.label_decay ** alignment["steps"])
+        return torch.lerp(shares, even, self.label_decay ** alignment["steps"].clamp(min=0))
 
     def end(self, learner: Learner) -> None:
         """Count the client's labels and steps."""

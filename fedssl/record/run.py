@@ -67,6 +67,11 @@ class Run:
             there = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
             remedy = f"name one of its runs, such as {there[-1]}" if there else ""
             raise InputError(str(path), "holds no run", remedy)
+        for entry in self.path.iterdir():
+            if not entry.is_file() and not entry.is_dir() and entry.exists():
+                raise InputError(
+                    str(entry), "is no regular file", REMEDY
+                )  # to open a pipe would wait for ever
 
     def __repr__(self) -> str:
         """Say which it is, and how far it has come."""

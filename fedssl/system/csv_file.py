@@ -44,7 +44,11 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
     Raises:
         InputError: No such file or column, nothing below the first line, or what should be a number and is none.
     """
-    file = path.expanduser()
+    try:
+        file = path.expanduser()
+    except RuntimeError:
+        problem, remedy = "there is no home folder for '~'", "write the path in full"
+        raise InputError(str(path), problem, remedy) from None
     try:
         return _read(file, file.stat().st_mtime_ns, names)
     except FileNotFoundError:

@@ -140,6 +140,21 @@ def test_another_request_for_a_round_that_was_answered_is_refused(home, config):
     sent(node.ask(experiment, round=3))
 
 
+@pytest.mark.parametrize("round", [float("nan"), 2.5, "3", -1, 2**40])
+def test_what_is_no_number_of_a_round_is_refused(home, round):
+    """NaN is neither above nor below any round that was answered."""
+    node, experiment = Node(home, **FLOOR), private(PROMISE)
+    sent(node.ask(experiment, round=2))
+    assert "no number of a round or a phase" in refusal(node.ask(experiment, round=round))
+
+
+def test_a_message_of_another_type_for_the_same_function_is_no_other_request(home):
+    """Flower takes train.default to the function of train."""
+    node, experiment = Node(home, **FLOOR), private(PROMISE)
+    sent(node.ask(experiment))
+    assert "has answered round 1" in refusal(node.ask(experiment, "train.default", weights=1e-6))
+
+
 def test_no_label_gets_more_answers_than_the_owner_allows(home):
     """Rounds, phases, runs, kinds of requests and new processes: all are counted together."""
     node, experiment = Node(home, **{**FLOOR, "privacy-rounds": 3}), private(PROMISE)

@@ -300,6 +300,62 @@ def test_what_is_not_far_longer_is_averaged_in_a_deployment_too():
     assert all(other.arrays[n].tobytes() == a.tobytes() for n, a in same.arrays.items())
 
 
+def sending(**state):
+    """Return an app whose client 0 sends other method state, by the end of its arrays' names."""
+
+    def answer(message, context):
+        reply = app(message, context)
+        is_liar = int(context.node_config["partition-id"]) == 0
+        if message.metadata.message_type != "train" or not is_liar or reply.has_error():
+            return reply
+        arrays = protocol.from_record(reply.content["state"])
+        for name, array in arrays.items():
+            if (end := name.rpartition("/")[2]) in state:
+                arrays[name] = np.full_like(array, state[end])
+        reply.content["state"] = protocol.to_record(arrays)
+        return reply
+
+    return answer
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedMedian"])
+@pytest.mark.parametrize(
+    ("method", "state"),
+    [
+        ({"kind": "remixmatch", "unlabeled_ratio": 2}, {"steps": -1e5}),
+        ({"kind": "remixmatch", "unlabeled_ratio": 2}, {"labels": 1e10}),
+        ({"kind": "freematch", "unlabeled_ratio": 2}, {"steps": -40.0}),
+        ({"kind": "freematch", "unlabeled_ratio": 2}, {"probs": 1e10, "shares": 1.0}),
+    ],
+)
+def test_no_state_of_one_client_ends_a_deployments_run(method, state, strategy):
+    outcome, seen = run_with(
+        sending(**state), Strangers, rounds=3, method=method, strategy=strategy
+    )
+    assert seen.ok == [9, 9, 9]
+    assert "state" in seen.failures[0].reason
+    assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+
+
+@pytest.mark.parametrize("kind", ["remixmatch", "freematch", "softmatch"])
+def test_the_state_of_honest_clients_is_averaged_in_a_deployment(kind):
+    """Where one of them holds all labels, too."""
+    method = {"kind": kind, "unlabeled_ratio": 2}
+    labels = {"labels": {"kind": "some_clients", "per_class": 1, "labeled_clients": 1}}
+    _, seen = run_with(
+        app, Strangers, rounds=2, method=method, federation={**TEN, **labels, "partition": "iid"}
+    )
+    assert seen.ok == [10, 10]
+
+
+def test_of_two_clients_neither_can_have_the_other_refused():
+    pair = {"clients": 2, "sample": 2}
+    experiment = small_experiment(rounds=1, federation=pair)
+    seen = Rounds()
+    serve(experiment, Strangers(pushing(0.0), 2), [seen])
+    assert seen.ok == [2]
+
+
 def test_a_bound_that_nobody_meets_changes_no_bit_on_any_path():
     plain, bound = run_with(app), run_with(app, server={"max_update_norm": 1e6})
     assert all(bound[0].arrays[n].tobytes() == a.tobytes() for n, a in plain[0].arrays.items())

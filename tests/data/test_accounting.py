@@ -244,6 +244,119 @@ def test_links_that_leave_the_folder_are_said(root, tmp_path):
     assert data.notes == ()
 
 
+def put(folder, count):
+    """Write so many images into a folder."""
+    for number, pixels in enumerate(colors(count)):
+        save(folder / f"{number}.png", pixels)
+
+
+@pytest.mark.parametrize("link", ["cat/up", "cat/dogs", "cats", "cat/dog.png"])
+def test_no_image_is_there_twice_by_way_of_a_link(root, link):
+    """It would be there under another class too."""
+    target = {"cat/up": root, "cat/dogs": root / "dog", "cats": root / "cat"}
+    whole = Folder(name=str(root)).prepare()
+    (root / link).symlink_to(target.get(link, next((root / "dog").glob("*.png"))))
+    entry = Folder(name=str(root)).prepare()
+    assert entry.part("train").labels.tolist() == whole.part("train").labels.tolist()
+    assert entry.meta["class_names"] == ["cat", "dog"]
+    (note,) = entry.meta["notes"]
+    assert note.startswith("1 link leads to another place of the same data (")
+
+
+def test_links_to_what_is_hidden_are_the_images(root):
+    """As git-annex keeps them."""
+    (root / ".annex").mkdir()
+    for number, file in enumerate((root / "cat").glob("*.png")):
+        kept = root / ".annex" / f"{number}.png"
+        file.rename(kept)
+        file.symlink_to(kept)
+    assert np.bincount(Folder(name=str(root)).prepare().part("train").labels).tolist() == [10, 10]
+
+
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(root):
+    (root / "cat" / "l.png").symlink_to(root / "cat" / "l.png")
+    with pytest.raises(InputError, match=r"1 image cannot be read now .*Too many levels"):
+        Folder(name=str(root)).prepare()
+    assert len(Folder(name=str(root), bad_images="skip").prepare().part("train").labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["trainset1/cat", "testset1/cat"], "look like splits"),
+        (["mytrain/cat", "mytest/cat"], "look like splits"),
+        (["cat/train1", "cat/test1", "dog/a"], "splits below what would be a class"),
+        (["train/cat", "train/dog", "train/val/cat", "train/val/dog"], "the classes once more"),
+        (["train/cat", "train/dog", "train/unlabeled_train"], "have no labels"),
+        (["cat", "dog", "unlabeled_extra"], "have no labels"),
+        (["cat/unlabeled", "dog/a"], "have no labels"),
+    ],
+)
+def test_splits_in_odd_places_are_refused(tmp_path, folders, said):
+    for folder in folders:
+        put(tmp_path / folder, 2)
+    with pytest.raises(InputError, match=said):
+        Folder(name=str(tmp_path)).prepare()
+
+
+def test_names_are_told_whatever_width_they_were_typed_in(tmp_path):
+    for split in ("ｔｒａｉｎ", "ｔｅｓｔ"):
+        save_classes(tmp_path / split)
+    data = Folder(name=str(tmp_path)).dataset(0)
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) == len(data.held_out) == 20
+
+
+def test_what_a_file_server_leaves_is_nobodys_class(root):
+    put(root / "@eaDir", 2)
+    assert Folder(name=str(root)).dataset(0).class_names == ("cat", "dog")
+
+
+def test_classes_that_would_be_shown_alike_are_refused(tmp_path):
+    for name in ("a\nb", "a\\nb"):
+        put(tmp_path / name, 2)
+    with pytest.raises(InputError, match=r"1 class has the name of another"):
+        Folder(name=str(tmp_path)).prepare()
+
+
+def test_a_home_folder_that_nobody_has_is_one_error():
+    for source in (Folder, Npz, Hf):
+        with pytest.raises(InputError, match=r"there is no home folder for '~'"):
+            source(name="~nobody-of-this-name/x").dataset(0)
+
+
+def test_an_image_that_follows_another_in_its_file_is_refused(root):
+    file = io.BytesIO()
+    Image.fromarray(colors()[0]).save(file, "ppm")
+    (root / "cat" / "a.ppm").write_bytes(file.getvalue() + b"\n")
+    assert len(Folder(name=str(root)).prepare().part("train").labels) == 21
+    (root / "cat" / "a.ppm").write_bytes(file.getvalue() * 2)
+    with pytest.raises(InputError, match=r"1 image has several frames"):
+        Folder(name=str(root)).prepare()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_transparency_beside_the_channels_is_no_less_refused(root, mode):
+    image = Image.fromarray(colors()[0]).convert(mode)
+    transparency = bytes(256) if mode == "P" else (1, 2, 3)
+    image.save(root / "cat" / "t.png", transparency=transparency)
+    with pytest.raises(InputError, match=r"1 image has 4 channels"):
+        Folder(name=str(root)).prepare()
+    assert len(Folder(name=str(root), channels=3).prepare().part("train").labels) == 21
+
+
+def test_tiffs_that_are_turned_have_the_size_that_they_are_shown_in(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.new("RGB", (20, 10), (number, 0, 0)).save(
+                tmp_path / name / f"{number}.tif", exif=exif
+            )
+    assert Folder(name=str(tmp_path)).dataset(0).spec.shape == (3, 20, 10)
+
+
 def test_no_format_starts_a_program(root, monkeypatch):
     """PostScript would be given to Ghostscript, whatever the file is called."""
     (root / "cat" / "harmless.png").write_bytes(FLAWED["postscript.png"])
@@ -411,6 +524,28 @@ def claiming(shape, body=b""):
     return file.getvalue() + body
 
 
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"images": np.array(3, np.uint8)}, "images is uint8 of shape"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, "holds no images"),
+        ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([2**62])}, "labels up to"),
+        (
+            {
+                "images": np.zeros((1, 8, 8), np.uint8),
+                "labels": np.array([2]),
+                "class_names": np.array(["a", "b"]),
+            },
+            "but labels up to 2",
+        ),
+    ],
+)
+def test_arrays_to_predict_are_looked_at_as_those_to_train_on(tmp_path, arrays, said):
+    np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(InputError, match=said):
+        Npz(name=str(tmp_path / "f.npz")).read_images(Flaws())
+
+
 @pytest.mark.parametrize("kind", ["claims", "bomb", "objects"])
 def test_arrays_that_claim_or_unpack_to_too_much_are_one_error(tmp_path, monkeypatch, kind):
     monkeypatch.setattr("fedssl.data.sources.npz.BOMB_BYTES", 10**6)
@@ -460,6 +595,31 @@ def test_splits_of_tables_are_used_or_named_or_refused(names):
             if f"not read: {name}" in shown or f", {name}" in shown.partition("not read")[2]
         ]
         assert len(data.train) + len(data.held_out) == 4 * (len(names) - len(unread))
+
+
+def test_a_file_that_the_library_puts_into_two_splits_is_refused(tmp_path):
+    """As it does with a class that is called as a split."""
+    for split in ("train", "test"):
+        for name in ("hen", "test"):
+            put(tmp_path / split / name, 3)
+    with pytest.raises(InputError, match=r"into the splits 'test' and 'train'|'train' and 'test'"):
+        Hf(name=str(tmp_path)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/0.parquet", "heldout/0.parquet"], "heldout"),
+        (["data/train-0.parquet", "more/part2.parquet"], "1 table lies in no split"),
+        (["trainset1.parquet", "holdout2.parquet"], "holdout"),
+    ],
+)
+def test_no_table_is_left_out_or_put_into_another_split(tmp_path, names, said):
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        hub_table(6, seed=number).to_parquet(str(tmp_path / name))
+    with pytest.raises(InputError, match=said):
+        Hf(name=str(tmp_path)).prepare()
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("train", "bus"), ("Training", "testing")])

@@ -1,5 +1,6 @@
 """What every source is: a section that reads a data set once, into the cache, and cuts it for an experiment."""
 
+import errno
 import hashlib
 import os
 from abc import abstractmethod
@@ -162,13 +163,15 @@ class Source(Plugin):
 
 
 def _stamp(files: Iterable[str]) -> str:
-    """Return a digest of the paths, sizes and times of files; a link to nowhere is a file without size."""
+    """Return a digest of the paths, sizes and times of files; a link to nowhere, or to itself, is a file without size."""
     digest = hashlib.sha256()
     for path in files:
         try:
             stat = os.stat(path)  # noqa: PTH116 - there may be millions, and a Path each doubles the time
             line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             line = f"{path}\n"
         digest.update(os.fsencode(line))
     return digest.hexdigest()

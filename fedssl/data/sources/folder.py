@@ -13,8 +13,14 @@ from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import MOST_NAMED, Flaws, plain_text
 from fedssl.data.formats import NO_IMAGES, SYSTEM_FILES, is_image, may_be_image
 from fedssl.data.images import UNKNOWN
-from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under, is_hidden
-from fedssl.data.splits import UNDERSTOOD, by_role, look_alikes, role_of, twins
+from fedssl.data.sources.own_images import (
+    EncodedImages,
+    entries_under,
+    files_under,
+    is_hidden,
+    leads_back,
+)
+from fedssl.data.splits import UNDERSTOOD, by_role, look_alikes, role_of, says_unlabeled, twins
 
 
 @dataclass(frozen=True)
@@ -71,21 +77,22 @@ class Folder(EncodedImages):
         """
         layout = self.layout()
         train, test = layout.train, layout.test
-        classes = class_folders(train)
+        classes = class_folders(train, layout.root)
         if len(classes) < 2:
             taken = "" if train == layout.root else ", which is taken for the training images"
             raise self.wrong(
                 f"there are {len(classes)} class folders in {train}{taken}",
                 "put the images of each class into a subfolder of its own",
             )
+        self._check_no_split_in(train, classes, layout.root)
         flaws = Flaws()
         flaws.remarks += layout.remarks()
         numbers = {name: number for number, name in enumerate(classes)}
-        parts: Parts = {"train": partial(images_in, layout.homes, numbers)}
+        parts: Parts = {"train": partial(images_in, layout.homes, numbers, layout.root)}
         if test is not None:
-            strange = [name for name in class_folders(test) if name not in classes]
+            strange = [name for name in class_folders(test, layout.root) if name not in classes]
             flaws.add("test folders are of no class there is to learn", strange)
-            parts["test"] = partial(images_in, [test], numbers)
+            parts["test"] = partial(images_in, [test], numbers, layout.root)
         account(layout, flaws)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
@@ -97,11 +104,13 @@ class Folder(EncodedImages):
         )
 
     def files(self) -> Iterator[str]:
-        """Return every file: one that is no image may have become one that is refused."""
-        return files_under(str(self._root().absolute()))
+        """Yield every file, one that is no image too, and links: what is left out is part of what is prepared."""
+        for entry in entries_under(str(self._root().absolute()), with_links=True):
+            if not is_hidden(entry.name):
+                yield entry.path
 
     def _root(self) -> Path:
-        root = Path(self.name).expanduser()
+        root = self.expanded(self.name)
         if not root.is_dir():
             what = "is a file, not a folder" if root.exists() else "there is no such folder"
             raise self.wrong(what, "check the path")
@@ -114,7 +123,7 @@ class Folder(EncodedImages):
             InputError: A folder may be a split or a class, or two folders are the same split.
         """
         root = self._root()
-        folders = subfolders(root)
+        folders = subfolders(root, root)
         found = by_role(folders)
         trains, tests = found["train"], found["test"] + found["validation"]
         same = twins(folders)
@@ -153,12 +162,32 @@ class Folder(EncodedImages):
                 f"rename them: {UNDERSTOOD}",
             )
         for name in folders:
-            inner = by_role(subfolders(root / name))
+            inside = subfolders(root / name, root)
+            inner = by_role(inside)
             below = [*inner["train"], *inner["test"], *inner["validation"]]
-            if inner["train"] and len(below) > 1:
+            if not inner["train"] or len(below) < 2:
+                below = list(look_alikes(inside))
+            if below:
                 raise self.wrong(
                     f"the folder {name!r} holds {_named(below)}: splits below what would be a class",
                     "put the splits above: train/CLASS and test/CLASS",
+                )
+
+    def _check_no_split_in(self, train: Path, classes: Sequence[str], root: Path) -> None:
+        """Refuse a class that is a split by its name and by what it holds, and images without labels below a class."""
+        for name in classes:
+            inside = subfolders(train / name, root)
+            if role_of(name) is not None and set(inside) & set(classes):
+                raise self.wrong(
+                    f"the folder {name!r} in {train} holds the classes once more: it is a split, not a class",
+                    f"put it beside {train.name!r}" if train != root else "put it elsewhere",
+                )
+            without = [inner for inner in inside if role_of(inner) == "unlabeled"]
+            if without or says_unlabeled(name):
+                which = f"{name}/{without[0]}" if without else name
+                raise self.wrong(
+                    f"the folder {which!r} in {train} says that its images have no labels, and would be a class's",
+                    "put them into a folder 'unlabeled' beside the classes",
                 )
 
 
@@ -172,15 +201,25 @@ def _holds_images(folder: Path) -> bool:
     return any(is_image(path) or may_be_image(path) for path in files_under(str(folder)))
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted; hidden ones are left out."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
+def subfolders(folder: Path, root: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; hidden ones, and links back into the data, are left out.
+
+    Args:
+        folder: Where to look.
+        root: The whole data's folder.
+    """
+    top = os.path.realpath(root)
+    names = (
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not leads_back(str(entry), top)
+    )
     return sorted(name for name in names if not is_hidden(name))
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the names of the classes in a folder, sorted."""
-    return [name for name in subfolders(folder) if role_of(name) != "unlabeled"]
+def class_folders(folder: Path, root: Path) -> list[str]:
+    """Return the names of the classes in a folder, sorted; arguments as in `subfolders`."""
+    return [name for name in subfolders(folder, root) if role_of(name) != "unlabeled"]
 
 
 def loose_images(folder: Path) -> Iterator[str]:
@@ -189,29 +228,30 @@ def loose_images(folder: Path) -> Iterator[str]:
     return (str(path) for path in found if is_image(path.name) and not is_hidden(path.name))
 
 
-def images_in(folders: Sequence[Path], numbers: Mapping[str, int]) -> Iterator[Encoded]:
+def images_in(folders: Sequence[Path], numbers: Mapping[str, int], root: Path) -> Iterator[Encoded]:
     """Yield the images of every class in the first folder, and those without class in any of them.
 
     Args:
         folders: Where to look.
         numbers: Number of each class, by its folder's name.
+        root: The whole data's folder.
     """
     labeled = [(folders[0] / name, number) for name, number in numbers.items()]
     unlabeled = [
         (folder / name, UNKNOWN)
         for folder in folders
-        for name in subfolders(folder)
+        for name in subfolders(folder, root)
         if role_of(name) == "unlabeled"
     ]
     for home, label in labeled + unlabeled:
-        for path in image_files(home):
+        for path in image_files(home, root):
             between = os.path.dirname(path)[len(str(home)) + 1 :]  # noqa: PTH120 - millions of paths
             yield Encoded(path, path, label, {"folder": between.replace(os.sep, "/") or "."})
 
 
-def image_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of the image files at any depth; none if there is no such folder."""
-    return filter(is_image, files_under(str(folder)) if folder.is_dir() else ())
+def image_files(folder: Path, root: Path) -> Iterator[str]:
+    """Yield the paths of the image files at any depth of some data's folder; none if there is no such folder."""
+    return filter(is_image, files_under(str(folder), str(root)) if folder.is_dir() else ())
 
 
 def account(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:
@@ -226,7 +266,7 @@ def account(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:
     untaken = outer - {str(home) for home in layout.homes if takes_loose}
     unread = tuple(f"{folder}{os.sep}" for folder in layout.unread)
     links = _LinksOut(layout.root)
-    for entry in entries_under(str(layout.root)):
+    for entry in entries_under(str(layout.root), flaws=flaws):
         links.see(entry)
         path = entry.path
         if path.startswith(unread):

@@ -4,6 +4,7 @@ Needs the ``datasets`` library: ``pip install 'fedssl[hf]'``. A local folder is 
 """
 
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -16,11 +17,11 @@ from pydantic import Field
 
 from fedssl.data.cache import Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
-from fedssl.data.flaws import Flaws
-from fedssl.data.formats import is_image
+from fedssl.data.flaws import Flaws, plain_text
+from fedssl.data.formats import is_image, suffix_of
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image, subfolders
-from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under
+from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under, is_hidden
 from fedssl.data.splits import by_role, role_of, twins
 from fedssl.errors import InputError, nearest
 
@@ -102,7 +103,7 @@ class Hf(EncodedImages):
 
     def files(self) -> Iterator[str]:
         """Yield the files of a local folder; a name on the Hub has none."""
-        folder = Path(self.name).expanduser()
+        folder = self.expanded(self.name)
         if folder.is_dir():
             yield from files_under(str(folder.absolute()))
 
@@ -112,18 +113,26 @@ class Hf(EncodedImages):
         Raises:
             InputError: The library did not understand a folder's name as the split that it says.
         """
-        folder = Path(self.name).expanduser()
+        folder = self.expanded(self.name)
         if not folder.is_dir() or any((folder / mark).is_file() for mark in SAVED):
             return
         roles = {role_of(name) for name in splits}
         entries = [Path(entry.path) for entry in entries_under(str(folder))]
         if not any(is_image(path.name) for path in entries):
             self._check_roles(roles, (path.stem.split("-")[0] for path in entries), "file")
+            self._account_tables(folder, entries, flaws)
             return
-        self._check_roles(roles, subfolders(folder), "folder")
-        taken: set[str] = set()
-        for split in splits.values():
-            taken.update(_paths(split, image))
+        self._check_roles(roles, subfolders(folder, folder), "folder")
+        owners: dict[str, str] = {}
+        for name, split in splits.items():
+            for path in _paths(split, image):
+                other = owners.setdefault(path, name)
+                if other != name:
+                    raise self.wrong(
+                        f"the library put {plain_text(path)} into the splits {other!r} and {name!r}",
+                        "no class or folder below a split may have the name of a split: rename it",
+                    )
+        taken = owners.keys()
         if not taken:
             return  # tables hold the images themselves; the files beside them are no data
         note = flaws.leave_out if self.config or _lists_its_files(folder) else flaws.add
@@ -133,6 +142,37 @@ class Hf(EncodedImages):
             if note_unless_image(entry, flaws) and os.path.realpath(entry.path) not in taken:
                 note("images lie in no split that the library found", [entry.path])
 
+    def _account_tables(self, folder: Path, entries: Sequence[Path], flaws: Flaws) -> None:
+        """Note every table of a local folder that the library put into no split, or into that of another name.
+
+        Raises:
+            InputError: A table or its folder has the name of another split than the library's.
+        """
+        import datasets
+
+        with tempfile.TemporaryDirectory(prefix="fedssl-") as copy:
+            builder = datasets.load_dataset_builder(str(folder), self.config, cache_dir=copy)
+        found = builder.config.data_files or {}
+        taken = {
+            os.path.realpath(file): str(name) for name, files in found.items() for file in files
+        }
+        suffixes = {suffix_of(path) for path in taken}
+        note = flaws.leave_out if self.config or _lists_its_files(folder) else flaws.add
+        for path in entries:
+            if is_hidden(path.name) or suffix_of(path.name) not in suffixes:
+                continue
+            split = taken.get(os.path.realpath(path))
+            if split is None:
+                note("tables lie in no split that the library found", [str(path)])
+                continue
+            words = (re.split(r"[\d\W_]+", part)[0] for part in path.relative_to(folder).parts)
+            for word in words:
+                if role_of(word) not in (None, role_of(split)):
+                    raise self.wrong(
+                        f"{word!r} is the name of a split, but the library put {plain_text(str(path))} into {split!r}",
+                        f"call it {role_of(word)}-00000-of-00001, in a folder 'data'",
+                    )
+
     def _check_roles(self, roles: Collection[str | None], names: Iterable[str], what: str) -> None:
         """Refuse names of splits that the library took for none."""
         for name in names:
@@ -140,7 +180,7 @@ class Hf(EncodedImages):
             if role is not None and role not in roles:
                 raise self.wrong(
                     f"the {what} {name!r} has the name of a split, but the library put its images into another",
-                    f"rename it to {role!r}, as the library calls that split",
+                    f"call it {role!r}, as the library calls that split; a file {role}-00000-of-00001",
                 )
 
     def _load(self) -> Any:
@@ -151,7 +191,7 @@ class Hf(EncodedImages):
             raise self.wrong(
                 "needs the 'datasets' library, which is not installed", "pip install 'fedssl[hf]'"
             ) from None
-        folder = Path(self.name).expanduser()
+        folder = self.expanded(self.name)
         if not folder.is_dir() and (
             self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
         ):

@@ -20,6 +20,9 @@ from fedssl.data.sources.own_images import OwnImages
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+MOST_CLASSES = 100_000
+"""Of images that are predicted, labels are below this where no names say how many classes there are."""
+
 UNREADABLE = (
     OSError,
     ValueError,
@@ -93,9 +96,20 @@ class Npz(OwnImages):
             InputError: No such file, not such a file, or arrays of the wrong names, types or shapes.
         """
         arrays = self._arrays(flaws)
-        if "images" in arrays and "labels" not in arrays:
-            arrays["labels"] = np.full(len(arrays["images"]), UNKNOWN)
+        images = arrays.get("images")
+        if images is not None and "labels" not in arrays:
+            arrays["labels"] = np.full(images.shape[:1], UNKNOWN)
         block = self._block(arrays, "")
+        largest = int(block.labels.max(initial=UNKNOWN))
+        if not len(block.labels):
+            raise self.wrong("holds no images", "check the file")
+        if "class_names" not in arrays and largest >= MOST_CLASSES:
+            raise self.wrong(f"has labels up to {largest}", "number the classes from 0")
+        if "class_names" in arrays and largest >= len(np.atleast_1d(arrays["class_names"])):
+            raise self.wrong(
+                f"has class_names of shape {arrays['class_names'].shape}, but labels up to {largest}",
+                "give one name a class",
+            )
         used = {"images", "labels", "class_names", *block.columns}
         flaws.leave_out("arrays are not used", [name for name in arrays if name not in used])
         names = arrays.get("class_names", np.arange(int(block.labels.max(initial=UNKNOWN)) + 1))
@@ -106,7 +120,7 @@ class Npz(OwnImages):
         yield str(self._path().absolute())
 
     def _path(self) -> Path:
-        path = Path(self.name).expanduser()
+        path = self.expanded(self.name)
         if not path.is_file():
             raise self.wrong("there is no such file", "check the path")
         return path
