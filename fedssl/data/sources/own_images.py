@@ -113,7 +113,7 @@ def entries_under(
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if leads_back(entry.path, top):
+        if entry.is_symlink() and leads_back(entry.path, top):
             if flaws is not None:
                 flaws.leave_out("links lead to another place of the same data", [entry.path])
             if with_links:
