@@ -84,9 +84,10 @@ class _PrivateFolder(Folder):
             parts["test"] = partial(
                 images_in, [test], self._numbers(test, layout.root), layout.root
             )
-        self._numbers(
-            layout.train, layout.root
-        )  # an unknown class is refused before anything is decoded
+        names = class_folders(layout.train, layout.root)
+        self._check_no_split_in(layout.train, names, layout.root)
+        # An unknown class is refused before anything is decoded.
+        self._numbers(layout.train, layout.root)
         account(layout, flaws, takes_loose=True)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(

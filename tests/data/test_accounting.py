@@ -299,6 +299,14 @@ def test_splits_in_odd_places_are_refused(tmp_path, folders, said):
         Folder(name=str(tmp_path)).prepare()
 
 
+@pytest.mark.parametrize("folders", [["cat", "cat/unlabeled"], ["cat", "unlabeled_extra"]])
+def test_no_clients_own_image_without_a_label_gets_one(tmp_path, folders):
+    for folder in folders:
+        put(tmp_path / folder, 2)
+    with pytest.raises(InputError, match=r"have no labels"):
+        prepare_private(str(tmp_path), TERMS, skip=False)
+
+
 def test_names_are_told_whatever_width_they_were_typed_in(tmp_path):
     for split in ("ｔｒａｉｎ", "ｔｅｓｔ"):
         save_classes(tmp_path / split)
