@@ -212,3 +212,34 @@ def test_a_display_that_fails_costs_no_run(tmp_path, monkeypatch):
     found = run(small_experiment(rounds=2), out=tmp_path / "o")
     assert found.is_finished
     assert len(found.rounds) == 2
+
+
+def test_a_terminal_without_width_and_a_backend_that_is_not_there_cost_no_output(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "show", "e.toml", COLUMNS="0", MPLBACKEND="bogus")
+    assert done.returncode == 0, done.stderr
+    assert b"labeled" in done.stdout
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_one_set_is_one_setting(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", "--set", "rounds=1\nseed=3")
+    assert done.returncode == 2
+    assert b"is more than one value" in done.stderr
+
+
+def test_a_plug_in_with_a_type_that_only_checkers_see_is_one_error(tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from fedssl.methods.fixmatch import FixMatch\n"
+        "if TYPE_CHECKING:\n    from pathlib import Path\n"
+        "class Mine(FixMatch):\n    where: Path | None = None\n"
+    )
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", "--set", "method.kind=lab.mine")
+    assert done.returncode == 2, done.stderr
+    assert b"there is no method 'lab.mine'" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -327,6 +327,13 @@ def test_classes_that_would_be_shown_alike_are_refused(tmp_path):
         Folder(name=str(tmp_path)).prepare()
 
 
+def test_classes_to_predict_are_told_by_the_names_of_the_record(tmp_path):
+    put(tmp_path / "a\nb", 2)
+    target = decode.Target((8, 8), 3, scales=True, converts=True, size_hint="", channels_hint="")
+    (block,) = blocks_of([tmp_path], ("a\\nb",), target, Flaws())
+    assert block.labels.tolist() == [0, 0]
+
+
 def test_a_home_folder_that_nobody_has_is_one_error():
     for source in (Folder, Npz, Hf):
         with pytest.raises(InputError, match=r"there is no home folder for '~'"):
