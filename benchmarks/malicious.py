@@ -118,8 +118,8 @@ def _step(
 class Strangers(Grid):  # type: ignore[misc]
     """Clients at a server that did not start them, as in a deployment: it asks each what it holds, and compares their replies."""
 
-    def __init__(self, answer: Any) -> None:
-        self._inner = SerialGrid(Apps(answer), CLIENTS)
+    def __init__(self, answer: Any, num_clients: int) -> None:
+        self._inner = SerialGrid(Apps(answer), num_clients)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes."""
@@ -157,9 +157,8 @@ def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float,
         is_liar = context.node_config[protocol.PARTITION_ID] == LIAR
         if lie is None or not is_liar or message.metadata.message_type != "train":
             return reply
-        if (
-            reply.has_error()
-        ):  # the model is so far gone that the liar cannot train either: it says the same again
+        if reply.has_error():
+            # The model is so far gone that the liar cannot train either: it says the same again.
             return Message(said[-1].content, reply_to=message) if said else reply
         before = protocol.from_record(message.content.array_records[protocol.ARRAYS])
         honest = protocol.from_record(reply.content.array_records[protocol.ARRAYS])
@@ -169,7 +168,7 @@ def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float,
 
     seen = Norms()
     try:
-        outcome = serve(Experiment.from_dict(sections), Strangers(answer), [seen])
+        outcome = serve(Experiment.from_dict(sections), Strangers(answer, CLIENTS), [seen])
     except RunFailed:
         return math.nan, seen
     return outcome.rounds[-1].server_accuracy, seen

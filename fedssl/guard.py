@@ -45,8 +45,8 @@ def guarded_reader(command: Callable[Parameters, Returned]) -> Callable[Paramete
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
         try:
             return command(*args, **kwargs)
-        except (FedsslError, typer.Exit):
-            raise
+        except (FedsslError, OSError, typer.Exit):
+            raise  # files that cannot be read are named where they are read; what cannot be written is no fault of a record
         except Exception as error:
             said = " ".join(str(error).split())[:LONGEST_REASON]
             problem = f"cannot be read, for a file of it is not as fedssl writes it: {type(error).__name__}: {said}"

@@ -34,9 +34,8 @@ def prepare_process() -> None:
     A character that a terminal cannot show is written as ``?``.
     """
     prepare_surroundings()
-    os.environ["MPLBACKEND"] = (
-        "agg"  # pictures are files here, whatever a notebook or a shell has chosen
-    )
+    # Pictures are files here, whatever a notebook or a shell has chosen.
+    os.environ["MPLBACKEND"] = "agg"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,12 +1,10 @@
-"""Grids that are not ours, as a deployment's: nodes with configs of their own, and clients of any app."""
+"""A grid that is not ours: nodes with configs of their own, as a deployment's."""
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from fedssl import protocol
 from fedssl.clients.client_app import app
-from fedssl.engine.local_grid import Apps
-from fedssl.engine.serial_grid import SerialGrid
 
 
 class Nodes(Grid):
@@ -36,20 +34,5 @@ class Nodes(Grid):
         replies = [app(m, self.contexts[m.metadata.dst_node_id]) for m in messages]
         self.replies += replies
         return replies
-
-    set_run = run = create_message = push_messages = pull_messages = None
-
-
-class Strangers(Grid):
-    """Clients of an app at a server that did not start them, and therefore asks each what it holds."""
-
-    def __init__(self, answer, num_clients):
-        self.inner = SerialGrid(Apps(answer), num_clients)
-
-    def get_node_ids(self):
-        return self.inner.get_node_ids()
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return self.inner.send_and_receive(messages)
 
     set_run = run = create_message = push_messages = pull_messages = None

@@ -7,6 +7,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.malicious import Strangers
 from fedssl import protocol
 from fedssl.clients.client_app import app
 from fedssl.errors import RunFailed
@@ -14,7 +15,6 @@ from fedssl.record.rows import Observer
 from fedssl.strategies.census import Census
 from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
-from tests.nodes import Strangers
 
 protocol.claim_identity(1)
 

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 Role = Literal["train", "test", "validation", "unlabeled"]
@@ -81,12 +81,11 @@ def twins(names: Iterable[str]) -> list[str]:
     return next((group for group in groups.values() if len(group) > 1), [])
 
 
-def look_alikes(names: Iterable[str]) -> Sequence[str]:
+def look_alikes(names: Collection[str]) -> Sequence[str]:
     """Return names that differ only in the word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do.
 
     Of names in which the word is a part of another, as in ``mytrain`` and ``mytest``, one must say that it is for training.
     """
-    names = list(names)
     groups: dict[str, list[str]] = {}
     for name in names:
         words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
@@ -99,14 +98,9 @@ def look_alikes(names: Iterable[str]) -> Sequence[str]:
     parts: dict[str, list[str]] = {}
     for name in names:
         rest_of_it, count = SPLIT_WORD.subn("*", _plain(name))
-        if re.search(r"\*(e|)r", rest_of_it):  # a trainer and a tester are people
+        if re.search(r"\*e?r", rest_of_it):  # a trainer and a tester are people
             continue
         if count:
             parts.setdefault(rest_of_it, []).append(name)
-    found = [group for group in groups.values() if len(group) > 1]
-    found += [
-        group
-        for group in parts.values()
-        if len(group) > 1 and any("train" in _plain(name) for name in group)
-    ]
-    return next(iter(found), [])
+    to_train = (group for group in parts.values() if any("train" in _plain(name) for name in group))
+    return next((group for group in [*groups.values(), *to_train] if len(group) > 1), [])

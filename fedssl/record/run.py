@@ -69,9 +69,8 @@ class Run:
             raise InputError(str(path), "holds no run", remedy)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
-                raise InputError(
-                    str(entry), "is no regular file", REMEDY
-                )  # to open a pipe would wait for ever
+                # To open a pipe would wait for ever.
+                raise InputError(str(entry), "is no regular file", REMEDY)
 
     def __repr__(self) -> str:
         """Say which it is, and how far it has come."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
+from benchmarks.malicious import Strangers
 from fedssl import protocol
 from fedssl.clients.client_app import app
 from fedssl.engine.local_grid import Apps
@@ -17,7 +18,6 @@ from fedssl.simulation import check
 from fedssl.strategies.base import CohortStrategy
 from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
-from tests.nodes import Strangers
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
