@@ -143,6 +143,6 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> 
         console.print(
             f"accuracy {share * 100:.1f} %: {predictions.num_right:,} of "
             f"{predictions.num_labeled:,} images whose class is known"
-            + (f", {unknown:,} others are of no class of the run" if unknown else ""),
+            + (f"; images of no class of the run: {unknown:,}" if unknown else ""),
             soft_wrap=True,
         )
