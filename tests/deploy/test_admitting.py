@@ -249,18 +249,18 @@ def joining(tmp_path, monkeypatch):
     return join
 
 
-@pytest.mark.parametrize(("behind", "words"), [(30, "30 s ahead"), (-400, "400 s behind")])
+@pytest.mark.parametrize(("behind", "words"), [(30, "3[01] s ahead"), (-400, "(399|400) s behind")])
 def test_a_client_whose_clock_flower_would_refuse_does_not_start(behind, words, joining):
     done, stops = joining(behind)
     assert done.exit_code == 1
-    assert words in done.output
+    assert re.search(words, done.output)
     assert "Set this host's clock" in done.output
     assert not stops
 
 
 def test_a_clock_that_is_somewhat_behind_is_said_and_joins(joining):
     done, stops = joining(-100)
-    assert "100 s behind" in done.output
+    assert re.search("(99|100) s behind", done.output)
     assert stops
 
 
