@@ -12,10 +12,10 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.local_step import Batch, Work, train
 from benchmarks.processes import LeftOut, measure
 from benchmarks.workloads import WORKLOADS, Plain, Workload
-from fedssl import rng
-from fedssl.batches import BatchLoader
-from fedssl.config import Experiment
-from fedssl.training import fit
+from fedssl.core import rng
+from fedssl.experiment.experiment import Experiment
+from fedssl.training.batches import BatchLoader
+from fedssl.training.loop import fit
 
 TOLERANCE = 1e-5
 """Weights are about .1; sums in another order move them by 1e-8 or so."""

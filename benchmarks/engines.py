@@ -22,10 +22,10 @@ from benchmarks.check import check
 from benchmarks.contenders import CONTENDERS
 from benchmarks.processes import FEWEST_ROUNDS, LeftOut, Outcome, measure
 from benchmarks.workloads import WORKLOADS
-from fedssl.config import Experiment
+from fedssl.core.errors import InputError
+from fedssl.core.machine import available_cores
 from fedssl.data.cache import CACHE_VARIABLE
-from fedssl.engine.plan import available_cores
-from fedssl.errors import InputError
+from fedssl.experiment.experiment import Experiment
 
 REFERENCES = ("plain", "flower", "pfl")
 """Whom the others are compared with."""

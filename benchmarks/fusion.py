@@ -16,12 +16,12 @@ import torch
 
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.fusion import fit_together, worth_fusing
+from fedssl.fusion.fit import fit_together, worth_fusing
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.cnn import CNN
-from fedssl.networks import build_network
-from fedssl.optimization import Train
-from fedssl.training import Recipe, fit
+from fedssl.training.loop import Recipe, fit
+from fedssl.training.network import build_network
+from fedssl.training.optimization import Train
 
 SIZES = (2, 5, 10, 16, 32, 50)
 ALONE = 10

@@ -22,15 +22,16 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
-from fedssl import protocol
 from fedssl.clients.client_app import app
-from fedssl.config import Experiment, merge
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import RunFailed
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment, merge
 from fedssl.metrics.drift import update_norm
 from fedssl.record.rows import Observer, RoundEnd
-from fedssl.strategies.server_app import serve
+from fedssl.server.app import serve
 
 CLIENTS = 10
 LIAR = 0
@@ -74,30 +75,24 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 """Sections by name; NaN stands for the bound."""
 
-Lie = Callable[[protocol.NamedArrays, protocol.NamedArrays, float], protocol.NamedArrays]
+Lie = Callable[[NamedArrays, NamedArrays, float], NamedArrays]
 """From the received arrays, the honest ones and the bound (infinity for none) to those that are sent."""
 
 
-def far(
-    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
-) -> protocol.NamedArrays:
+def far(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
     """Return the received model and a long step in one direction."""
     draw = np.random.default_rng(0)
     step = {name: draw.standard_normal(array.shape) for name, array in before.items()}
     return _step(before, step, min(bound, 1e4 * update_norm(before, honest)))
 
 
-def against(
-    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
-) -> protocol.NamedArrays:
+def against(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
     """Return the received model and the honest update turned round."""
     step = {name: before[name].astype(np.float64) - array for name, array in honest.items()}
     return _step(before, step, min(bound, 10 * update_norm(before, honest)))
 
 
-def still(
-    before: protocol.NamedArrays, honest: protocol.NamedArrays, bound: float
-) -> protocol.NamedArrays:
+def still(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
     """Return the received model."""
     return before
 
@@ -105,9 +100,7 @@ def still(
 LIES: dict[str, Lie | None] = {"nobody lies": None, "far": far, "against": against, "still": still}
 
 
-def _step(
-    before: protocol.NamedArrays, step: dict[str, Any], length: float
-) -> protocol.NamedArrays:
+def _step(before: NamedArrays, step: dict[str, Any], length: float) -> NamedArrays:
     """Return arrays this far from others in a direction."""
     scale = length / math.sqrt(math.fsum(float(np.square(own).sum()) for own in step.values()))
     return {

@@ -18,8 +18,8 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.local_step import Work
 from benchmarks.processes import FEWEST_ROUNDS, Outcome, measure
 from benchmarks.workloads import MODEL, Plain, Workload
-from fedssl.config import Experiment
 from fedssl.data.cache import CACHE_VARIABLE
+from fedssl.experiment.experiment import Experiment
 
 SAMPLES = (10, 30, 100, 300, 1_000)
 CLIENTS = (1_000, 10_000, 100_000)

@@ -25,11 +25,11 @@ from typing import Any
 
 import pandas as pd
 
-from fedssl.config import Experiment
+from fedssl.app.simulation import Engine
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import Observer, RoundEnd
 from fedssl.record.run_directory import TABLES, RunDirectory
 from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS
-from fedssl.simulation import Engine
 
 EXPERIMENT: dict[str, Any] = {
     "name": "soak",

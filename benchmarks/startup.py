@@ -35,8 +35,8 @@ ROUND = b"round 1/"
 IMPORTS = 15
 DRIVER = ("-m", "fedssl", *RUN, "--engine", "serial")
 WORKER = """
-import fedssl.engine.ray_actor
-from fedssl.startup import quick_imports
+import fedssl.engine.ray.actor
+from fedssl.core.processes import quick_imports
 with quick_imports():
     import fedssl.clients.client_app, fedssl.engine.worker
 """

@@ -2,7 +2,7 @@
 
 The reference is what a first implementation looks like: every image a PIL image that torchvision's transforms
 augment by itself (flip, reflect-padded crop, RandAugment of two operations, an erased square), all views of a step in
-one batch through one graph, pseudo-labels from that batch's detached logits. Ours is `fedssl.training.fit`. Both take
+one batch through one graph, pseudo-labels from that batch's detached logits. Ours is `fedssl.training.loop.fit`. Both take
 the same model with the same normalization, B labeled and mu B unlabeled images, and SGD with Nesterov momentum.
 
 What the passes alone allow: the reference runs B (1 + 2 mu) images forward and backward, ours the same number forward
@@ -28,9 +28,9 @@ from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS
-from fedssl.networks import build_network
-from fedssl.optimization import Train
-from fedssl.training import Recipe, fit
+from fedssl.training.loop import Recipe, fit
+from fedssl.training.network import build_network
+from fedssl.training.optimization import Train
 
 SPEC = ImageSpec((3, 32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), flips=True)
 WORKLOADS = {

@@ -25,11 +25,11 @@ from benchmarks.local_step import (
     normalizer,
 )
 from fedssl.clients.local_data import simulated_federation
-from fedssl.config import Experiment
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
+from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.accuracy import evaluate
-from fedssl.networks import build_network
+from fedssl.training.network import build_network
 
 Table = dict[str, Any]
 

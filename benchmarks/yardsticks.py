@@ -22,8 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
 
 from fedssl.clients.local_data import simulated_federation
-from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
 
 NEIGHBORS = (3, 5, 7, 10)
 """Numbers of neighbors that label spreading is shown for; scikit-learn's default is 7."""

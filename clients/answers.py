@@ -15,10 +15,10 @@ from typing import Any
 import filelock
 from flwr.app import Context, Message
 
-from fedssl import protocol
+from fedssl.core.errors import InputError
+from fedssl.core.files import write_atomically
 from fedssl.data.cache import cache_folder
-from fedssl.errors import InputError
-from fedssl.record.files import write_atomically
+from fedssl.exchange import protocol
 
 
 def account_of(context: Context) -> Path:

@@ -6,7 +6,6 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedssl import protocol
 from fedssl.clients.local_data import local_data
 from fedssl.clients.privacy import (
     admitted,
@@ -17,11 +16,12 @@ from fedssl.clients.privacy import (
 )
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
-from fedssl.config import Experiment
+from fedssl.core.trust import only, trusting
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
-from fedssl.training import fit
-from fedssl.trust import only, trusting
+from fedssl.training.loop import fit
 
 app = ClientApp()
 

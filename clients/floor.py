@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedssl.config import Experiment
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
+from fedssl.experiment.experiment import Experiment
 
 CLIPPING_NORM = "privacy-clipping-norm"
 NOISE_MULTIPLIER = "privacy-noise-multiplier"

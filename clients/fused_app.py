@@ -10,20 +10,20 @@ from typing import Literal
 import torch
 from flwr.app import Context, Message
 
-from fedssl import protocol
-from fedssl.aggregation import Arrays
 from fedssl.clients.client_app import app, device_of, set_threads
 from fedssl.clients.local_data import local_data, simulated_federation
 from fedssl.clients.privacy import leaving, may_be_measured
 from fedssl.clients.resident import resident
 from fedssl.clients.state import save_state
-from fedssl.config import Experiment
+from fedssl.core.arrays import NamedArrays
 from fedssl.data.shard import Shard
 from fedssl.data.terms import Terms
-from fedssl.engine.checks import Holding
-from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
-from fedssl.engine.replies import Replies
-from fedssl.fusion import (
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
+from fedssl.exchange.unit_replies import Replies
+from fedssl.experiment.experiment import Experiment
+from fedssl.fusion.fit import (
     GROUP_SIZE,
     GroupFit,
     fit_together,
@@ -69,7 +69,7 @@ class _Group(Replies):
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
-        self._trained: dict[int, tuple[protocol.Metrics, Arrays]] = {}
+        self._trained: dict[int, tuple[protocol.Metrics, NamedArrays]] = {}
         if fitted is None:
             return
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}

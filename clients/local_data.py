@@ -8,14 +8,14 @@ import torch
 from flwr.app import Context
 from torch import Tensor
 
-from fedssl import protocol
-from fedssl.config import Experiment
+from fedssl.core.errors import InputError
 from fedssl.data.cache import Prepared
 from fedssl.data.federation import Deal, Federation, draw_federation
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.data.sources.base import Source
 from fedssl.data.terms import Terms
-from fedssl.errors import InputError
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment
 
 
 class LocalData(Protocol):
@@ -174,7 +174,7 @@ def _private_data(client: int, path: object, terms: Terms | None, context: Conte
         raise InputError(
             f"{where}{protocol.IMAGES}",
             "is not in the request, so that nothing is known of the federation's images",
-            "let the server run fedssl.strategies.server_app",
+            "let the server run fedssl.server.app",
         )
     skip = _skips(where, context.node_config.get(protocol.BAD_IMAGES))
     try:

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from flwr.app import MessageType, RecordDict
 
-from fedssl import protocol
 from fedssl.clients.client_app import app
 from fedssl.clients.local_data import simulated_federation
-from fedssl.config import Experiment
-from fedssl.errors import InputError
-from fedssl.networks import build_network
+from fedssl.core.errors import InputError
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment
+from fedssl.training.network import build_network
 
 MEASURING_TIMEOUT = 600.0
 """Seconds in which one client must have been trained."""

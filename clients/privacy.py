@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, Message
 
-from fedssl import protocol, rng
 from fedssl.clients.answers import answer_once
 from fedssl.clients.floor import Floor
-from fedssl.config import Experiment
-from fedssl.errors import InputError
-from fedssl.privacy import add_noise, clip_update
+from fedssl.core import rng
+from fedssl.core.errors import InputError
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.privacy import add_noise, clip_update
 
 log = logging.getLogger("fedssl.client")
 

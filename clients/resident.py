@@ -8,11 +8,11 @@ from torch import nn
 
 from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.weights import Weights
-from fedssl.config import Experiment
 from fedssl.data.terms import Terms
-from fedssl.networks import build_network
-from fedssl.optimization import Optimizers
-from fedssl.training import Recipe
+from fedssl.experiment.experiment import Experiment
+from fedssl.training.loop import Recipe
+from fedssl.training.network import build_network
+from fedssl.training.optimization import Optimizers
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from flwr.app import RecordDict
 from torch import nn
 
-from fedssl import protocol
 from fedssl.clients.weights import Weights
+from fedssl.core.slots import State, Tensors
 from fedssl.data.shard import Shard
-from fedssl.slots import State, Tensors
-from fedssl.training import Recipe
+from fedssl.exchange import protocol
+from fedssl.training.loop import Recipe
 
 PHASE = "phase-"
 """Begins the names of records that hold state, which belongs to its phase."""

@@ -6,9 +6,9 @@ from typing import Any
 from flwr.app import RecordDict
 from torch import nn
 
-from fedssl import protocol
+from fedssl.core.slots import Tensors
+from fedssl.exchange import protocol
 from fedssl.methods.base import Method
-from fedssl.slots import Tensors
 
 PRIVATE = "private"
 """Begins the name of the record that holds the weights a method does not share."""

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fedssl.clients.local_data import simulated_federation
-from fedssl.config import Experiment
 from fedssl.data.federation import Federation
-from fedssl.record.plots import COLORS, save_figure
-from fedssl.record.run import Run
+from fedssl.experiment.experiment import Experiment
+from fedssl.views.pictures.plots import COLORS, save_figure
+from fedssl.views.run import Run
 
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"

@@ -10,21 +10,21 @@ TYPE_CHECKING = False  # not from typing: under `python -m fedssl` a file typing
 if TYPE_CHECKING:
     from typing import Any
 
-    from fedssl.config import Experiment as Experiment
-    from fedssl.errors import InputError as InputError
-    from fedssl.errors import RunFailed as RunFailed
-    from fedssl.library import run as run
-    from fedssl.record.run import Run as Run
+    from fedssl.app.library import run as run
+    from fedssl.core.errors import InputError as InputError
+    from fedssl.core.errors import RunFailed as RunFailed
+    from fedssl.experiment.experiment import Experiment as Experiment
+    from fedssl.views.run import Run as Run
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "InputError", "Run", "RunFailed", "__version__", "run"]
 
 _HOMES = {
-    "Experiment": "fedssl.config",
-    "InputError": "fedssl.errors",
-    "Run": "fedssl.record.run",
-    "RunFailed": "fedssl.errors",
-    "run": "fedssl.library",
+    "Experiment": "fedssl.experiment.experiment",
+    "InputError": "fedssl.core.errors",
+    "Run": "fedssl.views.run",
+    "RunFailed": "fedssl.core.errors",
+    "run": "fedssl.app.library",
 }
 
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> "Any":
     """Import what the library offers when it is first asked for (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fedssl.startup import installed_modules_first, prepare_surroundings
+    from fedssl.core.processes import installed_modules_first, prepare_surroundings
 
     prepare_surroundings()
     with installed_modules_first():

@@ -6,18 +6,18 @@ from typing import Annotated
 import typer
 
 from fedssl import __version__
-from fedssl.commands.compare import compare
-from fedssl.commands.export import export
-from fedssl.commands.listing import doctor, list_plugins, schema
-from fedssl.commands.look import show, validate
-from fedssl.commands.predict import predict
-from fedssl.commands.report import report
-from fedssl.commands.run import run
-from fedssl.commands.sweep import sweep
-from fedssl.deploy.commands import app as deploy_app
-from fedssl.guard import DONE
-from fedssl.startup import prepare_process
-from fedssl.text import printable
+from fedssl.app.commands.compare import compare
+from fedssl.app.commands.export import export
+from fedssl.app.commands.listing import doctor, list_plugins, schema
+from fedssl.app.commands.look import show, validate
+from fedssl.app.commands.predict import predict
+from fedssl.app.commands.report import report
+from fedssl.app.commands.run import run
+from fedssl.app.commands.sweep import sweep
+from fedssl.app.deploy.commands import app as deploy_app
+from fedssl.app.guard import DONE
+from fedssl.core.processes import prepare_process
+from fedssl.core.text import printable
 
 app = typer.Typer(
     name="fedssl",

@@ -7,26 +7,23 @@ What a hook keeps for the next round is an attribute.
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-from fedssl import protocol
-from fedssl.aggregation import Sums, cohort_mean
-from fedssl.config import Experiment
-from fedssl.engine.reduction import CohortSums, Reduction, Weigh, by_examples
-from fedssl.errors import InputError
-from fedssl.registry import Plugin
-from fedssl.strategies.census import Cohorts
-from fedssl.strategies.statistics import parameters
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Plugin
+from fedssl.exchange import protocol
+from fedssl.exchange.buffers import parameters
+from fedssl.exchange.census import Cohorts
+from fedssl.exchange.reduction import CohortSums, Reduction, Weigh, by_examples
+from fedssl.exchange.sums import Sums, cohort_mean
+from fedssl.experiment.experiment import Experiment
 from fedssl.strategies.strategy_state import read_attributes, write_attributes
-
-NamedArrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 class Strategy(Plugin):

@@ -11,11 +11,12 @@ from typing import Literal
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field, model_validator
 
-from fedssl import protocol
-from fedssl.aggregation import Sums, cohort_mean, population_mean
-from fedssl.errors import InputError
-from fedssl.strategies.base import CohortStrategy, NamedArrays, Strategy
-from fedssl.strategies.census import Cohorts
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Cohorts
+from fedssl.exchange.sums import Sums, cohort_mean, population_mean
+from fedssl.strategies.base import CohortStrategy, Strategy
 
 WEIGHT_METRIC = {
     "all": protocol.NUM_EXAMPLES,

@@ -10,11 +10,12 @@ from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field
 
-from fedssl import protocol
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError, RunFailed, nearest
 from fedssl.engine.grid_view import GridView
-from fedssl.errors import InputError, RunFailed, nearest
-from fedssl.strategies.base import NamedArrays, Strategy
-from fedssl.strategies.census import Cohorts
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Cohorts
+from fedssl.strategies.base import Strategy
 from fedssl.strategies.strategy_state import read_attributes, write_attributes
 
 OURS = {

@@ -17,12 +17,11 @@ import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord
 
-from fedssl import protocol
-from fedssl.errors import InputError
-from fedssl.registry import Section
-from fedssl.strategies.census import Cohorts
-
-NamedArrays = Mapping[str, npt.NDArray[np.generic]]
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Section
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Cohorts
 
 STRUCTURE = "structure"
 """Name of the array that says, as JSON, what the others are part of."""

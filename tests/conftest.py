@@ -5,9 +5,9 @@ import tempfile
 import pytest
 import torch
 
-from fedssl.config import Experiment
 from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
 from tests.helpers import federation_of, small_experiment
 
 

@@ -4,12 +4,12 @@ import torch
 
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.fusion import fit_together
+from fedssl.fusion.fit import fit_together
 from fedssl.methods.functional import snapshot
 from fedssl.models.cnn import CNN
-from fedssl.networks import build_network
-from fedssl.optimization import Train
-from fedssl.training import Recipe, fit
+from fedssl.training.loop import Recipe, fit
+from fedssl.training.network import build_network
+from fedssl.training.optimization import Train
 
 SPEC = ImageSpec((1, 8, 8), 4, (0.4,), (0.3,), flips=True)
 MODEL = CNN(widths=(6, 8), hidden=12, norm="none")

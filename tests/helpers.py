@@ -10,12 +10,12 @@ from click.testing import Result
 from flwr.app import RecordDict
 from typer.testing import CliRunner
 
-from fedssl import protocol
 from fedssl.cli import app
 from fedssl.clients.local_data import simulated_federation
-from fedssl.config import Experiment, merge
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment, merge
 
 SMALL: dict[str, Any] = {
     "name": "small",

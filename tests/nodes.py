@@ -3,8 +3,8 @@
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedssl import protocol
 from fedssl.clients.client_app import app
+from fedssl.exchange import protocol
 
 
 class Nodes(Grid):

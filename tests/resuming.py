@@ -7,14 +7,14 @@ import pandas as pd
 
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
-from fedssl.config import Experiment
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Found
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer, Outcome, RoundEnd
 from fedssl.record.run_directory import TABLES, RunDirectory
-from fedssl.strategies.server_app import serve
+from fedssl.server.app import serve
 from tests.helpers import sha256
 
 

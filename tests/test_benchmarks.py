@@ -7,7 +7,7 @@ import pytest
 from benchmarks.check import TOLERANCE, step_difference
 from benchmarks.processes import Outcome
 from benchmarks.workloads import WORKLOADS, Plain, Workload
-from fedssl.config import Experiment
+from fedssl.experiment.experiment import Experiment
 from fedssl.methods.fixmatch import FixMatch
 
 workloads = pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)

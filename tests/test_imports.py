@@ -7,11 +7,11 @@ import sys
 import pytest
 from flwr.app import RecordDict
 
-from fedssl import protocol
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
-from fedssl.engine.ray_grid import RayGrid
-from fedssl.strategies.server_app import serve
+from fedssl.engine.ray.grid import RayGrid
+from fedssl.exchange import protocol
+from fedssl.server.app import serve
 from tests.helpers import federation_of, small_experiment, small_toml
 from tests.plugins import nosy
 
@@ -93,7 +93,7 @@ def test_a_serial_run_imports_what_it_needs_only(tmp_path, optimizer):
     file = small_toml(tmp_path / "e.toml", train={"optimizer": optimizer})
     arguments = ["run", str(file), "--plain", "--out", str(tmp_path / "out")]
     found = modules_after(f"from fedssl.cli import app; app({arguments})")
-    assert "fedssl.strategies.server_app" in found
+    assert "fedssl.server.app" in found
     assert found & (NEVER | {"ray"}) == set()
 
 
@@ -110,7 +110,7 @@ def test_a_worker_imports_what_it_needs_only():
         grid.close()
     found = set(reply.content["config"]["modules"])
     assert {"fedssl.clients.client_app", "torch"} <= found
-    servers = {"fedssl.cli", "fedssl.record.run_directory", "fedssl.strategies.server_app"}
+    servers = {"fedssl.cli", "fedssl.record.run_directory", "fedssl.server.app"}
     assert found & (NEVER | servers) == set()
 
 
@@ -122,13 +122,13 @@ import os
 from pathlib import Path
 os.environ["FEDSSL_CACHE"] = {str(tmp_path / "cache")!r}
 from flwr.app import Context, RecordDict
-import fedssl.clients.client_app, fedssl.strategies.server_app
+import fedssl.clients.client_app, fedssl.server.app
 from fedssl.clients.local_data import simulated_federation
-from fedssl import protocol
-from fedssl.config import Experiment
+from fedssl.exchange import protocol
+from fedssl.experiment.experiment import Experiment
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.networks import build_network
+from fedssl.training.network import build_network
 from fedssl.record.run_directory import RunDirectory
 
 experiment = Experiment.load(Path({str(file)!r}))
@@ -146,7 +146,7 @@ assert protocol.metrics_of(reply)["client"] == 3
 
 directory = RunDirectory(Path({str(tmp_path / "run")!r}))
 grid = SerialGrid(Apps(fedssl.clients.client_app.app), 6)
-outcome = fedssl.strategies.server_app.serve(experiment, grid, [directory])
+outcome = fedssl.server.app.serve(experiment, grid, [directory])
 assert [row.clients_ok for row in outcome.rounds] == [3, 3]
 """
     assert modules_after(only_base(code)) & EXTRA == set()

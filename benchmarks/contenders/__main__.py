@@ -10,7 +10,7 @@ import torch
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.job import Job, Stopwatch
 from benchmarks.workloads import Plain
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
 
 
 def main(text: str) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.contenders.job import Job, Stopwatch
 from benchmarks.local_step import batches, train
 from benchmarks.workloads import Plain, draws_of
-from fedssl.config import Experiment
+from fedssl.app.simulation import plan_here
 from fedssl.engine.flower import simulate
-from fedssl.simulation import plan_here
+from fedssl.experiment.experiment import Experiment
 
 app = ClientApp()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedssl.config import Experiment
+from fedssl.experiment.experiment import Experiment
 
 
 @dataclass(frozen=True)

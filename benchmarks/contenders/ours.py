@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders.job import Job, Stopwatch
+from fedssl.app.simulation import Engine, check
 from fedssl.record.rows import Observer, RoundEnd
-from fedssl.simulation import Engine, check
 
 
 class _Watched(Observer):

@@ -7,8 +7,8 @@ from typing import Any
 
 from mkdocs.structure.pages import Page
 
-from fedssl.config import PLUGIN_SECTIONS, Experiment
-from fedssl.registry import Family
+from fedssl.core.registry import Family
+from fedssl.experiment.experiment import PLUGIN_SECTIONS, Experiment
 
 MARK = "<!-- every setting -->"
 """What a page writes where the reference belongs."""

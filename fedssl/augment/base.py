@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.registry import Family, Plugin
-from fedssl.slots import Scope, Tensors
+from fedssl.core.registry import Family, Plugin
+from fedssl.core.slots import Scope, Tensors
 
 
 class Augmentation(Plugin):

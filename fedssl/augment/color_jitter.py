@@ -14,7 +14,7 @@ from fedssl.augment import functional as ops
 from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.grouped import apply_grouped_, single
 from fedssl.augment.weak import Weak
-from fedssl.slots import Tensors
+from fedssl.core.slots import Tensors
 
 GROUPS = (
     single("brightness", lambda images, factors: ops.brightness(images, factors[:, 0])),

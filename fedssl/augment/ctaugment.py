@@ -18,7 +18,7 @@ from fedssl.augment.base import LearnedAugmentation, Probe
 from fedssl.augment.geometry import FILTERS, rescale
 from fedssl.augment.grouped import AFFINE, affine, apply_grouped_, single
 from fedssl.augment.weak import Weak
-from fedssl.slots import Tensors
+from fedssl.core.slots import Tensors
 
 _Operation = Callable[[Tensor, Tensor], Tensor]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedssl.augment.base import DrawnAugmentation
+from fedssl.core.slots import Tensors
 from fedssl.data.shard import as_float
-from fedssl.slots import Tensors
 
 
 class Identity(DrawnAugmentation):

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedssl.augment.base import DrawnAugmentation
+from fedssl.core.slots import Tensors
 from fedssl.data.shard import as_float
-from fedssl.slots import Tensors
 
 
 class Noise(DrawnAugmentation):

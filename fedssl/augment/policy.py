@@ -7,8 +7,8 @@ from pydantic import Field
 from fedssl.augment.base import AUGMENTATIONS, Augmentation, LearnedAugmentation
 from fedssl.augment.randaugment import RandAugment
 from fedssl.augment.weak import Weak
-from fedssl.registry import Section
-from fedssl.slots import Slot
+from fedssl.core.registry import Section
+from fedssl.core.slots import Slot
 
 WEAK = AUGMENTATIONS.at("augment.weak", "weak")
 STRONG = AUGMENTATIONS.at("augment.strong", "randaugment")

@@ -26,7 +26,7 @@ from fedssl.augment import functional as ops
 from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.grouped import AFFINE, affine, apply_grouped_, single
 from fedssl.augment.weak import Weak
-from fedssl.slots import Tensors
+from fedssl.core.slots import Tensors
 
 
 def _enhance(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.geometry import affine_matrices, warp
 from fedssl.augment.weak import Weak
-from fedssl.slots import Tensors
+from fedssl.core.slots import Tensors
 
 
 class Rotation(DrawnAugmentation):

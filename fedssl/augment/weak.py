@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedssl.augment.base import DrawnAugmentation
 from fedssl.augment.geometry import flip_and_shift
+from fedssl.core.slots import Tensors
 from fedssl.data.shard import as_float
-from fedssl.slots import Tensors
 
 
 class Weak(DrawnAugmentation):

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import UNKNOWN, Mask, Rows
-from fedssl.errors import InputError
 
 HEADER_BYTES = 128
 """Of a numpy file; its header is padded to a multiple of 64, and four dimensions need more than 64."""

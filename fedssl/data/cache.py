@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
+from fedssl.core.errors import InputError
+from fedssl.core.text import one_line
 from fedssl.data.blocks import Block, PartWriter
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Images, Mask, Rows
-from fedssl.errors import InputError
-from fedssl.text import one_line
 
 FORMAT = 3
 """Part of every entry's name: raise it when the layout changes, or the normalization of a built-in data set."""

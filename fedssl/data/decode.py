@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
 from fedssl.data.flaws import Flaws, plain_text
 from fedssl.data.formats import FORMATS, NotRegularError, has_several_frames, open_image
-from fedssl.errors import InputError
 
 BLOCK_SIZE = 256
 """Images decoded at once, at most."""

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 
-from fedssl import rng
+from fedssl.core import rng
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Section
 from fedssl.data.features.base import FEATURE_SKEWS, FeatureSkew
 from fedssl.data.images import Dataset, Images, Mask, Rows
 from fedssl.data.label_noise.base import LABEL_NOISES, LabelNoise
@@ -19,8 +21,6 @@ from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit, Pool
 from fedssl.data.partitions.base import PARTITIONS, Draws, Partition, examples_of, fill_up
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
-from fedssl.errors import InputError
-from fedssl.registry import Section
 
 SERVER, HELD_BACK, NOBODY = -1, -2, -3
 """Owners that are no clients: of labeled images at the server, of labels kept for validation, and of images that are

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from fedssl.errors import InputError
-from fedssl.text import one_line
+from fedssl.core.errors import InputError
+from fedssl.core.text import one_line
 
 MOST_NAMED = 3
 """A note names at most so many examples."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Prepared, Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
@@ -15,7 +16,6 @@ from fedssl.data.sources.folder import Folder, account, class_folders, images_in
 from fedssl.data.sources.npz import Npz, note_unused, texts
 from fedssl.data.sources.own_images import OwnImages
 from fedssl.data.terms import Terms
-from fedssl.errors import InputError
 
 SKIP = "bad-images = 'skip' in the node config"
 

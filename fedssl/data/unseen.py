@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedssl.core.errors import InputError
+from fedssl.core.text import one_line
 from fedssl.data.blocks import Block
 from fedssl.data.decode import Encoded, Target, decode
 from fedssl.data.flaws import Flaws
@@ -16,8 +18,6 @@ from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image
 from fedssl.data.sources.npz import Npz
 from fedssl.data.sources.own_images import entries_under
-from fedssl.errors import InputError
-from fedssl.text import one_line
 
 FIELD = "IMAGES"
 """What messages call them."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from fedssl.aggregation import Span, parts, without
+from fedssl.exchange.sums import Span, parts, without
 
 CALL_SECONDS = 0.015
 """Work that a call to a worker should carry at least: about ten times what the call itself costs."""

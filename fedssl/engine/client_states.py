@@ -2,24 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Protocol
 
-from fedssl.engine.plan import MB
+from fedssl.core.machine import MB
 from fedssl.engine.spill import Place, Spill
-
-
-class KeptStates(Protocol):
-    """What clients kept when a round was over."""
-
-    @property
-    def round(self) -> int:
-        """The last round that is over."""
-
-    def versions(self) -> Mapping[int, int]:
-        """Return, for every client that keeps something, the round that it kept it in."""
-
-    def kept(self, client: int) -> bytes:
-        """Return what a client keeps."""
+from fedssl.record.snapshot import KeptStates
 
 
 class _Entry:

@@ -12,15 +12,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedssl.core.errors import RunFailed
+from fedssl.core.processes import prepare_surroundings
+from fedssl.core.trust import EVERY_MODULE
 from fedssl.data.cache import cache_folder
 from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
-from fedssl.engine.ray_start import RayCluster
-from fedssl.engine.witness import Record
-from fedssl.errors import RunFailed
-from fedssl.protocol import ALLOWED_PLUGINS
-from fedssl.startup import prepare_surroundings
-from fedssl.trust import EVERY_MODULE
+from fedssl.engine.ray.start import RayCluster
+from fedssl.engine.ray.witness import Record
+from fedssl.exchange.protocol import ALLOWED_PLUGINS
 
 HOME_VARIABLE = "FLWR_HOME"
 """Environment variable that names the folder of Flower's files."""

@@ -11,13 +11,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedssl import protocol
-from fedssl.aggregation import Span
-from fedssl.engine.checks import Holding
 from fedssl.engine.client_states import ClientStates
-from fedssl.engine.reduction import Answer, CohortSums
-from fedssl.engine.witness import Record
+from fedssl.engine.ray.witness import Record
 from fedssl.engine.worker import App, Together
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.exchange.sums import Span
 
 Result = TypeVar("Result")
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedssl import protocol
 from fedssl.engine.grid_view import GridView
+from fedssl.exchange import protocol
 
 POLL_SECONDS = 0.5
 """Between looks for replies."""

@@ -1,14 +1,12 @@
 """How many workers, and what each gets: arithmetic over cores, GPUs and memory, without Ray."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedssl.errors import InputError
-
-MB = 1_000_000
+from fedssl.core.errors import InputError
+from fedssl.core.machine import MB
 
 MANY = 1_000_000
 """Workers where nothing limits them."""
@@ -84,19 +82,6 @@ class WorkerPlan:
     def gpus_of(self, worker: int) -> float:
         """Return the GPUs of a worker, by number."""
         return self.gpus if worker < self.workers else 0.0
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory() -> float:
-    """Return the bytes of memory this machine has; infinite where it does not say."""
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    if not all(name in os.sysconf_names for name in names):
-        return math.inf
-    return float(math.prod(os.sysconf(name) for name in names))
 
 
 def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> WorkerPlan:

@@ -11,9 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from flwr.app import Message
 
-from fedssl import protocol
-from fedssl.aggregation import Span
-from fedssl.engine.checks import Holding
 from fedssl.engine.local_grid import (
     IMPATIENT,
     Apps,
@@ -23,8 +20,11 @@ from fedssl.engine.local_grid import (
     nothing,
     single_units,
 )
-from fedssl.engine.reduction import Answer, CohortSums, Reduction
 from fedssl.engine.worker import Done, Job, Rules, Worker
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums, Reduction
+from fedssl.exchange.sums import Span
 
 Asked = ParamSpec("Asked")
 Answered = TypeVar("Answered")

@@ -4,7 +4,7 @@ import tempfile
 from collections import defaultdict
 from typing import BinaryIO, NamedTuple
 
-from fedssl.errors import RunFailed
+from fedssl.core.errors import RunFailed
 
 SMALLEST = 4096
 """Bytes of the smallest slot."""

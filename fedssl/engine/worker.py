@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from flwr.app import Context, Message, Metadata, RecordDict
 
-from fedssl import protocol
-from fedssl.engine.checks import Holding
-from fedssl.engine.reduction import Answer, CohortSums, Reduction, Sum
-from fedssl.engine.replies import Replies
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
+from fedssl.exchange.unit_replies import Replies
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[Message], Sequence[Context]], Replies]

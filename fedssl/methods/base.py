@@ -1,7 +1,7 @@
 """The interface every semi-supervised method stands behind.
 
 A method is a frozen section of hyper-parameters and, in the plain case, one pure function: `Method.loss`, from views
-of labeled and unlabeled images to a scalar. `fedssl.training.fit` does the rest. What a method needs beyond that, it
+of labeled and unlabeled images to a scalar. `fedssl.training.loop.fit` does the rest. What a method needs beyond that, it
 says by overriding one hook:
 
 ======================================================= ==========================================================
@@ -42,9 +42,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.augment.base import Probe
+from fedssl.core.registry import Family, Plugin
+from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.registry import Family, Plugin
-from fedssl.slots import Slot, State, Tensors
 
 View = Literal["weak", "strong", "plain"]
 """How an image is shown: weakly or strongly augmented, or as it is."""

@@ -7,9 +7,9 @@ arXiv:2001.07685.
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
-from fedssl.slots import State
 
 
 class FixMatch(SemiSupervised):

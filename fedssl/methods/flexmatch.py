@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
-from fedssl.slots import Slot, State, Tensors
 
 UNUSED = -1
 """Class of an image that has had no confident prediction yet."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.slots import Tensors
+from fedssl.core.slots import Tensors
 
 Mixing = Literal["example", "batch"]
 """Whether MixUp draws one lambda for each example or one for the batch."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
 
 
 class TwoHeads(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import Scope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
@@ -22,7 +23,6 @@ from fedssl.methods.functional import (
     supervised_loss,
     warm_decay,
 )
-from fedssl.slots import Scope, Slot, State, Tensors
 
 
 class MeanTeacher(SemiSupervised):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     Mixing,
@@ -19,7 +20,6 @@ from fedssl.methods.functional import (
     sharpen,
     supervised_loss,
 )
-from fedssl.slots import State
 
 
 class MixMatch(SemiSupervised):

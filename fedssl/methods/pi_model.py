@@ -6,6 +6,7 @@ Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, arX
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     at_least_single,
@@ -13,7 +14,6 @@ from fedssl.methods.functional import (
     sigmoid_ramp,
     supervised_loss,
 )
-from fedssl.slots import State
 
 
 class PiModel(SemiSupervised):

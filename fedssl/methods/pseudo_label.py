@@ -8,6 +8,7 @@ workshop on challenges in representation learning; with the confidence threshold
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     at_least_single,
@@ -15,7 +16,6 @@ from fedssl.methods.functional import (
     masked_cross_entropy,
     supervised_loss,
 )
-from fedssl.slots import State
 
 
 class PseudoLabel(SemiSupervised):

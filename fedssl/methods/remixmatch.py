@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.errors import InputError
+from fedssl.core.slots import Scope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.errors import InputError
 from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     Mixing,
@@ -26,7 +27,6 @@ from fedssl.methods.functional import (
     supervised_loss,
 )
 from fedssl.methods.heads import TwoHeads, quarter_turns
-from fedssl.slots import Scope, Slot, State, Tensors
 
 
 class ReMixMatch(SemiSupervised):

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.slots import Scope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import (
@@ -17,7 +18,6 @@ from fedssl.methods.functional import (
     running_mean,
     supervised_loss,
 )
-from fedssl.slots import Scope, Slot, State, Tensors
 
 
 class SoftMatch(SemiSupervised):

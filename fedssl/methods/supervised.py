@@ -3,9 +3,9 @@
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Method, Progress, View, Views
 from fedssl.methods.functional import supervised_loss
-from fedssl.slots import State
 
 
 class Supervised(Method):

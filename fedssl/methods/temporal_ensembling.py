@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
@@ -16,7 +17,6 @@ from fedssl.methods.functional import (
     sigmoid_ramp,
     supervised_loss,
 )
-from fedssl.slots import Slot, State, Tensors
 
 
 class TemporalEnsembling(SemiSupervised):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import at_least_single, masked_cross_entropy, predict, sharpen
-from fedssl.slots import State
 
 Annealing = Literal["none", "linear", "log", "exp"]
 

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl import rng
+from fedssl.core import rng
+from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     at_least_single,
@@ -19,7 +20,6 @@ from fedssl.methods.functional import (
     kl_divergence,
     supervised_loss,
 )
-from fedssl.slots import State
 
 
 class VAT(SemiSupervised):

@@ -4,16 +4,15 @@ Karimireddy et al. (SCAFFOLD), ICML 2020, arXiv:1910.06378: what clients with un
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+from fedssl.core.arrays import NamedArrays
 
 
-def update_norm(before: Arrays, after: Arrays) -> float:
+def update_norm(before: NamedArrays, after: NamedArrays) -> float:
     """Return the L2 norm of the change of all floating-point arrays together, in double precision.
 
     Args:
@@ -23,7 +22,7 @@ def update_norm(before: Arrays, after: Arrays) -> float:
     return update_norms(before, {name: array[np.newaxis] for name, array in after.items()})[0]
 
 
-def update_norms(before: Arrays, stacks: Arrays) -> list[float]:
+def update_norms(before: NamedArrays, stacks: NamedArrays) -> list[float]:
     """Return `update_norm` of each of M clients that began at the same weights.
 
     Args:
@@ -47,7 +46,7 @@ def _squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.NDArray[n
     return sums
 
 
-def rounding(arrays: Arrays) -> float:
+def rounding(arrays: NamedArrays) -> float:
     """Return the most by which rounding to their types can have moved floating-point arrays, as an L2 norm.
 
     Args:

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec, as_float
-from fedssl.errors import InputError
 from fedssl.metrics.accuracy import BATCH_SIZE
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Family, Plugin
 from fedssl.models.static_norm import StaticBatchNorm
-from fedssl.registry import Family, Plugin
 
 Norm = Literal["group", "batch", "static", "none"]
 """Normalization after a convolution; static: by the batch in training, by measured statistics in evaluation."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.errors import InputError, nearest
-from fedssl.extras import require
+from fedssl.core.errors import InputError, nearest
+from fedssl.core.extras import require
 from fedssl.models.base import Model, Norm, norm_layer
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from safetensors.numpy import load
 
-from fedssl.errors import InputError
-from fedssl.record.files import PARTIAL, as_safetensors, sync_folder, write_synced
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.core.files import PARTIAL, as_safetensors, sync_folder, write_synced
 from fedssl.record.lines import read_rounds
 from fedssl.record.packs import (
     Index,
@@ -28,7 +29,6 @@ from fedssl.record.packs import (
     pack_name,
     write_pack,
 )
-from fedssl.record.rows import NamedArrays
 from fedssl.record.run_path import EXPERIMENT, ROUNDS
 from fedssl.record.snapshot import Snapshot
 

@@ -1,7 +1,7 @@
 """What runs on what, in one line."""
 
-from fedssl.config import Experiment
 from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
 
 
 def describe(experiment: Experiment, federation: Federation) -> str:

@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedssl.core.text import as_cell, from_cell
 from fedssl.record.rows import RoundRow
-from fedssl.text import as_cell, from_cell
 
 Row = TypeVar("Row")
 

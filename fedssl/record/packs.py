@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedssl.engine.client_states import KeptStates
-from fedssl.record.files import PARTIAL
-from fedssl.record.rows import NamedArrays
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.files import PARTIAL
+from fedssl.record.snapshot import KeptStates
 
 
 class Spot(NamedTuple):

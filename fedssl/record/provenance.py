@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedssl.config import Experiment
+from fedssl.core.errors import InputError
+from fedssl.core.machine import available_cores
 from fedssl.data.federation import Federation
 from fedssl.data.images import Images
-from fedssl.engine.plan import available_cores
-from fedssl.errors import InputError
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")

@@ -9,8 +9,9 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from fedssl.config import WITHOUT_EFFECT, Experiment
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
+from fedssl.core.trust import NOBODY, trusting
+from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedssl.record.lines import read_rounds
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
@@ -25,7 +26,6 @@ from fedssl.record.run_path import (
     never_began,
     new_run_path,
 )
-from fedssl.trust import NOBODY, trusting
 
 MOST_NAMED = 8
 """Differences that a message names."""

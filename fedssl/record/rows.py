@@ -1,23 +1,21 @@
 """The rows of a run's record, and what they sum up to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fedssl.config import Experiment
+from fedssl.core.arrays import NamedArrays
 from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.remarks import remark_on
 
 if TYPE_CHECKING:
     from fedssl.record.snapshot import Snapshot
 
 NAN = float("nan")
-NamedArrays = Mapping[str, npt.NDArray[np.generic]]
-
 STATUSES = ("ok", "failed", "late", "dropped", "surplus")
 """What can become of a client in a round; the last three by virtual time."""
 

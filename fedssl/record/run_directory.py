@@ -12,11 +12,11 @@ from typing import Any
 
 import filelock
 
-from fedssl.config import Experiment
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.files import as_safetensors, write_atomically
 from fedssl.data.federation import Federation
-from fedssl.errors import InputError, RunFailed
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
-from fedssl.record.files import as_safetensors, write_atomically
 from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.provenance import (
     check_partition,

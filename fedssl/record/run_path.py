@@ -4,9 +4,9 @@ import itertools
 import time
 from pathlib import Path
 
-from fedssl.config import Experiment
-from fedssl.errors import InputError
-from fedssl.record.files import PARTIAL
+from fedssl.core.errors import InputError
+from fedssl.core.files import PARTIAL
+from fedssl.experiment.experiment import Experiment
 
 EXPERIMENT = "experiment.toml"
 PARTITION = "partition.csv"

@@ -2,9 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from fedssl.engine.client_states import KeptStates
-from fedssl.record.rows import NamedArrays, RoundRow
+from fedssl.core.arrays import NamedArrays
+from fedssl.record.rows import RoundRow
+
+
+class KeptStates(Protocol):
+    """What clients kept when a round was over."""
+
+    @property
+    def round(self) -> int:
+        """The last round that is over."""
+
+    def versions(self) -> Mapping[int, int]:
+        """Return, for every client that keeps something, the round that it kept it in."""
+
+    def kept(self, client: int) -> bytes:
+        """Return what a client keeps."""
 
 
 @dataclass(frozen=True)

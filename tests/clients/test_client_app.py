@@ -5,13 +5,13 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
-from fedssl import protocol
 from fedssl.clients.client_app import app
 from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl.clients.weights import Weights
 from fedssl.engine.local_grid import Apps
+from fedssl.exchange import protocol
 from fedssl.metrics.accuracy import evaluate
-from fedssl.networks import build_network
+from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
 from tests.plugins.stateful import Stateful
 
@@ -161,7 +161,7 @@ def test_a_phase_begins_with_fresh_state_and_drops_what_the_last_one_left():
 def test_flwr_run_finds_its_server_app(tmp_path, monkeypatch):
     """What `flwr run` would call: the ServerApp by its name in pyproject, over a grid, with a run config."""
     from fedssl.engine.serial_grid import SerialGrid
-    from fedssl.strategies.server_app import app as server_app
+    from fedssl.server.app import app as server_app
     from tests.helpers import small_toml
 
     monkeypatch.chdir(tmp_path)

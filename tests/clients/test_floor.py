@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, MessageType, RecordDict
 
-from fedssl import protocol
 from fedssl.clients.answers import account_of
 from fedssl.clients.client_app import app
 from fedssl.clients.floor import Floor
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.data.terms import Terms
-from fedssl.errors import InputError, RunFailed
-from fedssl.networks import build_network
-from fedssl.strategies.server_app import serve
+from fedssl.exchange import protocol
+from fedssl.server.app import serve
+from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
 from tests.nodes import Nodes
 
@@ -229,7 +229,7 @@ def test_join_passes_the_floor_to_the_node_as_flower_reads_it():
 
     from flwr.common.config import parse_config_args
 
-    from fedssl.deploy.services import client_service
+    from fedssl.app.deploy.services import client_service
 
     floor = {"privacy-clipping-norm": 1e-05, "privacy-noise-multiplier": 0.5, "privacy-rounds": 20}
     service = client_service(

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from fedssl import protocol
 from fedssl.clients import fused_app
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import fusion_keys, group_size, train_together, why_apart
 from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
-from fedssl.engine.checks import Holding
-from fedssl.engine.reduction import Reduction, by_examples
-from fedssl.engine.replies import Replies
-from fedssl.fusion import GROUP_SIZE, SIZES
-from fedssl.networks import build_network
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Reduction, by_examples
+from fedssl.exchange.unit_replies import Replies
+from fedssl.fusion.fit import GROUP_SIZE, SIZES
+from fedssl.training.network import build_network
 from tests.helpers import small_experiment
 
 protocol.claim_identity(1)
@@ -169,7 +169,7 @@ def test_nobody_can_be_prepared(fusible):
 @pytest.mark.parametrize("method", [{"kind": "freematch"}, {"kind": "tests.plugins.raising"}])
 def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_why(method, caplog):
     experiment = small_experiment(method=method)
-    with caplog.at_level(logging.WARNING, "fedssl.fusion"):
+    with caplog.at_level(logging.WARNING, "fedssl.fusion.fit"):
         replies = train_together(*requests(experiment, CLIENTS)).messages
     assert why_apart(experiment) in caplog.text
     for reply, expected in zip(replies, alone(*requests(experiment, CLIENTS)), strict=True):
@@ -187,7 +187,7 @@ def test_a_broken_request_is_answered_as_alone():
 
 def test_requests_of_other_contents_are_answered_one_by_one(fusible, caplog):
     first, second = requests(fusible, [0]), requests(fusible, [1])
-    with caplog.at_level(logging.WARNING, "fedssl.fusion"):
+    with caplog.at_level(logging.WARNING, "fedssl.fusion.fit"):
         replies = train_together(first[0] + second[0], first[1] + second[1]).messages
     assert "do not share one content" in caplog.text
     assert (

@@ -2,10 +2,10 @@
 
 import pytest
 
+from fedssl.app.simulation import plan_here
 from fedssl.clients.measuring import measured_bytes
-from fedssl.engine.plan import MB
-from fedssl.errors import InputError
-from fedssl.simulation import plan_here
+from fedssl.core.errors import InputError
+from fedssl.core.machine import MB
 from tests.helpers import small_experiment
 
 

@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedssl import protocol
+from fedssl.app.simulation import Engine, check
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
 from fedssl.clients.local_data import local_data
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.data.terms import Terms
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import InputError, RunFailed
-from fedssl.networks import build_network
+from fedssl.exchange import protocol
 from fedssl.record.run_directory import RunDirectory
-from fedssl.simulation import Engine, check
-from fedssl.strategies.server_app import serve
+from fedssl.server.app import serve
+from fedssl.training.network import build_network
 from tests.clients.test_fused_app import requests
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
 from tests.nodes import Nodes

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedssl.deploy.deployment import CONTAINERS_USER
+from fedssl.app.deploy.deployment import CONTAINERS_USER
 from tests.helpers import command, fedssl, small_toml
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]

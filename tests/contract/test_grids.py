@@ -9,13 +9,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedssl import protocol
 from fedssl.clients.client_app import app as real_app
 from fedssl.engine.local_grid import Apps, LocalGrid
 from fedssl.engine.plan import Wish
-from fedssl.engine.ray_grid import RayGrid
-from fedssl.engine.reduction import CohortSums, Reduction
+from fedssl.engine.ray.grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.exchange import protocol
+from fedssl.exchange.reduction import CohortSums, Reduction
 
 CLIENTS = 6
 
@@ -127,7 +127,7 @@ def test_a_stock_flower_fedavg_drives_our_clients(experiment):
     """Flower's FedAvg over our ClientApp, train and evaluate; the text of the experiment is all it is given."""
     grid = SerialGrid(Apps(real_app), 6)
     from fedssl.clients.local_data import simulated_federation
-    from fedssl.networks import build_network
+    from fedssl.training.network import build_network
 
     spec = simulated_federation(experiment).data.spec
     network = build_network(experiment.model, experiment.method, spec, experiment.seed)

@@ -6,12 +6,12 @@ import pytest
 from fedssl.clients.client_app import app
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
-from fedssl.engine.ray_grid import RayGrid
+from fedssl.engine.ray.grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods.base import METHODS
-from fedssl.strategies.server_app import serve
+from fedssl.server.app import serve
 from tests.helpers import federation_of, kept_states, small_experiment
-from tests.test_training import WITHOUT
+from tests.training.test_loop import WITHOUT
 
 TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "mean_teacher", "teacher_scope": "client"},

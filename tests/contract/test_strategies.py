@@ -6,19 +6,19 @@ import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedssl import protocol
-from fedssl.aggregation import cohort_mean
 from fedssl.clients.client_app import app
-from fedssl.config import STRATEGIES
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import InputError, RunFailed
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Census, Cohorts
+from fedssl.exchange.sums import cohort_mean
+from fedssl.experiment.experiment import STRATEGIES
 from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.record.rows import Observer
+from fedssl.server.app import serve
 from fedssl.strategies.base import CohortStrategy
-from fedssl.strategies.census import Census, Cohorts
 from fedssl.strategies.fedavg import FedAvg
-from fedssl.strategies.server_app import serve
 from tests.helpers import federation_of, kept_states, small_experiment
 
 TABLE = [
@@ -369,7 +369,7 @@ def test_a_round_in_which_all_fail_stops_the_run():
 
 
 def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
-    monkeypatch.setattr("fedssl.strategies.census.AWAY_PAUSE", 0.0)
+    monkeypatch.setattr("fedssl.exchange.census.AWAY_PAUSE", 0.0)
     experiment, grid, asked = small_experiment(), SerialGrid(Apps(app), 6), []
 
     def ask(messages):
@@ -381,7 +381,7 @@ def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
     found = Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
     assert asked == [[0, 1, 2, 3, 4, 5], [2]]
     assert found.num_examples.tolist() == federation_of(experiment).sizes.tolist()
-    monkeypatch.setattr("fedssl.strategies.census.AWAY_TIMEOUT", 0.0)
+    monkeypatch.setattr("fedssl.exchange.census.AWAY_TIMEOUT", 0.0)
     with pytest.raises(
         RunFailed, match=r"node 4 is left out: it could not answer the census:\naway"
     ):

@@ -7,16 +7,16 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from benchmarks.malicious import Strangers
-from fedssl import protocol
+from fedssl.app.simulation import check
 from fedssl.clients.client_app import app
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import InputError, RunFailed
+from fedssl.exchange import protocol
 from fedssl.metrics.drift import update_norm
 from fedssl.record.rows import Observer
-from fedssl.simulation import check
+from fedssl.server.app import serve
 from fedssl.strategies.base import CohortStrategy
-from fedssl.strategies.server_app import serve
 from tests.helpers import small_experiment
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
 
 
 def colors(count=1, side=8, seed=0):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fedssl.core.errors import InputError
 from fedssl.data import cache, decode, formats, splits
 from fedssl.data.flaws import Flaws
 from fedssl.data.private import prepare_private
@@ -27,7 +28,6 @@ from fedssl.data.sources.hf import Hf
 from fedssl.data.sources.npz import Npz
 from fedssl.data.terms import Terms
 from fedssl.data.unseen import blocks_of
-from fedssl.errors import InputError
 from tests.data.own_images import colors, refused, save, save_classes
 
 FEW = settings(max_examples=25, deadline=None, database=None)
@@ -674,7 +674,7 @@ def test_a_cache_folder_that_others_may_write_to_is_said(root, tmp_path, monkeyp
 
 
 def test_a_script_in_the_cache_that_others_wrote_is_not_believed(tmp_path, monkeypatch):
-    from fedssl.reports import vega
+    from fedssl.views.reports import vega
 
     def library(text):
         bundle = SimpleNamespace(javascript_bundle=lambda _: text)

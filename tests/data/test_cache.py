@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
 from fedssl.data.cache import CACHE_VARIABLE, Raw, cache_folder, prepare
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.npz import Npz
-from fedssl.errors import InputError
 
 LABELS = np.array([0, 1, 0, 1])
 

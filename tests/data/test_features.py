@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
+from fedssl.core.errors import InputError
 from fedssl.data.features import FEATURE_SKEWS
-from fedssl.errors import InputError
 
 USES_NOISE = {"rotation": False, "noise": True, "color": False}
 """Of each kind, whether its images differ by more than their client."""

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedssl.core.errors import InputError
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.labels.at_clients import AtClients
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.sources.digits import Digits
-from fedssl.errors import InputError
 
 DIGITS = Digits().dataset(0)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.hf import Hf
-from fedssl.errors import InputError
 from tests.data.own_images import colors, refused, save_classes
 
 

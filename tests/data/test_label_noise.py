@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedssl.core.errors import InputError
 from fedssl.data.label_noise import LABEL_NOISES
-from fedssl.errors import InputError
 
 NUM_OTHERS = {"symmetric": lambda num_classes: num_classes - 1, "pair": lambda num_classes: 1}
 """Of each kind, how many classes one class is taken for."""

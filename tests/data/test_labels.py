@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedssl.core.errors import InputError
 from fedssl.data.federation import HELD_BACK, SERVER, Deal, draw_federation
 from fedssl.data.images import Dataset, Images
 from fedssl.data.label_noise.pair import Pair
@@ -19,7 +20,6 @@ from fedssl.data.partitions.classes import Classes
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.partitions.iid import IID
 from fedssl.data.shard import ImageSpec
-from fedssl.errors import InputError
 
 SETTINGS = {
     "at_clients": {},

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.npz import Npz
-from fedssl.errors import InputError
 from tests.data.own_images import colors, refused
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedssl.core.errors import InputError
 from fedssl.data import cache
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.base import SOURCES
 from fedssl.data.sources.folder import Folder
-from fedssl.errors import InputError
 from tests.data.own_images import colors, refused, save, save_classes
 
 ORIENTATION = 0x0112

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedssl.core.errors import InputError
 from fedssl.data.partitions.base import (
     PARTITIONS,
     Draws,
@@ -25,7 +26,6 @@ from fedssl.data.partitions.iid import IID
 from fedssl.data.partitions.natural import Natural
 from fedssl.data.partitions.quantity import Quantity
 from fedssl.data.partitions.shards import Shards
-from fedssl.errors import InputError
 
 
 def never(examples, clients):

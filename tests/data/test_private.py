@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedssl.core.errors import InputError
 from fedssl.data.private import prepare_private
 from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.folder import Folder
 from fedssl.data.terms import Terms
-from fedssl.errors import InputError
 from tests.data.own_images import colors, save
 
 COLOR = Terms(

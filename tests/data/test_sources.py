@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Raw
 from fedssl.data.images import UNKNOWN
@@ -25,7 +26,6 @@ from fedssl.data.sources.imagenette import Imagenette
 from fedssl.data.sources.mnist import MNIST
 from fedssl.data.sources.stl10 import STL10
 from fedssl.data.sources.svhn import SVHN
-from fedssl.errors import InputError
 
 
 def some_images(*shape):

@@ -9,9 +9,9 @@ import click
 import pytest
 from typer.main import get_command
 
+from fedssl.app.deploy.commands import down
 from fedssl.cli import app
-from fedssl.config import Experiment
-from fedssl.deploy.commands import down
+from fedssl.experiment.experiment import Experiment
 from tests.docs.pages import NOTES, PAGES, ROOT, blocks, is_read_through, name_of
 from tests.docs.reader import Reader, check_target, copy_experiments, cut, file_of
 

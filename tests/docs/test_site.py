@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from fedssl.app.commands.listing import FAMILIES
 from fedssl.cli import app
-from fedssl.commands.listing import FAMILIES
-from fedssl.config import Experiment
+from fedssl.experiment.experiment import Experiment
 from tests.docs.pages import PAGES, ROOT
 from tests.helpers import fedssl
 

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import nn
 
 from fedssl import Run, RunFailed, run
-from fedssl.record import export as exporting
+from fedssl.app.simulation import Engine
 from fedssl.record.run_directory import RunDirectory
-from fedssl.simulation import Engine
+from fedssl.views import export as exporting
+from tests.app.test_library import Stopper
 from tests.helpers import fedssl, refused, small_experiment
-from tests.test_library import Stopper
 
 MODELS = [
     {"kind": "cnn", "widths": [8, 16], "hidden": 16},

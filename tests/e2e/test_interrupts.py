@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from fedssl.interrupts import Interrupts, interruptible, put_handlers_back
+from fedssl.app.interrupts import Interrupts, interruptible, put_handlers_back
 from tests.helpers import command, small_toml
 
 HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
@@ -103,7 +103,7 @@ def test_the_second_signal_ends_the_process_at_once(second):
     """Amid what the first one began: neither is it waited for nor are other ends come to."""
     code = f"""
         import os, signal, time
-        from fedssl.interrupts import interruptible
+        from fedssl.app.interrupts import interruptible
 
         with interruptible():
             try:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedssl.methods import Loss, SemiSupervised, Views
 from fedssl.methods.functional import entropy, supervised_loss
-from fedssl.slots import Slot
+from fedssl.core.slots import Slot
 
 
 class EntropyMinimization(SemiSupervised):

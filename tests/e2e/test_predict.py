@@ -165,7 +165,7 @@ def test_a_run_that_scaled_its_own_images_scales_these(tmp_path):
 def test_memory_does_not_grow_with_a_folder(finished, folder, monkeypatch):
     """A block at a time: nothing is decoded before what came before it is predicted."""
     from fedssl.data import decode
-    from fedssl.record import predictions
+    from fedssl.views import predictions
 
     decoded, seen = [], []
     true_pixels, true_probs = decode.Target.pixels, predictions.predict_probs

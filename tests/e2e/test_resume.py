@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from fedssl.clients.client_app import app
-from fedssl.config import Experiment
+from fedssl.core.errors import InputError
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import InputError
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.run_directory import RunDirectory
-from fedssl.strategies.server_app import serve
+from fedssl.server.app import serve
 from tests.helpers import command, fedssl, in_a_process, refused, small_experiment, small_toml
 from tests.resuming import Copier, Stop, Stopper, bits, go_on, run
 
@@ -301,7 +301,7 @@ def test_data_that_was_moved_is_gone_on_with(tmp_path):
 def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_path, monkeypatch):
     """Under ``auto`` a machine that is faster another way must not change a bit of a run that goes on there."""
     experiment = small_experiment(rounds=4, engine={"fuse": "auto"})
-    monkeypatch.setattr("fedssl.strategies.fusing.group_size", lambda *arguments: 3)
+    monkeypatch.setattr("fedssl.server.fusing.group_size", lambda *arguments: 3)
     run(experiment, tmp_path / "whole")
     with pytest.raises(Stop):
         run(experiment, tmp_path / "run", Stopper(2))
@@ -310,7 +310,7 @@ def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_
     again = ("run", file, "--out", tmp_path / "run", "--resume")
     refused(fedssl(*again, "--set", "engine.fuse=off"), 'engine.fuse was "auto" and is unset')
     refused(fedssl(*again, "--engine", "flower"), 'engine.kind was unset and is "flower"')
-    monkeypatch.setattr("fedssl.strategies.fusing.group_size", lambda *arguments: 0)
+    monkeypatch.setattr("fedssl.server.fusing.group_size", lambda *arguments: 0)
     go_on(experiment, tmp_path / "run")
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
     run(experiment, tmp_path / "one by one")

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedssl.config import Experiment
-from fedssl.console import Console
-from fedssl.errors import InputError
-from fedssl.record.display import LiveDisplay, PlainDisplay
-from fedssl.simulation import Engine, check, virtual_seconds
+from fedssl.app.simulation import Engine, check, virtual_seconds
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
+from fedssl.experiment.experiment import Experiment
+from fedssl.views.screen.display import LiveDisplay, PlainDisplay
 from tests.helpers import in_a_process, sha256, small_experiment, small_toml
 
 SYSTEM = {

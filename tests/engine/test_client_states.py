@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedssl.core.errors import RunFailed
 from fedssl.engine.client_states import ClientStates
 from fedssl.engine.spill import Place, Spill
-from fedssl.errors import RunFailed
 
 states = st.one_of(st.none(), st.binary(min_size=1, max_size=20_000))
 rounds = st.lists(

@@ -1,6 +1,6 @@
 """Several Ray nodes: a run joins a cluster by its address, uses all of it, and survives the loss of a node."""
 
-from tests.engine.test_ray_grid import in_a_process_of_its_own
+from tests.engine.ray.test_grid import in_a_process_of_its_own
 from tests.helpers import sha256, small_experiment, small_toml
 
 
@@ -13,10 +13,10 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
         from ray.cluster_utils import Cluster
 
         from fedssl.clients.client_app import app
-        from fedssl.config import Experiment
+        from fedssl.experiment.experiment import Experiment
         from fedssl.record.rows import Observer
         from fedssl.record.run_directory import RunDirectory
-        from fedssl.simulation import Engine
+        from fedssl.app.simulation import Engine
         from tests.helpers import small_experiment
 
         cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})

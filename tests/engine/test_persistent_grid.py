@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from fedssl import protocol
 from fedssl.engine import persistent_grid
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.exchange import protocol
 from tests.contract.test_grids import toy
 
 

@@ -4,17 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedssl.engine.plan import (
-    MB,
-    Node,
-    Wish,
-    WorkerPlan,
-    available_cores,
-    available_memory,
-    plan_workers,
-    slots_on_a_gpu,
-)
-from fedssl.errors import InputError
+from fedssl.core.errors import InputError
+from fedssl.core.machine import MB, available_cores, available_memory
+from fedssl.engine.plan import Node, Wish, WorkerPlan, plan_workers, slots_on_a_gpu
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedssl import protocol
 from fedssl.engine.local_grid import Apps, Patience
-from fedssl.engine.reduction import CohortSums, Reduction, by_examples
-from fedssl.engine.replies import Replies
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.exchange import protocol
+from fedssl.exchange.reduction import CohortSums, Reduction, by_examples
+from fedssl.exchange.unit_replies import Replies
 
 protocol.claim_identity(1)
 
@@ -37,7 +37,7 @@ class Clients:
         return Message(content=RecordDict(records), reply_to=message)
 
     def together(self, messages, contexts):
-        logging.getLogger("fedssl.fusion").warning("a word of warning")
+        logging.getLogger("fedssl.fusion.fit").warning("a word of warning")
         asked = zip(messages, contexts, strict=True)
         return Replies([protocol.reply_or_explain(m, c, self.one) for m, c in asked])
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedssl.core.errors import InputError
 from fedssl.data.shard import Shard
-from fedssl.errors import InputError
 from fedssl.methods import functional as pieces
 from fedssl.methods import remixmatch as module
 from fedssl.methods.base import Learner, Progress
@@ -19,7 +19,7 @@ from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.methods.mixmatch import MixMatch
 from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.models.cnn import CNN
-from fedssl.networks import build_network
+from fedssl.training.network import build_network
 from tests.methods.examples import PROGRESS, SPEC, batch_for, linear, network_of, state_of, stream
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedssl.core.slots import Slot
 from fedssl.methods import functional as pieces
 from fedssl.methods.base import METHODS, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
-from fedssl.slots import Slot
 from tests.methods.examples import (
     PROGRESS,
     SPEC,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedssl import rng
-from fedssl.errors import InputError
+from fedssl.core import rng
+from fedssl.core.errors import InputError
 from fedssl.models.base import MODELS, norm_layer
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.models.wrn import WRN

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
-from fedssl.errors import InputError
 from fedssl.methods.supervised import Supervised
 from fedssl.models.base import MODELS
 from fedssl.models.cnn import CNN
 from fedssl.models.static_norm import StaticBatchNorm
-from fedssl.networks import build_network
+from fedssl.training.network import build_network
 
 TABLE = [
     ("cnn", (1, 8, 8)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedssl import rng
+from fedssl.core import rng
 from fedssl.models.cnn import CNN
 from fedssl.models.convnet13 import ConvNet13
 from fedssl.models.static_norm import StaticBatchNorm, measure_statistics

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from fedssl.trackers.base import Facts, Status, TrackedRun, Tracker
+from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker
 
 
 class Gone(ConnectionError):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import (
     Batch,
@@ -19,7 +20,6 @@ from fedssl.methods.base import (
     Views,
 )
 from fedssl.methods.functional import supervised_loss
-from fedssl.slots import Slot, State, Tensors
 
 
 class Twins(nn.Module):

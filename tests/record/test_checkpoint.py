@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.client_states import ClientStates
-from fedssl.errors import InputError, RunFailed
 from fedssl.record.checkpoint import Checkpoints
 from fedssl.record.lines import Lines, Table, read_rounds
 from fedssl.record.rows import RoundEnd, RoundRow

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from fedssl.app.simulation import virtual_seconds
 from fedssl.clients.client_app import app
-from fedssl.config import Experiment
-from fedssl.console import Console
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.images import Dataset
 from fedssl.data.images import Images as DataImages
@@ -21,17 +22,14 @@ from fedssl.data.partitions.iid import IID
 from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.errors import InputError
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, said_of_data
-from fedssl.record.display import (
-    LiveDisplay,
-    PlainDisplay,
-    make_display,
-    percent,
-    sparkline,
-)
-from fedssl.record.federation_plot import plot_federation
-from fedssl.record.federation_table import (
+from fedssl.record.provenance import partition_table
+from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
+from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import new_run_path
+from fedssl.server.app import serve
+from fedssl.views.federation_table import (
     client_names,
     describe_skew,
     describe_system,
@@ -40,13 +38,15 @@ from fedssl.record.federation_table import (
     gini,
     label_skew,
 )
-from fedssl.record.provenance import partition_table
-from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
-from fedssl.record.run import Run
-from fedssl.record.run_directory import RunDirectory
-from fedssl.record.run_path import new_run_path
-from fedssl.simulation import virtual_seconds
-from fedssl.strategies.server_app import serve
+from fedssl.views.pictures.federation_plot import plot_federation
+from fedssl.views.run import Run
+from fedssl.views.screen.display import (
+    LiveDisplay,
+    PlainDisplay,
+    make_display,
+    percent,
+    sparkline,
+)
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedssl import run
-from fedssl.comparison.comparison import Comparison
-from fedssl.record.display import closing_line
 from fedssl.record.remarks import FEWEST_ROUNDS, most_frequent_share, remark_on
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import NAN, Outcome, RoundRow, summarize
-from tests.comparison.records import record
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.screen.display import closing_line
 from tests.helpers import small_experiment
+from tests.views.comparison.records import record
 
 
 def rows(*accuracies, loss=0.5, coverage=NAN):

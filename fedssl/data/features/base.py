@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedssl.registry import Family, Plugin
+from fedssl.core.registry import Family, Plugin
 
 
 class FeatureSkew(Plugin):

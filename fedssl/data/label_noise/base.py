@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.registry import Family, Plugin
 from fedssl.data.images import Rows
-from fedssl.registry import Family, Plugin
 
 
 class LabelNoise(Plugin):

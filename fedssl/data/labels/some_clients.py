@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import Mask
 from fedssl.data.labels.base import LabelSplit, Pool, choose
-from fedssl.errors import InputError
 
 
 class SomeClients(LabelSplit):

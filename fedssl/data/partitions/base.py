@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Family, Plugin
 from fedssl.data.images import Images, Mask, Rows
-from fedssl.errors import InputError
-from fedssl.registry import Family, Plugin
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
-from fedssl.errors import InputError
 
 WHERE = "federation.partition.classes"
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError, nearest
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
-from fedssl.errors import InputError, nearest
 
 KIND = "federation.partition.kind"
 OPTIONS = "federation.partition.options"

@@ -7,9 +7,9 @@ are writers, speakers and users.
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError, nearest
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
-from fedssl.errors import InputError, nearest
 
 WHERE = "federation.partition.column"
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
-from fedssl.errors import InputError
 
 
 class Shards(Partition):

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedssl import rng
+from fedssl.core import rng
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Family, Plugin
 from fedssl.data.cache import Prepared, Raw, prepare, reading
 from fedssl.data.images import Dataset, Images
 from fedssl.data.shard import ImageSpec
 from fedssl.data.stratified import draw_test_rows
-from fedssl.errors import InputError
-from fedssl.registry import Family, Plugin
 
 
 class Source(Plugin):

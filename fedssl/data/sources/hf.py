@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
+from fedssl.core.errors import InputError, nearest
 from fedssl.data.cache import Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import Flaws, plain_text
@@ -23,7 +24,6 @@ from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image, subfolders
 from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under, is_hidden
 from fedssl.data.splits import by_role, role_of, twins
-from fedssl.errors import InputError, nearest
 
 ROWS_AT_ONCE = 256
 

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from fedssl.core.errors import InputError
 from fedssl.data.decode import Geometry
 from fedssl.data.flaws import Flaws
 from fedssl.data.formats import SYSTEM_FILES
 from fedssl.data.sources.base import Source
-from fedssl.errors import InputError
 
 
 class OwnImages(Source):

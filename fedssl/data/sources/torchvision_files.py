@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedssl.core.errors import InputError
+from fedssl.core.extras import require
 from fedssl.data.blocks import Block
 from fedssl.data.sources.base import Source
-from fedssl.errors import InputError
-from fedssl.extras import require
 
 
 class TorchvisionFiles(Source):

@@ -1,0 +1,115 @@
+"""`fedssl validate` and `fedssl show`: what an experiment file says, before anything is trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedssl.app.commands.arguments import File, Settings, load_experiment
+from fedssl.app.guard import guarded
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
+from fedssl.core.extras import require
+from fedssl.core.processes import quick_imports
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of the names of pictures that `show` writes."""
+
+
+@guarded
+def validate(file: File, settings: Settings = None) -> None:
+    """Check an experiment file against its data without training, and say what it would run.
+
+    Examples:
+      fedssl validate mine.toml
+
+      fedssl validate mine.toml --set federation.clients=1000
+    """
+    with quick_imports():
+        from fedssl.app.simulation import check, check_engine, plan_here
+        from fedssl.clients.local_data import simulated_federation
+        from fedssl.record.description import describe, said_of_data
+
+    experiment = load_experiment(file, settings or [])
+    check_engine(experiment)
+    check(experiment)
+    engine = experiment.engine
+    if experiment.federation.private:
+        workers = "unused, for clients with private data are deployed and not simulated"
+    elif engine.address is None:
+        workers = plan_here(experiment).describe()
+    else:
+        workers = f"workers as the cluster at {engine.address} has room for"
+    federation = simulated_federation(experiment)
+    console = Console()
+    facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
+    console.print(f"{file}: valid", soft_wrap=True)
+    for line in (*facts, *said_of_data(federation)):
+        console.print(f"  {line}", soft_wrap=True)
+
+
+@guarded
+def show(
+    file: File,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture to write (.png, .pdf or .svg); by default NAME-federation.png here."
+        ),
+    ] = None,
+) -> None:
+    """Draw the federation of an experiment before any training: who holds what, who has labels.
+
+    Examples:
+      fedssl show mine.toml
+
+      fedssl show mine.toml --set federation.partition.alpha=0.1 --out skewed.png
+    """
+    require("matplotlib", "show", "the picture")
+    with quick_imports():
+        from fedssl.app.simulation import check, virtual_seconds
+        from fedssl.clients.local_data import simulated_federation
+        from fedssl.record.description import describe, said_of_data
+        from fedssl.record.run_path import check_output
+        from fedssl.views.federation_table import (
+            client_names,
+            describe_skew,
+            describe_system,
+            device_table,
+            federation_table,
+        )
+        from fedssl.views.pictures.federation_plot import plot_federation
+
+    experiment = load_experiment(file, settings or [])
+    check(experiment)
+    federation = simulated_federation(experiment)
+    console = Console()
+    console.print(describe(experiment, federation))
+    if experiment.federation.private:
+        console.print("nothing to draw: what clients hold is private, and only they know it")
+        return
+    names = client_names(federation, experiment.federation.partition)
+    console.print(federation_table(federation, names))
+    for line in (describe_skew(federation), *said_of_data(federation)):
+        console.print(line, soft_wrap=True)
+    timed = virtual_seconds(experiment)
+    if timed is not None:
+        console.print(device_table(*timed))
+        console.print(describe_system(experiment, timed[1]), soft_wrap=True)
+    path = out or Path(f"{experiment.name}-federation.png")
+    path = path if path.suffix in PICTURES else path.with_name(f"{path.name}.png")
+    check_output(path, path.suffix)
+    deadline = experiment.system.deadline if experiment.system else None
+    try:
+        plot_federation(
+            federation,
+            names,
+            describe(experiment, federation),
+            path,
+            None if timed is None else timed[1],
+            deadline,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
+    console.print(f"picture: {path}", soft_wrap=True)

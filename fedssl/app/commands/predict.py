@@ -1,0 +1,148 @@
+"""`fedssl predict`: what a run's model says of images."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedssl.app.commands.arguments import (
+    PluginsOption,
+    RunFolder,
+    Weights,
+    WeightsOption,
+    load_run_with_model,
+)
+from fedssl.app.guard import guarded_reader
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
+from fedssl.core.processes import quick_imports
+
+if TYPE_CHECKING:
+    from fedssl.data.decode import Target
+    from fedssl.views.predictions import Predictions
+    from fedssl.views.run import Run
+
+SHOWN = 20
+"""Predictions that the table lists."""
+
+
+@guarded_reader
+def predict(
+    run: RunFolder,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, folders of any depth, .npz files.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="CSV file to write, a line an image.")] = None,
+    model: WeightsOption = Weights.ema,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Scale and convert images that are not as the run's.")
+    ] = False,
+    plugins: PluginsOption = False,
+) -> None:
+    """Predict the class of images, and say how often that is right where folders or an .npz name the classes.
+
+    Examples:
+      fedssl predict runs/mine/20260101-120000-seed0 photos/ --out predictions.csv
+
+      fedssl predict runs/mine/20260101-120000-seed0 one.jpg two.png --resize
+    """
+    with quick_imports():
+        from fedssl.data.flaws import Flaws
+        from fedssl.data.unseen import FIELD, blocks_of
+        from fedssl.views.predictions import Predictions, predictions_of
+
+    found, flaws = load_run_with_model(run, plugins=plugins), Flaws()
+    names = tuple(found.data["class_names"])
+    network = found.model(average=model.average)
+    blocks = blocks_of(images, names, _target(found, resize), flaws)
+    with _written(out) as file, _progress() as progress:
+        predictions = Predictions(SHOWN, file)
+        task = progress.add_task("", total=None)
+        for one in predictions_of(network, blocks, found.spec, names):
+            predictions.add(one)
+            progress.update(task, advance=1)
+        if flaws.refused:
+            remedy = (
+                "name images only"
+                if resize
+                else "name images only; --resize scales and converts them"
+            )
+            raise InputError(FIELD, "; ".join(flaws.notes()), remedy)
+    said = [*flaws.remarks, *(f"left out: {note}" for note in flaws.notes())]
+    _show(predictions, out, said)
+
+
+def _target(run: "Run", resize: bool) -> "Target":
+    """Return what images must be or become: scaled if that is asked for, or was so when the run's own were read."""
+    from fedssl.data.decode import Target
+    from fedssl.data.sources.own_images import EncodedImages
+
+    channels, *size = run.spec.shape
+    data = run.experiment.data
+    own = data.geometry if isinstance(data, EncodedImages) else None
+    scales = own is not None and own.size is not None
+    converts = own is not None and own.channels is not None
+    height, width = size
+    hint = "as the run's"
+    return Target((height, width), channels, resize or scales, resize or converts, hint, hint)
+
+
+@contextlib.contextmanager
+def _written(out: Path | None) -> Iterator[TextIO | None]:
+    """Open a file that is there once the block has ended well, and not otherwise."""
+    from fedssl.core.files import PARTIAL
+    from fedssl.record.run_path import check_output, unwritable
+
+    if out is None:
+        yield None
+        return
+    check_output(out, ".csv")
+    partial = out.with_name(out.name + PARTIAL)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        partial.replace(out)
+    except OSError as error:
+        raise unwritable(out, str(error.strerror)) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    """Return a count that moves on a terminal and is gone at the end; how many there will be, nobody has counted."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed:,} images"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> None:
+    table = Table(show_edge=False)
+    for name in ("path", "class", "confidence"):
+        table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
+    for one in predictions.first:
+        percent = f"{one.confidence * 100:.1f} %"
+        table.add_row(one.path, one.class_name, percent)
+    console = Console()
+    console.print(table)
+    more = predictions.count - len(predictions.first)
+    if more:
+        where = f"in {out}" if out else "--out FILE writes them all"
+        console.print(f"and {more:,} more: {where}", soft_wrap=True)
+    elif out:
+        console.print(f"written to {out}", soft_wrap=True)
+    for line in said:
+        console.print(line, soft_wrap=True)
+    unknown = predictions.count - predictions.num_labeled
+    if predictions.num_labeled:
+        share = predictions.num_right / predictions.num_labeled
+        console.print(
+            f"accuracy {share * 100:.1f} %: {predictions.num_right:,} of "
+            f"{predictions.num_labeled:,} images whose class is known"
+            + (f"; images of no class of the run: {unknown:,}" if unknown else ""),
+            soft_wrap=True,
+        )

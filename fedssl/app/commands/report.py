@@ -1,0 +1,62 @@
+"""`fedssl report`: the page of a recorded run, finished or not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedssl.app.commands.arguments import PluginsOption, load_run
+from fedssl.app.guard import guarded_reader
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
+from fedssl.core.extras import require
+from fedssl.core.processes import quick_imports
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from fedssl.views.run import Run
+
+
+@guarded_reader
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)],
+    plugins: PluginsOption = False,
+) -> None:
+    """Write report.html into run directories: how a run went, or how far it has come.
+
+    Examples:
+      fedssl report runs/digits-fixmatch/20260101-120000-seed0
+
+      fedssl report runs/digits-fixmatch/*
+    """
+    require("vl_convert", "report", "the report")
+    with quick_imports():
+        from fedssl.views.reports.run_report import write_report
+
+    console = Console()
+    for run in [load_run(path, plugins=plugins) for path in runs]:
+        try:
+            path = write_report(run, _closer_look(run, console))
+        except OSError as error:
+            problem = f"report.html cannot be written: {error.strerror}"
+            raise InputError(
+                str(run.path), problem, "copy the run to where you may write"
+            ) from None
+        console.print(f"report: {path}", soft_wrap=True)
+
+
+def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
+    """Return a closer look at the run's newest models: the one it has, or a new one."""
+    from fedssl.views.reports.evaluation import look_closely, read_evaluation, write_evaluation
+
+    there = read_evaluation(run.path)
+    try:
+        round, models = run.weights()
+        if there is not None and there["round"] == round:
+            return there
+        evaluation = look_closely(run.experiment, run.federation, models, round)
+    except InputError as error:  # no model yet, or no images here: the rest can be shown
+        console.print(f"no closer look at the models: {error}", soft_wrap=True)
+        return there
+    write_evaluation(run.path, evaluation)
+    return evaluation

@@ -1,0 +1,213 @@
+"""`fedssl sweep`: a grid of runs, packed onto this machine, and their comparison at the end."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedssl.app.commands.arguments import Files, load_seeds
+from fedssl.app.commands.compare import compare_runs
+from fedssl.app.guard import guarded
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.extras import require
+from fedssl.core.processes import quick_imports
+
+if TYPE_CHECKING:
+    from fedssl.app.sweep.grid import Axis
+    from fedssl.app.sweep.ledger import Ledger
+    from fedssl.app.sweep.packing import Packing
+    from fedssl.app.sweep.points import Point
+
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting and its values, e.g. --set method.threshold=0.9,0.95; several --set span a grid.",
+    ),
+]
+
+
+@guarded
+def sweep(
+    files: Files,
+    settings: Values = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each point: the file's seed, the next one, ...")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep; by default runs/sweep-NAME.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time; 1: each has all workers of its file's engine."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and list the runs; run nothing.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+) -> None:
+    """Run a grid of experiments, several at a time, and compare them; the same command again does what is left.
+
+    Examples:
+      fedssl sweep experiments/digits/fixmatch.toml --set method.threshold=0.8,0.9,0.95 --seeds 3
+
+      fedssl sweep experiments/digits/*.toml --seeds 5 --dry-run
+
+      fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
+    """
+    with quick_imports():
+        from fedssl.app.interrupts import interruptible
+        from fedssl.app.sweep.grid import parse_axes
+        from fedssl.app.sweep.ledger import Ledger
+
+    console = Console()
+    with interruptible():
+        axes = parse_axes(settings or [])
+        points = _points(files, axes, seeds)
+        folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
+        todo = _todo(points, folder)
+        packing = _packing(todo, jobs) if todo else None
+        if dry_run:
+            _list(points, folder, packing, console)
+            return
+        with Ledger(folder, points, _asked(files, axes, seeds)) as ledger:
+            if packing is not None:
+                _run(todo, len(points) - len(todo), folder, packing, ledger, console, plain)
+        _compare(points, folder, console)
+    if ledger.failures:
+        _list_failures(ledger, folder, console)
+        raise RunFailed(f"{len(ledger.failures)} of {_runs(points)} failed")
+
+
+def _asked(files: list[Path], axes: "list[Axis]", seeds: int) -> dict[str, Any]:
+    """Return what was asked for, as the books keep it."""
+    settings = {axis.key: list(axis.values) for axis in axes}
+    return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
+
+
+def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
+    with quick_imports():
+        from fedssl.app.sweep.grid import settings_name, spread
+        from fedssl.app.sweep.points import Point, refuse_twins
+
+    varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
+    points = []
+    for file, assignment in itertools.product(files, spread(axes)):
+        with _named(f"with {settings_name(assignment)}" if assignment else ""):
+            experiments = load_seeds(file, [f"{key}={text}" for key, text in assignment], seeds)
+        points += [Point(experiment, assignment, varied) for experiment in experiments]
+    refuse_twins(points)
+    if len(points) > 1:
+        require("pandas", "sweep", "the comparison of several runs")
+    return points
+
+
+def _todo(points: "list[Point]", folder: Path) -> "list[Point]":
+    """Return what is not done yet, if it can be run and what is done has its settings."""
+    with quick_imports():
+        from fedssl.app.simulation import check
+        from fedssl.app.sweep.points import refuse_changed, state_of
+
+    refuse_changed(points, folder)
+    todo = [point for point in points if state_of(folder / point.name) != "finished"]
+    for point in todo:
+        with _named(point.name):
+            check(point.experiment)
+    return todo
+
+
+def _packing(todo: "list[Point]", jobs: int | None) -> "Packing":
+    from fedssl.app.simulation import check_engine
+    from fedssl.app.sweep.packing import pack
+
+    packing = pack([point.experiment for point in todo], jobs)
+    for point in todo:
+        check_engine(packing.as_run(point.experiment))
+    return packing
+
+
+@contextlib.contextmanager
+def _named(run: str) -> Iterator[None]:
+    """Say of which run an `InputError` is."""
+    try:
+        yield
+    except InputError as error:
+        raise (error.within(f"{run}: ") if run else error) from None
+
+
+def _list(
+    points: "Sequence[Point]", folder: Path, packing: "Packing | None", console: Console
+) -> None:
+    """Say what would run, and what need not."""
+    from fedssl.app.sweep.points import state_of
+
+    states = [state_of(folder / point.name) for point in points]
+    for point, state in zip(points, states, strict=True):
+        _say(f"{state:<8}  {folder / point.name}", console)
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "begun", "new"))
+    at_a_time = f"; {packing.jobs} at a time" if packing is not None else ""
+    _say(f"{_runs(points)}: {counts}{at_a_time}", console)
+
+
+def _run(
+    todo: "list[Point]",
+    done: int,
+    folder: Path,
+    packing: "Packing",
+    ledger: "Ledger",
+    console: Console,
+    plain: bool,
+) -> None:
+    """Run what is left, and keep the books."""
+    from fedssl.app.sweep.display import make_display
+    from fedssl.app.sweep.messages import Failed, Task
+    from fedssl.app.sweep.pool import Pool
+
+    tasks = [
+        Task(packing.as_run(point.experiment).to_dict(), folder / point.name, point.label)
+        for point in todo
+    ]
+    _say(f"{_runs(todo)}, {packing.jobs} at a time; {done} done already", console)
+    if packing.warning:
+        _say(packing.warning, console)
+    try:
+        with make_display(console, todo, done, plain=plain) as display, Pool(packing.gpus) as pool:
+            for number, message in pool.run(tasks):
+                if isinstance(message, Failed):
+                    ledger.failed(todo[number], message.reason)
+                display.show(todo[number], message)
+    except KeyboardInterrupt as error:
+        error.add_note("to go on, run the same command again")
+        raise
+
+
+def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
+    """Compare what is finished, if that is more than one run."""
+    from fedssl.app.sweep.points import state_of
+
+    paths = [folder / point.name for point in points]
+    finished = [path for path in paths if state_of(path) == "finished"]
+    if len(finished) > 1:
+        compare_runs(finished, folder, console, force=True)
+
+
+def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
+    """Say which runs failed and why, a line each: a table would break their paths."""
+    from fedssl.views.screen.display import last_line
+
+    console.print("failed", style="bold")
+    for name, reason in ledger.failures.items():
+        text = f" {folder / name}: {last_line(reason)}"
+        console.print(text, soft_wrap=True)
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(text, style="dim", soft_wrap=True)
+
+
+def _runs(points: "Sequence[Point]") -> str:
+    return f"{len(points)} run{'' if len(points) == 1 else 's'}"

@@ -1,0 +1,593 @@
+"""``fedssl deploy``: make a deployment, start it, let clients in, run experiments, look, and end it."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from fedssl.app.guard import guarded
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError, RunFailed
+
+app = typer.Typer(
+    help="Run experiments over real processes, in containers or on this host: TLS, and a key for every client.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Option("--folder", help="Of the deployment.")]
+NoContainers = Annotated[
+    bool, typer.Option("--no-containers", help="The same processes on this host.")
+]
+DEPLOYMENT = Path("deployment")
+
+POLL_SECONDS = 1.0
+"""Seconds between two questions how many clients are connected."""
+
+DAYS_OF_WARNING = 30
+"""From so many days on before a certificate expires, every command says so."""
+
+
+def say(line: str) -> None:
+    """Print a line as it is."""
+    Console().print(line, soft_wrap=True)
+
+
+@app.command()
+@guarded
+def init(
+    folder: Folder = DEPLOYMENT,
+    clients: Annotated[int, typer.Option(help="Clients with a key and a service here.")] = 2,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host name or address by which clients elsewhere reach this host; repeatable."
+        ),
+    ] = None,
+    bind: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other hosts in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the gate, all that clients need.")] = 9443,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="NUMBER=PATH: a client's own images, a folder or .npz; repeatable."),
+    ] = None,
+    server_data: Annotated[
+        Path | None, typer.Option(help="The server's images, where the experiment names files.")
+    ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and clients import: a.b,c.d"),
+    ] = "",
+) -> None:
+    """Make certificates, keys and the services' file; nothing is overwritten.
+
+    Example:
+      fedssl deploy init --clients 3 --name fed.example.org --bind 0.0.0.0 --data 0=/srv/images
+    """
+    from fedssl.app.deploy.containers import as_yaml, compose_file
+    from fedssl.app.deploy.deployment import Deployment, data_of, existing, settings_of
+
+    settings = settings_of(
+        {
+            "clients": clients,
+            "names": tuple(name or ()),
+            "bind": bind,
+            "port": port,
+            "data": data_of(data or []),
+            "server_data": None if server_data is None else existing("--server-data", server_data),
+            "allowed_plugins": allowed_plugins,
+        }
+    )
+    made = Deployment.create(folder, settings)
+    remark = "Written by `fedssl deploy init`; its keys and certificates are beside it."
+    (folder / "docker-compose.yml").write_text(as_yaml(compose_file(settings), remark))
+    say(f"{folder}: certificates, {settings.clients} client keys, docker-compose.yml")
+    say(f"  every client needs {made.certificates / 'ca.crt'} and its own key, and nobody else's")
+    say(f"  to start it: {_again('up', folder)}")
+
+
+@app.command()
+@guarded
+def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
+    """Start the server, let this deployment's clients in, start them, and wait until all are there."""
+    deployment = _open(folder)
+    operator, at = _operator(deployment, no_containers)
+    if no_containers:
+        from fedssl.app.deploy.host import Host
+
+        host = Host(deployment)
+        ran = {state.name for state in host.states() if state.runs}
+        say("starting superlink, executor and gate on this host")
+        host.start(host.server)
+        _register_all(deployment, operator, at)
+        lost = _not_connected(deployment, operator, ran)
+        host.restart([client for client in host.clients if client.name in lost])
+        say(f"starting {len(host.clients)} clients on this host")
+        host.start(host.clients)
+    else:
+        from fedssl.app.deploy.containers import Containers
+
+        containers = Containers(deployment, say)
+        ran = {str(e["Service"]) for e in containers.states() if e.get("State") == "running"}
+        containers.compose("up", "--detach", "--wait", "superlink", "executor", "gate")
+        _register_all(deployment, operator, at)
+        lost = _not_connected(deployment, operator, ran)
+        if lost:
+            containers.compose("restart", *sorted(lost))
+        containers.compose("up", "--detach", "--wait")
+    _wait_for_clients(deployment, operator, no_containers)
+    say(f"up: {deployment.settings.clients} clients connected")
+    say(f"  to run an experiment: {_again('run FILE', folder, no_containers)}")
+
+
+@app.command()
+@guarded
+def register(
+    key: Annotated[Path, typer.Argument(help="Public key of a client elsewhere (.pub).")],
+    folder: Folder = DEPLOYMENT,
+    no_containers: NoContainers = False,
+    name: Annotated[str | None, typer.Option(help="What the client is called.")] = None,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="The client's number, its alone; unset: it may say any that is free."
+        ),
+    ] = None,
+) -> None:
+    """Let in a client that runs elsewhere, by its public key.
+
+    Example:
+      fedssl deploy register mine.pub --number 0
+    """
+    from fedssl.app.deploy.admitted import read_public_key
+
+    deployment = _open(folder)
+    try:
+        read_public_key(key)
+    except OSError as error:
+        raise InputError("KEY", f"{key} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(
+            "KEY",
+            f"{key} is no public key of a client, and is not copied",
+            f"give the .pub file that `fedssl deploy join` made (ECDSA, one line of text); "
+            f"a private key stays on its client's host{_perhaps_private(key)}",
+        ) from None
+    called = key.stem if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", called):
+        raise InputError(
+            "--name", f"{called!r} is no name", "use up to 64 letters, digits, dots and hyphens"
+        )
+    operator, at = _operator(deployment, no_containers)
+    new = _admit(deployment, operator, at, key, called, number)
+    bound = "" if number is None else f", as client {number}"
+    say(f"{called}: {'registered' if new else 'was registered already'}{bound}")
+
+
+@app.command()
+@guarded
+def run(
+    file: Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)],
+    folder: Folder = DEPLOYMENT,
+    no_containers: NoContainers = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting, as in fedssl run.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+) -> None:
+    """Run an experiment over the deployment's clients; its record comes out as that of a simulation.
+
+    Example:
+      fedssl deploy run experiments/deployment.toml --set rounds=10
+    """
+    from fedssl.app.deploy.follow import follow
+    from fedssl.app.deploy.roster import Roster
+    from fedssl.app.interrupts import interruptible
+    from fedssl.clients.local_data import simulated_federation
+    from fedssl.experiment.experiment import Experiment
+    from fedssl.views.trackers.base import refuse_tracker
+
+    deployment = _open(folder)
+    experiment = Experiment.load(file, settings or [])
+    refuse_tracker(experiment)
+    federation = simulated_federation(
+        experiment
+    )  # what is missing here is said before it runs there
+    operator, at = _operator(deployment, no_containers)
+    connected = _connected(operator)
+    if connected < experiment.federation.clients:
+        raise InputError(
+            "federation.clients",
+            f"is {experiment.federation.clients}, but {connected} clients are connected",
+            f"start more, or see who is missing: {_again('status', folder, no_containers)}",
+        )
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.seed}"
+    record = Path(experiment.name, stamp)
+    submitted = deployment.submitted / f"{experiment.name}-{stamp}.toml"
+    config = {
+        "experiment-json": experiment.to_json(),
+        "run-directory": f"runs/{record}",
+        "nodes": json.dumps(dict(Roster(deployment.roster).numbers())),
+    }
+    submitted.write_text(tomli_w.dumps(config))
+    run_id = operator.start_run(str(at / "app"), str(at / "submitted" / submitted.name))
+    directory = deployment.runs / record
+    with interruptible():
+        try:
+            status = follow(experiment, federation, operator, run_id, directory, plain=plain)
+        except (KeyboardInterrupt, OSError):  # OSError: the terminal is gone
+            operator.stop_run(run_id)
+            raise
+    say(f"  recorded in {directory}")
+    if status:
+        server = f"what its server app said: {_flwr_log(deployment, no_containers, run_id)}"
+        raise RunFailed(
+            f"run {run_id} ended as {status}; {_logs(deployment, no_containers)}; {server}"
+        )
+
+
+@app.command()
+@guarded
+def status(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
+    """Say how every process is, which clients are connected, and what has run."""
+    from fedssl.app.deploy.roster import Roster
+
+    deployment = _open(folder, is_asked=True)
+    operator, _ = _operator(deployment, no_containers)
+    unreachable: RunFailed | None = None
+    nodes: list[Mapping[str, Any]] = []
+    try:
+        nodes = operator.nodes()
+    except RunFailed as error:
+        unreachable = error
+    roster = Roster(deployment.roster)
+    names = {str(node["node-id"]): roster.name_of(str(node["node-id"])) for node in nodes}
+    away = {names[str(node["node-id"])] for node in nodes if node["status"] != "online"}
+    console = Console()
+    console.print(_processes(deployment, no_containers, away))
+    answer = _gate(deployment)
+    for warning in filter(None, (answer.problem and f"gate: {answer.problem}", answer.clocks)):
+        say(warning)
+    if unreachable is not None:
+        raise unreachable
+    clients = Table("client", "number", "node", "status", "since", show_edge=False)
+    entries = roster.read()
+    for node in nodes:
+        name = names[str(node["node-id"])]
+        number = entries[name].number if name else None
+        cells = (name or "?", "any" if number is None else number, node["node-id"])
+        clients.add_row(*map(_plain, (*cells, node["status"], node["online-at"])))
+    console.print(clients)
+    runs = Table("run", "status", "details", show_edge=False)
+    for entry in operator.runs():
+        details = str(entry.get("status-details") or "").replace("N/A", "")
+        runs.add_row(*map(_plain, (entry["run-id"], entry["status"], details)))
+    console.print(runs)
+    say(_logs(deployment, no_containers))
+    say(f"what a run's server app said: {_flwr_log(deployment, no_containers, 'RUN')}")
+
+
+@app.command()
+@guarded
+def down(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
+    """End all processes; keys, the database and runs stay."""
+    deployment = _open(folder)
+    if no_containers:
+        from fedssl.app.deploy.host import Host
+
+        Host(deployment).stop()
+    else:
+        from fedssl.app.deploy.containers import Containers
+
+        Containers(deployment, say).compose("--profile", "operator", "down")
+    say("down")
+
+
+@app.command()
+@guarded
+def join(
+    server: Annotated[
+        str, typer.Argument(help="The gate of a deployment elsewhere, as HOST:PORT.")
+    ],
+    number: Annotated[int, typer.Option(help="This client's number in the federation, from 0.")],
+    key: Annotated[
+        Path, typer.Option(help="Its private key; made, with KEY.pub, if it is not there.")
+    ],
+    ca: Annotated[Path, typer.Option(help="The deployment's ca.crt.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Its own images, a folder or .npz; unset: the experiment's.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="For its own use, on the loopback.")] = 9094,
+    privacy_clipping_norm: Annotated[
+        float | None, typer.Option(min=0, help="Largest privacy.clipping_norm that it takes.")
+    ] = None,
+    privacy_noise_multiplier: Annotated[
+        float | None,
+        typer.Option(min=0, help="Least noise that it adds, as privacy.noise_multiplier."),
+    ] = None,
+    privacy_rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most requests that it answers in all, of all runs together."),
+    ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that an experiment may name and this client imports: a.b,c.d"),
+    ] = "",
+) -> None:
+    """Be a client of a deployment on another host, until interrupted.
+
+    Example:
+      fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
+    """
+    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS
+    from fedssl.app.deploy.keeper import keep
+    from fedssl.app.deploy.secrets import write_node_key
+    from fedssl.app.deploy.services import LOST, client_service, environment, with_this_package
+
+    if not key.exists():
+        write_node_key(key)
+        say(
+            f"{key}: made. Send {key}.pub to the deployment, which lets it in: fedssl deploy register {key.name}.pub --number {number}"
+        )
+        return
+    for path in (ca, *((data,) if data else ())):
+        if not path.exists():
+            raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
+    if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
+        raise InputError(
+            "--allowed-plugins",
+            f"{allowed_plugins!r} is no list of modules",
+            "e.g. mylab.mine,other",
+        )
+    _refuse_clock(server, ca)
+    own = None if data is None else data.absolute()
+    asked: dict[str, str | float | None] = {
+        "privacy-clipping-norm": privacy_clipping_norm,
+        "privacy-noise-multiplier": privacy_noise_multiplier,
+        "privacy-rounds": privacy_rounds,
+        "allowed-plugins": allowed_plugins or None,
+    }
+    further = {name: value for name, value in asked.items() if value is not None}
+    service = client_service(
+        sys.executable, number, server, ca.absolute(), key.absolute(), port, own, further
+    )
+    say(f"$ {shlex.join(service.command)}")
+    os.environ.update(with_this_package(environment()))
+
+    def is_over(starts: int, code: int) -> bool:
+        # What its user got wrong ends it at its first start. Later, Flower lets a client that was lost in again only
+        # after about a minute, and ends it with an error until then (1.41).
+        return starts == 1 and code not in (LOST, -signal.SIGKILL)
+
+    code = keep(list(service.command), lambda process, starts: None, is_over)
+    if code not in (0, -signal.SIGTERM):
+        raise RunFailed(f"the client ended with exit code {code}; its reason is above")
+
+
+def _open(folder: Path, *, is_asked: bool = False) -> Any:
+    """Open a deployment, and say if its certificate expires soon.
+
+    Args:
+        folder: Where it is.
+        is_asked: An expired certificate is said, and is no error.
+    """
+    from fedssl.app.deploy.deployment import Deployment
+    from fedssl.app.deploy.secrets import days_left
+
+    deployment = Deployment.open(folder)
+    certificate = deployment.certificates / "server.crt"
+    try:
+        left = days_left(certificate)
+    except (OSError, ValueError) as error:
+        raise InputError("--folder", f"{certificate} cannot be read: {error}") from None
+    renew = "for a new one, make a new deployment: fedssl deploy init --folder ANOTHER"
+    if left < 0 and not is_asked:
+        raise InputError("--folder", f"{certificate} expired {-left:.0f} days ago", renew)
+    if left < DAYS_OF_WARNING:
+        when = f"expires in {left:.0f} days" if left >= 0 else f"expired {-left:.0f} days ago"
+        say(f"{certificate} {when}; {renew}")
+    return deployment
+
+
+def _refuse_clock(server: str, ca: Path) -> None:
+    """Compare this host's clock with the gate's.
+
+    Raises:
+        RunFailed: Flower would refuse every request, or the server's certificate is not valid now.
+    """
+    from fedssl.app.deploy.admitted import CLOCK_AHEAD, CLOCK_BEHIND
+    from fedssl.app.deploy.health import look
+
+    answer = look(f"https://{server}/health", str(ca))
+    if "certificate" in answer.problem and "verify failed" not in answer.problem:
+        raise RunFailed(f"{server}: {answer.problem}")
+    if answer.problem:
+        say(f"{server}: {answer.problem}; the client goes on trying")
+    ahead = answer.seconds_ahead
+    if ahead is not None and not -CLOCK_BEHIND < ahead < CLOCK_AHEAD + 1:
+        raise RunFailed(
+            f"{answer.clocks}. Flower refuses a client whose clock is more than {CLOCK_AHEAD:.0f} s ahead or "
+            f"{CLOCK_BEHIND:.0f} s behind. Set this host's clock, e.g. by NTP"
+        )
+    if answer.clocks:
+        say(f"{answer.clocks}; more than {CLOCK_AHEAD:.0f} s ahead is refused")
+
+
+def _perhaps_private(key: Path) -> str:
+    """Return the name of the public key beside a private one, if it is there."""
+    public = key.with_name(f"{key.name}.pub")
+    return f" (beside this file is {public})" if public.is_file() else ""
+
+
+def _operator(deployment: Any, no_containers: bool) -> Any:
+    """Return Flower's command line against a deployment, and where it sees the deployment's folder."""
+    from fedssl.app.deploy.containers import IN_CONTAINERS, OPERATOR, Containers
+    from fedssl.app.deploy.operator import Operator
+    from fedssl.app.deploy.services import on_this_host
+
+    home = deployment.connection.parent
+    if no_containers:
+        place = on_this_host(deployment)
+        deployment.write_connection(place.superlink, str(place.authority))
+        return Operator(home, list, say), deployment.folder.absolute()
+    deployment.write_connection(IN_CONTAINERS.superlink, str(IN_CONTAINERS.authority))
+    containers = Containers(deployment, say)
+
+    def inside(command: Sequence[str]) -> list[str]:
+        copied = (
+            f'mkdir -p /tmp/flower && cp {OPERATOR}/flower/config.toml /tmp/flower/ && exec "$@"'
+        )
+        return containers.command(
+            "run", "--rm", "--no-deps", "-T", "run", "sh", "-c", copied, "sh", *command
+        )
+
+    return Operator(home, inside, say, containers.environment), OPERATOR
+
+
+def _register_all(deployment: Any, operator: Any, at: Any) -> None:
+    for number in range(deployment.settings.clients):
+        name = f"client-{number}"
+        public = deployment.key(number).with_name(f"{name}.pub")
+        if not _admit(deployment, operator, at, public, name, number):
+            say(f"{name}: was registered already")
+
+
+def _admit(
+    deployment: Any, operator: Any, at: Any, key: Path, name: str, number: int | None
+) -> bool:
+    """Register a client's public key, and let the gate know it; False if it was registered before.
+
+    Raises:
+        InputError: The name or the number is another client's.
+        RunFailed: The SuperLink refuses it.
+    """
+    from fedssl.app.deploy.roster import Registered, Roster
+
+    roster = Roster(deployment.roster)
+    roster.refuse_taken(name, number)
+    admitted = deployment.admitted / f"{name}.pub"
+    is_new = not admitted.exists()
+    if not is_new and admitted.read_bytes() != key.read_bytes():
+        raise InputError("--name", f"{name!r} has another key already", "take another name")
+    if is_new:
+        deployment.write_file(admitted, key.read_bytes())
+    try:
+        node = operator.register(str(at / "admitted" / admitted.name), name)
+    except RunFailed:
+        if is_new:
+            admitted.unlink()
+        raise
+    before = roster.read().get(name)
+    if node is not None:
+        roster.add(name, Registered(node, number))
+    elif before is not None and number is not None:
+        roster.add(name, Registered(before.node, number))
+    elif before is None and number is not None:
+        say(f"{name}: its node's id is not known, so client {number} may be said by another client")
+    return node is not None
+
+
+def _not_connected(deployment: Any, operator: Any, ran: Collection[str]) -> set[str]:
+    """Return the clients that ran before and are not connected, and say so."""
+    from fedssl.app.deploy.roster import Roster
+
+    if not ran:
+        return set()
+    roster = Roster(deployment.roster)
+    away = {
+        roster.name_of(str(node["node-id"]))
+        for node in operator.nodes()
+        if node["status"] != "online"
+    }
+    lost = away & set(ran)
+    for name in sorted(lost):
+        say(f"{name} runs, but is not connected: it is started again")
+    return lost
+
+
+def _processes(deployment: Any, no_containers: bool, away: Collection[str]) -> Table:
+    """Return the table of a deployment's processes; `away` are the clients that are not connected."""
+    table = Table("process", "state", "starts", show_edge=False)
+    if no_containers:
+        from fedssl.app.deploy.host import Host
+
+        for state in Host(deployment).states():
+            health = {None: "", True: ", healthy", False: ", does not answer"}[state.healthy]
+            if state.name in away:
+                health = ", but is not connected"
+            shown = f"runs{health}" if state.runs else "does not run"
+            table.add_row(state.name, shown, str(state.starts))
+        return table
+    from fedssl.app.deploy.containers import Containers
+
+    for entry in Containers(deployment, say).states():
+        name, shown = str(entry["Service"]), str(entry["Status"])
+        if name in away and entry.get("State") == "running":
+            shown += ", but is not connected"
+        table.add_row(name, _plain(shown), "")
+    return table
+
+
+def _gate(deployment: Any) -> Any:
+    """Ask a deployment's gate, as it is reached from this host."""
+    from fedssl.app.deploy.health import look
+
+    bind = deployment.settings.bind
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, f"[{bind}]" if ":" in bind else bind)
+    url = f"https://{host}:{deployment.settings.port}/health"
+    return look(url, str(deployment.certificates / "ca.crt"))
+
+
+def _plain(value: object) -> Text:
+    """Return a cell that shows its text as it is."""
+    return Text(str(value))
+
+
+def _connected(operator: Any) -> int:
+    return sum(node["status"] == "online" for node in operator.nodes())
+
+
+def _wait_for_clients(deployment: Any, operator: Any, no_containers: bool) -> None:
+    wanted = deployment.settings.clients
+    deadline = time.monotonic() + 120
+    while (there := _connected(operator)) < wanted:
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"{there} of {wanted} clients are connected; {_logs(deployment, no_containers)}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _logs(deployment: Any, no_containers: bool) -> str:
+    if no_containers:
+        return f"what its processes said: {deployment.logs}"
+    return f"what its processes said: docker compose --file {deployment.folder}/docker-compose.yml logs"
+
+
+def _flwr_log(deployment: Any, no_containers: bool, run_id: str) -> str:
+    """Return the command that shows what a run's server app said."""
+    from fedssl.app.deploy.containers import OPERATOR
+
+    if no_containers:
+        home = shlex.quote(str(deployment.connection.parent))
+        return f"FLWR_HOME={home} flwr log {run_id} deployment --show"
+    file = shlex.quote(f"{deployment.folder}/docker-compose.yml")
+    ask = f"mkdir -p /tmp/flower && cp {OPERATOR}/flower/config.toml /tmp/flower && flwr log {run_id} deployment --show"
+    return f"docker compose --file {file} run --rm --no-deps -T run sh -c {shlex.quote(ask)}"
+
+
+def _again(command: str, folder: Path, no_containers: bool = False) -> str:
+    where = "" if folder == DEPLOYMENT else f" --folder {shlex.quote(str(folder))}"
+    return f"fedssl deploy {command}{where}{' --no-containers' if no_containers else ''}"

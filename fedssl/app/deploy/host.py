@@ -1,0 +1,209 @@
+"""A deployment's processes on this host, without containers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fedssl.app.deploy.deployment import Deployment
+from fedssl.app.deploy.health import answers
+from fedssl.app.deploy.keeper import PATIENCE, kept
+from fedssl.app.deploy.services import (
+    Service,
+    client_service,
+    environment,
+    on_this_host,
+    server_services,
+    with_this_package,
+)
+from fedssl.core.errors import InputError, RunFailed
+
+START_TIMEOUT = 90.0
+"""Seconds in which a process must be up."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a process is.
+
+    Args:
+        name: The service's.
+        runs: Whether somebody keeps it.
+        healthy: Whether it answers; None: it is not one that is asked.
+        starts: How often it was started.
+    """
+
+    name: str
+    runs: bool
+    healthy: bool | None
+    starts: int
+
+
+class Host:
+    """Start, watch and end the processes of a deployment.
+
+    Args:
+        deployment: Whose.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        place = on_this_host(deployment)
+        settings = deployment.settings
+        self.server = list(server_services(place, settings.bind))
+        self.clients = [
+            client_service(
+                place.python,
+                number,
+                place.gate,
+                place.authority,
+                deployment.key(number).absolute(),
+                settings.client_port + number,
+                Path(settings.data[number]) if number in settings.data else None,
+                settings.node_config,
+            )
+            for number in range(settings.clients)
+        ]
+
+    def start(self, services: Iterable[Service]) -> None:
+        """Start services that do not run, and wait until they are up.
+
+        Raises:
+            InputError: A port is taken by somebody else.
+            RunFailed: One does not come up; says where its log is.
+        """
+        for service in services:
+            if kept(self._file(service.name)) is None:
+                self._refuse_taken_port(service)
+                self._spawn(service)
+        for service in services:
+            self._wait_for(service)
+
+    def states(self) -> list[State]:
+        """Return how every process is."""
+        found = []
+        for service in (*self.server, *self.clients):
+            said = kept(self._file(service.name))
+            healthy = None if service.health is None else self._answers(service.health)
+            starts = 0 if said is None else said["starts"]
+            found.append(State(service.name, said is not None, healthy, starts))
+        return found
+
+    def stop(self) -> None:
+        """End all processes: clients first, for they take their leave of the server."""
+        self._end(self.clients)
+        self._end(self.server[::-1])
+        for service in (*self.clients, *self.server):
+            self._refuse_remains(service)
+
+    def restart(self, services: Sequence[Service]) -> None:
+        """End services and start them again."""
+        self._end(services)
+        self.start(services)
+
+    def _end(self, services: Iterable[Service]) -> None:
+        names = [service.name for service in services]
+        told: set[int] = set()
+        deadline = time.monotonic() + PATIENCE + 10
+        while there := {name: said for name in names if (said := kept(self._file(name)))}:
+            # A keeper that has just begun has not said its number yet: it is told once it has.
+            for said in there.values():
+                if said["keeper"] and said["keeper"] not in told:
+                    os.kill(said["keeper"], signal.SIGTERM)
+                    told.add(said["keeper"])
+            if time.monotonic() > deadline:
+                raise RunFailed(f"still running: {', '.join(there)}")
+            time.sleep(0.1)
+
+    def _refuse_remains(self, service: Service) -> None:
+        """Clear what a killed keeper left behind.
+
+        Raises:
+            RunFailed: Its process still has its port.
+        """
+        file = self._file(service.name)
+        if not file.exists():
+            return
+        deadline = time.monotonic() + PATIENCE  # it was told to end when its keeper died
+        while _is_taken(service) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if _is_taken(service):
+            raise RunFailed(
+                f"the keeper of {service.name} was killed, and a process still has its port {_port(service)}; "
+                f"find that process with `ss -ltnp`, and end it"
+            )
+        file.unlink()
+
+    def log(self, name: str) -> Path:
+        """Return where a service's output goes."""
+        return self._deployment.logs / f"{name}.log"
+
+    def _spawn(self, service: Service) -> None:
+        file = self._file(service.name)
+        variables = {**with_this_package(environment()), "PYTHONUNBUFFERED": "1"}
+        with self.log(service.name).open("ab") as log:
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "fedssl.app.deploy.keeper",
+                    str(file.absolute()),
+                    *service.command,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._deployment.folder,
+                env=variables,
+                start_new_session=True,
+            )
+
+    def _wait_for(self, service: Service) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while kept(self._file(service.name)) is None or not (
+            service.health is None or self._answers(service.health)
+        ):
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"{service.name} is not up after {START_TIMEOUT:g} s; its log: {self.log(service.name)}"
+                )
+            time.sleep(0.2)
+
+    def _refuse_taken_port(self, service: Service) -> None:
+        if _is_taken(service):
+            raise InputError(
+                "deployment.toml",
+                f"port {_port(service)} of {service.name} is taken by another process",
+                "end that process, or set another port there",
+            )
+
+    def _file(self, name: str) -> Path:
+        return self._deployment.processes / f"{name}.json"
+
+    def _answers(self, url: str) -> bool:
+        return answers(url, str(self._deployment.certificates / "ca.crt"))
+
+
+def _port(service: Service) -> int | None:
+    return None if service.health is None else urlsplit(service.health).port
+
+
+def _is_taken(service: Service) -> bool:
+    """Say whether somebody listens at a service's port."""
+    port = _port(service)
+    if port is None:
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

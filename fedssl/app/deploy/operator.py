@@ -1,0 +1,105 @@
+"""What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
+
+import contextlib
+import json
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedssl.app.deploy.deployment import NAME
+from fedssl.app.deploy.services import environment
+from fedssl.core.errors import RunFailed
+
+Say = Callable[[str], None]
+
+COMPLETED = "finished:completed"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Flower's command line, against one SuperLink.
+
+    Args:
+        flower_home: Folder of the file that says where the SuperLink is.
+        wrap: Makes of a command the one that reaches the SuperLink, such as one in a container.
+        say: Prints a line.
+        variables: What the wrapped command needs in its environment.
+    """
+
+    flower_home: Path
+    wrap: Callable[[Sequence[str]], list[str]]
+    say: Say
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def register(self, public_key: str, name: str) -> str | None:
+        """Let a client's key in; return its node's id, or None if the key is in already.
+
+        Raises:
+            RunFailed: It is refused for another reason.
+        """
+        try:
+            answer = self._ask("supernode", "register", public_key, NAME, "--name", name)
+        except RunFailed as error:
+            if "already" in str(error):
+                return None
+            raise
+        return str(answer["node-id"])
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """Return the clients that the SuperLink knows."""
+        found: list[Mapping[str, Any]] = self._ask("supernode", "list", NAME, quiet=True)["nodes"]
+        return found
+
+    def start_run(self, app: str, settings: str) -> str:
+        """Submit a run; return its id.
+
+        Args:
+            app: Folder of the app.
+            settings: TOML file of its run config.
+        """
+        return str(self._ask("run", app, NAME, "--run-config", settings)["run-id"])
+
+    def run_status(self, run_id: str) -> tuple[str, str]:
+        """Return a run's status and its details."""
+        (found,) = self._ask("ls", NAME, "--run-id", run_id, quiet=True)["runs"]
+        return str(found["status"]), str(found.get("status-details") or "")
+
+    def runs(self) -> list[Mapping[str, Any]]:
+        """Return the runs that the SuperLink knows."""
+        found: list[Mapping[str, Any]] = self._ask("ls", NAME, quiet=True)["runs"]
+        return found
+
+    def stop_run(self, run_id: str) -> None:
+        """End a run."""
+        self._ask("stop", run_id, NAME)
+
+    def _ask(self, *arguments: str, quiet: bool = False) -> dict[str, Any]:
+        """Run one of Flower's commands and return what it says as JSON.
+
+        Raises:
+            RunFailed: It failed; says why.
+        """
+        command = self.wrap(["flwr", *arguments, "--format", "json"])
+        if not quiet:
+            with contextlib.suppress(OSError):  # a run is stopped though its terminal is closed
+                self.say(f"$ {shlex.join(command)}")
+        variables = {
+            **environment(),
+            **self.variables,
+            "FLWR_HOME": str(self.flower_home.absolute()),
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=variables)
+        said = (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {}
+        if not answer.get("success"):
+            problem = str(answer.get("error-message") or said).strip()
+            if "Connection to the SuperLink is unavailable" in problem:
+                problem = "the SuperLink does not answer; start it: fedssl deploy up"
+            raise RunFailed(f"`flwr {shlex.join(arguments[:2])}` failed: {problem}")
+        return answer

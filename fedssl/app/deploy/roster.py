@@ -1,0 +1,73 @@
+"""Which clients a deployment has registered: their names, Flower's node ids, and the numbers that are theirs alone."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedssl.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered client.
+
+    Args:
+        node: Flower's id of its node; a node keeps its id as long as its key is registered (flwr 1.41).
+        number: Its number in the federation; None: it may say any number that is bound to nobody else.
+    """
+
+    node: str
+    number: int | None
+
+
+class Roster:
+    """The registered clients by name, kept in a file.
+
+    Args:
+        file: JSON; it need not be there yet.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def read(self) -> dict[str, Registered]:
+        """Return the registered clients by name.
+
+        Raises:
+            InputError: The file holds something else.
+        """
+        try:
+            table = json.loads(self._file.read_text())
+            return {name: Registered(**entry) for name, entry in table.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError("--folder", f"{self._file} cannot be read: {error}") from None
+
+    def add(self, name: str, registered: Registered) -> None:
+        """Add a client, or change what is known of it."""
+        table = {**self.read(), name: registered}
+        beside = self._file.with_suffix(".new")
+        beside.write_text(json.dumps({n: asdict(entry) for n, entry in table.items()}, indent=1))
+        beside.replace(self._file)
+
+    def refuse_taken(self, name: str, number: int | None) -> None:
+        """Refuse a number that is bound to another client.
+
+        Raises:
+            InputError: It is.
+        """
+        for other, entry in self.read().items():
+            if number is not None and entry.number == number and other != name:
+                raise InputError(
+                    "--number", f"{number} is bound to {other!r} already", "give another number"
+                )
+
+    def numbers(self) -> Mapping[str, int]:
+        """Return the node ids that are bound to a number, each with it."""
+        return {e.node: e.number for e in self.read().values() if e.number is not None}
+
+    def name_of(self, node: str) -> str:
+        """Return the name of a node's client; empty if it was not registered by `fedssl deploy`."""
+        return next((name for name, entry in self.read().items() if entry.node == node), "")

@@ -1,0 +1,180 @@
+"""The processes of a deployment and their commands, the same on a host and in containers."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from fedssl.app.deploy.deployment import Deployment
+from fedssl.core.processes import DISCREET, without_proxy
+
+NO_INSTALLATION = {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+
+ENVIRONMENT = {**DISCREET, **NO_INSTALLATION}
+"""Keeps Flower's processes from calling home and from installing anything."""
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment as Flower's commands need it: they start one another by name."""
+    beside_python = str(Path(sys.executable).parent)
+    path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
+    return {
+        **DISCREET,
+        **os.environ,
+        **without_proxy(os.environ),
+        **NO_INSTALLATION,
+        "PATH": path,
+    }
+
+
+def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python finds this fedssl; services do not look in the current folder (-P)."""
+    here = str(Path(__file__).parents[3])
+    path = os.pathsep.join(filter(None, [here, variables.get("PYTHONPATH")]))
+    return {**variables, "PYTHONPATH": path}
+
+
+LOST = 75
+"""A SuperNode's exit code when its loop ended without an order or an error of its user's (EX_TEMPFAIL)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where services run: what they call files and each other.
+
+    Args:
+        python: The interpreter.
+        authority, certificate, key: The server's certificate authority, certificate and key.
+        admitted: Folder of the public keys of registered clients.
+        executor_secret: By which the SuperLink knows who runs apps.
+        database: The SuperLink's, in a folder that outlives it.
+        superlink, gate: As HOST:PORT, for whoever connects.
+        listen: Address at which the SuperLink listens.
+    """
+
+    python: str
+    authority: PurePath
+    certificate: PurePath
+    key: PurePath
+    admitted: PurePath
+    executor_secret: PurePath
+    database: PurePath
+    superlink: str
+    gate: str
+    listen: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process.
+
+    Args:
+        name: ``superlink``, ``executor``, ``gate`` or ``client-N``.
+        command: What it runs.
+        health: URL that answers 200 once it is up; None: it has none.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    health: str | None = None
+
+
+def on_this_host(deployment: Deployment) -> Place:
+    """Return the place of a deployment without containers."""
+    folder, settings = deployment.folder.absolute(), deployment.settings
+    return Place(
+        python=sys.executable,
+        authority=folder / "certificates" / "ca.crt",
+        certificate=folder / "certificates" / "server.crt",
+        key=folder / "certificates" / "server.key",
+        admitted=deployment.admitted.absolute(),
+        executor_secret=folder / "executor.secret",
+        database=folder / "superlink" / "state.db",
+        superlink=f"127.0.0.1:{settings.superlink_port}",
+        gate=f"127.0.0.1:{settings.port}",
+        listen="127.0.0.1",
+    )
+
+
+def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
+    """Yield the server's processes in the order in which they start.
+
+    Args:
+        place: Where they run.
+        listen_gate: Address at which the gate listens.
+    """
+    port, gate_port = place.superlink.rpartition(":")[2], place.gate.rpartition(":")[2]
+    secret = ("--superexec-auth-secret-file", str(place.executor_secret))
+    certificates = (
+        *("--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.key)),
+        *("--ssl-ca-certfile", str(place.authority)),
+    )
+    yield Service(
+        "superlink",
+        (
+            *("flower-superlink", "--host", place.listen, "--port", port),
+            *certificates,
+            *("--isolation", "process", "--database", str(place.database)),
+            *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+            *secret,
+        ),
+        f"https://{place.superlink}/health",
+    )
+    yield Service(
+        "executor",
+        (
+            *("flower-superexec", "--runtime-api-address", place.superlink),
+            *("--root-certificates", str(place.authority)),
+            *secret,
+        ),
+    )
+    yield Service(
+        "gate",
+        (
+            *(place.python, "-P", "-m", "fedssl.app.deploy.gate", "--to", place.superlink),
+            *("--host", listen_gate, "--port", gate_port, "--ca", str(place.authority)),
+            *("--certificate", str(place.certificate), "--key", str(place.key)),
+            *("--admitted", str(place.admitted)),
+        ),
+        f"https://{place.gate}/health",
+    )
+
+
+def client_service(
+    python: str,
+    number: int,
+    server: str,
+    authority: PurePath,
+    key: PurePath,
+    port: int,
+    data: PurePath | None,
+    further: Mapping[str, str | float] | None = None,
+) -> Service:
+    """Return a client's process.
+
+    Args:
+        python: The interpreter.
+        number: The client's.
+        server: The gate, as HOST:PORT.
+        authority: The deployment's ``ca.crt``.
+        key: The client's private key.
+        port: For its own use, on the loopback.
+        data: Its own images; None: its share of the experiment's data set.
+        further: What else its node's config says, such as settings of its own privacy.
+    """
+    config = f"partition-id={number}"
+    if data is not None:
+        config += f' data-path="{data}"'
+    for name, value in (further or {}).items():
+        config += f' {name}="{value}"' if isinstance(value, str) else f" {name}={value!r}"
+    return Service(
+        f"client-{number}",
+        (
+            *(python, "-P", "-m", "fedssl.app.deploy.supernode", "--superlink", server),
+            *("--root-certificates", str(authority)),
+            *("--auth-supernode-private-key", str(key), "--port", str(port)),
+            *("--node-config", config),
+        ),
+        f"http://127.0.0.1:{port}/health",
+    )

@@ -1,0 +1,119 @@
+"""Run an experiment from Python: in a notebook, a script, or a test."""
+
+import atexit
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedssl.app.runs import keeping, open_directory
+from fedssl.app.simulation import Engine, check, check_engine
+from fedssl.core.console import Console
+from fedssl.core.errors import InputError
+from fedssl.experiment.experiment import Experiment
+from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
+from fedssl.views.run import Run
+from fedssl.views.screen.display import make_display
+from fedssl.views.screen.guarded_display import GuardedDisplay
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    experiment: Experiment | Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    engine: Engine | None = None,
+    progress: bool = True,
+) -> Run:
+    """Run one experiment as ``fedssl run`` does, to the same bits, and return its record.
+
+    Workers are kept for the next call, which then starts at once, and end with the process, or when a run fails or is
+    interrupted. An engine of your own, used as a context manager, ends them sooner.
+
+    Args:
+        experiment: What to run; or the path of its TOML file, or its settings as nested tables.
+        out: Run directory; None: a fresh one below ``runs/``.
+        resume: Go on with a run that did not end: the one in `out`, else the newest below ``runs/`` that has the same
+            name, seed and settings. One that ended is returned as it is.
+        engine: Whose workers to use.
+        progress: Show how it goes: one display that is updated in place in a notebook or on a terminal, lines
+            elsewhere.
+
+    Raises:
+        InputError: The experiment is wrong, or asks for what is not there.
+        RunFailed: The run could not go on.
+        KeyboardInterrupt: It was interrupted; says how to go on.
+    """
+    chosen = as_experiment(experiment)
+    _refuse_others("engine", engine, Engine | None, 'with_settings("engine.kind=serial") names one')
+    check_engine(chosen)
+    check(chosen)
+    folder = None if out is None else Path(out)
+    with contextlib.closing(open_directory(chosen, folder, resume=resume)) as directory:
+        if not directory.is_finished:
+            display = [GuardedDisplay(make_display(Console()), log.warning)] if progress else []
+            _run_in(directory, chosen, engine, display)
+    return Run(directory.path)
+
+
+def as_experiment(experiment: Experiment | Path | str | Mapping[str, Any]) -> Experiment:
+    """Return an experiment as it is, read from its file, or made of its settings."""
+    if isinstance(experiment, Experiment):
+        return experiment
+    if isinstance(experiment, Mapping):
+        return Experiment.from_dict(experiment)
+    _refuse_others("experiment", experiment, str | Path, "give an Experiment, a file or a table")
+    return Experiment.load(Path(experiment))
+
+
+def _refuse_others(name: str, value: object, wanted: Any, remedy: str) -> None:
+    """Raise `InputError` for an argument of another type, as a notebook, which checks none, may give it."""
+    if not isinstance(value, wanted):
+        raise InputError(name, f"is {value!r}", remedy)
+
+
+def _run_in(
+    directory: RunDirectory,
+    experiment: Experiment,
+    engine: Engine | None,
+    display: Sequence[Observer],
+) -> None:
+    """Run what a directory does not hold yet, and leave no worker amid something when that ends early."""
+    found = directory.load()
+    for flaw in found.damaged:
+        log.warning(flaw)
+    workers = engine or _kept_engine()
+    try:
+        with keeping(experiment, directory, log.warning) as keepers:
+            workers.run(experiment, [*keepers, *display], found.snapshot)
+    except BaseException as error:
+        workers.close()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_how_to_go_on(directory)) from None
+        raise
+    if engine is None:
+        # Whoever registers last is called first: Ray, imported in the meantime, must not be gone before its workers.
+        atexit.unregister(workers.close)
+        atexit.register(workers.close)
+
+
+@functools.cache
+def _kept_engine() -> Engine:
+    """Return the engine whose workers are kept between calls, one a process."""
+    # In a notebook Ray's import asks for widgets, its own and tqdm's, which nothing here would show.
+    logging.getLogger("ray.widgets").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "IProgress not found")
+    return Engine()
+
+
+def _how_to_go_on(directory: RunDirectory) -> str:
+    return (
+        f"interrupted; what was recorded is in {directory.path}: "
+        f"go on with run(..., out={str(directory.path)!r}, resume=True)"
+    )

@@ -1,0 +1,197 @@
+"""What a person sees while a sweep goes: one bar and a line for each running job on a terminal, plain lines elsewhere."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from fedssl.app.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
+from fedssl.app.sweep.points import Point
+from fedssl.core.console import Console
+from fedssl.record.rows import NAN
+from fedssl.views.screen.display import last_line, percent, progress_bar
+
+log = logging.getLogger(__name__)
+
+MEMORY = 600.0
+"""Seconds of which the time left is reckoned; rounds may take a minute."""
+
+
+class Display(Protocol):
+    """Somebody who shows how a sweep goes, as a context manager."""
+
+    def __enter__(self) -> "Display":
+        """Begin to show it."""
+
+    def __exit__(self, *details: object) -> None:
+        """Leave only what stays."""
+
+    def show(self, point: Point, message: Message) -> None:
+        """Show what was said of a run."""
+
+
+def make_display(console: Console, todo: list[Point], done: int, *, plain: bool) -> Display:
+    """Return the display that suits the console.
+
+    Args:
+        console: Where it shows.
+        todo: The runs that will run.
+        done: Number of those that are over already.
+        plain: Lines, whatever the console is.
+    """
+    lines = Lines(console, len(todo) + done, done)
+    chosen = lines if plain or not console.is_terminal else Screen(console, lines, todo)
+    return Guarded(chosen)
+
+
+class Guarded:
+    """Pass on what a display is told, until it fails; then say so once, and the sweep goes on without it.
+
+    Args:
+        display: Shows the sweep.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._failed = False
+
+    def __enter__(self) -> "Guarded":
+        self._try(self._display.__enter__)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        with contextlib.suppress(Exception):
+            self._display.__exit__(*details)
+
+    def show(self, point: Point, message: Message) -> None:
+        """Show what was said of a run."""
+        if not self._failed:
+            self._try(lambda: self._display.show(point, message))
+
+    def _try(self, show: Callable[[], object]) -> None:
+        try:
+            show()
+        except Exception as error:
+            self._failed = True
+            self.__exit__(None, None, None)
+            log.warning("the sweep is no longer shown: %s: %s", type(error).__name__, error)
+
+
+class Lines:
+    """One line a finished run, no control characters: for logs and pipes."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self.total = total
+        self.done = done
+        self.failed = 0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+    def show(self, point: Point, message: Message) -> None:
+        """Say what came of a run, and what it had to say on the way."""
+        match message:
+            case Ended(line):
+                self.done += 1
+                self._line(f"{self._count()} {line}")
+            case Failed(reason):
+                self.failed += 1
+                self._line(f"{self._count()} {point.name} failed: {last_line(reason)}")
+            case Said(text):
+                self._line(f"{point.name}: {text}")
+
+    def _count(self) -> str:
+        return f"[{self.done + self.failed}/{self.total}]"
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+@dataclass
+class _Job:
+    """A run that goes: what its line shows."""
+
+    rounds: int
+    round: int = 0
+    ema_accuracy: float = NAN
+    right: float = NAN
+
+    def advance(self, done: RoundDone) -> None:
+        """Move on to a round; what it does not know stays as it was."""
+        self.round = done.round
+        if not math.isnan(done.ema_accuracy):
+            self.ema_accuracy = done.ema_accuracy
+        if not math.isnan(done.pseudo_label_accuracy):
+            self.right = done.pseudo_label_accuracy
+
+
+class Screen:
+    """A panel that moves under the lines of finished runs.
+
+    The bar counts rounds, so that the time left is known before the first run is over.
+    """
+
+    def __init__(self, console: Console, lines: Lines, todo: list[Point]) -> None:
+        self._lines = lines
+        self._jobs: dict[str, _Job] = {}
+        self._progress = progress_bar(console, "rounds", MEMORY)
+        self._rounds = {point.name: point.experiment.num_rounds for point in todo}
+        self._bar = self._progress.add_task("rounds", total=sum(self._rounds.values()))
+        self._live = Live(
+            get_renderable=self._panel, console=console, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> "Screen":
+        self._live.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._live.stop()
+
+    def show(self, point: Point, message: Message) -> None:
+        """Move on by what was said of a run."""
+        match message:
+            case Began(rounds, done):
+                self._jobs[point.name] = _Job(rounds, done)
+                self._drop(done)
+            case RoundDone():
+                self._jobs[point.name].advance(message)
+                self._progress.advance(self._bar)
+            case Ended():
+                del self._jobs[point.name]
+            case Failed():
+                job = self._jobs.pop(point.name, _Job(self._rounds[point.name]))
+                self._drop(job.rounds - job.round)
+        self._lines.show(point, message)
+
+    def _drop(self, rounds: int) -> None:
+        """Take rounds out of the reckoning that nobody will run here."""
+        task = self._progress.tasks[0]
+        self._progress.update(self._bar, total=(task.total or 0) - rounds)
+
+    def _panel(self) -> Panel:
+        lines = self._lines
+        left = lines.total - lines.done - lines.failed
+        title = f"{lines.done} of {lines.total} runs done, {lines.failed} failed, {left} left"
+        return Panel(Group(self._progress, self._running()), title=title, border_style="blue")
+
+    def _running(self) -> Table:
+        table = Table(box=None, pad_edge=False, expand=True)
+        table.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
+        for name in ("round", "EMA", "pseudo-labels right"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, job in list(self._jobs.items()):  # another thread draws
+            shown = (percent(job.ema_accuracy), percent(job.right))
+            table.add_row(name, f"{job.round}/{job.rounds}", *shown)
+        return table

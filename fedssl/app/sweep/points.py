@@ -1,0 +1,69 @@
+"""The runs of a sweep: what each one is, where it is recorded, and how far it has come."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedssl.app.sweep.grid import Assignment, settings_name
+from fedssl.core.errors import InputError
+from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
+from fedssl.record.resume import refuse_changes
+from fedssl.record.run_path import SUMMARY, has_begun
+
+State = Literal["finished", "begun", "new"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid.
+
+    Args:
+        experiment: What runs.
+        settings: What was set for it.
+        varied: Keys of those settings that differ from run to run.
+    """
+
+    experiment: Experiment
+    settings: Assignment
+    varied: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Where it is recorded below the sweep's folder: ``NAME/SETTINGS/seedN``."""
+        named = tuple(each for each in self.settings if self._is_named(each[0]))
+        parts = (self.experiment.name, settings_name(named), f"seed{self.experiment.seed}")
+        return "/".join(part for part in parts if part)
+
+    @property
+    def label(self) -> str:
+        """What it is called beside the others, whatever the seed."""
+        varied = tuple(each for each in self.settings if each[0] in self.varied)
+        return f"{self.experiment.name} {settings_name(varied)}".strip()
+
+    def _is_named(self, key: str) -> bool:
+        """Say whether a setting is part of the name: one value for all is, unless it can be changed as the sweep goes on."""
+        return key in self.varied or key.partition(".")[0] not in WITHOUT_EFFECT
+
+
+def state_of(path: Path) -> State:
+    """Return how far the run in a folder has come."""
+    if (path / SUMMARY).exists():
+        return "finished"
+    return "begun" if has_begun(path) else "new"
+
+
+def refuse_twins(points: Iterable[Point]) -> None:
+    """Raise `InputError` if two runs would be recorded in one folder."""
+    names = [point.name for point in points]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("name", f"two runs are called {name}", "rename an experiment")
+
+
+def refuse_changed(points: Sequence[Point], out: Path) -> None:
+    """Raise `InputError` if a run is recorded with other settings than it has now."""
+    for point in points:
+        if has_begun(out / point.name):
+            remedy = "put them back, or name another folder for the sweep"
+            refuse_changes(out / point.name, point.experiment, field="--out", remedy=remedy)

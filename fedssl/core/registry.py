@@ -1,0 +1,402 @@
+"""Plugins found by name: a plugin's name is its module's name, and one file is all it takes.
+
+A `Family` is a package of such modules. ``kind = "fixmatch"`` is the module ``fedssl/methods/fixmatch.py``;
+``kind = "torchvision:resnet18"`` is the module ``torchvision`` with its field ``name = "resnet18"``; a kind with
+a dot, ``kind = "mylab.mymethod"``, is any importable module of the user's own.
+"""
+
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PydanticUserError,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from fedssl.core.errors import InputError, nearest
+from fedssl.core.plugin_modules import (
+    IN_ITS_OWN_MODULE,
+    LONGEST_NAME,
+    NoPlugin,
+    check_name,
+    find_module,
+    import_module,
+    lone_file,
+    looked_in,
+    neighbors,
+    the_plugin,
+)
+from fedssl.core.trust import Trust, current, trusting
+
+
+class Section(BaseModel):
+    """A frozen section of the experiment file; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and "5" where a number is wanted; pydantic would take them for 1 and 5."""
+        field = cls.model_fields.get(info.field_name or "")
+        wanted = set(get_args(field.annotation) or (field.annotation,)) if field else set()
+        if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
+            raise ValueError(f"is {value!r}, not a number")
+        return value
+
+
+def _is_class_variable(kind: Any) -> bool:
+    """Say whether an annotation, which may be text, is a ClassVar."""
+    return get_origin(kind) is ClassVar or kind is ClassVar or "ClassVar" in str(kind)
+
+
+class Plugin(Section):
+    """A section whose ``kind`` names the module that implements it."""
+
+    is_abstract: ClassVar[bool] = False
+    """True for a family's base class, which no experiment can name."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a setting or a constant that has the name of a hook: whoever calls the hook would get its value."""
+        super().__init_subclass__(**options)
+        settings = {
+            name
+            for name, kind in inspect.get_annotations(cls).items()
+            if not _is_class_variable(kind)
+        }
+        for base in (base for base in cls.__mro__[1:] if issubclass(base, Plugin)):
+            for name, hook in vars(base).items():
+                is_hook = inspect.isroutine(hook) or isinstance(hook, property)
+                if name.startswith("_") or not is_hook:
+                    continue
+                own = vars(cls).get(name)
+                constant = name in vars(cls) and inspect.isroutine(hook) and not callable(own)
+                if name in settings or constant:
+                    raise TypeError(
+                        f"{name!r} of {cls.__name__} has the name of a hook of {base.__name__}; rename it"
+                    )
+
+    @property
+    def kind(self) -> str:
+        """Name that selects this plugin in an experiment file."""
+        module = type(self).__module__
+        short = module.rsplit(".", 1)[-1]
+        stem = short if module.startswith("fedssl.") else module
+        name = getattr(self, "name", None) if "name" in type(self).model_fields else None
+        return stem if name is None else f"{stem}:{name}"
+
+    def to_dict(self, key: str = "kind") -> dict[str, Any]:
+        """Return the section as it would be written, the discriminator first."""
+        return {key: self.kind, **self.model_dump(mode="json", exclude={"name"})}
+
+
+class Unimported(Plugin):
+    """A section of a record whose kind names a module that may not be imported: its settings, and no code.
+
+    What needs no code, such as the settings themselves, can be read. Anything else raises `InputError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    _kind: str = ""
+    _family: "Family"
+
+    @classmethod
+    def of(cls, family: "Family", kind: str, fields: Mapping[str, Any]) -> Self:
+        """Return the section.
+
+        Args:
+            family: Of the plug-in that is not there.
+            kind: As written.
+            fields: Its settings.
+        """
+        section = cls.model_validate(fields)
+        section._kind, section._family = kind, family
+        return section
+
+    @property
+    def kind(self) -> str:
+        """Name as written in the record."""
+        return self._kind
+
+    def to_dict(self, key: str = "kind") -> dict[str, Any]:
+        """Return the section as it was read."""
+        return {key: self._kind, **self.model_dump(mode="json")}
+
+    if not TYPE_CHECKING:  # mypy would take any attribute for a setting
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a setting, or the default that all of the family have; what needs code is refused."""
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.startswith("_"):
+                    raise
+            family = self._family
+            if name in family.base.model_fields:
+                return family.base.model_fields[name].get_default(call_default_factory=True)
+            constant = inspect.getattr_static(family.base, name, None)
+            if constant is not None and not callable(constant) and not hasattr(constant, "__get__"):
+                return constant
+            raise InputError(
+                f"{family.section}.{family.key}",
+                f"this run's {family.noun} {self._kind} is a module of somebody's own, which is not imported",
+                "--plugins imports it (in Python: Run(path, plugins=True)), and runs its code",
+            )
+
+
+class Family:
+    """One package of plugins.
+
+    Args:
+        noun: What a member is called in messages, e.g. ``"method"``.
+        package: Dotted name of the package that holds one plugin a module.
+        base: Class that every member derives from.
+        section: Where the family stands in the experiment file, e.g. ``"federation.partition"``.
+        default: Kind that stands in when the section names none; None makes it required.
+        key: Name of the discriminating key.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        package: str,
+        base: type[Plugin],
+        section: str,
+        default: str | None,
+        key: str = "kind",
+    ) -> None:
+        self.noun = noun
+        self.package = package
+        self.base = base
+        self.section = section
+        self.default = default
+        self.key = key
+
+    def at(self, section: str, default: str | None) -> Self:
+        """Return the same family for another place in the experiment file."""
+        return type(self)(self.noun, self.package, self.base, section, default, self.key)
+
+    def as_table(self, value: Any) -> Any:
+        """Return a section as a table: a bare name is short for a table that names it."""
+        return {self.key: value} if isinstance(value, str) else value
+
+    def kind_of(self, value: Any, otherwise: Any = None) -> Any:
+        """Return the kind that a table names, or else another table's, or else the default."""
+        for table in (value, otherwise):
+            if isinstance(table, Mapping) and self.key in table:
+                return table[self.key]
+        return self.default
+
+    def names(self) -> list[str]:
+        """Return the kinds that the package holds, sorted."""
+        path = importlib.import_module(self.package).__path__
+        modules = sorted(info.name for info in pkgutil.iter_modules(path))
+        return [name for name in modules if self._has(name)]
+
+    def _has(self, stem: str) -> bool:
+        module = f"{self.package}.{stem}"
+        try:
+            the_plugin(import_module(module), module, self.base, self.noun)
+        except NoPlugin:
+            return False
+        return True
+
+    def get(self, stem: str) -> type[Plugin]:
+        """Return the class behind a kind (without its ``:name`` part).
+
+        Raises:
+            InputError: No such module, a module that cannot be imported or may not be, or one without exactly one
+                plug-in; says what was looked for and where.
+        """
+        try:
+            check_name(stem)
+            return self._of_module(stem) if "." in stem else self._built_in(stem)
+        except NoPlugin as error:
+            raise self._refused(stem, error) from error.__cause__
+
+    def _refused(self, stem: str, error: NoPlugin) -> InputError:
+        shown = repr(stem if len(stem) <= LONGEST_NAME else stem[:LONGEST_NAME] + "...")
+        because = f": {error.problem}" if error.problem else ""
+        where = f"{self.section}.{self.key}"
+        return InputError(where, f"there is no {self.noun} {shown}{because}", error.remedy)
+
+    def _built_in(self, stem: str) -> type[Plugin]:
+        module = f"{self.package}.{stem}"
+        if find_module(module) is not None:
+            with contextlib.suppress(NoPlugin):
+                return the_plugin(import_module(module), module, self.base, self.noun)
+        file = lone_file(stem)
+        if file is None:
+            raise NoPlugin("", nearest(stem, self.names()))
+        remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
+        raise NoPlugin(f"{file} is not looked into, for a kind without a dot is built in", remedy)
+
+    def _of_module(self, module: str) -> type[Plugin]:
+        if find_module(module) is None:
+            beside = neighbors(module)
+            near = nearest(module, beside) if beside else "kinds without a dot are built in"
+            raise NoPlugin(f"no module of that name is found ({looked_in()})", near)
+        return the_plugin(import_module(module), module, self._member(), self.noun)
+
+    def _member(self) -> type[Plugin]:
+        """Return the class that members derive from; a family that is given `Plugin` names it in its ``base`` module."""
+        if self.base is not Plugin:
+            return self.base
+        member: type[Plugin] = getattr(
+            importlib.import_module(f"{self.package}.base"), self.noun.capitalize()
+        )
+        return member
+
+    def _is_own(self, stem: str) -> bool:
+        """Say whether a kind is one of the package's modules, which anybody may name."""
+        return "." not in stem or stem.rpartition(".")[0] == self.package
+
+    def build(self, value: Any) -> Plugin:
+        """Turn a section's table into the plugin it describes.
+
+        Raises:
+            InputError: Unknown kind, unknown key or a value out of range, with the dotted field.
+        """
+        if isinstance(value, Plugin):
+            self._check_instance(value)
+            return value
+        value = self.as_table(value)
+        if not isinstance(value, dict):
+            raise InputError(self.section, f"is {value!r}, not a table")
+        fields = dict(value)
+        kind = fields.pop(self.key, self.default)
+        if kind is None:
+            raise InputError(f"{self.section}.{self.key}", "is missing", nearest("", self.names()))
+        if not isinstance(kind, str):
+            raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
+        stem, colon, name = kind.partition(":")
+        if not self._is_own(stem) and not current().allows(stem):
+            return self._unimported(kind, stem, fields)
+        plugin = self.get(stem)
+        if colon:
+            fields["name"] = name
+        if "name" in plugin.model_fields and not fields.get("name"):
+            what = plugin.model_fields["name"].description
+            remedy = f"write {stem + ':NAME'!r}" + (f" (NAME: {what})" if what else "")
+            raise InputError(f"{self.section}.{self.key}", f"is {kind!r}", remedy)
+        try:
+            return plugin.model_validate(fields)
+        except PydanticUserError as error:  # such as a type that only type checkers see
+            said = str(error).partition("\n")[0]
+            raise self._refused(stem, NoPlugin(f"{stem} is no settings' class: {said}")) from error
+        except ValidationError as error:
+            raise input_error(error, plugin, self.section) from None
+
+    def _unimported(self, kind: str, stem: str, fields: dict[str, Any]) -> Plugin:
+        """Return what stands for a plug-in that may not be imported, or the plug-in if this process has its module already.
+
+        Raises:
+            InputError: Whoever reads the experiment allows no other modules.
+        """
+        trust = current()
+        if not trust.keeps_tables:
+            problem = f"{kind!r} is a module that this client does not allow, and nothing of it was imported"
+            remedy = f'allow it in the node\'s config: allowed-plugins="{stem}"'
+            raise InputError(f"{self.section}.{self.key}", problem, remedy)
+        if stem in sys.modules:
+            with trusting(Trust((stem,))):
+                return self.build({self.key: kind, **fields})
+        try:
+            check_name(stem)
+        except NoPlugin as error:
+            raise self._refused(stem, error) from None
+        return Unimported.of(self, kind, fields)
+
+    def _check_instance(self, plugin: Plugin) -> None:
+        """Refuse an object whose class workers would not find by its kind."""
+        if isinstance(plugin, Unimported):
+            return
+        own = type(plugin)
+        where = f"{self.section}.{self.key}"
+        stands = getattr(sys.modules.get(own.__module__), own.__qualname__, None) is own
+        if not stands or own.__module__ in ("__main__", "__mp_main__"):
+            problem = f"{own.__name__} stands in a notebook, a script or a function"
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
+        found = self.get(plugin.kind.partition(":")[0])
+        if found is not own:
+            problem = (
+                f"{own.__name__} is not what {own.__module__} is known for; {found.__name__} is"
+            )
+            raise InputError(where, problem, IN_ITS_OWN_MODULE)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Let pydantic build a field annotated with this family through `build`."""
+        return core_schema.no_info_plain_validator_function(
+            self.build,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda plugin: plugin.to_dict(self.key)
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the section for editors: one alternative a kind."""
+        alternatives = []
+        for name in self.names():
+            plugin = self.get(name)
+            table = handler.resolve_ref_schema(handler(plugin.__pydantic_core_schema__))
+            named = "name" in plugin.model_fields
+            fields = {k: v for k, v in table.get("properties", {}).items() if k != "name"}
+            discriminator = {"pattern": f"^{name}:.+"} if named else {"const": name}
+            required = [self.key] if name != self.default else []
+            required += [field for field in table.get("required", ()) if field in fields]
+            alternatives.append(
+                {
+                    "title": name,
+                    "description": inspect.getdoc(plugin) or "",
+                    "type": "object",
+                    "properties": {self.key: {"type": "string", **discriminator}, **fields},
+                    "additionalProperties": False,
+                }
+                | ({"required": required} if required else {})
+            )
+        return {"anyOf": alternatives}
+
+
+def input_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:
+    """Say what pydantic found wrong in one message, with the dotted field and the nearest key."""
+    first, *rest = error.errors()
+    location = [str(part) for part in first["loc"]]
+    field = ".".join(([prefix] if prefix else []) + location) or model.__name__
+    more = f" (and {len(rest)} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, location[:-1])
+        known = list(owner.model_fields) if owner else []
+        return InputError(field, "unknown key" + more, nearest(location[-1], known))
+    if first["type"] == "missing":
+        return InputError(field, "is missing" + more)
+    problem = first["msg"].removeprefix("Value error, ")
+    if not problem.startswith("is ") and isinstance(
+        first["input"], (str, int, float, bool, type(None))
+    ):
+        problem = f"is {first['input']!r}: {problem[0].lower()}{problem[1:]}"
+    return InputError(field, problem + more)
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    for part in path:
+        field = model.model_fields.get(part)
+        choices = () if field is None else get_args(field.annotation) or (field.annotation,)
+        sections = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
+        if not sections:
+            return None
+        model = sections[0]
+    return model

@@ -1,0 +1,1 @@
+"""The engine that runs clients in Ray actors; nothing outside this folder imports Ray."""

@@ -1,0 +1,362 @@
+"""The parallel grid: long-lived Ray actors that are handed parts of the cohort as they fall idle."""
+
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from flwr.app import Message, RecordDict
+
+from fedssl.core.errors import RunFailed
+from fedssl.engine.backlog import Backlog, num_parts
+from fedssl.engine.local_grid import (
+    IMPATIENT,
+    Apps,
+    LocalGrid,
+    Patience,
+    Result,
+    nothing,
+    single_units,
+)
+from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
+from fedssl.engine.ray.pool import Order, Payload, Pool, explain
+from fedssl.engine.ray.start import INLINE_BYTES, RayCluster
+from fedssl.engine.ray.witness import Record
+from fedssl.engine.worker import Done, Job, Rules
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums, Reduction
+from fedssl.exchange.sums import Span
+
+RAYS_INLINE_BYTES = 100 * 1024
+"""As `INLINE_BYTES`, in a Ray that somebody else started."""
+
+Submit = Callable[[Any, Span], Any]
+"""Hands a part to an actor and returns the call."""
+
+
+@dataclass
+class _Call:
+    """A call that a worker has not answered: what for, and when the worker is next asked what takes so long."""
+
+    worker: int
+    span: Span
+    ask_at: float
+
+
+class RayGrid(LocalGrid):
+    """Run clients on Ray actors.
+
+    A round's contents are packed once; idle workers are handed parts of the cohort's tree, longest first,
+    and hand back their sums. Nothing polls: the driver sleeps in `ray.wait`.
+
+    A worker that is lost is replaced, and what it had not handed back is run again; a client that hangs is found by
+    asking its worker, which is then replaced.
+
+    Args:
+        apps: What runs clients.
+        num_clients: K.
+        wish: What workers are asked for.
+        most_workers: More than this many are of no use, and are not started.
+        address: Of a Ray cluster that runs already; None: one is started on this machine, unless this process has one.
+        patience: What it bears with.
+
+    Raises:
+        InputError: More GPUs or memory are asked for than Ray sees, or there is no Ray at the address.
+        RunFailed: Ray does not start.
+    """
+
+    def __init__(
+        self,
+        apps: Apps,
+        num_clients: int,
+        wish: Wish = AS_MANY_AS_FIT,
+        *,
+        most_workers: int | None = None,
+        address: str | None = None,
+        patience: Patience = IMPATIENT,
+    ) -> None:
+        super().__init__(num_clients)
+        self._patience = patience
+        self._ray = RayCluster(address)
+        self._unit_seconds: float | None = None
+        self._contents = _Contents(INLINE_BYTES if self._ray.is_ours else RAYS_INLINE_BYTES)
+        try:
+            self._plan = plan_workers(wish, _nodes(), most_workers)
+            self._pool = Pool(apps, self._plan)
+        except BaseException:
+            self._ray.close()  # nobody gets to close what could not be made
+            raise
+
+    @property
+    def plan(self) -> WorkerPlan:
+        """Number of actors and what each is given."""
+        return self._plan
+
+    @property
+    def num_workers(self) -> int:
+        """Number of actors."""
+        return len(self._pool)
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether clients train on GPUs."""
+        return self._plan.gpus > 0
+
+    def describe_workers(self) -> list[dict[str, Any]]:
+        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        return self._pool.describe()
+
+    def close(self) -> None:
+        """End the actors, and Ray if this grid started it."""
+        try:
+            self._pool.close()
+        finally:
+            self._ray.close()
+
+    def recording(self, record: Record | None) -> AbstractContextManager[None]:
+        """Return a block within which Ray's witness writes to a run's record if Ray ends this process."""
+        return self._ray.witness.recording(record)
+
+    def stream(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> Iterator[Message]:
+        """Yield replies as parts of the cohort finish; a worker has its next part before its replies are used."""
+        sent = self._stamped(messages)
+        for span, outcome in self._work_off(sent, single_units(sent), None, timeout, meanwhile):
+            if isinstance(outcome, Done):
+                yield from outcome.replies
+            else:
+                for message in sent[slice(*span)]:
+                    yield protocol.error_reply(message, outcome, raised=False)
+
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        sums: CohortSums,
+        *,
+        units: Sequence[Span] | None = None,
+        holdings: Sequence[Holding] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> Iterator[Answer]:
+        """Yield answers as parts of the cohort finish; their sums are added here. See `LocalGrid.reduce`."""
+        sent = self._stamped(messages)
+        spans = units or single_units(sent)
+        for span, outcome in self._work_off(
+            sent, spans, sums.reduction, timeout, meanwhile, holdings
+        ):
+            if isinstance(outcome, Done):
+                sums.add_part(span, outcome.part)
+                yield from outcome.answers
+                continue
+            sums.skip(range(*span))
+            for first, behind in spans[slice(*span)]:
+                for message in sent[first:behind]:
+                    yield Answer(message.metadata.dst_node_id, None, reason=outcome)
+
+    def map(
+        self,
+        function: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        timeout: float | None = None,
+    ) -> list[Result]:
+        """Call a function once for each tuple of arguments on the workers; results in order.
+
+        Raises:
+            RunFailed: It raised, took too long, or lost its worker, as often as clients may.
+        """
+        results: dict[int, Result] = {}
+        backlog = Backlog(len(arguments), len(arguments), self._patience.retries)
+
+        def submit(actor: Any, span: Span) -> Any:
+            return actor.call.remote(function, arguments[span[0]])
+
+        for span, result, reason in self._dispatch(backlog, submit, timeout):
+            if reason:
+                raise RunFailed(f"{function.__module__}.{function.__name__} failed: {reason}")
+            results[span[0]] = result
+        return [results[i] for i in range(len(arguments))]
+
+    def _work_off(
+        self,
+        messages: Sequence[Message],
+        units: Sequence[Span],
+        reduction: Reduction | None,
+        timeout: float | None,
+        meanwhile: Callable[[], None],
+        holdings: Sequence[Holding] | None = None,
+    ) -> Iterator[tuple[Span, Done | str]]:
+        """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
+        clients = [self._client(message) for message in messages]
+        rules = Rules(self._run_id, self._num_clients, self._patience.retries, reduction)
+
+        def submit(actor: Any, span: Span) -> Any:
+            contents = {}
+            jobs = []
+            for first, behind in units[slice(*span)]:
+                unit = []
+                for i in range(first, behind):
+                    key, found = self._contents.pack(messages[i].content)
+                    contents[key] = found
+                    state = self.states.get(clients[i])
+                    held = holdings[i] if holdings else None
+                    unit.append(Job(messages[i].metadata, key, clients[i], state, held))
+                jobs.append(tuple(unit))
+            return actor.run.remote(Order(tuple(jobs), contents, rules))
+
+        count = num_parts(len(units), len(self._pool), self._unit_seconds)
+        backlog = Backlog(len(units), count, self._patience.retries)
+        try:
+            for span, done, reason in self._dispatch(backlog, submit, timeout, meanwhile):
+                if reason:
+                    yield span, reason
+                    continue
+                self._unit_seconds = done.seconds / (span[1] - span[0])
+                self.incidents += done.notes
+                for client, state in done.states:
+                    self.states.stage(client, state)
+                yield span, done
+        finally:
+            self._contents.forget()
+
+    @property
+    def _run_id(self) -> int:
+        return self.run.run_id
+
+    def _dispatch(
+        self,
+        backlog: Backlog,
+        submit: Submit,
+        timeout: float | None,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> Iterator[tuple[Span, Any, str]]:
+        """Hand parts to idle workers until none is left; yield each part's result, or the reason why it has none."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        patience = self._patience.client_timeout or math.inf
+        running: dict[Any, _Call] = {}
+
+        def hand_out() -> None:
+            while backlog and self._pool.idle:
+                worker, span = self._pool.idle.pop(0), backlog.take()
+                call = submit(self._pool[worker], span)
+                running[call] = _Call(worker, span, time.monotonic() + patience)
+
+        try:
+            self._pool.welcome()
+            hand_out()
+            meanwhile()
+            while backlog or running:
+                hand_out()
+                ask_at = min((call.ask_at for call in running.values()), default=math.inf)
+                answered = self._pool.wait(list(running), min(deadline, ask_at))
+                if answered is not None:
+                    call = running.pop(answered)
+                    outcome = self._collect(answered, call, backlog)
+                    hand_out()  # before what came back is used, so that nobody waits for that
+                    yield from outcome
+                elif time.monotonic() >= deadline:
+                    yield from self._give_up(running, backlog, f"no reply within {timeout:g} s")
+                elif time.monotonic() >= ask_at:
+                    yield from self._stop_overdue(running, backlog, patience)
+        finally:
+            # Of an iterator that is not read to its end.
+            for reference, call in running.items():
+                self._pool.idle_after(reference, call.worker)
+            self.incidents += self._pool.incidents
+            self._pool.incidents.clear()
+
+    def _collect(self, answered: Any, call: _Call, backlog: Backlog) -> list[tuple[Span, Any, str]]:
+        """Return the result of an answered call, or what its worker's loss has cost."""
+        try:
+            result = ray.get(answered)
+        except ray.exceptions.RayTaskError as error:
+            self._pool.idle.append(call.worker)
+            return self._lost(call, None, explain(error), backlog)
+        except ray.exceptions.RayError as error:
+            self._pool.replace(call.worker)
+            return self._lost(call, None, explain(error), backlog)
+        self._pool.idle.append(call.worker)
+        return [(call.span, result, "")]
+
+    def _stop_overdue(
+        self, running: dict[Any, _Call], backlog: Backlog, patience: float
+    ) -> list[tuple[Span, Any, str]]:
+        """Ask workers that take long what they are doing, and replace those with a client that takes too long."""
+        failed = []
+        for reference, call in list(running.items()):
+            if time.monotonic() < call.ask_at:
+                continue
+            progress = self._pool.progress(call.worker)
+            if progress is not None and progress[1] < patience:
+                call.ask_at = time.monotonic() + patience - progress[1]
+                continue
+            del running[reference]
+            self._pool.replace(call.worker)
+            culprit = None if progress is None else call.span[0] + progress[0]
+            failed += self._lost(call, culprit, f"no reply within {patience:g} s", backlog)
+        return failed
+
+    def _lost(
+        self, call: _Call, culprit: int | None, reason: str, backlog: Backlog
+    ) -> list[tuple[Span, Any, str]]:
+        first, behind = call.span
+        units = f"unit {first}" if behind - first == 1 else f"units {first} to {behind - 1}"
+        self.incidents.append(f"worker {call.worker}, {units}: {reason}")
+        return [((unit, unit + 1), None, reason) for unit in backlog.lost(call.span, culprit)]
+
+    def _give_up(
+        self, running: dict[Any, _Call], backlog: Backlog, reason: str
+    ) -> list[tuple[Span, Any, str]]:
+        """Replace the workers that are late; return all that is missing."""
+        late = [(call.span, None, reason) for call in running.values()]
+        for call in running.values():
+            self._pool.replace(call.worker)
+        running.clear()
+        return late + [((unit, unit + 1), None, reason) for unit in backlog.drop()]
+
+
+def _nodes() -> list[Node]:
+    """Return what each machine of the cluster has."""
+    return [
+        Node(there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", math.inf))
+        for there in (node["Resources"] for node in ray.nodes() if node["Alive"])
+    ]
+
+
+class _Contents:
+    """The contents of a round as they travel: pickled once, whatever number of messages shares one.
+
+    Args:
+        inline_bytes: Smaller ones travel inside the calls; larger ones are put into Ray's object store.
+    """
+
+    def __init__(self, inline_bytes: int) -> None:
+        self._inline_bytes = inline_bytes
+        self._serial = 0
+        self._packed: dict[int, tuple[RecordDict, str, Payload]] = {}
+
+    def pack(self, content: RecordDict) -> tuple[int, tuple[str, Payload]]:
+        """Return (key, (name, payload)) of a content; the same object is packed once."""
+        key = id(content)
+        if key not in self._packed:
+            data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+            self._serial += 1
+            payload = data if len(data) < self._inline_bytes * 9 // 10 else [ray.put(data)]
+            # The content is held: an id is only unique while it lives.
+            self._packed[key] = (content, str(self._serial), payload)
+        _, name, payload = self._packed[key]
+        return key, (name, payload)
+
+    def forget(self) -> None:
+        """Let go of all contents: the round is over."""
+        self._packed.clear()

@@ -1,0 +1,251 @@
+"""Who is there: client numbers, node ids, and how much each client holds."""
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Message, MessageType, RecordDict
+
+from fedssl.core import rng
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.data.federation import Federation
+from fedssl.data.terms import Terms
+from fedssl.exchange import protocol
+from fedssl.exchange.checks import COUNT_LIMIT, Holding
+from fedssl.exchange.protocol import CLIENT, NUM_EXAMPLES, NUM_LABELED
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.system.section import num_asked
+
+AWAY_TIMEOUT = 150.0
+"""Seconds in which a client that is away may come back: one that died is let in again after about a minute (flwr 1.41)."""
+
+AWAY_PAUSE = 3.0
+"""Seconds before it is asked once more."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """The clients of a federation by number; counts only, never images or labels.
+
+    Args:
+        nodes: Node id of each client; Flower's are unsigned 64-bit, more than numpy's integers hold.
+        num_examples: Training images of each client, (K,).
+        num_labeled: Labeled ones among them, (K,).
+        absent: Clients whose number no node answered the census for as it should, and why. They count as failed in every
+            round that draws them. Their counts are 0, and their node ids are negative, which those of nodes never are.
+        incidents: What nodes said that could not be believed.
+    """
+
+    nodes: tuple[int, ...]
+    num_examples: npt.NDArray[np.int64]
+    num_labeled: npt.NDArray[np.int64]
+    absent: Mapping[int, str] = field(default_factory=dict)
+    incidents: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @functools.cached_property
+    def client_at(self) -> dict[int, int]:
+        """Client number of each node id."""
+        return {node: client for client, node in enumerate(self.nodes)}
+
+    def holding(self, node: int) -> Holding:
+        """Return what the census said of the client at a node."""
+        client = self.client_at[node]
+        return Holding(client, int(self.num_examples[client]), int(self.num_labeled[client]))
+
+    @classmethod
+    def of_simulation(cls, federation: Federation) -> "Census":
+        """Return the census of our own grids without asking anyone: the simulator dealt the data itself."""
+        clients = range(federation.num_clients)
+        return cls(
+            tuple(protocol.node_of(client) for client in clients),
+            federation.sizes,
+            federation.labeled_sizes,
+        )
+
+    @classmethod
+    def unknown(cls, num_clients: int) -> "Census":
+        """Return a census of one labeled image each, to try an experiment whose clients nobody has asked yet."""
+        nodes = tuple(protocol.node_of(client) for client in range(num_clients))
+        ones = np.ones(num_clients, dtype=np.int64)
+        return cls(nodes, ones, ones.copy())
+
+    @classmethod
+    def by_query(
+        cls,
+        ask: Callable[[Iterable[Message]], Iterable[Message]],
+        nodes: Iterable[int],
+        experiment: str,
+        num_clients: int,
+        terms: Terms | None = None,
+        *,
+        min_success: float = 1.0,
+        max_examples: int | None = None,
+    ) -> "Census":
+        """Return the census of any grid by asking every node for its number and counts.
+
+        No node ends a run by what it says: an answer that cannot be believed is an incident, and a number that no node is
+        left for is absent. Where two nodes say the same number, neither is believed: nobody can tell which one lies.
+
+        Args:
+            ask: Sends messages and returns the replies.
+            nodes: Connected node ids.
+            experiment: The experiment as JSON.
+            num_clients: K.
+            terms: What clients with private data must know of the federation's images.
+            min_success: Share of the K clients that must be there, one at least.
+            max_examples: Training images that a client may say it holds; None: any number below 2^53.
+
+        Raises:
+            RunFailed: Fewer are there; names every node that was not believed, with what it said.
+        """
+        content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
+        claims: dict[int, list[tuple[int, Holding]]] = defaultdict(list)
+        incidents: list[str] = []
+        silent = dict.fromkeys(nodes)
+        for reply in _answers(ask, list(silent), content):
+            node = reply.metadata.src_node_id
+            if node not in silent:
+                continue  # of two replies of a node the first one counts
+            del silent[node]
+            try:
+                holding = _claim(reply, num_clients, max_examples)
+            except ValueError as error:
+                incidents.append(f"census: node {node} is left out: {error}")
+                continue
+            claims[holding.client].append((node, holding))
+        incidents += [f"census: node {node} did not answer" for node in silent]
+        for client, claimed in claims.items():
+            if len(claimed) > 1:
+                names = ", ".join(str(node) for node, _ in claimed)
+                incidents.append(
+                    f"census: two nodes say they are client {client} and neither is believed: {names}; "
+                    "give each its own number"
+                    if len(claimed) == 2
+                    else f"census: {len(claimed)} nodes say they are client {client} and none is believed: {names}"
+                )
+        sure = {client: claimed[0] for client, claimed in claims.items() if len(claimed) == 1}
+        missing = [client for client in range(num_clients) if client not in sure]
+        if not sure or len(sure) < min_success * num_clients:
+            said = "\n".join([f"no census from clients {some(missing)}", *incidents])
+            raise RunFailed(protocol.bounded(said))
+        blank = [(_absent_node(client), Holding(client, 0, 0)) for client in range(num_clients)]
+        rows = [sure.get(client, blank[client]) for client in range(num_clients)]
+        return cls(
+            tuple(node for node, _ in rows),
+            np.array([holding.num_examples for _, holding in rows], dtype=np.int64),
+            np.array([holding.num_labeled for _, holding in rows], dtype=np.int64),
+            dict.fromkeys(missing, "the client is absent: the census has no answer of it"),
+            tuple(incidents),
+        )
+
+
+def _absent_node(client: int) -> int:
+    return -1 - client
+
+
+def some(clients: Sequence[int]) -> str:
+    """Return client numbers for people to read, not more than twenty."""
+    more = f" and {len(clients) - 20} more" if len(clients) > 20 else ""
+    return f"{clients[:20]}{more}"
+
+
+def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holding:
+    """Return what a node says of itself.
+
+    Raises:
+        ValueError: It cannot be so; says what it said.
+    """
+    if reply.has_error():
+        raise ValueError(
+            f"it could not answer the census:\n{protocol.bounded(reply.error.reason or '')}"
+        )
+    try:
+        metrics = protocol.metrics_of(reply)
+        said = [metrics[name] for name in (CLIENT, NUM_EXAMPLES, NUM_LABELED)]
+    except Exception as error:  # whatever it is, it is this reply's and nobody else's
+        problem = f"its answer cannot be read: {type(error).__name__}: {error}"
+        raise ValueError(protocol.bounded(problem)) from None
+    client, num_examples, num_labeled = said
+    limits = (num_clients, COUNT_LIMIT, num_examples + 1)
+    for name, value, limit in zip((CLIENT, NUM_EXAMPLES, NUM_LABELED), said, limits, strict=True):
+        if not 0 <= value < limit or value != int(value):
+            raise ValueError(f"it says that its {name} is {value:g}")
+    if max_examples is not None and num_examples > max_examples:
+        raise ValueError(
+            f"it says that it holds {num_examples:.0f} images, more than "
+            f"server.max_client_examples = {max_examples}"
+        )
+    return Holding(int(client), int(num_examples), int(num_labeled))
+
+
+def _answers(
+    ask: Callable[[Iterable[Message]], Iterable[Message]], nodes: list[int], content: RecordDict
+) -> Iterator[Message]:
+    """Ask every node, and those that are away once more, as long as they may be coming back; yield the last replies."""
+    deadline = time.monotonic() + AWAY_TIMEOUT
+    while nodes:
+        away = []
+        for reply in ask([protocol.new_message(MessageType.QUERY, n, content) for n in nodes]):
+            if protocol.is_away(reply) and time.monotonic() < deadline:
+                away.append(reply.metadata.src_node_id)
+            else:
+                yield reply
+        nodes = away
+        if nodes:
+            time.sleep(AWAY_PAUSE)
+
+
+def refuse_private(experiment: Experiment) -> None:
+    """Refuse to simulate clients that bring their own data.
+
+    Raises:
+        InputError: They do.
+    """
+    if experiment.federation.private:
+        raise InputError(
+            "federation.private",
+            "is true: clients bring data of their own, which a simulation has none of",
+            "deploy it, or simulate clients with data.source's images: --set federation.private=false",
+        )
+
+
+@dataclass
+class Cohorts:
+    """How clients are sampled.
+
+    Args:
+        census: Who is there.
+        sample: m; the server sets it anew in every phase.
+        seed: The experiment's seed.
+        over_selection: Clients asked for every one of the m.
+        available: Clients that can be asked in this round, ascending; None: all. The server sets it anew.
+    """
+
+    census: Census
+    sample: int
+    seed: int
+    over_selection: float = 1.0
+    available: npt.NDArray[np.int64] | None = None
+
+    def draw(self, server_round: int) -> list[int]:
+        """Return the distinct client numbers that a round asks, ascending; uniform over those there.
+
+        They are m; more under over-selection, and fewer where fewer are there.
+        """
+        stream = rng.numpy_generator(self.seed, "cohort", round=server_round)
+        there = len(self.census) if self.available is None else self.available
+        most = len(self.census) if self.available is None else len(self.available)
+        asked = min(most, num_asked(self.sample, self.over_selection))
+        drawn = stream.choice(there, size=asked, replace=False)
+        return sorted(int(client) for client in drawn)
+
+    def nodes(self, clients: Iterable[int]) -> list[int]:
+        """Return the node ids of clients."""
+        return [self.census.nodes[client] for client in clients]

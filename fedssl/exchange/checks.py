@@ -1,0 +1,161 @@
+"""What a reply may say: its numbers must be finite, within their ranges, and what the census said of the client.
+
+A reply is written by somebody else, who may have failed, or lie. What is refused here is left out of every sum.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.exchange import protocol
+from fedssl.exchange.sums import is_finite
+
+COUNT_LIMIT = 2.0**53
+"""A count must be below this: double precision holds every integer up to here."""
+
+LARGEST_LOSS = 1e30
+"""A mean loss beyond this means that training diverged."""
+
+LARGEST_WEIGHT = 1e10
+"""The largest magnitude of a weight that is averaged. Networks that work stay ten thousand times below it; whatever is within it can
+be squared, summed and averaged in single precision."""
+
+LARGEST_NUMBER = 1e30
+"""The largest magnitude of a number that the protocol does not know."""
+
+MOST_METRICS = 64
+"""The most metrics of a reply."""
+
+ROUNDING = 1e-6
+"""By how much, relatively, a sum of weights may be above the count that it is a part of."""
+
+VARIANCE = "running_var"
+"""What torch calls the variance that a batch normalization has measured; below zero, its square root is NaN at every client."""
+
+UPPER = {
+    protocol.NUM_STEPS: COUNT_LIMIT,
+    **dict.fromkeys(protocol.COUNTS, COUNT_LIMIT),
+    **dict.fromkeys(protocol.PSEUDO_COUNTS, COUNT_LIMIT),
+    protocol.SECONDS: 1e9,
+    protocol.UPDATE_NORM: 1e20,
+}
+"""What each known metric must be below; none is negative."""
+
+
+class Holding(NamedTuple):
+    """What the census said of a client.
+
+    Args:
+        client: Its number.
+        num_examples: Its training images.
+        num_labeled: Labeled ones among them.
+    """
+
+    client: int
+    num_examples: int
+    num_labeled: int
+
+
+def flaw_of_metrics(
+    metrics: Mapping[str, float], by_class: Sequence[float] | None, holding: Holding | None
+) -> str | None:
+    """Say why the metrics of a reply must not be believed, or None.
+
+    Args:
+        metrics: The single-valued ones.
+        by_class: Pseudo-labels by class, if the reply counts them.
+        holding: What the census said of the client; None: it is not known.
+    """
+    return (
+        _flaw_of_ranges(metrics)
+        or _flaw_of_loss(metrics)
+        or (None if holding is None else _flaw_of_holding(metrics, holding))
+        or _flaw_of_parts(metrics)
+        or _flaw_of_classes(by_class or ())
+    )
+
+
+def _flaw_of_ranges(metrics: Mapping[str, float]) -> str | None:
+    for name in protocol.COUNTS:
+        if name not in metrics:
+            return f"the reply's {name} is missing"
+    for name, value in metrics.items():
+        if name in UPPER:
+            is_wrong = not 0 <= value < UPPER[name]
+        else:
+            is_wrong = name != protocol.LOSS and not abs(value) <= LARGEST_NUMBER
+        if is_wrong:
+            return f"the reply's {name[:50]} is {value:g}"
+    for name in (protocol.NUM_EXAMPLES, protocol.NUM_LABELED, protocol.NUM_STEPS):
+        value = metrics.get(name, 0.0)
+        if value != int(value):
+            return f"the reply's {name} is {value:g}, no whole number"
+    return None
+
+
+def _flaw_of_loss(metrics: Mapping[str, float]) -> str | None:
+    loss = metrics.get(protocol.LOSS, math.nan)
+    if abs(loss) <= LARGEST_LOSS:
+        return None
+    if math.isnan(loss) and not metrics.get(protocol.NUM_STEPS):
+        return None  # nothing was trained
+    return f"training diverged: the reply's loss is {loss:g}; lower train.lr"
+
+
+def _flaw_of_holding(metrics: Mapping[str, float], holding: Holding) -> str | None:
+    client = metrics.get(protocol.CLIENT, holding.client)
+    if client != holding.client:
+        return (
+            f"the reply says that it is client {client:g}'s, and client {holding.client} was asked"
+        )
+    said = {
+        protocol.NUM_EXAMPLES: holding.num_examples,
+        protocol.NUM_LABELED: holding.num_labeled,
+    }
+    for name, count in said.items():
+        if metrics[name] != count:
+            return f"the reply's {name} is {metrics[name]:.0f}, and the census said {count}"
+    return None
+
+
+def _flaw_of_parts(metrics: Mapping[str, float]) -> str | None:
+    """Say which count is more than the one that it is a part of, or None."""
+    chains = (
+        (protocol.NUM_EXAMPLES, protocol.NUM_LABELED),
+        (protocol.NUM_EXAMPLES, protocol.NUM_CONFIDENT),
+        *itertools.pairwise(protocol.PSEUDO_COUNTS),
+    )
+    for whole, part in chains:
+        if metrics.get(part, 0.0) > metrics.get(whole, 0.0) * (1 + ROUNDING):
+            return f"the reply's {part} is {metrics[part]:g}, more than its {whole}"
+    return None
+
+
+def _flaw_of_classes(counts: Sequence[float]) -> str | None:
+    false = next((count for count in counts if not 0 <= count < COUNT_LIMIT), None)
+    return None if false is None else f"the reply's {protocol.BY_CLASS} holds {false:g}"
+
+
+def flaw_of_arrays(arrays: NamedArrays) -> str | None:
+    """Say why arrays must not be averaged, or None."""
+    if all(_is_within(array) for array in arrays.values()):
+        return _flaw_of_variances(arrays)
+    if not is_finite(arrays):
+        return "the reply's weights are not finite"
+    return f"training diverged: the reply's weights reach beyond {LARGEST_WEIGHT:g}; lower train.lr"
+
+
+def _flaw_of_variances(arrays: NamedArrays) -> str | None:
+    negative = next(
+        (n for n, a in arrays.items() if n.endswith(VARIANCE) and a.size and a.min() < 0), None
+    )
+    return None if negative is None else f"the reply's {negative[:200]} is a variance below zero"
+
+
+def _is_within(array: npt.NDArray[Any]) -> bool:
+    # A NaN is what both return of an array that holds one, and is within nothing.
+    return not array.size or bool(array.max() <= LARGEST_WEIGHT and array.min() >= -LARGEST_WEIGHT)

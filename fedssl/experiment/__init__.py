@@ -1,0 +1,1 @@
+"""The experiment file: read, merged, validated, and resolved phase by phase."""

@@ -1,0 +1,19 @@
+"""Clients that never leave."""
+
+import numpy as np
+
+from fedssl.experiment.system.availability.base import Availability, Mask
+
+
+class Always(Availability):
+    """Every client is always there."""
+
+    def available(
+        self, now: float, server_round: int, attempt: int, num_clients: int, seed: int
+    ) -> Mask:
+        """Return true for everybody; see `Availability.available`."""
+        return np.ones(num_clients, dtype=np.bool_)
+
+    def next_change(self, now: float, num_clients: int) -> float:
+        """Return the second itself: there is nothing to wait for."""
+        return now

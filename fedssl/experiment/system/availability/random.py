@@ -1,0 +1,35 @@
+"""Clients that are there or not by chance, some more often than others."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedssl.core import rng
+from fedssl.experiment.system.availability.base import Availability, Mask
+from fedssl.experiment.system.laws.base import LAWS, Law
+
+PROBABILITIES = LAWS.at("system.availability.probability", None)
+
+
+class Random(Availability):
+    """Every client has a probability of its own, and is there by it independently at each asking."""
+
+    probability: Annotated[Law, PROBABILITIES] = Field(
+        description="law of the probability that a client is there, in (0, 1]"
+    )
+    retry: float = Field(
+        60.0, gt=0, description="virtual seconds until the server, having asked in vain, asks again"
+    )
+
+    def available(
+        self, now: float, server_round: int, attempt: int, num_clients: int, seed: int
+    ) -> Mask:
+        """Return who is there, in this round and attempt; see `Availability.available`."""
+        law = rng.numpy_generator(seed, "system/availability")
+        probs = self.probability.draw_within(num_clients, law, PROBABILITIES.section, 0, 1)
+        chance = rng.numpy_generator(seed, f"system/available/{attempt}", round=server_round)
+        return chance.random(num_clients) < probs
+
+    def next_change(self, now: float, num_clients: int) -> float:
+        """Return the second after `retry`; see `Availability.next_change`."""
+        return now + self.retry

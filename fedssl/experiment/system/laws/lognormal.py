@@ -1,0 +1,20 @@
+"""Numbers with a long tail, as the speeds of many devices and networks have."""
+
+import numpy as np
+from pydantic import Field
+
+from fedssl.experiment.system.laws.base import Law, Numbers
+
+
+class Lognormal(Law):
+    """Draw every client's number as ``median * exp(sigma * z)``, z standard normal."""
+
+    median: float = Field(gt=0, description="number that half of the clients are below")
+    sigma: float = Field(
+        ge=0, le=10, description="standard deviation of the numbers' natural logarithm"
+    )
+
+    def draw(self, num_clients: int, generator: np.random.Generator) -> Numbers:
+        """Return independent draws; see `Law.draw`."""
+        with np.errstate(over="ignore"):  # infinity is refused where the number is used
+            return self.median * generator.lognormal(0, self.sigma, num_clients)

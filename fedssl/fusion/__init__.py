@@ -1,0 +1,1 @@
+"""Several small clients trained in one step."""

@@ -1,0 +1,256 @@
+"""Several small clients in one step: the batches and updates that each alone would have, but for rounding."""
+
+import copy
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedssl.core import rng
+from fedssl.core.slots import Tensors
+from fedssl.data.shard import Shard
+from fedssl.fusion.batches import GroupBatch, GroupLoader, Stream
+from fedssl.fusion.fusible import way_to_fuse, why_not
+from fedssl.fusion.loss import GroupLoss, group_loss
+from fedssl.fusion.stacked import Stacked
+from fedssl.methods.base import Progress
+from fedssl.methods.functional import warm_decay
+from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
+from fedssl.training.loop import FitReport, Recipe, fit
+from fedssl.training.optimization import Descent
+
+__all__ = [
+    "GROUP_SIZE",
+    "GroupFit",
+    "fit_together",
+    "fusion_key",
+    "groups",
+    "why_not",
+    "worth_fusing",
+]
+
+GROUP_SIZE = 32
+"""Clients in a group where nobody measured: most of the gain; larger groups outgrow a core's cache."""
+
+SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
+"""Group sizes that `worth_fusing` tries."""
+
+WORTH = 1.15
+"""Least gain for which the measured choice fuses: below it, noise decides."""
+
+LONG = 0.02
+"""Seconds of a step from which on nothing is tried: it is not calls that it waits for, and trying would take long."""
+
+
+def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
+    """Return what clients must have in common to be fused: their steps, and whether they have labels."""
+    labeled = num_labeled > 0 and bool(recipe.method.views().labeled)
+    return recipe.num_steps(num_labeled, num_examples), labeled
+
+
+def groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
+    """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size`, in order.
+
+    A run of equal keys is cut into as few groups as it takes, of nearly equal size.
+
+    Args:
+        keys: The key of each place.
+        size: At least 1.
+    """
+    cut: list[list[int]] = []
+    for _, run in itertools.groupby(range(len(keys)), key=lambda place: keys[place]):
+        places = list(run)
+        count = -(-len(places) // size)
+        edges = [len(places) * i // count for i in range(count + 1)]
+        cut += [places[a:b] for a, b in itertools.pairwise(edges)]
+    return cut
+
+
+@dataclass(frozen=True)
+class GroupFit:
+    """What came of M clients that were trained together.
+
+    Args:
+        weights: By name, each (M, *shape).
+        reports: Of each client.
+    """
+
+    weights: Tensors
+    reports: Sequence[FitReport]
+
+    def finite(self) -> list[bool]:
+        """Say for each client whether all its weights are finite."""
+        flat = (tensor.flatten(1) for tensor in self.weights.values())
+        found: list[bool] = torch.stack([f.isfinite().all(1) for f in flat]).all(0).tolist()
+        return found
+
+
+def fit_together(
+    network: nn.Module,
+    shards: Sequence[Shard],
+    recipe: Recipe,
+    *,
+    seed: int,
+    server_round: int,
+    clients: Sequence[int],
+    phase_round: int,
+    phase_rounds: int,
+) -> GroupFit:
+    """Train several clients from the same weights, each as `fit` would.
+
+    Args:
+        network: Holds the weights all were sent; it is left as it is.
+        shards: The clients' examples, on the network's device; of one `fusion_key`.
+        recipe: How to learn.
+        seed, server_round: Name the clients' random streams of this round, together with
+        clients: their numbers.
+        phase_round, phase_rounds: Where the round stands in its phase.
+
+    Returns:
+        Trained weights and reports; the seconds are an equal share.
+
+    Raises:
+        ValueError: They cannot be fused; says why.
+    """
+    began = time.perf_counter()
+    keys = {fusion_key(recipe, len(shard.labeled), len(shard)) for shard in shards}
+    if len(keys) != 1:
+        raise ValueError(f"clients of different kinds cannot be fused: {sorted(map(str, keys))}")
+    way = way_to_fuse(recipe, network, shards[0].spec)
+    if isinstance(way, str):
+        raise ValueError(way)
+    train, device = recipe.train, shards[0].images.device
+    num_steps = recipe.num_steps(len(shards[0].labeled), len(shards[0]))
+    stacked = _stacked(way, network, len(shards))
+    stacked.start_from([network])
+    weights = list(stacked.parameters.values())
+    descent = Descent({"main": train.make_optimizer(iter(weights))}, train, device)
+    sent = [weight.detach() for weight in weights]
+    if train.ema_decay is not None:
+        sent = [weight.clone() for weight in sent]
+    tally = _Tally(len(shards), shards[0].spec.num_classes, device)
+    streams = _streams(seed, server_round, clients, device)
+    for step, batch in enumerate(_loader(shards, recipe, num_steps, streams)):
+        progress = Progress(phase_round, phase_rounds, step, num_steps)
+        descent.set_lr(progress)
+        loss = group_loss(recipe.method, stacked, batch, progress)
+        if step == 0:
+            loss.check(batch)
+        descent(loss.total.sum(), "main")
+        if train.ema_decay is not None:
+            followed = [weight.detach() for weight in weights]
+            torch._foreach_lerp_(sent, followed, 1 - warm_decay(train.ema_decay, step))
+        tally.add(loss, batch)
+    for weight in weights:
+        weight.grad = None
+    trained = stacked.by_client(dict(zip(stacked.parameters, sent, strict=True)))
+    seconds = (time.perf_counter() - began) / len(shards)
+    return GroupFit(trained, tally.reports(num_steps, seconds))
+
+
+def worth_fusing(
+    network: nn.Module, shards: Sequence[Shard], recipe: Recipe, *, repeats: int = 3
+) -> int:
+    """Measure a step, and return the group size at which a client takes the least time; 0 if that is alone.
+
+    It depends on the machine and on the moment: whoever asks must keep the answer for all of a run.
+
+    Args:
+        network: As for `fit_together`.
+        shards: Clients of one `fusion_key`; no group larger than these is tried.
+        recipe: How they learn.
+        repeats: Turns of each size, of which the fastest counts.
+    """
+    if why_not(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
+        return 0
+    one_step = {"local_steps": 1, "local_epochs": None}
+    step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
+    own = copy.deepcopy(network)
+    optimizers = step.method.optimizers(own, step.train.make_optimizer)
+    when: dict[str, Any] = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
+
+    def one_by_one() -> None:
+        for client, shard in enumerate(shards[: SIZES[0]]):
+            fit(own, shard, step, {}, client=client, optimizers=optimizers, **when)
+
+    def together(size: int) -> None:
+        fit_together(network, shards[:size], step, clients=range(size), **when)
+
+    alone = _seconds(one_by_one, repeats) / SIZES[0]
+    if alone > LONG:
+        return 0
+    tried = {
+        size: _seconds(functools.partial(together, size), repeats) / size
+        for size in SIZES
+        if size <= len(shards)
+    }
+    best = min(tried, key=tried.__getitem__)
+    return best if alone > WORTH * tried[best] else 0
+
+
+def _seconds(trial: Callable[[], None], repeats: int) -> float:
+    """Return the processor time of the fastest turn, the first not counted: others on the machine take no part in it."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.process_time()
+        trial()
+        times.append(time.process_time() - began)
+    return min(times[1:])
+
+
+@functools.lru_cache(maxsize=4)  # the groups of a cohort come in a few sizes
+def _stacked(way: type[Stacked], network: nn.Module, count: int) -> Stacked:
+    """Return copies of a network, made once for groups of a size: `Stacked.start_from` gives them new memory."""
+    return way(network, count)
+
+
+class _Tally:
+    """Losses and pseudo-labels of every client over the steps of a round."""
+
+    def __init__(self, num_clients: int, num_classes: int, device: torch.device) -> None:
+        self._losses = torch.zeros(num_clients, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(num_clients, 4, dtype=torch.float64, device=device)
+        self._by_class = ClassTally(num_clients, num_classes)
+
+    def add(self, loss: GroupLoss, batch: GroupBatch) -> None:
+        self._losses += loss.total.detach()
+        if loss.pseudo_labels is not None and loss.accepted is not None:
+            step = loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth
+            self._counts += count_pseudo_labels(*step)
+            self._by_class.add(*step)
+
+    def reports(self, num_steps: int, seconds: float) -> list[FitReport]:
+        losses, counts = (self._losses / num_steps).tolist(), self._counts.tolist()
+        return [
+            FitReport(num_steps, loss, considered, accepted, judged, right, seconds, by_class)
+            for loss, (considered, accepted, judged, right), by_class in zip(
+                losses, counts, self._by_class.counts(), strict=True
+            )
+        ]
+
+
+def _loader(
+    shards: Sequence[Shard],
+    recipe: Recipe,
+    num_steps: int,
+    streams: Sequence[Stream],
+) -> Iterable[GroupBatch]:
+    if num_steps == 0:
+        return ()
+    views, batch_size = recipe.method.views(), recipe.train.batch_size
+    return GroupLoader(shards, views, recipe.augment, batch_size, num_steps, streams)
+
+
+def _streams(
+    seed: int, server_round: int, clients: Sequence[int], device: torch.device
+) -> list[Stream]:
+    def stream(client: int, purpose: str) -> torch.Generator:
+        return rng.generator(seed, purpose, round=server_round, client=client, device=device)
+
+    return [functools.partial(stream, client) for client in clients]

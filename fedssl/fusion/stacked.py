@@ -1,0 +1,229 @@
+"""Several copies of a network, each with weights of its own, run in one pass.
+
+Two ways. A *wide* network is the architecture's own code with M times the channels: convolutions and group
+normalizations get M times the groups, linear layers become batched products, and whatever treats channels alike
+(activations, pooling, sums of branches) is as it was. A *mapped* one is `torch.func.vmap` over stacked weights: slower,
+for pooling and convolutions leave their fast layouts there, but for any code that vmap can trace. A loss is mapped over
+clients by vmap in both.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedssl.core.slots import Tensors
+
+Function = Callable[..., tuple[Tensor, ...]]
+"""Of a network and of one client's tensors; returns tensors."""
+
+
+class Stacked(ABC):
+    """M copies of a network, each with weights of its own.
+
+    Args:
+        network: What is copied; in the way it computes, not in its weights.
+        count: M.
+
+    Raises:
+        ValueError: There is no such way to run this network.
+    """
+
+    def __init__(self, network: nn.Module, count: int) -> None:
+        self.count = count
+        self._shapes = {name: p.shape for name, p in network.named_parameters()}
+        if len(self._shapes) < len(list(network.named_parameters(remove_duplicate=False))):
+            raise ValueError("two of the network's layers share a weight")
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """All weights by the network's own names; in memory, one client's after another's."""
+
+    @abstractmethod
+    def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
+        """Return what a function of the network and of one client's tensors returns for every client.
+
+        Args:
+            function: Draws nothing, and looks at no value to decide what to do.
+            tensors: Or tuples of them; the first dimension of each is the client's, (M, ...).
+
+        Returns:
+            Tensors of shape (M, ...); a gradient of their sum reaches each client's own weights.
+        """
+
+    def start_from(self, networks: Sequence[nn.Module]) -> None:
+        """Give the copies weights, in new memory.
+
+        Args:
+            networks: One whose weights all copies get, or one for each of them.
+        """
+        named = [dict(network.named_parameters()) for network in networks]
+        for name, parameter in self.parameters.items():
+            stacked = torch.empty_like(parameter).detach()
+            given = torch.stack([own[name].detach() for own in named])
+            stacked.view(self.count, *self._shapes[name]).copy_(given)
+            parameter.data = stacked
+
+    def by_client(self, stacked: Mapping[str, Tensor]) -> Tensors:
+        """Return tensors that are laid out as `parameters` are as (M, *shape), by name; they share memory."""
+        return {
+            name: tensor.detach().view(self.count, *self._shapes[name])
+            for name, tensor in stacked.items()
+        }
+
+    def split(self, stacked: Mapping[str, Tensor]) -> list[Tensors]:
+        """Return each client's part of such tensors, by name; they share memory."""
+        parts = self.by_client(stacked)
+        each = zip(*(tensor.unbind() for tensor in parts.values()), strict=True)
+        return [dict(zip(parts, own, strict=True)) for own in each]
+
+
+class Wide(Stacked):
+    """All copies as one network of M times the channels.
+
+    Images go through it channels last, as (B, H, W, M C) in memory, which is where convolutions and pooling are fast.
+    That an architecture's code treats channels alike cannot be seen from outside: compare before use.
+    """
+
+    def __init__(self, network: nn.Module, count: int) -> None:
+        super().__init__(network, count)
+        self._network = _widen(_copied(network), count)
+        self._parameters = dict(self._network.named_parameters())
+        self._seen = _Seen(self)
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Conv2d's as (M out, in, h, w), vectors as (M n,), linear layers' as (M, out, in)."""
+        return self._parameters
+
+    def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
+        """Map the function; what it calls the network with is put side by side."""
+        return torch.vmap(lambda *own: function(self._seen, *own))(*tensors)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits (M, B, num_classes) of images (M, B, C, H, W)."""
+        count, batch, channels, height, width = images.shape
+        wide = images.permute(1, 3, 4, 0, 2).reshape(batch, height, width, count * channels)
+        logits: Tensor = self._network(wide.permute(0, 3, 1, 2))
+        return logits.view(batch, count, -1).transpose(0, 1)
+
+
+class Mapped(Stacked):
+    """All copies as one network under vmap, over weights of shape (M, ...)."""
+
+    def __init__(self, network: nn.Module, count: int) -> None:
+        super().__init__(network, count)
+        self._network = _copied(network)
+        self._parameters = {
+            name: nn.Parameter(p.new_empty(count, *p.shape), p.requires_grad)
+            for name, p in self._network.named_parameters()
+        }
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Each (M, ...)."""
+        return self._parameters
+
+    def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
+        """Map the function and the weights."""
+        holder = _Holder(self._network, function)
+
+        def one(weights: Mapping[str, Tensor], *own: Any) -> tuple[Tensor, ...]:
+            named = {f"network.{name}": tensor for name, tensor in weights.items()}
+            outputs: tuple[Tensor, ...] = torch.func.functional_call(holder, named, own)
+            return outputs
+
+        return torch.vmap(one)(self._parameters, *tensors)
+
+
+class _Holder(nn.Module):
+    """A function of a network as a module, so that `functional_call` can lend the network other weights."""
+
+    def __init__(self, network: nn.Module, function: Function) -> None:
+        super().__init__()
+        self.network = network
+        self._function = function
+
+    def forward(self, *tensors: Any) -> tuple[Tensor, ...]:
+        return self._function(self.network, *tensors)
+
+
+class _Seen(nn.Module):
+    """What a mapped function is given in place of the network."""
+
+    def __init__(self, wide: Wide) -> None:
+        super().__init__()
+        self._wide = wide
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = _Pass.apply(images, self._wide)
+        return logits
+
+
+class _Pass(torch.autograd.Function):
+    """A client's images -> its logits; under vmap, all clients' images through the wide network."""
+
+    @staticmethod
+    def forward(images: Tensor, wide: Wide) -> Tensor:
+        raise ValueError("the network is given images that are not a client's own")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, images: Tensor, wide: Wide) -> tuple[Tensor, int]:
+        return wide(images.movedim(in_dims[0], 0)), 0
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in training mode, around the same weights, which nobody uses."""
+    return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()}).train()
+
+
+def _widen(network: nn.Module, count: int) -> nn.Module:
+    """Turn a network into its wide form, in place; its weights have to be filled in."""
+    for module in list(network.modules()):
+        if type(module) is nn.Conv2d:
+            module.groups *= count
+            module.in_channels *= count
+            module.out_channels *= count
+        elif type(module) is nn.GroupNorm:
+            module.num_groups *= count
+            module.num_channels *= count
+        elif type(module) is nn.Linear:
+            module.forward = _linear(module, count)  # type: ignore[method-assign,assignment]
+        elif module._parameters:
+            raise ValueError(f"a {type(module).__name__} layer cannot be widened")
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                setattr(module, name, _wider(module, parameter, count))
+    return network
+
+
+def _wider(module: nn.Module, parameter: nn.Parameter, count: int) -> nn.Parameter:
+    first, *rest = parameter.shape
+    shape = (count, first, *rest) if type(module) is nn.Linear else (count * first, *rest)
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    empty = torch.empty(shape, dtype=parameter.dtype, device=parameter.device, memory_format=layout)
+    return nn.Parameter(empty, parameter.requires_grad)
+
+
+def _linear(module: nn.Linear, count: int) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass of M linear layers: (B, M in) -> (B, M out)."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        each = inputs.view(len(inputs), count, -1).transpose(0, 1)
+        weight = module.weight.transpose(1, 2)
+        bias: Tensor | None = module.bias
+        if bias is None:
+            outputs = torch.bmm(each, weight)
+        else:
+            outputs = torch.baddbmm(bias.unsqueeze(1), each, weight)
+        return outputs.transpose(0, 1).flatten(1)
+
+    return forward

@@ -1,0 +1,1 @@
+"""The server's rounds: from an experiment and a grid to a recorded run."""

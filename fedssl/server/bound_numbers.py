@@ -1,0 +1,53 @@
+"""Numbers that are bound to nodes: a client's number is what its operator registered, whatever another client says."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from flwr.app import Message
+
+from fedssl.exchange import protocol
+
+Ask = Callable[[Iterable[Message]], Iterable[Message]]
+
+
+def numbers_of(text: str) -> dict[int, int]:
+    """Read which node is which client, as `fedssl deploy run` writes it: a JSON object, node id -> number."""
+    return {int(node): int(number) for node, number in json.loads(text or "{}").items()}
+
+
+def with_bound_numbers(ask: Ask, numbers: Mapping[int, int]) -> Ask:
+    """Return a way to ask for the census in which a false claim is an error of the node that made it.
+
+    A claim is false if its number is bound to another node, or its node to another number. Flower tells a server app the
+    ids of nodes, and neither their names nor their keys (1.41), so the numbers come with the run.
+
+    Args:
+        ask: Sends messages and returns the replies.
+        numbers: Node id -> the number that is bound to it.
+    """
+    if not numbers:
+        return ask
+
+    def asked(messages: Iterable[Message]) -> Iterator[Message]:
+        for reply in ask(messages):
+            falsehood = "" if reply.has_error() else _falsehood(reply, numbers)
+            yield protocol.refused(reply, falsehood) if falsehood else reply
+
+    return asked
+
+
+def _falsehood(reply: Message, numbers: Mapping[int, int]) -> str:
+    """Say what is false in the number that a node says is its own; empty if nothing is, or it says none."""
+    node = reply.metadata.src_node_id
+    try:
+        claim = protocol.metrics_of(reply)[protocol.CLIENT]
+    except (KeyError, TypeError, ValueError):
+        return ""  # the census refuses it
+    if node in numbers:
+        if claim == numbers[node]:
+            return ""
+        return f"node {node} says that it is client {claim:g}, but its key is registered as client {numbers[node]}"
+    owner = next((owner for owner, number in numbers.items() if number == claim), None)
+    if owner is None:
+        return ""
+    return f"node {node} says that it is client {claim:g}, but that number is bound to the key of node {owner}"

@@ -1,0 +1,38 @@
+"""Whether a run can go on from a checkpoint: what clients keep must be this process's to know."""
+
+from collections.abc import Iterator
+
+from flwr.serverapp import Grid
+
+from fedssl.core.errors import InputError
+from fedssl.data.shard import ImageSpec
+from fedssl.engine.local_grid import LocalGrid
+from fedssl.experiment.experiment import Experiment
+from fedssl.training.network import build_network
+
+
+def can_resume(experiment: Experiment, grid: Grid, spec: ImageSpec) -> bool:
+    """Say whether a checkpoint of a run over a grid holds everything."""
+    return isinstance(grid, LocalGrid) or not any(_kept_at_clients(experiment, spec))
+
+
+def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:
+    """Return the error that a run cannot go on over a grid that is not ours."""
+    kept = ", ".join(dict.fromkeys(_kept_at_clients(experiment, spec)))
+    return InputError(
+        "--resume",
+        f"clients keep something between rounds ({kept}), and under Flower's own runtime it ends with the process",
+        "take engine.kind = 'ray' or 'serial', which give the same bits",
+    )
+
+
+def _kept_at_clients(experiment: Experiment, spec: ImageSpec) -> Iterator[str]:
+    """Yield what clients keep between rounds in any phase."""
+    for index in range(len(experiment.schedule)):
+        phase = experiment.in_phase(index)
+        for slot in phase.recipe.slots():
+            if slot.scope == "client":
+                yield f"the slot {slot.name!r} of {phase.method.kind}"
+        network = build_network(phase.model, phase.method, spec, phase.seed)
+        if not all(phase.method.is_shared(name) for name in network.state_dict()):
+            yield f"weights of their own under {phase.method.kind}"

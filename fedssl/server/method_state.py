@@ -1,0 +1,50 @@
+"""The state that methods keep at the server: it travels beside the weights and is always a plain mean.
+
+A strategy may average weights by any rule, or take an optimizer's step with them. Statistics survive none of that: a
+distribution that momentum has carried past zero is none. So strategies never see them.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Message
+from torch import nn
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.data.shard import ImageSpec
+from fedssl.exchange import protocol
+from fedssl.exchange.reduction import Sum
+from fedssl.exchange.sums import cohort_mean
+from fedssl.training.loop import Recipe
+
+
+def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedArrays:
+    """Return what the server keeps of a method at the beginning of a phase, by ``SLOT/NAME``."""
+    return {
+        protocol.slot_key(slot.name, name): tensor.numpy()
+        for slot in recipe.slots()
+        if slot.scope == "server"
+        for name, tensor in recipe.init_slot(slot.name, network, spec, None).items()
+    }
+
+
+def attach(arrays: NamedArrays, messages: Iterable[Message]) -> None:
+    """Put state into a round's requests, in place; nothing if there is none."""
+    if not arrays:
+        return
+    record = protocol.to_record(arrays)
+    done: set[int] = set()
+    for message in messages:
+        if id(message.content) not in done:  # many share one content
+            message.content[protocol.STATE] = record
+            done.add(id(message.content))
+
+
+def merged(arrays: NamedArrays, part: Mapping[str, Sum]) -> NamedArrays:
+    """Return sum n_k s_k / sum n_k over a round's replies; the old state if none was summed.
+
+    Args:
+        arrays: The old state, by ``SLOT/NAME``.
+        part: The round's sums, by record.
+    """
+    sums, weight = part.get(protocol.STATE, (None, 0.0))
+    return arrays if sums is None else cohort_mean(sums, weight, arrays)

@@ -1,0 +1,231 @@
+"""What the server saw of one round."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Message
+
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Census
+from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.experiment.system.clock import Fate
+from fedssl.metrics.accuracy import Evaluation
+from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
+from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
+
+Fates = Mapping[int, Fate]
+
+
+class RoundLog:
+    """What the server saw of one round.
+
+    Args:
+        round: Round of the run, from 1.
+        census: Who is there.
+        fates: What virtual time makes of the clients that were asked; empty without it.
+    """
+
+    def __init__(self, round: int, census: Census, fates: Fates) -> None:
+        self.round = round
+        self.clients: list[ClientRow] = []
+        self.failures: list[Failure] = []
+        self.bytes_down = 0
+        self.update_norm = NAN
+        """Of the global model's step by what clients made; the server sets it."""
+        self.incidents: list[str] = []
+        """What went wrong in the round and did not end the run."""
+        self.census = census
+        self._fates = fates
+        self._counts: dict[int, Sequence[float]] = {}
+        self._by_class: dict[int, npt.NDArray[np.float64]] = {}
+
+    @property
+    def num_ok(self) -> int:
+        """Clients whose reply counts."""
+        return sum(row.status == "ok" for row in self.clients)
+
+    @property
+    def num_lost(self) -> int:
+        """Clients that virtual time left out."""
+        return len(self.clients) - self.num_ok - len(self.failures)
+
+    def sent(self, messages: list[Message]) -> list[Message]:
+        """Return the requests whose clients make it, and note the others; all that are there have been sent the weights."""
+        kept = []
+        size = protocol.num_bytes(messages[0].content) if messages else 0
+        for message in messages:
+            client = self.census.client_at[message.metadata.dst_node_id]
+            if client in self.census.absent:
+                self._fail(client, self.census.absent[client])
+                continue
+            self.bytes_down += size
+            fate = self._fates.get(client)
+            if fate is None or fate.status == "ok":
+                kept.append(message)
+                continue
+            row = ClientRow(
+                round=self.round,
+                client=client,
+                status=fate.status,
+                num_examples=int(self.census.num_examples[client]),
+                num_labeled=int(self.census.num_labeled[client]),
+                virtual_seconds=fate.seconds,
+            )
+            self.clients.append(row)
+        return kept
+
+    def watch(
+        self, messages: Sequence[Message], replies: Iterable[Message], sums: CohortSums
+    ) -> Iterator[Message]:
+        """Pass replies on, an error in place of each that is refused; note them all.
+
+        What is summed is taken out of them, and into `sums`, which are filled once the iterator has ended.
+        """
+        places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
+        for reply in replies:
+            place = places.pop(reply.metadata.src_node_id, None)
+            if place is None:
+                continue
+            answer = sums.add(place, reply, self.census.holding(reply.metadata.src_node_id))
+            self.note(answer)
+            if answer.metrics is None:
+                # With the reason as it is recorded: strategies of Flower's write it into the log.
+                yield protocol.refused(reply, self.failures[-1].reason)
+            else:
+                yield protocol.without(reply, sums.reduction.weigh)
+        for node, place in places.items():
+            self.note(sums.leave_out(place, node, "no reply in time"))
+
+    def note(self, answer: Answer) -> None:
+        """Note what came of a client's request."""
+        client = self.census.client_at[answer.node]
+        metrics = answer.metrics
+        if metrics is None:
+            self._fail(client, answer.reason)
+            return
+        self._counts[client] = [metrics.get(count, 0.0) for count in protocol.PSEUDO_COUNTS]
+        considered, accepted, judged, right = self._counts[client]
+        if answer.by_class is not None:
+            self._by_class[client] = np.array(answer.by_class)
+        self.clients.append(
+            ClientRow(
+                round=self.round,
+                client=client,
+                status="ok",
+                num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
+                num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
+                num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
+                num_steps=int(metrics.get(protocol.NUM_STEPS, 0)),
+                loss=metrics.get(protocol.LOSS, NAN),
+                pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
+                pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
+                seconds=metrics.get(protocol.SECONDS, NAN),
+                bytes_up=answer.num_bytes,
+                virtual_seconds=self._virtual_seconds(client),
+                update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
+            )
+        )
+
+    def close(self) -> None:
+        """Put clients into the order of their numbers: what is summed over them must not depend on who came first."""
+        self.clients.sort(key=lambda row: row.client)
+        self.failures.sort(key=lambda failure: failure.client)
+
+    def tally(self) -> "Tally":
+        """Return the sums over the replies of the round."""
+        tally = Tally(bytes_down=self.bytes_down)
+        for row in self.clients:
+            if row.status == "ok":
+                tally.add(row.num_steps, row.loss, self._counts[row.client], row.bytes_up)
+        return tally
+
+    def class_rows(self) -> list[ClassRow]:
+        """Return the sums over the replies of the round by class; none where nobody counted an example."""
+        counted = [
+            self._by_class[row.client] for row in self.clients if row.client in self._by_class
+        ]
+        counts = np.sum(counted, axis=0).reshape(4, -1) if counted else np.zeros((4, 0))
+        if not counts[0].any():
+            return []
+        return [ClassRow(self.round, label, *own) for label, own in enumerate(counts.T.tolist())]
+
+    def _virtual_seconds(self, client: int) -> float:
+        return self._fates[client].seconds if client in self._fates else NAN
+
+    def _fail(self, client: int, reason: str) -> None:
+        """Note a client that gave no usable reply; the reason may be the client's own words."""
+        reason = protocol.bounded(reason)
+        last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+        seconds = self._virtual_seconds(client)
+        row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)
+        self.clients.append(row)
+        self.failures.append(Failure(self.round, client, reason))
+
+
+@dataclass
+class Tally:
+    """Sums over the replies of a round."""
+
+    num_steps: int = 0
+    loss_sum: float = 0.0
+    considered: float = 0.0
+    accepted: float = 0.0
+    judged: float = 0.0
+    right: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, steps: int, loss: float, counts: Sequence[float], size: int) -> None:
+        """Add one client's."""
+        self.num_steps += steps
+        self.loss_sum += steps * loss if steps else 0.0
+        considered, accepted, judged, right = counts
+        self.considered += considered
+        self.accepted += accepted
+        self.judged += judged
+        self.right += right
+        self.bytes_up += size
+
+
+def row_of(
+    log: RoundLog,
+    phase: int,
+    method: str,
+    seconds: float,
+    model: Evaluation | None,
+    ema: Evaluation | None,
+    virtual_seconds: float,
+) -> RoundRow:
+    """Return the line of a round.
+
+    Args:
+        log: What was seen of it.
+        phase: From 0.
+        method: The phase's.
+        seconds: It took.
+        model, ema: How the global model and its average did; None where they were not evaluated.
+        virtual_seconds: The virtual clock after it; NaN without one.
+    """
+    tally = log.tally()
+    return RoundRow(
+        round=log.round,
+        phase=phase,
+        method=method,
+        seconds=seconds,
+        server_accuracy=model.accuracy if model else NAN,
+        server_loss=model.loss if model else NAN,
+        ema_accuracy=ema.accuracy if ema else NAN,
+        ema_loss=ema.loss if ema else NAN,
+        loss=tally.loss_sum / tally.num_steps if tally.num_steps else NAN,
+        pseudo_label_accuracy=pseudo_label_accuracy(tally.judged, tally.right),
+        pseudo_label_coverage=pseudo_label_coverage(tally.considered, tally.accepted),
+        bytes_up=tally.bytes_up,
+        bytes_down=tally.bytes_down,
+        clients_ok=log.num_ok,
+        clients_failed=len(log.failures),
+        clients_lost=log.num_lost,
+        virtual_seconds=virtual_seconds,
+        update_norm=log.update_norm,
+    )

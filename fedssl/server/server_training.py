@@ -1,0 +1,158 @@
+"""The server as one more learner: where labels are at the server, it trains on them by the clients' own `fit`.
+
+Diao et al. (SemiFL), NeurIPS 2022, arXiv:2106.01432, Algorithm 1, where server and clients take turns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.slots import State
+from fedssl.data.shard import Shard
+from fedssl.exchange import protocol
+from fedssl.exchange.sums import is_finite
+from fedssl.experiment.experiment import Experiment
+from fedssl.methods.base import Method
+from fedssl.models.static_norm import StaticBatchNorm
+from fedssl.training.loop import fit
+
+THE_SERVER = -1
+"""Client number of the server's random streams."""
+
+PRIVATE = "(private)"
+"""Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
+
+
+class ServerTraining:
+    """Train on what the server holds, before the first round and after every aggregation.
+
+    So clients never label with a network that has seen no label, and what is evaluated has just seen them. The state of
+    the server's method is the server's own; a phase begins with fresh state.
+
+    Args:
+        shard: Labeled images.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._kept: NamedArrays = {}
+        self._phase = -1
+
+    def state(self) -> NamedArrays:
+        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
+        return self._kept
+
+    def load_state(self, state: NamedArrays, phase: int) -> None:
+        """Take up what `state` returned in a round of a phase."""
+        self._kept, self._phase = state, phase
+
+    def train(
+        self,
+        experiment: Experiment,
+        network: nn.Module,
+        arrays: NamedArrays,
+        *,
+        server_round: int,
+        phase: int,
+        phase_round: int,
+    ) -> NamedArrays:
+        """Return the weights after one round's training; without labels at the server, as they are.
+
+        Args:
+            experiment: As it stands in the phase.
+            network: Of the phase, for scratch.
+            arrays: Global weights.
+            server_round: Round of the run; 0 before the first.
+            phase: Of the run, from 0.
+            phase_round: Round of the phase, likewise 0 before the first of the run.
+
+        Raises:
+            RunFailed: It diverged.
+        """
+        if len(self._shard) == 0:
+            return arrays
+        if phase != self._phase:
+            self._kept, self._phase = {}, phase
+        private = protocol.slot_arrays(self._kept, PRIVATE)
+        protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
+        recipe = experiment.server_recipe
+        classifier = experiment.method.classifier(network)
+        spec = self._shard.spec
+        state: State = {}
+        for slot in recipe.slots():
+            found = protocol.slot_arrays(self._kept, slot.name) if slot.scope != "reset" else {}
+            if found:
+                state[slot.name] = {n: torch.from_numpy(a.copy()) for n, a in found.items()}
+            else:
+                state[slot.name] = recipe.init_slot(slot.name, classifier, spec, self._shard)
+        with _threads(recipe.train.threads):
+            fit(
+                classifier,
+                self._shard,
+                recipe,
+                state,
+                seed=experiment.seed,
+                server_round=server_round,
+                client=THE_SERVER,
+                phase_round=max(1, phase_round),
+                phase_rounds=experiment.num_rounds,
+            )
+        weights = network.state_dict()
+        state[PRIVATE] = {name: t for name, t in weights.items() if name not in arrays}
+        # Kept as arrays, as a checkpoint has them: a tensor's layout in memory can decide how its products round.
+        self._kept = {
+            protocol.slot_key(slot, name): tensor.detach().numpy().copy(order="C")
+            for slot, tensors in state.items()
+            for name, tensor in tensors.items()
+        }
+        # What clients measured over all their images is worth more than the same over the server's few labeled ones.
+        kept = _static_statistics(network) if server_round else set()
+        trained = {
+            name: array if name in kept else weights[name].detach().numpy().copy()
+            for name, array in arrays.items()
+        }
+        if not is_finite(trained):
+            raise RunFailed(
+                f"the server's own training diverged in round {server_round}; lower train.lr"
+            )
+        return trained
+
+
+def check_server_method(phase: Experiment) -> None:
+    """Refuse a method for the server that wants a network of its own: the server trains the clients' classifier.
+
+    Raises:
+        InputError: It does.
+    """
+    method = phase.server.method
+    if phase.federation.labels.at_server and type(method).network is not Method.network:
+        raise InputError(
+            "server.method.kind",
+            f"{method.kind!r} trains a network of its own; the server has the clients' classifier",
+            "supervised, fixmatch or another method that leaves the network as it is",
+        )
+
+
+def _static_statistics(network: nn.Module) -> set[str]:
+    """Return the names of what static normalizations have measured."""
+    return {
+        f"{name}.{buffer}"
+        for name, module in network.named_modules()
+        if isinstance(module, StaticBatchNorm)
+        for buffer, _ in module.named_buffers()
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Train with as many threads as clients do: how a sum is split decides how it rounds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

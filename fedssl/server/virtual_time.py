@@ -1,0 +1,73 @@
+"""What virtual time needs to know of an experiment: how many are asked, and how much work each of them has."""
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedssl.core.errors import InputError
+from fedssl.data.shard import ImageSpec
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Census, Cohorts
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.system.clock import VirtualClock
+from fedssl.experiment.system.devices import Floats
+from fedssl.server.method_state import initial_state
+from fedssl.training.network import build_network
+
+
+def make_clock(experiment: Experiment) -> VirtualClock | None:
+    """Return the run's virtual clock, if it has a ``[system]``.
+
+    Raises:
+        InputError: A law or a file of the section is not right.
+    """
+    if experiment.system is None:
+        return None
+    return VirtualClock(experiment.system, experiment.federation.clients, experiment.seed)
+
+
+def cohorts_of(experiment: Experiment, census: Census) -> Cohorts:
+    """Return how an experiment's clients are sampled."""
+    over = 1.0 if experiment.system is None else experiment.system.over_selection
+    return Cohorts(census, experiment.federation.sample, experiment.seed, over)
+
+
+def work_of(phase: Experiment, census: Census) -> Floats:
+    """Return the images that every client trains on in a round of a phase, (K,)."""
+    kinds, which = np.unique(
+        np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
+    )
+    shown = [phase.recipe.images_shown(int(labeled), int(size)) for labeled, size in kinds.T]
+    return np.array(shown, dtype=np.float64)[which.reshape(-1)]
+
+
+def round_seconds(
+    phase: Experiment, census: Census, clock: VirtualClock, spec: ImageSpec
+) -> Floats:
+    """Return the virtual seconds that a round of a phase takes every client, (K,), before anything runs."""
+    network = build_network(phase.model, phase.method, spec, phase.seed)
+    weights = network.state_dict().items()
+    shared = {name: tensor for name, tensor in weights if phase.method.is_shared(name)}
+    request = RecordDict()
+    request[protocol.ARRAYS] = protocol.to_record(shared)
+    request[protocol.STATE] = protocol.to_record(initial_state(phase.recipe, network, spec))
+    size = protocol.num_bytes(request)
+    return clock.devices.round_seconds(work_of(phase, census), size, size)
+
+
+def check_deadline(phase: Experiment, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:
+    """Refuse a deadline that nobody can meet.
+
+    Raises:
+        InputError: With the time that the fastest client needs.
+    """
+    deadline = None if phase.system is None else phase.system.deadline
+    if deadline is None:
+        return
+    seconds = round_seconds(phase, census, clock, spec)
+    if seconds.min() > deadline:
+        raise InputError(
+            "system.deadline",
+            f"is {deadline:g} s, but the fastest client needs {seconds.min():.3g} s for a round, "
+            f"half of them {np.quantile(seconds, 0.5, method='inverted_cdf'):.3g} s, all {seconds.max():.3g} s",
+            "raise it, or give clients less to do",
+        )

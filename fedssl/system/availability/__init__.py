@@ -1,5 +1,0 @@
-"""When clients can take part, one law a file."""
-
-from fedssl.system.availability.base import AVAILABILITIES, Availability
-
-__all__ = ["AVAILABILITIES", "Availability"]

@@ -1,5 +1,0 @@
-"""How a number, such as a speed, differs over the clients, one law a file."""
-
-from fedssl.system.laws.base import LAWS, Law
-
-__all__ = ["LAWS", "Law"]

@@ -1,0 +1,1 @@
+"""What one client does with its shard in a round."""

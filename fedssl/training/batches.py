@@ -1,0 +1,159 @@
+"""A shard cut into steps, every example shown in the views that a method asks for."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
+from fedssl.augment.policy import Augment
+from fedssl.core.slots import State
+from fedssl.data.shard import Shard, as_float
+from fedssl.methods.base import Batch, View, Views
+
+IMAGES_AT_ONCE = 1024
+"""Views are made for several steps in one call, up to about this many images; a constant, so that the draws are too."""
+
+
+def shuffled_passes(num_items: int, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Return `num_draws` positions below `num_items`: whole shuffled passes, one after the other.
+
+    Args:
+        num_items: Size of the pool; 0 gives an empty answer.
+        num_draws: How many positions.
+        generator: Source of the shuffles.
+    """
+    if num_items == 0:
+        return torch.empty(0, dtype=torch.int64, device=generator.device)
+    passes = -(-num_draws // num_items)
+    keys = torch.rand(passes, num_items, generator=generator, device=generator.device)
+    return keys.argsort(dim=1).flatten()[:num_draws]
+
+
+class BatchLoader:
+    """Draw the batches of one round at one client.
+
+    Labeled and unlabeled order and every view have streams of their own: a method that asks for fewer views gets the
+    same labeled batches.
+
+    Args:
+        shard: The client's examples.
+        views: What the method asks for.
+        augment: What weak and strong mean.
+        state: Holds what augmentations have learned; read as it stands at each step.
+        batch_size: B, labeled examples a step.
+        num_steps: Steps of the round.
+        stream: Makes the generator for a purpose.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        views: Views,
+        augment: Augment,
+        state: State,
+        batch_size: int,
+        num_steps: int,
+        stream: Callable[[str], torch.Generator],
+    ) -> None:
+        self._shard = shard
+        self._augment = augment
+        self._state = state
+        self._generator = stream("loss")
+        shown = {self._slot(view) for view in (*views.labeled, *views.unlabeled)}
+        self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned if slot in shown}
+        self._num_steps = num_steps
+        self._labeled = self._order(
+            shard.labeled if views.labeled else shard.labeled[:0],
+            batch_size,
+            stream("order/labeled"),
+        )
+        self._unlabeled = self._order(
+            shard.unlabeled if views.unlabeled else shard.unlabeled[:0],
+            batch_size * views.ratio,
+            stream("order/unlabeled"),
+        )
+        self._labeled_views = [
+            (view, stream(f"augment/labeled/{i}")) for i, view in enumerate(views.labeled)
+        ]
+        self._unlabeled_views = [
+            (view, stream(f"augment/unlabeled/{i}")) for i, view in enumerate(views.unlabeled)
+        ]
+
+    def __iter__(self) -> Iterator[Batch]:
+        labeled = self._shown(self._labeled, self._labeled_views)
+        unlabeled = self._shown(self._unlabeled, self._unlabeled_views)
+        for step in range(self._num_steps):
+            labeled_ids = self._labeled[step]
+            yield Batch(
+                labeled=next(labeled),
+                labels=self._shard.labels[labeled_ids],
+                labeled_ids=labeled_ids,
+                unlabeled=next(unlabeled),
+                unlabeled_ids=self._unlabeled[step],
+                generator=self._generator,
+                probes=self._probed(labeled_ids),
+            )
+
+    def _order(self, pool: Tensor, per_step: int, generator: torch.Generator) -> Tensor:
+        """Return ids for every step, shape (num_steps, per_step); (num_steps, 0) from an empty pool."""
+        positions = shuffled_passes(len(pool), self._num_steps * per_step, generator)
+        return pool[positions].view(self._num_steps, per_step if len(pool) else 0)
+
+    def _shown(
+        self, ids: Tensor, views: list[tuple[View, torch.Generator]]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield each step's views, made for several steps in one call.
+
+        How many depends on this batch alone: were it shared, more unlabeled images would shift the labeled draws.
+        """
+        at_once = max(1, IMAGES_AT_ONCE // max(1, ids.shape[1]))
+        if any(self._slot(view) in self._probes for view, _ in views):
+            at_once = 1  # what the next step shows depends on what this one learns
+        for chunk in torch.split(ids, at_once):
+            shown = self._show(chunk, views)
+            for step in range(len(chunk)):
+                yield tuple(view[step] for view in shown)
+
+    def _show(self, ids: Tensor, views: list[tuple[View, torch.Generator]]) -> list[Tensor]:
+        """Return each view of the examples, shape (steps, per_step, C, H, W)."""
+        spec = self._shard.spec
+        if not views:
+            return []
+        images = self._shard.images[ids.flatten()]
+        shown = []
+        for view, generator in views:
+            plain = view == "plain" or len(images) == 0
+            seen = as_float(images) if plain else self._view(view, images, generator)
+            shown.append(spec.normalize(seen).view(*ids.shape, *spec.shape))
+        return shown
+
+    def _view(self, view: View, images: Tensor, generator: torch.Generator) -> Tensor:
+        policy, flips = self._policy(view), self._shard.spec.flips
+        if isinstance(policy, LearnedAugmentation):
+            return policy.show(images, generator, self._state[self._slot(view)], flips=flips)
+        return policy(images, generator, flips=flips)
+
+    def _policy(self, view: View) -> Augmentation:
+        return self._augment.weak if view == "weak" else self._augment.strong
+
+    @staticmethod
+    def _slot(view: View) -> str:
+        return f"augment.{view}"
+
+    def _probed(self, labeled_ids: Tensor) -> dict[str, Probe]:
+        """Return the labeled batch as shown by random choices of each augmentation that learns."""
+        if len(labeled_ids) == 0 or not self._probes:
+            return {}
+        flips = self._shard.spec.flips
+        images = self._shard.images[labeled_ids]
+        return {
+            slot: self._augment.learned[slot].probe(images, generator, flips=flips)
+            for slot, generator in self._probes.items()
+        }
+
+
+def plain_batches(shard: Shard) -> Iterator[Tensor]:
+    """Yield all images of a shard as they are, normalized, shape (B, C, H, W)."""
+    for images in torch.split(shard.images, IMAGES_AT_ONCE):
+        yield shard.spec.normalize(as_float(images))

@@ -1,0 +1,207 @@
+"""The local loop: what one client does with the weights it was sent."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedssl.augment.policy import Augment
+from fedssl.core import rng
+from fedssl.core.slots import Slot, State, Tensors
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.base import Batch, Learner, Loss, Method, Progress
+from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
+from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
+from fedssl.models.static_norm import measure_statistics
+from fedssl.training.batches import BatchLoader, plain_batches
+from fedssl.training.optimization import (
+    Descent,
+    Optimizers,
+    Train,
+    forget,
+    optimizer_tensors,
+    restore_optimizers,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client learns: what it minimizes, by which steps, on which views."""
+
+    method: Method
+    train: Train
+    augment: Augment
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return all state that learning by it keeps."""
+        return (*self.method.slots(), *self.augment.slots(), *self.train.slots())
+
+    def num_steps(self, num_labeled: int, num_examples: int) -> int:
+        """Return the steps that a client with so many examples, labeled ones among them, takes in a round."""
+        if num_examples == 0 or not self.method.can_learn(num_labeled):
+            return 0
+        return self.train.num_steps(num_labeled, num_examples, self.method.views())
+
+    def images_shown(self, num_labeled: int, num_examples: int) -> int:
+        """Return the images that all views of such a client's round come to: the size of its work."""
+        views, batch = self.method.views(), self.train.batch_size
+        labeled = batch * len(views.labeled) if num_labeled else 0
+        each = labeled + batch * views.ratio * len(views.unlabeled)
+        return each * self.num_steps(num_labeled, num_examples)
+
+    def init_slot(
+        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
+    ) -> Tensors:
+        """Return a slot's first content; arguments as in `Method.init_slot`."""
+        if any(slot.name == name for slot in self.method.slots()):
+            return self.method.init_slot(name, network, spec, shard)
+        if name in self.augment.learned:
+            device = next(network.parameters()).device
+            fresh = self.augment.learned[name].initial()
+            return {key: tensor.to(device) for key, tensor in fresh.items()}
+        return {}  # an optimizer that has not stepped has no state
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a client did in a round.
+
+    Args:
+        num_steps: Steps taken.
+        loss: Mean of the total loss over the steps; NaN without steps.
+        considered: Examples without a label that were shown, over all steps.
+        accepted: Weight of the pseudo-labels accepted among them.
+        judged: Weight of the accepted ones whose truth the simulator knows.
+        right: Weight of those that match it.
+        seconds: Time it took.
+        by_class: Considered, accepted, predicted and right of every class, 4 C numbers; see
+            `fedssl.metrics.pseudo_labels.count_by_class`.
+    """
+
+    num_steps: int
+    loss: float
+    considered: float
+    accepted: float
+    judged: float
+    right: float
+    seconds: float
+    by_class: Sequence[float]
+
+    def num_confident(self, num_labeled: int, num_examples: int) -> float:
+        """Return the labeled examples of a client that holds so many, and those whose pseudo-label was accepted."""
+        if not self.considered:
+            return float(num_labeled)
+        coverage = pseudo_label_coverage(self.considered, self.accepted)
+        return num_labeled + coverage * (num_examples - num_labeled)
+
+
+def fit(
+    network: nn.Module,
+    shard: Shard,
+    recipe: Recipe,
+    state: State,
+    *,
+    seed: int,
+    server_round: int,
+    client: int,
+    phase_round: int,
+    phase_rounds: int,
+    optimizers: Optimizers | None = None,
+) -> FitReport:
+    """Train a network on one client's shard, in place.
+
+    Args:
+        network: Holds the weights the client was sent; holds the trained ones afterwards.
+        shard: The client's examples, on the network's device.
+        recipe: How to learn.
+        state: Every slot of the recipe, filled; written in place.
+        seed, server_round, client: Name the client's random streams of this round.
+        phase_round, phase_rounds: Where the round stands in its phase, for schedules and ramps.
+        optimizers: Of the method over this network, which the last client may have used; None: new ones.
+    """
+    began = time.perf_counter()
+    method, train = recipe.method, recipe.train
+    device = shard.images.device
+    views = method.views()
+    num_steps = recipe.num_steps(len(shard.labeled), len(shard))
+
+    def stream(purpose: str) -> torch.Generator:
+        return rng.generator(seed, purpose, round=server_round, client=client, device=device)
+
+    if optimizers is None:
+        optimizers = method.optimizers(network, train.make_optimizer)
+    forget(optimizers)
+    for slot in train.slots():
+        restore_optimizers(optimizers, state[slot.name])
+    descent = Descent(optimizers, train, device)
+    learner = Learner(
+        network=network,
+        optimizers=dict(optimizers),
+        state=state,
+        shard=shard,
+        progress=Progress(phase_round, phase_rounds, 0, num_steps),
+        stream=stream,
+        descend=descent,
+    )
+    average = None if train.ema_decay is None else snapshot(network)
+    tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
+    network.train()
+    with rng.seeded_torch(noise, device), train.autocast(device):
+        if num_steps:
+            method.begin(learner)
+        loader = BatchLoader(
+            shard, views, recipe.augment, state, train.batch_size, num_steps, stream
+        )
+        for step, batch in enumerate(loader):
+            # One dropout stream a step, the labeled pass first: unlabeled passes cannot shift the next step's.
+            rng.reseed(noise + step, device)
+            learner.progress = Progress(phase_round, phase_rounds, step, num_steps)
+            _learn_augmentation(recipe, learner, batch)
+            descent.set_lr(learner.progress)
+            loss = method.step(learner, batch)
+            method.after_step(learner)
+            if average is not None and train.ema_decay is not None:
+                ema_update(average, network, warm_decay(train.ema_decay, step))
+            total += loss.total.detach()
+            _count((tally, by_class), loss, shard, batch)
+        if num_steps:
+            method.end(learner)
+    if average is not None:
+        network.load_state_dict(average)
+    if num_steps:
+        measure_statistics(network, plain_batches(shard))
+    for slot in train.slots():
+        state[slot.name] = optimizer_tensors(optimizers)
+    counts = tally.counts()
+    mean_loss = float(total) / num_steps if num_steps else float("nan")
+    seconds = time.perf_counter() - began
+    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0])
+
+
+def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
+    """Let augmentations learn from how well the network, as it evaluates, recognizes their probes of labeled images.
+
+    Reference: Berthelot et al. (ReMixMatch), ICLR 2020, section 3.2.2.
+    """
+    for slot, probe in batch.probes.items():
+        classifier = recipe.method.classifier(learner.network)
+        learner.network.eval()
+        probs = predict(classifier, learner.shard.spec.normalize(probe.views))
+        learner.network.train()
+        # 1 - |p - y|_1 / 2 is p_y, for p sums to 1.
+        match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
+        learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)
+
+
+def _count(
+    tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, shard: Shard, batch: Batch
+) -> None:
+    if loss.pseudo_labels is not None and loss.accepted is not None:
+        ids = batch.unlabeled_ids
+        hidden, truth = shard.labels[ids] < 0, shard.hidden_labels[ids]
+        for tally in tallies:
+            tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)

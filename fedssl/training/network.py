@@ -1,0 +1,49 @@
+"""The network that a phase trains: the model's classifier, as the method extends it."""
+
+import torch
+from torch import nn
+
+from fedssl.core import rng
+from fedssl.data.shard import ImageSpec
+from fedssl.methods.base import Method
+from fedssl.models.base import Model, check_fits
+
+
+def build_network(
+    model: Model,
+    method: Method,
+    spec: ImageSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Return the network with the initial weights that the experiment's seed gives.
+
+    Args:
+        model: Builds the classifier.
+        method: May extend it.
+        spec: What the images have in common.
+        seed: The experiment's.
+        device: Where the network is to live.
+
+    Raises:
+        InputError: The model or the method cannot take such images.
+    """
+    method.check(spec)
+
+    def build() -> nn.Module:
+        classifier = model.build(spec.shape, spec.num_classes)
+        check_fits(classifier, spec.shape, model.kind)
+        return classifier
+
+    with rng.seeded_torch(rng.derive_seed(seed, "model")):
+        network = method.network(build)
+    # Channels last: convolutions and pooling of small images run a quarter faster on a CPU, and on tensor cores too.
+    network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def classifier_names(method: Method, network: nn.Module) -> dict[str, str]:
+    """Return the classifier's own names of its weights -> their names in the network that holds it."""
+    whole = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    classifier = method.classifier(network).state_dict(keep_vars=True)
+    return {name: whole[id(tensor)] for name, tensor in classifier.items()}

@@ -1,0 +1,55 @@
+"""What a notebook shows of a run: what ran, how far it came, how well it did, and where it is recorded."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from fedssl.record.rows import RoundRow
+from fedssl.views.screen.display import percent
+
+if TYPE_CHECKING:
+    from fedssl.views.run import Run
+
+
+def card(run: "Run") -> str:
+    """Return a run as a small HTML table."""
+    rounds = () if run.is_finished else run.round_rows
+    state = "finished" if run.is_finished else f"not finished ({len(rounds)} rounds)"
+    lines = {
+        "run": f"{run.experiment.name} seed {run.experiment.seed}, {state}",
+        "what": run.data["description"],
+        **(_of_the_end(run) if run.is_finished else _of_the_last(rounds)),
+        "recorded in": str(run.path),
+    }
+    rows = "".join(
+        f'<tr><th style="text-align: left">{escape(name)}</th>'
+        f'<td style="text-align: left">{escape(text)}</td></tr>'
+        for name, text in lines.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _of_the_end(run: "Run") -> dict[str, str]:
+    facts = {
+        name: math.nan if value is None else value for name, value in run.summary.items()
+    }  # JSON has no NaN
+    accuracy, average = percent(facts["server_accuracy"]), percent(facts["ema_accuracy"])
+    return {
+        "accuracy": f"{accuracy}, EMA {average} ({facts['evaluated_on']} images, mean of the last "
+        f"{facts['last_rounds']} evaluations)",
+        "pseudo-labels": f"{percent(facts['pseudo_label_accuracy'])} right, "
+        f"{percent(facts['pseudo_label_coverage'])} used",
+        "took": f"{facts['rounds']} rounds, {facts['seconds']:.1f} s, "
+        f"{facts['clients_failed']} client failures",
+        **({"note": str(facts["remark"])} if facts.get("remark") else {}),
+    }
+
+
+def _of_the_last(rounds: Sequence[RoundRow]) -> dict[str, str]:
+    evaluated = [row for row in rounds if row.evaluated]
+    if not evaluated:
+        return {}
+    last = evaluated[-1]
+    accuracy, average = percent(last.server_accuracy), percent(last.ema_accuracy)
+    return {"accuracy": f"{accuracy}, EMA {average} after round {last.round}"}

@@ -1,0 +1,109 @@
+"""Whether lines may be compared: the same data, and for a seed that two of them share, the same split of it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fedssl.record.run_path import PARTITION
+from fedssl.views.comparison.gather import Line
+from fedssl.views.run import Run, reading
+
+FACTS = ("source", "class_names", "shape", "evaluated_on", "num_train")
+"""What ``data.json`` says that no seed may change."""
+
+UNDECIDING = frozenset({"federation.sample"})
+"""Settings of ``[data]`` and ``[federation]`` that cannot change who holds what."""
+
+
+class Split(NamedTuple):
+    """What the seed may decide of the data: who is evaluated on what, and who holds what."""
+
+    held_out: str
+    partition: str
+
+
+def disagreements(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Say, in a sentence for every line, what of its data or split is not that of a line before it.
+
+    Args:
+        lines: The first one's data is what the others should have; of a seed, the first line that has it.
+
+    Raises:
+        InputError: A record does not say what its images are.
+    """
+    first = next(iter(lines[0].runs.values()))
+    splits = {
+        (line.label, seed): _split_of(run) for line in lines for seed, run in line.runs.items()
+    }
+    said = []
+    for line in lines:
+        facts = _other_facts(line, first)
+        if facts:
+            said.append(f"{line.label}: {', '.join(facts)}{_settings(line, lines[0])}")
+            continue  # then so is its split
+        said += [
+            f"{line.label}: other {what} than {other.label} for {_seeds(seeds)}{_settings(line, other)}"
+            for what, other, seeds in _other_splits(line, lines, splits)
+        ]
+    return tuple(said)
+
+
+def unpaired(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Say, in a sentence for every line, that it has no seed in common with the first."""
+    first = lines[0]
+    return tuple(
+        f"{line.label}: no seed in common with {first.label}; there is no gain, and whether the split is the same "
+        "is not known"
+        for line in lines[1:]
+        if not line.runs.keys() & first.runs.keys()
+    )
+
+
+def _other_facts(line: Line, first: Run) -> list[str]:
+    said = {}
+    for run in line.runs.values():
+        for fact in FACTS:
+            own, wanted = run.data.get(fact), first.data.get(fact)
+            if own == wanted:
+                continue
+            long = fact == "class_names"
+            said[fact] = f"other {fact}" if long else f"{fact} is {own} and not {wanted}"
+    return list(said.values())
+
+
+def _other_splits(
+    line: Line, lines: Sequence[Line], splits: Mapping[tuple[str, int], Split]
+) -> list[tuple[str, Line, list[int]]]:
+    """Return what differs, from which line before, and for which seeds."""
+    found: dict[tuple[str, str], tuple[Line, list[int]]] = {}
+    for seed in line.runs:
+        other = next(earlier for earlier in lines if seed in earlier.runs)
+        own, wanted = splits[line.label, seed], splits[other.label, seed]
+        held_out = ["held-out images"] if own.held_out != wanted.held_out else []
+        split = ["split"] if own.partition != wanted.partition else []
+        if what := " and ".join(held_out + split):
+            found.setdefault((what, other.label), (other, []))[1].append(seed)
+    return [(what, other, seeds) for (what, _), (other, seeds) in found.items()]
+
+
+def _split_of(run: Run) -> Split:
+    with reading(run.path / PARTITION), (run.path / PARTITION).open("rb") as file:
+        partition = hashlib.file_digest(file, "sha256").hexdigest()
+    return Split(str(run.data.get("held_out_sha256")), partition)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, sorted(seeds)))
+    return f"seed {numbers}" if len(seeds) == 1 else f"seeds {numbers}"
+
+
+def _settings(line: Line, other: Line) -> str:
+    """Say which settings of the data and of its split are others."""
+    own, wanted = line.settings, other.settings
+    changed = [
+        f"{key} is {own.get(key, 'unset')} and not {wanted.get(key, 'unset')}"
+        for key in sorted({*own, *wanted})
+        if key.startswith(("data.", "federation.")) and key not in UNDECIDING
+        if own.get(key) != wanted.get(key)
+    ]
+    return f" ({'; '.join(changed) or 'though [data] and [federation] say the same'})"

@@ -1,0 +1,152 @@
+"""A comparison: the one thing that a terminal table, a page and a sweep's end are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from fedssl.core.errors import InputError
+from fedssl.views.comparison.agreement import disagreements, unpaired
+from fedssl.views.comparison.gather import Line, gather
+from fedssl.views.comparison.statistics import (
+    curves_of,
+    lines_of,
+    spent_by_round,
+    with_gains,
+    with_reach,
+)
+
+SUMMED = (
+    *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
+    *("clients_failed", "clients_lost", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
+)
+"""Numbers of a run's summary that are summed up over seeds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recorded runs, summed up over their seeds; accuracies are shares in [0, 1].
+
+    Args:
+        lines: One row a line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`.
+        runs: One row a run: its label, seed, path, numbers of its summary, gain and what it spent to reach the target.
+        curves: One row a line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
+        source: Data source of the baseline.
+        evaluated_on: ``"test"`` or ``"validation"`` images, the baseline's.
+        last_evaluations: How many evaluations' mean a run's accuracy is, such as ``"10"``, or ``"4 to 10"``.
+        notes: What was left out, and what differs though it should not; one sentence each.
+    """
+
+    lines: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    source: str
+    evaluated_on: str
+    last_evaluations: str
+    notes: tuple[str, ...]
+
+    @property
+    def baseline(self) -> str:
+        """Label of the first line."""
+        return str(self.lines["label"].iloc[0])
+
+    @property
+    def target(self) -> float:
+        """The baseline's final EMA accuracy, mean over its seeds: what others are to reach."""
+        return float(self.lines["ema_accuracy"].iloc[0])
+
+    @property
+    def most_seeds(self) -> int:
+        """Seeds of the line that has most."""
+        return int(self.lines["seeds"].max())
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether any run has virtual time."""
+        return bool(self.lines["virtual_seconds"].notna().any())
+
+    @classmethod
+    def of_runs(cls, paths: Sequence[Path], *, force: bool) -> "Comparison":
+        """Read runs and sum them up.
+
+        Args:
+            paths: Run directories and folders of them, as `fedssl.views.comparison.gather.gather` takes them.
+            force: Compare them even if their data or their split differs, with a note that says so.
+
+        Raises:
+            InputError: There is nothing to compare, or it should not be compared.
+        """
+        gathered = gather(paths)
+        lines = gathered.lines
+        different = disagreements(lines)
+        if different and not force:
+            raise InputError("compare", "; ".join(different), "--force compares them all the same")
+        runs = with_gains(_runs(lines))
+        rounds = spent_by_round(_rounds(lines), runs)
+        target = runs["ema_accuracy"][runs["label"] == lines[0].label].mean()
+        runs = with_reach(runs, rounds, float(target))
+        first = next(iter(lines[0].runs.values()))
+        return cls(
+            lines=lines_of(runs),
+            runs=runs,
+            curves=curves_of(rounds),
+            source=first.data["source"],
+            evaluated_on=first.data["evaluated_on"],
+            last_evaluations=_span(_of_all(lines, "last_rounds")),
+            notes=(
+                *gathered.notes,
+                *different,
+                *unpaired(lines),
+                *_lengths(lines),
+                *_remarks(lines),
+            ),
+        )
+
+
+def _of_all(lines: Sequence[Line], key: str) -> list[int]:
+    return [run.summary[key] for line in lines for run in line.runs.values()]
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _lengths(lines: Sequence[Line]) -> list[str]:
+    """Say that runs are not equally long, if they are not."""
+    rounds = _of_all(lines, "rounds")
+    return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
+
+
+def _remarks(lines: Sequence[Line]) -> list[str]:
+    """Say which runs went wrong, as their summaries do; those of older versions say nothing."""
+    return [
+        f"{line.label} seed {seed}: {remark}"
+        for line in lines
+        for seed, run in line.runs.items()
+        if (remark := run.summary.get("remark"))
+    ]
+
+
+def _runs(lines: Sequence[Line]) -> pd.DataFrame:
+    """Return what the runs sum up to, null as NaN."""
+    runs = []
+    for line in lines:
+        for seed, run in line.runs.items():
+            summary = run.summary
+            told = {"label": line.label, "name": summary["name"], "seed": seed}
+            numbers = {name: summary[name] for name in SUMMED}
+            runs.append({**told, "path": str(run.path), **numbers})
+    return pd.DataFrame(runs).astype(dict.fromkeys(SUMMED, float))
+
+
+def _rounds(lines: Sequence[Line]) -> pd.DataFrame:
+    return pd.concat(
+        [
+            run.rounds.assign(label=line.label, seed=seed)
+            for line in lines
+            for seed, run in line.runs.items()
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,169 @@
+"""A comparison as tables within 80 columns, each with a note that says what its columns are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.text_table import Grid
+
+Line = Mapping[Any, Any]
+"""One row of a comparison's lines by column."""
+
+FIRST = "experiment"
+"""Heading of the column of labels."""
+
+ACCURACIES = (
+    "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
+    "seed by seed; right and used: share of pseudo-labels that match the hidden truth, and that "
+    "are accepted"
+)
+LEAST = "; least: of one seed"
+ONE_SEED = "; one seed tells little: what it gains may be luck"
+INTERVALS = (
+    "95 % intervals of the means, by Student's t: accuracy ± and EMA ±, half of theirs; gain, the "
+    "whole of its own; pairs: seeds that the row and the first one both have; worst, best: least "
+    "and largest gain of one of them"
+)
+REACH = (
+    "reached: seeds whose EMA was that accurate after some round; until it first was, mean over "
+    "the seeds, if all of them reached it: rounds, MB up and down, seconds"
+)
+COSTS = (
+    "seconds, MB up and MB down of a run, mean over seeds; failed: clients, in all seeds together"
+)
+VIRTUAL = "; virtual s: by the virtual clock"
+LOST = "; lost: clients, to virtual time, in all seeds together"
+
+
+def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
+    """Lay a comparison out: accuracies, what seeds say of them, rounds to the baseline's accuracy, costs.
+
+    What one seed or one line says nothing about is left out.
+
+    Args:
+        comparison: What is compared.
+        brief: Accuracies, and costs where there is virtual time.
+    """
+    if brief:
+        return [_accuracies(comparison), *([_costs(comparison)] if comparison.is_timed else [])]
+    several = comparison.most_seeds > 1
+    tables = [_accuracies(comparison)]
+    tables += [_intervals(comparison)] if several else []
+    tables += [_reach(comparison)] if len(comparison.lines) > 1 else []
+    return [*tables, _costs(comparison)]
+
+
+def _accuracies(comparison: Comparison) -> Grid:
+    several = comparison.most_seeds > 1
+    gain = ["gain", "least"] if several else ["gain"]
+    title = (
+        f"{comparison.source}, {comparison.evaluated_on} images: mean of the last "
+        f"{comparison.last_evaluations} evaluations{', ± deviation over seeds' if several else ''}"
+    )
+    columns = ("seeds", "accuracy", "EMA", *gain, "right", "used")
+    rows = []
+    for number, line in enumerate(comparison.lines.to_dict("records")):
+        gains = (_points(line["gain"]), _points(line["gain_worst"])) if number else ("", "")
+        rows.append(
+            [
+                line["label"],
+                str(line["seeds"]),
+                _spread(line["server_accuracy"], line["server_accuracy_std"]),
+                _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
+                *gains[: len(gain)],
+                _percent(line["pseudo_label_accuracy"]),
+                _percent(line["pseudo_label_coverage"]),
+            ]
+        )
+    note = ACCURACIES + (LEAST if several else ONE_SEED)
+    return Grid(title, (FIRST, *columns), rows, note)
+
+
+def _intervals(comparison: Comparison) -> Grid:
+    columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
+    rows = []
+    for number, line in enumerate(comparison.lines.to_dict("records")):
+        low, high = line["gain_ci95_low"], line["gain_ci95_high"]
+        gain = ["-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"]
+        gain += [str(line["paired_seeds"]), _points(line["gain_worst"]), _points(line["gain_best"])]
+        rows.append(
+            [
+                line["label"],
+                _percent(_half(line, "server_accuracy")),
+                _percent(_half(line, "ema_accuracy")),
+                *(gain if number else [""] * len(gain)),
+            ]
+        )
+    return Grid("what the seeds say", (FIRST, *columns), rows, INTERVALS)
+
+
+def _reach(comparison: Comparison) -> Grid:
+    columns = ["reached", "rounds", "MB", "seconds"]
+    columns += ["virtual s"] if comparison.is_timed else []
+    title = f"until the first row's final EMA accuracy, {_percent(comparison.target)} %"
+    rows = []
+    for line in comparison.lines.to_dict("records"):
+        names = ("rounds", "megabytes", "seconds", "virtual_seconds")
+        cells = [f"{line['reached']} of {line['seeds']}"]
+        cells += [_amount(line[f"{name}_to_reach"]) for name in names]
+        rows.append([line["label"], *cells[: len(columns)]])
+    note = REACH + (VIRTUAL if comparison.is_timed else "")
+    return Grid(title, (FIRST, *columns), rows, note)
+
+
+def _costs(comparison: Comparison) -> Grid:
+    columns = ["seconds", "MB up", "MB down", "failed"]
+    columns += ["virtual s", "lost"] if comparison.is_timed else []
+    caption = COSTS + (VIRTUAL + LOST if comparison.is_timed else "")
+    rows = []
+    for line in comparison.lines.to_dict("records"):
+        cells = [_amount(line[name]) for name in ("seconds", "megabytes_up", "megabytes_down")]
+        cells += [f"{line['clients_failed']:,}", _amount(line["virtual_seconds"])]
+        cells += [f"{line['clients_lost']:,}"]
+        rows.append([line["label"], *cells[: len(columns)]])
+    return Grid("what a run costs", (FIRST, *columns), rows, caption)
+
+
+def as_rich(grid: Grid) -> Table:
+    """Lay a table out for the terminal."""
+    table = Table(
+        title=grid.title,
+        title_justify="left",
+        caption=grid.note,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        show_edge=False,
+    )
+    first, *others = grid.columns
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*row)
+    return table
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share * 100:.1f}"
+
+
+def _points(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share * 100:+.1f}"
+
+
+def _amount(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.1f}"
+
+
+def _spread(mean: float, std: float) -> str:
+    return _percent(mean) if math.isnan(std) else f"{_percent(mean)} ± {_percent(std)}"
+
+
+def _half(line: Line, name: str) -> float:
+    """Return half the 95 % interval of a mean; NaN where there is none."""
+    return float(line[f"{name}_ci95_high"] - line[f"{name}_ci95_low"]) / 2

@@ -1,0 +1,161 @@
+"""The page of a comparison: which line is better, by how much, and whether that was luck."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.table import grids_of
+from fedssl.views.reports.charts import COLORS, Chart, Row, number, thinned
+from fedssl.views.reports.interval_specs import intervals
+from fedssl.views.reports.line_specs import curves
+from fedssl.views.reports.page import Page, write_page
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_POINTS = 150
+"""Points of a curve; a page may hold a hundred of them."""
+
+SPENT = {
+    "round": ("round", "rounds"),
+    "MB": ("megabytes", "traffic"),
+    "seconds": ("seconds", "time"),
+    "virtual seconds": ("virtual_seconds", "virtual time"),
+}
+"""What accuracy is drawn against: name of the axis -> column, and what it is called."""
+
+BAND = "Lines are means over seeds, bands go from the worst seed to the best."
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the page of a comparison.
+
+    Args:
+        comparison: What is compared.
+        path: The file.
+    """
+    write_page(comparison_page(comparison), path)
+
+
+def comparison_page(comparison: Comparison) -> Page:
+    """Return the page of a comparison."""
+    lines, runs, seeds = len(comparison.lines), len(comparison.runs), comparison.most_seeds
+    return Page(
+        title=f"{lines} experiment{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
+        subtitle=(
+            f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} each; "
+            f"compared with {comparison.baseline}"
+        ),
+        remarks=comparison.notes,
+        tables=grids_of(comparison),
+        charts=list(_charts(comparison)),
+        texts={
+            "runs": "\n".join(
+                f"{row.label}, seed {row.seed}: {row.path}" for row in comparison.runs.itertuples()
+            )
+        },
+    )
+
+
+def _charts(comparison: Comparison) -> Iterator[Chart]:
+    if len(comparison.lines) > 1 and comparison.lines["paired_seeds"].iloc[1:].any():
+        yield _gain_chart(comparison)
+    yield _accuracy_chart(comparison)
+    for axis, (column, name) in SPENT.items():
+        if comparison.curves[column].notna().any():
+            yield _curve_chart(comparison, axis, column, name)
+    for key, column, title, note in (
+        (
+            "right",
+            "pseudo_label_accuracy",
+            "Pseudo-labels that are right",
+            "% of the accepted ones.",
+        ),
+        (
+            "used",
+            "pseudo_label_coverage",
+            "Pseudo-labels that are used",
+            "% of the unlabeled images shown.",
+        ),
+    ):
+        if comparison.curves[column].notna().any():
+            rows, names = _rows(comparison, "round", "round", column)
+            spec = curves(rows, "round", names, "%", bands=len(names) <= len(COLORS))
+            yield Chart(key, title, f"{note} {BAND}", rows, spec)
+
+
+def _gain_chart(comparison: Comparison) -> Chart:
+    others = comparison.lines.iloc[1:]
+    rows = _intervals(others, "gain")
+    own = comparison.runs[
+        comparison.runs["label"].isin(others["label"]) & comparison.runs["gain"].notna()
+    ]
+    seeds = _seeds(own, "gain")
+    note = (
+        f"Points of EMA accuracy over {comparison.baseline}, seed by seed (ticks), with mean and 95 % interval of the "
+        "mean by Student's t. Where an interval holds 0, the seeds do not tell the two apart."
+    )
+    spec = intervals(rows, seeds, "points", zero=True)
+    return Chart("gain", "Gain over the first line", note, rows, spec)
+
+
+def _accuracy_chart(comparison: Comparison) -> Chart:
+    rows = _intervals(comparison.lines, "ema_accuracy")
+    spec = intervals(rows, _seeds(comparison.runs, "ema_accuracy"), "%", zero=False)
+    note = "EMA accuracy at the end: seeds (ticks), mean, and 95 % interval of the mean by Student's t."
+    return Chart("final", "Accuracy at the end", note, rows, spec)
+
+
+def _curve_chart(comparison: Comparison, axis: str, column: str, name: str) -> Chart:
+    rows, names = _rows(comparison, axis, column, "ema_accuracy")
+    spec = curves(rows, axis, names, "%", bands=len(names) <= len(COLORS))
+    note = f"EMA accuracy against {axis}, means over seeds of both. {BAND}"
+    if axis == "round":
+        note = (
+            f"% of the {comparison.evaluated_on} images, moving average of the global model. {BAND}"
+        )
+    return Chart(f"by-{column}", f"Accuracy by {name}", note, rows, spec, wide=axis == "round")
+
+
+def _rows(
+    comparison: Comparison, axis: str, column: str, value: str
+) -> tuple[list[Row], list[str]]:
+    """Return the points of all lines, and their labels."""
+    rows: list[Row] = []
+    names = []
+    for label, line in comparison.curves.groupby("label", sort=False):
+        known = line[line[value].notna() & line[column].notna()]
+        points = [
+            {
+                "line": str(label),
+                axis: number(point[column], 3),
+                "mean": number(point[value] * 100),
+                "worst": number(point[f"{value}_low"] * 100),
+                "best": number(point[f"{value}_high"] * 100),
+            }
+            for point in known.to_dict("records")
+        ]
+        rows += thinned(points, MOST_POINTS)
+        names.append(str(label))  # without points too, so that a line has one color in all charts
+    return rows, names
+
+
+def _intervals(lines: "pd.DataFrame", value: str) -> list[Row]:
+    return [
+        {
+            "line": line["label"],
+            "mean": number(line[value] * 100),
+            "low": number(line[f"{value}_ci95_low"] * 100),
+            "high": number(line[f"{value}_ci95_high"] * 100),
+        }
+        for line in lines.to_dict("records")
+        if line[value] == line[value]
+    ]
+
+
+def _seeds(runs: "pd.DataFrame", value: str) -> list[Row]:
+    return [
+        {"line": run["label"], "seed": run["seed"], "value": number(run[value] * 100)}
+        for run in runs.to_dict("records")
+    ]

@@ -1,0 +1,188 @@
+"""Charts of the federation: who holds what, and who took part when."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedssl.record.rows import ClientRow
+from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number
+from fedssl.views.reports.material import Ints, Material
+
+MOST_CLIENTS = 60
+MOST_CLASSES = 100
+MOST_COLUMNS = 200
+
+STATUS = {"ok": "trained", "failed": "failed", "late": "lost", "dropped": "lost", "surplus": "lost"}
+"""What a chart calls what became of a request to a client."""
+
+
+def federation_charts(material: Material) -> Iterator[Chart]:
+    """Draw what clients hold, where that is known, and who took part."""
+    if (material.owner >= 0).any():
+        yield partition_chart(material)
+    if material.clients:
+        yield participation_chart(material)
+
+
+def partition_chart(material: Material) -> Chart:
+    """Draw how many images of each class a client holds, and how many of them carry a label."""
+    clients = material.experiment.federation.clients
+    names = material.class_names
+    images = _counts(material, clients, labeled=False)
+    labels = _counts(material, clients, labeled=True)
+    shown = _spread_by_size(images.sum(1))
+    rows: list[Row] = [
+        {
+            "client": int(client),
+            "class": names[label],
+            "images": int(images[client, label]),
+            "labels": int(labels[client, label]),
+        }
+        for client in shown
+        for label in range(min(len(names), MOST_CLASSES))
+        if images[client, label]
+    ]
+    among = (
+        ""
+        if len(shown) == clients
+        else f" {len(shown)} of {clients:,} clients, from the largest to the smallest."
+    )
+    unlabeled_only = int((labels.sum(1) == 0).sum())
+    note = (
+        "Circles are images of a class at a client, the filled part those with a label."
+        f"{among} {unlabeled_only:,} of {clients:,} clients have no label at all."
+    )
+    return Chart(
+        "partition", "Who holds what", note, rows, _partition_spec(shown, names, images), wide=True
+    )
+
+
+def participation_chart(material: Material) -> Chart:
+    """Draw which clients took part in which rounds, and what became of it."""
+    clients, rounds = material.experiment.federation.clients, len(material.rounds)
+    tall, broad = -(-clients // MOST_CLIENTS), -(-rounds // MOST_COLUMNS)
+    cells: dict[tuple[int, int], list[ClientRow]] = {}
+    for row in material.clients:
+        cells.setdefault((row.client // tall, (row.round - 1) // broad), []).append(row)
+    rows: list[Row] = []
+    for (down, along), own in sorted(cells.items()):
+        counted = [STATUS[row.status] for row in own]
+        top, bottom = down * tall, min((down + 1) * tall, clients)
+        first, after = along * broad + 1, min((along + 1) * broad, rounds) + 1
+        rows.append(
+            {
+                "from": first,
+                "to": after,
+                "top": top,
+                "bottom": bottom,
+                "clients": _span(top, bottom),
+                "rounds": _span(first, after),
+                "status": max(set(counted), key=counted.count),
+                "trained": counted.count("trained"),
+                "failed": counted.count("failed"),
+                "lost": counted.count("lost"),
+                "taken part, %": number(len(own) / ((bottom - top) * (after - first)) * 100, 1),
+            }
+        )
+    times = np.bincount([row.client for row in material.clients], minlength=clients)
+    coarse = f" A cell stands for {tall} × {broad} (clients × rounds)." if tall * broad > 1 else ""
+    note = (
+        f"Clients (rows) by round. Each was asked {times.mean():.1f} times in the mean, {times.min()} at least and "
+        f"{times.max()} at most; {int((times == 0).sum()):,} never.{coarse}"
+    )
+    spec = _participation_spec(opacity=tall * broad > 1)
+    return Chart("participation", "Who took part", note, rows, spec, wide=True)
+
+
+def _counts(material: Material, clients: int, *, labeled: bool) -> Ints:
+    """Return how many images of known class each client holds, (K, C)."""
+    classes = len(material.class_names)
+    known = (material.owner >= 0) & (material.label >= 0)
+    if labeled:
+        known &= material.given >= 0
+    cells = material.owner[known] * classes + material.label[known]
+    return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
+
+
+def _spread_by_size(sizes: Ints) -> list[int]:
+    """Return all clients by number; of more than are shown, some from the largest to the smallest."""
+    if len(sizes) <= MOST_CLIENTS:
+        return list(range(len(sizes)))
+    order = np.argsort(-sizes, kind="stable")
+    places = np.linspace(0, len(sizes) - 1, MOST_CLIENTS).astype(int)
+    return [int(client) for client in order[places]]
+
+
+def _span(first: int, after: int) -> str:
+    return str(first) if after == first + 1 else f"{first} to {after - 1}"
+
+
+def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spec:
+    largest = int(images[shown].max()) if shown else 1
+    where: Spec = {
+        "x": {
+            "field": "client", "type": "ordinal", "sort": shown,
+            "axis": {"labelAngle": 0, "labelOverlap": True, "grid": False},
+        },
+        "y": {
+            "field": "class", "type": "nominal", "sort": list(names[:MOST_CLASSES]),
+            "axis": {"labelOverlap": True, "grid": False, "labelLimit": 110},
+        },
+    }  # fmt: skip
+    size = {
+        "type": "quantitative",
+        "title": "images",
+        "scale": {"type": "linear", "domain": [0, largest], "range": [0, 700]},
+        "legend": {"orient": "top", "tickCount": 3},
+    }
+    tooltip = [{"field": name} for name in ("client", "class", "images", "labels")]
+    return {
+        "height": max(160, min(30 * len(names), 700)),
+        "layer": [
+            {
+                "mark": {"type": "circle", "color": COLORS[0], "opacity": 0.45},
+                "encoding": where
+                | {
+                    "size": {"field": "images", **size},
+                    "tooltip": tooltip,
+                },
+            },
+            {
+                "transform": [{"filter": "datum.labels > 0"}],
+                "mark": {"type": "circle", "color": COLORS[1], "opacity": 1},
+                "encoding": where
+                | {
+                    "size": {"field": "labels", **size},
+                    "tooltip": tooltip,
+                },
+            },
+        ],
+    }  # fmt: skip
+
+
+def _participation_spec(*, opacity: bool) -> Spec:
+    order = ["trained", "failed", "lost"]
+    encoding: Spec = {
+        "x": {"field": "from", "type": "quantitative", "title": "round", "axis": {"grid": False},
+              "scale": {"nice": False, "zero": False}},
+        "x2": {"field": "to"},
+        "y": {"field": "top", "type": "quantitative", "title": "client",
+              "scale": {"reverse": True, "nice": False}, "axis": {"grid": False}},
+        "y2": {"field": "bottom"},
+        "color": {
+            "field": "status", "type": "nominal",
+            "scale": {"domain": order, "range": [COLORS[0], COLORS[1], COLORS[4]]},
+            "legend": {"orient": "top", "title": None},
+        },
+        "tooltip": [
+            {"field": name} for name in ("clients", "rounds", "trained", "failed", "lost", "taken part, %")
+        ],
+    }  # fmt: skip
+    if opacity:
+        encoding["opacity"] = {
+            "field": "taken part, %",
+            "type": "quantitative",
+            "scale": {"range": [0.15, 1]},
+            "legend": None,
+        }
+    return {"height": 240, "mark": {"type": "rect", "stroke": "var(--paper)"}, "encoding": encoding}

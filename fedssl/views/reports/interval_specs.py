@@ -1,0 +1,63 @@
+"""Means with their intervals, and the seeds behind them."""
+
+from collections.abc import Sequence
+
+from fedssl.views.reports.charts import COLORS, Row, Spec, quantity, span
+
+
+def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: bool) -> Spec:
+    """Draw a mean with its interval for each line, and its seeds as ticks.
+
+    Args:
+        rows: Columns ``line``, ``mean``, ``low`` and ``high``; the latter two are None where there is no interval.
+        seeds: Columns ``line``, ``seed`` and ``value``.
+        unit: Of the values.
+        zero: Whether 0 is marked: no difference.
+    """
+    names = [row["line"] for row in rows]
+    y = {
+        "field": "line",
+        "type": "nominal",
+        "sort": names,
+        "title": None,
+        "axis": {
+            "labelLimit": 260,
+            "grid": False,
+            "ticks": False,
+            "domain": False,
+            # A label in several rows: its name, and what of its settings differs.
+            "labelExpr": "split(replace(datum.label, ' (', ', ('), ', ')",
+        },
+    }
+    values = [{"v": row["value"]} for row in seeds]
+    values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
+    domain = span(values + ([{"v": 0.0}] if zero else []), ["v"])
+
+    def x(field: str) -> Spec:
+        return quantity(field, unit, domain, nice=True)
+
+    rule = {"mark": {"type": "rule", "color": "var(--muted)"}, "encoding": {"x": {"datum": 0}}}
+    tooltip = [{"field": name} for name in ("line", "mean", "low", "high")]
+    color = {"value": COLORS[0]}
+    return {
+        "height": max(90, sum(14 + 16 * (2 + name.count(", ")) for name in names)),
+        "layer": [
+            *([rule] if zero else []),
+            {
+                "data": {"values": list(seeds)},
+                "mark": {"type": "tick", "thickness": 2, "size": 12, "opacity": 0.7},
+                "encoding": {
+                    "y": y, "x": x("value"), "color": {"value": COLORS[1]},
+                    "tooltip": [{"field": name} for name in ("line", "seed", "value")],
+                },
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 3},
+                "encoding": {"y": y, "x": x("low"), "x2": {"field": "high"}, "color": color},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                "encoding": {"y": y, "x": x("mean"), "color": color, "tooltip": tooltip},
+            },
+        ],
+    }  # fmt: skip

@@ -1,0 +1,167 @@
+"""Lines: columns of a table against another, and several runs' curves with bands."""
+
+from collections.abc import Sequence
+
+from fedssl.views.reports.charts import HEIGHT, Band, Row, Spec, palette, quantity, span
+
+FEW = 30
+"""Rows up to which their points are marked: of one point there is no line."""
+
+
+def lines(
+    rows: Sequence[Row],
+    x: str,
+    names: Sequence[str],
+    unit: str,
+    bands: Sequence[Band] = (),
+    *,
+    zero: bool = False,
+    log: bool = False,
+) -> Spec:
+    """Draw columns of a table against another, with a rule that follows the pointer and names every value.
+
+    Args:
+        rows: The table.
+        x: Column along the page, such as ``"round"``.
+        names: Columns drawn, each a line.
+        unit: Of their values.
+        bands: Stretches of `x` to shade.
+        zero: Whether the axis begins with 0.
+        log: Whether its steps are powers of ten.
+    """
+    along = quantity(x, x, span(rows, [x]))
+    up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
+    if log:
+        up["scale"] |= {"type": "log", "nice": False}
+        up["axis"]["tickCount"] = 4
+    folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
+    drawn = {"x": along, "y": up, **palette(names, dashed=True)}
+    tooltip = [{"field": x, "type": "quantitative"}]
+    tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in names]
+    return {
+        "height": HEIGHT,
+        "layer": [
+            *_shaded(x, bands),
+            {"transform": folded, "mark": line_mark(rows), "encoding": drawn},
+            {
+                "params": [_pointed_at(x)],
+                "mark": {"type": "rule", "color": "var(--muted)"},
+                "encoding": {
+                    "x": along,
+                    "opacity": {
+                        "condition": {"param": "pointed", "empty": False, "value": 0.6},
+                        "value": 0,
+                    },
+                    "tooltip": tooltip,
+                },
+            },
+            {
+                "transform": [{"filter": {"param": "pointed", "empty": False}}, *folded],
+                "mark": {"type": "point", "filled": True, "size": 55},
+                "encoding": {"x": along, "y": up, "color": drawn["color"]},
+            },
+        ],
+    }
+
+
+def curves(
+    rows: Sequence[Row],
+    x: str,
+    names: Sequence[str],
+    unit: str,
+    *,
+    bands: bool,
+    dashed: bool = True,
+) -> Spec:
+    """Draw several lines, each with a band around it, and say of the point that is pointed at what it is.
+
+    Args:
+        rows: Columns ``line``, `x`, and in `unit` ``mean``, ``worst`` and ``best``; None where not known.
+        x: Column along the page.
+        names: Lines, in the order of their colors.
+        unit: Of the values.
+        bands: Whether bands are drawn.
+    """
+    along = quantity(x, x, span(rows, [x]))
+    up = quantity("mean", unit, span(rows, ["mean", "worst", "best"]), nice=True)
+    looks = palette(names, dashed=False)
+    # Not the nearest point, as in `lines`: Vega-Lite 6 loses texts from a tooltip then.
+    pointed = {
+        "name": "pointed",
+        "select": {"type": "point", "on": "pointerover", "clear": "pointerout"},
+    }
+    band = {
+        "mark": {"type": "area", "opacity": 0.13},
+        "encoding": {
+            "x": along,
+            "y": {**up, "field": "worst"},
+            "y2": {"field": "best"},
+            "color": looks["color"],
+        },
+    }
+    point = {
+        "params": [pointed],
+        "mark": {"type": "point", "filled": True, "size": 120},
+        "encoding": {
+            "x": along,
+            "y": up,
+            "color": looks["color"],
+            "opacity": {"condition": {"param": "pointed", "empty": False, "value": 1}, "value": 0},
+            "tooltip": [{"field": name} for name in ("line", x, "mean", "worst", "best")],
+        },
+    }
+    line = {
+        "mark": line_mark(rows),
+        "encoding": {"x": along, "y": up, **looks},
+    }
+    return {"height": HEIGHT, "layer": [*([band] if bands else []), line, point]}
+
+
+def line_mark(rows: Sequence[Row]) -> Spec:
+    """Return a line, with its points marked where there are few of them."""
+    return {"type": "line", "strokeWidth": 2, "point": {"size": 25} if len(rows) <= FEW else False}
+
+
+def _pointed_at(x: str) -> Spec:
+    return {
+        "name": "pointed",
+        "select": {
+            "type": "point",
+            "fields": [x],
+            "nearest": True,
+            "on": "pointermove",
+            "clear": "pointerout",
+        },
+    }
+
+
+def _shaded(x: str, bands: Sequence[Band]) -> list[Spec]:
+    """Return the layers that shade every other stretch and write the name of each above it."""
+    if len(bands) < 2:
+        return []
+    values = [
+        {"from": band.first, "to": band.last, "phase": band.name, "shade": number % 2}
+        for number, band in enumerate(bands)
+    ]
+    along: Spec = {
+        "x": {"field": "from", "type": "quantitative", "title": x},
+        "x2": {"field": "to"},
+    }
+    return [
+        {
+            "data": {"values": values},
+            "mark": {"type": "rect", "color": "var(--band)"},
+            "encoding": {
+                **along,
+                "opacity": {"field": "shade", "type": "quantitative", "scale": None, "legend": None},
+            },
+        },
+        {
+            "data": {"values": values},
+            "mark": {
+                "type": "text", "align": "left", "baseline": "top", "dx": 4,
+                "dy": {"expr": "datum.shade ? 16 : 3"}, "color": "var(--muted)",
+            },
+            "encoding": {"x": along["x"], "y": {"value": 0}, "text": {"field": "phase"}},
+        },
+    ]  # fmt: skip

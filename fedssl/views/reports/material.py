@@ -1,0 +1,155 @@
+"""What a report is made of: a run's record, read without tables of any library."""
+
+import csv
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedssl.experiment.experiment import Experiment
+from fedssl.record.lines import read_rows
+from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, RoundRow
+from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION, ROUNDS, SUMMARY
+from fedssl.views.reports.charts import is_out_of_range
+from fedssl.views.run import Run, reading
+
+Ints = npt.NDArray[np.int64]
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Material:
+    """A run's record.
+
+    Args:
+        experiment: What ran.
+        data: What is known of the images; see `fedssl.record.provenance.data_facts`.
+        environment: What it ran on.
+        rounds: Every finished round.
+        clients: Every client of every round.
+        classes: Pseudo-labels by round and class, where they were counted.
+        owner, label, given: Client, true class and the label it carries (-1: none) of every training image, (N,).
+        events: What happened, oldest first.
+        summary: What it summed up to; None while it goes on.
+        evaluation: A closer look at the models; None where there is none.
+        out_of_range: One sentence for each number of the record that is too large to be one; in its place stands NaN, or 0.
+    """
+
+    experiment: Experiment
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rounds: Sequence[RoundRow]
+    clients: Sequence[ClientRow]
+    classes: Sequence[ClassRow]
+    owner: Ints
+    label: Ints
+    given: Ints
+    events: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+    out_of_range: Sequence[str] = ()
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One name a class, on one line: Vega takes no line separator in a name."""
+        return [" ".join(str(name).split()) for name in self.data["class_names"]]
+
+
+def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
+    """Read a run's record.
+
+    Args:
+        run: It may still go on.
+        evaluation: A closer look at its models, if there is one.
+
+    Raises:
+        InputError: A file of the record is missing or damaged.
+    """
+    wrong: list[str] = []
+    rounds = _within_range(ROUNDS, run.round_rows, wrong)
+    # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
+    clients = _within_range(CLIENTS, _rows(run, CLIENTS, ClientRow), wrong)
+    classes = _within_range(CLASSES, _rows(run, CLASSES, ClassRow), wrong)
+    num_clients, num_classes = run.experiment.federation.clients, len(run.data["class_names"])
+    _check(run, CLIENTS, (row.client for row in clients), range(num_clients))
+    _check(run, CLIENTS, (row.status for row in clients), STATUSES)
+    _check(run, CLASSES, (row.label for row in classes), range(num_classes))
+    summary = dict(run.summary) if run.is_finished else None
+    for key, value in (summary or {}).items():
+        if isinstance(value, int | float) and is_out_of_range(value):
+            assert summary is not None
+            summary[key] = None
+            wrong.append(f"{SUMMARY}: {key} is {_short(value)}")
+    owner, label, given = _partition(run)
+    return Material(
+        experiment=run.experiment,
+        data=run.data,
+        environment=run.environment,
+        rounds=rounds,
+        clients=[row for row in clients if row.round <= len(rounds)],
+        classes=[row for row in classes if row.round <= len(rounds)],
+        owner=owner,
+        label=label,
+        given=given,
+        events=_events(run),
+        summary=summary,
+        evaluation=evaluation,
+        out_of_range=wrong,
+    )
+
+
+def _rows(run: Run, name: str, kind: type[Row]) -> Sequence[Row]:
+    with reading(run.path / name):
+        return read_rows(run.path / name, kind)
+
+
+def _check(run: Run, name: str, values: Iterable[object], known: Container[object]) -> None:
+    """Refuse a table that names a client, a class or a status that there is not."""
+    with reading(run.path / name):
+        false = next((value for value in values if value not in known), None)
+        if false is not None:
+            raise ValueError(f"it names {str(false)[:20]!r}, which there is not")
+
+
+def _within_range(name: str, rows: Sequence[Row], wrong: list[str]) -> Sequence[Row]:
+    """Return rows without numbers that are out of range; add a sentence on each of those to `wrong`."""
+    return [_row_within_range(name, row, wrong) for row in rows]
+
+
+def _row_within_range(name: str, row: Row, wrong: list[str]) -> Row:
+    found = {
+        key: value
+        for key, value in vars(row).items()
+        if isinstance(value, int | float) and is_out_of_range(value)
+    }
+    if not found:
+        return row
+    where = f"{name}, round {vars(row)['round']}"
+    wrong += (f"{where}: {key} is {_short(value)}" for key, value in found.items())
+    instead = {key: NAN if isinstance(value, float) else 0 for key, value in found.items()}
+    return type(row)(**(vars(row) | instead))
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:20]
+
+
+def _partition(run: Run) -> tuple[Ints, Ints, Ints]:
+    with (
+        reading(run.path / PARTITION),
+        (run.path / PARTITION).open(encoding="utf-8", newline="") as file,
+    ):
+        names = next(csv.reader(file))
+        columns = [names.index(name) for name in ("client", "label", "given")]
+        numbers = np.loadtxt(file, delimiter=",", dtype=np.int64, usecols=columns, ndmin=2)
+    return numbers[:, 0], numbers[:, 1], numbers[:, 2]
+
+
+def _events(run: Run) -> list[dict[str, Any]]:
+    path = run.path / EVENTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

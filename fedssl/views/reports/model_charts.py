@@ -1,0 +1,229 @@
+"""Charts of the models at the end: which classes they confuse, how sure they are, how clients fare."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedssl.metrics.calibration import worst_tenth
+from fedssl.views.reports.cell_specs import heatmap
+from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number
+from fedssl.views.reports.material import Material
+
+NAMES = {"ema": "moving average", "model": "global model"}
+"""How the page calls the two models."""
+
+MOST_BARS = 200
+
+MOST_CLASSES = 20
+"""Classes up to which every pair of them has a cell, and a name on the axis."""
+
+MOST_CELLS = 4000
+
+
+def confusion_chart(material: Material) -> Chart | None:
+    """Draw which classes the moving average takes for which; None without a closer look."""
+    if material.evaluation is None:
+        return None
+    counts = np.array(material.evaluation["models"]["ema"]["confusion"])
+    names = material.class_names
+    totals = counts.sum(1)
+    places = [(true, guess) for true, guess in zip(*np.nonzero(counts), strict=True)]
+    few = len(names) <= MOST_CLASSES
+    if few:
+        places = [(true, guess) for true in range(len(names)) for guess in range(len(names))]
+    elif len(places) > MOST_CELLS:
+        places = sorted(places, key=lambda place: -counts[place])[:MOST_CELLS]
+    rows = [
+        {
+            "true class": names[true],
+            "taken for": names[guess],
+            "of the class, %": number(counts[true, guess] / totals[true] * 100, 1),
+            "images": int(counts[true, guess]),
+        }
+        for true, guess in places
+        if totals[true]
+    ]
+    spec = heatmap(
+        "taken for",
+        "true class",
+        "of the class, %",
+        ("true class", "taken for", "images", "of the class, %"),
+        num_rows=len(names),
+        y_order=list(names),
+    )
+    spec["encoding"]["x"]["sort"] = list(names)
+    if few:
+        del spec["encoding"]["x"]["axis"]["labelOverlap"]
+        spec = _with_counts(spec)
+    note = (
+        f"The moving average after round {material.evaluation['round']} on the {material.data['evaluated_on']} images: "
+        "each row is a class, and says what its images are taken for."
+        + ("" if few else f" Of {len(names)} classes, the {len(rows):,} most frequent pairs.")
+    )
+    return Chart("confusion", "Confusion matrix", note, rows, spec)
+
+
+def _with_counts(cells: Spec) -> Spec:
+    """Return cells of color with the number of images written into those that have any."""
+    where = {name: cells["encoding"][name] for name in ("x", "y")}
+    bright = {"test": "datum['of the class, %'] > 55", "value": "black"}
+    text: Spec = {
+        "transform": [{"filter": "datum.images > 0"}],
+        "mark": {"type": "text", "fontSize": 10},
+        "encoding": {
+            **where,
+            "text": {"field": "images"},
+            "color": {"condition": bright, "value": "white"},
+        },
+    }
+    drawn = {"mark": cells["mark"], "encoding": cells["encoding"]}
+    return {"height": cells["height"], "layer": [drawn, text]}
+
+
+def reliability_chart(material: Material) -> Chart | None:
+    """Draw how often the models are right at each level of confidence; None without a closer look."""
+    if material.evaluation is None:
+        return None
+    rows = []
+    errors = []
+    for key, name in NAMES.items():
+        found = material.evaluation["models"][key]["reliability"]
+        bins = zip(found["count"], found["confidence"], found["accuracy"], strict=True)
+        errors.append(f"{name} {found['ece'] * 100:.1f}" if found["ece"] is not None else "")
+        for count, confidence, accuracy in bins:
+            if count:
+                rows.append(
+                    {
+                        "line": name,
+                        "confidence, %": number(confidence * 100, 1),
+                        "right, %": number(accuracy * 100, 1),
+                        "images": count,
+                    }
+                )
+    note = (
+        "On the dashed line a model is right as often as it is confident; below it, it is too sure of itself. "
+        f"Circles grow with the number of images. Expected calibration error, %: {', '.join(filter(None, errors))}."
+    )
+    return Chart("reliability", "Reliability", note, rows, _reliability_spec())
+
+
+def client_accuracy_chart(material: Material) -> Chart | None:
+    """Draw the accuracy on each client's own held-out images, worst first; None where clients have none."""
+    if material.evaluation is None:
+        return None
+    found = material.evaluation["models"]["ema"]["client_accuracy"]
+    images = material.evaluation["client_images"]
+    known = sorted((value, client) for client, value in enumerate(found) if value is not None)
+    if not known:
+        return None
+    values = np.array([value for value, _ in known])
+    places = np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_BARS)).astype(int))
+    rows = [
+        {
+            "place": place + 1,
+            "client": known[place][1],
+            "accuracy, %": number(known[place][0] * 100, 1),
+            "held-out images": images[known[place][1]],
+        }
+        for place in places.tolist()
+    ]
+    worst = worst_tenth(values)
+    note = (
+        f"The moving average on the held-out images dealt to each client like its own, worst client first: mean "
+        f"{values.mean() * 100:.1f} % (upper line), worst tenth {worst * 100:.1f} % (lower line), deviation over clients {values.std() * 100:.1f} "
+        f"points, {np.mean([images[client] for _, client in known]):.0f} images a client."
+    )
+    spec: Spec = {
+        "height": HEIGHT,
+        "layer": [
+            {
+                "mark": {"type": "bar", "color": COLORS[0], "tooltip": True},
+                "encoding": {
+                    "x": {
+                        "field": "place", "type": "ordinal",
+                        "title": "clients, worst first", "axis": {"labels": False, "ticks": False},
+                    },
+                    "y": {
+                        "field": "accuracy, %", "type": "quantitative",
+                        "scale": {"domain": [0, 100]}, "axis": {"tickCount": 5},
+                    },
+                    "tooltip": [{"field": name} for name in rows[0]],
+                },
+            },
+            _level(values.mean() * 100, "mean", COLORS[1]),
+            _level(worst * 100, "worst tenth", COLORS[3]),
+        ],
+    }  # fmt: skip
+    return Chart("clients", "Accuracy by client", note, rows, spec)
+
+
+def model_charts(material: Material) -> Iterator[Chart]:
+    """Draw all that a closer look at the models has found."""
+    for chart in (
+        confusion_chart(material),
+        reliability_chart(material),
+        client_accuracy_chart(material),
+    ):
+        if chart is not None:
+            yield chart
+
+
+def _level(value: float, name: str, color: str) -> Spec:
+    """Return a horizontal line; its name is in a tooltip, for on bars nobody could read it."""
+    return {
+        "data": {"values": [{"accuracy, %": number(value, 1), "which": name}]},
+        "mark": {"type": "rule", "color": color, "strokeWidth": 3},
+        "encoding": {
+            "y": {"field": "accuracy, %", "type": "quantitative"},
+            "tooltip": [{"field": "which"}, {"field": "accuracy, %"}],
+        },
+    }
+
+
+def _reliability_spec() -> Spec:
+    axis = {"tickCount": 5}
+    scale = {"domain": [0, 100]}
+    x = {"field": "confidence, %", "type": "quantitative", "scale": scale, "axis": axis}
+    y = {"field": "right, %", "type": "quantitative", "scale": scale, "axis": axis}
+    order = list(NAMES.values())
+    color = {
+        "field": "line",
+        "type": "nominal",
+        "scale": {"domain": order, "range": list(COLORS[:2])},
+        "legend": {"orient": "top", "title": None},
+    }
+    diagonal = {"values": [{"at": 0}, {"at": 100}]}
+    return {
+        "height": HEIGHT,
+        "layer": [
+            {
+                "data": diagonal,
+                "mark": {"type": "line", "color": "var(--muted)", "strokeDash": [4, 4]},
+                "encoding": {
+                    "x": {"field": "at", "type": "quantitative", "title": "confidence, %"},
+                    "y": {"field": "at", "type": "quantitative", "title": "right, %"},
+                },
+            },
+            {
+                "mark": {"type": "line", "strokeWidth": 2, "opacity": 0.6},
+                "encoding": {"x": x, "y": y, "color": color},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "opacity": 0.75},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "color": color,
+                    "size": {
+                        "field": "images",
+                        "type": "quantitative",
+                        "scale": {"range": [20, 500]},
+                        "legend": None,
+                    },
+                    "tooltip": [
+                        {"field": name} for name in ("line", "confidence, %", "right, %", "images")
+                    ],
+                },
+            },
+        ],
+    }

@@ -1,0 +1,207 @@
+"""Charts of a run by round: accuracy, loss, pseudo-labels, drift, time and traffic."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from fedssl.record.rows import NAN, RoundRow, nan_mean
+from fedssl.views.reports.cell_specs import heatmap
+from fedssl.views.reports.charts import Band, Chart, number, thinned
+from fedssl.views.reports.line_specs import lines
+from fedssl.views.reports.material import Material
+
+MOST_COLUMNS = 80
+"""Columns of a heat map by round."""
+
+MOST_CELLS = 4000
+"""Cells of one; of more classes than this there is one column."""
+
+
+def phase_bands(rounds: Sequence[RoundRow]) -> list[Band]:
+    """Return the rounds of each phase, named by its number and method."""
+    bands = []
+    for phase, rows in groupby(rounds, key=lambda row: row.phase):
+        own = list(rows)
+        bands.append(Band(own[0].round, own[-1].round, f"{phase + 1}: {own[0].method}"))
+    return bands
+
+
+def accuracy_chart(material: Material) -> Chart:
+    """Draw the accuracy of the global model and of its moving average."""
+    names = ("moving average", "global model")
+    rows = [
+        {
+            "round": row.round,
+            names[0]: _percent(row.ema_accuracy),
+            names[1]: _percent(row.server_accuracy),
+        }
+        for row in material.rounds
+        if row.evaluated
+    ]
+    on = material.data["evaluated_on"]
+    note = f"% of the {on} images, of the global model and of its moving average over rounds."
+    spec = lines(rows, "round", names, "%", phase_bands(material.rounds))
+    return Chart("accuracy", "Accuracy", note, thinned(rows), spec, wide=True)
+
+
+def loss_chart(material: Material) -> Chart:
+    """Draw the losses on held-out images and in training."""
+    names = ("moving average", "global model", "training")
+    rows = [
+        {
+            "round": row.round,
+            names[0]: number(row.ema_loss, 4),
+            names[1]: number(row.server_loss, 4),
+            names[2]: number(row.loss, 4),
+        }
+        for row in material.rounds
+    ]
+    note = (
+        f"Cross-entropy (nats) on the {material.data['evaluated_on']} images, and the clients' mean training loss, "
+        "which is the method's own and holds its unlabeled part too."
+    )
+    spec = lines(rows, "round", names, "nats", phase_bands(material.rounds))
+    return Chart("loss", "Loss", note, thinned(rows), spec)
+
+
+def pseudo_label_chart(material: Material) -> Chart | None:
+    """Draw how many pseudo-labels are right and how many are used; None without any."""
+    names = ("right", "used")
+    rows = [
+        {
+            "round": row.round,
+            names[0]: _percent(row.pseudo_label_accuracy),
+            names[1]: _percent(row.pseudo_label_coverage),
+        }
+        for row in material.rounds
+    ]
+    if all(row[names[1]] is None for row in rows):
+        return None
+    note = (
+        "Right: share of the accepted pseudo-labels that match the label the simulator hides. "
+        "Used: share of the unlabeled images whose pseudo-label was accepted."
+    )
+    spec = lines(rows, "round", names, "%", phase_bands(material.rounds))
+    return Chart("pseudo-labels", "Pseudo-labels", note, thinned(rows), spec)
+
+
+def class_charts(material: Material) -> Iterator[Chart]:
+    """Draw pseudo-labels by true class over the rounds: how many are right, and how many are used."""
+    if not material.classes:
+        return
+    names = material.class_names
+    last = material.classes[-1].round
+    width = -(-last // max(1, min(MOST_COLUMNS, MOST_CELLS // len(names))))
+    counts = np.zeros((-(-last // width), len(names), 4))
+    for row in material.classes:
+        cell = counts[(row.round - 1) // width, row.label]
+        cell += (row.considered, row.accepted, row.predicted, row.right)
+    rows = []
+    for place, by_class in enumerate(counts):
+        first = place * width + 1
+        for name, (considered, accepted, predicted, right) in zip(names, by_class, strict=True):
+            rows.append(
+                {
+                    "round": first,
+                    "rounds": str(first) if width == 1 else f"{first} to {first + width - 1}",
+                    "true class": name,
+                    "right, %": _share(right, accepted),
+                    "used, %": _share(accepted, considered),
+                    "images shown": number(considered, 0),
+                    "given this class": number(predicted, 1),
+                }
+            )
+    shown = ("rounds", "true class", "right, %", "used, %", "images shown", "given this class")
+    written = [place * width + 1 for place in range(0, len(counts), max(1, len(counts) // 10))]
+    right_note = (
+        "Of the pseudo-labels accepted for images of a class, how many name it. A dark row is a class "
+        "that is taken for others."
+    )
+    used_note = "Of the unlabeled images of a class that were shown, for how many a pseudo-label was accepted."
+    for key, title, value, note in (
+        ("class-right", "Right, by true class", "right, %", right_note),
+        ("class-used", "Used, by true class", "used, %", used_note),
+    ):
+        known = [row for row in rows if row[value] is not None]
+        spec = heatmap(
+            "round",
+            "true class",
+            value,
+            shown,
+            num_rows=len(names),
+            x_values=written,
+            y_order=names,
+        )
+        yield Chart(key, f"Pseudo-labels: {title.lower()}", note, known, spec)
+
+
+def drift_chart(material: Material) -> Chart | None:
+    """Draw how far clients walk in a round, and how far the global model gets; None where it was not measured."""
+    names = ("mean client", "farthest client", "global model")
+    steps: dict[int, list[float]] = {}
+    for client in material.clients:
+        if client.status == "ok":
+            steps.setdefault(client.round, []).append(client.update_norm)
+    rows = []
+    for row in material.rounds:
+        own = steps.get(row.round, [])
+        mean = nan_mean(own)
+        most = max((norm for norm in own if norm == norm), default=NAN)
+        rows.append(
+            {
+                "round": row.round,
+                names[0]: number(mean, 5),
+                names[1]: number(most, 5),
+                names[2]: number(row.update_norm, 5),
+                "step, % of the mean": _share(row.update_norm, mean),
+            }
+        )
+    if all(row[names[0]] is None for row in rows):
+        return None
+    note = (
+        "Length (L2) of what clients changed of what they were sent, statistics of normalizations included, and of the "
+        "global model's step. The further that falls behind the mean client, the more clients pull apart: that is "
+        "client drift. Of m updates at right angles, 1/√m of the length is left by averaging; a strategy with a learning "
+        "rate of its own goes another way."
+    )
+    spec = lines(rows, "round", names, "L2 norm", phase_bands(material.rounds), zero=True)
+    return Chart("drift", "Client drift", note, thinned(rows), spec)
+
+
+def cost_charts(material: Material) -> Iterator[Chart]:
+    """Draw bytes and time."""
+    rounds = material.rounds
+    up = np.cumsum([row.bytes_up for row in rounds]) / 1e6
+    down = np.cumsum([row.bytes_down for row in rounds]) / 1e6
+    names = ("server to clients", "clients to server")
+    rows = [
+        {"round": row.round, names[0]: number(d, 3), names[1]: number(u, 3)}
+        for row, u, d in zip(rounds, up, down, strict=True)
+    ]
+    note = "MB sent by then, all clients of a round counted: weights and state, without what a network adds."
+    spec = lines(rows, "round", names, "MB", zero=True)
+    yield Chart("bytes", "Traffic", note, thinned(rows), spec)
+    rows = [{"round": row.round, "seconds": number(row.seconds, 4)} for row in rounds]
+    median = float(np.median([row.seconds for row in rounds]))
+    note = (
+        f"Seconds of a round with its evaluation, which the next round may have begun during: {median:.3g} in the median. "
+        "The first one waits for the workers."
+    )
+    spec = lines(rows, "round", ("seconds",), "s", log=True)
+    yield Chart("seconds", "Time of a round", note, thinned(rows), spec)
+    if any(row.virtual_seconds == row.virtual_seconds for row in rounds):
+        rows = [
+            {"round": row.round, "virtual clock": number(row.virtual_seconds)} for row in rounds
+        ]
+        note = "The virtual clock at the end of each round: what the run would take on the devices of [system]."
+        spec = lines(rows, "round", ("virtual clock",), "virtual s", zero=True)
+        yield Chart("virtual-time", "Virtual time", note, thinned(rows), spec)
+
+
+def _percent(share: float) -> float | None:
+    return number(share * 100)
+
+
+def _share(part: float, whole: float) -> float | None:
+    return number(part / whole * 100) if whole else None

@@ -1,0 +1,168 @@
+"""The report of a run: one page with what ran, how it went and why."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedssl.record.rows import Outcome, summarize
+from fedssl.record.run_path import REPORT
+from fedssl.views.reports.charts import Chart
+from fedssl.views.reports.evaluation import read_evaluation
+from fedssl.views.reports.federation_charts import federation_charts
+from fedssl.views.reports.material import Material, read_material
+from fedssl.views.reports.model_charts import model_charts
+from fedssl.views.reports.page import Figure, Page, write_page
+from fedssl.views.reports.round_charts import (
+    accuracy_chart,
+    class_charts,
+    cost_charts,
+    drift_chart,
+    loss_chart,
+    pseudo_label_chart,
+)
+from fedssl.views.run import Run
+from fedssl.views.screen.display import last_line, percent
+from fedssl.views.text_table import Grid
+
+MOST_EVENTS = 50
+
+MOST_NUMBERS = 5
+"""Numbers out of range that are named; of more, how many there are is said."""
+
+
+def write_report(run: Run, evaluation: Mapping[str, Any] | None = None) -> Path:
+    """Write the report of a run, finished or not, into its directory; return where.
+
+    Args:
+        run: What was recorded of it.
+        evaluation: A closer look at its models; None: the one kept in the directory, if there is one.
+    """
+    if evaluation is None:
+        evaluation = read_evaluation(run.path)
+    path = run.path / REPORT
+    write_page(report_page(read_material(run, evaluation)), path)
+    return path
+
+
+def report_page(material: Material) -> Page:
+    """Return the page of a run."""
+    experiment = material.experiment
+    return Page(
+        title=f"{experiment.name}, seed {experiment.seed}",
+        subtitle=material.data["description"],
+        figures=list(_figures(material)),
+        remarks=list(_remarks(material)),
+        tables=[] if (grid := _on_the_way(material)) is None else [grid],
+        charts=list(_charts(material)) if material.rounds else [],
+        texts={
+            "experiment.toml, every default written out": experiment.to_toml(),
+            "machine and versions": "\n".join(_lines(material.environment)),
+        },
+    )
+
+
+def _charts(material: Material) -> Iterator[Chart]:
+    yield accuracy_chart(material)
+    for chart in (pseudo_label_chart(material), loss_chart(material)):
+        if chart is not None:
+            yield chart
+    yield from class_charts(material)
+    yield from model_charts(material)
+    drift = drift_chart(material)
+    if drift is not None:
+        yield drift
+    yield from federation_charts(material)
+    yield from cost_charts(material)
+
+
+def _figures(material: Material) -> Iterator[Figure]:
+    experiment, rounds = material.experiment, material.rounds
+    summary = material.summary or summarize(
+        experiment, Outcome({}, {}, {}, tuple(rounds), _seconds(material))
+    )
+    known = {key: float("nan") if value is None else value for key, value in summary.items()}
+    last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}"
+    yield Figure("moving average", percent(known["ema_accuracy"]), last)
+    yield Figure("global model", percent(known["server_accuracy"]), last)
+    right, used = known["pseudo_label_accuracy"], known["pseudo_label_coverage"]
+    if used == used:
+        yield Figure("pseudo-labels right", percent(right), "of those accepted")
+        yield Figure("pseudo-labels used", percent(used), "of unlabeled images")
+    of = "" if len(rounds) == experiment.num_rounds else f"of {experiment.num_rounds}"
+    yield Figure("rounds", f"{len(rounds):,}", of)
+    yield Figure("time", f"{known['seconds']:,.1f} s", _begun(material))
+    traffic = (known["bytes_up"] + known["bytes_down"]) / 1e6
+    yield Figure("traffic", f"{traffic:,.1f} MB", "up and down")
+    if known["virtual_seconds"] == known["virtual_seconds"]:
+        yield Figure(
+            "virtual time", f"{known['virtual_seconds']:,.0f} s", "on the devices of [system]"
+        )
+    asked = known["clients_ok"] + known["clients_failed"] + known["clients_lost"]
+    yield Figure("client failures", f"{known['clients_failed']:,}", f"of {asked:,} requests")
+    if known["clients_lost"]:
+        yield Figure("lost to time", f"{known['clients_lost']:,}", "late, dropped out or surplus")
+
+
+def _remarks(material: Material) -> Iterator[str]:
+    """Yield why a run is not what it should be."""
+    if material.summary is None:
+        failed = [event for event in material.events if event["event"] == "failed"]
+        done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
+        reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
+        yield f"This run is not finished: {done}.{reason} To go on: the command that began it, with --resume."
+    elif remark := material.summary.get("remark"):  # older records have none
+        yield remark
+    if material.out_of_range:
+        count = len(material.out_of_range)
+        first = "; ".join(material.out_of_range[:MOST_NUMBERS])
+        more = f"; and {count - MOST_NUMBERS} more" if count > MOST_NUMBERS else ""
+        yield f"Numbers of this record are out of range and are not shown: {first}{more}."
+    if material.evaluation is None and material.rounds:
+        yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
+
+
+def _on_the_way(material: Material) -> Grid | None:
+    """Return what happened beside the rounds, each kind once; None if nothing did."""
+    what: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for event in material.events:
+        if event["event"] == "client_failed":
+            text = f"client failed: {last_line(event['reason'])}"
+            where = f"round {event['round']}, client {event['client']}"
+        elif event["event"] == "incident":
+            text, where = last_line(event["what"].partition("\n")[0]), f"round {event['round']}"
+        elif event["event"] == "failed":
+            text, where = f"stopped: {last_line(event['reason'])}", ""
+        elif event["event"] == "resumed":
+            text, where = "went on", f"after round {event['after_round']}"
+        else:
+            continue
+        what[text] += 1
+        first.setdefault(text, where)
+    if not what:
+        return None
+    rows = [(text, str(count), first[text]) for text, count in what.most_common(MOST_EVENTS)]
+    note = "Whatever is not called failed or stopped was mended or is told for information. Tracebacks are in events.jsonl."
+    return Grid("On the way", ("what", "times", "first"), rows, note)
+
+
+def _seconds(material: Material) -> float:
+    """Return what the rounds took; of a run that goes on, no more is known."""
+    return sum(row.seconds for row in material.rounds)
+
+
+def _begun(material: Material) -> str:
+    times = [event["time"] for event in material.events if "time" in event]
+    if not times:
+        return ""
+    return f"began {datetime.fromisoformat(times[0]):%Y-%m-%d %H:%M} UTC"
+
+
+def _lines(table: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{line}" for line in _lines(value))
+        else:
+            yield f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -1,0 +1,62 @@
+"""The library that draws the charts of a page: Vega-Lite, whose JavaScript travels inside the page.
+
+Reference: Satyanarayan et al., Vega-Lite: A Grammar of Interactive Graphics, IEEE TVCG 2017. The JavaScript is vl-convert's.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import stat
+from pathlib import Path
+
+import filelock
+
+from fedssl.core.files import write_atomically
+from fedssl.data.cache import PRIVATE_FILE, cache_folder, make_private
+
+
+@functools.lru_cache(maxsize=1)
+def javascript() -> str:
+    """Return the text of a script that defines ``vegaEmbed``, 0.9 MB.
+
+    To put it together takes a second, so it is kept in the cache folder for the version at hand. The script runs in every
+    page, so a file that another user could have written is not believed, nor one that differs from its checksum.
+    """
+    version = importlib.metadata.version("vl-convert-python")
+    kept = cache_folder() / "vega" / f"{version}.js"
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, text = _own_text(kept).partition("\n")
+        if digest == _digest(text):
+            return text
+    import vl_convert
+
+    text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    # Whatever stands in a page's script must not end it.
+    text = text.replace("</script", "<\\/script")
+    with contextlib.suppress(OSError):  # where nothing can be kept, the next process waits again
+        make_private(cache_folder())
+        make_private(kept.parent)
+        with filelock.FileLock(kept.with_suffix(".lock"), mode=PRIVATE_FILE):
+            write_atomically(kept, f"{_digest(text)}\n{text}".encode())
+            kept.chmod(PRIVATE_FILE)
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _own_text(path: Path) -> str:
+    """Return the text of a file that only this user can write to.
+
+    Raises:
+        OSError: It is not there, or others can write to it or own it.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        found = os.fstat(file.fileno())
+        others = stat.S_IWGRP | stat.S_IWOTH
+        if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & others):
+            raise PermissionError(f"{path} may be another user's")
+        return file.read()

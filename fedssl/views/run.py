@@ -1,0 +1,332 @@
+"""A recorded run as a person looks at it afterwards: tables, summary, model."""
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.core.extras import require
+from fedssl.core.trust import ALL, NOBODY, trusting
+from fedssl.data.federation import Federation, draw_federation
+from fedssl.data.shard import ImageSpec
+from fedssl.experiment.experiment import Experiment
+from fedssl.metrics.predictions import as_images, predict_probs
+from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
+from fedssl.record.lines import read_rounds, whole_lines
+from fedssl.record.provenance import fingerprint, partition_table
+from fedssl.record.rows import RoundRow
+from fedssl.record.run_path import (
+    CLASSES,
+    CLIENTS,
+    DATA,
+    EMA,
+    ENVIRONMENT,
+    EXPERIMENT,
+    MODEL,
+    PARTITION,
+    ROUNDS,
+    SUMMARY,
+    has_begun,
+)
+from fedssl.training.network import build_network
+
+if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
+    import pandas as pd
+
+    from fedssl.views.pictures.plots import Picture
+
+
+class Run:
+    """A run that was recorded; one that was killed, or still goes on, is read as far as it has come.
+
+    Args:
+        path: Its directory, ``runs/NAME/ID``.
+        plugins: Import the modules of other people's that its experiment names, and so run their code. Without that,
+            settings and tables can be read, and what needs such a module is an `InputError`; modules that this
+            process has imported already are used all the same.
+
+    Raises:
+        InputError: There is no run there.
+    """
+
+    def __init__(self, path: Path | str, *, plugins: bool = False) -> None:
+        self.path = Path(path)
+        self._trust = ALL if plugins else NOBODY
+        if not has_begun(self.path):
+            there = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
+            remedy = f"name one of its runs, such as {there[-1]}" if there else ""
+            raise InputError(str(path), "holds no run", remedy)
+        for entry in self.path.iterdir():
+            if not entry.is_file() and not entry.is_dir() and entry.exists():
+                # To open a pipe would wait for ever.
+                raise InputError(str(entry), "is no regular file", REMEDY)
+
+    def __repr__(self) -> str:
+        """Say which it is, and how far it has come."""
+        state = "finished" if self.is_finished else "not finished"
+        return f"<Run {self.experiment.name} seed {self.experiment.seed}, {state}: {self.path}>"
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """What ran, every default written out."""
+        with trusting(self._trust):
+            return Experiment.load(self.path / EXPERIMENT)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return (self.path / SUMMARY).exists()
+
+    @property
+    def round_rows(self) -> tuple[RoundRow, ...]:
+        """Every finished round, without pandas."""
+        with reading(self.path / ROUNDS):
+            rows = read_rounds(self.path / ROUNDS)
+        self._check_whole(len(rows))
+        return rows
+
+    @property
+    def rounds(self) -> "pd.DataFrame":
+        """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
+        table = self._table(ROUNDS)
+        self._check_whole(len(table))
+        return table
+
+    @property
+    def clients(self) -> "pd.DataFrame":
+        """One line a client and round; columns as in `fedssl.record.rows.ClientRow`."""
+        return self._table(CLIENTS)
+
+    @property
+    def classes(self) -> "pd.DataFrame":
+        """One line a round and class; columns as in `fedssl.record.rows.ClassRow`."""
+        return self._table(CLASSES)
+
+    @property
+    def partition(self) -> "pd.DataFrame":
+        """One line a training image: row, client, label (the truth), labeled, given (the label it carries)."""
+        return self._table(PARTITION)
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        """What the record says of the images; see `fedssl.record.provenance.data_facts`."""
+        return self._json(DATA, "class_names", "shape")
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """Machine, versions and command."""
+        return self._json(ENVIRONMENT)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What it sums up to; see `fedssl.record.rows.summarize`.
+
+        Raises:
+            InputError: It is not finished.
+        """
+        if not self.is_finished:
+            raise InputError(
+                str(self.path), "is not finished", "go on with it: fedssl run --resume"
+            )
+        summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
+        with reading(self.path / SUMMARY):
+            for key, value in summary.items():
+                if not isinstance(value, _kind_of(key)):
+                    raise ValueError(f"its {key} is {str(value)[:50]!r}")
+        return summary
+
+    @functools.cached_property
+    def federation(self) -> Federation:
+        """The images themselves, held-out ones included, and who held which; the data is read again.
+
+        Raises:
+            InputError: The data is no longer there, or no longer the same.
+        """
+        experiment = self.experiment
+        data = experiment.data.dataset(experiment.seed)
+        federation = draw_federation(data, experiment.federation.deal, experiment.seed)
+        with reading(self.path / PARTITION):
+            same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
+        if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):
+            raise InputError(str(self.path), "its images are no longer there", "put the data back")
+        return federation
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What its images have in common."""
+        facts = self.data
+        return ImageSpec(
+            shape=tuple(facts["shape"]),
+            num_classes=facts["num_classes"],
+            mean=tuple(facts["mean"]),
+            std=tuple(facts["std"]),
+            flips=facts["flips"],
+        )
+
+    def weights(self) -> tuple[int, dict[str, NamedArrays]]:
+        """Return the newest weights, and the round after which they are what they are.
+
+        They are those of the end, or of the newest checkpoint where it is not finished; the checkpoints of a run that
+        goes on may be removed at any moment, and the next newest is taken then.
+
+        Returns:
+            The round, and weights by name: of the global model (``"model"``) and its moving average (``"ema"``).
+
+        Raises:
+            InputError: There are none yet, or no longer.
+        """
+        gone: set[Path] = set()
+        while found := [place for place in self._places() if place[1] not in gone]:
+            round, folder = found[0]
+            try:
+                return round, {"ema": load_file(folder / EMA), "model": load_file(folder / MODEL)}
+            except FileNotFoundError:
+                gone.add(folder)
+            except SafetensorError as error:
+                raise InputError(str(folder), f"has damaged weights: {error}", REMEDY) from None
+        if self.is_finished:
+            raise InputError(str(self.path), f"has no {MODEL} or {EMA} any more", "put it back")
+        raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+
+    def arrays(self, *, average: bool = True) -> NamedArrays:
+        """Return one model's weights; which, and errors, as in `weights`.
+
+        Args:
+            average: Those of the global model's moving average; else the global model's own.
+        """
+        return self.weights()[1]["ema" if average else "model"]
+
+    def _places(self) -> list[tuple[int, Path]]:
+        """Return rounds and the folders that hold the weights after them, newest first."""
+        if self.is_finished:
+            return [(int(self.summary["rounds"]), self.path)]
+        rounds = checkpoint_rounds(self.path)
+        return [(round, checkpoint_folder(self.path, round)) for round in rounds]
+
+    def model(self, *, average: bool = True) -> nn.Module:
+        """Return the classifier that was learned, from normalized images (B, C, H, W) to logits (B, classes).
+
+        It is in evaluation mode. `spec.normalize` makes its input of images in [0, 1].
+
+        Args:
+            average: The moving average of the global model; else the global model itself.
+        """
+        round, models = self.weights()
+        arrays = models["ema" if average else "model"]
+        return classifier(self.experiment, self.spec, arrays, round)
+
+    def predict(
+        self, images: npt.NDArray[Any] | torch.Tensor, *, average: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Return the probability of every class, (B, classes), in the order of ``data["class_names"]``.
+
+        Args:
+            images: (B, C, H, W) of the run's shape; bytes, or floats in [0, 1].
+            average: By the moving average of the global model; else by the global model itself.
+
+        Raises:
+            InputError: The images are not such, or there is no model yet.
+        """
+        network = self.model(average=average)
+        probs = predict_probs(network, as_images(images, self.spec), self.spec)
+        return np.asarray(probs.numpy(), dtype=np.float32)
+
+    def plot(self) -> "Picture":
+        """Draw accuracy of model and moving average by round, and how many pseudo-labels are right and used."""
+        require("matplotlib", "plot", "the picture")
+        from fedssl.views.pictures.run_plot import run_figure
+
+        return run_figure(self.round_rows, self.data["description"])
+
+    def plot_federation(self) -> "Picture":
+        """Draw who holds which images, labeled and not.
+
+        Raises:
+            InputError: What clients hold is private; or as `federation`.
+        """
+        require("matplotlib", "plot_federation", "the picture")
+        from fedssl.views.federation_table import client_names
+        from fedssl.views.pictures.federation_plot import federation_figure
+
+        section = self.experiment.federation
+        if section.private:
+            raise InputError("plot_federation", "what clients hold is private")
+        names = client_names(self.federation, section.partition)
+        return federation_figure(self.federation, names, self.data["description"])
+
+    def _repr_html_(self) -> str:
+        from fedssl.views.card import card
+
+        return card(self)
+
+    def _table(self, name: str) -> "pd.DataFrame":
+        require("pandas", "run", "a table")
+        import pandas as pd
+
+        with reading(self.path / name):
+            return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
+
+    def _json(self, name: str, *keys: str) -> dict[str, Any]:
+        """Return a table that must have some keys."""
+        with reading(self.path / name):
+            table: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(table, dict) or not set(keys) <= table.keys():
+                raise ValueError(f"it lacks one of {', '.join(keys)}")
+        return table
+
+    def _check_whole(self, num_rounds: int) -> None:
+        """Raise `InputError` if a finished run's table of rounds lacks some."""
+        if self.is_finished and num_rounds != self.summary["rounds"]:
+            problem = f"has {num_rounds} rounds, and its {SUMMARY} says {self.summary['rounds']}"
+            raise InputError(str(self.path / ROUNDS), problem, REMEDY)
+
+
+def _kind_of(key: str) -> Any:
+    """Return the types that an entry of a summary can have; a number that is not known is null."""
+    if key in ("name", "method", "evaluated_on", "remark"):
+        return str
+    return int if key in ("rounds", "last_rounds", "seed") else int | float | None
+
+
+REMEDY = "put the file back from a copy, or do without this run"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file of a record that is missing or damaged which one it is, and what to do."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(str(path.parent), f"has no {path.name}", REMEDY) from None
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise InputError(str(path), f"cannot be read: {error}", REMEDY) from None
+
+
+def classifier(
+    experiment: Experiment, spec: ImageSpec, arrays: NamedArrays, round: int
+) -> nn.Module:
+    """Return an experiment's classifier with the weights after a round, in evaluation mode.
+
+    Args:
+        experiment: What ran.
+        spec: What its images have in common.
+        arrays: Weights that clients share, by name; those that they do not share are the initial ones.
+        round: After which round they are what they are: its phase decides the network.
+    """
+    phase = experiment.in_phase(experiment.phase_of(round))
+    network = build_network(phase.model, phase.method, spec, phase.seed)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    network.load_state_dict({**network.state_dict(), **tensors})
+    return phase.method.classifier(network).eval()

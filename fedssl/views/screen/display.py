@@ -1,0 +1,246 @@
+"""What a person sees while a run goes: a live screen on a terminal, plain lines where there is neither that nor a notebook."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fedssl.core.console import Console
+from fedssl.core.text import one_line, printable
+from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
+from fedssl.record.description import describe
+from fedssl.record.rows import (
+    Failure,
+    Observer,
+    Outcome,
+    RoundEnd,
+    RoundRow,
+    summarize,
+)
+from fedssl.record.snapshot import Snapshot
+
+BARS = "▁▂▃▄▅▆▇█"
+ROWS_SHOWN = 6
+
+
+def percent(share: float) -> str:
+    """Write a share in [0, 1] as a percentage; a dash for NaN."""
+    return "-" if math.isnan(share) else f"{share * 100:.1f} %"
+
+
+def closing_line(experiment: Experiment, outcome: Outcome) -> str:
+    """Say in one line what came of a run, and what went wrong; failures are counted even if there are none."""
+    summary = summarize(experiment, outcome)
+    failed = summary["clients_failed"]
+    return (
+        f"{experiment.name} seed {experiment.seed}: "
+        f"accuracy {percent(summary['server_accuracy'])}, EMA {percent(summary['ema_accuracy'])} "
+        f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
+        f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
+        f"{_in_virtual_time(summary)}"
+        f"{'. ' + summary['remark'] if summary['remark'] else ''}"
+    )
+
+
+def _in_virtual_time(summary: Mapping[str, Any]) -> str:
+    """Say how long it took in virtual time and how many clients were lost to it; nothing without virtual time."""
+    if math.isnan(summary["virtual_seconds"]):
+        return ""
+    return f", {summary['clients_lost']} lost in {summary['virtual_seconds']:,.0f} virtual s"
+
+
+def make_display(console: Console) -> Observer:
+    """Return the display that suits the console."""
+    if console.is_jupyter:
+        from fedssl.views.screen.notebook_display import NotebookDisplay
+
+        return NotebookDisplay()
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+class PlainDisplay(Observer):
+    """One line a round, no control characters: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._experiment: Experiment | None = None
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Say what runs."""
+        self._experiment = experiment
+        self._line(f"{experiment.name}: {describe(experiment, federation)}")
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Say how the round went, and who failed."""
+        assert self._experiment is not None
+        row = end.row
+        self._line(
+            f"round {row.round}/{self._experiment.num_rounds} {row.method}: "
+            f"accuracy {percent(row.server_accuracy)}, EMA {percent(row.ema_accuracy)}, "
+            f"pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
+            f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(end.clients)}, "
+            f"{row.seconds:.2f} s"
+        )
+        for failure in end.failures:
+            self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")
+        for incident in end.incidents:
+            self._line(f"  mended: {incident.splitlines()[0]}")
+
+    def ended(self, outcome: Outcome) -> None:
+        """Say what came of it."""
+        assert self._experiment is not None
+        self._line(closing_line(self._experiment, outcome))
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+
+def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
+    """Return a bar as wide as the screen, with the time that has gone and the time left.
+
+    Args:
+        console: Where it is drawn.
+        what: It counts.
+        memory: Seconds of the past by which the time left is judged.
+    """
+    return Progress(
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=memory,
+    )
+
+
+class LiveDisplay(Observer):
+    """A panel that moves: progress, ETA, the course of accuracy, the latest rounds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._experiment: Experiment | None = None
+        self._rows: list[RoundRow] = []
+        self._failures: list[Failure] = []
+        self._incidents: list[str] = []
+        self._title = ""
+        self._progress = progress_bar(console, "round")
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Show what runs."""
+        self._experiment = experiment
+        self._title = describe(experiment, federation)
+        self._task = self._progress.add_task("rounds", total=experiment.num_rounds)
+        self._live.update(self._screen())
+        self._live.start()
+
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Show the rounds that are done."""
+        self._rows += snapshot.rounds
+        self._progress.reset(self._task, completed=snapshot.round)
+        self._live.update(self._screen())
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Move on by one round."""
+        self._rows.append(end.row)
+        self._failures += end.failures
+        self._incidents += (f"round {end.row.round}, mended: {text}" for text in end.incidents)
+        self._progress.advance(self._task)
+        self._live.update(self._screen())
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the panel away and leave one line."""
+        assert self._experiment is not None
+        self._live.stop()
+        self._console.print(
+            closing_line(self._experiment, outcome),
+            soft_wrap=True,
+        )
+
+    def failed(self, reason: str) -> None:
+        """Take the panel away."""
+        self._live.stop()
+
+    def _screen(self) -> Panel:
+        assert self._experiment is not None
+        parts: list[Text | Table | Progress] = [
+            Text(printable(self._title), style="dim"),
+            self._progress,
+        ]
+        evaluated = [row for row in self._rows if row.evaluated]
+        if evaluated:
+            course = Text("EMA accuracy ")
+            width = max(10, min(60, self._console.width - 40))
+            course.append(sparkline([row.ema_accuracy for row in evaluated], width), "green")
+            course.append(f" {percent(evaluated[-1].ema_accuracy)}")
+            parts.append(course)
+        parts.append(self._latest())
+        for failure in self._failures[-3:]:
+            text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
+            parts.append(Text(one_line(text), style="red", overflow="ellipsis", no_wrap=True))
+        for incident in self._incidents[-2:]:
+            parts.append(
+                Text(
+                    one_line(incident.splitlines()[0]),
+                    style="yellow",
+                    overflow="ellipsis",
+                    no_wrap=True,
+                )
+            )
+        return Panel(Group(*parts), title=Text(self._experiment.name), border_style="blue")
+
+    def _latest(self) -> Table:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for name in (
+            "round",
+            "method",
+            "accuracy",
+            "EMA",
+            "pseudo-labels right",
+            "used",
+            "clients",
+        ):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column("s", justify="right")
+        for row in self._rows[-ROWS_SHOWN:]:
+            table.add_row(
+                str(row.round),
+                row.method,
+                percent(row.server_accuracy),
+                percent(row.ema_accuracy),
+                percent(row.pseudo_label_accuracy),
+                percent(row.pseudo_label_coverage),
+                f"{row.clients_ok}/{row.clients_ok + row.clients_failed + row.clients_lost}",
+                f"{row.seconds:.2f}",
+            )
+        return table
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Draw shares in [0, 1] as a line of bars, at most `width` characters; the last value is always shown."""
+    if len(values) > width:
+        step = (len(values) - 1) / max(1, width - 1)
+        values = [values[round(i * step)] for i in range(width)]
+    return "".join(BARS[min(7, int(max(0.0, value) * 8))] for value in values)
+
+
+def last_line(reason: str) -> str:
+    """Return the last line of why something failed: of a traceback, the error."""
+    lines = reason.strip().splitlines()
+    return lines[-1] if lines else "no reason given"

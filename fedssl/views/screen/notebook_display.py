@@ -1,0 +1,96 @@
+"""What a person sees in a notebook while a run goes: one output that is updated in place."""
+
+import time
+from html import escape
+from typing import Any
+
+from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
+from fedssl.record.description import describe
+from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
+from fedssl.record.snapshot import Snapshot
+from fedssl.views.screen.display import closing_line, last_line, percent, sparkline
+
+SECONDS_BETWEEN = 0.25
+"""Between two updates at least: every one is a message to the browser."""
+
+COURSE_WIDTH = 40
+"""Bars that show the course of accuracy."""
+
+
+class NotebookDisplay(Observer):
+    """A few lines and a progress bar; when the run is over, the line that says what came of it."""
+
+    def __init__(self) -> None:
+        self._experiment: Experiment | None = None
+        self._title = ""
+        self._rows: list[RoundRow] = []
+        self._failures: list[Failure] = []
+        self._handle: Any = None
+        self._updated = 0.0
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Show what runs."""
+        from IPython.display import display
+
+        self._experiment = experiment
+        self._title = describe(experiment, federation)
+        shown = _bundle([self._title])
+        self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Show the rounds that are done."""
+        self._rows += snapshot.rounds
+        self._update(self._lines())
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Move on by one round."""
+        self._rows.append(end.row)
+        self._failures += end.failures
+        if time.monotonic() - self._updated >= SECONDS_BETWEEN:
+            self._update(self._lines())
+
+    def ended(self, outcome: Outcome) -> None:
+        """Leave what ran and what came of it."""
+        assert self._experiment is not None
+        self._update([self._title, *self._failed(), closing_line(self._experiment, outcome)])
+
+    def failed(self, reason: str) -> None:
+        """Leave how far it came and why it stopped."""
+        if self._handle is not None:
+            self._update([*self._lines(), f"stopped: {last_line(reason)}"])
+
+    def _lines(self) -> list[str]:
+        lines = [self._title]
+        evaluated = [row for row in self._rows if row.evaluated]
+        if evaluated:
+            course = sparkline([row.ema_accuracy for row in evaluated], COURSE_WIDTH)
+            lines.append(f"EMA accuracy {course} {percent(evaluated[-1].ema_accuracy)}")
+        if self._rows:
+            row = self._rows[-1]
+            lines.append(
+                f"{row.method}: pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
+                f"{percent(row.pseudo_label_coverage)} used; {row.seconds:.2f} s a round"
+            )
+        return lines + self._failed()
+
+    def _failed(self) -> list[str]:
+        return [
+            f"round {failure.round}, client {failure.client} failed: {last_line(failure.reason)}"
+            for failure in self._failures[-3:]
+        ]
+
+    def _update(self, lines: list[str]) -> None:
+        assert self._experiment is not None
+        self._updated = time.monotonic()
+        self._handle.update(_bundle(lines, len(self._rows), self._experiment.num_rounds), raw=True)
+
+
+def _bundle(lines: list[str], done: int = 0, total: int = 1) -> dict[str, str]:
+    """Return lines and a progress bar as a notebook takes them: as HTML, and as text where there is none."""
+    bar = f'<progress value="{done}" max="{total}"></progress> round {done} of {total}<br>'
+    shown = "<br>".join(map(escape, lines))
+    return {
+        "text/html": f'<div style="font-size: 90%">{bar if done else ""}{shown}</div>',
+        "text/plain": "\n".join([*lines, f"round {done} of {total}"] if done else lines),
+    }

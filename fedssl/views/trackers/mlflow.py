@@ -1,0 +1,115 @@
+"""MLflow, in a folder or at a server."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+from pydantic import Field
+
+from fedssl.core.extras import require
+from fedssl.data.cache import cache_folder, make_private
+from fedssl.record.resume import leaves
+from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MOST_PARAMS = 100
+"""Settings that a server takes in one request."""
+
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+class MLflow(Tracker):
+    """MLflow's file store, or a server of it."""
+
+    tracking_uri: str = Field(
+        "mlruns", min_length=1, description="a folder, or a server such as http://127.0.0.1:5000"
+    )
+    experiment: str | None = Field(
+        None, min_length=1, description="MLflow's experiment; unset: the name of this one"
+    )
+
+    def check(self) -> None:
+        """Raise `InputError` if MLflow is not installed."""
+        require("mlflow", "tracker.kind", f"{self.kind!r}", self.kind)
+
+    def open(self, facts: Facts, id: str | None) -> TrackedRun:
+        """Return a run of MLflow's with the settings as its parameters; see `Tracker.open`."""
+        client = client_of(self.tracking_uri)
+        if id is None:
+            id = _begin(client, self.experiment or facts.name, facts)
+        else:
+            client.update_run(id, status="RUNNING")
+        return _Run(id, client)
+
+
+class _Run(TrackedRun):
+    def __init__(self, id: str, client: "MlflowClient") -> None:
+        super().__init__(id)
+        self._client = client
+        # A kill may come between two metrics of one round.
+        self._last = {
+            name: max(metric.step for metric in client.get_metric_history(id, name))
+            for name in client.get_run(id).data.metrics
+        }
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        new = {name: value for name, value in values.items() if round > self._last.get(name, 0)}
+        if new:
+            self._log(new, round)
+
+    def end(self, status: Status, summary: Mapping[str, float], files: Sequence[Path]) -> None:
+        try:
+            self._log(summary, 0)
+            for file in files:
+                self._client.log_artifact(self.id, str(file))
+        finally:
+            self._client.set_terminated(self.id, STATUS[status])
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+
+def client_of(uri: str) -> "MlflowClient":
+    """Return a client of a folder or a server."""
+    from mlflow import MlflowClient
+    from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
+
+    # MLflow 3.17 opens a folder only to those who ask for it; a folder that the experiment names is asked for.
+    MLFLOW_ALLOW_FILE_STORE.default = True
+    return MlflowClient(tracking_uri=uri)
+
+
+def _begin(client: "MlflowClient", experiment: str, facts: Facts) -> str:
+    """Begin a run under an experiment of MLflow's, which is made if it is not there; return its id."""
+    from mlflow.entities import Param
+
+    number = _experiment_id(client, experiment)
+    tags = {**facts.tags, "run_directory": str(facts.directory)}
+    run_id: str = client.create_run(number, run_name=facts.title, tags=tags).info.run_id
+    params = [Param(key, _text(value)) for key, value in leaves(facts.settings)]
+    for first in range(0, len(params), MOST_PARAMS):
+        client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+    return run_id
+
+
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    """Return the id of an experiment of MLflow's; the runs of a sweep begin together, and one of them makes it."""
+    folder = cache_folder()
+    make_private(folder)
+    with filelock.FileLock(folder / "mlflow.lock"):
+        there = client.get_experiment_by_name(name)
+        number: str = client.create_experiment(name) if there is None else there.experiment_id
+    return number
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,136 @@
+"""The observer between a run and its tracker, whichever it is: what is tracked, and what a broken tracker may do."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedssl.core.files import write_atomically
+from fedssl.data.federation import Federation
+from fedssl.experiment.experiment import Experiment
+from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
+from fedssl.record.run_path import EXPERIMENT, REPORT, ROUNDS, SUMMARY
+from fedssl.record.snapshot import Snapshot
+from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker, tracker_of
+
+TRACKER = "tracker.json"
+"""File of a run directory: which tracker the run is at, and as what."""
+
+FILES = (EXPERIMENT, SUMMARY, ROUNDS, REPORT)
+"""Of the record of a finished run, what a tracker may keep; none is large."""
+
+Incident = Callable[[int, str], None]
+"""Is told, after so many rounds, of what went wrong and does not end the run."""
+
+
+@contextlib.contextmanager
+def tracking(experiment: Experiment, path: Path, incident: Incident) -> Iterator[list[Observer]]:
+    """Track what runs in the block; yields the observers that do, none where there is no tracker.
+
+    The tracker hears of the end when the block is left: by then the record is complete, and a service that is slow to answer
+    delays no checkpoint.
+
+    Args:
+        experiment: What runs.
+        path: Its run directory.
+        incident: Told once if the tracker fails.
+    """
+    tracker = tracker_of(experiment)
+    if tracker is None:
+        yield []
+        return
+    run = Tracking(tracker, path, incident)
+    status: Status = "failed"
+    try:
+        yield [run]
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        run.close(status)
+
+
+class Tracking(Observer):
+    """Tell a tracker of a run; if that fails once, say so and never again.
+
+    Args:
+        tracker: Whom to tell.
+        path: The run directory.
+        incident: Told of the failure.
+    """
+
+    def __init__(self, tracker: Tracker, path: Path, incident: Incident) -> None:
+        self._tracker = tracker
+        self._path = path
+        self._incident = incident
+        self._run: TrackedRun | None = None
+        self._round = 0
+        self._summary: Mapping[str, float] = {}
+        self._experiment: Experiment | None = None
+
+    def began(self, experiment: Experiment, federation: Federation) -> None:
+        """Open the run at the tracker: the one that the run directory names, if it names one."""
+        self._experiment = experiment
+        with self._guarded():
+            self._run = self._tracker.open(Facts.of(experiment, self._path), self._known_id())
+            named = {"tracker": self._tracker.to_dict(), "run": self._run.id}
+            write_atomically(self._path / TRACKER, (json.dumps(named, indent=2) + "\n").encode())
+
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Log the rounds that are over, which a tracker that is new to the run does not have."""
+        for row in snapshot.rounds:
+            self._log(row)
+
+    def round_ended(self, end: RoundEnd) -> None:
+        """Log a round."""
+        self._log(end.row)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Keep what the run sums up to."""
+        assert self._experiment is not None
+        summary = numbers(summarize(self._experiment, outcome))
+        self._summary = {f"summary/{name}": value for name, value in summary.items()}
+
+    def close(self, status: Status) -> None:
+        """Tell the tracker how the run ended, and give it the files of one that is finished."""
+        kept = FILES if status == "finished" else ()
+        files = [self._path / name for name in kept if (self._path / name).exists()]
+        with self._guarded():
+            if self._run is not None:
+                self._run.end(status, self._summary, files)
+
+    def _log(self, row: RoundRow) -> None:
+        self._round = row.round
+        values = numbers(dataclasses.asdict(row))
+        del values["round"]
+        with self._guarded():
+            if self._run is not None:
+                self._run.log(row.round, values)
+
+    def _known_id(self) -> str | None:
+        """Return what the run is called at this tracker, if it has been there."""
+        file = self._path / TRACKER
+        if not file.exists():
+            return None
+        named = json.loads(file.read_text(encoding="utf-8"))
+        return str(named["run"]) if named["tracker"] == self._tracker.to_dict() else None
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Give the tracker up if it fails; nothing of it may end or change the run."""
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            kind, reason = self._tracker.kind, f"{type(error).__name__}: {error}"
+            self._incident(self._round, f"the run is no longer tracked by {kind}: {reason}")
+
+
+def numbers(table: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a table, without its texts and NaN."""
+    known = {name: value for name, value in table.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in known.items() if not math.isnan(value)}

@@ -1,0 +1,201 @@
+"""A federation of processes on this host, TLS and keys on: the simulation's bits, and who is let in."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedssl.app.deploy.deployment import Deployment
+from fedssl.app.deploy.secrets import write_node_key
+from fedssl.app.deploy.services import ENVIRONMENT
+from fedssl.app.simulation import Engine
+from fedssl.record.run_directory import RunDirectory
+from tests.helpers import command, fedssl, sha256, small_experiment, small_toml
+from tests.ports import free_ports, give_free_ports
+
+FEDERATION = {"clients": 2, "sample": 2}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def deploy(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    parts = command("deploy", *arguments, "--folder", folder, "--no-containers")
+    return subprocess.run(parts, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation") / "deployment"
+    own = ("--allowed-plugins", "tests.plugins")
+    assert fedssl("deploy", "init", "--folder", folder, *own).exit_code == 0
+    give_free_ports(folder)
+    done = deploy(folder, "up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Deployment.open(folder)
+    assert deploy(folder, "down").returncode == 0
+    assert not list((folder / "processes").glob("*.json"))
+
+
+def kept(deployment: Deployment, name: str) -> dict[str, int]:
+    found: dict[str, int] = json.loads((deployment.processes / f"{name}.json").read_text())
+    return found
+
+
+def simulated(experiment, path: Path) -> Path:
+    with Engine() as engine:
+        engine.run(experiment, [RunDirectory(path)])
+    return path
+
+
+def recorded(deployment: Deployment, name: str) -> Path:
+    (path,) = (deployment.runs / name).iterdir()
+    return path
+
+
+def test_rounds_give_the_simulations_bits(running, tmp_path):
+    file = small_toml(tmp_path / "e.toml", name="parity", rounds=2, federation=FEDERATION)
+    done = deploy(running.folder, "run", file, "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2/2 fixmatch: accuracy " in done.stdout
+    assert "clients 2/2" in done.stdout
+    here = recorded(running, "parity")
+    there = simulated(
+        small_experiment(name="parity", rounds=2, federation=FEDERATION), tmp_path / "s"
+    )
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert sha256(here / name) == sha256(there / name)
+    columns = [
+        "round",
+        "server_accuracy",
+        "loss",
+        "pseudo_label_coverage",
+        "bytes_up",
+        "clients_ok",
+    ]
+    mine, theirs = (pd.read_csv(path / "rounds.csv")[columns] for path in (here, there))
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    page = {"evaluation.json", "report.html"}  # written by `fedssl run` and `fedssl deploy run`
+    assert {path.name for path in there.iterdir()} | page == {p.name for p in here.iterdir()}
+
+
+def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
+    file = small_toml(
+        tmp_path / "e.toml", name="failing", federation=FEDERATION,
+        method={"kind": "tests.plugins.raising", "sizes": list(range(1000))},
+    )  # fmt: skip
+    done = deploy(running.folder, "run", file, "--plain")
+    assert done.returncode == 1, done.stdout
+    assert "broken on purpose" in done.stdout
+    assert "all clients of round 1 failed" in done.stderr
+    assert "finished:failed" in done.stderr
+
+
+def test_too_many_clients_are_refused_before_anything_runs(running, tmp_path):
+    done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", name="many"))
+    assert done.returncode == 2
+    assert "federation.clients: is 6, but 2 clients are connected" in done.stderr
+    assert not (running.runs / "many").exists()
+
+
+def test_the_state_of_all_is_shown(running):
+    done = deploy(running.folder, "status")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("runs, healthy") == 4
+    assert done.stdout.count("online") == 2
+
+
+def turned_away(deployment: Deployment, words: str, *arguments: object) -> str:
+    """Return what a client says until some words, by which it is not let in."""
+    gate = f"127.0.0.1:{deployment.settings.port}"
+    (port,) = free_ports(1)
+    tools = Path(sys.executable).parent
+    process = subprocess.Popen(
+        [str(tools / "flower-supernode"), "--superlink", gate, "--port", str(port), "--max-retries", "1",
+         *("--node-config", "partition-id=0"), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, **ENVIRONMENT, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    said = ""
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:  # not to its end: a process of its own may hold the pipe
+            said += line
+            if words in said:
+                break
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return said
+
+
+def test_who_has_no_key_an_unknown_key_or_no_authority_is_not_let_in(running, tmp_path):
+    authority = running.certificates / "ca.crt"
+    trusting = ("--root-certificates", authority)
+    assert "2001" in turned_away(running, "2001", *trusting)
+    write_node_key(tmp_path / "unknown")
+    unknown = ("--auth-supernode-private-key", tmp_path / "unknown")
+    assert "2004" in turned_away(running, "2004", *trusting, *unknown)
+    known = ("--auth-supernode-private-key", running.key(0))
+    distrusting = "CERTIFICATE_VERIFY_FAILED"
+    assert distrusting in turned_away(running, distrusting, *known)
+
+
+def test_the_gate_lets_nobody_start_a_run(running):
+    context = ssl.create_default_context(cafile=str(running.certificates / "ca.crt"))
+    for path in ("control/start-run", "control/list-runs", "runtime/acquire-task"):
+        url = f"https://127.0.0.1:{running.settings.port}/v1/{path}"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(url, b"", method="POST"), context=context)
+        assert refused.value.code == 404
+
+
+def test_no_secret_is_in_a_log(running):
+    secrets = [
+        running.executor_secret,
+        running.certificates / "server.key",
+        running.key(0),
+        running.key(1),
+    ]
+    lines = [line for path in secrets for line in path.read_text().splitlines() if len(line) > 40]
+    lines = [line for line in lines if "PRIVATE KEY" not in line]
+    for log in running.logs.iterdir():
+        text = log.read_text(errors="replace")
+        assert not any(line in text for line in lines), log
+
+
+def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_path):
+    file = small_toml(tmp_path / "e.toml", name="killed", rounds=4, federation=FEDERATION)
+    parts = command("deploy", "run", file, "--plain", "--folder", running.folder, "--no-containers")
+    process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("round 1/"):
+            time.sleep(1)
+            os.kill(kept(running, "superlink")["process"], signal.SIGKILL)
+        if line.startswith("round 2/"):
+            time.sleep(1)
+            os.killpg(kept(running, "client-1")["process"], signal.SIGKILL)
+    assert process.wait(60) == 0, "".join(said)
+    assert kept(running, "superlink")["starts"] >= 2
+    assert kept(running, "client-1")["starts"] >= 2
+    here = recorded(running, "killed")
+    rounds = pd.read_csv(here / "rounds.csv")
+    assert rounds["round"].tolist() == list(range(1, 5))
+    if rounds.clients_ok.eq(
+        2
+    ).all():  # else a reply was given up, and its client left out of that round
+        there = simulated(
+            small_experiment(name="killed", rounds=4, federation=FEDERATION), tmp_path / "s"
+        )
+        assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")

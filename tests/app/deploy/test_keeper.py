@@ -1,0 +1,155 @@
+"""Keepers are known by their lock, and what they keep ends with them; a SuperNode's process ends with its loop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedssl.app.deploy.deployment import Deployment, Settings
+from fedssl.app.deploy.host import Host
+from fedssl.app.deploy.keeper import is_kept, kept
+from fedssl.app.deploy.services import LOST
+from fedssl.core.errors import RunFailed
+from tests.ports import give_free_ports
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """Say whether a process runs; one that has ended and is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def keeping(tmp_path):
+    """Start a keeper of a command; all end with the test."""
+    started = []
+
+    def start(command, name="gate", folder=tmp_path):
+        file = folder / f"{name}.json"
+        parts = [sys.executable, "-m", "fedssl.app.deploy.keeper", str(file), *command]
+        keeper = subprocess.Popen(parts, start_new_session=True)
+        started.append(keeper)
+        until(file.exists)
+        return keeper, file, json.loads(file.read_text())["process"]
+
+    yield start
+    for keeper in started:
+        keeper.terminate()
+        keeper.wait(30)
+
+
+def test_a_process_is_started_again_and_ends_with_its_keeper(keeping):
+    keeper, file, first = keeping(SLEEP)
+    said = kept(file)
+    assert said is not None
+    assert (said["keeper"], said["starts"]) == (keeper.pid, 1)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: (kept(file) or {"starts": 0})["starts"] == 2)
+    second = json.loads(file.read_text())["process"]
+    keeper.kill()
+    keeper.wait()
+    until(lambda: not is_alive(second))
+    assert kept(file) is None
+    assert file.exists()  # nobody was left to remove it
+
+
+def test_one_service_has_one_keeper(keeping):
+    _, file, _ = keeping(SLEEP)
+    parts = [sys.executable, "-m", "fedssl.app.deploy.keeper", str(file), *SLEEP]
+    second = subprocess.run(parts, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 1
+    assert "is kept by another keeper" in second.stderr
+    assert is_kept(file)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    made = Deployment.create(tmp_path / "deployment", Settings(clients=0))
+    give_free_ports(made.folder)
+    return Deployment.open(made.folder)
+
+
+def test_a_stale_file_with_a_bystanders_number_ends_nobody(deployment):
+    with subprocess.Popen(SLEEP, start_new_session=True) as bystander:
+        try:
+            stale = {"keeper": bystander.pid, "process": bystander.pid, "starts": 1}
+            file = deployment.processes / "gate.json"
+            file.write_text(json.dumps(stale))
+            host = Host(deployment)
+            assert not any(state.runs for state in host.states())
+            host.stop()
+            time.sleep(0.3)
+            assert is_alive(bystander.pid)
+            assert not file.exists()
+        finally:
+            bystander.kill()
+
+
+def test_down_says_so_where_a_killed_keeper_has_left_its_process(deployment, monkeypatch):
+    monkeypatch.setattr("fedssl.app.deploy.host.PATIENCE", 0.3)
+    file = deployment.processes / "gate.json"
+    file.write_text(json.dumps({"keeper": 1, "process": 1, "starts": 1}))
+    port = deployment.settings.port
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(RunFailed, match=f"still has its port {port}"),
+    ):
+        Host(deployment).stop()
+    Host(deployment).stop()
+    assert not file.exists()
+
+
+def test_down_ends_a_gate_whose_keeper_was_killed(deployment, keeping):
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {deployment.settings.port})); time.sleep(600)"
+    keeper, _, process = keeping([sys.executable, "-c", listen], folder=deployment.processes)
+    keeper.kill()
+    keeper.wait()
+    Host(deployment).stop()
+    until(lambda: not is_alive(process))
+
+
+STAND_IN = """
+import sys, threading, time
+from fedssl.app.deploy import supernode
+def flower_supernode():
+    threading.Thread(target=time.sleep, args=(600,)).start()  # as Flower's own API does
+    {ending}
+supernode.flower_supernode = flower_supernode
+supernode.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("return", LOST, "lost its server"),
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(1)", 1, ""),
+        ("sys.exit('no key')", 1, "no key"),
+        ("raise ValueError('odd')", LOST, "ValueError: odd"),
+    ],
+)
+def test_a_supernode_whose_loop_ends_ends_though_a_thread_of_its_own_runs_on(ending, code, words):
+    script = STAND_IN.format(ending=ending)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code
+    assert words in done.stderr

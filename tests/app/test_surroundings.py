@@ -1,0 +1,246 @@
+"""What a process is surrounded by: terminals of any encoding, proxies, no home folder, modules of the user's own, telemetry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedssl.core.processes import DISCREET, LOOPBACK, import_path, without_proxy
+from tests.helpers import command, small_experiment, small_toml
+
+SHADOWED = ("torch", "numpy", "flwr", "rich", "clients", "strategies", "pydantic")
+"""Modules of libraries, or of ours, that a user may have a file called after."""
+
+
+def run_in(
+    folder: Path, *arguments: object, **variables: str | None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line in a folder, in an environment with some variables set or, where None, taken out."""
+    known = {**os.environ, "PYTHONPATH": import_path(), **variables}
+    environment = {name: value for name, value in known.items() if value is not None}
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment, capture_output=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_all_costs_neither_run_nor_table(tmp_path, encoding):
+    small_toml(tmp_path / "e.toml", rounds=1, federation={"labels": {"per_class": 2}})
+    done = run_in(
+        tmp_path,
+        "run",
+        "e.toml",
+        "--plain",
+        "--seeds",
+        2,
+        "--out",
+        "o",
+        PYTHONIOENCODING=f"{encoding}:strict",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "comparison.csv").exists()
+    shown = run_in(tmp_path, "show", "e.toml", PYTHONIOENCODING=f"{encoding}:strict")
+    assert shown.returncode == 0, shown.stderr
+    assert b"?" in done.stdout + shown.stdout or encoding != "ascii"
+    assert b"Traceback" not in done.stderr + shown.stderr
+
+
+def test_a_reader_that_has_gone_ends_no_run(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=3)
+    line = " ".join(f"'{word}'" for word in command("run", "e.toml", "--plain", "--out", "o"))
+    environment = {**os.environ, "PYTHONPATH": import_path()}
+    subprocess.run(
+        f"{line} | head -c 1",
+        shell=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert (tmp_path / "o" / "summary.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full")
+def test_an_output_on_a_full_disk_ends_no_run_and_is_said_once(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=3)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("run", "e.toml", "--plain", "--out", "o"),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "summary.json").exists()
+    assert done.stderr.count(b"cannot be written") == 1
+    assert b"Traceback" not in done.stderr
+
+
+def test_without_a_home_folder_that_can_be_written_flower_has_one_beside_the_cache(
+    tmp_path, monkeypatch
+):
+    from fedssl.engine.flower import HOME_VARIABLE, _find_home
+
+    def home_is(folder):
+        monkeypatch.delenv(HOME_VARIABLE, raising=False)
+        monkeypatch.setattr(Path, "home", folder)
+        _find_home()
+        return os.environ.get(HOME_VARIABLE)
+
+    def nowhere():
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setenv("FEDSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(HOME_VARIABLE, "mine")
+    _find_home()
+    assert os.environ[HOME_VARIABLE] == "mine"
+    beside = str(tmp_path / "cache" / "flower")
+    assert home_is(nowhere) == beside
+    assert home_is(lambda: tmp_path / "gone") == beside
+    assert home_is(lambda: Path("here")) == beside
+    assert home_is(lambda: tmp_path) is None
+
+
+def test_python_m_looks_for_modules_of_the_user_last(tmp_path):
+    for name in ("typing", "json", "random", *SHADOWED):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the module of the user')")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedssl", "schema"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": import_path()},
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("home", [None, "", "here"])
+def test_a_user_without_a_home_folder_runs(tmp_path, home):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    gone = {
+        "FEDSSL_CACHE": None,
+        "XDG_CACHE_HOME": None,
+        "USER": None,
+        "LOGNAME": None,
+        "HOME": home,
+    }
+    code = """
+import pwd
+def nobody(number): raise KeyError("no entry")
+pwd.getpwuid = nobody
+from fedssl.cli import command_line
+command_line()
+"""
+    environment = {**os.environ, "PYTHONPATH": import_path(), "TMPDIR": str(tmp_path), **gone}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    for arguments in (["doctor"], ["run", "e.toml", "--plain", "--out", "o"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"fedssl-{os.getuid()}").is_dir()
+    assert not (tmp_path / "here").exists()
+
+
+def test_no_home_folder_and_a_cache_below_it_is_one_message(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", FEDSSL_CACHE="~nobody-of-this-name/x")
+    assert done.returncode == 2
+    assert b"FEDSSL_CACHE" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_own_modules_called_as_libraries_harm_neither_command_nor_script(tmp_path):
+    for name in SHADOWED:
+        (tmp_path / f"{name}.py").write_text(
+            "raise RuntimeError('the module of the user was imported')"
+        )
+    small_toml(tmp_path / "e.toml", rounds=1)
+    script = tmp_path / "script.py"
+    script.write_text("from fedssl import run\nprint(run('e.toml', out='s', progress=False))\n")
+    for arguments in (
+        [*command("run", "e.toml", "--plain", "--out", "o")],
+        [sys.executable, str(script)],
+    ):
+        done = subprocess.run(
+            arguments,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert (tmp_path / "s" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("chosen", [{}, {"ORT_DISABLE_TELEMETRY": "0"}])
+def test_libraries_report_nothing_unless_the_user_lets_them(chosen):
+    code = "import fedssl; fedssl.Experiment; import os, json; print(json.dumps(dict(os.environ)))"
+    environment = {k: v for k, v in os.environ.items() if k not in DISCREET}
+    environment |= {"PYTHONPATH": import_path(), **chosen}
+    import json
+
+    found = json.loads(subprocess.check_output([sys.executable, "-c", code], env=environment))
+    assert {name: found[name] for name in DISCREET} == {**DISCREET, **chosen}
+
+
+def test_proxies_stay_out_of_the_loopback():
+    assert without_proxy({"PATH": "/bin"}) == {}
+    found = without_proxy(
+        {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.org, b.org", "no_proxy": "c.org"}
+    )
+    assert found["NO_PROXY"] == found["no_proxy"]
+    assert found["no_proxy"].split(",") == ["c.org", "a.org", "b.org", *LOOPBACK]
+
+
+def test_a_display_that_fails_costs_no_run(tmp_path, monkeypatch):
+    from fedssl import run
+    from fedssl.app import library
+
+    class Broken(library.Observer):
+        def round_ended(self, end):
+            raise UnicodeEncodeError("latin-1", "▁", 0, 1, "not there")
+
+    monkeypatch.setattr(library, "make_display", lambda console: Broken())
+    found = run(small_experiment(rounds=2), out=tmp_path / "o")
+    assert found.is_finished
+    assert len(found.rounds) == 2
+
+
+def test_a_terminal_without_width_and_a_backend_that_is_not_there_cost_no_output(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "show", "e.toml", COLUMNS="0", MPLBACKEND="bogus")
+    assert done.returncode == 0, done.stderr
+    assert b"labeled" in done.stdout
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_one_set_is_one_setting(tmp_path):
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", "--set", "rounds=1\nseed=3")
+    assert done.returncode == 2
+    assert b"is more than one value" in done.stderr
+
+
+def test_a_plug_in_with_a_type_that_only_checkers_see_is_one_error(tmp_path):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from fedssl.methods.fixmatch import FixMatch\n"
+        "if TYPE_CHECKING:\n    from pathlib import Path\n"
+        "class Mine(FixMatch):\n    where: Path | None = None\n"
+    )
+    small_toml(tmp_path / "e.toml", rounds=1)
+    done = run_in(tmp_path, "validate", "e.toml", "--set", "method.kind=lab.mine")
+    assert done.returncode == 2, done.stderr
+    assert b"there is no method 'lab.mine'" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,290 @@
+"""Plugins by name: found by their module, built from tables, refused with the nearest match."""
+
+import importlib
+import sys
+import uuid
+from typing import Annotated
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedssl.core.errors import InputError, nearest
+from fedssl.core.registry import Plugin, Section
+from fedssl.experiment.experiment import PLUGIN_SECTIONS, STRATEGIES
+from fedssl.methods.base import METHODS
+from fedssl.methods.supervised import Supervised
+from fedssl.models.base import MODELS
+from tests.helpers import small_experiment
+
+
+def test_a_name_is_a_module():
+    assert METHODS.names() == sorted(METHODS.names())
+    assert {"supervised", "fixmatch", "mean_teacher"} <= set(METHODS.names())
+    assert "base" not in METHODS.names()
+    assert "functional" not in METHODS.names()
+    assert METHODS.build("fixmatch").kind == "fixmatch"
+    assert STRATEGIES.names() == ["fedavg", "flwr"]
+
+
+def test_named_plugins():
+    model = MODELS.build({"kind": "torchvision:resnet18", "resize": 32})
+    assert model.kind == "torchvision:resnet18"
+    assert model.to_dict() == {
+        "kind": "torchvision:resnet18",
+        "resize": 32,
+        "norm": None,
+        "groups": 8,
+    }
+    assert MODELS.build(model.to_dict()) == model
+    with pytest.raises(
+        InputError, match=r"model.kind: is 'torchvision'; write 'torchvision:NAME' \(NAME: name"
+    ):
+        MODELS.build("torchvision")
+
+
+def test_a_users_own_module():
+    method = METHODS.build({"kind": "tests.plugins.raising", "sizes": [3]})
+    assert method.kind == "tests.plugins.raising"
+    assert METHODS.build(method.to_dict()) == method
+
+
+@pytest.mark.parametrize(
+    "kind", ["base", "functional", "nowhere.to.be.found", "tests.helpers", "../x"]
+)
+def test_what_is_not_a_plugin(kind):
+    with pytest.raises(InputError, match="there is no method"):
+        METHODS.build(kind)
+
+
+def test_a_plugin_that_is_there_but_broken_says_why(tmp_path, monkeypatch):
+    """An import error inside a user's module is theirs to see, not "no such method"."""
+    (tmp_path / "broken_plugin_pkg").mkdir()
+    (tmp_path / "broken_plugin_pkg" / "__init__.py").write_text("")
+    (tmp_path / "broken_plugin_pkg" / "mine.py").write_text("import does_not_exist\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"broken_plugin_pkg.mine.*cannot be imported.*does_not_exist"
+    ):
+        METHODS.build("broken_plugin_pkg.mine")
+
+
+def test_plugins_are_frozen_and_equal_by_value():
+    first, second = METHODS.build("fixmatch"), METHODS.build({"kind": "fixmatch"})
+    assert first == second
+    assert hash(first) == hash(second)
+    with pytest.raises(ValueError, match="frozen"):
+        first.threshold = 0.1
+
+
+def test_nearest():
+    assert nearest("fixmach", ["fixmatch", "mixmatch"]) == "did you mean 'fixmatch'?"
+    assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+
+
+METHOD = """
+from fedssl.methods import Loss, Method, Views
+from fedssl.methods.functional import supervised_loss
+
+class {name}({base}):
+    {body}
+    def views(self):
+        return Views()
+    def loss(self, network, batch, state, progress):
+        return Loss(supervised_loss(network, batch.labeled[0], batch.labels))
+"""
+
+
+def a_method(name="Mine", base="Method", body="pass"):
+    return METHOD.format(name=name, base=base, body=body)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Write modules of a package of its own name and return that name."""
+    package = f"lab_{uuid.uuid4().hex}"
+    (tmp_path / package).mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+
+    def write(**modules):
+        for name, text in modules.items():
+            (tmp_path / package / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return package
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("base", ["Method", "Base"])
+def test_a_module_with_two_plugins_is_refused_with_both_names(lab, base):
+    """The first of them would run under the name of the one that is meant."""
+    package = lab(mine=a_method("Base") + a_method("Mine", base))
+    with pytest.raises(
+        InputError, match=r"more than one: Base and Mine; .*is_abstract.*underscore"
+    ):
+        METHODS.get(f"{package}.mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("_Base", "pass"), ("Base", "is_abstract: __import__('typing').ClassVar = True")],
+)
+def test_a_base_that_says_so_is_none_of_the_plugins(lab, name, body):
+    package = lab(mine=a_method(name, body=body) + a_method("Mine", name) + "\nAlias = Mine\n")
+    assert METHODS.get(f"{package}.mine").__name__ == "Mine"
+
+
+def test_a_module_may_hold_plugins_of_two_families(lab):
+    """A strategy's family takes no method for a strategy, though its declared base is every plug-in's."""
+    strategy = """
+from fedssl.strategies.base import Strategy
+class Careful(Strategy):
+    def build(self, cohorts):
+        raise NotImplementedError
+"""
+    package = lab(both=a_method() + strategy)
+    assert METHODS.get(f"{package}.both").__name__ == "Mine"
+    assert STRATEGIES.get(f"{package}.both").__name__ == "Careful"
+
+
+@pytest.mark.parametrize("family", list(PLUGIN_SECTIONS.values()), ids=lambda f: f.section)
+def test_a_family_refuses_a_plugin_of_another(lab, family):
+    package = lab(mine="from fedssl.core.registry import Plugin\nclass One(Plugin):\n    pass\n")
+    with pytest.raises(InputError, match=f"defines no {family.noun}"):
+        family.get(f"{package}.mine")
+
+
+def test_a_module_that_only_imports_its_method_names_the_right_one(lab):
+    package = lab(one=a_method(), two="")
+    lab(two=f"from {package}.one import Mine\n")
+    with pytest.raises(InputError, match=rf"only imports Mine from {package}.one; write"):
+        METHODS.get(f"{package}.two")
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        ("end: float = 0.5", "'end' of Mine has the name of a hook of Method"),
+        ("step: int", "'step' of Mine"),
+        ("begin = 3", "'begin' of Mine"),
+        ("to_dict: float = 1.0", "'to_dict' of Mine has the name of a hook of Plugin"),
+        ("kind: str = 'x'", "'kind' of Mine"),
+    ],
+)
+def test_a_setting_with_the_name_of_a_hook_is_refused(lab, body, wrong):
+    package = lab(mine=a_method(body=body))
+    with pytest.raises(InputError, match=wrong):
+        METHODS.get(f"{package}.mine")
+
+
+def test_a_method_without_its_loss_is_refused(lab):
+    package = lab(mine="from fedssl.methods import Method\nclass Mine(Method):\n    pass\n")
+    with pytest.raises(InputError, match=r"Mine of .* lacks loss, views"):
+        METHODS.get(f"{package}.mine")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise SystemExit(0)",
+        "def f(): f()\nf()",
+        "1 / 0",
+        "class E(BaseException): pass\nraise E('x')",
+        "import sys\nsys.exit('gone')",
+        "import does_not_exist",
+        "def",
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_message(lab, code):
+    package = lab(mine=code)
+    with pytest.raises(InputError, match=rf"{package}.mine cannot be imported") as caught:
+        METHODS.get(f"{package}.mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_in_an_import_is_nobodys_fault(lab):
+    package = lab(mine="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        METHODS.get(f"{package}.mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("sharp.py", "such as mylab/sharp.py, and write 'mylab.sharp'"),
+        ("./sharp.py", "such as mylab/sharp.py, and write 'mylab.sharp'"),
+        ("mylab/sharp.py", "write 'mylab.sharp'"),
+        ("mylab\\sharp.py", "write 'mylab.sharp'"),
+        ("sharp", "sharp.py is not looked into.*such as mylab/sharp.py, and write 'mylab.sharp'"),
+        ("unittest.__main__", "a notebook or a script is no module"),
+        ("__main__", "a notebook or a script is no module.*workers import it by that name"),
+        ("unittest.mock", "'unittest' is a module of Python's own"),
+        ("antigravity.x", "'antigravity' is a module of Python's own"),
+        ("a..b", "not the name of a module"),
+        ("x" * 500, "not the name of a module"),
+    ],
+)
+def test_what_is_meant_by_another_name_is_said(lab, tmp_path, kind, remedy):
+    (tmp_path / "sharp.py").write_text("raise AssertionError('it was imported')")
+    with pytest.raises(InputError, match=f"there is no method .*{remedy}") as caught:
+        METHODS.build(kind)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_typo_in_a_dotted_name_says_what_lies_there_and_imports_nothing(lab, tmp_path):
+    package = lab(__init__="raise AssertionError('it was imported')", sharp="")
+    with pytest.raises(InputError) as caught:
+        METHODS.build(f"{package}.shrp")
+    assert f"did you mean '{package}.sharp'?" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_object_whose_class_workers_would_not_find_is_refused(lab):
+    """A class made in a function, or of another family, would run as another class, or as none."""
+
+    class Local(Supervised):
+        """A method that no worker can import."""
+
+    with pytest.raises(InputError, match="workers import it by that name"):
+        small_experiment().model_validate({"data": "digits", "method": Local()})
+    with pytest.raises(InputError, match="there is no method 'cnn'"):
+        METHODS.build(MODELS.build("cnn"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.one_of(
+        st.text(max_size=30),
+        st.lists(st.text(max_size=6), min_size=2, max_size=5).map(".".join),
+        st.lists(
+            st.sampled_from(["a", "..", "/", "__main__", "os", "ü", "\ud800", ":", ""]), max_size=6
+        ).map(".".join),
+    )
+)
+def test_no_name_ends_in_anything_but_one_message(kind):
+    """Random names are refused, and nothing is imported for them."""
+    for family in (METHODS, STRATEGIES):
+        if kind.partition(":")[0] in family.names():
+            continue
+        known = set(sys.modules)
+        with pytest.raises(InputError) as caught:
+            family.build(kind)
+        assert "\n" not in str(caught.value)
+        assert set(sys.modules) == known
+
+
+@pytest.mark.parametrize("family", list(PLUGIN_SECTIONS.values()), ids=lambda f: f.section)
+def test_the_schema_names_what_a_kind_cannot_do_without(family):
+    """A kind whose required settings are missing is refused, and the schema says which those are."""
+
+    class Holder(Section):
+        field: Annotated[Plugin, family]
+
+    (schema,) = Holder.model_json_schema()["properties"].values()
+    kinds = {kind["title"]: kind for kind in schema["anyOf"] if "properties" in kind}
+    for name in family.names():
+        needed = {n for n, info in family.get(name).model_fields.items() if info.is_required()}
+        assert set(kinds[name].get("required", ())) - {family.key} == needed - {"name"}

@@ -1,0 +1,50 @@
+"""The experiment files are what they say: comparisons are fair, and SemiFL's figures stand beside SemiFL's steps."""
+
+from pathlib import Path
+
+import pytest
+
+from fedssl.experiment.experiment import Experiment
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+OTHERS = [
+    path
+    for folder in ("digits", "fashion_mnist")
+    for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
+    if path.name != "supervised.toml"
+]
+SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("*.toml")) + sorted(
+    (EXPERIMENTS / "svhn").glob("*.toml")
+)
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_method_differs_from_its_baseline_by_the_method_alone(path: Path) -> None:
+    """But for ReMixMatch, whose strong views are CTAugment's."""
+    own = Experiment.load(path).to_dict()
+    baseline = Experiment.load(path.with_name("supervised.toml")).to_dict()
+    differ = {key for key in own.keys() | baseline.keys() if own.get(key) != baseline.get(key)}
+    assert differ <= {"name", "method"} | ({"augment"} if path.stem == "remixmatch" else set())
+
+
+@pytest.mark.parametrize("folder", ["digits", "fashion_mnist"])
+def test_the_better_baseline_shows_its_labels_strongly(folder: str) -> None:
+    weak, strong = (
+        Experiment.load(EXPERIMENTS / folder / f"{name}.toml")
+        for name in ("supervised", "supervised_strong")
+    )
+    assert (weak.method.views().labeled, strong.method.views().labeled) == (("weak",), ("strong",))
+    assert weak.method.kind == strong.method.kind == "supervised"
+
+
+@pytest.mark.parametrize("path", SEMIFL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_files_beside_semifls_figures_take_semifls_steps(path: Path) -> None:
+    """Five passes of batches of 10 over 500 images are 250 steps; gradients are clipped, clients count alike."""
+    experiment = Experiment.load(path)
+    assert experiment.recipe.num_steps(3, 500) == 250
+    assert experiment.train.clip_norm == 1
+    assert experiment.to_dict()["strategy"]["weight"] == "uniform"
+    if experiment.federation.labels.at_server:
+        assert experiment.server_recipe.num_steps(250, 250) == 125
+    else:  # a client's few labels are no batch to normalize by
+        assert experiment.to_dict()["model"]["norm"] == "group"

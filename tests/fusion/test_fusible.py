@@ -1,0 +1,185 @@
+"""Whether clients can be fused: found by looking at the recipe and by trying, never by a list of methods."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from fedssl.augment.ctaugment import CTAugment
+from fedssl.augment.policy import Augment
+from fedssl.core.slots import Slot
+from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse, why_not
+from fedssl.fusion.stacked import Mapped, Wide
+from fedssl.methods.base import Loss, Views
+from fedssl.methods.fixmatch import FixMatch
+from fedssl.methods.functional import supervised_loss
+from fedssl.methods.mean_teacher import MeanTeacher
+from fedssl.methods.supervised import Supervised
+from fedssl.models.cnn import CNN
+from fedssl.training.optimization import Train
+from tests.fused import SPEC, TRAIN, alone, apart, network_for, recipe, shards, together
+
+
+class Pull(Supervised):
+    """Looks at the weights."""
+
+    def loss(self, network, batch, state, progress):
+        length = sum(weight.square().sum() for weight in network.parameters())
+        return Loss(super().loss(network, batch, state, progress).total + 0.01 * length)
+
+
+class Halves(Supervised):
+    """Looks at a value to decide what to do."""
+
+    def loss(self, network, batch, state, progress):
+        loss = super().loss(network, batch, state, progress)
+        return Loss(loss.total / 2) if loss.total > 1 else loss
+
+
+class Jitters(Supervised):
+    """Draws."""
+
+    def loss(self, network, batch, state, progress):
+        noise = torch.rand(batch.labeled[0].shape, generator=batch.generator)
+        return Loss(supervised_loss(network, batch.labeled[0] + noise, batch.labels))
+
+
+class Counts(Supervised):
+    """Keeps state."""
+
+    def slots(self):
+        return (Slot("count", "client"),)
+
+
+class Unlabeled(Supervised):
+    """Has no labeled views, and an unlabeled one as it is."""
+
+    def views(self):
+        return Views((), ("plain",))
+
+    def loss(self, network, batch, state, progress):
+        return Loss(network(batch.unlabeled[0]).square().mean())
+
+
+class Other(nn.Module):
+    """An architecture of layers that cannot be put side by side, or of code that mixes channels."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.first, self.norm = nn.Conv2d(1, 4, 3), nn.LayerNorm(6)
+        self.second, self.last = nn.Conv2d(8, 4, 3), nn.Linear(64, 4)
+        if how != "layer":
+            del self.norm
+
+    def forward(self, images):
+        features = self.first(images)
+        if self.how == "layer":
+            features = self.norm(features)
+        if self.how == "dropout":
+            features = nn.functional.dropout(features, 0.5, self.training)
+        doubled = torch.cat([features, features.flip(2)], dim=1)
+        return self.last(self.second(doubled).relu().flatten(1))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(64, 4)
+
+    def forward(self, images):
+        return self.last(self.second(self.first(images.flatten(1)).relu()))
+
+
+@pytest.mark.parametrize(
+    ("plan", "model", "words"),
+    [
+        (recipe(FixMatch()), {"norm": "batch"}, "buffers"),
+        (recipe(FixMatch()), {"norm": "static"}, "buffers"),
+        (recipe(FixMatch()), {"dropout": 0.5}, "dropout"),
+        (recipe(FixMatch(), Train(precision="bf16")), {}, "precision is bf16"),
+        (recipe(FixMatch(), Train(clip_norm=1.0)), {}, "clip_norm"),
+        (recipe(FixMatch(), Train(keep_momentum=True)), {}, "optimizer.sgd"),
+        (recipe(FixMatch(), augment=Augment(strong=CTAugment())), {}, "augment.strong"),
+        (recipe(MeanTeacher()), {}, "after_step"),
+        (recipe(Counts()), {}, "keep state: count"),
+        (recipe(Halves()), {}, "cannot be mapped over clients"),
+        (recipe(Jitters()), {}, "random"),
+    ],
+)
+def test_what_cannot_be_fused_says_why(plan, model, words):
+    network = network_for(plan.method, CNN(widths=(8,), hidden=8).model_copy(update=model))
+    reason = why_not(plan, network, SPEC)
+    assert words in reason
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        together(network, shards(), plan)
+
+
+@pytest.mark.parametrize("hook", OWN_HOOKS)
+def test_a_method_with_a_hook_of_its_own_is_not_fused(hook):
+    changed = type("Changed", (Supervised,), {hook: lambda self, *rest: None})
+    network = network_for(Supervised())
+    assert hook in why_not(recipe(changed()), network, SPEC)
+
+
+@pytest.mark.parametrize(("method", "way"), [(Supervised(), Wide), (Pull(), Mapped)])
+def test_a_loss_that_looks_at_the_weights_is_mapped_over_them(method, way):
+    plan, network = recipe(method), network_for(method)
+    assert way_to_fuse(plan, network, SPEC) is way
+    for (weights, _), (expected, _) in zip(
+        together(network, shards(), plan), alone(network, shards(), plan), strict=True
+    ):
+        assert apart(network, expected, weights) < 1e-4
+
+
+@pytest.mark.parametrize("how", ["layer", "mixed"])
+def test_networks_that_cannot_stand_side_by_side_are_mapped(how):
+    """One has a layer that nobody widened; the other's code takes channels for one client's: the trial sees it."""
+    network, plan = Other(how), recipe(FixMatch(threshold=0.3))
+    assert way_to_fuse(plan, network, SPEC) is Mapped
+    for (weights, report), (expected, wanted) in zip(
+        together(network, shards(), plan), alone(network, shards(), plan), strict=True
+    ):
+        assert apart(network, expected, weights) < 1e-4
+        assert report.considered == wanted.considered
+
+
+def test_dropout_in_an_architectures_code_is_found_by_trying():
+    network, before = Other("dropout"), torch.get_rng_state()
+    assert "random" in why_not(recipe(FixMatch()), network, SPEC)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_that_share_a_weight_are_not_fused():
+    assert "share a weight" in why_not(recipe(Supervised()), Tied(), SPEC)
+
+
+def test_the_trial_leaves_the_network_as_it_is():
+    network = network_for(FixMatch())
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert why_not(recipe(FixMatch()), network, SPEC) is None
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_weights_that_do_not_learn_stay_as_they_are():
+    network = network_for(Supervised())
+    frozen = next(network.parameters())
+    frozen.requires_grad_(False)
+    plan = recipe(Supervised())
+    fused = together(network, shards(), plan)
+    for (weights, _), (expected, _) in zip(fused, alone(network, shards(), plan), strict=True):
+        assert torch.equal(weights["0.weight"], frozen)
+        assert apart(network, expected, weights) < 1e-4
+
+
+def test_a_method_without_labeled_views_fuses():
+    plan, network = recipe(Unlabeled(), TRAIN), network_for(Unlabeled())
+    own = [shards()[0], *shards(labeled=False)[1:]]
+    for (weights, _), (expected, _) in zip(
+        together(network, own, plan), alone(network, own, plan), strict=True
+    ):
+        assert apart(network, expected, weights) < 1e-4

@@ -1,0 +1,67 @@
+"""Evaluation shared out to workers is evaluation here, to the last bit."""
+
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.plan import Wish
+from fedssl.engine.ray.grid import RayGrid
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
+from fedssl.server import evaluation
+from fedssl.training.network import build_network
+from tests.helpers import federation_of, small_experiment
+
+
+def test_shares_add_up_to_the_whole(monkeypatch):
+    monkeypatch.setattr(evaluation, "WORTH_SHARING", 1)
+    experiment = small_experiment(data={"train_size": 100})
+    held_out = len(federation_of(experiment).held_out)
+    assert held_out > BATCH_SIZE
+    models = [
+        {
+            name: tensor.numpy()
+            for name, tensor in build_network(
+                experiment.model, experiment.method, federation_of(experiment).data.spec, seed
+            )
+            .state_dict()
+            .items()
+        }
+        for seed in (0, 1)
+    ]
+    text = experiment.to_json()
+    here = evaluation.evaluate_models(text, models, held_out, None)
+    grid = RayGrid(Apps(print), 6, Wish(3, 0))
+    try:
+        assert evaluation.evaluate_models(text, models, held_out, grid) == here
+    finally:
+        grid.close()
+    assert here[0] != here[1]
+    assert here[0].num_examples == held_out
+
+
+def test_workers_with_gpus_are_always_asked(monkeypatch):
+    grid = SerialGrid(Apps(print), 6, "cpu")
+    assert not evaluation.are_shared(grid, 10**6)  # it is this process
+    assert not evaluation.are_shared(None, 10**6)
+    assert SerialGrid(Apps(print), 6, "cuda:0").has_gpus
+    experiment = small_experiment(data={"train_size": 100})
+    network = build_network(
+        experiment.model, experiment.method, federation_of(experiment).data.spec, 0
+    )
+    models = [{name: tensor.numpy() for name, tensor in network.state_dict().items()}] * 2
+    text, asked = experiment.to_json(), []
+    here = evaluation.evaluate_models(text, models, 360, grid)
+    monkeypatch.setattr(SerialGrid, "has_gpus", True)
+    monkeypatch.setattr(
+        SerialGrid,
+        "map",
+        lambda self, f, calls, timeout: [asked.append(c) or f("cpu", *c) for c in calls],
+    )
+    assert evaluation.are_shared(grid, 1)
+    assert evaluation.evaluate_models(text, models, 360, grid) == here
+    assert len(asked) == 2
+
+
+def test_losses_add_up_exactly_in_any_order():
+    parts = [Evaluation(1, 0, loss) for loss in (1e16, 1.0, -1e16, 1.0, 1e-9)]
+    assert total(parts) == total(parts[::-1])
+    assert total(parts).loss_sum == 2.0 + 1e-9
+    assert total([]) == Evaluation(0, 0, 0.0)

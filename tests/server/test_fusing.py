@@ -1,0 +1,49 @@
+"""Fused clients in a run: the same bits on any number of workers, close to those of clients alone, and said if not."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from fedssl.app.simulation import Engine
+from tests.helpers import small_experiment
+
+SIX = {"federation": {"sample": 6}, "rounds": 3}
+
+
+def run(**engine):
+    with Engine() as machine:
+        return machine.run(small_experiment(**SIX, engine=engine))
+
+
+def bits(outcome):
+    return b"".join(array.tobytes() for array in outcome.arrays.values())
+
+
+@pytest.mark.parametrize("fuse", ["on", 2])
+def test_fused_clients_give_the_same_bits_on_any_number_of_workers(fuse):
+    serial = run(kind="serial", fuse=fuse)
+    assert bits(serial) == bits(run(kind="ray", workers=3, fuse=fuse))
+    alone = run(kind="serial")
+    assert bits(serial) != bits(alone)
+    for name, array in alone.arrays.items():
+        np.testing.assert_allclose(serial.arrays[name], array, rtol=1e-3, atol=1e-5)
+    assert [row.clients_ok for row in serial.rounds] == [6] * 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"strategy": "flwr:FedMedian"}, "'flwr:FedMedian' needs the reply of each client"),
+        ({"method": "mean_teacher"}, "one by one: "),
+    ],
+)
+def test_who_cannot_be_fused_is_trained_alone_and_it_is_said_why(overrides, reason, caplog):
+    outcomes = []
+    for fuse in ("off", "on"):
+        experiment = small_experiment(**overrides, engine={"kind": "serial", "fuse": fuse})
+        with Engine() as machine, caplog.at_level(logging.WARNING, "fedssl"):
+            outcomes.append(machine.run(experiment))
+        assert caplog.text.count("engine.fuse") == (fuse == "on")
+    assert reason in caplog.text
+    assert bits(outcomes[0]) == bits(outcomes[1])

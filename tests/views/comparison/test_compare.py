@@ -1,0 +1,187 @@
+"""`fedssl compare` as a person uses it: tables, files, refusals; and the same at the end of `fedssl run`."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fedssl.app.commands.compare import compare_runs
+from fedssl.core.console import Console
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.table import as_rich, grids_of
+from fedssl.views.pictures.plots import plot_comparison
+from tests.helpers import fedssl, refused, small_toml
+from tests.views.comparison.records import Spent, record
+
+TIMED = Spent(virtual_seconds=60.0)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two lines over three seeds: the second is better on two of them, and worse on one."""
+    courses = {
+        "base": ([0.4, 0.5], [0.5, 0.7], [0.5, 0.6]),
+        "ours": ([0.7, 0.8], [0.8, 0.9], [0.2, 0.5]),
+    }
+    for name, seeds in courses.items():
+        for seed, course in enumerate(seeds):
+            record(tmp_path / "runs" / name / str(seed), course, name=name, seed=seed)
+    return tmp_path / "runs"
+
+
+def text_of(comparison, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    for table in map(as_rich, grids_of(comparison)):
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_tables_files_and_a_picture(runs, tmp_path):
+    result = fedssl("compare", runs, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    lines = pd.read_csv(tmp_path / "out" / "comparison.csv").set_index("name")
+    assert lines.index.tolist() == ["base", "ours"]
+    assert lines.ema_accuracy.tolist() == pytest.approx([0.6, 2.2 / 3])
+    assert lines.gain["ours"] == pytest.approx(np.mean([0.3, 0.2, -0.1]))
+    assert lines.reached.tolist() == [2, 2]
+    assert lines.rounds_to_reach.isna().all()  # for the third seed never did
+    curves = pd.read_csv(tmp_path / "out" / "comparison_curves.csv")
+    assert curves.groupby("label").size().to_dict() == {"base": 2, "ours": 2}
+    assert curves.ema_accuracy_low.tolist() == pytest.approx([0.4, 0.5, 0.2, 0.5])
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for words in ("60.0 ± 10.0", "+13.3", "-10.0", "+30.0", "2 of 3"):
+        assert words in result.output
+
+
+def test_what_is_written_is_to_the_bit_what_was_computed(runs, tmp_path):
+    comparison = compare_runs([runs], tmp_path / "out", Console(file=io.StringIO()), force=False)
+    read = pd.read_csv(tmp_path / "out" / "comparison.csv", dtype=str)
+    assert list(read) == list(comparison.lines)
+    for column in comparison.lines.drop(columns=["name", "label"]):
+        np.testing.assert_array_equal(read[column].astype(float), comparison.lines[column])
+
+
+def test_the_first_line_is_the_baseline(runs):
+    comparison = Comparison.of_runs([runs / "ours", runs], force=False)
+    assert comparison.baseline == "ours"
+    assert comparison.target == pytest.approx(2.2 / 3)
+    assert comparison.lines.gain.tolist() == pytest.approx([0, -0.4 / 3])
+
+
+def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
+    """With names as long as a sweep makes them, intervals as wide as two seeds make them, and virtual time."""
+    expensive = Spent(12345.6, 98_765_432_100, 98_765_432_100, virtual_seconds=1_234_567.8)
+    for seed, accuracies in ((0, (0.9, 0.2)), (1, (0.1, 0.8))):
+        for threshold, accuracy in zip((0.25, 0.75), accuracies, strict=True):
+            path = tmp_path / f"{threshold}-{seed}"
+            method = {"threshold": threshold}
+            record(path, [accuracy] * 2, spent=expensive, seed=seed, name="x" * 40, method=method)
+    text = text_of(Comparison.of_runs([tmp_path], force=False))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for words in (
+        "-889.4 to +889.4",
+        "2,469,135.6",
+        "(method.threshold=0",
+        "197,530.9",
+        "24,691.2",
+    ):
+        assert words in text
+
+
+def test_every_column_is_explained(runs):
+    known = {"EMA": "(EMA)", "accuracy": "global model", "seeds": "over seeds"}
+    for table in map(as_rich, grids_of(Comparison.of_runs([runs], force=False))):
+        for column in table.columns[1:]:
+            said = f"{table.title} {table.caption}"
+            assert known.get(str(column.header), str(column.header)) in said
+
+
+def test_one_seed_has_no_interval_and_says_that_it_tells_little(tmp_path):
+    record(tmp_path / "a", [0.5], name="a")
+    record(tmp_path / "b", [0.7], name="b")
+    text = text_of(Comparison.of_runs([tmp_path], force=False), width=200)
+    assert "one seed tells little" in " ".join(text.split())
+    assert "+20.0" in text
+    assert "95 %" not in text
+    assert "nan" not in text
+
+
+def test_virtual_time_is_shown_where_there_is_any(tmp_path):
+    record(tmp_path / "a", [0.5, 0.5], name="a")
+    assert "virtual" not in text_of(Comparison.of_runs([tmp_path], force=False))
+    record(tmp_path / "b", [0.1, 0.7], name="b", spent=TIMED)
+    comparison = Comparison.of_runs([tmp_path], force=False)
+    assert comparison.lines.virtual_seconds.tolist() == pytest.approx([np.nan, 120], nan_ok=True)
+    assert comparison.lines.virtual_seconds_to_reach[1] == 120
+    assert comparison.lines.clients_lost.tolist() == [4, 4]
+    assert "virtual s" in text_of(comparison)
+    assert "lost" in text_of(comparison)
+
+
+def test_other_splits_are_refused_and_with_force_noted(runs, tmp_path):
+    record(tmp_path / "other", [0.5], name="other", partition="another")
+    asked = ("compare", runs, tmp_path / "other", "--out", tmp_path / "out")
+    refused(fedssl(*asked), "other: other split than base for seed 0", "--force")
+    assert not (tmp_path / "out").exists()
+    result = fedssl(*asked, "--force")
+    assert result.exit_code == 0, result.output
+    assert "note: other: other split than base for seed 0" in result.output
+
+
+def test_what_is_not_there_or_cannot_be_written_is_refused(runs, tmp_path):
+    refused(fedssl("compare", tmp_path / "lost"), "no such folder")
+    record(tmp_path / "killed", [0.5], finished=False)
+    refused(fedssl("compare", tmp_path / "killed"), "is not finished")
+    (tmp_path / "blocked").write_text("a file, not a folder")
+    refused(fedssl("compare", runs, "--out", tmp_path / "blocked"), "--out: cannot write to")
+
+
+def test_a_fresh_folder_by_default(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fedssl("compare", "runs").exit_code == 0
+    (folder,) = (tmp_path / "runs").glob("comparison-*")
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == [
+        "comparison.csv",
+        "comparison.html",
+        "comparison.png",
+        "comparison_curves.csv",
+    ]
+    assert fedssl("compare", "runs").exit_code == 0  # what was written is no run
+
+
+def test_runs_that_have_just_ended_are_compared_the_same_way_and_never_refused(tmp_path):
+    skewed = {"federation": {"partition": {"kind": "dirichlet", "alpha": 0.1}}}
+    files = [
+        small_toml(tmp_path / "a.toml", name="zero"),
+        small_toml(tmp_path / "b.toml", name="a-skewed", **skewed),
+    ]
+    result = fedssl("run", *files, "--seeds", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "note: a-skewed: other split than zero for seeds 0, 1" in result.output
+    assert "federation.partition.alpha is 0.1 and not 0.5" in result.output
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert table.name.tolist() == ["zero", "a-skewed"]  # as they were given
+    again = [tmp_path / "out" / f"zero-seed{seed}" for seed in (0, 1)]
+    asked = ("compare", *again, tmp_path / "out", "--out", tmp_path / "again")
+    refused(fedssl(*asked), "other split")
+    assert fedssl(*asked, "--force").exit_code == 0
+    assert pd.read_csv(tmp_path / "again" / "comparison.csv").equals(table)
+
+
+def test_pictures_are_drawn(tmp_path):
+    for name, spent in (("a", Spent()), ("b", TIMED)):
+        for seed in (0, 1):
+            course = [0.1 * seed, 0.5, 0.6]
+            record(tmp_path / name / str(seed), course, name=name, seed=seed, spent=spent)
+    for i in range(25):
+        record(tmp_path / "many" / str(i), [0.1, 0.5], name=f"experiment-{i}")
+    for name in ("a", "b", "many"):
+        curves = Comparison.of_runs([tmp_path / name], force=False).curves
+        plot_comparison(curves, "t", tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    heights = {name: Image.open(tmp_path / f"{name}.png").height for name in "ab"}
+    assert heights["b"] > 1.5 * heights["a"]  # two more panels

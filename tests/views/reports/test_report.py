@@ -1,0 +1,414 @@
+"""report.html: what stands in it is what was recorded, and a browser draws it."""
+
+import csv
+import dataclasses
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vl_convert
+
+from fedssl.app.simulation import Engine
+from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
+from fedssl.views.reports.charts import thinned
+from fedssl.views.reports.evaluation import look_closely, read_evaluation
+from fedssl.views.reports.material import read_material
+from fedssl.views.reports.page import Page, write_page
+from fedssl.views.reports.run_report import report_page, write_report
+from fedssl.views.reports.writer import ReportWriter
+from fedssl.views.run import Run
+from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
+from tests.views.reports.browser import DARK, LIGHT, PHONE, is_as_wide_as_the_screen, marks, opened
+
+EVERYTHING = {
+    "rounds": None,
+    "federation": {"labels": {"per_class": 8}},
+    "system": {"speed": {"kind": "lognormal", "median": 100.0, "sigma": 1.0}, "dropout": 0.2},
+    "phases": [
+        {"rounds": 2, "method": {"kind": "supervised"}},
+        {"rounds": 5, "method": {"kind": "fixmatch", "threshold": 0.0}},
+    ],
+}
+"""A small run that has something to draw in every chart."""
+
+CHARTS = {
+    "accuracy", "pseudo-labels", "loss", "class-right", "class-used", "confusion", "reliability", "clients",
+    "drift", "partition", "participation", "bytes", "seconds", "virtual-time",
+}  # fmt: skip
+
+
+def run_into(path, experiment, *observers: Observer) -> Run:
+    with Engine() as engine:
+        engine.run(experiment, [RunDirectory(path), ReportWriter(path), *observers])
+    return Run(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return run_into(tmp_path_factory.mktemp("report") / "run", small_experiment(**EVERYTHING))
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Page:
+    return report_page(read_material(run, read_evaluation(run.path)))
+
+
+def chart_of(page, name):
+    return next(chart for chart in page.charts if chart.name == name)
+
+
+def test_there_is_a_chart_of_everything(page):
+    assert {chart.name for chart in page.charts} == CHARTS
+    assert all(chart.rows and chart.note and chart.title for chart in page.charts)
+
+
+def test_tables_hold_what_was_recorded(run, page):
+    rounds = list(csv.DictReader((run.path / "rounds.csv").open()))
+    for chart, column, recorded, factor in (
+        ("accuracy", "moving average", "ema_accuracy", 100),
+        ("accuracy", "global model", "server_accuracy", 100),
+        ("loss", "training", "loss", 1),
+        ("pseudo-labels", "used", "pseudo_label_coverage", 100),
+        ("virtual-time", "virtual clock", "virtual_seconds", 1),
+    ):
+        shown = [row[column] for row in chart_of(page, chart).rows]
+        wanted = [float(row[recorded]) * factor if row[recorded] else None for row in rounds]
+        assert shown == pytest.approx(wanted, abs=0.006)
+    sent = np.cumsum([int(row["bytes_up"]) for row in rounds])[-1] / 1e6
+    assert chart_of(page, "bytes").rows[-1]["clients to server"] == pytest.approx(sent, abs=0.001)
+    clients = list(csv.DictReader((run.path / "clients.csv").open()))
+    cells = chart_of(page, "participation").rows
+    assert sum(row["trained"] for row in cells) == sum(row["status"] == "ok" for row in clients)
+    assert sum(row["lost"] for row in cells) == sum(row["status"] != "ok" for row in clients) > 0
+
+
+def test_classes_are_what_was_counted(run, page):
+    counted = list(csv.DictReader((run.path / "classes.csv").open()))
+    last = {row["label"]: row for row in counted if row["round"] == "7"}
+    for row in chart_of(page, "class-right").rows:
+        if row["round"] == 7:
+            line = last[row["true class"]]
+            share = float(line["right"]) / float(line["accepted"]) * 100
+            assert row["right, %"] == pytest.approx(share, abs=0.006)
+
+
+def test_the_closer_look_agrees_with_the_rounds(run):
+    federation = federation_of(run.experiment)
+    found = read_evaluation(run.path)
+    last = run.rounds.iloc[-1]
+    for key, column in (("ema", "ema_accuracy"), ("model", "server_accuracy")):
+        confusion = np.array(found["models"][key]["confusion"])
+        assert confusion.sum() == len(federation.held_out)
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(last[column], abs=1e-9)
+        accuracy = np.array(found["models"][key]["client_accuracy"], dtype=float)
+        images = np.array(found["client_images"])
+        assert np.nansum(accuracy * images) == pytest.approx(np.trace(confusion), abs=1e-3)
+        assert sum(found["models"][key]["reliability"]["count"]) == len(federation.held_out)
+
+
+def test_clients_that_see_differently_are_judged_by_what_they_see():
+    experiment = small_experiment(federation={"features": {"kind": "rotation", "max_degrees": 180}})
+    federation = federation_of(experiment)
+    assert federation.features is not None
+    with Engine() as engine:
+        outcome = engine.run(experiment)
+    found = look_closely(experiment, federation, {"ema": outcome.ema}, 2)["models"]["ema"]
+    confusion = np.array(found["confusion"])
+    images = np.bincount(federation.held_out_owner, minlength=6)
+    seen = np.nansum(np.array(found["client_accuracy"], dtype=float) * images)
+    assert seen != pytest.approx(np.trace(confusion), abs=0.5)
+
+
+def test_every_chart_is_one_that_vega_draws(page):
+    for chart in page.charts:
+        spec = {"width": 500, "data": {"values": chart.rows}, **chart.spec}
+        drawn = vl_convert.vegalite_to_svg(spec)
+        marks = re.findall(r'class="mark-(?!group)[a-z]+ role-mark.*?</g>', drawn, re.S)
+        assert sum(group.count("<path") + group.count("<line") for group in marks) > 0, chart.name
+
+
+def test_a_browser_draws_it_and_asks_for_nothing(run, page):
+    path = run.path / "report.html"
+    assert path.stat().st_size < 6e6
+    with opened(path, LIGHT) as shown:
+        counts = marks(shown)
+        assert set(counts) == CHARTS
+        cells = chart_of(page, "confusion").rows
+        written = sum(row["images"] > 0 for row in cells)
+        assert counts["confusion"] == 100 + written == len(cells) + written
+        assert counts["participation"] == len(chart_of(page, "participation").rows)
+        assert counts["clients"] == len(chart_of(page, "clients").rows) + 2  # and two levels
+        assert counts["class-right"] == len(chart_of(page, "class-right").rows)
+        for name, lines in {"accuracy": 2, "loss": 3, "drift": 3, "bytes": 2, "seconds": 1}.items():
+            points = sum(len(row) - 1 for row in chart_of(page, name).rows)
+            assert counts[name] > lines + points - 7, (
+                name
+            )  # each line, and its points, for rounds are few
+        light = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        plot = shown.locator("#accuracy .plot svg").bounding_box()
+        shown.mouse.move(plot["x"] + plot["width"] / 2, plot["y"] + plot["height"] / 2)
+        tooltip = shown.locator("#vg-tooltip-element.visible")
+        tooltip.wait_for(timeout=5000)
+        said = " ".join(tooltip.inner_text().split())
+        place = int(said.split()[1]) - 1
+        row = chart_of(page, "accuracy").rows[place]
+        assert all(f"{name} {value:.4g}" in said for name, value in row.items()), said
+        shown.locator("#accuracy summary").click()
+        table = shown.locator("#accuracy table tbody tr")
+        assert table.count() == len(chart_of(page, "accuracy").rows)
+    with opened(path, DARK) as shown:
+        assert marks(shown) == counts
+        assert shown.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    with opened(path, PHONE) as shown:
+        assert marks(shown).keys() == CHARTS
+        assert is_as_wide_as_the_screen(shown)
+
+
+EVIL = "</script><script>document.title = 'taken'</script><b>&\"'\\ a.b[c] {{x}}\u2028\u2029"
+
+
+def test_a_page_holds_whatever_text_it_is_given(run, tmp_path):
+    """In its own texts, and in the data of its charts: classes may be called anything."""
+    material = read_material(run, read_evaluation(run.path))
+    names = [f"{name} {EVIL}" for name in material.data["class_names"]]
+    material = dataclasses.replace(material, data={**material.data, "class_names": names})
+    page = dataclasses.replace(
+        report_page(material), title=EVIL, subtitle=EVIL, remarks=[EVIL], texts={EVIL: EVIL}
+    )
+    write_page(page, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<script>document.title" not in text
+    with opened(tmp_path / "page.html", LIGHT) as shown:
+        assert shown.title().split() == EVIL.split()
+        assert shown.locator("h1").text_content() == EVIL
+        assert marks(shown)["confusion"] > 100
+        shown.locator("#confusion summary").click()
+        assert "</script>" in shown.locator("#confusion table td").first.inner_text()
+
+
+def test_of_one_round_points_are_drawn(tmp_path):
+    run = run_into(tmp_path / "run", small_experiment(rounds=1))
+    with opened(run.path / "report.html", LIGHT) as shown:
+        counts = marks(shown)
+        assert counts["accuracy"] >= 2 * 2  # a point of each model, beside its empty line
+        assert counts["seconds"] >= 2
+
+
+def test_it_is_written_as_the_run_goes(tmp_path):
+    class Watch(Observer):
+        def __init__(self):
+            self.seen = []
+
+        def round_ended(self, end):
+            page = tmp_path / "run" / "report.html"
+            text = page.read_text() if page.exists() else ""
+            self.seen += re.findall(r"(\d) of 5 rounds are recorded", text) or ["none"]
+
+    watch = Watch()
+    experiment = small_experiment(rounds=5, record={"report_every": 2})
+    run = run_into(tmp_path / "run", experiment, watch)
+    assert watch.seen == ["none", "2", "2", "4", "4"]
+    assert read_evaluation(run.path)["round"] == 5
+    assert "not finished" not in (run.path / "report.html").read_text()
+
+
+def test_it_is_left_out_on_request(tmp_path):
+    without = {"report": False, "report_every": 1}
+    run = run_into(tmp_path / "run", small_experiment(rounds=2, record=without))
+    assert not (run.path / "report.html").exists()
+    assert not (run.path / "evaluation.json").exists()
+
+
+def test_a_closer_look_that_is_old_is_taken_again(tmp_path):
+    """As after a kill between the summary and the last report."""
+    run = run_into(tmp_path / "run", small_experiment(rounds=2))
+    found = read_evaluation(run.path)
+    (run.path / "evaluation.json").write_text(json.dumps({**found, "round": 1}))
+    assert fedssl("report", run.path).exit_code == 0
+    assert read_evaluation(run.path) == found
+
+
+def test_a_report_that_cannot_be_written_hurts_no_run(tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+
+    class InTheWay(Observer):
+        def round_ended(self, end):
+            (tmp_path / "run" / "report.html" / "x").mkdir(parents=True, exist_ok=True)
+
+    with caplog.at_level(logging.WARNING):
+        run = run_into(tmp_path / "run", small_experiment(rounds=1), InTheWay())
+    assert run.is_finished
+    assert "report.html was not written after round 1" in caplog.text
+
+
+def test_of_a_run_that_was_stopped(tmp_path):
+    """It says so and why; after its first checkpoint there is a closer look too."""
+
+    class Stop(Observer):
+        def round_ended(self, end):
+            if end.row.round == 3:
+                raise RuntimeError("a cable was pulled")
+
+    experiment = small_experiment(rounds=6, server={"checkpoint_every": 2})
+    with pytest.raises(RuntimeError, match="cable"):
+        run_into(tmp_path / "run", experiment, Stop())
+    result = fedssl("report", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "This run is not finished: 3 of 6 rounds" in text
+    assert "a cable was pulled" in text
+    assert read_evaluation(tmp_path / "run")["round"] == 3
+
+
+def test_without_the_images_the_rest_is_shown(run, tmp_path):
+    """On another machine: what was looked at closely is in the directory, and where it is not that is said."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    text = (copy / "experiment.toml").read_text()
+    (copy / "experiment.toml").write_text(
+        text.replace('source = "digits"', f'source = "npz:{tmp_path / "gone.npz"}"').replace(
+            "train_size = 400\n", ""
+        )
+    )
+    result = fedssl("report", copy)
+    assert result.exit_code == 0, result.output
+    assert "no closer look" not in result.output
+    (copy / "evaluation.json").unlink()
+    result = fedssl("report", copy)
+    assert result.exit_code == 0, result.output
+    assert "no closer look at the models" in result.output
+    assert "no closer look was taken" in (copy / "report.html").read_text()
+
+
+def test_of_no_run(tmp_path):
+    refused(fedssl("report", tmp_path), "holds no run")
+    refused(fedssl("report", tmp_path / "nowhere"), "holds no run")
+
+
+def test_large_federations_stay_small(tmp_path):
+    """Seven hundred clients, sixty a round, two thousand rounds, two hundred classes."""
+    experiment = small_experiment(
+        name="large",
+        data={"train_size": 1437},
+        federation={"clients": 700, "sample": 60, "partition": "iid", "labels": {"per_class": 8}},
+        rounds=4,
+        train={"local_steps": 1, "batch_size": 2},
+    )
+    run = run_into(tmp_path / "run", experiment)
+    material = read_material(run, read_evaluation(run.path))
+    longer = {
+        name: [
+            dataclasses.replace(row, round=row.round + 4 * turn)
+            for turn in range(500)
+            for row in getattr(material, name)
+        ]
+        for name in ("rounds", "clients", "classes")
+    }
+    classes = [
+        dataclasses.replace(row, label=row.label + 10 * copy)
+        for row in longer["classes"]
+        for copy in range(20)
+    ]
+    names = [f"class number {number}" for number in range(200)]
+    confusion = np.random.default_rng(0).integers(0, 9, (200, 200)).tolist()
+    models = material.evaluation["models"]
+    models["ema"]["confusion"] = confusion
+    data = {**material.data, "class_names": names}
+    page = report_page(
+        dataclasses.replace(material, **{**longer, "classes": classes, "data": data})
+    )
+    path = tmp_path / "large.html"
+    write_page(page, path)
+    assert path.stat().st_size < 6e6
+    assert len(chart_of(page, "participation").rows) <= 60 * 200
+    assert {row["taken part, %"] for row in chart_of(page, "participation").rows} <= set(
+        np.round(np.arange(1, 121) / 120 * 100, 1)
+    )
+
+
+def test_thinned_rows_keep_the_last():
+    rows = [{"round": number} for number in range(1, 2501)]
+    kept = thinned(rows, 1000)
+    assert len(kept) <= 1000
+    assert kept[-1] == rows[-1]
+    assert [row["round"] for row in kept] == sorted({row["round"] for row in kept})
+    assert thinned([], 10) == []
+
+
+def test_the_report_command_says_where(run):
+    result = fedssl("report", run.path)
+    assert f"report: {run.path / 'report.html'}" in result.output.replace("\n", "")
+    assert json.loads((run.path / "evaluation.json").read_text())["round"] == 7
+    assert write_report(run) == run.path / "report.html"
+
+
+def test_a_file_of_runs_is_written_by_the_command_line(tmp_path):
+    result = fedssl("run", small_toml(tmp_path / "e.toml"), "--plain", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "report.html" in result.output.replace("\n", "")
+
+
+def spoilt_copy(run: Run, tmp_path: Path, name: str, column: str, value: str) -> Path:
+    """Return a copy of a run's record in whose first row of a table one cell is another."""
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    with (path / name).open(newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][rows[0].index(column)] = value
+    with (path / name).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("rounds.csv", "loss", "inf"),
+        ("rounds.csv", "server_accuracy", "1e308"),
+        ("rounds.csv", "bytes_up", "9" * 400),
+        ("clients.csv", "update_norm", "-inf"),
+        ("clients.csv", "num_steps", "9" * 400),
+        ("classes.csv", "accepted", "1e308"),
+    ],
+)
+def test_numbers_out_of_range_are_named_and_not_drawn(run, tmp_path, name, column, value):
+    path = spoilt_copy(run, tmp_path, name, column, value)
+    material = read_material(Run(path), None)
+    (said,) = material.out_of_range
+    assert said.startswith(f"{name}, round ")
+    assert f": {column} is {value[:1]}" in said
+    assert any(said in remark for remark in report_page(material).remarks)
+    write_report(Run(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("clients.csv", "status", "well"),
+        ("clients.csv", "client", "77"),
+        ("classes.csv", "label", "-1"),
+    ],
+)
+def test_tables_that_name_what_there_is_not_are_refused(run, tmp_path, name, column, value):
+    path = spoilt_copy(run, tmp_path, name, column, value)
+    refused(fedssl("report", path), name, "cannot be read", value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e308, "x", [1]])
+@pytest.mark.parametrize("key", ["seconds", "ema_accuracy", "rounds"])
+def test_a_summary_of_wrong_numbers_is_shown_as_such_or_refused(run, tmp_path, key, value):
+    path = tmp_path / "run"
+    shutil.copytree(run.path, path)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {key: value}))
+    if key == "rounds" or not isinstance(value, float):
+        refused(fedssl("report", path), "summary.json", f"its {key} is")
+        return
+    (said,) = read_material(Run(path), None).out_of_range
+    assert said == f"summary.json: {key} is {value:g}"
