@@ -11,13 +11,13 @@ from fedssl.clients.privacy import (
     admitted,
     is_secret,
     leaving,
-    may_be_measured,
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
 from fedssl.core.trust import only, trusting
 from fedssl.exchange import protocol
+from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
@@ -84,13 +84,13 @@ def _train(
     refuse_divergence(weights, state)
     save_state(recipe, weights, state, context.state, request.phase)
     trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
-    norm = update_norm(request.arrays, trained) if may_be_measured(experiment) else None
+    is_measured = may_leave(experiment, protocol.UPDATE_NORM)
     metrics = protocol.fit_metrics(
         report,
         client=local.client,
         num_labeled=len(shard.labeled),
         num_examples=len(shard),
-        update_norm=norm,
+        update_norm=update_norm(request.arrays, trained) if is_measured else None,
     )
     sent = leaving(
         experiment,
@@ -100,6 +100,7 @@ def _train(
         client=local.client,
         secret=is_secret(experiment, context.node_config),
     )
+    metrics = metrics_that_may_leave(experiment, metrics)
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
 
 

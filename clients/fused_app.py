@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from fedssl.clients.client_app import app, device_of, set_threads
 from fedssl.clients.local_data import local_data, simulated_federation
-from fedssl.clients.privacy import leaving, may_be_measured
+from fedssl.clients.privacy import leaving
 from fedssl.clients.resident import resident
 from fedssl.clients.state import save_state
 from fedssl.core.arrays import NamedArrays
@@ -20,7 +20,9 @@ from fedssl.data.shard import Shard
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
+from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
+from fedssl.exchange.replies import Reply, split_metrics
 from fedssl.exchange.unit_replies import Replies
 from fedssl.experiment.experiment import Experiment
 from fedssl.fusion.fit import (
@@ -75,7 +77,7 @@ class _Group(Replies):
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
         finite = fitted.finite()
         norms: Sequence[float | None] = [None] * len(ready)
-        if may_be_measured(experiment):
+        if may_leave(experiment, protocol.UPDATE_NORM):
             norms = update_norms(request.arrays, weights)
         for i, (own, report) in enumerate(zip(ready, fitted.reports, strict=True)):
             if not finite[i]:
@@ -98,7 +100,7 @@ class _Group(Replies):
                 server_round=request.server_round,
                 client=own.client,
             )
-            self._trained[own.place] = metrics, sent
+            self._trained[own.place] = metrics_that_may_leave(experiment, metrics), sent
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -123,7 +125,8 @@ class _Group(Replies):
             metrics, arrays = self._trained[place]
             node, size = request.metadata.dst_node_id, protocol.encoded_bytes(arrays)
             found = {name: arrays if name == protocol.ARRAYS else {} for name in reduction.layouts}
-            answers.append(sums.add_arrays(place, node, metrics, found, size, holding))
+            reply = Reply(node, *split_metrics(metrics), found, size)
+            answers.append(sums.add_reply(place, reply, holding))
         return answers, sums.result()
 
     def _reply(self, place: int) -> Message:

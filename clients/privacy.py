@@ -47,15 +47,6 @@ def leaving(
     return add_noise(clipped, privacy.deviation, stream)
 
 
-def may_be_measured(experiment: Experiment) -> bool:
-    """Say whether a client may send the norm of its update and counts by class, which nobody clips or blurs.
-
-    Args:
-        experiment: As it stands in the phase.
-    """
-    return experiment.privacy is None and not experiment.federation.private
-
-
 def is_secret(experiment: Experiment, config: Mapping[str, object]) -> bool:
     """Say whether a client's noise must be such that nobody can draw it again: of private data, or above a floor.
 

@@ -7,7 +7,7 @@ What a hook keeps for the next round is an attribute.
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -84,6 +84,13 @@ class CohortStrategy(FlowerStrategy):
         in neither of the two, and those of the aggregate are taken.
         """
         return aggregate
+
+    def numbers(self) -> Mapping[str, float]:
+        """Return what the strategy measured in the round that it has just concluded, by name; by default nothing.
+
+        The run's record holds each as ``strategy.NAME``.
+        """
+        return {}
 
     def state(self) -> NamedArrays:
         """Return a copy of what is kept between rounds, for a checkpoint; by default all attributes.

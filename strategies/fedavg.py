@@ -6,17 +6,21 @@ arXiv:1602.05629.
 
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
+from fedssl.core.numbers import CHOSEN, NAME
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.sums import Sums, cohort_mean, population_mean
 from fedssl.strategies.base import CohortStrategy, Strategy
+
+NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
+"""A weight that is a number of the method's own."""
 
 WEIGHT_METRIC = {
     "all": protocol.NUM_EXAMPLES,
@@ -28,10 +32,10 @@ WEIGHT_METRIC = {
 class FedAvg(Strategy):
     """Average the models of the sampled clients."""
 
-    weight: Literal["all", "labeled", "confident", "uniform"] = Field(
+    weight: Literal["all", "labeled", "confident", "uniform"] | NumberName = Field(
         "all",
         description="n_k: all images of a client, its labeled ones, the labeled ones and those "
-        "whose pseudo-label was accepted, or 1",
+        "whose pseudo-label was accepted, or 1; number:NAME is a number that the method records, which must not be negative",
     )
     averaging: Literal["cohort", "population"] = Field(
         "cohort",
@@ -41,10 +45,10 @@ class FedAvg(Strategy):
 
     @model_validator(mode="after")
     def _check(self) -> "FedAvg":
-        if self.averaging == "population" and self.weight == "confident":
+        if self.averaging == "population" and self.weight not in ("all", "labeled", "uniform"):
             raise ValueError(
                 "averaging = 'population' needs a weight that is known of clients that were not "
-                "sampled; 'confident' is not"
+                f"sampled; {self.weight!r} is not"
             )
         return self
 
@@ -72,8 +76,22 @@ class FedAvg(Strategy):
 
 
 def _count(weight: str, metrics: Mapping[str, float]) -> float:
-    """Return n_k."""
-    return 1.0 if weight == "uniform" else metrics[WEIGHT_METRIC[weight]]
+    """Return n_k.
+
+    Raises:
+        ValueError: The client's method recorded no such number.
+    """
+    if weight == "uniform":
+        return 1.0
+    if weight in WEIGHT_METRIC:
+        return metrics[WEIGHT_METRIC[weight]]
+    name = weight.removeprefix(CHOSEN)
+    value = metrics.get(f"{protocol.NUMBER}{name}")
+    if value is None:
+        raise ValueError(
+            f"strategy.weight is {weight!r}, and the client's method recorded no {name!r}"
+        )
+    return value
 
 
 class _FedAvg(CohortStrategy):

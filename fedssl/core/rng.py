@@ -11,8 +11,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+SERVER = -1
+"""The server's number where clients are numbered from 0: of its random streams, its images and its rows in the record."""
 
-def derive_seed(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> int:
+
+def derive_seed(seed: int, purpose: str, *, round: int = 0, client: int = SERVER) -> int:
     """Hash a stream's name to a 63-bit seed, the same on every machine.
 
     Args:
@@ -30,7 +33,7 @@ def generator(
     purpose: str,
     *,
     round: int = 0,
-    client: int = -1,
+    client: int = SERVER,
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
     """Return a fresh torch generator for one stream; arguments as in `derive_seed`."""
@@ -40,7 +43,7 @@ def generator(
 
 
 def numpy_generator(
-    seed: int, purpose: str, *, round: int = 0, client: int = -1
+    seed: int, purpose: str, *, round: int = 0, client: int = SERVER
 ) -> np.random.Generator:
     """Return a fresh numpy generator for one stream; arguments as in `derive_seed`."""
     return np.random.default_rng(derive_seed(seed, purpose, round=round, client=client))

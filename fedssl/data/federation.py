@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from fedssl.core import rng
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Section
+from fedssl.core.rng import SERVER
 from fedssl.data.features.base import FEATURE_SKEWS, FeatureSkew
 from fedssl.data.images import Dataset, Images, Mask, Rows
 from fedssl.data.label_noise.base import LABEL_NOISES, LabelNoise
@@ -22,9 +23,9 @@ from fedssl.data.partitions.base import PARTITIONS, Draws, Partition, examples_o
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
 
-SERVER, HELD_BACK, NOBODY = -1, -2, -3
-"""Owners that are no clients: of labeled images at the server, of labels kept for validation, and of images that are
-not dealt because clients bring their own."""
+HELD_BACK, NOBODY = -2, -3
+"""Owners that are neither clients nor the server: of labels kept for validation, and of images that are not dealt because clients
+bring their own."""
 
 UNLABELED_PARTITIONS = PARTITIONS.at("federation.unlabeled_partition", None)
 

@@ -27,9 +27,6 @@ be squared, summed and averaged in single precision."""
 LARGEST_NUMBER = 1e30
 """The largest magnitude of a number that the protocol does not know."""
 
-MOST_METRICS = 64
-"""The most metrics of a reply."""
-
 ROUNDING = 1e-6
 """By how much, relatively, a sum of weights may be above the count that it is a part of."""
 
@@ -61,13 +58,13 @@ class Holding(NamedTuple):
 
 
 def flaw_of_metrics(
-    metrics: Mapping[str, float], by_class: Sequence[float] | None, holding: Holding | None
+    metrics: Mapping[str, float], lists: Mapping[str, Sequence[float]], holding: Holding | None
 ) -> str | None:
     """Say why the metrics of a reply must not be believed, or None.
 
     Args:
         metrics: The single-valued ones.
-        by_class: Pseudo-labels by class, if the reply counts them.
+        lists: Those that are lists.
         holding: What the census said of the client; None: it is not known.
     """
     return (
@@ -75,7 +72,7 @@ def flaw_of_metrics(
         or _flaw_of_loss(metrics)
         or (None if holding is None else _flaw_of_holding(metrics, holding))
         or _flaw_of_parts(metrics)
-        or _flaw_of_classes(by_class or ())
+        or _flaw_of_lists(lists)
     )
 
 
@@ -135,9 +132,13 @@ def _flaw_of_parts(metrics: Mapping[str, float]) -> str | None:
     return None
 
 
-def _flaw_of_classes(counts: Sequence[float]) -> str | None:
-    false = next((count for count in counts if not 0 <= count < COUNT_LIMIT), None)
-    return None if false is None else f"the reply's {protocol.BY_CLASS} holds {false:g}"
+def _flaw_of_lists(lists: Mapping[str, Sequence[float]]) -> str | None:
+    """Say which list of counts holds something else, or None."""
+    for name, counts in lists.items():
+        false = next((count for count in counts if not 0 <= count < COUNT_LIMIT), None)
+        if false is not None:
+            return f"the reply's {name[:50]} holds {false:g}"
+    return None
 
 
 def flaw_of_arrays(arrays: NamedArrays) -> str | None:

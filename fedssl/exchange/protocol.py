@@ -79,7 +79,9 @@ SECONDS = "seconds"
 PSEUDO_COUNTS = ("pseudo-considered", "pseudo-accepted", "pseudo-judged", "pseudo-right")
 """Each of them counts some of what the one before it counts; see `FitReport`."""
 BY_CLASS = "pseudo-by-class"
-"""Of a list: 4 C counts of pseudo-labels, as `FitReport.by_class` has them."""
+"""Metric that is a list: 4 C counts of pseudo-labels, as `FitReport.by_class` has them."""
+NUMBER = "number/"
+"""Begins the name of a metric that a method records: a mean over the steps of a round."""
 
 Metrics = Mapping[str, int | float | Sequence[float]]
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
@@ -372,18 +374,16 @@ def fit_metrics(
     num_examples: int,
     update_norm: float | None,
 ) -> Metrics:
-    """Return the metrics of a reply to a training request.
+    """Return all that a client measured in a round; `fedssl.exchange.disclosure` says what of it may leave the client.
 
     Args:
         report: What the client did.
         client: Its number.
         num_labeled, num_examples: What it holds.
-        update_norm: L2 norm of what training changed of the weights that it shares; None where neither this nor counts
-            by class may leave the client.
+        update_norm: L2 norm of what training changed of the weights that it shares; None where it was not measured.
     """
-    measured: Metrics = {}
-    if update_norm is not None:
-        measured = {UPDATE_NORM: update_norm, BY_CLASS: report.by_class}
+    measured = {} if update_norm is None else {UPDATE_NORM: update_norm}
+    numbers = {f"{NUMBER}{n}": value for n, value in report.numbers.items() if value == value}
     return {
         CLIENT: client,
         NUM_EXAMPLES: num_examples,
@@ -400,6 +400,8 @@ def fit_metrics(
         ),
         SECONDS: report.seconds,
         **measured,
+        BY_CLASS: report.by_class,
+        **numbers,
     }
 
 
@@ -499,24 +501,14 @@ def refused(reply: Message, reason: str) -> Message:
 
 def metrics_of(reply: Message) -> dict[str, float]:
     """Return the single-valued metrics of a reply; none if it carries none."""
-    return single_values(all_metrics_of(reply))
+    found = all_metrics_of(reply).items()
+    return {name: float(value) for name, value in found if isinstance(value, int | float)}
 
 
 def all_metrics_of(reply: Message) -> Metrics:
     """Return the metrics of a reply, lists among them; none if it carries none."""
     record = reply.content.get(METRICS)
     return record if isinstance(record, MetricRecord) else {}
-
-
-def single_values(metrics: Metrics) -> dict[str, float]:
-    """Return the single-valued ones among metrics."""
-    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-
-
-def class_counts(metrics: Metrics) -> Sequence[float] | None:
-    """Return what metrics say of pseudo-labels by class; None if they say nothing of it."""
-    counts = metrics.get(BY_CLASS)
-    return [counts] if isinstance(counts, int | float) else counts
 
 
 # ---- what Flower's own runners would have set ----

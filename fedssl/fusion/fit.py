@@ -21,6 +21,7 @@ from fedssl.fusion.loss import GroupLoss, group_loss
 from fedssl.fusion.stacked import Stacked
 from fedssl.methods.base import Progress
 from fedssl.methods.functional import warm_decay
+from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
 from fedssl.training.loop import FitReport, Recipe, fit
 from fedssl.training.optimization import Descent
@@ -217,9 +218,11 @@ class _Tally:
         self._losses = torch.zeros(num_clients, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_clients, 4, dtype=torch.float64, device=device)
         self._by_class = ClassTally(num_clients, num_classes)
+        self._numbers = StepMeans()
 
     def add(self, loss: GroupLoss, batch: GroupBatch) -> None:
         self._losses += loss.total.detach()
+        self._numbers.add(loss.numbers)
         if loss.pseudo_labels is not None and loss.accepted is not None:
             step = loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth
             self._counts += count_pseudo_labels(*step)
@@ -227,11 +230,12 @@ class _Tally:
 
     def reports(self, num_steps: int, seconds: float) -> list[FitReport]:
         losses, counts = (self._losses / num_steps).tolist(), self._counts.tolist()
+        means = {name: mean.tolist() for name, mean in self._numbers.means().items()}
+        numbers = [{n: each[client] for n, each in means.items()} for client in range(len(losses))]
+        rows = zip(losses, counts, self._by_class.counts(), numbers, strict=True)
         return [
-            FitReport(num_steps, loss, considered, accepted, judged, right, seconds, by_class)
-            for loss, (considered, accepted, judged, right), by_class in zip(
-                losses, counts, self._by_class.counts(), strict=True
-            )
+            FitReport(num_steps, loss, shown, used, judged, right, seconds, by_class, recorded)
+            for loss, (shown, used, judged, right), by_class, recorded in rows
         ]
 
 

@@ -1,6 +1,7 @@
 """A method's loss at several clients in one pass."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ class GroupLoss:
         total: The scalar that each descends, shape (M,).
         pseudo_labels: int64 (M, mu B), if the method took any.
         accepted: Weight in [0, 1] it gave each, (M, mu B); with `pseudo_labels`.
+        numbers: What it records, by name, each (M,).
     """
 
     total: Tensor
     pseudo_labels: Tensor | None = None
     accepted: Tensor | None = None
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def check(self, batch: GroupBatch) -> None:
         """Refuse what a method's loss must not say of any client; raises as `check_loss` does."""
@@ -36,7 +39,8 @@ class GroupLoss:
         )
         pseudo = None if self.pseudo_labels is None else self.pseudo_labels.flatten()
         accepted = None if self.accepted is None else self.accepted.flatten()
-        check_loss(Loss(self.total.sum(), pseudo, accepted), flat, {})
+        numbers = {name: number.sum() for name, number in self.numbers.items()}
+        check_loss(Loss(self.total.sum(), pseudo, accepted, numbers=numbers), flat, {})
 
 
 def group_loss(
@@ -50,6 +54,7 @@ def group_loss(
         batch: Of the same clients.
         progress: Where they all stand.
     """
+    names: list[str] = []
     undrawn = torch.Generator()  # vmap refuses whoever draws from it
 
     def of_one(
@@ -62,11 +67,15 @@ def group_loss(
     ) -> tuple[Tensor, ...]:
         own = Batch(labeled, labels, labeled_ids, unlabeled, unlabeled_ids, undrawn)
         loss = method.loss(network, own, {}, progress)
-        if loss.pseudo_labels is None or loss.accepted is None:
-            return (loss.total,)
-        return loss.total, loss.pseudo_labels, loss.accepted
+        parts = {"total": loss.total}
+        if loss.pseudo_labels is not None and loss.accepted is not None:
+            parts |= {"pseudo_labels": loss.pseudo_labels, "accepted": loss.accepted}
+        names[:] = [*parts, *loss.numbers]  # of every client the same
+        return (*parts.values(), *loss.numbers.values())
 
     outputs = stacked.map(
         of_one, batch.labeled, batch.labels, batch.labeled_ids, batch.unlabeled, batch.unlabeled_ids
     )
-    return GroupLoss(*outputs)
+    found = dict(zip(names, outputs, strict=True))
+    parts = (found.pop("total"), found.pop("pseudo_labels", None), found.pop("accepted", None))
+    return GroupLoss(*parts, numbers=found)

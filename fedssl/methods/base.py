@@ -15,6 +15,7 @@ the model as a function, gradients of the input         nothing: `loss` is given
 mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `loss` (it is given the whole batch)
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
                                                         rows of it; `Loss.updates` writes it
+a number of its own in the record                       `loss`: `Loss.numbers`
 running statistics, merged at the server                a ``server`` slot, written by `Loss.updates`: it comes back as
                                                         the cohort's weighted mean (a ratio of sums is a ratio of two
                                                         such means)
@@ -42,6 +43,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.augment.base import Probe
+from fedssl.core.numbers import check_names
 from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
@@ -125,12 +127,15 @@ class Loss:
         pseudo_labels: Class the method took for each unlabeled example, int64 (mu B,), if it took one.
         accepted: Weight in [0, 1] it gave each, shape (mu B,); with `pseudo_labels`.
         updates: Tensors that take the place of the state's after the step, by slot and name; detached.
+        numbers: Measurements to record, scalars by name, such as ``{"threshold": ...}``. The run's record holds their mean
+            over the steps of a round, a row a client and round; a step in which a number is NaN does not count for it.
     """
 
     total: Tensor
     pseudo_labels: Tensor | None = None
     accepted: Tensor | None = None
     updates: State = field(default_factory=dict)
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_loss(loss: Loss, batch: Batch, state: State) -> None:
@@ -156,6 +161,10 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
             )
     if loss.accepted is not None and not bool(((loss.accepted >= 0) & (loss.accepted <= 1)).all()):
         raise ValueError("Loss.accepted must lie between 0 and 1")
+    check_names(loss.numbers)
+    for name, tensor in loss.numbers.items():
+        if not isinstance(tensor, Tensor) or tensor.dim() != 0:
+            raise ValueError(f"Loss.numbers[{name!r}] must be a tensor that holds one number")
     for slot, tensors in loss.updates.items():
         if slot not in state:
             raise ValueError(f"Loss.updates names slot {slot!r}; declared are: {', '.join(state)}")

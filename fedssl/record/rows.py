@@ -128,6 +128,24 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class NumberRow:
+    """A number that a method, a strategy or the server's own training recorded in one round.
+
+    Args:
+        round: The round, from 1.
+        client: The client whose mean over the steps of the round it is; -1: the server's, which is the mean over the round's
+            clients, weighted by their steps, where clients recorded the number.
+        name: The number's name. The strategy's begin with ``strategy.``, those of the server's training with ``server.``.
+        value: The number.
+    """
+
+    round: int
+    client: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Failure:
     """A client that gave no usable reply, with all that is known why."""
 
@@ -150,6 +168,7 @@ class RoundEnd:
         incidents: What went wrong and was mended, such as a worker that was lost and replaced.
         snapshot: What the run could go on from; None if it could not.
         classes: Its pseudo-labels by class; empty where there were none of known truth.
+        numbers: Numbers that methods and the strategy recorded.
     """
 
     row: RoundRow
@@ -161,6 +180,7 @@ class RoundEnd:
     incidents: Sequence[str] = ()
     snapshot: "Snapshot | None" = None
     classes: Sequence[ClassRow] = ()
+    numbers: Sequence[NumberRow] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fedssl.record.provenance import (
 from fedssl.record.rows import (
     ClassRow,
     ClientRow,
+    NumberRow,
     Observer,
     Outcome,
     RoundEnd,
@@ -43,6 +44,7 @@ from fedssl.record.run_path import (
     EXPERIMENT,
     LOCK,
     MODEL,
+    NUMBERS,
     PARTITION,
     ROUNDS,
     STATE,
@@ -53,7 +55,7 @@ from fedssl.record.run_path import (
 )
 from fedssl.record.snapshot import Snapshot
 
-TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow}
+TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow, NUMBERS: NumberRow}
 
 
 class RunDirectory(Observer):
@@ -148,6 +150,7 @@ class RunDirectory(Observer):
         with self._recording():
             self._table(CLIENTS).add(end.clients)
             self._table(CLASSES).add(end.classes)
+            self._table(NUMBERS).add(end.numbers)
             for failure in end.failures:
                 self._event("client_failed", **dataclasses.asdict(failure))
             for incident in end.incidents:

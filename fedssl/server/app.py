@@ -255,7 +255,6 @@ class _Server:
             network,
             self.strategy,
             work,
-            spec.num_classes,
         )
         if self.round == 0:
             self._train_at_server(phase, 0)
@@ -321,7 +320,9 @@ class _Server:
         messages = list(phase.strategy.configure_train(self.round, arrays, config, self.grid))
         attach_buffers(self.arrays, passing, messages)
         attach(self.state, messages)
-        log = RoundLog(self.round, cohorts.census, self._fates(messages, cohorts, phase.work))
+        fates = self._fates(messages, cohorts, phase.work)
+        num_classes = self.federation.data.spec.num_classes
+        log = RoundLog(self.round, cohorts.census, fates, num_classes)
         if self.round == 1:
             log.incidents += cohorts.census.incidents
         sent = log.sent(messages)
@@ -330,6 +331,7 @@ class _Server:
         if sent:
             self._learn(phase, log, phase.longest_first(sent, cohorts.census), began)
         self._train_at_server(phase, phase_round)
+        log.record("server", self.training.numbers)
         self._finish_round(phase, log, began)
 
     def _units(self, phase: Phase, sent: list[Message], census: Census) -> list[Span]:
@@ -357,6 +359,7 @@ class _Server:
             sums, weight = part[protocol.ARRAYS]
             arrays = phase.strategy.conclude(log.round, self.arrays, sums, weight, phase.buffers)
             self._accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
+            log.record("strategy", phase.strategy.numbers())
         elif aggregate is not None:
             self._accept(aggregate, log)
         self.state = merged(self.state, part)

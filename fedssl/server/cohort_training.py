@@ -51,7 +51,7 @@ def train_cohort(
     if isinstance(strategy, CohortStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
     longest = longest_update(phase.experiment, carried[protocol.ARRAYS])
-    reduction = Reduction.of(carried, weigh, phase.num_classes, longest)
+    reduction = Reduction.of(carried, weigh, longest)
     sums = CohortSums(reduction, len(units))
     timeout = phase.experiment.server.timeout
     aggregate, whole = None, None

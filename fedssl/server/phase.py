@@ -23,7 +23,6 @@ class Phase:
         network: For scratch.
         strategy: Drives it.
         work: Images that every client trains on in a round, (K,).
-        num_classes: Of the images.
     """
 
     index: int
@@ -32,7 +31,6 @@ class Phase:
     network: nn.Module
     strategy: Strategy
     work: Floats
-    num_classes: int
 
     @property
     def buffers(self) -> frozenset[str]:

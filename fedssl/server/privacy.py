@@ -8,6 +8,10 @@ from torch import nn
 from fedssl.clients.privacy import noise_stream
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
+from fedssl.core.numbers import CHOSEN
+from fedssl.core.rng import SERVER
+from fedssl.exchange.disclosure import may_leave
+from fedssl.exchange.protocol import NUMBER
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.privacy import add_noise
 from fedssl.strategies.fedavg import FedAvg
@@ -27,7 +31,9 @@ def check_privacy(phase: Experiment, network: nn.Module) -> None:
         InputError: The method sends state, the model has statistics that noise would spoil, or the server cannot know
             how much one client counts.
     """
-    privacy, method = phase.privacy, phase.method
+    privacy, method, strategy = phase.privacy, phase.method, phase.strategy
+    if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):
+        _refuse_to_weigh_by_number(phase, strategy.weight)
     if privacy is None:
         return
     sent = [slot.name for slot in phase.recipe.slots() if slot.scope == "server"]
@@ -48,7 +54,6 @@ def check_privacy(phase: Experiment, network: nn.Module) -> None:
             f"the model sends statistics such as {measured[0]!r}, which noise can make senseless (a negative variance)",
             "take a normalization without: model.norm = 'group'",
         )
-    strategy = phase.strategy
     counts_alike = (
         isinstance(strategy, FedAvg)
         and strategy.weight == "uniform"
@@ -59,6 +64,16 @@ def check_privacy(phase: Experiment, network: nn.Module) -> None:
             "privacy.noise_at",
             "is 'server', which needs every client to count the same",
             "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or noise_at = 'client'",
+        )
+
+
+def _refuse_to_weigh_by_number(phase: Experiment, weight: str) -> None:
+    """Refuse a weight that is a number which must not leave the clients."""
+    if not may_leave(phase, f"{NUMBER}{weight.removeprefix(CHOSEN)}"):
+        raise InputError(
+            "strategy.weight",
+            f"is {weight!r}, and what a method records does not leave a client under [privacy] or with private data",
+            "take another weight: all, labeled, confident or uniform",
         )
 
 
@@ -98,5 +113,5 @@ def with_server_noise(
     privacy = phase.privacy
     if privacy is None or privacy.noise_at != "server":
         return arrays
-    stream = noise_stream(phase, server_round=server_round, client=-1)
+    stream = noise_stream(phase, server_round=server_round, client=SERVER)
     return add_noise(arrays, privacy.deviation / num_clients, stream)

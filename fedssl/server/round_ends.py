@@ -120,6 +120,7 @@ class RoundEnds:
             incidents,
             snapshot,
             log.class_rows(),
+            log.number_rows(),
         )
         for observer in self._observers:
             observer.round_ended(end)

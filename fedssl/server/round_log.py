@@ -7,13 +7,15 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Message
 
+from fedssl.core.numbers import check_names
+from fedssl.core.rng import SERVER
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.exchange.reduction import Answer, CohortSums
 from fedssl.experiment.system.clock import Fate
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
-from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, RoundRow
+from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, NumberRow, RoundRow
 
 Fates = Mapping[int, Fate]
 
@@ -25,9 +27,10 @@ class RoundLog:
         round: Round of the run, from 1.
         census: Who is there.
         fates: What virtual time makes of the clients that were asked; empty without it.
+        num_classes: Classes of the images.
     """
 
-    def __init__(self, round: int, census: Census, fates: Fates) -> None:
+    def __init__(self, round: int, census: Census, fates: Fates, num_classes: int) -> None:
         self.round = round
         self.clients: list[ClientRow] = []
         self.failures: list[Failure] = []
@@ -38,6 +41,9 @@ class RoundLog:
         """What went wrong in the round and did not end the run."""
         self.census = census
         self._fates = fates
+        self._num_classes = num_classes
+        self._numbers: dict[int, Mapping[str, float]] = {}
+        self._server_numbers: dict[str, float] = {}
         self._counts: dict[int, Sequence[float]] = {}
         self._by_class: dict[int, npt.NDArray[np.float64]] = {}
 
@@ -107,8 +113,8 @@ class RoundLog:
             return
         self._counts[client] = [metrics.get(count, 0.0) for count in protocol.PSEUDO_COUNTS]
         considered, accepted, judged, right = self._counts[client]
-        if answer.by_class is not None:
-            self._by_class[client] = np.array(answer.by_class)
+        self._note_numbers(client, metrics)
+        self._note_classes(client, answer.lists.get(protocol.BY_CLASS))
         self.clients.append(
             ClientRow(
                 round=self.round,
@@ -127,6 +133,40 @@ class RoundLog:
                 update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
             )
         )
+
+    def _note_numbers(self, client: int, metrics: Mapping[str, float]) -> None:
+        own = {
+            name.removeprefix(protocol.NUMBER): value
+            for name, value in metrics.items()
+            if name.startswith(protocol.NUMBER)
+        }
+        try:
+            check_names(own)
+        except ValueError as error:
+            self.incidents.append(f"client {client}'s numbers are left out: {error}")
+        else:
+            self._numbers[client] = own
+
+    def _note_classes(self, client: int, counts: Sequence[float] | None) -> None:
+        if counts is None:
+            return
+        if len(counts) == 4 * self._num_classes:
+            self._by_class[client] = np.array(counts)
+        else:
+            self.incidents.append(
+                f"client {client}'s counts by class are left out: they are {len(counts)}, not 4 times "
+                f"{self._num_classes}"
+            )
+
+    def record(self, source: str, numbers: Mapping[str, float]) -> None:
+        """Record numbers of the server's own, such as the strategy's, as ``SOURCE.NAME``; NaN is left out.
+
+        Raises:
+            ValueError: A number has no name under which it can be recorded.
+        """
+        check_names(numbers)
+        known = {name: float(value) for name, value in numbers.items() if value == value}
+        self._server_numbers |= {f"{source}.{name}": value for name, value in known.items()}
 
     def close(self) -> None:
         """Put clients into the order of their numbers: what is summed over them must not depend on who came first."""
@@ -150,6 +190,26 @@ class RoundLog:
         if not counts[0].any():
             return []
         return [ClassRow(self.round, label, *own) for label, own in enumerate(counts.T.tolist())]
+
+    def number_rows(self) -> list[NumberRow]:
+        """Return what the round's clients recorded, then what the server makes of it and records itself.
+
+        The server's row of a number that clients recorded is their mean, weighted by their steps.
+        """
+        trained = [row for row in self.clients if row.status == "ok"]
+        rows = [
+            NumberRow(self.round, row.client, name, value)
+            for row in trained
+            for name, value in self._numbers.get(row.client, {}).items()
+        ]
+        means: dict[str, tuple[float, float]] = {}
+        for row in trained:
+            for name, value in self._numbers.get(row.client, {}).items():
+                total, steps = means.get(name, (0.0, 0.0))
+                means[name] = total + row.num_steps * value, steps + row.num_steps
+        own = {name: total / steps for name, (total, steps) in means.items() if steps}
+        own |= self._server_numbers
+        return rows + [NumberRow(self.round, SERVER, name, value) for name, value in own.items()]
 
     def _virtual_seconds(self, client: int) -> float:
         return self._fates[client].seconds if client in self._fates else NAN

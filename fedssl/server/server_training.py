@@ -3,7 +3,7 @@
 Diao et al. (SemiFL), NeurIPS 2022, arXiv:2106.01432, Algorithm 1, where server and clients take turns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.rng import SERVER
 from fedssl.core.slots import State
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
@@ -19,9 +20,6 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.training.loop import fit
-
-THE_SERVER = -1
-"""Client number of the server's random streams."""
 
 PRIVATE = "(private)"
 """Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
@@ -41,6 +39,8 @@ class ServerTraining:
         self._shard = shard
         self._kept: NamedArrays = {}
         self._phase = -1
+        self.numbers: Mapping[str, float] = {}
+        """What the server's method recorded in the last round; see `Loss.numbers`."""
 
     def state(self) -> NamedArrays:
         """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
@@ -90,17 +90,18 @@ class ServerTraining:
             else:
                 state[slot.name] = recipe.init_slot(slot.name, classifier, spec, self._shard)
         with _threads(recipe.train.threads):
-            fit(
+            report = fit(
                 classifier,
                 self._shard,
                 recipe,
                 state,
                 seed=experiment.seed,
                 server_round=server_round,
-                client=THE_SERVER,
+                client=SERVER,
                 phase_round=max(1, phase_round),
                 phase_rounds=experiment.num_rounds,
             )
+        self.numbers = report.numbers
         weights = network.state_dict()
         state[PRIVATE] = {name: t for name, t in weights.items() if name not in arrays}
         # Kept as arrays, as a checkpoint has them: a tensor's layout in memory can decide how its products round.

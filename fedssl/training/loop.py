@@ -1,8 +1,8 @@
 """The local loop: what one client does with the weights it was sent."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Method, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
+from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
 from fedssl.models.static_norm import measure_statistics
 from fedssl.training.batches import BatchLoader, plain_batches
@@ -78,6 +79,7 @@ class FitReport:
         seconds: Time it took.
         by_class: Considered, accepted, predicted and right of every class, 4 C numbers; see
             `fedssl.metrics.pseudo_labels.count_by_class`.
+        numbers: Means of `Loss.numbers` over the steps, by name.
     """
 
     num_steps: int
@@ -88,6 +90,7 @@ class FitReport:
     right: float
     seconds: float
     by_class: Sequence[float]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the labeled examples of a client that holds so many, and those whose pseudo-label was accepted."""
@@ -148,6 +151,7 @@ def fit(
     average = None if train.ema_decay is None else snapshot(network)
     tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
     total = torch.zeros((), dtype=torch.float64, device=device)
+    numbers = StepMeans()
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
@@ -167,6 +171,7 @@ def fit(
             if average is not None and train.ema_decay is not None:
                 ema_update(average, network, warm_decay(train.ema_decay, step))
             total += loss.total.detach()
+            numbers.add(loss.numbers)
             _count((tally, by_class), loss, shard, batch)
         if num_steps:
             method.end(learner)
@@ -179,7 +184,8 @@ def fit(
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
-    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0])
+    means = {name: float(mean) for name, mean in numbers.means().items()}
+    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:

@@ -35,6 +35,7 @@ from fedssl.record.run_path import (
     ENVIRONMENT,
     EXPERIMENT,
     MODEL,
+    NUMBERS,
     PARTITION,
     ROUNDS,
     SUMMARY,
@@ -113,6 +114,11 @@ class Run:
     def classes(self) -> "pd.DataFrame":
         """One line a round and class; columns as in `fedssl.record.rows.ClassRow`."""
         return self._table(CLASSES)
+
+    @property
+    def numbers(self) -> "pd.DataFrame":
+        """One line a recorded number; columns as in `fedssl.record.rows.NumberRow`. A record of an older version has none."""
+        return self._table(NUMBERS)
 
     @property
     def partition(self) -> "pd.DataFrame":

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedssl.core.errors import InputError
-from fedssl.data.federation import HELD_BACK, SERVER, Deal, draw_federation
+from fedssl.core.rng import SERVER
+from fedssl.data.federation import HELD_BACK, Deal, draw_federation
 from fedssl.data.images import Dataset, Images
 from fedssl.data.label_noise.pair import Pair
 from fedssl.data.label_noise.symmetric import Symmetric

@@ -54,8 +54,8 @@ def compare_runs(
 
     Args:
         paths: Run directories, or folders of them; the first one's line is the baseline.
-        out: Folder to write ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv`` and ``comparison.png`` to;
-            made if need be; None: a new one below ``runs/``.
+        out: Folder to write ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv``, ``comparison_numbers.csv`` (where a
+            method recorded numbers) and ``comparison.png`` to; made if need be; None: a new one below ``runs/``.
         console: Where to print.
         force: Compare them even if their data or their split differs, with a note that says so.
         brief: Print accuracies, and costs where there is virtual time; all else is in the files.
@@ -86,6 +86,8 @@ def _write(comparison: "Comparison", folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         comparison.lines.to_csv(table, index=False)
         comparison.curves.to_csv(curves, index=False)
+        if len(comparison.numbers):
+            comparison.numbers.to_csv(folder / "comparison_numbers.csv", index=False)
         page = _write_page(comparison, folder / "comparison.html")
         drawn = _draw(comparison, folder / "comparison.png")
     except OSError as error:

@@ -7,11 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from fedssl.core.errors import InputError
+from fedssl.core.rng import SERVER
+from fedssl.record.lines import columns_of
+from fedssl.record.rows import NumberRow
+from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.statistics import (
     curves_of,
     lines_of,
+    number_curves_of,
+    numbers_of,
     spent_by_round,
     with_gains,
     with_reach,
@@ -31,6 +37,9 @@ class Comparison:
     Args:
         lines: One row a line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`.
         runs: One row a run: its label, seed, path, numbers of its summary, gain and what it spent to reach the target.
+        numbers: One row a line and a number that all its seeds recorded: label, name, mean and std over the seeds of the mean over the
+            last rounds.
+        number_curves: One row a line, number and round: label, name, round, and mean, low and high over the seeds.
         curves: One row a line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
         source: Data source of the baseline.
         evaluated_on: ``"test"`` or ``"validation"`` images, the baseline's.
@@ -41,6 +50,8 @@ class Comparison:
     lines: pd.DataFrame
     runs: pd.DataFrame
     curves: pd.DataFrame
+    numbers: pd.DataFrame
+    number_curves: pd.DataFrame
     source: str
     evaluated_on: str
     last_evaluations: str
@@ -84,6 +95,7 @@ class Comparison:
             raise InputError("compare", "; ".join(different), "--force compares them all the same")
         runs = with_gains(_runs(lines))
         rounds = spent_by_round(_rounds(lines), runs)
+        recorded = _recorded(lines)
         target = runs["ema_accuracy"][runs["label"] == lines[0].label].mean()
         runs = with_reach(runs, rounds, float(target))
         first = next(iter(lines[0].runs.values()))
@@ -91,6 +103,8 @@ class Comparison:
             lines=lines_of(runs),
             runs=runs,
             curves=curves_of(rounds),
+            numbers=numbers_of(recorded),
+            number_curves=number_curves_of(recorded),
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
             last_evaluations=_span(_of_all(lines, "last_rounds")),
@@ -150,3 +164,16 @@ def _rounds(lines: Sequence[Line]) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
+
+
+def _recorded(lines: Sequence[Line]) -> pd.DataFrame:
+    """Return the server's row of every number that runs recorded, with what the run is; an older record has none."""
+    found = [
+        run.numbers.assign(label=line.label, seed=seed, last=run.summary["last_rounds"])
+        for line in lines
+        for seed, run in line.runs.items()
+        if (run.path / NUMBERS).exists()
+    ]
+    columns = [*columns_of(NumberRow), "label", "seed", "last"]
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return table[table["client"] == SERVER]

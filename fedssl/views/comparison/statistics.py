@@ -106,6 +106,29 @@ def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
+def numbers_of(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a line and recorded number: the mean over the last rounds of each run, summed up over the seeds.
+
+    Args:
+        recorded: One row a run, round and number: label, seed, round, name, value, and how many last rounds count.
+
+    Returns:
+        Columns ``label``, ``name``, ``seeds``, ``mean`` and ``std`` (over seeds; NaN of one seed).
+    """
+    from_end = recorded.groupby([*RUN, "name"], sort=False)["round"].rank(ascending=False)
+    last = recorded[from_end <= recorded["last"]]
+    by_run = last.groupby([*RUN, "name"], sort=False)["value"].mean()
+    grouped = by_run.groupby(["label", "name"], sort=False)
+    table = grouped.agg(seeds="size", mean="mean", std="std")
+    return table.reset_index()
+
+
+def number_curves_of(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a line, number and round: ``mean``, ``low`` and ``high`` over the seeds; arguments as in `numbers_of`."""
+    grouped = recorded.groupby(["label", "name", "round"], sort=False)["value"]
+    return grouped.agg(mean="mean", low="min", high="max").reset_index()
+
+
 def _line(seeds: pd.DataFrame) -> dict[str, Any]:
     line: dict[str, Any] = {"name": seeds["name"].iloc[0], "label": seeds["label"].iloc[0]}
     line["seeds"] = len(seeds)

@@ -32,6 +32,10 @@ REACH = (
     "reached: seeds whose EMA was that accurate after some round; until it first was, mean over "
     "the seeds, if all of them reached it: rounds, MB up and down, seconds"
 )
+NUMBERS = (
+    "numbers that methods and strategies record: mean over the last rounds, and its deviation over "
+    "the seeds"
+)
 COSTS = (
     "seconds, MB up and MB down of a run, mean over seeds; failed: clients, in all seeds together"
 )
@@ -54,6 +58,7 @@ def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
     tables = [_accuracies(comparison)]
     tables += [_intervals(comparison)] if several else []
     tables += [_reach(comparison)] if len(comparison.lines) > 1 else []
+    tables += [_numbers(comparison)] if len(comparison.numbers) else []
     return [*tables, _costs(comparison)]
 
 
@@ -113,6 +118,15 @@ def _reach(comparison: Comparison) -> Grid:
         rows.append([line["label"], *cells[: len(columns)]])
     note = REACH + (VIRTUAL if comparison.is_timed else "")
     return Grid(title, (FIRST, *columns), rows, note)
+
+
+def _numbers(comparison: Comparison) -> Grid:
+    rows = []
+    for line in comparison.numbers.to_dict("records"):
+        deviation = "-" if math.isnan(line["std"]) else f"{line['std']:.2g}"
+        name = f"{line['label']}: {line['name']}"
+        rows.append([name, str(line["seeds"]), f"{line['mean']:.5g}", deviation])
+    return Grid("what methods recorded", (FIRST, "seeds", "mean", "deviation"), rows, NUMBERS)
 
 
 def _costs(comparison: Comparison) -> Grid:

@@ -65,6 +65,12 @@ def number(value: float | None, digits: int = 2) -> float | None:
     return round(float(value), digits)
 
 
+def significant(value: float, digits: int = 6) -> float | None:
+    """Return a number of any size as a chart takes it: to so many significant digits, and None as `number` does."""
+    known = number(value, 300)
+    return None if known is None else float(f"{known:.{digits}g}")
+
+
 def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     """Return at most so many rows, evenly spaced; the last one is always among them."""
     step = -(-len(rows) // most) if rows else 1

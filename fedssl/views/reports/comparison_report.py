@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.table import grids_of
-from fedssl.views.reports.charts import COLORS, Chart, Row, number, thinned
+from fedssl.views.reports.charts import COLORS, Chart, Row, number, significant, thinned
 from fedssl.views.reports.interval_specs import intervals
 from fedssl.views.reports.line_specs import curves
 from fedssl.views.reports.page import Page, write_page
@@ -83,6 +83,30 @@ def _charts(comparison: Comparison) -> Iterator[Chart]:
             rows, names = _rows(comparison, "round", "round", column)
             spec = curves(rows, "round", names, "%", bands=len(names) <= len(COLORS))
             yield Chart(key, title, f"{note} {BAND}", rows, spec)
+    yield from _number_charts(comparison)
+
+
+def _number_charts(comparison: Comparison) -> Iterator[Chart]:
+    """Draw each number that some line recorded, a line of the chart a line of the comparison."""
+    labels = [str(label) for label in comparison.lines["label"]]
+    for name, recorded in comparison.number_curves.groupby("name"):
+        rows: list[Row] = []
+        for label, line in recorded.groupby("label", sort=False):
+            points = [
+                {
+                    "line": str(label),
+                    "round": int(point["round"]),
+                    "mean": significant(point["mean"]),
+                    "worst": significant(point["low"]),
+                    "best": significant(point["high"]),
+                }
+                for point in line.sort_values("round").to_dict("records")
+            ]
+            rows += thinned(points, MOST_POINTS)
+        spec = curves(rows, "round", labels, str(name), bands=len(labels) <= len(COLORS))
+        yield Chart(
+            f"number-{name}", f"Recorded: {name}", f"The server's value. {BAND}", rows, spec
+        )
 
 
 def _gain_chart(comparison: Comparison) -> Chart:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fedssl.core.rng import SERVER
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.lines import read_rows
-from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, RoundRow
-from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, PARTITION, ROUNDS, SUMMARY
+from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, NumberRow, RoundRow
+from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, NUMBERS, PARTITION, ROUNDS, SUMMARY
 from fedssl.views.reports.charts import is_out_of_range
 from fedssl.views.run import Run, reading
 
@@ -32,6 +33,7 @@ class Material:
         rounds: Every finished round.
         clients: Every client of every round.
         classes: Pseudo-labels by round and class, where they were counted.
+        numbers: Numbers that methods and the strategy recorded.
         owner, label, given: Client, true class and the label it carries (-1: none) of every training image, (N,).
         events: What happened, oldest first.
         summary: What it summed up to; None while it goes on.
@@ -45,6 +47,7 @@ class Material:
     rounds: Sequence[RoundRow]
     clients: Sequence[ClientRow]
     classes: Sequence[ClassRow]
+    numbers: Sequence[NumberRow]
     owner: Ints
     label: Ints
     given: Ints
@@ -74,9 +77,12 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
     # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
     clients = _within_range(CLIENTS, _rows(run, CLIENTS, ClientRow), wrong)
     classes = _within_range(CLASSES, _rows(run, CLASSES, ClassRow), wrong)
+    has_numbers = (run.path / NUMBERS).exists()  # a record of version 0.1.0.dev has none
+    numbers = _within_range(NUMBERS, _rows(run, NUMBERS, NumberRow) if has_numbers else (), wrong)
     num_clients, num_classes = run.experiment.federation.clients, len(run.data["class_names"])
     _check(run, CLIENTS, (row.client for row in clients), range(num_clients))
     _check(run, CLIENTS, (row.status for row in clients), STATUSES)
+    _check(run, NUMBERS, (row.client for row in numbers), range(SERVER, num_clients))
     _check(run, CLASSES, (row.label for row in classes), range(num_classes))
     summary = dict(run.summary) if run.is_finished else None
     for key, value in (summary or {}).items():
@@ -92,6 +98,7 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         rounds=rounds,
         clients=[row for row in clients if row.round <= len(rounds)],
         classes=[row for row in classes if row.round <= len(rounds)],
+        numbers=[row for row in numbers if row.round <= len(rounds)],
         owner=owner,
         label=label,
         given=given,

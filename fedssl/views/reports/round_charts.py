@@ -5,14 +5,18 @@ from itertools import groupby
 
 import numpy as np
 
-from fedssl.record.rows import NAN, RoundRow, nan_mean
+from fedssl.core.rng import SERVER
+from fedssl.record.rows import NAN, NumberRow, RoundRow, nan_mean
 from fedssl.views.reports.cell_specs import heatmap
-from fedssl.views.reports.charts import Band, Chart, number, thinned
+from fedssl.views.reports.charts import Band, Chart, number, significant, thinned
 from fedssl.views.reports.line_specs import lines
 from fedssl.views.reports.material import Material
 
 MOST_COLUMNS = 80
 """Columns of a heat map by round."""
+
+NUMBER_LINES = ("server", "least client", "largest client")
+"""Lines of the chart of a recorded number."""
 
 MOST_CELLS = 4000
 """Cells of one; of more classes than this there is one column."""
@@ -167,6 +171,34 @@ def drift_chart(material: Material) -> Chart | None:
     )
     spec = lines(rows, "round", names, "L2 norm", phase_bands(material.rounds), zero=True)
     return Chart("drift", "Client drift", note, thinned(rows), spec)
+
+
+def number_charts(material: Material) -> Iterator[Chart]:
+    """Draw each number that the method, the strategy or the server's training recorded, over the rounds."""
+    found: dict[str, dict[int, list[NumberRow]]] = {}
+    for row in material.numbers:
+        found.setdefault(row.name, {}).setdefault(row.round, []).append(row)
+    for name, by_round in sorted(found.items()):
+        rows = []
+        for round, recorded in sorted(by_round.items()):
+            at_clients = [row.value for row in recorded if row.client != SERVER]
+            server = next((row.value for row in recorded if row.client == SERVER), NAN)
+            line = {"round": round, NUMBER_LINES[0]: significant(server)}
+            if at_clients:
+                line |= {
+                    NUMBER_LINES[1]: significant(min(at_clients)),
+                    NUMBER_LINES[2]: significant(max(at_clients)),
+                }
+            rows.append(line)
+        names = [line for line in NUMBER_LINES if any(line in row for row in rows)]
+        note = (
+            "A number that the method recorded: its mean over the round's clients, weighted by their steps, and the least and the "
+            "largest client."
+            if len(names) > 1
+            else "A number that the server recorded."
+        )
+        spec = lines(rows, "round", names, name, phase_bands(material.rounds))
+        yield Chart(f"number-{name}", f"Recorded: {name}", note, thinned(rows), spec)
 
 
 def cost_charts(material: Material) -> Iterator[Chart]:

@@ -20,6 +20,7 @@ from fedssl.views.reports.round_charts import (
     cost_charts,
     drift_chart,
     loss_chart,
+    number_charts,
     pseudo_label_chart,
 )
 from fedssl.views.run import Run
@@ -69,6 +70,7 @@ def _charts(material: Material) -> Iterator[Chart]:
         if chart is not None:
             yield chart
     yield from class_charts(material)
+    yield from number_charts(material)
     yield from model_charts(material)
     drift = drift_chart(material)
     if drift is not None:

@@ -4,15 +4,17 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedssl.core.files import write_atomically
+from fedssl.core.rng import SERVER
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
-from fedssl.record.run_path import EXPERIMENT, REPORT, ROUNDS, SUMMARY
+from fedssl.record.lines import read_rows
+from fedssl.record.rows import NumberRow, Observer, Outcome, RoundEnd, RoundRow, summarize
+from fedssl.record.run_path import EXPERIMENT, NUMBERS, REPORT, ROUNDS, SUMMARY
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker, tracker_of
 
@@ -82,12 +84,13 @@ class Tracking(Observer):
 
     def resumed(self, snapshot: Snapshot) -> None:
         """Log the rounds that are over, which a tracker that is new to the run does not have."""
+        rows = read_rows(self._path / NUMBERS, NumberRow)
         for row in snapshot.rounds:
-            self._log(row)
+            self._log(row, [number for number in rows if number.round == row.round])
 
     def round_ended(self, end: RoundEnd) -> None:
         """Log a round."""
-        self._log(end.row)
+        self._log(end.row, end.numbers)
 
     def ended(self, outcome: Outcome) -> None:
         """Keep what the run sums up to."""
@@ -103,10 +106,11 @@ class Tracking(Observer):
             if self._run is not None:
                 self._run.end(status, self._summary, files)
 
-    def _log(self, row: RoundRow) -> None:
+    def _log(self, row: RoundRow, recorded: Sequence[NumberRow]) -> None:
         self._round = row.round
         values = numbers(dataclasses.asdict(row))
         del values["round"]
+        values |= {f"number/{own.name}": own.value for own in recorded if own.client == SERVER}
         with self._guarded():
             if self._run is not None:
                 self._run.log(row.round, values)

@@ -1,0 +1,76 @@
+"""A client's reply, decoded once: whoever checks, sums, logs or records it reads the same `Reply`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.exchange import protocol
+from fedssl.exchange.protocol import Layout
+
+MOST_METRICS = 96
+"""A reply carries at most this many metrics."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client replied to a training request.
+
+    Args:
+        node: Node id of the client.
+        metrics: Single-valued metrics by name; a number of the method's own is called ``number/NAME``.
+        lists: Metrics that are lists, by name.
+        arrays: Named arrays of every record that was asked for, by the record's name.
+        num_bytes: Bytes of all its arrays as they travel.
+    """
+
+    node: int
+    metrics: Mapping[str, float]
+    lists: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    arrays: Mapping[str, NamedArrays] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
+    """Decode a reply that somebody else wrote: as many and as large arrays as were asked for, and metrics.
+
+    Args:
+        message: Anything but an error; nothing in it is believed.
+        layouts: Shape and type of each array that the reply must carry, by record.
+
+    Raises:
+        ValueError: The reply is another one, or cannot be read; says why.
+    """
+    try:
+        records = dict(message.content)
+        metrics = protocol.all_metrics_of(message)
+        found = {name: records.pop(name, None) for name in layouts}
+        records.pop(protocol.METRICS, None)
+        arrays = {
+            name: protocol.arrays_like(record, layouts[name])
+            for name, record in found.items()
+            if isinstance(record, ArrayRecord)
+        }
+        num_bytes = protocol.num_bytes(message.content)
+        num_metrics = len(metrics)
+        single, lists = split_metrics(metrics)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever it is, it is this reply's and nobody else's
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not metrics or len(arrays) < len(found):
+        raise ValueError("the reply lacks its arrays or its metrics")
+    if more := sum(bool(record) for record in records.values()):
+        raise ValueError(f"the reply holds {more} records that were not asked for")
+    if num_metrics > MOST_METRICS:
+        raise ValueError(f"the reply holds {num_metrics} metrics, more than {MOST_METRICS}")
+    return Reply(message.metadata.src_node_id, single, lists, arrays, num_bytes)
+
+
+def split_metrics(
+    metrics: protocol.Metrics,
+) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+    """Return single-valued metrics, and those that are lists."""
+    single = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    return single, {k: v for k, v in metrics.items() if not isinstance(v, int | float)}
