@@ -22,6 +22,7 @@ from fedssl.models.cnn import CNN
 from fedssl.training.loop import Recipe, fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.optimizer_set import OptimizerSet
 
 SIZES = (2, 5, 10, 16, 32, 50)
 ALONE = 10
@@ -72,7 +73,7 @@ def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
     model = CNN.model_validate({"widths": (16, 32), "hidden": 64, "norm": norm})
     network = build_network(model, method, shards[0].spec, 0)
 
-    optimizers = method.optimizers(network, recipe.train.make_optimizer)
+    optimizers = OptimizerSet(method.optimizers(network, recipe.train.make_optimizer))
 
     def one_by_one() -> None:
         for client, shard in enumerate(shards[:ALONE]):

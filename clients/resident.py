@@ -12,7 +12,7 @@ from fedssl.data.terms import Terms
 from fedssl.experiment.experiment import Experiment
 from fedssl.training.loop import Recipe
 from fedssl.training.network import build_network
-from fedssl.training.optimization import Optimizers
+from fedssl.training.optimizer_set import OptimizerSet
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Resident:
     recipe: Recipe
     network: nn.Module
     weights: Weights
-    optimizers: Optimizers
+    optimizers: OptimizerSet
 
 
 def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
@@ -59,5 +59,5 @@ def _resident(text: str, device: str, terms: Terms | None) -> Resident:
     network = build_network(
         experiment.model, experiment.method, spec, experiment.seed, torch.device(device)
     )
-    optimizers = recipe.method.optimizers(network, recipe.train.make_optimizer)
+    optimizers = OptimizerSet(recipe.method.optimizers(network, recipe.train.make_optimizer))
     return Resident(experiment, recipe, network, Weights(recipe.method, network), optimizers)

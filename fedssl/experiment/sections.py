@@ -107,7 +107,7 @@ class EngineSection(Section):
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
-        description="GPUs of each actor, may be a fraction; unset: an equal share of all",
+        description="share of a GPU that each actor gets, at most 1; unset: an equal share of all GPUs",
     )
     state_memory: float = Field(
         1024.0,
@@ -151,6 +151,8 @@ class EngineSection(Section):
         if isinstance(memory, float) and memory <= 0:
             raise ValueError(f"memory_per_worker = {memory:g}; it must be above 0")
         gpus = self.gpus_per_worker
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_worker = {gpus}; above 1 it must be a whole number")
+        if gpus is not None and gpus > 1:
+            raise ValueError(
+                f"gpus_per_worker = {gpus:g}; a client trains on one GPU, so that further ones would idle; at most 1"
+            )
         return self

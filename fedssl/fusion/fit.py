@@ -25,6 +25,7 @@ from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
 from fedssl.training.loop import FitReport, Recipe, fit
 from fedssl.training.optimization import Descent
+from fedssl.training.optimizer_set import OptimizerSet
 
 __all__ = [
     "GROUP_SIZE",
@@ -173,7 +174,7 @@ def worth_fusing(
     one_step = {"local_steps": 1, "local_epochs": None}
     step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
     own = copy.deepcopy(network)
-    optimizers = step.method.optimizers(own, step.train.make_optimizer)
+    optimizers = OptimizerSet(step.method.optimizers(own, step.train.make_optimizer))
     when: dict[str, Any] = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
 
     def one_by_one() -> None:

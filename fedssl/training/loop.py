@@ -19,12 +19,9 @@ from fedssl.models.static_norm import measure_statistics
 from fedssl.training.batches import BatchLoader, plain_batches
 from fedssl.training.optimization import (
     Descent,
-    Optimizers,
     Train,
-    forget,
-    optimizer_tensors,
-    restore_optimizers,
 )
+from fedssl.training.optimizer_set import OptimizerSet
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def fit(
     client: int,
     phase_round: int,
     phase_rounds: int,
-    optimizers: Optimizers | None = None,
+    optimizers: OptimizerSet | None = None,
 ) -> FitReport:
     """Train a network on one client's shard, in place.
 
@@ -134,10 +131,10 @@ def fit(
         return rng.generator(seed, purpose, round=server_round, client=client, device=device)
 
     if optimizers is None:
-        optimizers = method.optimizers(network, train.make_optimizer)
-    forget(optimizers)
+        optimizers = OptimizerSet(method.optimizers(network, train.make_optimizer))
+    optimizers.forget()
     for slot in train.slots():
-        restore_optimizers(optimizers, state[slot.name])
+        optimizers.restore(state[slot.name])
     descent = Descent(optimizers, train, device)
     learner = Learner(
         network=network,
@@ -180,7 +177,7 @@ def fit(
     if num_steps:
         measure_statistics(network, plain_batches(shard))
     for slot in train.slots():
-        state[slot.name] = optimizer_tensors(optimizers)
+        state[slot.name] = optimizers.tensors()
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 """The ``[train]`` section, and what it makes: optimizers, schedules, precision, a step down a loss."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fedssl.core.registry import Section
-from fedssl.core.slots import Slot, Tensors
+from fedssl.core.slots import Slot
 from fedssl.methods.base import Progress, Views
 from fedssl.training.eager_optimizers import SGD, Adam, AdamW
 
@@ -194,39 +194,3 @@ class Descent:
         else:
             scaler.step(optimizer)
             scaler.update()
-
-
-def forget(optimizers: Optimizers) -> None:
-    """Make optimizers as they were before their first step, in place."""
-    for optimizer in optimizers.values():
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            group["lr"] = group.get("initial_lr", group["lr"])
-
-
-def optimizer_tensors(optimizers: Optimizers) -> Tensors:
-    """Return the state of optimizers as ``NAME/PARAMETER/KEY`` -> tensor, PARAMETER being its place."""
-    return {
-        f"{name}/{place}/{key}": value.detach().clone()
-        for name, optimizer in optimizers.items()
-        for place, entries in optimizer.state_dict()["state"].items()
-        for key, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizers(optimizers: Optimizers, tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` gave, in place; optimizers it says nothing of stay as they are."""
-    for name, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _below(name, tensors):
-            place, entry = key.split("/")
-            state.setdefault(int(place), {})[entry] = tensor
-        if state:
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _below(name: str, tensors: Tensors) -> Iterable[tuple[str, Tensor]]:
-    prefix = f"{name}/"
-    return ((k.removeprefix(prefix), v) for k, v in tensors.items() if k.startswith(prefix))

@@ -104,7 +104,7 @@ def test_all_clients_failing_stops_with_exit_1(tmp_path):
         ('[data]\nsource = "imagenet"\n', ["there is no data source 'imagenet'"]),
         (MINIMAL + "[[phases]]\nrounds = 0\n", ["phases.0.rounds: is 0"]),
         ('[data]\nsource = "fashion_mnist"\nroot = "/nowhere"\n', ["data.root", "download=true"]),
-        (MINIMAL + "[engine]\ngpus_per_worker = 64\n", ["engine.gpus_per_worker: is 64, but there are"]),
+        (MINIMAL + "[engine]\ngpus_per_worker = 2\n", ["gpus_per_worker = 2; a client trains on one GPU", "at most 1"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_exit_2_and_one_message(tmp_path, text, words):

@@ -217,7 +217,7 @@ def test_merge_leaves_its_inputs_alone():
         (MINIMAL + "[model]\nwidths = [12]\n", r"model: a width of 12 is not divisible into 8 groups"),
         (MINIMAL + "[engine]\nworkers = 0\n", r"engine: workers = 0"),
         (MINIMAL + "[engine]\nfuse = 1\n", r"engine: fuse = 1; it must be at least 2, or 'off', 'on' or 'auto'"),
-        (MINIMAL + "[engine]\ngpus_per_worker = 1.5\n", r"gpus_per_worker = 1.5; above 1 it must be a whole number"),
+        (MINIMAL + "[engine]\ngpus_per_worker = 1.5\n", r"gpus_per_worker = 1.5; a client trains on one GPU"),
         ('name = "../x"\n' + MINIMAL, r"name: is '../x'"),
         ("seed = -1\n" + MINIMAL, r"seed: is -1"),
         (MINIMAL + "[federation]\nclients = true\n", r"federation.clients: is True, not a number"),

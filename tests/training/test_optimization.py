@@ -12,7 +12,8 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.supervised import Supervised
 from fedssl.training.network import build_network
-from fedssl.training.optimization import Descent, Train, optimizer_tensors, restore_optimizers
+from fedssl.training.optimization import Descent, Train
+from fedssl.training.optimizer_set import OptimizerSet
 from tests.helpers import federation_of, kept_states, small_experiment
 from tests.training.test_loop import equal, train_client
 
@@ -185,10 +186,10 @@ def test_an_optimizer_restored_goes_on_as_if_it_had_not_stopped(kind):
     optimizers = {"main": train.make_optimizer(iter([whole]))}
     steps(5, optimizers, whole)
     half = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    first = {"main": train.make_optimizer(iter([half]))}
+    first = OptimizerSet({"main": train.make_optimizer(iter([half]))})
     steps(3, first, half)
-    second = {"main": train.make_optimizer(iter([half]))}
-    restore_optimizers(second, optimizer_tensors(first))
+    second = OptimizerSet({"main": train.make_optimizer(iter([half]))})
+    second.restore(first.tensors())
     steps(2, second, half)
     assert torch.equal(whole, half)
 
@@ -244,7 +245,7 @@ def test_our_optimizers_are_torchs_to_the_bit(shard, name, theirs):
             optimizer.zero_grad()
             ((images @ (weights[0] - weights[1])) ** 2).mean().backward()
             optimizer.step()
-        return optimizer, [*weights, *optimizer_tensors({"main": optimizer}).values()]
+        return optimizer, [*weights, *OptimizerSet({"main": optimizer}).tensors().values()]
 
     def same_settings(parameters):
         group = train.make_optimizer(iter([torch.nn.Parameter(torch.zeros(1))])).param_groups[0]
@@ -256,3 +257,69 @@ def test_our_optimizers_are_torchs_to_the_bit(shard, name, theirs):
     assert isinstance(ours, theirs)
     assert len(found) == len(wanted) > 2
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps its steps and a slow average in its parameter groups, as Prodigy and schedule-free optimizers do."""
+
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, {"lr": lr, "steps": 0, "slow": torch.zeros(1), "warm": True})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["steps"] += 1
+            group["slow"] += 0.5
+            group["warm"] = False
+            for weight in group["params"]:
+                self.state[weight].setdefault("seen", 0)
+                self.state[weight]["seen"] += 1
+                weight -= group["lr"] * weight.grad / (group["steps"] + group["slow"])
+
+
+def test_nothing_that_an_optimizer_keeps_passes_from_client_to_client():
+    """The second client of a resident network takes the very steps of the first one."""
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizers = OptimizerSet({"main": Counting([weight])})
+
+    def steps(count):
+        for _ in range(count):
+            optimizers["main"].zero_grad()
+            weight.square().sum().backward()
+            optimizers["main"].step()
+        return weight.detach().clone()
+
+    first = steps(3)
+    with torch.no_grad():
+        weight.fill_(3.0)
+    optimizers.forget()
+    (group,) = optimizers["main"].param_groups
+    assert (group["steps"], float(group["slow"]), group["warm"]) == (0, 0.0, True)
+    assert not optimizers["main"].state
+    assert torch.equal(steps(3), first)
+
+
+def test_what_an_optimizer_keeps_in_its_groups_goes_on_with_its_client():
+    def after(interrupted):
+        weight = torch.nn.Parameter(torch.tensor([3.0]))
+        optimizers = OptimizerSet({"main": Counting([weight])})
+        for step in range(4):
+            if interrupted and step == 2:
+                kept = {name: tensor.clone() for name, tensor in optimizers.tensors().items()}
+                optimizers.forget()
+                optimizers["main"].param_groups[0]["steps"] = 77  # as another client would
+                optimizers.forget()
+                optimizers.restore(kept)
+            weight.grad = 2 * weight.detach()
+            optimizers["main"].step()
+        group = optimizers["main"].param_groups[0]
+        return float(weight.detach()), group["steps"], type(group["steps"]), group["warm"]
+
+    assert after(True) == after(False) == (pytest.approx(after(False)[0]), 4, int, False)
+
+
+def test_what_cannot_be_kept_is_one_error():
+    optimizers = OptimizerSet({"main": Counting([torch.nn.Parameter(torch.zeros(1))])})
+    optimizers["main"].param_groups[0]["names"] = ["a"]
+    with pytest.raises(TypeError, match="main/group0/names is a list"):
+        optimizers.tensors()

@@ -55,7 +55,6 @@ def test_each_sees_its_share_of_the_gpus(machine, monkeypatch):
     assert pack(left(9)).gpus == ("0", "1")
     assert pack(left(9), 4).gpus == ("0", "0", "1", "1")
     assert pack(left(9, gpus_per_worker=0.25)).gpus == ("0",) * 4 + ("1",) * 4
-    assert pack(left(9, gpus_per_worker=2)).gpus == (None,)  # all of them, for one at a time
     assert pack(left(9, gpus_per_worker=0)).gpus == (None,) * 8
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert pack(left(9)).gpus == ("3", "5")

@@ -1,0 +1,121 @@
+"""The optimizers of one network: as they were made, whatever a client did to them, and as a client keeps them."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedssl.core.slots import Tensors
+
+GROUP = "group"
+"""Begins the place of what an optimizer keeps in a parameter group; places of parameters are numbers."""
+
+MOVED_BY_SCHEDULES = ("params", "lr", "initial_lr")
+"""Entries of a parameter group that are not kept: the parameters are the network's, and every step sets the learning rate."""
+
+
+class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
+    """Optimizers by name, which can be put back to what they were when they were made.
+
+    One network serves many clients in turn. An optimizer may keep things in its state and in its parameter groups, and
+    nothing of it may pass from one client to the next.
+
+    Args:
+        by_name: Optimizers that have not stepped.
+    """
+
+    def __init__(self, by_name: Mapping[str, torch.optim.Optimizer]) -> None:
+        self._by_name = dict(by_name)
+        self._fresh = {
+            name: (_copied_state(optimizer), [_copied_group(g) for g in optimizer.param_groups])
+            for name, optimizer in self._by_name.items()
+        }
+
+    def __getitem__(self, name: str) -> torch.optim.Optimizer:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def forget(self) -> None:
+        """Put every optimizer back to a copy of what it was when it was made, in place."""
+        for name, optimizer in self._by_name.items():
+            state, groups = self._fresh[name]
+            optimizer.state.clear()
+            optimizer.state.update(copy.deepcopy(state))
+            for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+                parameters = group["params"]
+                group.clear()
+                group.update(copy.deepcopy(fresh), params=parameters)
+
+    def tensors(self) -> Tensors:
+        """Return what the optimizers keep as tensors, by ``NAME/PLACE/KEY``.
+
+        PLACE is a parameter's number, or ``groupN`` for what a parameter group holds otherwise than when it was made. A
+        number becomes a tensor without dimensions.
+
+        Raises:
+            TypeError: An optimizer keeps something that is no tensor and no number.
+        """
+        found: Tensors = {}
+        for name, optimizer in self._by_name.items():
+            for place, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    found[f"{name}/{place}/{key}"] = _as_tensor(value, f"{name}/{place}/{key}")
+            _, groups = self._fresh[name]
+            for number, (group, fresh) in enumerate(
+                zip(optimizer.param_groups, groups, strict=True)
+            ):
+                for key, value in group.items():
+                    where = f"{name}/{GROUP}{number}/{key}"
+                    if key not in MOVED_BY_SCHEDULES and not _same(value, fresh.get(key)):
+                        found[where] = _as_tensor(value, where)
+        return found
+
+    def restore(self, tensors: Tensors) -> None:
+        """Put back what `tensors` returned, in place, after `forget`; an optimizer without any stays as it is."""
+        for name, optimizer in self._by_name.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for path, tensor in tensors.items():
+                own, place, key = path.split("/", 2)
+                if own != name:
+                    continue
+                if place.startswith(GROUP):
+                    group = optimizer.param_groups[int(place.removeprefix(GROUP))]
+                    is_tensor = isinstance(group.get(key), Tensor)
+                    group[key] = tensor.clone() if is_tensor or tensor.dim() else tensor.item()
+                else:
+                    state.setdefault(int(place), {})[key] = tensor
+            if state:
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _copied_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """Return a copy of an optimizer's state by parameter; the parameters themselves are not copied."""
+    return {parameter: copy.deepcopy(entries) for parameter, entries in optimizer.state.items()}
+
+
+def _copied_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+
+
+def _as_tensor(value: Any, where: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, bool | int | float):
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    raise TypeError(
+        f"train.keep_momentum keeps tensors and numbers, and the optimizer's {where} is a {type(value).__name__}"
+    )
+
+
+def _same(value: Any, fresh: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(fresh, Tensor):
+        return torch.equal(value, fresh)
+    return type(value) is type(fresh) and bool(value == fresh)
