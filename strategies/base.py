@@ -23,7 +23,7 @@ from fedssl.exchange.census import Cohorts
 from fedssl.exchange.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.exchange.sums import Sums, cohort_mean
 from fedssl.experiment.experiment import Experiment
-from fedssl.strategies.strategy_state import read_attributes, write_attributes
+from fedssl.strategies.keeping import read_attributes, write_attributes
 
 
 class Strategy(Plugin):
@@ -92,7 +92,7 @@ class CohortStrategy(FlowerStrategy):
         """
         return {}
 
-    def state(self) -> NamedArrays:
+    def kept(self) -> NamedArrays:
         """Return a copy of what is kept between rounds, for a checkpoint; by default all attributes.
 
         Raises:
@@ -100,9 +100,9 @@ class CohortStrategy(FlowerStrategy):
         """
         return read_attributes(self, without=("_places", "_arrays"))
 
-    def load_state(self, state: NamedArrays) -> None:
-        """Take up what `state` returned, in a strategy just built."""
-        write_attributes(self, state)
+    def take_up(self, kept: NamedArrays) -> None:
+        """Take up what `kept` returned, in a strategy just built."""
+        write_attributes(self, kept)
 
     def conclude(
         self,

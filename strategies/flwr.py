@@ -16,7 +16,7 @@ from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.strategies.base import Strategy
-from fedssl.strategies.strategy_state import read_attributes, write_attributes
+from fedssl.strategies.keeping import read_attributes, write_attributes
 
 OURS = {
     "fraction_train": "federation.sample decides this",
@@ -114,11 +114,11 @@ class _Seeded(FlowerStrategy):
         self._cohorts = cohorts
         self._places: dict[int, int] = {}
 
-    def state(self) -> NamedArrays:
+    def kept(self) -> NamedArrays:
         return read_attributes(self._inner)
 
-    def load_state(self, state: NamedArrays) -> None:
-        write_attributes(self._inner, state)
+    def take_up(self, kept: NamedArrays) -> None:
+        write_attributes(self._inner, kept)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

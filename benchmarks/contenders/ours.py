@@ -29,4 +29,4 @@ def run(job: Job, watch: Stopwatch, **engine: Any) -> dict[str, Tensor]:
     check(experiment)
     with Engine() as machine:
         outcome = machine.run(experiment, [_Watched(watch)])
-    return {name: torch.from_numpy(array) for name, array in outcome.arrays.items()}
+    return {name: torch.from_numpy(array) for name, array in outcome.model.arrays.items()}

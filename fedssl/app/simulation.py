@@ -32,7 +32,7 @@ from fedssl.server.privacy import check_privacy
 from fedssl.server.server_training import check_server_method
 from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
 from fedssl.strategies.base import strategy_of
-from fedssl.strategies.strategy_state import state_of
+from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.network import build_network
 from fedssl.views.trackers.base import check_tracker
 
@@ -160,7 +160,7 @@ def check(experiment: Experiment) -> None:
         phase = experiment.in_phase(index)
         network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
         check_privacy(phase, network)
-        state_of(strategy_of(phase).build(cohorts_of(phase, census)))
+        KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)

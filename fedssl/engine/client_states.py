@@ -44,6 +44,11 @@ class ClientStates:
         return self._round
 
     @property
+    def to_snapshot(self) -> KeptStates:
+        """What a checkpoint stores."""
+        return self
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of state in memory."""
         return self._resident_bytes

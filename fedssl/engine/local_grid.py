@@ -5,21 +5,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedssl.engine.client_grid import ClientGrid, Screen, do_nothing, pass_all
 from fedssl.engine.client_states import ClientStates
 from fedssl.engine.ray.witness import Record
-from fedssl.engine.worker import App, Together
+from fedssl.engine.worker import App, Done, Together
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
-from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.exchange.reduction import Answer, CohortSums, Reduction
 from fedssl.exchange.sums import Span
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,7 @@ IMPATIENT = Patience()
 """One try, and no limit but the round's."""
 
 
-def nothing() -> None:
-    """Do nothing."""
-
-
-class LocalGrid(Grid):
+class LocalGrid(ClientGrid):
     """A Flower grid whose nodes are the numbered clients of a simulation.
 
     Args:
@@ -66,37 +59,73 @@ class LocalGrid(Grid):
     def __init__(self, num_clients: int) -> None:
         self._run_ids = itertools.count(1)
         self._message_ids = itertools.count(1)
-        self.states = ClientStates()
+        self._states = ClientStates()
         self.restart(num_clients)
 
     def restart(self, num_clients: int) -> None:
         """Begin another run over the same workers: forget every client's state."""
         self._run = Run.create_empty(run_id=next(self._run_ids))
         self._num_clients = num_clients
-        self.states.close()
-        self.states = ClientStates(self.states.memory)
+        self._states.close()
+        self._states = ClientStates(self._states.memory)
         self._pushed: dict[str, Message] = {}
-        self.incidents: list[str] = []
-        """What went wrong and was mended, such as a lost worker; whoever records it takes it out."""
+        self.incidents = []
         protocol.claim_identity(self._run.run_id)
 
+    @property
+    def is_simulation(self) -> bool:
+        """Whether clients are simulated here; they are."""
+        return True
+
+    @property
+    def states(self) -> ClientStates:
+        """What clients keep between rounds."""
+        return self._states
+
     @abstractmethod
+    def _work_off(
+        self,
+        messages: Sequence[Message],
+        units: Sequence[Span],
+        reduction: Reduction | None,
+        holdings: Sequence[Holding] | None,
+        timeout: float | None,
+        meanwhile: Callable[[], None],
+    ) -> Iterator[tuple[Span, Done | str]]:
+        """Run units of messages, and yield what came of each part of them.
+
+        Args:
+            messages: Requests.
+            units: Which of them run together, as positions.
+            reduction: How replies are summed; None: they come back as they are.
+            holdings: What the census said of each message's client; None: nothing.
+            timeout, meanwhile: As in `ClientGrid.stream`.
+
+        Yields:
+            A span of units, and what their worker did, or why nobody did it.
+        """
+
     def stream(
         self,
         messages: Iterable[Message],
         *,
         timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
+        meanwhile: Callable[[], None] = do_nothing,
+        screen: Screen = pass_all,
     ) -> Iterator[Message]:
-        """Send messages and yield each reply as it comes; one reply a message, an error reply if need be.
+        """Yield replies as parts of the cohort finish, one a message, an error reply if need be.
 
-        Args:
-            messages: Requests, each to one client.
-            timeout: Seconds after which what is still missing becomes an error reply; None waits.
-            meanwhile: Called once: when all workers have something to do, or first where there are none but this one.
+        Nothing is screened: the workers are ours.
         """
+        sent = self._stamped(messages)
+        each_alone = single_units(sent)
+        for span, outcome in self._work_off(sent, each_alone, None, None, timeout, meanwhile):
+            if isinstance(outcome, Done):
+                yield from outcome.replies
+            else:
+                for message in sent[slice(*span)]:
+                    yield protocol.error_reply(message, outcome, raised=False)
 
-    @abstractmethod
     def reduce(
         self,
         messages: Sequence[Message],
@@ -105,46 +134,22 @@ class LocalGrid(Grid):
         units: Sequence[Span] | None = None,
         holdings: Sequence[Holding] | None = None,
         timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
+        meanwhile: Callable[[], None] = do_nothing,
+        screen: Screen = pass_all,
     ) -> Iterator[Answer]:
-        """Send messages, add what comes back to sums where it arises, and yield what is left of each reply.
-
-        Args:
-            messages: Requests, those that take longest first.
-            sums: Of as many places as there are units; filled once the iterator has ended.
-            units: Messages whose clients are fused into one step, as positions, in order; by default each is alone.
-            holdings: What the census said of each message's client; a reply that says otherwise is refused.
-            timeout, meanwhile: As in `stream`.
-        """
-
-    @abstractmethod
-    def map(
-        self,
-        function: Callable[..., Result],
-        arguments: Sequence[tuple[Any, ...]],
-        *,
-        timeout: float | None = None,
-    ) -> list[Result]:
-        """Call a function of some module once for each tuple of arguments, on the workers.
-
-        Args:
-            function: What to call, with the name of the worker's device and the arguments.
-            arguments: One call each.
-            timeout: Seconds that all of it may take; None waits.
-
-        Returns:
-            Results in order.
-        """
-
-    @property
-    def num_workers(self) -> int:
-        """How many run clients at once."""
-        return 1
-
-    @property
-    def has_gpus(self) -> bool:
-        """Whether clients train on GPUs."""
-        return False
+        """Yield answers as parts of the cohort finish; their sums are added here. Nothing is screened."""
+        sent = self._stamped(messages)
+        spans = units or single_units(sent)
+        worked = self._work_off(sent, spans, sums.reduction, holdings, timeout, meanwhile)
+        for span, outcome in worked:
+            if isinstance(outcome, Done):
+                sums.add_part(span, outcome.part)
+                yield from outcome.answers
+                continue
+            sums.skip(range(*span))
+            for start, stop in spans[slice(*span)]:
+                for message in sent[start:stop]:
+                    yield Answer(message.metadata.dst_node_id, None, reason=outcome)
 
     def recording(self, record: Record | None) -> AbstractContextManager[None]:
         """Return a block within which a run goes on; if the workers' machinery ends this process, it is recorded there.

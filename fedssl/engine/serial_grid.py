@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
@@ -11,19 +11,11 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from flwr.app import Message
 
-from fedssl.engine.local_grid import (
-    IMPATIENT,
-    Apps,
-    LocalGrid,
-    Patience,
-    Result,
-    nothing,
-    single_units,
-)
+from fedssl.engine.client_grid import Result
+from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience
 from fedssl.engine.worker import Done, Job, Rules, Worker
-from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
-from fedssl.exchange.reduction import Answer, CohortSums, Reduction
+from fedssl.exchange.reduction import Reduction
 from fedssl.exchange.sums import Span
 
 Asked = ParamSpec("Asked")
@@ -58,45 +50,6 @@ class SerialGrid(LocalGrid):
         self._device = device
         self._worker = Worker(one, device, together)
 
-    def stream(
-        self,
-        messages: Iterable[Message],
-        *,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
-    ) -> Iterator[Message]:
-        """Yield replies in the order of the messages; past the timeout no further client is begun."""
-        meanwhile()
-        sent = self._stamped(messages)
-        for unit, done in self._work_off(sent, single_units(sent), None, timeout):
-            if isinstance(done, Done):
-                yield from done.replies
-            else:
-                yield from (protocol.error_reply(message, done, raised=False) for message in unit)
-
-    def reduce(
-        self,
-        messages: Sequence[Message],
-        sums: CohortSums,
-        *,
-        units: Sequence[Span] | None = None,
-        holdings: Sequence[Holding] | None = None,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
-    ) -> Iterator[Answer]:
-        """Yield answers in the order of the messages; see `LocalGrid.reduce`."""
-        meanwhile()
-        sent = self._stamped(messages)
-        spans = units or single_units(sent)
-        found = self._work_off(sent, spans, sums.reduction, timeout, holdings)
-        for place, (unit, done) in enumerate(found):
-            if isinstance(done, Done):
-                sums.add_part((place, place + 1), done.part)
-                yield from done.answers
-            else:
-                sums.skip([place])
-                yield from (Answer(m.metadata.dst_node_id, None, reason=done) for m in unit)
-
     def map(
         self,
         function: Callable[..., Result],
@@ -117,19 +70,21 @@ class SerialGrid(LocalGrid):
         messages: Sequence[Message],
         units: Sequence[Span],
         reduction: Reduction | None,
+        holdings: Sequence[Holding] | None,
         timeout: float | None,
-        holdings: Sequence[Holding] | None = None,
-    ) -> Iterator[tuple[Sequence[Message], Done | str]]:
-        """Yield the messages of each unit and what came of it, or why it was not begun."""
+        meanwhile: Callable[[], None],
+    ) -> Iterator[tuple[Span, Done | str]]:
+        """Run one unit after the other; past the timeout no further one is begun."""
+        meanwhile()
         deadline = None if timeout is None else time.monotonic() + timeout
         rules = Rules(self._run.run_id, self._num_clients, self._patience.retries, reduction)
-        for first, behind in units:
-            unit = messages[first:behind]
+        for number, (start, stop) in enumerate(units):
+            span, unit = (number, number + 1), messages[start:stop]
             if deadline is not None and time.monotonic() > deadline:
-                yield unit, f"not begun within {timeout:g} s"
+                yield span, f"not begun within {timeout:g} s"
                 continue
             clients = [self._client(message) for message in unit]
-            held = holdings[first:behind] if holdings else [None] * len(unit)
+            held = holdings[start:stop] if holdings else [None] * len(unit)
             jobs = tuple(
                 Job(message.metadata, place, client, self.states.get(client), held[place])
                 for place, (message, client) in enumerate(zip(unit, clients, strict=True))
@@ -138,7 +93,7 @@ class SerialGrid(LocalGrid):
             done = self._worker.run([jobs], contents, rules)
             for client, state in done.states:
                 self.states.stage(client, state)
-            yield unit, done
+            yield span, done
 
 
 def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, Answered]:

@@ -27,6 +27,9 @@ be squared, summed and averaged in single precision."""
 LARGEST_NUMBER = 1e30
 """The largest magnitude of a number that the protocol does not know."""
 
+LONGEST_LIST = 400_000
+"""A list among the metrics has at most this many numbers: four for each of 100,000 classes."""
+
 ROUNDING = 1e-6
 """By how much, relatively, a sum of weights may be above the count that it is a part of."""
 
@@ -135,6 +138,8 @@ def _flaw_of_parts(metrics: Mapping[str, float]) -> str | None:
 def _flaw_of_lists(lists: Mapping[str, Sequence[float]]) -> str | None:
     """Say which list of counts holds something else, or None."""
     for name, counts in lists.items():
+        if len(counts) > LONGEST_LIST:
+            return f"the reply's {name[:50]} has {len(counts)} numbers, more than {LONGEST_LIST}"
         false = next((count for count in counts if not 0 <= count < COUNT_LIMIT), None)
         if false is not None:
             return f"the reply's {name[:50]} holds {false:g}"

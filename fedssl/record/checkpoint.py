@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from safetensors.numpy import load
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.core.files import PARTIAL, as_safetensors, sync_folder, write_synced
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
 from fedssl.record.packs import (
     Index,
@@ -32,7 +34,7 @@ from fedssl.record.packs import (
 from fedssl.record.run_path import EXPERIMENT, ROUNDS
 from fedssl.record.snapshot import Snapshot
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the layout changes."""
 
 CHECKPOINTS = "checkpoint"
@@ -115,14 +117,12 @@ class Checkpoints:
         if snapshot.clients is not None:
             index, packs = write_pack(self._packs, snapshot.clients, self._index, self._stamps)
             sync_folder(self._packs)
-        parts = {
-            "model": snapshot.arrays,
-            "ema": snapshot.ema,
-            "state": snapshot.state,
-            "strategy": snapshot.strategy,
-            "training": snapshot.training,
-            "clients": index_arrays(index),
+        kept = {
+            f"{part}/{name}": array
+            for part, arrays in snapshot.kept.items()
+            for name, array in arrays.items()
         }
+        parts = {**snapshot.model.parts(), "kept": kept, "clients": index_arrays(index)}
         files: dict[str, Stamp] = {}
         for name, arrays in parts.items():
             content = as_safetensors(arrays)
@@ -134,9 +134,6 @@ class Checkpoints:
             "round": snapshot.round,
             "phase": snapshot.phase,
             "experiment": self._experiment(),
-            "classifier_names": dict(snapshot.classifier_names),
-            "fused_size": {str(phase): size for phase, size in snapshot.fused_size.items()},
-            "virtual_seconds": snapshot.virtual_seconds,
             "seconds": snapshot.seconds,
             "record": dict(lengths),
             "clients": snapshot.clients is not None,
@@ -205,17 +202,15 @@ class Checkpoints:
         rounds = read_rounds(self._path / ROUNDS, manifest["record"][ROUNDS])
         self._index = index_of(parts["clients"])
         self._stamps = {int(pack): stamp for pack, stamp in manifest["packs"].items()}
+        kept: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for path, array in parts["kept"].items():
+            part, name = path.split("/", 1)
+            kept.setdefault(part, {})[name] = array
         clients = PackedStates(manifest["round"], self._packs, self._index)
         return Snapshot(
             rounds=rounds,
-            arrays=parts["model"],
-            ema=parts["ema"],
-            state=parts["state"],
-            strategy=parts["strategy"],
-            training=parts["training"],
-            classifier_names=manifest["classifier_names"],
-            fused_size={int(phase): size for phase, size in manifest["fused_size"].items()},
-            virtual_seconds=manifest["virtual_seconds"],
+            model=GlobalModel(parts["model"], parts["ema"], parts["state"]),
+            kept=kept,
             seconds=manifest["seconds"],
             clients=clients if manifest["clients"] else None,
         )

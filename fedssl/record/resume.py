@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from fedssl.core.errors import InputError
 from fedssl.core.trust import NOBODY, trusting
 from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
@@ -66,9 +67,11 @@ def outcome_of(path: Path) -> Outcome:
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     share = summary.get("most_frequent_class")
     return Outcome(
-        arrays=load_file(path / MODEL),
-        ema=load_file(path / EMA),
-        state=load_file(state) if state.exists() else {},
+        model=GlobalModel(
+            arrays=load_file(path / MODEL),
+            ema=load_file(path / EMA),
+            state=load_file(state) if state.exists() else {},
+        ),
         rounds=read_rounds(path / ROUNDS),
         seconds=float(summary["seconds"]),
         most_frequent=math.nan if share is None else float(share),

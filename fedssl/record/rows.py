@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedssl.core.arrays import NamedArrays
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.remarks import remark_on
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class RoundEnd:
         row: What came of it.
         clients: Its cohort, by number.
         failures: Those of them that gave no usable reply.
-        arrays: Global weights after it.
-        ema: Their moving average.
-        state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        model: The global model after it.
         incidents: What went wrong and was mended, such as a worker that was lost and replaced.
         snapshot: What the run could go on from; None if it could not.
         classes: Its pseudo-labels by class; empty where there were none of known truth.
@@ -174,9 +172,7 @@ class RoundEnd:
     row: RoundRow
     clients: Sequence[ClientRow]
     failures: Sequence[Failure]
-    arrays: NamedArrays
-    ema: NamedArrays
-    state: NamedArrays
+    model: GlobalModel
     incidents: Sequence[str] = ()
     snapshot: "Snapshot | None" = None
     classes: Sequence[ClassRow] = ()
@@ -188,17 +184,13 @@ class Outcome:
     """A finished run.
 
     Args:
-        arrays: Global weights of the last round.
-        ema: Their moving average.
-        state: What the server keeps of the last phase's method, by ``SLOT/NAME``.
+        model: The global model of the last round.
         rounds: Every round.
         seconds: From the first round to the end.
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
     """
 
-    arrays: NamedArrays
-    ema: NamedArrays
-    state: NamedArrays
+    model: GlobalModel
     rounds: tuple[RoundRow, ...]
     seconds: float
     most_frequent: float = NAN

@@ -167,10 +167,10 @@ class RunDirectory(Observer):
         """Write the final weights and the summary, which says that the run is over; checkpoints go."""
         assert self._experiment is not None
         with self._recording():
-            self._write(MODEL, as_safetensors(outcome.arrays))
-            self._write(EMA, as_safetensors(outcome.ema))
-            if outcome.state:
-                self._write(STATE, as_safetensors(outcome.state))
+            self._write(MODEL, as_safetensors(outcome.model.arrays))
+            self._write(EMA, as_safetensors(outcome.model.ema))
+            if outcome.model.state:
+                self._write(STATE, as_safetensors(outcome.model.state))
             self._event("ended", seconds=outcome.seconds)
             self._write(SUMMARY, as_json(summarize(self._experiment, outcome)))
         self._checkpoints.remove()

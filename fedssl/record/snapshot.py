@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import RoundRow
 
 
@@ -28,27 +29,15 @@ class Snapshot:
 
     Args:
         rounds: Every round so far; they say which phase the run is in.
-        arrays: Global weights.
-        ema: Their moving average.
-        state: What the server keeps of the method's state, by ``SLOT/NAME``.
-        strategy: What the strategy keeps between rounds.
-        training: What the server's own training keeps.
-        classifier_names: Names of the classifier's weights in itself -> in the phase's network.
-        fused_size: Clients trained in one step at most, by phase, which may have been measured; 0: one by one.
-        virtual_seconds: The virtual clock; None without ``[system]``.
+        model: The global model.
+        kept: What each part of the server keeps between rounds, by the part's name and its own names.
         seconds: Time that the run has taken.
         clients: What clients keep; None where that is not the grid's to know, and nothing is kept.
     """
 
     rounds: tuple[RoundRow, ...]
-    arrays: NamedArrays
-    ema: NamedArrays
-    state: NamedArrays
-    strategy: NamedArrays
-    training: NamedArrays
-    classifier_names: Mapping[str, str]
-    fused_size: Mapping[int, int]
-    virtual_seconds: float | None
+    model: GlobalModel
+    kept: Mapping[str, NamedArrays]
     seconds: float
     clients: KeptStates | None
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 
-from flwr.serverapp import Grid
-
 from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.client_grid import ClientGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.training.network import build_network
 
 
-def can_resume(experiment: Experiment, grid: Grid, spec: ImageSpec) -> bool:
+def can_resume(experiment: Experiment, grid: ClientGrid, spec: ImageSpec) -> bool:
     """Say whether a checkpoint of a run over a grid holds everything."""
-    return isinstance(grid, LocalGrid) or not any(_kept_at_clients(experiment, spec))
+    return grid.is_simulation or not any(_kept_at_clients(experiment, spec))
 
 
 def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:

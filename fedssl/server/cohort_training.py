@@ -1,13 +1,14 @@
 """One round's requests at work: sent over a grid, their replies noted, checked and summed."""
 
+import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
-from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange import protocol
 from fedssl.exchange.buffers import CohortStatistics
 from fedssl.exchange.reduction import CohortSums, Reduction, Sum, Weigh, by_examples
@@ -23,7 +24,7 @@ Sums = Mapping[str, Sum]
 
 
 def train_cohort(
-    grid: Grid,
+    grid: ClientGrid,
     phase: Phase,
     log: RoundLog,
     sent: Sequence[Message],
@@ -46,43 +47,49 @@ def train_cohort(
         The sums of method state, and of weights where the grid sums them; the next global arrays, where a strategy
         that sums itself makes them.
     """
-    strategy = phase.strategy
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
+    strategy = phase.strategy
     if isinstance(strategy, CohortStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
-    longest = longest_update(phase.experiment, carried[protocol.ARRAYS])
-    reduction = Reduction.of(carried, weigh, longest)
-    sums = CohortSums(reduction, len(units))
-    timeout = phase.experiment.server.timeout
-    aggregate, whole = None, None
-    if isinstance(strategy, CohortStrategy) and isinstance(grid, LocalGrid):
+    server, before = phase.experiment.server, carried[protocol.ARRAYS]
+    sums = CohortSums(
+        Reduction.of(carried, weigh, longest_update(phase.experiment, before)), len(units)
+    )
+    screen = functools.partial(without_outliers, carried=carried, ratio=server.max_update_ratio)
+    aggregate = None
+    if isinstance(strategy, CohortStrategy):
         holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
         answers = grid.reduce(
-            sent, sums, units=units, holdings=holdings, timeout=timeout, meanwhile=meanwhile
+            *(sent, sums),
+            units=units,
+            holdings=holdings,
+            timeout=server.timeout,
+            meanwhile=meanwhile,
+            screen=screen,
         )
         for answer in answers:
             log.note(answer)
     else:
-        if isinstance(grid, LocalGrid):
-            came = grid.stream(sent, timeout=timeout, meanwhile=meanwhile)
-        else:
-            meanwhile()
-            came = without_outliers(
-                sent,
-                list(grid.send_and_receive(sent, timeout=timeout)),
-                carried,
-                phase.experiment.server.max_update_ratio,
-            )
-        replies = log.watch(sent, came, sums)
-        if not isinstance(strategy, CohortStrategy):
-            statistics = CohortStatistics(phase.buffers, sent)
-            replies = statistics.set_aside(replies)
-            aggregate, _ = strategy.aggregate_train(log.round, replies)
-        deque(replies, maxlen=0)  # one that stops early must not hide a reply from the record
-        if aggregate is not None:
-            made = protocol.from_record(aggregate)
-            whole = {**made, **statistics.mean(carried[protocol.ARRAYS])}
-    if isinstance(grid, LocalGrid):
-        for failure in log.failures:
-            grid.states.revert(failure.client)  # of a reply that was refused
-    return sums.result(), whole
+        came = grid.stream(sent, timeout=server.timeout, meanwhile=meanwhile, screen=screen)
+        aggregate = _aggregated_by(strategy, phase, log, sent, log.watch(sent, came, sums), before)
+    for failure in log.failures:
+        grid.states.revert(failure.client)  # of a reply that was refused
+    return sums.result(), aggregate
+
+
+def _aggregated_by(
+    strategy: FlowerStrategy,
+    phase: Phase,
+    log: RoundLog,
+    sent: Sequence[Message],
+    replies: Iterator[Message],
+    before: NamedArrays,
+) -> NamedArrays | None:
+    """Return the next global arrays as a strategy of Flower's makes them of replies; None if it makes none."""
+    statistics = CohortStatistics(phase.buffers, sent)
+    handed = statistics.set_aside(replies)
+    aggregate, _ = strategy.aggregate_train(log.round, handed)
+    deque(handed, maxlen=0)  # a strategy that stops early must not hide a reply from the record
+    if aggregate is None:
+        return None
+    return {**protocol.from_record(aggregate), **statistics.mean(before)}

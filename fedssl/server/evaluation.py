@@ -10,17 +10,15 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.resident import resident
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import RunFailed
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.client_grid import ClientGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, total
 
 WORTH_SHARING = 2048
 """Held-out images from which on workers without GPUs are asked: of fewer, a call costs more than it saves."""
 
 
-def are_shared(workers: LocalGrid | None, num_images: int) -> bool:
+def are_shared(workers: ClientGrid, num_images: int) -> bool:
     """Say whether workers are asked to evaluate so many images; those with GPUs always are, for here it is done without."""
-    if workers is None:
-        return False
     return workers.has_gpus or (workers.num_workers > 1 and num_images >= WORTH_SHARING)
 
 
@@ -28,7 +26,7 @@ def evaluate_models(
     text: str,
     models: Sequence[NamedArrays],
     num_images: int,
-    workers: LocalGrid | None,
+    workers: ClientGrid,
     timeout: float | None = None,
 ) -> list[Evaluation]:
     """Return how each model does on the held-out images.
@@ -37,10 +35,10 @@ def evaluate_models(
         text: The experiment of the phase, as JSON.
         models: Weights by name.
         num_images: Held-out images.
-        workers: Who helps; None: nobody.
+        workers: The grid whose workers may help.
         timeout: Seconds that they may take.
     """
-    if workers is not None and are_shared(workers, num_images):
+    if are_shared(workers, num_images):
         try:
             return _by_workers(text, models, num_images, workers, timeout)
         except RunFailed as error:  # not for this: here it comes to the same, only later
@@ -52,7 +50,7 @@ def _by_workers(
     text: str,
     models: Sequence[NamedArrays],
     num_images: int,
-    workers: LocalGrid,
+    workers: ClientGrid,
     timeout: float | None,
 ) -> list[Evaluation]:
     batches = range(0, num_images, BATCH_SIZE)

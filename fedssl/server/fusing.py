@@ -3,11 +3,15 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedssl.clients.fused_app import fusion_keys, group_size, why_apart
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.core.arrays import NamedArrays
+from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
 from fedssl.experiment.experiment import Experiment
 from fedssl.fusion.fit import GROUP_SIZE, groups
+from fedssl.server.phase import Phase
 
 log = logging.getLogger("fedssl.fusion")
 
@@ -18,21 +22,47 @@ SMALLEST_CUT = 5
 """Clients that are not torn apart for that."""
 
 
-def fused_size(experiment: Experiment, grid: object, by_sums: bool, cohort: Sequence[int]) -> int:
+class Fusing:
+    """How many clients are fused into one step, by phase: decided in a phase's first round and kept, for it may be measured."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+
+    def kept(self) -> NamedArrays:
+        """Return the largest group of each phase that has begun."""
+        return {"phases": np.array([*self._sizes]), "sizes": np.array([*self._sizes.values()])}
+
+    def take_up(self, kept: NamedArrays) -> None:
+        """Go on with what `kept` returned."""
+        self._sizes = dict(zip(kept["phases"].tolist(), kept["sizes"].tolist(), strict=True))
+
+    def units(self, phase: Phase, grid: ClientGrid, clients: Sequence[int]) -> list[Span]:
+        """Return which clients of a cohort train together, as positions; all single where nobody is fused.
+
+        Args:
+            phase: The phase.
+            grid: Where its clients are.
+            clients: The cohort's numbers, in the order in which they are sent.
+        """
+        if phase.index not in self._sizes:
+            self._sizes[phase.index] = fused_size(phase, grid, clients)
+        return fused_units(phase.experiment, clients, self._sizes[phase.index])
+
+
+def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
     """Return how many clients of a phase are trained in one step at most; 0 for one by one, and says why.
 
     Args:
-        experiment: As it stands in the phase.
+        phase: The phase.
         grid: Where its clients are.
-        by_sums: Whether the strategy does with sums.
         cohort: Clients of a round, by number; who is measured under ``engine.fuse = "auto"``.
     """
-    fuse = experiment.engine.fuse
+    experiment, fuse = phase.experiment, phase.experiment.engine.fuse
     if fuse == "off":
         return 0
-    if not isinstance(grid, LocalGrid):
+    if not grid.is_simulation:
         why: str | None = "Flower's own runtime hands out one client at a time"
-    elif not by_sums:
+    elif not phase.by_sums:
         why = f"strategy {experiment.strategy.kind!r} needs the reply of each client"
     else:
         why = why_apart(experiment)

@@ -10,6 +10,7 @@ from torch import nn
 from fedssl.exchange.census import Census
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Floats
+from fedssl.strategies.base import CohortStrategy
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Phase:
     network: nn.Module
     strategy: Strategy
     work: Floats
+
+    @property
+    def by_sums(self) -> bool:
+        """Whether the strategy needs no more of the replies than their weighted sums, which workers make."""
+        return isinstance(self.strategy, CohortStrategy)
 
     @property
     def buffers(self) -> frozenset[str]:

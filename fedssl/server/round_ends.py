@@ -5,11 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flwr.serverapp import Grid
-
-from fedssl.core.arrays import NamedArrays
-from fedssl.engine.local_grid import LocalGrid
+from fedssl.engine.client_grid import ClientGrid
 from fedssl.metrics.accuracy import Evaluation
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import NAN, Observer, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.evaluation import are_shared, evaluate_models
@@ -24,7 +22,7 @@ class Finished:
     Args:
         phase: Its phase.
         log: What was seen of it.
-        arrays, ema, state: Global weights, their moving average and the method's state after it.
+        model: The global model after it.
         virtual_seconds: The virtual clock after it; NaN without one.
         seconds: It took.
         is_evaluated: Whether its weights are to be evaluated.
@@ -33,9 +31,7 @@ class Finished:
 
     phase: Phase
     log: RoundLog
-    arrays: NamedArrays
-    ema: NamedArrays
-    state: NamedArrays
+    model: GlobalModel
     virtual_seconds: float = NAN
     seconds: float = NAN
     is_evaluated: bool = False
@@ -54,10 +50,10 @@ class RoundEnds:
         num_images: Held-out images.
     """
 
-    def __init__(self, grid: Grid, observers: Sequence[Observer], num_images: int) -> None:
+    def __init__(self, grid: ClientGrid, observers: Sequence[Observer], num_images: int) -> None:
         self.rows: list[RoundRow] = []
         """Of the rounds that are recorded."""
-        self._workers = grid if isinstance(grid, LocalGrid) else None
+        self._workers = grid
         self._observers = observers
         self._num_images = num_images
         self._waiting: Finished | None = None
@@ -100,23 +96,19 @@ class RoundEnds:
 
     def _evaluate(self, finished: Finished) -> list[Evaluation]:
         """Return how the global model and its average do."""
-        phase, models = finished.phase, [finished.arrays, finished.ema]
+        phase, models = finished.phase, [finished.model.arrays, finished.model.ema]
         timeout = phase.experiment.server.timeout
         return evaluate_models(phase.text, models, self._num_images, self._workers, timeout)
 
     def _tell(self, finished: Finished, row: RoundRow, snapshot: Snapshot | None) -> None:
-        incidents: list[str] = []
-        if self._workers is not None:
-            incidents, self._workers.incidents = self._workers.incidents, []
+        incidents, self._workers.incidents = self._workers.incidents, []
         log = finished.log
         incidents = [*incidents, *log.incidents]
         end = RoundEnd(
             row,
             log.clients,
             log.failures,
-            finished.arrays,
-            finished.ema,
-            finished.state,
+            finished.model,
             incidents,
             snapshot,
             log.class_rows(),

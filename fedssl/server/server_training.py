@@ -6,6 +6,7 @@ Diao et al. (SemiFL), NeurIPS 2022, arXiv:2106.01432, Algorithm 1, where server 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,9 @@ from fedssl.training.loop import fit
 
 PRIVATE = "(private)"
 """Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
+
+PHASE = "(phase)"
+"""Name of the array that says, among those that are kept, to which phase they belong."""
 
 
 class ServerTraining:
@@ -42,13 +46,14 @@ class ServerTraining:
         self.numbers: Mapping[str, float] = {}
         """What the server's method recorded in the last round; see `Loss.numbers`."""
 
-    def state(self) -> NamedArrays:
-        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared."""
-        return self._kept
+    def kept(self) -> NamedArrays:
+        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared; and their phase."""
+        return {**self._kept, PHASE: np.array(self._phase)}
 
-    def load_state(self, state: NamedArrays, phase: int) -> None:
-        """Take up what `state` returned in a round of a phase."""
-        self._kept, self._phase = state, phase
+    def take_up(self, kept: NamedArrays) -> None:
+        """Go on with what `kept` returned."""
+        self._kept = {name: array for name, array in kept.items() if name != PHASE}
+        self._phase = int(kept[PHASE])
 
     def train(
         self,

@@ -221,7 +221,7 @@ def test_the_census_ends_a_run_below_the_floor_before_its_first_round(home):
     grid = Nodes([{"partition-id": 0, "data-path": home, **FLOOR}])
     with pytest.raises(RunFailed, match=r"client 0: privacy-clipping-norm"):
         serve(private(), grid, [])
-    assert serve(private(PROMISE), grid, []).arrays
+    assert serve(private(PROMISE), grid, []).model.arrays
 
 
 def test_join_passes_the_floor_to_the_node_as_flower_reads_it():

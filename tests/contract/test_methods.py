@@ -50,11 +50,11 @@ def test_a_federation_trains_with_it_to_the_same_bits_on_both_grids(method, ray_
     parallel = serve(experiment, ray_grid, [])
     assert serial.rounds[-1].clients_ok == 5
     assert serial.rounds[-1].clients_failed == 0
-    assert all(np.isfinite(array).all() for array in serial.arrays.values())
-    assert same_bits(serial.arrays, again.arrays)
-    assert same_bits(serial.arrays, parallel.arrays)
-    assert same_bits(serial.ema, parallel.ema)
-    assert same_bits(serial.state, parallel.state)
+    assert all(np.isfinite(array).all() for array in serial.model.arrays.values())
+    assert same_bits(serial.model.arrays, again.model.arrays)
+    assert same_bits(serial.model.arrays, parallel.model.arrays)
+    assert same_bits(serial.model.ema, parallel.model.ema)
+    assert same_bits(serial.model.state, parallel.model.state)
 
 
 def test_every_hook_of_the_interface_is_used(ray_grid):
@@ -64,9 +64,9 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
     )
     grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
-    assert not any(key.startswith(("head.", "memory/")) for key in outcome.arrays)
-    assert any(key.startswith("second.") for key in outcome.arrays)
-    assert outcome.state["marginal/mass"].sum() == pytest.approx(1, abs=1e-5)
+    assert not any(key.startswith(("head.", "memory/")) for key in outcome.model.arrays)
+    assert any(key.startswith("second.") for key in outcome.model.arrays)
+    assert outcome.model.state["marginal/mass"].sum() == pytest.approx(1, abs=1e-5)
     kept = kept_states(grid)[0].array_records
     assert kept["phase-0.memory"]["rounds"].numpy() == 3
     seen = kept["phase-0.memory"]["seen"].numpy()
@@ -91,8 +91,8 @@ def test_state_lives_where_the_experiment_says(kind, field, slot, scope):
     )
     grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
-    assert not any("/" in key for key in outcome.arrays)
-    assert any(key.startswith(f"{slot}/") for key in outcome.state) == (scope == "server")
+    assert not any("/" in key for key in outcome.model.arrays)
+    assert any(key.startswith(f"{slot}/") for key in outcome.model.state) == (scope == "server")
     kept = {c for c, state in kept_states(grid).items() if f"phase-0.{slot}" in state.array_records}
     assert kept == (set(range(6)) if scope == "client" else set())
 
@@ -133,8 +133,8 @@ def test_a_classifier_keeps_its_weights_when_a_method_puts_it_into_another_netwo
         outcome = serve(small_experiment(rounds=None, phases=phases), SerialGrid(Apps(app), 6), [])
         alone = serve(small_experiment(method="supervised", rounds=2), SerialGrid(Apps(app), 6), [])
         prefix = "classifier." if kinds[-1] == "remixmatch" else ""
-        for name, array in alone.arrays.items():
-            assert np.allclose(outcome.arrays[prefix + name], array, atol=1e-6), name
+        for name, array in alone.model.arrays.items():
+            assert np.allclose(outcome.model.arrays[prefix + name], array, atol=1e-6), name
 
 
 def test_a_phase_may_change_the_method_and_its_network():
@@ -150,7 +150,7 @@ def test_a_phase_may_change_the_method_and_its_network():
     outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert [row.method for row in outcome.rounds] == ["supervised", "mean_teacher", "fixmatch"]
     assert [row.clients_ok for row in outcome.rounds] == [3, 3, 6]
-    assert not outcome.state
+    assert not outcome.model.state
 
 
 @pytest.mark.parametrize("kind", WITHOUT)
@@ -162,5 +162,5 @@ def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
     assert (federation_of(supervised).labeled_sizes == 0).any()
     weightless = small_experiment(method=WITHOUT[kind], **shared)
     first, second = (serve(e, SerialGrid(Apps(app), 6), []) for e in (supervised, weightless))
-    assert same_bits(first.arrays, second.arrays)
-    assert same_bits(first.ema, second.ema)
+    assert same_bits(first.model.arrays, second.model.arrays)
+    assert same_bits(first.model.ema, second.model.ema)

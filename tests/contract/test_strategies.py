@@ -50,9 +50,9 @@ def test_a_federation_runs_with_it_the_same_way_twice(section):
     first = serve(experiment, SerialGrid(Apps(app), 6), [])
     second = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert [row.clients_ok for row in first.rounds] == [3, 3]
-    for name, array in first.arrays.items():
+    for name, array in first.model.arrays.items():
         assert np.isfinite(array).all()
-        assert array.tobytes() == second.arrays[name].tobytes()
+        assert array.tobytes() == second.model.arrays[name].tobytes()
 
 
 def messages_of(section, census, round=1, sample=3):
@@ -216,8 +216,6 @@ SPOILT = {
     "type": (lambda r: with_arrays(r, lambda a: {k: v.astype(np.float64) for k, v in a.items()}), "shape or type"),
     "count": (lambda r: with_metric(r, "num-examples", float("nan")), "num-examples is nan"),
     "negative": (lambda r: with_metric(r, "num-labeled", -3), "num-labeled is -3"),
-    "classes": (lambda r: with_metric(r, "pseudo-by-class", [0.0] * 39), "pseudo-by-class has 39 numbers, not 40"),
-    "no list": (lambda r: with_metric(r, "pseudo-by-class", 3.0), "pseudo-by-class has 1 numbers, not 40"),
     "class": (lambda r: with_metric(r, "pseudo-by-class", [-1.0] * 40), "pseudo-by-class holds -1"),
     "odd class": (lambda r: with_metric(r, "pseudo-by-class", [float("inf")] * 40), "pseudo-by-class holds inf"),
     "more images": (lambda r: with_metric(r, "num-examples", 10**12), "and the census said"),
@@ -237,7 +235,7 @@ def test_replies_that_must_not_be_averaged(case, section):
     seen = Watcher()
     outcome = serve(small_experiment(strategy=section), Tampering(spoil), [seen])
     assert all(row.clients_failed == 1 and row.clients_ok == 2 for row in outcome.rounds)
-    assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+    assert all(np.isfinite(array).all() for array in outcome.model.arrays.values())
     assert all(reason in failure.reason for failure in seen.failures)
     assert len(seen.failures) == 2
 
@@ -263,7 +261,7 @@ def test_an_answer_that_is_not_finite_leaves_the_old_model_and_is_an_incident():
         assert [len(row) for row in seen.incidents] == [0, 1, 0, 1]
         said = seen.incidents[1][0]
         assert "not finite: the old model is kept; the round averaged clients [" in said
-        assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+        assert all(np.isfinite(array).all() for array in outcome.model.arrays.values())
         assert outcome.rounds[0].server_loss == outcome.rounds[1].server_loss
         assert outcome.rounds[1].server_loss != outcome.rounds[2].server_loss
         patch.setattr(kind, "build", lambda self, cohorts: Unusable(cohorts, (2, 3)))
@@ -354,7 +352,7 @@ def test_a_servers_optimizer_goes_on_through_phases():
     phased = small_experiment(
         strategy=adam, rounds=None, method=supervised, phases=[{"rounds": 1}, {"rounds": 2}]
     )
-    first, second = (serve(e, SerialGrid(Apps(app), 6), []).arrays for e in (whole, phased))
+    first, second = (serve(e, SerialGrid(Apps(app), 6), []).model.arrays for e in (whole, phased))
     assert all(first[k].tobytes() == second[k].tobytes() for k in first)
 
 
@@ -411,10 +409,12 @@ def test_the_moving_average_takes_the_latest_statistics_of_normalization(norm):
     """Its weights lag behind the global model's, its buffers are the global model's own."""
     experiment = small_experiment(rounds=3, model={"norm": norm}, method="supervised")
     outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
-    buffers = {name for name in outcome.arrays if "mean" in name or "var" in name or "num" in name}
+    buffers = {
+        name for name in outcome.model.arrays if "mean" in name or "var" in name or "num" in name
+    }
     assert buffers
-    for name, array in outcome.arrays.items():
-        assert (array == outcome.ema[name]).all() == (name in buffers), name
+    for name, array in outcome.model.arrays.items():
+        assert (array == outcome.model.ema[name]).all() == (name in buffers), name
 
 
 STATISTICS = [
@@ -439,7 +439,7 @@ def test_distributions_stay_distributions_whatever_the_strategy_does_with_weight
     distributions = {
         "statistics/probs", "statistics/shares", "status/shares", "alignment/recent",
     }  # fmt: skip
-    found = [outcome.state[name] for name in distributions & set(outcome.state)]
+    found = [outcome.model.state[name] for name in distributions & set(outcome.model.state)]
     assert found
     for array in found:
         assert (array >= 0).all()
@@ -458,7 +458,9 @@ def test_the_servers_state_is_the_mean_of_the_cohorts_by_images():
     everything = np.concatenate(memories)
     counts = np.bincount(everything + 1, minlength=11)
     assert len(memories) == 3
-    np.testing.assert_allclose(outcome.state["status/shares"], counts / counts.sum(), atol=1e-6)
+    np.testing.assert_allclose(
+        outcome.model.state["status/shares"], counts / counts.sum(), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES_OF_ALL_KINDS, ids=lambda s: str(list(s.values())))
@@ -471,7 +473,7 @@ def test_remixmatch_aligns_to_the_labels_of_the_cohort_wherever_they_are(strateg
     drawn = federation_of(experiment)
     expected = np.bincount(drawn.given[drawn.labeled], minlength=10) / drawn.labeled.sum()
     assert len(set(drawn.labeled_sizes.tolist())) > 2
-    state = serve(experiment, SerialGrid(Apps(app), 6), []).state
+    state = serve(experiment, SerialGrid(Apps(app), 6), []).model.state
     alignment = {key: torch.from_numpy(state[f"alignment/{key}"]) for key in ("labels", "steps")}
     found = ReMixMatch(label_decay=0).wanted_distribution(alignment)
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -59,8 +59,8 @@ def test_every_strategy_of_flower_that_can_be_named_is_tried_or_refused():
 @pytest.mark.parametrize("strategy", OPTIMIZERS, ids=lambda section: section["kind"])
 def test_statistics_are_the_cohorts_mean_under_every_strategy(strategy):
     grid = SerialGrid(Apps(app), 6)
-    plain = serve(with_statistics("fedavg"), grid, []).arrays
-    served = serve(with_statistics(strategy), SerialGrid(Apps(app), 6), []).arrays
+    plain = serve(with_statistics("fedavg"), grid, []).model.arrays
+    served = serve(with_statistics(strategy), SerialGrid(Apps(app), 6), []).model.arrays
     expected = statistics(plain)
     assert expected
     for name, array in expected.items():
@@ -78,9 +78,9 @@ def test_a_step_of_a_strategy_of_ones_own_is_handed_parameters_only(monkeypatch)
         seen.append((set(arrays), set(aggregate)))
         return {name: array + 1 for name, array in aggregate.items()}
 
-    plain = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).arrays
+    plain = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).model.arrays
     monkeypatch.setattr(CohortStrategy, "after", after)
-    moved = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).arrays
+    moved = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).model.arrays
     parameters = set(plain) - set(statistics(plain))
     assert seen == [(parameters, parameters)]
     for name, array in plain.items():
@@ -93,8 +93,8 @@ def test_momentum_goes_on_from_where_the_server_trained_to():
     settings = {"server_momentum": 1e-12, "server_learning_rate": 1.0}
     plain = small_experiment(strategy="flwr:FedAvg", **sections)
     momentum = small_experiment(strategy={"kind": "flwr:FedAvgM", "options": settings}, **sections)
-    expected = serve(plain, SerialGrid(Apps(app), 6), []).arrays
-    arrays = serve(momentum, SerialGrid(Apps(app), 6), []).arrays
+    expected = serve(plain, SerialGrid(Apps(app), 6), []).model.arrays
+    arrays = serve(momentum, SerialGrid(Apps(app), 6), []).model.arrays
     for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_one_reply_of_another_form_ends_no_run(kind, lie):
     seen = Rounds()
     outcome = serve(experiment, SerialGrid(Apps(lying(lie)), 6), [seen])
     assert seen.ok[0] >= 2
-    assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+    assert all(np.isfinite(array).all() for array in outcome.model.arrays.values())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def run_with(answer, grid=ours, **sections):
 
 
 def displacement(one, other):
-    return update_norm(one.arrays, other.arrays)
+    return update_norm(one.model.arrays, other.model.arrays)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
@@ -297,7 +297,7 @@ def test_what_is_not_far_longer_is_averaged_in_a_deployment_too():
     more, _ = run_with(pushing(100.0), Strangers, **still, server={"max_update_ratio": 1e9})
     assert [row.clients_ok for row in more.rounds] == [10]
     same, other = run_with(app)[0], run_with(app, Strangers)[0]
-    assert all(other.arrays[n].tobytes() == a.tobytes() for n, a in same.arrays.items())
+    assert all(other.model.arrays[n].tobytes() == a.tobytes() for n, a in same.model.arrays.items())
 
 
 def sending(**state):
@@ -334,7 +334,7 @@ def test_no_state_of_one_client_ends_a_deployments_run(method, state, strategy):
     )
     assert seen.ok == [9, 9, 9]
     assert "state" in seen.failures[0].reason
-    assert all(np.isfinite(array).all() for array in outcome.arrays.values())
+    assert all(np.isfinite(array).all() for array in outcome.model.arrays.values())
 
 
 @pytest.mark.parametrize("kind", ["remixmatch", "freematch", "softmatch"])
@@ -358,7 +358,7 @@ def test_of_two_clients_neither_can_have_the_other_refused():
 
 def test_a_bound_that_nobody_meets_changes_no_bit_on_any_path():
     plain, bound = run_with(app), run_with(app, server={"max_update_norm": 1e6})
-    assert all(bound[0].arrays[n].tobytes() == a.tobytes() for n, a in plain[0].arrays.items())
+    assert all(bound[0].model.arrays[n].tobytes() == a.tobytes() for n, a in plain[0].model.arrays.items())
 
 
 def test_a_bound_that_everybody_breaks_ends_the_run_with_the_reason():

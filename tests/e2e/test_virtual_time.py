@@ -99,7 +99,7 @@ def test_a_round_that_nobody_makes_leaves_the_weights_and_the_run_goes_on():
     assert [(row.clients_ok, row.clients_lost) for row in outcome.rounds] == [(0, 3)] * 2
     assert outcome.rounds[-1].virtual_seconds == 2000
     other = run(rounds=1, system={**SYSTEM, "dropout": 1.0, "deadline": 1000.0})
-    for name, array in outcome.arrays.items():
+    for name, array in outcome.model.arrays.items():
         assert np.array_equal(other.arrays[name], array)
 
 
@@ -132,8 +132,8 @@ def test_few_that_are_there_make_a_small_cohort(tmp_path):
 def test_a_state_at_the_server_survives_lost_clients():
     method = {"kind": "freematch", "unlabeled_ratio": 2}
     outcome = run(rounds=3, method=method, system={**SYSTEM, "dropout": 0.5, "deadline": 1000.0})
-    assert outcome.state
-    assert all(np.isfinite(array).all() for array in outcome.state.values())
+    assert outcome.model.state
+    assert all(np.isfinite(array).all() for array in outcome.model.state.values())
 
 
 def test_a_deadline_that_nobody_can_meet_is_refused():

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
-from fedssl.exchange.checks import COUNT_LIMIT, LARGEST_WEIGHT, MOST_METRICS, Holding
+from fedssl.exchange.checks import COUNT_LIMIT, LARGEST_WEIGHT, Holding
 from fedssl.exchange.reduction import Answer, CohortSums, Reduction, by_examples
+from fedssl.exchange.replies import MOST_METRICS
 from fedssl.server.round_log import RoundLog
 
 protocol.claim_identity(1)
@@ -47,7 +48,7 @@ def added(message: Message) -> tuple[Answer, float]:
     """Return what is left of a reply beside an honest one, and the weight behind their sum, which must be usable."""
     weigh = {protocol.ARRAYS: by_examples, protocol.STATE: by_examples}
     carried = {protocol.ARRAYS: MODEL, protocol.STATE: STATE}
-    sums = CohortSums(Reduction.of(carried, weigh, CLASSES), 2)
+    sums = CohortSums(Reduction.of(carried, weigh), 2)
     answer = sums.add(0, message, HOLDING)
     assert sums.add(1, reply(), HOLDING).metrics is not None
     for total, weight in sums.result().values():
@@ -69,7 +70,8 @@ def refused(message: Message, reason: str) -> None:
 def test_an_honest_reply_is_added():
     answer, weight = added(reply())
     assert answer.num_bytes == protocol.num_bytes(reply().content)
-    assert (answer.metrics["num-confident"], answer.by_class, weight) == (16.8, [1.0] * 8, 40)
+    assert (answer.metrics["num-confident"], weight) == (16.8, 40)
+    assert answer.lists == {protocol.BY_CLASS: [1.0] * 8}
     of_no_steps = HONEST | {"num-steps": 0, "loss": math.nan}
     assert added(reply(of_no_steps))[0].metrics is not None
 
@@ -97,7 +99,7 @@ def test_an_honest_reply_is_added():
         ("update-norm", math.nan, "update-norm is nan"),
         ("of-its-own", 1e31, "of-its-own is 1e+31"),
         ("pseudo-by-class", [1e308] * 8, "pseudo-by-class holds 1e+308"),
-        ("pseudo-by-class", [0.0] * 10**6, "has 1000000 numbers, not 8"),
+        ("pseudo-by-class", [0.0] * 10**6, "has 1000000 numbers, more than 400000"),
         ("num-confident", [1.0], "num-confident is missing"),
     ],
 )
@@ -120,7 +122,7 @@ def test_no_variance_is_below_zero():
 
 def test_there_is_a_limit_to_the_number_of_metrics():
     many = {f"m{i}": 1.0 for i in range(MOST_METRICS)}
-    refused(reply(HONEST | many), "77 metrics, more than 64")
+    refused(reply(HONEST | many), f"{MOST_METRICS + len(HONEST)} metrics, more than {MOST_METRICS}")
     few = dict(list(many.items())[: MOST_METRICS - len(HONEST)])
     assert added(reply(HONEST | few))[0].metrics is not None
 
@@ -251,7 +253,10 @@ def test_a_reply_is_refused_or_within_bounds(metrics, arrays, in_state):
         reply(HONEST | metrics, **{protocol.STATE if in_state else protocol.ARRAYS: record})
     )
     log = RoundLog(
-        1, Census(tuple(map(protocol.node_of, range(2))), np.array([1, 20]), np.array([1, 4])), {}
+        1,
+        Census(tuple(map(protocol.node_of, range(2))), np.array([1, 20]), np.array([1, 4])),
+        {},
+        CLASSES,
     )
     log.note(answer)
     log.close()
@@ -265,6 +270,24 @@ def test_a_reply_is_refused_or_within_bounds(metrics, arrays, in_state):
     assert all(math.isfinite(row.considered) for row in log.class_rows())
 
 
+@pytest.mark.parametrize("counts", [[1.0] * 7, [], [1.0] * 9])
+def test_counts_of_other_classes_are_left_out_and_said(counts):
+    answer, _ = added(reply(HONEST | {protocol.BY_CLASS: counts}))
+    log = RoundLog(1, Census.unknown(2), {}, CLASSES)
+    log.note(answer)
+    assert log.class_rows() == []
+    assert not counts or f"they are {len(counts)}, not 4 times 2" in log.incidents[0]
+
+
+@pytest.mark.parametrize("name", ["number/a/b", "number/", "number/=1+1", "number/" + "x" * 60])
+def test_a_number_under_a_false_name_is_left_out_and_said(name):
+    answer, _ = added(reply(HONEST | {name: 1.0}))
+    log = RoundLog(1, Census.unknown(2), {}, CLASSES)
+    log.note(answer)
+    assert log.number_rows() == []
+    assert "numbers are left out" in log.incidents[0]
+
+
 @given(st.text(max_size=50), st.integers(0, 10**5))
 @settings(max_examples=50, deadline=None)
 def test_reasons_are_short_and_plain(text, times):
@@ -275,7 +298,7 @@ def test_reasons_are_short_and_plain(text, times):
 
 
 def test_a_reason_keeps_its_first_and_last_lines():
-    log = RoundLog(1, Census.unknown(2), {})
+    log = RoundLog(1, Census.unknown(2), {}, CLASSES)
     long = "Traceback\n" + "x" * 2 * 10**7 + "\n=HYPERLINK(\x1b[2J)"
     log.note(Answer(protocol.node_of(1), None, reason=long))
     assert log.clients[0].reason == "=HYPERLINK(\\x1b[2J)"

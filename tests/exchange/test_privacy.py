@@ -117,7 +117,7 @@ def test_every_update_that_leaves_a_client_is_clipped_and_fedavg_is_their_mean()
     for update in bound.updates:
         assert distance(*update) == pytest.approx(1e-2, rel=1e-3)
     before = bound.updates[0][0]
-    for name, array in outcome.arrays.items():
+    for name, array in outcome.model.arrays.items():
         expected = np.mean(
             [
                 before[name] + (after[name] - before[name]) * 1e-2 / distance(before, after)
@@ -131,7 +131,9 @@ def test_every_update_that_leaves_a_client_is_clipped_and_fedavg_is_their_mean()
 def test_a_bound_that_nobody_meets_changes_no_bit():
     plain = serve(small_experiment(), SerialGrid(Apps(app), 6), [])
     bound = serve(small_experiment(privacy=FREE), SerialGrid(Apps(app), 6), [])
-    assert all(bound.arrays[n].tobytes() == a.tobytes() for n, a in plain.arrays.items())
+    assert all(
+        bound.model.arrays[n].tobytes() == a.tobytes() for n, a in plain.model.arrays.items()
+    )
 
 
 def test_the_noise_of_a_client_has_the_deviation_that_the_file_says():
@@ -152,7 +154,7 @@ def test_the_noise_of_the_server_is_a_cohorts_share_of_it():
         experiment = small_experiment(
             rounds=1, strategy=UNIFORM, privacy={"clipping_norm": 0.1, **privacy}
         )
-        return serve(experiment, SerialGrid(Apps(app), 6), []).arrays
+        return serve(experiment, SerialGrid(Apps(app), 6), []).model.arrays
 
     quiet, noisy = run(), run(noise_multiplier=2.0, noise_at="server")
     noise = np.concatenate([(noisy[name] - quiet[name]).ravel() for name in quiet])
@@ -168,7 +170,7 @@ def test_noise_is_the_same_on_every_engine(at):
             strategy=UNIFORM, privacy=privacy, engine={"kind": kind, "workers": workers}
         )
         with Engine() as workforce:
-            results.append(workforce.run(experiment).arrays)
+            results.append(workforce.run(experiment).model.arrays)
     for other in results[1:]:
         assert all(other[name].tobytes() == a.tobytes() for name, a in results[0].items())
 
@@ -188,8 +190,8 @@ def test_fused_clients_send_what_each_alone_would_but_for_rounding():
     )
     fused = small_experiment(**{**_sections(experiment), "engine": {"fuse": "on"}})
     seen = Units()
-    together = serve(fused, SerialGrid(Apps(app, train_together), 6), [seen]).arrays
-    alone = serve(experiment, SerialGrid(Apps(app), 6), []).arrays
+    together = serve(fused, SerialGrid(Apps(app, train_together), 6), [seen]).model.arrays
+    alone = serve(experiment, SerialGrid(Apps(app), 6), []).model.arrays
     assert seen.ok == 6
     for name, array in alone.items():
         np.testing.assert_allclose(together[name], array, atol=1e-5)

@@ -118,7 +118,7 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     assert metrics["pseudo-right"] == 6
     assert metrics["update-norm"] == 1.5
     assert "pseudo-by-class" not in metrics
-    assert protocol.class_counts(protocol.all_metrics_of(reply)) == [0.0] * 8
+    assert protocol.all_metrics_of(reply)[protocol.BY_CLASS] == [0.0] * 8
     assert reply.metadata.src_node_id == protocol.node_of(3)
 
 

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.kept import as_array, from_array
 from fedssl.engine.client_states import ClientStates
-from fedssl.record.checkpoint import Checkpoints
+from fedssl.record.checkpoint import FORMAT, Checkpoints
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import Lines, Table, read_rounds
 from fedssl.record.rows import RoundEnd, RoundRow
 from fedssl.record.run_directory import RunDirectory
@@ -33,14 +35,12 @@ def snapshot(states: ClientStates | None, rounds: int) -> Snapshot:
     arrays = {"b": np.full(3, rounds, np.float32), "a": np.ones((2, 0)), "0-d": np.array(7)}
     return Snapshot(
         rounds=tuple(row(i + 1) for i in range(rounds)),
-        arrays=arrays,
-        ema={},
-        state={"slot/mask": np.array([True, False])},
-        strategy={"m/b": np.ones(2)},
-        training={},
-        classifier_names={"weight": "first.weight"},
-        fused_size={0: 5},
-        virtual_seconds=0.1 + 0.2,
+        model=GlobalModel(arrays, {}, {"slot/mask": np.array([True, False])}),
+        kept={
+            "strategy": {"m/b": np.ones(2)},
+            "clock": {"now": np.array(0.1 + 0.2)},
+            "model": {"names": as_array({"weight": "first.weight"})},
+        },
         seconds=1.5,
         clients=states,
     )
@@ -85,11 +85,14 @@ def test_a_checkpoint_is_read_as_it_was_written(path):
     save(path, Checkpoints(path), taken)
     found = Checkpoints(path).find().snapshot
     assert found is not None
-    assert (found.virtual_seconds, found.seconds) == (0.1 + 0.2, 1.5)
-    assert found.classifier_names == taken.classifier_names
-    assert found.fused_size == taken.fused_size
-    for part in ("arrays", "ema", "state", "strategy", "training"):
-        was, now = getattr(taken, part), getattr(found, part)
+    assert found.seconds == 1.5
+    assert found.kept["clock"]["now"] == 0.1 + 0.2
+    assert from_array(found.kept["model"]["names"]) == {"weight": "first.weight"}
+    parts = {**taken.model.parts(), **taken.kept}
+    again = {**found.model.parts(), **found.kept}
+    assert list(parts) == list(again)
+    for part, was in parts.items():
+        now = again[part]
         assert list(was) == list(now)  # in their order too: strategies zip
         for name, array in was.items():
             assert (now[name].dtype, now[name].shape) == (array.dtype, array.shape)
@@ -173,7 +176,7 @@ def test_another_version_is_refused_and_nothing_is_touched(tmp_path, monkeypatch
         run(experiment, tmp_path / "run", Stopper(2, KeyboardInterrupt()))
     files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with monkeypatch.context() as patched:
-        patched.setattr("fedssl.record.checkpoint.FORMAT", 2)
+        patched.setattr("fedssl.record.checkpoint.FORMAT", FORMAT + 1)
         with pytest.raises(InputError, match="by another version"):
             go_on(experiment, tmp_path / "run")
     rounds = tmp_path / "run" / "rounds.csv"
@@ -286,11 +289,10 @@ def test_a_snapshot_stays_what_it_was_while_the_run_goes_on(tmp_path):
 
     def content(snapshot: Snapshot) -> bytes:
         parts = (
-            snapshot.arrays,
-            snapshot.ema,
-            snapshot.state,
-            snapshot.strategy,
-            snapshot.training,
+            snapshot.model.arrays,
+            snapshot.model.ema,
+            snapshot.model.state,
+            *snapshot.kept.values(),
         )
         return b"".join(array.tobytes() for part in parts for array in part.values())
 

@@ -24,6 +24,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, said_of_data
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
@@ -68,7 +69,7 @@ def test_everything_is_there(finished):
     _, path, _ = finished
     assert sorted(p.name for p in path.iterdir()) == [
         "classes.csv", "clients.csv", "data.json", "ema.safetensors", "environment.json", "events.jsonl", "experiment.toml",
-        "model.safetensors", "partition.csv", "rounds.csv", "summary.json",
+        "model.safetensors", "numbers.csv", "partition.csv", "rounds.csv", "summary.json",
     ]  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_drift_is_how_far_clients_and_their_aggregate_went(tmp_path, strategy):
 
     class Keep(Observer):
         def round_ended(self, end):
-            models.append(end.arrays)
+            models.append(end.model.arrays)
 
     serve(
         small_experiment(rounds=3, strategy=strategy),
@@ -163,10 +164,10 @@ def test_what_is_clipped_is_not_measured_at_clients(tmp_path):
 def test_weights(finished):
     _, path, outcome = finished
     model, ema = load_file(path / "model.safetensors"), load_file(path / "ema.safetensors")
-    for name, array in outcome.arrays.items():
+    for name, array in outcome.model.arrays.items():
         assert np.array_equal(model[name], array)
         assert (model[name].shape, model[name].dtype) == (array.shape, array.dtype)
-        assert np.array_equal(ema[name], outcome.ema[name])
+        assert np.array_equal(ema[name], outcome.model.ema[name])
 
 
 def test_the_ema_is_the_mean_of_the_first_models():
@@ -175,10 +176,10 @@ def test_the_ema_is_the_mean_of_the_first_models():
 
     class Keep(Observer):
         def round_ended(self, end):
-            models.append(end.arrays)
+            models.append(end.model.arrays)
 
     outcome = serve(small_experiment(rounds=3), SerialGrid(Apps(app), 6), [Keep()])
-    for name, average in outcome.ema.items():
+    for name, average in outcome.model.ema.items():
         np.testing.assert_allclose(average, np.mean([m[name] for m in models], axis=0), atol=1e-6)
 
 
@@ -293,7 +294,7 @@ def test_what_was_mended_is_one_line(terminal):
     display = make_display(Console(file=out, force_terminal=terminal, width=100))
     lost = "worker 1, units 3 to 5: worker lost: The actor died\n\tpid: 77"
     display.began(small_experiment(), federation_of(small_experiment()))
-    display.round_ended(RoundEnd(row(1, 0.5), [], [], {}, {}, {}, incidents=[lost]))
+    display.round_ended(RoundEnd(row(1, 0.5), [], [], GlobalModel(), incidents=[lost]))
     display.failed("")
     assert "mended: worker 1, units 3 to 5: worker lost: The actor died" in out.getvalue()
     assert "pid" not in out.getvalue()
@@ -320,7 +321,7 @@ def row(round, accuracy, pseudo=NAN, failed=0):
 
 
 def outcome_of(accuracies):
-    return Outcome({}, {}, {}, tuple(row(i + 1, a) for i, a in enumerate(accuracies)), 2.0)
+    return Outcome(GlobalModel(), tuple(row(i + 1, a) for i, a in enumerate(accuracies)), 2.0)
 
 
 def test_the_reported_accuracy_is_the_mean_of_the_last_rounds_never_the_best():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedssl import run
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.remarks import FEWEST_ROUNDS, most_frequent_share, remark_on
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import NAN, Outcome, RoundRow, summarize
@@ -68,7 +69,7 @@ def test_rounds_without_an_evaluation_and_unknown_shares_say_nothing():
 
 def test_the_last_line_the_summary_and_a_comparison_say_it(tmp_path):
     experiment = small_experiment(rounds=5)
-    outcome = Outcome({}, {}, {}, rows(*[0.1] * 5), 1.0, most_frequent=0.2)
+    outcome = Outcome(GlobalModel(), rows(*[0.1] * 5), 1.0, most_frequent=0.2)
     remark = summarize(experiment, outcome)["remark"]
     assert remark
     assert closing_line(experiment, outcome).endswith(f". {remark}")

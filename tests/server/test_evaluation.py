@@ -3,6 +3,7 @@
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray.grid import RayGrid
+from fedssl.engine.remote_grid import RemoteGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
 from fedssl.server import evaluation
@@ -27,7 +28,7 @@ def test_shares_add_up_to_the_whole(monkeypatch):
         for seed in (0, 1)
     ]
     text = experiment.to_json()
-    here = evaluation.evaluate_models(text, models, held_out, None)
+    here = evaluation.evaluate_models(text, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
     grid = RayGrid(Apps(print), 6, Wish(3, 0))
     try:
         assert evaluation.evaluate_models(text, models, held_out, grid) == here
@@ -40,7 +41,7 @@ def test_shares_add_up_to_the_whole(monkeypatch):
 def test_workers_with_gpus_are_always_asked(monkeypatch):
     grid = SerialGrid(Apps(print), 6, "cpu")
     assert not evaluation.are_shared(grid, 10**6)  # it is this process
-    assert not evaluation.are_shared(None, 10**6)
+    assert not evaluation.are_shared(RemoteGrid(grid), 10**6)  # its clients are other processes
     assert SerialGrid(Apps(print), 6, "cuda:0").has_gpus
     experiment = small_experiment(data={"train_size": 100})
     network = build_network(

@@ -17,7 +17,7 @@ def run(**engine):
 
 
 def bits(outcome):
-    return b"".join(array.tobytes() for array in outcome.arrays.values())
+    return b"".join(array.tobytes() for array in outcome.model.arrays.values())
 
 
 @pytest.mark.parametrize("fuse", ["on", 2])
@@ -26,8 +26,8 @@ def test_fused_clients_give_the_same_bits_on_any_number_of_workers(fuse):
     assert bits(serial) == bits(run(kind="ray", workers=3, fuse=fuse))
     alone = run(kind="serial")
     assert bits(serial) != bits(alone)
-    for name, array in alone.arrays.items():
-        np.testing.assert_allclose(serial.arrays[name], array, rtol=1e-3, atol=1e-5)
+    for name, array in alone.model.arrays.items():
+        np.testing.assert_allclose(serial.model.arrays[name], array, rtol=1e-3, atol=1e-5)
     assert [row.clients_ok for row in serial.rounds] == [6] * 3
 
 

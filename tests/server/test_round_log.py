@@ -15,10 +15,16 @@ COUNTS[2] = [5.0, 1.0, 0.3, 0.6, 0.9, 0.0, 0.3, 0.0]
 
 
 def log_of(clients, counts=COUNTS):
-    log = RoundLog(7, Census.unknown(4), {})
+    log = RoundLog(7, Census.unknown(4), {}, 2)
     for client in clients:
         metrics = {"num-examples": 1.0, protocol.UPDATE_NORM: client / 4}
-        log.note(Answer(protocol.node_of(client), metrics, by_class=counts.get(client)))
+        log.note(
+            Answer(
+                protocol.node_of(client),
+                metrics,
+                lists={protocol.BY_CLASS: counts[client]} if client in counts else {},
+            )
+        )
     log.close()
     return log
 
@@ -37,7 +43,7 @@ def test_a_client_that_counts_nothing_by_class_or_fails_is_left_out():
     log = log_of([0, 3, 2, 1])
     assert log.class_rows() == log_of([0, 1, 2]).class_rows()
     assert [row.update_norm for row in log.clients] == [0.0, 0.25, 0.5, 0.75]
-    log = RoundLog(7, Census.unknown(4), {})
+    log = RoundLog(7, Census.unknown(4), {}, 2)
     log.note(Answer(protocol.node_of(0), None, reason="refused: something"))
     assert log.class_rows() == []
     assert math.isnan(log.clients[0].update_norm)

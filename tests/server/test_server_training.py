@@ -6,9 +6,10 @@ import torch
 
 from fedssl.app.simulation import Engine, check
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.rng import SERVER
 from fedssl.exchange.sums import is_finite
 from fedssl.server import server_training
-from fedssl.server.server_training import THE_SERVER, ServerTraining
+from fedssl.server.server_training import PHASE, ServerTraining
 from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
@@ -44,7 +45,7 @@ def test_the_servers_round_is_a_clients_round_on_its_shard():
     network = build_network(experiment.model, experiment.method, spec, experiment.seed)
     fit(
         network, federation.server_shard(), experiment.server_recipe, {},
-        seed=experiment.seed, server_round=1, client=THE_SERVER, phase_round=1, phase_rounds=2,
+        seed=experiment.seed, server_round=1, client=SERVER, phase_round=1, phase_rounds=2,
     )  # fmt: skip
     assert set(trained) == set(network.state_dict())
     for name, tensor in network.state_dict().items():
@@ -80,7 +81,7 @@ def test_supervised_clients_without_labels_send_back_what_the_server_trained():
     for number in range(3):
         _, arrays = server_round(experiment, arrays, training, number)
     for name, array in arrays.items():
-        assert np.array_equal(outcome.arrays[name], array)
+        assert np.array_equal(outcome.model.arrays[name], array)
 
 
 def test_its_settings_can_be_its_own():
@@ -96,12 +97,12 @@ def test_its_method_can_be_another_and_its_memory_lasts_a_phase():
     experiment = at_server(server={"method": {"kind": "flexmatch", "unlabeled_ratio": 1}})
     training = ServerTraining(federation_of(experiment).server_shard())
     _, arrays = server_round(experiment, training=training)
-    memory = training.state()["confident/classes"]
-    training.load_state({"confident/classes": np.full_like(memory, 7)}, 0)
+    memory = training.kept()["confident/classes"]
+    training.take_up({"confident/classes": np.full_like(memory, 7), PHASE: np.array(0)})
     server_round(experiment, arrays, training, 2)
-    assert (training.state()["confident/classes"] == 7).any()  # the second round went on with it
+    assert (training.kept()["confident/classes"] == 7).any()  # the second round went on with it
     server_round(experiment, arrays, training, 3, phase=1)
-    assert not (training.state()["confident/classes"] == 7).any()
+    assert not (training.kept()["confident/classes"] == 7).any()
 
 
 def test_a_method_with_a_network_of_its_own_is_refused():
@@ -147,6 +148,7 @@ def test_it_trains_with_the_clients_threads_and_puts_them_back(monkeypatch):
 
     def counting_fit(*args, **kwargs):
         seen.append(torch.get_num_threads())
+        return fit(*args, **kwargs)
 
     monkeypatch.setattr(server_training, "fit", counting_fit)
     torch.set_num_threads(2)

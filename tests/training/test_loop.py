@@ -273,11 +273,11 @@ def test_what_an_augmentation_learned_lives_where_it_says(scope):
     experiment = small_experiment(augment={"strong": strong}, federation={"sample": 6}, rounds=2)
     grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
-    assert ("augment.strong/weights" in outcome.state) == (scope == "server")
+    assert ("augment.strong/weights" in outcome.model.state) == (scope == "server")
     kept = {c for c, s in kept_states(grid).items() if "phase-0.augment.strong" in s.array_records}
     assert kept == (set(range(6)) if scope == "client" else set())
     if scope == "server":
-        assert (outcome.state["augment.strong/weights"] < 1).any()
+        assert (outcome.model.state["augment.strong/weights"] < 1).any()
 
 
 def test_static_normalization_is_measured_on_the_trained_weights(shard):

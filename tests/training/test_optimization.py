@@ -204,7 +204,7 @@ def test_momentum_stays_with_its_client_in_a_federation():
     )
     grid = SerialGrid(Apps(app), 6)
     outcome = serve(experiment, grid, [])
-    assert not any(key.startswith("optimizer") for key in outcome.arrays)
+    assert not any(key.startswith("optimizer") for key in outcome.model.arrays)
     kept = [
         state.array_records.get("phase-0.optimizer.sgd") for state in kept_states(grid).values()
     ]
@@ -215,7 +215,9 @@ def test_momentum_stays_with_its_client_in_a_federation():
         SerialGrid(Apps(app), 6),
         [],
     )
-    assert any((outcome.arrays[k] != forgotten.arrays[k]).any() for k in outcome.arrays)
+    assert any(
+        (outcome.model.arrays[k] != forgotten.model.arrays[k]).any() for k in outcome.model.arrays
+    )
 
 
 def test_a_method_with_memory_and_fp16_trains_too(shard):

@@ -11,6 +11,7 @@ from fedssl.core.console import Console
 from fedssl.core.errors import RunFailed
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds, read_rows, whole_lines
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import AT_SERVER, ClientRow, Failure, Observer, RoundEnd
@@ -87,7 +88,7 @@ def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
         own = [client for client in clients if client.round == row.round]
         failed = [client for client in own if client.status == "failed"]
         failures = [Failure(row.round, client.client, client.reason) for client in failed]
-        yield RoundEnd(row, own, failures, {}, {}, {})
+        yield RoundEnd(row, own, failures, GlobalModel())
 
 
 def _reason(directory: Path) -> str:

@@ -3,7 +3,7 @@
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,23 +13,15 @@ from flwr.app import Message, RecordDict
 
 from fedssl.core.errors import RunFailed
 from fedssl.engine.backlog import Backlog, num_parts
-from fedssl.engine.local_grid import (
-    IMPATIENT,
-    Apps,
-    LocalGrid,
-    Patience,
-    Result,
-    nothing,
-    single_units,
-)
+from fedssl.engine.client_grid import Result, do_nothing
+from fedssl.engine.local_grid import IMPATIENT, Apps, LocalGrid, Patience
 from fedssl.engine.plan import AS_MANY_AS_FIT, Node, Wish, WorkerPlan, plan_workers
 from fedssl.engine.ray.pool import Order, Payload, Pool, explain
 from fedssl.engine.ray.start import INLINE_BYTES, RayCluster
 from fedssl.engine.ray.witness import Record
 from fedssl.engine.worker import Done, Job, Rules
-from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
-from fedssl.exchange.reduction import Answer, CohortSums, Reduction
+from fedssl.exchange.reduction import Reduction
 from fedssl.exchange.sums import Span
 
 RAYS_INLINE_BYTES = 100 * 1024
@@ -122,47 +114,6 @@ class RayGrid(LocalGrid):
         """Return a block within which Ray's witness writes to a run's record if Ray ends this process."""
         return self._ray.witness.recording(record)
 
-    def stream(
-        self,
-        messages: Iterable[Message],
-        *,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
-    ) -> Iterator[Message]:
-        """Yield replies as parts of the cohort finish; a worker has its next part before its replies are used."""
-        sent = self._stamped(messages)
-        for span, outcome in self._work_off(sent, single_units(sent), None, timeout, meanwhile):
-            if isinstance(outcome, Done):
-                yield from outcome.replies
-            else:
-                for message in sent[slice(*span)]:
-                    yield protocol.error_reply(message, outcome, raised=False)
-
-    def reduce(
-        self,
-        messages: Sequence[Message],
-        sums: CohortSums,
-        *,
-        units: Sequence[Span] | None = None,
-        holdings: Sequence[Holding] | None = None,
-        timeout: float | None = None,
-        meanwhile: Callable[[], None] = nothing,
-    ) -> Iterator[Answer]:
-        """Yield answers as parts of the cohort finish; their sums are added here. See `LocalGrid.reduce`."""
-        sent = self._stamped(messages)
-        spans = units or single_units(sent)
-        for span, outcome in self._work_off(
-            sent, spans, sums.reduction, timeout, meanwhile, holdings
-        ):
-            if isinstance(outcome, Done):
-                sums.add_part(span, outcome.part)
-                yield from outcome.answers
-                continue
-            sums.skip(range(*span))
-            for first, behind in spans[slice(*span)]:
-                for message in sent[first:behind]:
-                    yield Answer(message.metadata.dst_node_id, None, reason=outcome)
-
     def map(
         self,
         function: Callable[..., Result],
@@ -192,9 +143,9 @@ class RayGrid(LocalGrid):
         messages: Sequence[Message],
         units: Sequence[Span],
         reduction: Reduction | None,
+        holdings: Sequence[Holding] | None,
         timeout: float | None,
         meanwhile: Callable[[], None],
-        holdings: Sequence[Holding] | None = None,
     ) -> Iterator[tuple[Span, Done | str]]:
         """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
         clients = [self._client(message) for message in messages]
@@ -238,7 +189,7 @@ class RayGrid(LocalGrid):
         backlog: Backlog,
         submit: Submit,
         timeout: float | None,
-        meanwhile: Callable[[], None] = nothing,
+        meanwhile: Callable[[], None] = do_nothing,
     ) -> Iterator[tuple[Span, Any, str]]:
         """Hand parts to idle workers until none is left; yield each part's result, or the reason why it has none."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout

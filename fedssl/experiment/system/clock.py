@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fedssl.core import rng
+from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import RunFailed
 from fedssl.data.images import Rows
 from fedssl.experiment.system.devices import Devices, Floats, draw_devices
@@ -53,6 +54,14 @@ class VirtualClock:
         self._system = system
         self._num_clients = num_clients
         self._seed = seed
+
+    def kept(self) -> NamedArrays:
+        """Return what time it is."""
+        return {"now": np.array(self.now)}
+
+    def take_up(self, kept: NamedArrays) -> None:
+        """Go on at the time that `kept` returned."""
+        self.now = float(kept["now"])
 
     def open_round(self, server_round: int) -> Rows:
         """Return the clients that are there, ascending; where there is none, virtual time passes until one is.

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run_path import REPORT
 from fedssl.views.reports.charts import Chart
@@ -82,7 +83,7 @@ def _charts(material: Material) -> Iterator[Chart]:
 def _figures(material: Material) -> Iterator[Figure]:
     experiment, rounds = material.experiment, material.rounds
     summary = material.summary or summarize(
-        experiment, Outcome({}, {}, {}, tuple(rounds), _seconds(material))
+        experiment, Outcome(GlobalModel(), tuple(rounds), _seconds(material))
     )
     known = {key: float("nan") if value is None else value for key, value in summary.items()}
     last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}"

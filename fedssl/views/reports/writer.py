@@ -46,12 +46,14 @@ class ReportWriter(Observer):
             return
         every, number = self._experiment.record.report_every, end.row.round
         if every and number % every == 0 and number < self._experiment.num_rounds:
-            self._write({"ema": end.ema, "model": end.arrays}, number)
+            self._write({"ema": end.model.ema, "model": end.model.arrays}, number)
 
     def ended(self, outcome: Outcome) -> None:
         """Write the last one."""
         if self._experiment is not None:
-            self._write({"ema": outcome.ema, "model": outcome.arrays}, len(outcome.rounds))
+            self._write(
+                {"ema": outcome.model.ema, "model": outcome.model.arrays}, len(outcome.rounds)
+            )
 
     def _write(self, models: Mapping[str, NamedArrays], number: int) -> None:
         assert self._experiment is not None

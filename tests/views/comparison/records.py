@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import Table
 from fedssl.record.rows import NAN, Outcome, RoundRow, summarize
 from fedssl.record.run_directory import as_json
@@ -92,6 +93,6 @@ def record(
     (path / "experiment.toml").write_text(experiment.to_toml())
     if finished:
         seconds = spent.seconds * len(rows)
-        summary = summarize(experiment, Outcome({}, {}, {}, rows, seconds))
+        summary = summarize(experiment, Outcome(GlobalModel(), rows, seconds))
         (path / "summary.json").write_bytes(as_json(summary))
     return path

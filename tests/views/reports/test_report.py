@@ -117,7 +117,7 @@ def test_clients_that_see_differently_are_judged_by_what_they_see():
     assert federation.features is not None
     with Engine() as engine:
         outcome = engine.run(experiment)
-    found = look_closely(experiment, federation, {"ema": outcome.ema}, 2)["models"]["ema"]
+    found = look_closely(experiment, federation, {"ema": outcome.model.ema}, 2)["models"]["ema"]
     confusion = np.array(found["confusion"])
     images = np.bincount(federation.held_out_owner, minlength=6)
     seen = np.nansum(np.array(found["client_accuracy"], dtype=float) * images)

@@ -7,10 +7,9 @@ a round, the run goes on without checkpoints.
 
 import functools
 import inspect
-import json
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from flwr.app import ArrayRecord
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
+from fedssl.core.kept import Keeps, as_array, from_array
 from fedssl.core.registry import Section
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
@@ -27,32 +27,31 @@ STRUCTURE = "structure"
 """Name of the array that says, as JSON, what the others are part of."""
 
 
-@runtime_checkable
-class Keeps(Protocol):
-    """A strategy that says itself what it keeps between rounds."""
+class KeptStrategy:
+    """What any Flower strategy keeps between rounds.
 
-    def state(self) -> NamedArrays:
-        """Return it as named arrays that are not written to afterwards."""
-
-    def load_state(self, state: NamedArrays) -> None:
-        """Take up what `state` returned; the arrays must not be written to."""
-
-
-def state_of(strategy: object) -> NamedArrays:
-    """Return what any strategy keeps between rounds.
-
-    Raises:
-        InputError: It keeps what cannot be stored.
+    Args:
+        strategy: Says itself what it keeps (`Keeps`), or has its attributes read.
     """
-    return strategy.state() if isinstance(strategy, Keeps) else read_attributes(strategy)
 
+    def __init__(self, strategy: object) -> None:
+        self._strategy = strategy
 
-def load_state(strategy: object, state: NamedArrays) -> None:
-    """Let a strategy, just built, take up what `state_of` returned."""
-    if isinstance(strategy, Keeps):
-        strategy.load_state(state)
-    else:
-        write_attributes(strategy, state)
+    def kept(self) -> NamedArrays:
+        """Return what the strategy keeps.
+
+        Raises:
+            InputError: The strategy keeps what cannot be stored.
+        """
+        own = self._strategy
+        return own.kept() if isinstance(own, Keeps) else read_attributes(own)
+
+    def take_up(self, kept: NamedArrays) -> None:
+        """Let the strategy, just built, take up what `kept` returned."""
+        if isinstance(self._strategy, Keeps):
+            self._strategy.take_up(kept)
+        else:
+            write_attributes(self._strategy, kept)
 
 
 def read_attributes(strategy: object, without: Collection[str] = ()) -> NamedArrays:
@@ -76,19 +75,18 @@ def read_attributes(strategy: object, without: Collection[str] = ()) -> NamedArr
             raise InputError(
                 "strategy.kind",
                 f"{type(strategy).__name__} cannot be resumed: its attribute {name!r} holds {error}",
-                "let it override state() and load_state()",
+                "let it override kept() and take_up()",
             ) from None
     if not structure:
         return {}
-    text = json.dumps(structure).encode()
-    return {**arrays, STRUCTURE: np.frombuffer(text, np.uint8)}
+    return {**arrays, STRUCTURE: as_array(structure)}
 
 
 def write_attributes(strategy: object, state: NamedArrays) -> None:
     """Give a strategy the attributes that `read_attributes` read."""
     if not state:
         return
-    structure = json.loads(state[STRUCTURE].tobytes())
+    structure = from_array(state[STRUCTURE])
     for name, part in structure.items():
         setattr(strategy, name, _put_together(part, state))
 

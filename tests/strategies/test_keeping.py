@@ -11,7 +11,7 @@ from fedssl.core.files import as_safetensors
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import STRATEGIES
 from fedssl.strategies.base import CohortStrategy
-from fedssl.strategies.strategy_state import load_state, state_of
+from fedssl.strategies.keeping import KeptStrategy
 from tests.helpers import federation_of, small_experiment
 from tests.resuming import Stop, Stopper, bits, go_on, run
 
@@ -57,14 +57,14 @@ class Own(CohortStrategy):
 def test_ones_own_is_kept_without_a_word(cohorts):
     first, second = Own(cohorts), Own(cohorts)
     first.fill()
-    kept = state_of(first)
-    load_state(second, load(as_safetensors(kept)))  # by way of a file
+    kept = KeptStrategy(first).kept()
+    KeptStrategy(second).take_up(load(as_safetensors(kept)))  # by way of a file
     for name in ("momentum", "best", "by_client", "count"):
         assert repr(getattr(second, name)) == repr(getattr(first, name))
     assert torch.equal(second.tensor, first.tensor)
     assert second.tensor.dtype == torch.int16
     first.momentum["w"] += 1
-    load_state(second, kept)
+    KeptStrategy(second).take_up(kept)
     assert second.momentum["w"].tolist() == [0, 1, 2]  # a copy
 
 
@@ -73,16 +73,16 @@ def test_one_can_say_it_oneself(cohorts):
         stream = np.random.default_rng(0)
         calls = 0
 
-        def state(self):
+        def kept(self):
             return {"calls": np.array(self.calls)}
 
-        def load_state(self, state):
+        def take_up(self, state):
             self.calls = int(state["calls"])
 
     first, second = Counting(cohorts), Counting(cohorts)
     first.stream = np.random.default_rng(1)
     first.calls = 7
-    load_state(second, state_of(first))
+    KeptStrategy(second).take_up(KeptStrategy(first).kept())
     assert second.calls == 7
 
 
@@ -93,10 +93,10 @@ def test_what_cannot_be_kept_is_refused_when_the_run_begins(cohorts):
         InputError,
         match=r"strategy.kind: Own cannot be resumed: its attribute 'stream' holds a numpy",
     ):
-        state_of(own)
+        KeptStrategy(own).kept()
     own.stream = {"deep": [lambda: 0]}
     with pytest.raises(InputError, match=r"'stream' holds a builtins\.function"):
-        state_of(own)
+        KeptStrategy(own).kept()
 
 
 class Grows(CohortStrategy):
@@ -126,5 +126,5 @@ def test_all_that_can_be_named_can_be_kept(cohorts):
         section = STRATEGIES.build({"kind": f"flwr:{name}", "options": FLOWERS[name]})
         strategy = section.build(cohorts)
         assert isinstance(strategy, FlowerStrategy)
-        assert state_of(strategy)
-    assert state_of(STRATEGIES.build("fedavg").build(cohorts)) == {}
+        assert KeptStrategy(strategy).kept()
+    assert KeptStrategy(STRATEGIES.build("fedavg").build(cohorts)).kept() == {}

@@ -1,0 +1,98 @@
+"""Any other Flower grid as the server's rounds use it: its clients are other processes, and all replies come together."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedssl.engine.client_grid import ClientGrid, Result, Screen, do_nothing, pass_all
+from fedssl.engine.grid_view import GridView
+from fedssl.exchange.checks import Holding
+from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.exchange.sums import Span
+from fedssl.record.snapshot import KeptStates
+
+MISSING = "no reply in time"
+"""Reason of a client whose reply did not come."""
+
+
+class StatesAtClients:
+    """States that clients keep themselves, in Flower's memory: the server has no say in them."""
+
+    to_snapshot: KeptStates | None = None
+
+    def commit(self) -> None:
+        """Do nothing."""
+
+    def revert(self, client: int) -> None:
+        """Do nothing: the client has kept what it kept."""
+
+    def discard(self) -> None:
+        """Do nothing."""
+
+    def restore(self, round: int, states: KeptStates | None) -> None:
+        """Do nothing."""
+
+
+class RemoteGrid(GridView, ClientGrid):
+    """Serve rounds over a Flower grid whose clients are other processes.
+
+    Args:
+        inner: Flower's grid.
+    """
+
+    states = StatesAtClients()
+    is_simulation = False
+
+    def __init__(self, inner: Grid) -> None:
+        super().__init__(inner)
+        self.incidents: list[str] = []
+
+    def stream(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = do_nothing,
+        screen: Screen = pass_all,
+    ) -> Iterator[Message]:
+        """Send messages and yield the replies that came in time; see `ClientGrid.stream`."""
+        meanwhile()
+        sent = list(messages)
+        yield from screen(sent, list(self.send_and_receive(sent, timeout=timeout)))
+
+    def reduce(
+        self,
+        messages: Sequence[Message],
+        sums: CohortSums,
+        *,
+        units: Sequence[Span] | None = None,
+        holdings: Sequence[Holding] | None = None,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] = do_nothing,
+        screen: Screen = pass_all,
+    ) -> Iterator[Answer]:
+        """Add the replies here, each at the place of its client; see `ClientGrid.reduce`. Every unit is one client."""
+        places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
+        for reply in self.stream(messages, timeout=timeout, meanwhile=meanwhile, screen=screen):
+            place = places.pop(reply.metadata.src_node_id, None)
+            if place is not None:  # of two replies of a client the first one counts
+                yield sums.add(place, reply, holdings[place] if holdings else None)
+        for node, place in places.items():
+            yield sums.leave_out(place, node, MISSING)
+
+    def map(
+        self,
+        function: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        timeout: float | None = None,
+    ) -> list[Result]:
+        """Call the function here: there are no workers of this process."""
+        return [function("cpu", *each) for each in arguments]
+
+
+def as_client_grid(grid: Grid) -> ClientGrid:
+    """Return a grid as the server's rounds use it."""
+    return grid if isinstance(grid, ClientGrid) else RemoteGrid(grid)

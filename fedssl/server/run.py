@@ -1,0 +1,321 @@
+"""One run at the server: its phases, their rounds, and what the run could go on from after each."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from fedssl.clients.local_data import simulated_federation
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.kept import Keeps
+from fedssl.data.federation import Federation
+from fedssl.data.terms import Terms
+from fedssl.engine.client_grid import ClientGrid
+from fedssl.exchange import protocol
+from fedssl.exchange.buffers import attach_buffers, parameters
+from fedssl.exchange.census import Census, Cohorts
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.system.devices import Floats
+from fedssl.record.remarks import most_frequent_share
+from fedssl.record.rows import NAN, Observer, Outcome
+from fedssl.record.snapshot import Snapshot
+from fedssl.server.bound_numbers import with_bound_numbers
+from fedssl.server.client_memory import can_resume, cannot_resume
+from fedssl.server.cohort_training import train_cohort
+from fedssl.server.fusing import Fusing
+from fedssl.server.method_state import attach
+from fedssl.server.model import ModelKeeper
+from fedssl.server.phase import Phase
+from fedssl.server.privacy import check_privacy, with_server_noise
+from fedssl.server.round_ends import Finished, RoundEnds
+from fedssl.server.round_log import Fates, RoundLog
+from fedssl.server.server_training import ServerTraining
+from fedssl.server.virtual_time import cohorts_of, make_clock, work_of
+from fedssl.strategies.base import CohortStrategy, strategy_of
+from fedssl.strategies.keeping import KeptStrategy
+from fedssl.training.network import build_network
+
+NODES_TIMEOUT = 300.0
+"""Seconds to wait for all K clients to connect to a grid that does not simulate them."""
+
+logger = logging.getLogger("fedssl.server")
+
+
+class ServerRun:
+    """A run of an experiment over a grid.
+
+    Args:
+        experiment: What to run.
+        grid: Where its clients are.
+        observers: Told of everything as it happens.
+        numbers: Node id -> the client number that is bound to it, on a grid that does not simulate clients.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        grid: ClientGrid,
+        observers: Sequence[Observer],
+        numbers: Mapping[int, int],
+    ) -> None:
+        self._experiment = experiment
+        self._grid = grid
+        self._observers = observers
+        self._numbers = numbers
+        self._federation: Federation = simulated_federation(experiment)
+        self._spec = self._federation.data.spec
+        self._round = 0
+        self._model = ModelKeeper()
+        self._strategy: FlowerStrategy | None = None
+        self._training = ServerTraining(self._federation.server_shard())
+        self._fusing = Fusing()
+        self._clock = make_clock(experiment)
+        self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
+        self._began = 0.0
+        # What clients with private data must know of the federation's images; nobody else is sent it.
+        self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
+        self._resumable = can_resume(experiment, grid, self._spec)
+
+    def _keepers(self) -> dict[str, Keeps]:
+        """Return every part that keeps something between rounds, by its name in checkpoints."""
+        parts: dict[str, Keeps] = {
+            "model": self._model,
+            "strategy": KeptStrategy(self._strategy),
+            "training": self._training,
+            "fusing": self._fusing,
+        }
+        return parts if self._clock is None else parts | {"clock": self._clock}
+
+    def start(self, resume: Snapshot | None) -> Outcome:
+        """Run every phase that is left, and return what came of the run.
+
+        Args:
+            resume: Go on after this; None begins.
+
+        Raises:
+            InputError: The run cannot go on here.
+            RunFailed: Too few clients connected, answered the census, or succeeded in a round; or the weights diverged.
+        """
+        for observer in self._observers:
+            observer.began(self._experiment, self._federation)
+        self._began = time.perf_counter()
+        census = self._take_census()
+        cohorts = cohorts_of(self._experiment, census)
+        if resume is not None:
+            self._restore(resume, cohorts)
+            for observer in self._observers:
+                observer.resumed(resume)
+        try:
+            for index in range(len(self._experiment.schedule)):
+                self._run_phase(index, cohorts)
+        except BaseException:
+            self._ends.rescue()  # a round that was over before this happened
+            raise
+        seconds = time.perf_counter() - self._began
+        share = most_frequent_share(self._federation.held_out.labels)
+        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share)
+        for observer in self._observers:
+            observer.ended(outcome)
+        return outcome
+
+    def _take_census(self) -> Census:
+        if self._grid.is_simulation:
+            return Census.of_simulation(self._federation)
+        wanted = self._experiment.federation.clients
+        deadline = time.monotonic() + NODES_TIMEOUT
+        while len(nodes := list(self._grid.get_node_ids())) < wanted:
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"{len(nodes)} of {wanted} clients connected in {NODES_TIMEOUT:g} s"
+                )
+            time.sleep(0.2)
+        server = self._experiment.server
+        return Census.by_query(
+            with_bound_numbers(
+                lambda messages: self._grid.send_and_receive(messages, timeout=server.timeout),
+                self._numbers,
+            ),
+            nodes,
+            self._experiment.in_phase(0).to_json(),
+            wanted,
+            self._terms,
+            min_success=server.min_success,
+            max_examples=server.max_client_examples,
+        )
+
+    def _run_phase(self, index: int, cohorts: Cohorts) -> None:
+        experiment = self._experiment.in_phase(index)
+        done = sum(row.phase == index for row in self._ends.rows)
+        if done == experiment.num_rounds:
+            return
+        network = build_network(experiment.model, experiment.method, self._spec, experiment.seed)
+        check_privacy(experiment, network)
+        cohorts.sample = experiment.federation.sample
+        if done == 0:
+            self._model.begin_phase(experiment.recipe, network, self._spec)
+            last = self._experiment.in_phase(index - 1).strategy
+            if self._strategy is None or experiment.strategy != last:
+                self._strategy = strategy_of(experiment).build(cohorts)
+        assert self._strategy is not None
+        work = work_of(experiment, cohorts.census)
+        phase = Phase(index, experiment, experiment.to_json(), network, self._strategy, work)
+        if self._round == 0:
+            self._train_at_server(phase, 0)
+        for phase_round in range(done + 1, experiment.num_rounds + 1):
+            self._run_round(phase, phase_round, cohorts)
+        self._ends.catch_up()
+
+    def _run_round(self, phase: Phase, phase_round: int, cohorts: Cohorts) -> None:
+        began = time.perf_counter()
+        self._round += 1
+        if self._clock is not None:
+            cohorts.available = self._clock.open_round(self._round)
+        messages = self._requests(phase, phase_round)
+        fates = self._fates_of(messages, cohorts, phase.work)
+        log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
+        if self._round == 1:
+            log.incidents += cohorts.census.incidents
+        sent = log.sent(messages)
+        if not sent and (not messages or log.failures):
+            self._check_success(phase, log, began)
+        if sent:
+            self._learn(phase, log, phase.longest_first(sent, cohorts.census), began)
+        self._train_at_server(phase, phase_round)
+        log.record("server", self._training.numbers)
+        self._finish_round(phase, log, began)
+
+    def _requests(self, phase: Phase, phase_round: int) -> list[Message]:
+        """Return what the strategy asks of its cohort, around the global model and the method's state."""
+        rounds, model = phase.experiment.num_rounds, self._model.model
+        config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self._terms)
+        # A strategy of Flower's must not move buffers: it is handed the parameters.
+        passing = () if phase.by_sums else phase.buffers
+        arrays = protocol.to_record(parameters(model.arrays, passing))
+        messages = list(phase.strategy.configure_train(self._round, arrays, config, self._grid))
+        attach_buffers(model.arrays, passing, messages)
+        attach(model.state, messages)
+        return messages
+
+    def _learn(self, phase: Phase, log: RoundLog, sent: list[Message], began: float) -> None:
+        """Let clients train, and take what comes of it into the global model.
+
+        Raises:
+            RunFailed: Too few of them succeeded; the round is recorded first.
+        """
+        model = self._model.model
+        carried = {protocol.ARRAYS: model.arrays, protocol.STATE: model.state}
+        clients = [log.census.client_at[message.metadata.dst_node_id] for message in sent]
+        units = self._fusing.units(phase, self._grid, clients)
+        sums, aggregate = train_cohort(
+            self._grid, phase, log, sent, units, carried, self._ends.catch_up
+        )
+        self._check_success(phase, log, began)
+        if isinstance(phase.strategy, CohortStrategy):
+            total, weight = sums[protocol.ARRAYS]
+            arrays = phase.strategy.conclude(log.round, model.arrays, total, weight, phase.buffers)
+            self._model.accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
+            log.record("strategy", phase.strategy.numbers())
+        elif aggregate is not None:
+            self._model.accept(aggregate, log)
+        self._model.merge_state(sums)
+
+    def _train_at_server(self, phase: Phase, phase_round: int) -> None:
+        """Let the server train, where labels are at the server; `phase_round` is 0 before the first round of the run."""
+        if self._clock is not None:
+            labels = len(self._federation.server_rows)
+            self._clock.train_at_server(phase.experiment.server_recipe.images_shown(labels, labels))
+        trained = self._training.train(
+            phase.experiment,
+            phase.network,
+            self._model.model.arrays,
+            server_round=self._round,
+            phase=phase.index,
+            phase_round=phase_round,
+        )
+        self._model.replace(trained)
+
+    def _fates_of(self, messages: list[Message], cohorts: Cohorts, work: Floats) -> Fates:
+        """Return what virtual time makes of the clients that are asked, each with so many images to train on."""
+        if self._clock is None:
+            return {}
+        census = cohorts.census
+        clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
+        # A reply brings back what a request takes along: weights and state.
+        size = protocol.num_bytes(messages[0].content) if messages else 0
+        seconds = self._clock.devices.round_seconds(work, size, size)
+        return self._clock.close_round(self._round, clients, cohorts.sample, seconds)
+
+    def _check_success(self, phase: Phase, log: RoundLog, began: float) -> None:
+        """Record a round in which too few clients succeeded, and end the run with the first reason."""
+        log.close()
+        asked = log.num_ok + len(log.failures)
+        least = phase.experiment.server.min_success
+        if log.num_ok and log.num_ok >= least * asked:
+            return
+        seconds = time.perf_counter() - began
+        self._ends.record_failed(Finished(phase, log, self._model.model, self._now, seconds))
+        first = log.failures[0].reason if log.failures else "no client was sampled"
+        if log.num_ok == 0:
+            raise RunFailed(
+                f"all clients of round {log.round} failed; the first one said:\n{first}"
+            )
+        raise RunFailed(
+            f"{log.num_ok} of {asked} clients of round {log.round} succeeded, "
+            f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
+        )
+
+    def _finish_round(self, phase: Phase, log: RoundLog, began: float) -> None:
+        server = phase.experiment.server
+        self._model.average(log.round, server.ema_decay, phase.buffers)
+        self._grid.states.commit()
+        is_last = log.round == self._experiment.num_rounds
+        finished = Finished(
+            phase,
+            log,
+            self._model.model,
+            self._now,
+            time.perf_counter() - began,
+            is_evaluated=is_last or log.round % server.evaluate_every == 0,
+            snapshot=self._snapshot(),
+        )
+        self._ends.add(finished)
+
+    def _snapshot(self) -> Snapshot | None:
+        """Return what the run could go on from, but for the rows of its rounds; None if it could not."""
+        if not self._resumable:
+            return None
+        try:
+            kept = {name: part.kept() for name, part in self._keepers().items()}
+        except (
+            InputError
+        ) as error:  # an attribute that the strategy made in a round; the run is sound
+            self._resumable = False
+            logger.warning("no further checkpoint is written: %s", error)
+            return None
+        return Snapshot(
+            rounds=(),
+            model=self._model.model,
+            kept=kept,
+            seconds=time.perf_counter() - self._began,
+            clients=self._grid.states.to_snapshot,
+        )
+
+    def _restore(self, snapshot: Snapshot, cohorts: Cohorts) -> None:
+        """Be as the server was when the snapshot was taken."""
+        if not self._resumable:
+            raise cannot_resume(self._experiment, self._spec)
+        self._began -= snapshot.seconds
+        self._round = snapshot.round
+        self._model.model = snapshot.model
+        self._ends.rows = list(snapshot.rounds)
+        self._strategy = strategy_of(self._experiment.in_phase(snapshot.phase)).build(cohorts)
+        for name, part in self._keepers().items():
+            part.take_up(snapshot.kept.get(name, {}))
+        self._grid.states.restore(snapshot.round, snapshot.clients)
+
+    @property
+    def _now(self) -> float:
+        """The virtual clock; NaN without one."""
+        return NAN if self._clock is None else self._clock.now
