@@ -219,7 +219,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         given[labeled] = deal.label_noise.corrupt(given[labeled], num_classes, noise)
     held_out, held_out_name = data.held_out, data.held_out_name
     stream = rng.numpy_generator(seed, "labels/validation")
-    kept_back = labels.share_for_validation(train.labels, labeled, stream)
+    kept_back = labels.draw_validation_rows(train.labels, labeled, stream)
     if len(kept_back):
         # As whoever labeled them says: truth beyond that is not to be had.
         held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
