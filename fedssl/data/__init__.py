@@ -1,1 +1,1 @@
-"""Images, and how they fall to the clients of a federation."""
+"""The data of a federation: where its images come from, and which client holds which of them."""

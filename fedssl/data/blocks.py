@@ -1,4 +1,4 @@
-"""Images a block at a time, and a numpy file that they are appended to."""
+"""Blocks of images, and a writer that appends blocks to one numpy file."""
 
 import logging
 import math
@@ -15,24 +15,25 @@ from fedssl.core.errors import InputError
 from fedssl.data.images import UNKNOWN, Mask, Rows
 
 HEADER_BYTES = 128
-"""Of a numpy file; its header is padded to a multiple of 64, and four dimensions need more than 64."""
+"""The header of a numpy file takes this many bytes: numpy pads to multiples of 64, and four dimensions need over 64."""
 
 BYTES_AT_ONCE = 2**23
-"""Of images that are written and counted in one go; counting takes eight times as much memory."""
+"""At most this many bytes of images are written and counted at once; counting takes eight times as much memory."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some images in the order they are to be kept.
+    """Some images, in the order in which they are kept.
 
     Args:
         images: uint8, shape (n, C, H, W).
-        labels: int64 (n,); -1 where nobody knows the class.
-        labelable: As in `Images`; by default those whose class is known.
-        columns: What else is known of each, by name; any values that are text or numbers, length n; None is unknown.
-        names: What to call each image in messages; by default its row.
+        labels: Class of each image, int64 (n,); -1 where nobody knows the class.
+        labelable: Whether an image may be given its label, (n,), as in `Images`; by default every image whose class is
+            known may be.
+        columns: Further facts about each image, by the column's name; n texts or numbers, None where unknown.
+        names: Name of each image in messages; by default its row.
     """
 
     images: npt.NDArray[np.uint8]
@@ -43,12 +44,12 @@ class Block:
 
 
 class PartWriter:
-    """Append blocks of images to a numpy file whose length is not known before its end; a context manager.
+    """Append blocks of images to a numpy file whose length is not known in advance; a context manager.
 
     Args:
-        path: The file.
+        path: The file to write.
         kind: The source as the user named it, for messages.
-        num_classes: Labels are less.
+        num_classes: Number of classes; every label must be smaller.
     """
 
     def __init__(self, path: Path, kind: str, num_classes: int) -> None:
@@ -65,7 +66,11 @@ class PartWriter:
         self._told = time.monotonic()
 
     def add(self, block: Block) -> None:
-        """Append a block; its images have the shape of those before it."""
+        """Append a block.
+
+        Raises:
+            InputError: Its images have another shape than the images before, or a label is out of range.
+        """
         num = len(block.labels)
         if num == 0:
             return
@@ -93,7 +98,7 @@ class PartWriter:
         self.count += num
 
     def _write(self, images: npt.NDArray[np.uint8]) -> None:
-        """Write and count images a little at a time, so that no second copy of a large block is ever held."""
+        """Write and count images a few at a time, so that memory never holds a second copy of a large block."""
         at_once = max(1, BYTES_AT_ONCE // math.prod(self.shape))
         for start in range(0, len(images), at_once):
             part = np.ascontiguousarray(images[start : start + at_once])
@@ -113,7 +118,7 @@ class PartWriter:
                 self._write_header()
 
     def _write_header(self) -> None:
-        """Say how many images there are, now that it is known."""
+        """Write the header, which says how many images the file holds."""
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
         self._file.seek(0)
         np.lib.format.write_array_header_1_0(self._file, header)
@@ -122,16 +127,16 @@ class PartWriter:
 
     @property
     def labels(self) -> Rows:
-        """Class of every image so far, int64 (N,)."""
+        """Class of every image written so far, int64 (N,)."""
         return np.concatenate([np.empty(0, np.int64), *self._labels])
 
     @property
     def labelable(self) -> Mask:
-        """Whether each image so far may be given its label, (N,)."""
+        """Whether each image written so far may be given its label, (N,)."""
         return np.concatenate([np.empty(0, np.bool_), *self._labelable])
 
     def moments(self) -> tuple[list[float], list[float]]:
-        """Return mean and deviation of each channel on the [0, 1] scale, to four digits."""
+        """Return mean and standard deviation of each channel on the [0, 1] scale, rounded to four digits."""
         levels = np.arange(256) / 255
         shares = self._histogram / max(1, self.count * math.prod(self.shape[1:]))
         mean = shares @ levels
@@ -140,6 +145,6 @@ class PartWriter:
 
 
 def _histogram(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Count every level of every channel, (C, 256): sums that are exact however images are cut into blocks."""
+    """Count every level of every channel, (C, 256); integer sums are exact, however images are cut into blocks."""
     channels = range(images.shape[1])
     return np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in channels])

@@ -1,8 +1,8 @@
-"""Data sets as memory-mapped arrays in a cache folder: written once, atomically, under a lock, with checksums.
+"""A cache folder of data sets as memory-mapped arrays: written once, atomically, under a lock, with checksums.
 
-An entry is a folder ``NAME-HASH`` of numpy files and a ``meta.json``, named by everything its content depends on. It is
-written beside its place and moved there whole, so that no reader meets a part of one, whatever was killed when.
-Processes that map the same files share one copy in memory.
+An entry is a folder ``NAME-HASH`` of numpy files and a ``meta.json``; everything that its content depends on goes into
+the hash. An entry is written beside its place and then moved there as a whole, so that no reader ever meets a part of
+an entry, even if the writer was killed. Processes that map the same files share one copy in memory.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 
 FORMAT = 3
-"""Part of every entry's name: raise it when the layout changes, or the normalization of a built-in data set."""
+"""Version of the layout, a part of every entry's name. Raise it if the layout or a built-in normalization changes."""
 
 CACHE_VARIABLE = "FEDSSL_CACHE"
-"""Environment variable that moves the cache folder."""
+"""Environment variable that names another cache folder."""
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 """Modes of folders and files that only their owner can read."""
 
 PATIENCE = 2.0
-"""Seconds to wait for another process in silence."""
+"""Wait this long (seconds) for another process before a log line says so."""
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,13 @@ class Raw:
     """A data set as a source reads it.
 
     Args:
-        class_names: One name a class.
-        train, test: The images, in any number of blocks; `test` is None where the data has no test images of its own.
+        class_names: Name of each class.
+        train, test: The images, in any number of blocks; `test` is None if the data has no test images of its own.
         flips: Whether a mirrored image still shows the same class.
-        mean, std: Of each channel on the [0, 1] scale; None: measured on the training images.
-        flaws: Filled while the blocks are read.
-        fixed_classes: Whether all classes stay, with or without images: they are another's to say.
+        mean, std: Mean and standard deviation of each channel on the [0, 1] scale; None: they are measured on the
+            training images.
+        flaws: Flaws of the data; filled while the blocks are read.
+        fixed_classes: Whether classes without images stay, because a federation has set the classes.
     """
 
     class_names: tuple[str, ...]
@@ -71,12 +72,12 @@ class Raw:
 
 
 def cache_folder() -> Path:
-    """Return where prepared data is kept: ``$FEDSSL_CACHE``, else the user's cache folder.
+    """Return the folder that keeps prepared data: ``$FEDSSL_CACHE``, or else the user's cache folder.
 
-    A user without a home folder, as in a container that runs under a number, has one among the temporary files.
+    A user without a home folder, as in a container that runs under a user number, gets a folder for temporary files.
 
     Raises:
-        InputError: ``$FEDSSL_CACHE`` begins with ``~``, and there is no home folder.
+        InputError: ``$FEDSSL_CACHE`` begins with ``~``, and the user has no home folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     try:
@@ -102,18 +103,19 @@ class Prepared:
     """An entry of the cache.
 
     Args:
-        folder: Where it is.
-        meta: Of its ``meta.json``, beside its own checksum: classes, normalization, columns, notes, remarks, the images
-            that may be read another time, and size and checksum of every file.
+        folder: Folder of the entry.
+        meta: Content of its ``meta.json`` without the file's own checksum: classes, normalization, columns, notes,
+            remarks, the images that could not be read but may be later, and size and checksum of every file.
     """
 
     folder: Path
     meta: Mapping[str, Any]
 
     def part(self, name: str) -> Images | None:
-        """Map ``"train"`` or ``"test"``; None if the data has no such part.
+        """Map the images of the part ``"train"`` or ``"test"``; return None if the data has no such part.
 
-        Pages are private to this process only once written to, which nobody does: torch wants arrays to be writable.
+        The arrays are mapped copy-on-write, because torch wants writable arrays. Nobody writes to them, so processes
+        share their pages.
         """
         if name not in self.meta["parts"]:
             return None
@@ -132,17 +134,17 @@ class Prepared:
 def prepare(
     kind: str, identity: Mapping[str, Any], read: Callable[[], Raw], *, skip: bool, verify: bool
 ) -> Prepared:
-    """Return a data set's entry, written now if it is not there or is damaged.
+    """Return the entry of a data set; write it first if it is missing or damaged.
 
     Args:
         kind: The source as the user named it.
-        identity: Everything that the content depends on, as JSON can write it.
-        read: Reads the data set; called only if need be.
-        skip: Go on without flawed images; otherwise they are refused.
-        verify: Compare checksums too, and not only sizes. Once an entry and process: it reads the whole of it.
+        identity: Everything that the content depends on, in types that JSON can write.
+        read: Function that reads the data set; it is called only if the entry must be written.
+        skip: Whether to leave flawed images out; otherwise they are refused.
+        verify: Whether to compare checksums and not only sizes. This reads the whole entry, once in each process.
 
     Raises:
-        InputError: The data is flawed or not there, or the cache folder cannot be written to.
+        InputError: The data is flawed or missing, or the cache folder cannot be written to.
     """
     text = json.dumps({"format": FORMAT, "kind": kind, "skip": skip, **identity}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -169,18 +171,20 @@ def prepare(
 
 
 @contextlib.contextmanager
-def reading(kind: str) -> Iterator[None]:
-    """Turn what the operating system says of a source's files into an error about the source, not about the cache."""
+def blame_source(kind: str) -> Iterator[None]:
+    """Turn an `OSError` about a source's files into an `InputError` about the source, and not about the cache."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            "data.source", f"{kind}: cannot be read: {error}", "check the path and who may read it"
+            "data.source",
+            f"{kind}: cannot be read: {error}",
+            "check that the path is right and that you may read it",
         ) from None
 
 
 def _open(folder: Path, verify: bool) -> Prepared | None:
-    """Return an entry if it is there and whole."""
+    """Return an entry if it exists and is whole, else None."""
     try:
         written = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         meta, digest = written["meta"], written["sha256"]
@@ -191,12 +195,12 @@ def _open(folder: Path, verify: bool) -> Prepared | None:
         if whole and verify:
             whole = _checksums_match(folder, (folder / "meta.json").stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, no longer there, or not what `_write` wrote
+        return None  # the entry is missing, was just removed, or is not as `_write` wrote it
     return Prepared(folder, meta) if whole else None
 
 
 def _any_readable(paths: Iterable[str]) -> bool:
-    """Say whether a file that could not be read when an entry was written can be read now: then it is written anew."""
+    """Say whether a file that could not be read when its entry was written can be read now."""
     for path in paths:
         with contextlib.suppress(OSError):
             if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
@@ -206,7 +210,7 @@ def _any_readable(paths: Iterable[str]) -> bool:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that nobody but its owner can look into: what it holds may be a client's private images."""
+    """Make a folder that only its owner can look into, because it may hold a client's private images."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
@@ -214,7 +218,7 @@ def make_private(folder: Path) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _warn_of_others(folder: Path) -> None:
-    """Warn once of a cache folder that others own or may write to: they decide what is in the images of every run."""
+    """Warn once if other users own the cache folder or may write to it: they could change the images of every run."""
     with contextlib.suppress(OSError):
         found = folder.stat()
         others = ""
@@ -224,7 +228,7 @@ def _warn_of_others(folder: Path) -> None:
             others = "can be written to by every user of this machine"
         if others:
             log.warning(
-                "the cache folder %s %s, who can change what runs are trained on; %s moves it",
+                "the cache folder %s %s, who can change the images that runs train on; set %s to move it",
                 folder, others, CACHE_VARIABLE,
             )  # fmt: skip
 
@@ -235,7 +239,12 @@ def _digest(meta: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _checksums_match(folder: Path, written: int) -> bool:
-    """Say whether every file of an entry holds what was written; `written` tells one writing from the next."""
+    """Say whether every file of an entry has its checksum.
+
+    Args:
+        folder: Folder of the entry.
+        written: When the entry was written (nanoseconds); a new entry must not get the cached answer of an old one.
+    """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["meta"]
     files = meta["files"].items()
     return all(_sha256(folder / name) == stamp["sha256"] for name, stamp in files)
@@ -248,7 +257,7 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold an entry's lock, which a killed process lets go of."""
+    """Hold the lock of an entry; the operating system releases the lock of a killed process."""
     lock = filelock.FileLock(f"{folder}.lock", mode=PRIVATE_FILE)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -262,39 +271,43 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, kind: str, read: Callable[[], Raw], skip: bool, why: str) -> Prepared:
-    """Write an entry beside its place and move it there; the lock is ours, so whatever lies there is dead.
+    """Write an entry beside its place and then move it there.
+
+    The caller holds the entry's lock, so that no living process writes what already lies there; it is removed.
 
     Args:
-        folder: The entry's place.
+        folder: Place of the entry.
         kind: The source as the user named it.
-        read: Reads the data set.
-        skip: Go on without flawed images.
-        why: What is wrong with the entry that lies there, if there is one.
+        read: Function that reads the data set.
+        skip: Whether to leave flawed images out.
+        why: What is wrong with the old entry, if there is one; for the log.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
     if folder.exists():
         log.warning("%s %s; preparing it anew", folder, why)
-        folder.rename(partial)  # gone at once for whoever opens it, and not file by file
+        folder.rename(partial)  # so that readers lose the entry at once, and not file by file
         shutil.rmtree(partial)
     partial.mkdir(mode=PRIVATE_FOLDER)
     began = time.perf_counter()
     log.info("preparing %s in %s (once)", kind, folder.parent)
     try:
-        with reading(kind):
+        with blame_source(kind):
             raw = read()
         meta = _write_parts(partial, kind, raw, skip)
         arrays = sorted(partial.iterdir())
         stamps = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in arrays
         }
-        meta = json.loads(json.dumps({**meta, "files": stamps}))  # as it will be read
+        meta = json.loads(
+            json.dumps({**meta, "files": stamps})
+        )  # with the types that reading the file will give
         text = json.dumps({"sha256": _digest(meta), "meta": meta}, indent=1)
         (partial / "meta.json").write_text(text, encoding="utf-8")
         for path in (*arrays, partial / "meta.json"):
             path.chmod(PRIVATE_FILE)
-            _sync(path)  # a power cut after the move would otherwise leave an entry of zeros
+            _sync(path)  # else a power cut after the move could leave an entry of zeros
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -313,11 +326,13 @@ def _sync(path: Path) -> None:
 
 
 def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, Any]:
-    """Write all arrays and return what is known of them."""
+    """Write all arrays of an entry and return their description for its ``meta.json``."""
+    # Write the training images, (N, C, H, W); labels and columns stay in the writer's memory.
     classes = len(raw.class_names)
     with PartWriter(partial / "train_images.npy", kind, classes) as train:
         for block in _read_blocks(kind, raw.train):
             train.add(block)
+    # Find the classes that stay: usually only those with training images.
     counts = np.bincount(train.labels[train.labels >= 0], minlength=classes)
     there = np.full(classes, True) if raw.fixed_classes else counts > 0
     kept = np.flatnonzero(there)
@@ -327,14 +342,15 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
     )
     empty = [raw.class_names[cls] for cls in np.flatnonzero(~there)]
     raw.flaws.add("classes without training images", empty)
+    # Write the test images of these classes; all flaws are known only now, so now they are refused.
     test = None
     if raw.test is not None:
         with PartWriter(partial / "test_images.npy", kind, classes) as test:
-            for block in _of_classes(kept, _read_blocks(kind, raw.test), raw.flaws):
+            for block in _keep_classes(kept, _read_blocks(kind, raw.test), raw.flaws):
                 test.add(block)
     if not skip:
         raw.flaws.refuse(kind)
-    missing = _missing(train, len(kept), test)
+    missing = _describe_missing(train, len(kept), test)
     if missing:
         left_out = "; ".join(("", *raw.flaws.notes()))
         raise InputError("data.source", f"{kind}: there are {missing}{left_out}")
@@ -342,7 +358,8 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
         raise InputError(
             "data.source", f"{kind}: training images are {train.shape}, test images {test.shape}"
         )
-    new_class = np.full(classes + 1, UNKNOWN)  # the last is UNKNOWN's own
+    # Write labels, numbered anew over the classes that stay, and the codes of columns.
+    new_class = np.full(classes + 1, UNKNOWN)  # the last element is for UNKNOWN = -1
     new_class[kept] = np.arange(len(kept))
     values = _Codes()
     parts = {"train": train} if test is None else {"train": train, "test": test}
@@ -371,24 +388,24 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
 
 
 def _read_blocks(kind: str, blocks: Iterable[Block]) -> Iterator[Block]:
-    with reading(kind):
+    with blame_source(kind):
         yield from blocks
 
 
-def _of_classes(classes: Rows, blocks: Iterable[Block], flaws: Flaws) -> Iterator[Block]:
-    """Yield the images of some classes, and note the others as flaws of a test set."""
+def _keep_classes(classes: Rows, blocks: Iterable[Block], flaws: Flaws) -> Iterator[Block]:
+    """Yield the test images of some classes, and note all other test images as flaws."""
     seen = 0
     for block in blocks:
         known = np.isin(block.labels, classes)
         names = block.names or [f"test row {seen + i}" for i in range(len(known))]
         strange = [names[i] for i in np.flatnonzero(~known).tolist()]
         flaws.add("test images are of no class there is to learn", strange)
-        yield _only(block, known) if strange else block
+        yield _select(block, known) if strange else block
         seen += len(known)
 
 
-def _missing(train: PartWriter, num_classes: int, test: PartWriter | None) -> str:
-    """Say what is too little to learn from or to evaluate on; empty if nothing is."""
+def _describe_missing(train: PartWriter, num_classes: int, test: PartWriter | None) -> str:
+    """Return what is missing to train and evaluate, as a phrase; empty if nothing is missing."""
     if train.count == 0:
         return "no training images"
     if num_classes < 2:
@@ -396,7 +413,7 @@ def _missing(train: PartWriter, num_classes: int, test: PartWriter | None) -> st
     return "no test images" if test is not None and test.count == 0 else ""
 
 
-def _only(block: Block, rows: Mask) -> Block:
+def _select(block: Block, rows: Mask) -> Block:
     columns = {
         name: [v for v, keep in zip(values, rows, strict=True) if keep]
         for name, values in block.columns.items()
@@ -406,7 +423,7 @@ def _only(block: Block, rows: Mask) -> Block:
 
 
 class _Codes:
-    """Numbers for the values of columns, the same ones in training and test images."""
+    """Assigns numbers to the values of columns, the same numbers for training and test images."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, dict[str, int]] = {}

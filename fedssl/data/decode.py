@@ -1,4 +1,4 @@
-"""Encoded images, such as PNG and JPEG files, to bytes of one shape; what does not fit is counted and named."""
+"""Decodes images, such as PNG and JPEG files, to bytes of one shape; images that do not fit become flaws."""
 
 import math
 import os
@@ -22,29 +22,31 @@ from fedssl.data.flaws import Flaws, plain_text
 from fedssl.data.formats import FORMATS, NotRegularError, has_several_frames, open_image
 
 BLOCK_SIZE = 256
-"""Images decoded at once, at most."""
+"""A block has at most this many images."""
 
 BLOCK_BYTES = 2**25
-"""Bytes that the images decoded at once may take."""
+"""The decoded images of a block take at most this many bytes, if more than one image is in it."""
 
 WORTH_A_THREAD = 8192
-"""Bytes of an encoded image from which on threads decode faster than none: 2 cores break even near 150x150 pixels."""
+"""Threads decode faster if an encoded image has at least this many bytes; on 2 cores, that is near 150x150 pixels."""
 
 MOST_PIXELS = 178_956_970
-"""An image of more pixels is refused before it is decoded: in colors it would take more than half a GB (Pillow's own limit)."""
+"""Images with more pixels are refused before they are decoded: in color, they would take more than half a GB.
+
+This is Pillow's own limit.
+"""
 
 LARGE = 2**24
-"""Images of more pixels than this are decoded one at a time, so that memory does not grow with the number of cores."""
+"""Images with more pixels are decoded one at a time, so that memory does not grow with the number of cores."""
 
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
-"""Channels by Pillow's name of a mode; a palette stands for colors."""
+"""Number of channels by Pillow's name of a mode; "P", a palette, counts as colors."""
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-"""Modes with more than 8 bits a channel, which Pillow cuts off rather than scales."""
+"""Modes with more than 8 bits a channel; Pillow would clip their values to 8 bits instead of scaling them."""
 
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
-"""EXIF's tag for how a camera was held, and its values that swap height and width."""
-
+"""EXIF's tag for the orientation of a camera, and the tag's values that swap height and width."""
 
 UNREADABLE = "images cannot be read"
 
@@ -60,9 +62,9 @@ class Flaw:
     """What is wrong with one image.
 
     Args:
-        kind: The flaw in the plural, as `Flaws.add` takes it.
-        reason: What there is to say of this image only; empty if nothing is.
-        passing: Whether the same file may be read another time.
+        kind: The flaw as a phrase in the plural, as `Flaws.add` takes it.
+        reason: Detail about this image; empty if there is none.
+        passing: Whether the reason may pass, so that the same file can be read later.
     """
 
     kind: str
@@ -75,10 +77,10 @@ class Encoded:
     """One encoded image.
 
     Args:
-        name: For messages.
-        content: The file's path, or its bytes.
-        label: Class; -1 if nobody knows it.
-        columns: What else is known of it.
+        name: Name of the image in messages.
+        content: Path of the file, or the bytes of the file.
+        label: Class of the image; -1 if nobody knows it.
+        columns: Further facts about the image, by the column's name.
     """
 
     name: str
@@ -89,11 +91,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What every image is to be.
+    """The size and channels that a user asks for.
 
     Args:
-        size: (H, W); images are scaled, and cut at the longer side, to it. None: all must have one size already.
-        channels: 1 or 3; images are converted to it, and lose their transparency. None: all must have the same already.
+        size: (H, W) in pixels; images are scaled to it, and their longer side is cut. None: all images must have one
+            size already.
+        channels: 1 or 3; images are converted to it and lose their transparency. None: all images must have the same
+            number of channels already.
     """
 
     size: tuple[int, int] | None
@@ -104,12 +108,15 @@ Parts = dict[str, Callable[[], Iterator[Encoded]]]
 
 
 def decode_parts(parts: Parts, geometry: Geometry, flaws: Flaws) -> dict[str, Iterator[Block]]:
-    """Return the blocks of every part; what the geometry leaves open is what most images of all parts have.
+    """Return the decoded blocks of every part.
+
+    If the geometry leaves the size or channels open, they are those of most images of all parts; images with another
+    size or number of channels are flaws.
 
     Args:
-        parts: What to decode by name; each is gone through twice if the geometry leaves something open.
-        geometry: What every image is to be.
-        flaws: Filled with images that cannot be read, or are of another size or number of channels.
+        parts: Images to decode, by the part's name; each part is read twice if the geometry leaves something open.
+        geometry: Size and channels that every image is to get.
+        flaws: Filled with the images that cannot be read or do not fit.
     """
     size, channels = geometry.size, geometry.channels
     if size is None or channels is None:
@@ -128,13 +135,15 @@ def decode_parts(parts: Parts, geometry: Geometry, flaws: Flaws) -> dict[str, It
 
 @dataclass(frozen=True)
 class Target:
-    """What images become, and whether those that are not so already are changed or refused.
+    """The size and channels of every decoded image, and whether other images are changed or refused.
 
     Args:
-        size: (H, W).
+        size: (H, W) in pixels.
         channels: 1 or 3.
-        scales, converts: Whether images of another size, or number of channels, are changed.
-        size_hint, channels_hint: End the message about an image that is refused for it: why, and what changes it.
+        scales, converts: Whether to scale images of another size, and to convert images with other channels. If not,
+            these images are refused.
+        size_hint, channels_hint: End of the message about an image that is refused for its size or channels: why this
+            is asked for, and which setting changes images.
     """
 
     size: tuple[int, int]
@@ -145,10 +154,10 @@ class Target:
     channels_hint: str
 
     def pixels(self, item: Encoded) -> npt.NDArray[np.uint8] | Flaw:
-        """Return an image's bytes, (C, H, W), or what is wrong with it.
+        """Return the bytes of an image, (C, H, W), or its flaw.
 
         Raises:
-            InputError: There is too little memory to decode it.
+            InputError: There is too little memory to decode the image.
         """
         try:
             with open_image(item.content) as image:
@@ -159,11 +168,11 @@ class Target:
         except MemoryError:
             problem = f"{plain_text(item.name)}: there is too little memory to decode it"
             raise InputError("data.source", problem, "scale it down, or free memory") from None
-        except Exception as error:  # whatever a damaged file makes Pillow's many readers raise
-            return _why_not(error)
+        except Exception as error:  # damaged files make Pillow's readers raise many types of errors
+            return _flaw_from(error)
 
     def _pixels(self, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8] | Flaw:
-        """Return what `pixels` does, for an image that is open."""
+        """Return the bytes of an open image, (C, H, W), or its flaw."""
         height, width = self.size
         mode = "L" if self.channels == 1 else "RGB"
         if has_several_frames(image):
@@ -175,12 +184,12 @@ class Target:
             return Flaw(
                 f"images have {channels} channels, not {self.channels} {self.channels_hint}"
             )
-        image.load()  # or else EXIF behind a PNG's pixels is missed
+        image.load()  # without this, EXIF data behind the pixels of a PNG would be missed
         is_upright = image.getexif().get(ORIENTATION, 1) == 1
         upright = image if is_upright else ImageOps.exif_transpose(image)
         if upright.size != (width, height) and not self.scales:
             return Flaw(f"images are not {height}x{width} {self.size_hint}")
-        # Colors come before scaling: Pillow cannot mix the numbers of a palette.
+        # Colors are converted before scaling, because Pillow cannot mix the numbers of a palette.
         plain = upright if upright.mode == mode else upright.convert(mode)
         if plain.size != (width, height):
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
@@ -192,15 +201,15 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
     """Yield decoded images in order, a block at a time.
 
     Args:
-        items: What to decode.
-        target: What every image is to be.
-        flaws: Filled with images that cannot be read, or are not and do not become that.
+        items: Images to decode.
+        target: Size and channels that every image is to get.
+        flaws: Filled with the images that cannot be read or do not fit the target.
     """
     at_once = max(1, min(BLOCK_SIZE, BLOCK_BYTES // (target.channels * math.prod(target.size))))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while batch := list(islice(items, at_once)):
             pixels, kept = [], []
-            for item, found in zip(batch, _decoded(batch, target, threads), strict=True):
+            for item, found in zip(batch, _decode_batch(batch, target, threads), strict=True):
                 if isinstance(found, Flaw):
                     named = f"{item.name}: {found.reason}" if found.reason else item.name
                     flaws.add(found.kind, [named])
@@ -219,12 +228,12 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
                 yield Block(np.stack(pixels), labels, None, columns, names)
 
 
-def _decoded(
+def _decode_batch(
     batch: list[Encoded], target: Target, threads: ThreadPoolExecutor
 ) -> list[npt.NDArray[np.uint8] | Flaw]:
-    """Return what `Target.pixels` makes of each image, by threads where that is faster."""
+    """Return the bytes or the flaw of each image; threads decode them if that is faster."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata; a flaw is what has no pixels
+        warnings.simplefilter("ignore")  # Pillow warns of bad metadata, which is no flaw
         if _num_bytes(batch[0]) < WORTH_A_THREAD:
             return [target.pixels(item) for item in batch]
         return list(threads.map(target.pixels, batch))
@@ -240,7 +249,7 @@ def _num_bytes(item: Encoded) -> int:
 
 
 def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
-    """Return (size, channels) of most images, by their headers."""
+    """Return the most common size, (H, W), and number of channels, as the images' headers tell."""
     sizes: Counter[tuple[int, int]] = Counter()
     channels: Counter[int] = Counter()
     with warnings.catch_warnings():
@@ -250,16 +259,17 @@ def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
                 with open_image(item.content) as image:
                     sizes[image.size if _is_turned(image) else image.size[::-1]] += 1
                     channels[CHANNELS.get(image.mode, 0)] += 1
-            except Exception:  # it is counted when its pixels are read
+            except Exception:  # the image becomes a flaw when its pixels are read
                 continue
     most = sizes.most_common(1)[0][0] if sizes else (1, 1)
     return most, 1 if channels[1] > channels[3] else 3
 
 
-def _why_not(error: Exception) -> Flaw:
-    """Return why an image cannot be read, and whether that may pass.
+def _flaw_from(error: Exception) -> Flaw:
+    """Return the flaw of an image whose reading raised an error.
 
-    The operating system numbers its errors; Pillow raises `OSError` without a number about damaged files.
+    An `OSError` with a number comes from the operating system and may pass; Pillow raises `OSError` without a number
+    about damaged files.
     """
     if isinstance(error, NotRegularError):
         return Flaw(UNREADABLE, "not a regular file")
@@ -274,22 +284,22 @@ def _why_not(error: Exception) -> Flaw:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Say whether an image has more than 8 bits a channel; Pillow shows those of colors only in the file's layout."""
+    """Say whether an image has more than 8 bits a channel; for color images, only Pillow's list of tiles shows this."""
     return image.mode in DEEP_MODES or (
         image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile)
     )
 
 
 def _has_alpha_aside(image: ImageFile.ImageFile) -> bool:
-    """Say whether a PNG names colors that are transparent, beside channels that are not."""
+    """Say whether a PNG without an alpha channel declares some of its colors transparent."""
     found = image.info.get("transparency") if image.format == "PNG" else None
     return any(value < 255 for value in found) if isinstance(found, bytes) else found is not None
 
 
 def _is_turned(image: ImageFile.ImageFile) -> bool:
-    """Say whether EXIF swaps height and width, as far as the header tells."""
+    """Say whether EXIF data swaps height and width, as far as the header tells."""
     if image.format == "TIFF":
-        return False  # Pillow has swapped them already
+        return False  # Pillow has swapped height and width already
     if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode all of it to look behind its pixels
+        return False  # Pillow would decode the whole image to look for EXIF data behind its pixels
     return image.getexif().get(ORIENTATION) in TURNED

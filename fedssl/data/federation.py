@@ -1,4 +1,4 @@
-"""A federation as drawn: which client holds which image, and which of them carry a label."""
+"""The federation as drawn: which client holds which image, and which images carry a label."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -24,50 +24,54 @@ from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
 
 HELD_BACK, NOBODY = -2, -3
-"""Owners that are neither clients nor the server: of labels kept for validation, and of images that are not dealt because clients
-bring their own."""
+"""Numbers that take the place of a client, beside the server's: `HELD_BACK` owns the images whose labels are kept for validation,
+and `NOBODY` owns images that are not dealt because clients bring their own."""
 
 UNLABELED_PARTITIONS = PARTITIONS.at("federation.unlabeled_partition", None)
 
 
 class Deal(Section):
-    """What decides who holds what: the part of the ``[federation]`` section that data depends on."""
+    """The part of the ``[federation]`` section that decides which client holds which images and labels."""
 
-    clients: int = Field(10, ge=1, description="K, clients in all")
+    clients: int = Field(10, ge=1, description="K, the number of all clients")
     partition: Annotated[Partition, PARTITIONS] = Field(
-        Dirichlet(), description="how images fall to clients"
+        Dirichlet(), description="law that deals images to clients"
     )
     unlabeled_partition: Annotated[Partition, UNLABELED_PARTITIONS] | None = Field(
-        None, description="how images without a label fall to clients; unset: like those with one"
+        None,
+        description="law that deals unlabeled images to clients; unset: partition deals all images",
     )
     labels: Annotated[LabelSplit, LABEL_SPLITS] = Field(
-        AtClients(), description="which images keep their label, and who holds them"
+        AtClients(),
+        description="law that says which images keep their label, and whether clients or the server hold them",
     )
     label_noise: Annotated[LabelNoise, LABEL_NOISES] | None = Field(
-        None, description="how many of the given labels are wrong, and in what way; unset: none"
+        None,
+        description="law that says how many of the given labels are wrong, and how; unset: all are right",
     )
     features: Annotated[FeatureSkew, FEATURE_SKEWS] | None = Field(
-        None, description="how the same class looks different at every client; unset: it does not"
+        None,
+        description="law by which the same class looks different at every client; unset: images are not changed",
     )
     private: bool = Field(
         False,
-        description="whether clients bring images of their own, as data-path in each node's config names them; "
-        "for deployments",
+        description="whether clients bring their own images, which data-path in each node's config names; "
+        "for deployments only",
     )
 
     @model_validator(mode="after")
     def _check_deal(self) -> "Deal":
         if self.labels.at_server and self.unlabeled_partition is not None:
             raise ValueError(
-                f"labels.kind = {self.labels.kind!r} leaves clients without labels, so partition deals all they hold; "
-                "drop unlabeled_partition"
+                f"labels.kind = {self.labels.kind!r} leaves clients without labels, so partition deals all their "
+                "images; drop unlabeled_partition"
             )
         if self.private:
             self._check_private()
         return self
 
     def _check_private(self) -> None:
-        """Refuse what would change images or labels that only their owner has."""
+        """Refuse settings that would change private images or labels: only their owner has them."""
         at_server = self.labels.at_server
         simulated = {
             "partition": self.partition != Dirichlet(),
@@ -90,16 +94,17 @@ class Federation:
 
     Args:
         data: The data set.
-        owner: Client of each training image, int64 (N,); -1 at the server, -2 held back for validation, -3 not used,
-            for clients bring their own.
-        given: Label that whoever holds an image is given with it, int64 (N,); -1 without. Under label noise it need
-            not be the true one.
-        held_out: What the global model is evaluated on.
+        owner: Client of each training image, int64 (N,); -1 at the server, -2 held back for validation, -3 not used
+            because clients bring their own images.
+        given: Label that the owner of an image gets with it, int64 (N,); -1 if there is none. Under label noise it may
+            differ from the true class.
+        held_out: Images that the global model is evaluated on.
         held_out_name: ``"test"`` or ``"validation"``.
-        held_out_owner: Client of each held-out image, for evaluation at the clients.
-        num_clients: K.
-        features: How clients see differently, if they do.
-        seed: The experiment's.
+        held_out_owner: Client of each held-out image, for evaluation at the clients, int64 (M,); -3 if clients bring
+            their own images.
+        num_clients: K, the number of clients.
+        features: Law by which images look different at every client; None leaves images unchanged.
+        seed: The experiment's seed.
     """
 
     data: Dataset
@@ -118,28 +123,28 @@ class Federation:
         return self.given >= 0
 
     def rows(self, client: int) -> Rows:
-        """Return a client's training rows, ascending: an example's place here is its id."""
+        """Return the training rows of a client, ascending; the place of a row in this array is the example's id."""
         order, starts = self._by_client
         return order[starts[client] : starts[client + 1]]
 
     def shard(self, client: int) -> Shard:
-        """Return what one client holds, as it sees it."""
+        """Return the examples of one client, with the images as the client sees them."""
         rows = self.rows(client)
         shard = self._shard(rows)
-        images = self._seen(shard.images, client, "train")
+        images = self._as_client_sees(shard.images, client, "train")
         return Shard(images, shard.labels, shard.hidden_labels, shard.spec)
 
     def server_shard(self) -> Shard:
-        """Return the labeled images that the server holds; empty unless labels are there."""
+        """Return the labeled images that the server holds; the shard is empty if the clients hold the labels."""
         return self._shard(self.server_rows)
 
     def held_out_at(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (images, labels) of the held-out examples dealt to one client by its own mix."""
+        """Return (images, labels) of the held-out examples of one client, with the images as the client sees them."""
         order, starts = self._held_out_by_client
         rows = order[starts[client] : starts[client + 1]]
         images = torch.from_numpy(self.held_out.read(rows))
         labels = torch.from_numpy(self.held_out.labels[rows])
-        return self._seen(images, client, "held-out"), labels
+        return self._as_client_sees(images, client, "held-out"), labels
 
     @cached_property
     def sizes(self) -> Rows:
@@ -154,21 +159,25 @@ class Federation:
 
     @cached_property
     def server_rows(self) -> Rows:
-        """Training images that the server holds, ascending."""
+        """Rows of the training images that the server holds, ascending."""
         return np.flatnonzero(self.owner == SERVER)
 
     @cached_property
     def held_back_rows(self) -> Rows:
-        """Training images whose labels are held back for validation, ascending."""
+        """Rows of the training images whose labels are held back for validation, ascending."""
         return np.flatnonzero(self.owner == HELD_BACK)
 
     @property
     def num_wrong_labels(self) -> int:
-        """Number of given labels that are not the true ones."""
+        """Number of given labels that differ from the true class."""
         return int((self.labeled & (self.given != self.data.train.labels)).sum())
 
     def class_counts(self, *, labeled: bool) -> npt.NDArray[np.int64]:
-        """Count labeled or unlabeled training images by client and true class, (K, num_classes); known classes only."""
+        """Count the training images of each client by true class, (K, num_classes); unknown classes do not count.
+
+        Args:
+            labeled: Whether to count the labeled images or the unlabeled ones.
+        """
         classes = self.data.spec.num_classes
         truth = self.data.train.labels
         rows = (self.labeled == labeled) & (self.owner >= 0) & (truth >= 0)
@@ -178,11 +187,11 @@ class Federation:
 
     @cached_property
     def _by_client(self) -> tuple[Rows, Rows]:
-        return _by_client(self.owner, self.num_clients)
+        return _sort_by_client(self.owner, self.num_clients)
 
     @cached_property
     def _held_out_by_client(self) -> tuple[Rows, Rows]:
-        return _by_client(self.held_out_owner, self.num_clients)
+        return _sort_by_client(self.held_out_owner, self.num_clients)
 
     def _shard(self, rows: Rows) -> Shard:
         truth, given = self.data.train.labels[rows], self.given[rows]
@@ -193,8 +202,8 @@ class Federation:
             spec=self.data.spec,
         )
 
-    def _seen(self, images: torch.Tensor, client: int, part: str) -> torch.Tensor:
-        """Return images as a client sees them."""
+    def _as_client_sees(self, images: torch.Tensor, client: int, part: str) -> torch.Tensor:
+        """Return images as a client sees them; `part` (train or held-out) names the stream of their noise."""
         if self.features is None:
             return images
         return self.features.apply(
@@ -205,11 +214,11 @@ class Federation:
 
 
 def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
-    """Deal a data set to clients and choose its labels; the same answer for the same seed.
+    """Deal a data set to clients and choose its labels; the same seed gives the same federation.
 
     Raises:
-        InputError: More clients than training images, more labels than there are, or a law that these images do not
-            allow.
+        InputError: There are fewer training images than clients, or fewer labels than asked for, or a law cannot deal
+            these images.
     """
     labels, train = deal.labels, data.train
     num_classes = data.spec.num_classes
@@ -220,9 +229,9 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         given[labeled] = deal.label_noise.corrupt(given[labeled], num_classes, noise)
     held_out, held_out_name = data.held_out, data.held_out_name
     stream = rng.numpy_generator(seed, "labels/validation")
-    kept_back = labels.share_for_validation(train.labels, labeled, stream)
+    kept_back = labels.draw_validation_rows(train.labels, labeled, stream)
     if len(kept_back):
-        # As whoever labeled them says: truth beyond that is not to be had.
+        # Validation uses the given labels, noise included: in reality nobody knows better ones.
         held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
         held_out_name = "validation"
         owner[kept_back], given[kept_back] = HELD_BACK, -1
@@ -235,7 +244,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
             examples_of(train, num_classes),
             owner,
             deal.clients,
-            _draws(seed, "law", "held-out"),
+            _make_draws(seed, "law", "held-out"),
         )
     return Federation(
         data=data,
@@ -251,42 +260,44 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
 
 
 def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> tuple[Rows, Mask]:
-    """Return the owner of each training image, and whether it is to carry a label."""
+    """Return the owner of each training image, and whether the image is to carry a label."""
     examples, labels = examples_of(train, num_classes), deal.labels
 
-    def drawn_labels(owner: Rows | None) -> Mask:
+    def draw_labels(owner: Rows | None) -> Mask:
         pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
         return labels.draw(pool, rng.numpy_generator(seed, "labels"))
 
     if deal.private:
-        labeled = drawn_labels(None) if labels.at_server else np.full(len(train), False)
+        labeled = draw_labels(None) if labels.at_server else np.full(len(train), False)
         return np.where(labeled, SERVER, NOBODY), labeled
     if labels.at_server:
-        labeled = drawn_labels(None)
+        labeled = draw_labels(None)
         if labeled.all():
             problem = "leave nothing to the clients: every image is labeled, and at the server"
             raise InputError("federation.labels", problem, "label fewer")
         owner = np.full(len(train), SERVER)
         rest = examples.take(~labeled)
-        owner[~labeled] = deal.partition.deal_to(rest, deal.clients, _draws(seed, "law", "train"))
+        owner[~labeled] = deal.partition.deal_to(
+            rest, deal.clients, _make_draws(seed, "law", "train")
+        )
         return owner, labeled
-    owner = deal.partition.deal_to(examples, deal.clients, _draws(seed, "law", "train"))
-    labeled = drawn_labels(owner)
+    owner = deal.partition.deal_to(examples, deal.clients, _make_draws(seed, "law", "train"))
+    labeled = draw_labels(owner)
     if deal.unlabeled_partition is not None:
         if labeled.all():
             problem = "has nothing to deal: every image carries a label"
             raise InputError("federation.unlabeled_partition", problem, "drop it, or label fewer")
-        draws = _draws(seed, "unlabeled-law", "unlabeled")
+        draws = _make_draws(seed, "unlabeled-law", "unlabeled")
         rest = examples.take(~labeled)
         try:
             owner[~labeled] = deal.unlabeled_partition.deal_to(rest, deal.clients, draws)
         except InputError as error:
-            raise _about_unlabeled(error) from None
+            raise _blame_unlabeled_partition(error) from None
         owner = _fill_up(owner, np.where(labeled, train.labels, -1), deal, seed)
     return owner, labeled
 
 
-def _draws(seed: int, law: str, deal: str) -> Draws:
+def _make_draws(seed: int, law: str, deal: str) -> Draws:
     return Draws(
         rng.numpy_generator(seed, f"partition/{law}"),
         rng.numpy_generator(seed, f"partition/{deal}"),
@@ -294,9 +305,10 @@ def _draws(seed: int, law: str, deal: str) -> Draws:
 
 
 def _fill_up(owner: Rows, given: Rows, deal: Deal, seed: int) -> Rows:
-    """Give every client its minimum once more, after images have been taken or dealt anew.
+    """Give every client its minimum once more, after images were taken from clients or dealt anew.
 
-    A label must not move to where none is meant to be; where there are only labels, they are everywhere anyway.
+    Only unlabeled images move, so that no client gets a label that the law did not give it. If every image carries a
+    label, all clients have labels anyway, and labeled images move.
     """
     unlabeled = (given < 0) & (owner >= 0)
     movable = unlabeled if unlabeled.any() else None
@@ -304,8 +316,8 @@ def _fill_up(owner: Rows, given: Rows, deal: Deal, seed: int) -> Rows:
     return fill_up(owner, deal.clients, deal.partition.min_size, stream, movable)
 
 
-def _about_unlabeled(error: InputError) -> InputError:
-    """Return what a partition says of the images it was to deal, where these are the unlabeled ones."""
+def _blame_unlabeled_partition(error: InputError) -> InputError:
+    """Return an error of a partition as an error of ``federation.unlabeled_partition``, about unlabeled images."""
     field, problem, remedy = (
         text.replace("federation.partition", "federation.unlabeled_partition").replace(
             "training images to deal", "unlabeled images to deal"
@@ -315,7 +327,7 @@ def _about_unlabeled(error: InputError) -> InputError:
     return InputError(field, problem, remedy)
 
 
-def _by_client(owner: Rows, num_clients: int) -> tuple[Rows, Rows]:
-    """Return rows sorted by client, those that are nobody's first, and where each client's begin, (K + 1,)."""
+def _sort_by_client(owner: Rows, num_clients: int) -> tuple[Rows, Rows]:
+    """Return all rows sorted by client, negative owners first, and the place where each client starts, (K + 1,)."""
     order = np.argsort(owner, kind="stable")
     return order, np.searchsorted(owner[order], np.arange(num_clients + 1))

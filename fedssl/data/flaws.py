@@ -1,4 +1,4 @@
-"""What is wrong with a user's images: counted, named, and refused or left out."""
+"""Flaws of a user's images: they are counted and named, and then refused or left out."""
 
 import re
 from collections.abc import Iterable
@@ -7,12 +7,13 @@ from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 
 MOST_NAMED = 3
-"""A note names at most so many examples."""
+"""A note names at most this many images, files or classes."""
 
 MOST_TEXT = 200
-"""A text that other libraries wrote, or a file's name, is cut at so many characters."""
+"""Texts of other libraries and names of files are cut to this many characters."""
 
 VERBS = {"have": " has ", "are": " is ", "lie": " lies ", "lead": " leads "}
+"""Verbs of flaws in the plural, and the same verbs in the singular."""
 
 
 def plain_text(text: str) -> str:
@@ -22,13 +23,13 @@ def plain_text(text: str) -> str:
 
 
 class Flaws:
-    """Flaws found while a data set is read.
+    """Collects the flaws that are found while a data set is read.
 
-    A reader adds what it meets and goes on without it; only at the end is it all refused, so that one message says
-    everything there is to mend.
+    A reader adds a flaw and goes on without the flawed image. Flaws are refused only at the end, so that one message
+    names everything that must be mended.
 
     Args:
-        switch: What to set to go on without what is flawed.
+        switch: Setting that leaves flawed images out, for the message.
     """
 
     def __init__(self, switch: str = "data.bad_images = 'skip'") -> None:
@@ -37,30 +38,30 @@ class Flaws:
         self._counts: dict[str, int] = {}
         self._refused = False
         self.passing: list[str] = []
-        """Paths of images that could not be read for a reason that may pass, such as a missing permission."""
+        """Paths of images that cannot be read for a reason that may pass, such as a missing permission."""
         self.remarks: list[str] = []
-        """Sentences about how the data was read; they say nothing that is left out."""
+        """Sentences about how the data was read; what is left out is not among them."""
 
     def add(self, flaw: str, names: Iterable[str]) -> None:
         """Note a flaw of some images or classes.
 
         Args:
-            flaw: What is wrong, in the plural, e.g. ``"images cannot be read"``.
-            names: Files, rows or classes.
+            flaw: A phrase in the plural, such as ``"images cannot be read"``.
+            names: Names of the flawed files, rows or classes.
         """
         self._refused |= self._count(flaw, names)
 
     def leave_out(self, what: str, names: Iterable[str]) -> None:
-        """Note something that is left out and is no flaw, such as a text file beside the images: it is never refused.
+        """Note something that is left out and is no flaw, such as a text file beside the images; it is never refused.
 
         Args:
-            what: What it is, in the plural, e.g. ``"files are hidden"``.
-            names: Files or arrays.
+            what: A phrase in the plural, such as ``"files are hidden"``.
+            names: Names of the files or arrays that are left out.
         """
         self._count(what, names)
 
     def _count(self, what: str, names: Iterable[str]) -> bool:
-        """Count and keep the first names; say whether there was any."""
+        """Count names and keep the first `MOST_NAMED`; say whether there was any name."""
         before = self._counts.get(what, 0)
         for name in names:
             named = self._found.setdefault(what, [])
@@ -71,23 +72,26 @@ class Flaws:
 
     @property
     def refused(self) -> bool:
-        """Whether there is any flaw; what is only left out is none."""
+        """Whether there is any flaw; things that are only left out are no flaws."""
         return self._refused
 
     def notes(self) -> tuple[str, ...]:
-        """Return one line for each kind of flaw, and of what is left out: how many, and the first of them."""
+        """Return one line for each kind of flaw and of thing left out: its number, and the first names."""
         lines = []
         for flaw, count in self._counts.items():
             named = ", ".join(self._found[flaw]) + (", ..." if count > MOST_NAMED else "")
-            said = flaw if count > 1 else _of_one(flaw)
+            said = flaw if count > 1 else _to_singular(flaw)
             lines.append(f"{count:,} {said} ({named})")
         return tuple(lines)
 
     def refuse(self, what: str) -> None:
-        """Raise `InputError` if there are any.
+        """Raise `InputError` if there are flaws.
 
         Args:
-            what: The data, as the user named it.
+            what: Name of the data, as the user wrote it.
+
+        Raises:
+            InputError: There are flaws; the message has all notes.
         """
         if self._refused:
             raise InputError(
@@ -97,8 +101,8 @@ class Flaws:
             )
 
 
-def _of_one(flaw: str) -> str:
-    """Return a flaw in the singular: its subject and the first verb after it."""
+def _to_singular(flaw: str) -> str:
+    """Return a flaw with its subject and the first verb after it in the singular."""
     flaw = re.sub(
         r"^((?:test )?)(image|class|folder|file|array|split|link|table)(?:es|s)", r"\1\2", flaw
     )

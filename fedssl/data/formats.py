@@ -1,14 +1,14 @@
-"""Which files are images: a closed list of formats, opened by Pillow's own readers, none of which starts a program.
+"""The image formats that are read: a closed list, for which Pillow has its own readers that start no other program.
 
-By its content Pillow would give a file to any of some forty readers, and PostScript to Ghostscript, whatever the file's
-name says.
+Without this list, Pillow would choose among some forty readers by a file's content, whatever the file's name says, and
+would hand PostScript to Ghostscript.
 """
 
 import io
 import os
 import stat
 
-# Each import registers its readers with Pillow; nothing else loads them where the formats are named.
+# Each import registers its readers with Pillow. Pillow does not load readers itself if `formats` names them.
 from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -29,7 +29,7 @@ SUFFIXES = frozenset((
     ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".png",
     ".apng", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-"""Ends of the names of files in these formats, in lower case."""
+"""Suffixes of files in the formats of `FORMATS`, in lower case."""
 
 OTHER_IMAGES = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".hdp", ".wdp", ".flif", ".bpg", ".mpo", ".qoi",
@@ -42,29 +42,29 @@ OTHER_IMAGES = frozenset((
     ".iff", ".pict", ".pct", ".mp4", ".m4v", ".avi", ".mov", ".mpg", ".mpeg", ".mkv", ".webm", ".wmv", ".flv",
     ".mjpeg",
 ))  # fmt: skip
-"""Ends of the names of images and films that are not read, in lower case."""
+"""Suffixes of images and films that are not read, in lower case."""
 
 SIDECARS = frozenset((
     ".json", ".xml", ".xmp", ".txt", ".csv", ".tsv", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".md5",
     ".sha1", ".sha256", ".sha512", ".aux", ".wld", ".tfw", ".url", ".lnk", ".license", ".py", ".log",
 ))  # fmt: skip
-"""Ends of the names of files that say something about an image and may be called ``IMAGE.png.json``."""
+"""Suffixes of files about an image, which may follow the image's own suffix, as in ``IMAGE.png.json``."""
 
 TEXTS = frozenset((
     "readme", "license", "licence", "copying", "notice", "authors", "contributors", "changelog", "changes",
     "history", "version", "citation", "manifest", "makefile", "dockerfile", "sha256sums", "sha1sums", "md5sums",
     "checksums", "todo", "index", "labels", "classes", "metadata",
 ))  # fmt: skip
-"""Names, in lower case, of files without a suffix that are known to be texts."""
+"""Names of files without a suffix that are known to be texts, in lower case."""
 
 SYSTEM_FILES = frozenset((
-    "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found",
-    "system volume information",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "__macosx", "@eadir", "#recycle", "$recycle.bin",
+    "lost+found", "system volume information",
 ))  # fmt: skip
-"""Names, in lower case, of what operating systems leave in every folder: nobody's images, and never mentioned."""
+"""Names of files and folders that operating systems leave everywhere, in lower case; messages never mention them."""
 
 SEVERAL_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
-"""Formats whose further frames are images of their own. In a JPEG of a phone they are smaller copies of the first."""
+"""Formats whose further frames are images of their own; in a JPEG of a phone, they are smaller copies of the first."""
 
 NO_SUFFIX = "files have no suffix and may be images"
 COPIES = "files have another suffix behind that of an image"
@@ -73,17 +73,17 @@ NO_IMAGES = "files have a suffix that no image has"
 
 
 def suffix_of(path: str) -> str:
-    """Return the end of a file's name in lower case, with its dot."""
+    """Return the suffix of a file's name in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()  # noqa: PTH122 - millions of paths, and a Path each doubles the time
 
 
 def is_image(path: str) -> bool:
-    """Say whether a file's name is that of an image; whether it holds one, its pixels show."""
+    """Say whether a file has the suffix of an image; only decoding shows whether the file holds one."""
     return suffix_of(path) in SUFFIXES
 
 
 def may_be_image(path: str) -> str:
-    """Return why a file whose name is not an image's may hold one nevertheless, as a flaw; empty if it does not."""
+    """Return why a file without the suffix of an image may hold an image, as a flaw; empty if it does not."""
     name = os.path.basename(path).lower()  # noqa: PTH119
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     if suffix in OTHER_IMAGES or (suffix == ".gz" and suffix_of(stem) in OTHER_IMAGES):
@@ -101,11 +101,11 @@ def open_image(content: str | bytes) -> ImageFile.ImageFile:
     """Open an image without decoding it.
 
     Args:
-        content: The path of a regular file, or the bytes of one.
+        content: Path of a regular file, or the bytes of an encoded image.
 
     Raises:
-        NotRegularError: The path is that of a pipe, a device, a socket or a folder.
-        OSError, Exception: Whatever Pillow's readers raise about a damaged file.
+        NotRegularError: The path names a pipe, a device, a socket or a folder.
+        OSError, Exception: Pillow's readers raise many types of errors about a damaged file.
     """
     if isinstance(content, bytes):
         return Image.open(io.BytesIO(content), formats=FORMATS)
@@ -115,7 +115,7 @@ def open_image(content: str | bytes) -> ImageFile.ImageFile:
 
 
 class NotRegularError(Exception):
-    """A path is not that of a regular file: to open a pipe would wait for ever."""
+    """A path does not name a regular file; opening a pipe, for example, would wait for ever."""
 
 
 def has_several_frames(image: ImageFile.ImageFile) -> bool:
@@ -126,7 +126,7 @@ def has_several_frames(image: ImageFile.ImageFile) -> bool:
 
 
 def _is_followed(image: ImageFile.ImageFile) -> bool:
-    """Say whether another image follows the first one of a binary PPM file, of which Pillow says nothing."""
+    """Say whether another image follows the first image of a binary PPM file; Pillow does not tell."""
     if not image.tile or image.tile[0][0] != "raw" or image.fp is None:
         return False
     width, height = image.size

@@ -1,4 +1,4 @@
-"""Images as they lie on disk, and views of them: rows of a pool that nobody copies."""
+"""Images as they lie on disk, and subsets of them: rows of a shared pool that is not copied."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 UNKNOWN = -1
-"""Class of an image whose class nobody knows."""
+"""Label of an image whose class nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Images:
 
     Args:
         pool: uint8, shape (P, C, H, W); usually mapped from a file.
-        labels: True class of each image, int64 (N,); -1 where nobody knows it.
-        labelable: Whether an image may be given its label, (N,). The extra images of some data sets are
-            not for labeling though their classes are known: these are for measuring pseudo-labels.
-        columns: What else is known of each image, such as who made it, by name; int64 codes (N,).
-        rows: Place of each image in the pool, int64 (N,); by default they are all of the pool.
+        labels: True class of each image, int64 (N,); -1 where nobody knows the class.
+        labelable: Whether an image may be given its label, (N,). The extra images of some data sets are never given
+            their label, though their classes are known: these classes only measure pseudo-labels.
+        columns: Further facts about each image, such as its maker, by the column's name; int64 codes (N,).
+        rows: Place of each image in the pool, int64 (N,); by default the images are the whole pool.
     """
 
     pool: npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Images:
         return len(self.labels)
 
     def take(self, rows: Rows) -> "Images":
-        """Return the given images; the pool is shared."""
+        """Return the images in the given rows; they share the pool."""
         return Images(
             self.pool,
             self.labels[rows],
@@ -50,28 +50,28 @@ class Images:
         )
 
     def read(self, rows: Rows) -> npt.NDArray[np.uint8]:
-        """Return a copy of some images, shape (n, C, H, W)."""
+        """Return a copy of the pixels in the given rows, shape (n, C, H, W)."""
         return np.take(self.pool, rows if self.rows is None else self.rows[rows], axis=0)
 
     @cached_property
     def images(self) -> npt.NDArray[np.uint8]:
-        """All images, shape (N, C, H, W): the pool itself, or a copy of its rows."""
+        """The pixels of all images, shape (N, C, H, W): the pool itself, or a copy of some of its rows."""
         return self.pool if self.rows is None else np.take(self.pool, self.rows, axis=0)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training images, held-out images, and what they have in common.
+    """Training images, held-out images, and their common properties.
 
     Args:
-        train: What is dealt to the clients.
-        held_out: What the global model is evaluated on, and nothing else.
+        train: Training images, which are dealt to the clients.
+        held_out: Images that the global model is evaluated on; they serve no other purpose.
         held_out_name: ``"test"`` or ``"validation"``.
-        spec: Shape, classes, normalization.
-        class_names: One name a class.
-        column_values: What the codes of each column stand for.
-        notes: What was left out when the data was read, in words.
-        remarks: How the data was read, in words: which folders or splits were taken for what.
+        spec: Shape, number of classes and normalization of all images.
+        class_names: Name of each class.
+        column_values: Value that each code of a column stands for, by the column's name.
+        notes: Sentences about what was left out when the data was read.
+        remarks: Sentences about how the data was read: which folders or splits became training and test images.
     """
 
     train: Images

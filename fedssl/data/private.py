@@ -1,4 +1,4 @@
-"""A client's own images, made to fit a federation: a folder of files or an npz file, its classes matched by name."""
+"""Reads a client's own images, in a folder or an npz file, so that they fit a federation; classes match by name."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -12,26 +12,34 @@ from fedssl.data.cache import Prepared, Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Rows
-from fedssl.data.sources.folder import Folder, account, class_folders, images_in, loose_images
-from fedssl.data.sources.npz import Npz, note_unused, texts
+from fedssl.data.sources.folder import (
+    Folder,
+    class_folders,
+    images_in,
+    loose_images,
+    note_unread_files,
+)
+from fedssl.data.sources.npz import Npz, names_as_text, note_unused_arrays
 from fedssl.data.sources.own_images import OwnImages
 from fedssl.data.terms import Terms
 
 SKIP = "bad-images = 'skip' in the node config"
+"""The setting that leaves flawed images out, for messages."""
 
 
 def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
-    """Return a client's images as the cache's entry: written once, again if a file changes.
+    """Return the cache entry of a client's images; it is written once, and again if a file changes.
 
-    Its labels are the federation's classes, -1 where there is none. It has a part ``"test"`` if the client has one.
+    Labels are numbers of the federation's classes, -1 where an image has no label. The entry has a part ``"test"`` if
+    the client has test images.
 
     Args:
-        path: A folder, or a file that ends in ``.npz``.
-        terms: What the images must become.
-        skip: Go on without images that cannot be used; otherwise they are refused.
+        path: A folder, or a file whose name ends in ``.npz``.
+        terms: Shape, classes and normalization of the federation's images.
+        skip: Whether to leave out images that cannot be used; otherwise they are refused.
 
     Raises:
-        InputError: There are no images, they do not fit, or their classes are not the federation's.
+        InputError: There are no images, the images do not fit, or the federation does not have their classes.
     """
     kind = _PrivateNpz if path.lower().endswith(".npz") else _PrivateFolder
     try:
@@ -44,7 +52,7 @@ def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
 
 
 def _settings(kind: type[OwnImages], path: str, terms: Terms, skip: bool) -> dict[str, object]:
-    """Return the settings of a source that reads by these terms; they are part of the cache entry's name."""
+    """Return the settings of a source that fits images to the terms; they are a part of the cache entry's name."""
     channels, height, width = terms.spec.shape
     common = {
         "name": path,
@@ -60,10 +68,10 @@ def _settings(kind: type[OwnImages], path: str, terms: Terms, skip: bool) -> dic
 
 
 class _PrivateFolder(Folder):
-    """A folder as the source `Folder` knows it, but every class is optional, and so are labels.
+    """A folder as in the source `Folder`, but classes may be missing and images need no labels.
 
-    Images that lie in no class folder are unlabeled. All are scaled, cut and converted as `Folder` does where its size
-    and channels are set.
+    Images outside of class folders are unlabeled. All images are scaled, cut and converted to the federation's size and
+    channels, as `Folder` does.
     """
 
     class_names: tuple[str, ...]
@@ -74,21 +82,21 @@ class _PrivateFolder(Folder):
         """Return the images.
 
         Raises:
-            InputError: No such folder, or class folders that the federation has no class for.
+            InputError: There is no such folder, or the federation has no class with the name of a class folder.
         """
-        layout = self.layout()
+        layout = self.find_layout()
         test, flaws = layout.test, Flaws(SKIP)
         flaws.remarks += layout.remarks()
         parts: Parts = {"train": partial(self._images, layout.homes, layout.root)}
         if test is not None:
             parts["test"] = partial(
-                images_in, [test], self._numbers(test, layout.root), layout.root
+                images_in, [test], self._number_folders(test, layout.root), layout.root
             )
         names = class_folders(layout.train, layout.root)
         self._check_no_split_in(layout.train, names, layout.root)
-        # An unknown class is refused before anything is decoded.
-        self._numbers(layout.train, layout.root)
-        account(layout, flaws, takes_loose=True)
+        # Refuse unknown classes before any image is decoded.
+        self._number_folders(layout.train, layout.root)
+        note_unread_files(layout, flaws, takes_loose=True)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=self.class_names,
@@ -102,18 +110,21 @@ class _PrivateFolder(Folder):
         )
 
     def _images(self, homes: Sequence[Path], root: Path) -> Iterator[Encoded]:
-        yield from images_in(homes, self._numbers(homes[0], root), root)
+        yield from images_in(homes, self._number_folders(homes[0], root), root)
         for home in homes:
             yield from (Encoded(path, path, UNKNOWN) for path in loose_images(home))
 
-    def _numbers(self, folder: Path, root: Path) -> dict[str, int]:
-        """Return the federation's number of every class folder: of those there are, never of a name that was sent."""
+    def _number_folders(self, folder: Path, root: Path) -> dict[str, int]:
+        """Return the federation's class number of every class folder.
+
+        Only the names of existing folders are used to look for images, never a name that the federation sent.
+        """
         names = class_folders(folder, root)
-        return dict(zip(names, _numbers(self, names, "class folder"), strict=True))
+        return dict(zip(names, _number_classes(self, names, "class folder"), strict=True))
 
 
 class _PrivateNpz(Npz):
-    """An npz file as the source `Npz` knows it; labels may be missing, and are matched by name where it has names."""
+    """An npz file as in the source `Npz`, but labels may be missing, and class names, if it has any, match by name."""
 
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -124,18 +135,18 @@ class _PrivateNpz(Npz):
         """Return the images.
 
         Raises:
-            InputError: No such file, images of another shape, or labels that are no class of the federation.
+            InputError: There is no such file, images have another shape, or the federation does not have a class.
         """
         flaws = Flaws(SKIP)
         arrays = self._arrays(flaws)
         if "labels" not in arrays:
             arrays["labels"] = np.full(len(arrays.get("images", ())), UNKNOWN, dtype=np.int64)
         names = arrays.get("class_names")
-        own = None if names is None else texts(names)
-        train = self._fitting(self._block(arrays, ""), own)
+        own = None if names is None else names_as_text(names)
+        train = self._fit_to_terms(self._block(arrays, ""), own)
         has_test = "test_images" in arrays
-        test = self._fitting(self._block(arrays, "test_"), own) if has_test else None
-        note_unused(arrays, flaws)
+        test = self._fit_to_terms(self._block(arrays, "test_"), own) if has_test else None
+        note_unused_arrays(arrays, flaws)
         return Raw(
             class_names=self.class_names,
             train=[train],
@@ -147,44 +158,56 @@ class _PrivateNpz(Npz):
             fixed_classes=True,
         )
 
-    def _fitting(self, block: Block, own: Sequence[str] | None) -> Block:
-        """Return a block in the federation's shape and classes, without columns."""
+    def _fit_to_terms(self, block: Block, own: Sequence[str] | None) -> Block:
+        """Return a block with the federation's classes and without columns; refuse images of another shape.
+
+        Args:
+            block: Images as the file has them.
+            own: Class names of the file, if it has any.
+        """
         if len(block.labels) and block.images.shape[1:] != self.shape:
             found, wanted = (" x ".join(map(str, s)) for s in (block.images.shape[1:], self.shape))
-            raise self.wrong(
+            raise self.source_error(
                 f"images are {found}, but the federation's are {wanted} (channels, height, width)",
                 "scale them, or give image files in a folder, which are scaled and converted",
             )
-        return Block(block.images, self._classes(block.labels, own))
+        return Block(block.images, self._federation_labels(block.labels, own))
 
-    def _classes(self, labels: Rows, own: Sequence[str] | None) -> Rows:
+    def _federation_labels(self, labels: Rows, own: Sequence[str] | None) -> Rows:
         most = int(labels.max(initial=UNKNOWN))
         known = len(self.class_names) if own is None else len(own)
         if most >= known:
             whose = "the federation has" if own is None else "class_names lists"
-            raise self.wrong(
+            raise self.source_error(
                 f"labels run up to {most}, but {whose} {known} classes",
                 "number the classes from 0; -1 is an image without label",
             )
         if own is None:
             return labels
         used = np.unique(labels[labels >= 0])
-        numbers = np.full(len(own) + 1, UNKNOWN)  # the last is UNKNOWN's own
-        numbers[used] = _numbers(self, [own[cls] for cls in used], "class")
+        numbers = np.full(len(own) + 1, UNKNOWN)  # the last element is for UNKNOWN = -1
+        numbers[used] = _number_classes(self, [own[cls] for cls in used], "class")
         result: Rows = numbers[labels]
         return result
 
 
-def _numbers(source: "_PrivateFolder | _PrivateNpz", names: Iterable[str], what: str) -> list[int]:
+def _number_classes(
+    source: "_PrivateFolder | _PrivateNpz", names: Iterable[str], what: str
+) -> list[int]:
     """Return the federation's number of each class.
 
+    Args:
+        source: The source that reads the images; it knows the federation's classes.
+        names: Names of the client's classes.
+        what: Word for the names in the message.
+
     Raises:
-        InputError: The federation has no such class; names all of them.
+        InputError: The federation has no class of some of these names; the message lists them.
     """
     known = {name: number for number, name in enumerate(source.class_names)}
     strange = [name for name in names if name not in known]
     if strange:
-        raise source.wrong(
+        raise source.source_error(
             f"{what} {', '.join(map(repr, strange))} is no class of the federation",
             f"it has: {', '.join(known)}; images without label belong in 'unlabeled'",
         )

@@ -1,4 +1,4 @@
-"""What one client holds: its images, the labels it may see, and those the simulator hides from it."""
+"""The data of one client: its images, the labels it may see, and the labels that the simulator hides from it."""
 
 import functools
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Return bytes as 32-bit floats in [0, 1], and floats as they are."""
+    """Return images of bytes as 32-bit floats in [0, 1]; images of floats are returned unchanged."""
     return images if images.is_floating_point() else images.to(torch.float32).div_(255)
 
 
 @functools.lru_cache(maxsize=16)
 def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a value of each channel as it goes with images, (1, C, 1, 1); made once, for it is used at every step."""
+    """Return one value for each channel, (1, C, 1, 1); the result is cached, because every step uses it."""
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What every image of a data set has in common.
+    """The common properties of all images of a data set.
 
     Args:
-        shape: (C, H, W).
+        shape: (C, H, W), in pixels.
         num_classes: Number of classes.
-        mean, std: Of each channel on the [0, 1] scale, length C.
+        mean, std: Mean and standard deviation of each channel on the [0, 1] scale, length C.
         flips: Whether a mirrored image still shows the same class.
     """
 
@@ -36,9 +36,9 @@ class ImageSpec:
     flips: bool
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Shift and scale float images in [0, 1], shape (B, C, H, W), to the data's mean and deviation.
+        """Normalize float images in [0, 1], shape (B, C, H, W), by the data's mean and standard deviation.
 
-        The result is laid out channels last, as networks are.
+        The result has the memory layout channels last, as the networks have.
         """
         mean = _by_channel(self.mean, images.dtype, images.device)
         std = _by_channel(self.std, images.dtype, images.device)
@@ -51,10 +51,10 @@ class Shard:
 
     Args:
         images: uint8, shape (n, C, H, W).
-        labels: int64, shape (n,); -1 where the client has no label.
-        hidden_labels: int64, shape (n,); the truth where the simulator knows and hides it, else -1. For
-            measuring pseudo-labels only: no method is ever given it.
-        spec: What the images have in common.
+        labels: Labels that the client has, int64, shape (n,); -1 where it has none.
+        hidden_labels: True classes that the simulator knows and hides from the client, int64, shape (n,); -1 elsewhere.
+            They only measure pseudo-labels: no method ever gets them.
+        spec: Common properties of the images.
     """
 
     images: Tensor
@@ -72,9 +72,9 @@ class Shard:
 
     @functools.cached_property
     def unlabeled(self) -> Tensor:
-        """Ids of the pool that unlabeled views are drawn from, shape (n,).
+        """Ids of the examples that unlabeled views are drawn from, shape (n,).
 
-        It holds every example, as in FixMatch: the labeled ones without their label.
+        As in FixMatch, these are all examples: labeled examples are used a second time without their label.
         """
         return torch.arange(len(self), device=self.images.device)
 

@@ -1,4 +1,4 @@
-"""Names of splits as people write them: ``Training``, ``test_set``, ``dev``, ``hold-out``."""
+"""The names that people give to splits, such as ``Training``, ``test_set``, ``dev`` and ``hold-out``."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ NAMES: Mapping[Role, tuple[str, ...]] = {
     ),
     "unlabeled": ("unlabeled", "unlabelled", "unsupervised"),
 }  # fmt: skip
-"""What each split may be called, the usual name first; in any case, with or without an ending of `ENDINGS`."""
+"""The names of each split, the usual name first. Case does not matter, and a word of `ENDINGS` may follow a name."""
 
 ENDINGS = ("set", "data", "images", "split")
 """Words that may end a split's name."""
@@ -23,24 +23,23 @@ ENDINGS = ("set", "data", "images", "split")
 ROLES: Mapping[str, Role] = {name: role for role, names in NAMES.items() for name in names}
 
 UNDERSTOOD = "; ".join(f"{role}: {', '.join(names)}" for role, names in NAMES.items())
-"""The names that are understood, for messages."""
+"""A text for messages that lists all known names of splits."""
 
 ABBREVIATIONS = ("tr", "ts", "te")
-"""Words that mean a split only as a part of names, as in ``imagesTr`` and ``imagesTs``."""
-
+"""Words that stand for a split only if they are a part of a name, as in ``imagesTr`` and ``imagesTs``."""
 
 SPLIT_WORD = re.compile("training|train|testing|test|validation|valid|val")
-"""Words for splits that are looked for within other words."""
+"""Words for splits that count even inside of other words, as in ``mytrain``."""
 
 
 def role_of(name: str) -> Role | None:
-    """Return which split a folder's or a split's name stands for; None if it is none's."""
+    """Return the split that the name of a folder or split stands for; None if it stands for no split."""
     key = _key(name)
     return ROLES.get(key)
 
 
 def _key(name: str) -> str:
-    """Return a name in lower case without separators and ending."""
+    """Return a name in lower case, without separators and without an ending of `ENDINGS`."""
     letters = re.sub(r"[\W_]+", "", _plain(name))
     for ending in ENDINGS:
         if letters.removesuffix(ending) in ROLES:
@@ -49,18 +48,18 @@ def _key(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name in lower case and in usual letters, whatever the width they were typed in."""
+    """Return a name in lower case, with full-width and other variant letters replaced by the usual ones."""
     return unicodedata.normalize("NFKC", name).lower()
 
 
 def says_unlabeled(name: str) -> bool:
-    """Say whether a name begins or ends with the word for images without labels, as ``unlabeled_extra`` does."""
+    """Say whether a name begins or ends with a word for unlabeled images, as ``unlabeled_extra`` does."""
     words = re.split(r"[\W_\d]+", _plain(name).strip("_- "))
     return ROLES.get(words[0]) == "unlabeled" or ROLES.get(words[-1]) == "unlabeled"
 
 
-def by_role(names: Iterable[str]) -> dict[Role, list[str]]:
-    """Return the names of each split, the usual ones first."""
+def group_by_role(names: Iterable[str]) -> dict[Role, list[str]]:
+    """Group names by the split that they stand for, the most usual name of each split first."""
     order = list(ROLES)
     found: dict[Role, list[str]] = {role: [] for role in NAMES}
     for name in sorted(names, key=lambda name: (_key(name) not in ROLES, name)):
@@ -72,8 +71,8 @@ def by_role(names: Iterable[str]) -> dict[Role, list[str]]:
     }
 
 
-def twins(names: Iterable[str]) -> list[str]:
-    """Return names of the same split that differ in case, separators or ending only; empty if there are none."""
+def find_twins(names: Iterable[str]) -> list[str]:
+    """Return names of one split that differ only in case, separators or ending; empty if there are none."""
     groups: dict[str, list[str]] = {}
     for name in names:
         if role_of(name) is not None:
@@ -81,10 +80,10 @@ def twins(names: Iterable[str]) -> list[str]:
     return next((group for group in groups.values() if len(group) > 1), [])
 
 
-def look_alikes(names: Collection[str]) -> Sequence[str]:
-    """Return names that differ only in the word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do.
+def find_look_alikes(names: Collection[str]) -> Sequence[str]:
+    """Return names that differ only in a word for a split, as ``seg_train`` and ``seg_test`` do; empty if none do.
 
-    Of names in which the word is a part of another, as in ``mytrain`` and ``mytest``, one must say that it is for training.
+    The word may be a part of a longer word, as in ``mytrain`` and ``mytest``; one name must then contain "train".
     """
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -98,7 +97,7 @@ def look_alikes(names: Collection[str]) -> Sequence[str]:
     parts: dict[str, list[str]] = {}
     for name in names:
         rest_of_it, count = SPLIT_WORD.subn("*", _plain(name))
-        if re.search(r"\*e?r", rest_of_it):  # a trainer and a tester are people
+        if re.search(r"\*e?r", rest_of_it):  # "trainer" and "tester" are people, not splits
             continue
         if count:
             parts.setdefault(rest_of_it, []).append(name)

@@ -1,7 +1,7 @@
-"""A stratified draw: scikit-learn's `train_test_split`, row for row, without the second that importing it takes.
+"""A stratified split with the same rows as scikit-learn's `train_test_split`.
 
-Every process of a run draws the split of a data set that has no test images of its own, and needs nothing else of
-scikit-learn. The draws come from numpy's legacy streams, which are frozen: so is the split of a seed.
+Importing scikit-learn takes a second, and every process of a run that draws a split would need it for this alone. The
+draws come from numpy's legacy streams, which never change, so the split of a seed never changes either.
 """
 
 import math
@@ -13,15 +13,15 @@ from fedssl.data.images import Rows
 
 
 def draw_test_rows(labels: Rows, share: float, seed: int) -> Rows:
-    """Return the rows to hold out for test, as many of each class as its share of all.
+    """Return the rows to hold out for test, the same share of every class.
 
     Args:
         labels: Class of each row, (N,).
-        share: Of the rows, in (0, 1); rounded up to whole rows.
-        seed: Below 2^32.
+        share: Share of the rows to hold out, in (0, 1); the number of rows is rounded up.
+        seed: Seed of the draw, below 2^32.
 
     Raises:
-        ValueError: Some class would be without rows on one of the sides.
+        ValueError: A class would have no rows for training or none for test.
     """
     sizes, rows_of = _by_class(labels)
     num_test = math.ceil(share * len(labels))
@@ -30,21 +30,25 @@ def draw_test_rows(labels: Rows, share: float, seed: int) -> Rows:
         raise ValueError(f"{num_test} of {len(labels)} rows cannot be held out of every class")
     stream = np.random.RandomState(seed)
     train = _apportion(sizes, num_train, stream)
-    # What is left is what the test side gets, but scikit-learn apportions it too, and that may draw.
+    # The test side could simply get the remaining rows, but scikit-learn apportions them again, which may draw numbers.
     test = _apportion(sizes - train, num_test, stream)
     dealt = [rows[stream.permutation(len(rows))] for rows in rows_of]
     parts = zip(dealt, train, test, strict=True)
-    return np.concatenate([rows[first : first + count] for rows, first, count in parts])
+    return np.concatenate([rows[start : start + count] for rows, start, count in parts])
 
 
 def _by_class(labels: Rows) -> tuple[Rows, list[Rows]]:
-    """Return the number of rows of every class there is, and the rows themselves in their order."""
+    """Return the number of rows of every class that occurs, and the rows of each class, ascending."""
     _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     return sizes, np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
 
 def _apportion(sizes: Rows, count: int, stream: np.random.RandomState) -> Rows:
-    """Share a count out in proportion to sizes: whole parts first, then one more by largest remainder; ties are drawn."""
+    """Divide a count in proportion to sizes, by largest remainders.
+
+    Each part first gets its exact share, rounded down. The parts with the largest remainders get one more; a draw
+    decides between equal remainders.
+    """
     exact: npt.NDArray[np.float64] = sizes / sizes.sum() * count
     parts = np.floor(exact)
     remainders = exact - parts

@@ -1,4 +1,4 @@
-"""What a client must know of a federation's images before it can read images of its own."""
+"""The terms of a federation: what a client must know before it can read its own images for it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,11 +9,11 @@ from fedssl.data.shard import ImageSpec
 
 @dataclass(frozen=True)
 class Terms:
-    """What all images of a federation have in common, and what its classes are called.
+    """The common properties of all images of a federation, and the names of its classes.
 
     Args:
-        spec: Shape, number of classes, normalization.
-        class_names: One name a class.
+        spec: Shape, number of classes and normalization of all images.
+        class_names: Name of each class.
     """
 
     spec: ImageSpec
@@ -21,7 +21,7 @@ class Terms:
 
     @classmethod
     def of(cls, data: Dataset) -> "Terms":
-        """Return the terms that a data set sets."""
+        """Return the terms of a federation that trains on a data set."""
         return cls(data.spec, data.class_names)
 
     def to_json(self) -> str:
@@ -30,7 +30,7 @@ class Terms:
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":
-        """Read what `to_json` wrote; numbers come back as they were."""
+        """Read the terms that `to_json` wrote; all numbers come back exactly."""
         table = json.loads(text)
         spec = table["spec"]
         channels, height, width = spec["shape"]

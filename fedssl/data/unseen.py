@@ -1,6 +1,6 @@
-"""Images that a run has not seen, in the shape that it takes: image files, folders of them, and npz files.
+"""Reads images that a run has not seen, from image files, folders and npz files, in the shape that the run takes.
 
-They are decoded as those of ``folder:`` and ``npz:`` sources are, a block at a time, however many there are.
+They are decoded like the images of ``folder:`` and ``npz:`` sources, a block at a time, so that any number fits memory.
 """
 
 import dataclasses
@@ -20,22 +20,23 @@ from fedssl.data.sources.npz import Npz
 from fedssl.data.sources.own_images import entries_under
 
 FIELD = "IMAGES"
-"""What messages call them."""
+"""Error messages name this as the field that is wrong."""
 
 
 def blocks_of(
     paths: Iterable[Path], class_names: tuple[str, ...], target: Target, flaws: Flaws
 ) -> Iterator[Block]:
-    """Yield all images in order, named, with their label where a folder or an npz file says it.
+    """Yield all images in order with their names, and with their label where a folder or an npz file says it.
 
     Args:
-        paths: Image files; folders, whose images lie at any depth; ``.npz`` files.
-        class_names: Of the run. In a folder, the first folder below that is called as one of them says the class.
-        target: What every image is to be.
-        flaws: Filled with images that cannot be read or are not that, and with what is left out.
+        paths: Image files, folders with images at any depth, and ``.npz`` files.
+        class_names: Class names of the run. An image in a folder has the class of the first folder on its way down
+            that has the name of a class.
+        target: Shape that every image gets.
+        flaws: Filled with the images that cannot be read or do not fit the target, and with the files left out.
 
     Raises:
-        InputError: There is no such file, a folder without images, or an npz file with other arrays.
+        InputError: A path does not exist, a folder has no images, or an npz file has the wrong arrays.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     for path in paths:
@@ -46,7 +47,7 @@ def blocks_of(
 
 
 def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[Encoded]:
-    """Yield a file, or the image files of a folder with the classes that the folders between say.
+    """Yield a file, or the image files of a folder with the class that a folder on the way says.
 
     Args:
         path: The file or folder.
@@ -55,7 +56,7 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
     """
     try:
         is_file = not path.is_dir() and path.exists()
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # such as a name that is too long
         raise InputError(FIELD, f"{str(path)[:200]}: {error.strerror}", "check the path") from None
     if is_file:
         yield Encoded(str(path), str(path), UNKNOWN)
@@ -79,13 +80,13 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
 
 
 def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
-    # As a run's record holds the names of classes.
+    # A run's record holds the names of classes on one line, so folder names are changed in the same way.
     parts = map(one_line, below.parts[:-1])
     return next((numbers[part] for part in parts if part in numbers), UNKNOWN)
 
 
 def _npz_block(path: Path, numbers: Mapping[str, int], target: Target, flaws: Flaws) -> Block:
-    """Return the images of an npz file; its classes are told by their names, where it has names."""
+    """Return the images of an npz file; if it has class names, labels are matched to the run's classes by name."""
     try:
         block, names = Npz(name=str(path)).read_images(flaws)
     except InputError as error:
@@ -94,7 +95,7 @@ def _npz_block(path: Path, numbers: Mapping[str, int], target: Target, flaws: Fl
     if block.images.shape[1:] != shape:
         height, width = block.images.shape[2:]
         problem = f"{path}: images are {height}x{width} with {block.images.shape[1]} channels, not {shape}"
-        raise InputError(FIELD, problem, "arrays are taken as they are: scale them first")
+        raise InputError(FIELD, problem, "scale the images first: arrays are not scaled here")
     number_of = np.array([*(numbers.get(name, UNKNOWN) for name in names), UNKNOWN])
     labels = number_of[np.clip(block.labels, UNKNOWN, len(names))]
     rows = [f"{path}[{row}]" for row in range(len(labels))]

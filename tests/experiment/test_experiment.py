@@ -185,7 +185,7 @@ def test_merge_leaves_its_inputs_alone():
         (MINIMAL + '[model]\nkind = "cn"\n', r"model.kind: there is no model 'cn'; did you mean 'cnn'"),
         ('[data]\nsource = "digit"\n', r"data.source: there is no data source 'digit'; did you mean 'digits'"),
         ("[data]\n", r"data.source: is missing; one of: cifar10, cifar100, digits, fashion_mnist, folder, "),
-        ('[data]\nsource = "folder"\n', r"data.source: is 'folder'; write 'folder:NAME' \(NAME: the folder\)"),
+        ('[data]\nsource = "folder"\n', r"data.source: is 'folder'; write 'folder:NAME' \(NAME: path of the folder\)"),
         ('data = 3\n', r"data: is 3, not a table"),
         (MINIMAL + '[federation.partition]\nkind = "dirichle"\n', r"there is no partition 'dirichle'"),
         (MINIMAL + '[federation.labels]\nkind = "at_client"\n', r"there is no label split"),

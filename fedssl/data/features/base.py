@@ -1,4 +1,4 @@
-"""What every feature skew is: a law that changes all images of a client in the client's own way."""
+"""The base class of feature skews: a feature skew changes all images of a client in the client's own way."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -11,9 +11,22 @@ from fedssl.core.registry import Family, Plugin
 
 
 class FeatureSkew(Plugin):
-    """A law by which clients see differently: same classes, other pixels.
+    """A law by which the same class looks different at every client.
 
-    It changes what clients train on, and the held-out images dealt to them; the server evaluates on images as they are.
+    It changes the training images of clients, and the held-out images dealt to them. The server evaluates on unchanged
+    images.
+
+    Example:
+        A member defines `apply`. This one shows negatives to some clients.
+
+        >>> from fedssl.core.rng import numpy_generator
+        >>> class Negative(FeatureSkew):
+        ...     def apply(self, images, *, law, noise):
+        ...         return 255 - images if law.random() < 0.5 else images
+        >>> image = torch.full((1, 1, 1, 1), 55, dtype=torch.uint8)
+        >>> laws = [numpy_generator(0, "features/law", client=client) for client in range(4)]
+        >>> [Negative().apply(image, law=law, noise=torch.Generator()).item() for law in laws]
+        [200, 200, 200, 55]
     """
 
     is_abstract: ClassVar[bool] = True
@@ -23,12 +36,12 @@ class FeatureSkew(Plugin):
         """Return the images as a client sees them.
 
         Args:
-            images: uint8, shape (n, C, H, W); not written to.
-            law: The client's own stream: draws what is its own, such as its angle. The same at every call.
-            noise: Draws what differs between its images. The same at every call with the same images.
+            images: uint8, shape (n, C, H, W); `apply` must not write to them.
+            law: The client's stream, for what all its images share, such as an angle. Every call gets the same stream.
+            noise: Stream for what differs between the client's images. Calls with the same images get the same stream.
 
         Returns:
-            uint8, same shape.
+            uint8, shape (n, C, H, W).
         """
 
 

@@ -1,8 +1,8 @@
-"""Every client's sensor is noisy to a degree of its own.
+"""Noise skew: the sensor of every client has a noise level of its own.
 
 Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv:2102.02079, section 4.2
-(NIID-Bench). There, client i of N gets noise of variance i/N times a level, drawn anew whenever an image is read; here
-the standard deviation is drawn uniformly, every image has one noise for good, and pixels remain bytes.
+(NIID-Bench). In the paper, client i of N gets noise with i/N times a given variance, drawn anew whenever an image is
+read. Here, the standard deviation is drawn uniformly, the noise of an image never changes, and pixels remain bytes.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from fedssl.data.features.base import FeatureSkew
 
 IMAGES_AT_ONCE = 256
-"""Images that get their noise in one call, as float32."""
+"""Number of images that get their noise in one call, as float32; it bounds the memory of a call."""
 
 
 class Noise(FeatureSkew):

@@ -1,4 +1,4 @@
-"""How given labels are wrong, one law a file."""
+"""The laws by which some given labels are wrong, one law a file."""
 
 from fedssl.data.label_noise.base import LABEL_NOISES, LabelNoise
 

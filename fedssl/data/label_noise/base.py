@@ -1,4 +1,4 @@
-"""What every label noise is: a law by which some of the given labels are wrong."""
+"""The base class of label noises: a label noise is a law by which some of the given labels are wrong."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -11,9 +11,19 @@ from fedssl.data.images import Rows
 
 
 class LabelNoise(Plugin):
-    """A law by which a share of the given labels, wherever they are, are of another class.
+    """A law by which a share of the given labels, at clients and server, name a wrong class.
 
-    True classes, which measure pseudo-labels, and the labels of test images stay right.
+    The true classes that pseudo-labels are measured by stay right, and so do the labels of test images.
+
+    Example:
+        A member defines `other`, which returns wrong classes for some labels. `corrupt` draws the labels that get them.
+
+        >>> class Previous(LabelNoise):
+        ...     def other(self, labels, num_classes, generator):
+        ...         return (labels - 1) % num_classes
+        >>> labels = np.array([2, 2, 2, 2])
+        >>> sorted(Previous(rate=0.5).corrupt(labels, 3, np.random.default_rng(0)).tolist())
+        [1, 1, 2, 2]
     """
 
     is_abstract: ClassVar[bool] = True
@@ -21,17 +31,18 @@ class LabelNoise(Plugin):
     rate: float = Field(0.2, ge=0, le=1, description="share of the given labels that are wrong")
 
     def corrupt(self, labels: Rows, num_classes: int, generator: np.random.Generator) -> Rows:
-        """Return the labels with exactly ``round(rate * n)`` of them, uniformly drawn, of another class.
+        """Return a copy of the labels in which exactly ``round(rate * n)``, uniformly drawn, are wrong.
 
-        Papers let every label be wrong with probability `rate`; an exact count takes that luck out of few labels.
+        In papers, every label is wrong with probability `rate`. An exact count removes this randomness, which is large
+        when labels are few.
 
         Args:
-            labels: Given labels of the labeled examples, in 0..num_classes-1, int64 (n,); not written to.
+            labels: Given labels of the n labeled examples, in 0..num_classes-1, int64 (n,); they are not written to.
             num_classes: Number of classes, at least 2.
-            generator: Draws which labels are wrong, and what they are.
+            generator: Stream that draws which labels are wrong, and their wrong classes.
 
         Returns:
-            int64 (n,).
+            The labels with noise, int64 (n,).
         """
         wrong = generator.choice(len(labels), size=round(self.rate * len(labels)), replace=False)
         noisy = labels.copy()
@@ -40,12 +51,12 @@ class LabelNoise(Plugin):
 
     @abstractmethod
     def other(self, labels: Rows, num_classes: int, generator: np.random.Generator) -> Rows:
-        """Return what to take each of these labels for, int64 (n,): never itself.
+        """Return a wrong class for each of these labels, int64 (n,).
 
         Args:
-            labels: True ones, in 0..num_classes-1, int64 (n,).
+            labels: Right labels, in 0..num_classes-1, int64 (n,).
             num_classes: Number of classes, at least 2.
-            generator: Source of the draw.
+            generator: Stream to draw from.
         """
 
 

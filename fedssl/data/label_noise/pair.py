@@ -1,4 +1,4 @@
-"""Labels are mistaken for one class in particular, as look-alikes are.
+"""Pair noise: labels of a class are mistaken for one other class, as classes that look alike are.
 
 Han et al., "Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels", NeurIPS 2018,
 arXiv:1804.06872, section 4 ("pair flipping").
@@ -11,8 +11,8 @@ from fedssl.data.label_noise.base import LabelNoise
 
 
 class Pair(LabelNoise):
-    """Take a label for the next class; the last one for the first."""
+    """Replace a label by the next class, and a label of the last class by the first class."""
 
     def other(self, labels: Rows, num_classes: int, generator: np.random.Generator) -> Rows:
-        """Return the class after each; see `LabelNoise.other`."""
+        """Return the class after each label; see `LabelNoise.other`."""
         return (labels + 1) % num_classes

@@ -1,4 +1,4 @@
-"""Which examples carry a label, one law a file."""
+"""The laws that decide which examples carry a label, one law a file."""
 
 from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit
 

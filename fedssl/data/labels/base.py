@@ -1,4 +1,4 @@
-"""What every label split is: a law that says which examples keep their label."""
+"""The base class of label splits: a label split is a law that says which examples keep their label."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Pool:
     """The examples of a federation, some of which are to be labeled.
 
     Args:
-        labels: True class of each, int64 (N,); -1 where nobody knows it.
-        labelable: Which may be given their label, (N,).
-        owner: Client of each, int64 (N,); not yet known to a split whose labels are at the server.
-        num_classes, num_clients: How many there are.
+        labels: True class of each example, int64 (N,); -1 where nobody knows the class.
+        labelable: Whether an example may be given its label, (N,).
+        owner: Client of each example, int64 (N,); None for a split at the server, which draws before images are dealt.
+        num_classes, num_clients: Number of classes and of clients.
     """
 
     labels: Rows
@@ -32,20 +32,33 @@ class Pool:
 
 
 class LabelSplit(Plugin):
-    """A law that leaves some of a federation's examples labeled, and how many of each class."""
+    """A law that says how many of a federation's examples are labeled, and which.
+
+    Example:
+        A member may define `draw`; the default draws uniformly over all clients. This one labels examples of client 0.
+
+        >>> class AtFirstClient(LabelSplit):
+        ...     def draw(self, pool, generator):
+        ...         candidates = pool.labelable & (pool.owner == 0)
+        ...         return choose(pool.labels, candidates, self.amounts(pool, candidates), generator)
+        >>> owner = np.array([0, 0, 1, 1])
+        >>> pool = Pool(np.array([0, 1, 0, 1]), np.full(4, True), owner, num_classes=2, num_clients=2)
+        >>> AtFirstClient(per_class=1).draw(pool, np.random.default_rng(0)).tolist()
+        [True, True, False, False]
+    """
 
     is_abstract: ClassVar[bool] = True
 
     at_server: ClassVar[bool] = False
-    """Whether labeled examples are the server's, which clients then do not hold."""
+    """Whether the server holds the labeled examples; if so, no client holds them."""
 
     default_per_class: ClassVar[int | Literal["all"]] = 4
-    """Taken where neither `per_class` nor `fraction` is set."""
+    """Number of labeled examples of each class if neither `per_class` nor `fraction` is set."""
 
     per_class: int | tuple[int, ...] | Literal["all"] | None = Field(
         None,
-        description="labeled examples of each class in the whole federation: one number, one for each class, or all; "
-        "unset: 4 (some_clients: all)",
+        description="number of labeled examples of each class in the whole federation: one number for all classes, a "
+        "list with a number for each class, or all; unset: 4 (some_clients: all)",
     )
     fraction: float | None = Field(
         None, gt=0, le=1, description="share of each class that is labeled, instead of per_class"
@@ -54,8 +67,8 @@ class LabelSplit(Plugin):
         0.0,
         ge=0,
         lt=1,
-        description="share of each class's labels that nobody trains on: the model is evaluated on them INSTEAD of the "
-        "test images, to choose settings with nothing but the labels there are",
+        description="share of each class's labels that nobody trains on: the model is evaluated on these images "
+        "INSTEAD of the test images, so that settings are chosen with the given labels alone",
     )
 
     @model_validator(mode="after")
@@ -68,14 +81,16 @@ class LabelSplit(Plugin):
         return self
 
     def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
-        """Say which examples are labeled, (N,): by default so many of each class, uniformly over the whole federation.
+        """Return whether each example is labeled, (N,).
+
+        By default the labels of each class are drawn uniformly over the whole federation.
 
         Args:
             pool: The examples.
-            generator: Source of the draw.
+            generator: Stream to draw from.
 
         Raises:
-            InputError: More labels are asked for than there are examples.
+            InputError: The settings ask for more labels than there are examples.
         """
         return choose(pool.labels, pool.labelable, self.amounts(pool, pool.labelable), generator)
 
@@ -84,11 +99,12 @@ class LabelSplit(Plugin):
 
         Args:
             pool: The examples.
-            candidates: Which of them may be, (N,).
-            whose: Ends the message's "there are so many images", if these are not all.
+            candidates: Whether an example may be labeled, (N,).
+            whose: End of the error message "class C has N training images", to say whose images the candidates are;
+                empty if they are everybody's.
 
         Raises:
-            InputError: There are not as many, or `per_class` lists another number of classes.
+            InputError: A class has too few candidates, or `per_class` lists numbers for more or fewer classes.
         """
         there = np.bincount(pool.labels[candidates], minlength=pool.num_classes)
         if self.fraction is not None:
@@ -111,13 +127,20 @@ class LabelSplit(Plugin):
                 )
         return wanted
 
-    def share_for_validation(
+    def draw_validation_rows(
         self, labels: Rows, labeled: Mask, generator: np.random.Generator
     ) -> Rows:
-        """Return the rows of labeled examples that are held back, ascending: of each class the same share.
+        """Return the rows of labeled examples that are held back for validation, ascending.
+
+        The share `validation` is held back of every class, rounded class by class.
+
+        Args:
+            labels: Class of each example, int64 (N,).
+            labeled: Whether an example carries a label, (N,).
+            generator: Stream to draw from.
 
         Raises:
-            InputError: The share is none of any class, or leaves no label to train on.
+            InputError: The share rounds to no label at all, or leaves no label to train on.
         """
         if not self.validation:
             return np.empty(0, dtype=np.int64)
@@ -130,7 +153,7 @@ class LabelSplit(Plugin):
             raise InputError(
                 "federation.labels.validation",
                 f"is {self.validation:g}, which is {len(rows)} of {int(labeled.sum())} labels",
-                "some must be held back and some must be left; it is rounded class by class",
+                "hold back at least one label and leave at least one to train on; each class is rounded by itself",
             )
         return rows
 
@@ -141,7 +164,7 @@ LABEL_SPLITS = Family(
 
 
 def members_by_class(labels: Rows, candidates: Mask) -> Iterator[Rows]:
-    """Yield the rows of the candidates of each class that has any, ascending."""
+    """Yield the rows of the candidates of each class, ascending; classes without candidates are left out."""
     rows = np.flatnonzero(candidates & (labels >= 0))
     order = rows[np.argsort(labels[rows], kind="stable")]
     classes, starts = np.unique(labels[order], return_index=True)
@@ -155,18 +178,19 @@ def choose(
     generator: np.random.Generator,
     log_weights: npt.NDArray[np.float64] | None = None,
 ) -> Mask:
-    """Choose exactly so many candidates of each class, without replacement.
+    """Choose an exact number of candidates of each class, without replacement.
 
     Args:
         labels: Class of each example, int64 (N,).
-        candidates: Which may be chosen, (N,); of each class as many as its amount, at least.
-        amounts: How many of each class.
-        generator: Source of the draw.
-        log_weights: Logarithm of each example's odds, (N,); by default all are equal. The examples with the largest
-            sum of it and Gumbel noise are those that drawing one by one by weight would give, and no weight is too small.
+        candidates: Whether an example may be chosen, (N,). Each class has at least as many candidates as its amount.
+        amounts: How many examples of each class to choose.
+        generator: Stream to draw from.
+        log_weights: Logarithm of each example's weight, (N,); by default all weights are equal. Gumbel noise is added,
+            and the examples with the largest sums are chosen. This gives the same law as drawing one example after the
+            other in proportion to the weights, and no weight is too small for it.
 
     Returns:
-        Shape (N,), true where chosen.
+        Whether each example is chosen, (N,).
 
     Reference:
         Vieira, "Gumbel-max trick and weighted reservoir sampling", 2014; Efraimidis & Spirakis, "Weighted random

@@ -1,4 +1,4 @@
-"""Labels spread unevenly: some clients label eagerly, most hardly at all."""
+"""Labels spread unevenly: some clients label many images, most clients label few."""
 
 import numpy as np
 from pydantic import Field
@@ -11,15 +11,15 @@ from fedssl.data.partitions.base import dirichlet_shares
 class Skewed(LabelSplit):
     """Draw labels by a weight for each client from Dir(alpha, ..., alpha); the counts of classes stay exact.
 
-    A client's weight is that of all it holds, so that a large client gets no more labels for its size.
+    All images of a client share the client's weight, so a large client does not get more labels for its size.
     """
 
     alpha: float = Field(
-        0.5, gt=0, description="concentration: small leaves the labels to a few clients"
+        0.5, gt=0, description="concentration: a small value gives most labels to a few clients"
     )
 
     def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
-        """Return exactly as many labeled examples of every class as are asked for; see `LabelSplit.draw`."""
+        """Return whether each example is labeled, (N,); see `LabelSplit.draw`."""
         assert pool.owner is not None
         amounts = self.amounts(pool, pool.labelable)
         weights = dirichlet_shares(self.alpha, pool.num_clients, 1, generator)[0]

@@ -1,7 +1,7 @@
-"""A few clients with labels among many without.
+"""A few clients with labels among many clients without labels.
 
-Liang et al., "RSCFed: Random Sampling Consensus Federated Semi-supervised Learning", CVPR 2022, arXiv:2203.13993, with
-1 labeled client of 10, fully labeled.
+Liang et al., "RSCFed: Random Sampling Consensus Federated Semi-supervised Learning", CVPR 2022, arXiv:2203.13993,
+has 1 fully labeled client of 10.
 """
 
 from typing import ClassVar, Literal
@@ -15,17 +15,22 @@ from fedssl.data.labels.base import LabelSplit, Pool, choose
 
 
 class SomeClients(LabelSplit):
-    """Draw the labeled clients, and the labels among all that they hold together; by default they are all of it.
+    """Draw the labeled clients, then draw the labels among the images that these clients hold together.
 
-    Where labels are few, one of these clients may be left without.
+    By default all images of these clients are labeled. If labels are few, one of these clients may get none.
     """
 
     default_per_class: ClassVar[int | Literal["all"]] = "all"
 
-    labeled_clients: int = Field(1, ge=1, description="clients that hold labels")
+    labeled_clients: int = Field(1, ge=1, description="number of clients that hold labels")
 
     def draw(self, pool: Pool, generator: np.random.Generator) -> Mask:
-        """Return exactly as many labeled examples of every class as are asked for; see `LabelSplit.draw`."""
+        """Return whether each example is labeled, (N,); see `LabelSplit.draw`.
+
+        Raises:
+            InputError: There are fewer clients, or fewer labels, than labeled clients; or more labels are asked for
+                than the labeled clients have images.
+        """
         assert pool.owner is not None
         if self.labeled_clients > pool.num_clients:
             raise InputError(
@@ -40,6 +45,6 @@ class SomeClients(LabelSplit):
             raise InputError(
                 "federation.labels.labeled_clients",
                 f"is {self.labeled_clients}, but there are {sum(amounts)} labels",
-                "a labeled client wants at least one",
+                "ask for at least one label for each labeled client",
             )
         return choose(pool.labels, candidates, amounts, generator)

@@ -1,4 +1,4 @@
-"""How images fall to clients, one law a file."""
+"""The laws that deal images to clients, one law a file."""
 
 from fedssl.data.partitions.base import PARTITIONS, Partition
 

@@ -1,4 +1,4 @@
-"""What every partition is: a law that assigns every example to a client."""
+"""The base class of partitions: a partition is a law that assigns every example to a client."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from fedssl.data.images import Images, Mask, Rows
 
 @dataclass(frozen=True)
 class Examples:
-    """What a partition may look at.
+    """The facts about N examples that a partition may look at.
 
     Args:
-        labels: True class of each example, int64 (N,); -1 where nobody knows it.
+        labels: True class of each example, int64 (N,); -1 where nobody knows the class.
         num_classes: Number of classes.
-        columns: What else is known of each, by name; int64 codes (N,).
+        columns: Further facts about each example, by the column's name; int64 codes (N,).
     """
 
     labels: Rows
@@ -32,17 +32,19 @@ class Examples:
         return len(self.labels)
 
     def take(self, rows: Rows | Mask) -> "Examples":
-        """Return some of them."""
+        """Return the facts about the examples in the given rows."""
         columns = {name: codes[rows] for name, codes in self.columns.items()}
         return Examples(self.labels[rows], self.num_classes, columns)
 
 
 class Draws(NamedTuple):
-    """The streams that a partition draws from; two, so that how many examples there are cannot shift who gets what.
+    """The two random streams that a partition draws from.
+
+    There are two so that the number of examples cannot change how clients differ.
 
     Args:
-        law: Draws what makes clients differ, such as their mix of classes.
-        deal: Draws which example goes where.
+        law: Stream for the differences between clients, such as their mix of classes.
+        deal: Stream for the choice of the client that gets an example.
     """
 
     law: np.random.Generator
@@ -50,25 +52,41 @@ class Draws(NamedTuple):
 
 
 class Partition(Plugin):
-    """A law that says which client holds which example."""
+    """A law that says which client holds which example.
+
+    Example:
+        A member defines `assign`; `deal_to` calls it, and then gives every client at least `min_size` examples.
+
+        >>> import numpy as np
+        >>> from fedssl.core.rng import numpy_generator
+        >>> class FirstGetsAll(Partition):
+        ...     def assign(self, examples, num_clients, draws):
+        ...         return np.zeros(len(examples), dtype=np.int64)
+        >>> examples = Examples(labels=np.array([0, 1, 0, 1]), num_classes=2)
+        >>> draws = Draws(numpy_generator(0, "law"), numpy_generator(0, "deal"))
+        >>> FirstGetsAll().assign(examples, 2, draws).tolist()
+        [0, 0, 0, 0]
+        >>> sorted(FirstGetsAll(min_size=2).deal_to(examples, 2, draws).tolist())
+        [0, 0, 1, 1]
+    """
 
     is_abstract: ClassVar[bool] = True
     by_class: ClassVar[bool] = False
-    """Whether it looks at classes: it is then never shown an example whose class nobody knows."""
+    """Whether the partition looks at classes. If so, `assign` never gets an example whose class nobody knows."""
 
-    min_size: int = Field(1, ge=1, description="images that every client gets at least")
+    min_size: int = Field(1, ge=1, description="smallest number of images that a client gets")
 
     @abstractmethod
     def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
-        """Return the client of each example, int64 (N,); some clients may get none.
+        """Return the client of each example, int64 (N,); a client may get no example.
 
         Args:
-            examples: At least one a client; with known classes only, if `by_class`.
-            num_clients: K.
+            examples: The examples to deal, at least K of them; all their classes are known if `by_class` is true.
+            num_clients: K, the number of clients.
             draws: Streams to draw from.
 
         Raises:
-            InputError: The examples cannot be dealt by this law.
+            InputError: This law cannot deal the examples.
         """
 
     def assign_held_out(
@@ -79,25 +97,32 @@ class Partition(Plugin):
         num_clients: int,
         draws: Draws,
     ) -> Rows:
-        """Return the client of each held-out example, int64 (M,): by default each class as in training.
+        """Return the client of each held-out example, int64 (M,).
+
+        By default a client gets the same share of a class as it has of the training examples of that class.
 
         Args:
-            held_out: To be dealt; all classes are known.
-            train: What was dealt.
-            owner: Client of each of `train`.
-            num_clients: K.
-            draws: Fresh streams; `law` is the one that training examples were dealt by.
+            held_out: The M held-out examples to deal; all their classes are known.
+            train: The N training examples, which are dealt already.
+            owner: Client of each training example, int64 (N,); negative where no client has it.
+            num_clients: K, the number of clients.
+            draws: Fresh streams; `law` begins anew with the same numbers that it gave for the training examples.
         """
         return deal_by_shares(held_out.labels, class_shares(train, owner, num_clients), draws.deal)
 
     def deal_to(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
-        """Return the client of each example, int64 (N,), and give everybody at least `min_size`.
+        """Return the client of each example, int64 (N,), with at least `min_size` examples for every client.
 
-        Examples of unknown class follow a law of classes only in numbers: clients get as large a share of them as they
-        have of the others.
+        A law of classes cannot see examples of unknown class. Each client gets the same share of these examples as it
+        has of the examples of known class.
+
+        Args:
+            examples: The examples to deal; their classes may be unknown.
+            num_clients: K, the number of clients.
+            draws: Streams to draw from.
 
         Raises:
-            InputError: There are too few examples, or none of a known class.
+            InputError: There are too few examples, or the law needs classes and no class is known.
         """
         if num_clients * self.min_size > len(examples):
             each = (
@@ -131,7 +156,7 @@ PARTITIONS = Family(
 
 
 def examples_of(images: Images, num_classes: int) -> Examples:
-    """Return what a partition may look at of some images."""
+    """Return the facts about some images that a partition may look at."""
     return Examples(images.labels, num_classes, images.columns)
 
 
@@ -140,9 +165,10 @@ def dirichlet_shares(
 ) -> npt.NDArray[np.float64]:
     """Return draws from Dir(alpha, ..., alpha), (num_draws, size); rows sum to 1, however small alpha is.
 
-    A tiny alpha can underflow to a row without mass: one place, drawn uniformly, then has it all, which is the limit.
+    A tiny alpha can underflow to a row of zeros. One uniformly drawn place of such a row then gets the share 1, as in
+    the limit of the law for alpha to 0.
     """
-    even = 1e100  # already so to the last bit; the sums of more overflow
+    even = 1e100  # shares are equal to the last bit at this alpha already; sums at a larger alpha overflow
     draws = generator.dirichlet(np.full(size, min(alpha, even)), size=num_draws)
     lost = ~np.isfinite(draws).all(axis=1) | (draws.sum(axis=1) <= 0)
     winners = generator.integers(size, size=num_draws)
@@ -153,12 +179,14 @@ def dirichlet_shares(
 
 
 def class_shares(examples: Examples, owner: Rows, num_clients: int) -> npt.NDArray[np.float64]:
-    """Return the share of each class that each client has, (num_classes, K); of no examples, even ones.
+    """Return the share of each class that each client has, (num_classes, K).
+
+    All clients have the same share of a class without examples.
 
     Args:
-        examples: With or without known classes.
-        owner: Client of each; negative if none has it.
-        num_clients: K.
+        examples: N examples; those of unknown class do not count.
+        owner: Client of each example, int64 (N,); negative where no client has it.
+        num_clients: K, the number of clients.
     """
     dealt = (owner >= 0) & (examples.labels >= 0)
     cells = examples.labels[dealt] * num_clients + owner[dealt]
@@ -172,12 +200,12 @@ def class_shares(examples: Examples, owner: Rows, num_clients: int) -> npt.NDArr
 def deal_by_shares(
     labels: Rows, shares: npt.NDArray[np.float64], deal: np.random.Generator
 ) -> Rows:
-    """Cut every class over the clients by given shares.
+    """Deal the examples of every class to clients by given shares.
 
     Args:
         labels: Class of each example, int64 (N,).
         shares: Share of each class that each client gets, (num_classes, K); rows sum to 1.
-        deal: Shuffles each class before it is cut.
+        deal: Stream that shuffles the examples of each class.
 
     Returns:
         Client of each example, int64 (N,).
@@ -195,12 +223,21 @@ def deal_by_shares(
 def deal_by_sizes(
     num_items: int, shares: npt.NDArray[np.float64], deal: np.random.Generator
 ) -> Rows:
-    """Cut shuffled examples over the clients by the share of all that each gets, (K,); return (num_items,)."""
+    """Deal shuffled items to clients by given shares.
+
+    Args:
+        num_items: Number of items.
+        shares: Share of all items that each client gets, (K,); they sum to 1.
+        deal: Stream that shuffles the items.
+
+    Returns:
+        Client of each item, int64 (num_items,).
+    """
     return deal.permutation(owners_by_share(num_items, shares))
 
 
 def owners_by_share(num_items: int, shares: npt.NDArray[np.float64]) -> Rows:
-    """Return clients in ascending order, each as often as its share of the items comes to, int64 (num_items,)."""
+    """Return clients in ascending order, int64 (num_items,); a client's share is how often it is there."""
     cuts = np.rint(np.cumsum(shares) * num_items).astype(np.int64)
     cuts[-1] = num_items
     counts = np.diff(np.minimum(cuts, num_items), prepend=0)
@@ -214,23 +251,24 @@ def fill_up(
     generator: np.random.Generator,
     movable: Mask | None = None,
 ) -> Rows:
-    """Move single examples, drawn from all that can be spared, to clients below a minimum size.
+    """Move randomly drawn examples from larger clients to clients below a minimum size.
 
-    Who gives is as random as what: large clients give in proportion to what they have above the minimum, so that the
-    shape of a law is thinned and not cut. Exactly as many are moved as are missing; without any, nothing is drawn.
+    The draw is uniform over the spare examples of all clients: a client gives in proportion to the number of examples
+    that it has above the minimum, so that the law keeps its shape. Exactly as many examples are moved as are missing;
+    if no example is missing, nothing is drawn.
 
     Args:
-        owner: Client of each example, int64 (N,); negative ones are nobody's, and stay.
-        num_clients: K.
-        min_size: Examples that every client gets at least.
-        generator: Source of the draw.
-        movable: Which examples may be moved, (N,); by default all that are somebody's.
+        owner: Client of each example, int64 (N,); examples with a negative owner belong to no client and stay.
+        num_clients: K, the number of clients.
+        min_size: Smallest number of examples that a client may have.
+        generator: Stream to draw from.
+        movable: Whether an example may be moved, (N,); by default every example of a client may be.
 
     Returns:
         Client of each example, int64 (N,).
 
     Raises:
-        InputError: There are not enough examples that may be moved.
+        InputError: Too few examples may be moved.
     """
     sizes = np.bincount(owner[owner >= 0], minlength=num_clients)
     missing = np.maximum(min_size - sizes, 0)
@@ -239,7 +277,7 @@ def fill_up(
     rows = generator.permutation(
         np.flatnonzero(owner >= 0 if movable is None else movable & (owner >= 0))
     )
-    rows = rows[np.argsort(owner[rows], kind="stable")]  # by client, in random order within each
+    rows = rows[np.argsort(owner[rows], kind="stable")]  # sorted by client, random within a client
     starts = np.searchsorted(owner[rows], np.arange(num_clients))
     place = np.arange(len(rows)) - starts[owner[rows]]
     spare = rows[place < (sizes - min_size)[owner[rows]]]
@@ -247,7 +285,7 @@ def fill_up(
         raise InputError(
             "federation.partition.min_size",
             f"is {min_size}, and too few images may be moved to clients that have less",
-            "fewer clients, or fewer labels at one place",
+            "use fewer clients, or fewer labels at one place",
         )
     filled = owner.copy()
     moved = generator.choice(spare, size=int(missing.sum()), replace=False)

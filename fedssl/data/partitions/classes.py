@@ -1,8 +1,8 @@
 """Label skew by number: every client holds images of the same number of classes.
 
 Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022, arXiv:2102.02079,
-section IV-A, "#C = k". There every client draws its classes without regard to the others', so a class may have any
-number of holders, even none; here holders are balanced and no class is lost.
+section IV-A, "#C = k". In the paper, every client draws its classes independently, so any number of clients may hold a
+class, even none. Here, all classes have equally many holders, plus or minus one, and no class is lost.
 """
 
 from typing import ClassVar
@@ -22,14 +22,14 @@ class Classes(Partition):
 
     by_class: ClassVar[bool] = True
 
-    classes: int = Field(2, ge=1, description="classes that each client holds images of")
+    classes: int = Field(2, ge=1, description="number of classes that each client holds images of")
 
     def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:
-            InputError: More classes a client than there are, too few to hold all, or a class with too few images for
-                as many clients as may hold it.
+            InputError: `classes` is larger than the number of classes in the data; or it is too small for the clients
+                to hold all classes; or a class has fewer images than clients that are to hold it.
         """
         present, counts = np.unique(examples.labels, return_counts=True)
         if self.classes > len(present):
@@ -40,21 +40,21 @@ class Classes(Partition):
                 f"is {self.classes}: {num_clients} clients cannot hold all {len(present)} classes"
             )
             least = -(-len(present) // num_clients)
-            raise InputError(WHERE, problem, f"at least {least}, or more clients")
+            raise InputError(WHERE, problem, f"set it to {least} or more, or use more clients")
         most_holders = -(-num_clients * self.classes // len(present))
         if counts.min() < most_holders:
             problem = (
                 f"is {self.classes}: up to {most_holders} clients are to hold each class, "
                 f"but class {present[counts.argmin()]} has {counts.min()} images"
             )
-            raise InputError(WHERE, problem, "fewer clients, or fewer classes for each")
+            raise InputError(WHERE, problem, "use fewer clients, or fewer classes for each")
         held = _balanced_draws(len(present), self.classes, num_clients, draws.law)
         clients_by_class = np.argsort(held, axis=None, kind="stable") // self.classes
         ends = np.cumsum(np.bincount(held.ravel(), minlength=len(present)))
         owner = np.empty(len(examples), dtype=np.int64)
         for cls, holders in zip(present, np.split(clients_by_class, ends[:-1]), strict=True):
             members = np.flatnonzero(examples.labels == cls)
-            # The first of them get one image more, where it does not come out even.
+            # If the images cannot be divided evenly, the first holders get one more: a draw decides who is first.
             holders = draws.law.permutation(holders)
             owner[draws.deal.permutation(members)] = holders[np.arange(len(members)) % len(holders)]
         return owner
@@ -63,10 +63,14 @@ class Classes(Partition):
 def _balanced_draws(
     num_items: int, size: int, num_draws: int, generator: np.random.Generator
 ) -> Rows:
-    """Draw sets of distinct items, all drawn equally often, (num_draws, size); counts differ by one at most.
+    """Draw sets of distinct items so that all items are drawn equally often, plus or minus one.
 
-    One set after the other takes the items drawn least so far, ties broken at random. All items are level again after
-    num_items / gcd(num_items, size) sets, so that blocks of so many are drawn side by side.
+    Each set takes the items that earlier sets took least often; ties are broken at random. After
+    num_items / gcd(num_items, size) sets, every item has been taken equally often. A block of this many sets does not
+    depend on the blocks before it, so all blocks are drawn side by side.
+
+    Returns:
+        Items of each set, int64 (num_draws, size).
     """
     block = num_items // np.gcd(num_items, size)
     num_blocks = -(-num_draws // block)

@@ -18,7 +18,9 @@ class Dirichlet(Partition):
     by_class: ClassVar[bool] = True
 
     alpha: float = Field(
-        0.5, gt=0, description="concentration: small is skewed, large approaches iid"
+        0.5,
+        gt=0,
+        description="concentration: a small value gives skewed clients, a large one nearly iid clients",
     )
 
     def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:

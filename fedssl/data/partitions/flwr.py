@@ -1,6 +1,7 @@
 """Any partitioner of Flower Datasets by name: ``kind = "flwr:DirichletPartitioner"``, its arguments under ``options``.
 
-What Flower Datasets does with too few examples is kept as it is, such as giving up on ``min_partition_size`` = 10.
+The behavior of Flower Datasets with too few examples is not changed. Its Dirichlet partitioner, for example, gives up
+if it cannot give every client 10 examples (its default ``min_partition_size``).
 """
 
 import importlib
@@ -28,30 +29,31 @@ NOT_OURS = {
     "VerticalEvenPartitioner": "it splits columns, not images",
     "VerticalSizePartitioner": "it splits columns, not images",
 }
-"""Partitioners that cannot be used."""
+"""Partitioners of Flower Datasets that cannot be used here, each with the reason."""
 
 Scalar = float | int | str | bool
 
 
 class Flwr(Partition):
-    """Hand shuffled examples to one of Flower's partitioners, and see which ones it puts where.
+    """Deal shuffled examples with one of Flower's partitioners.
 
-    Its arguments ``num_partitions``, ``seed`` and ``partition_by`` are filled in unless given: the number of clients,
-    a number drawn from the law's stream, and ``"label"``, the column of classes. Other columns are those of the data.
+    Three arguments of the partitioner have defaults that `options` can override: ``num_partitions`` is the number of
+    clients, ``seed`` is a number drawn from the law's stream, and ``partition_by`` is ``"label"``, the column of
+    classes. The other columns are the columns of the data.
     """
 
-    name: str = Field(description="class in flwr_datasets.partitioner")
+    name: str = Field(description="name of a class in flwr_datasets.partitioner")
     options: dict[str, Scalar | list[Scalar | list[Scalar]]] = Field(
-        default_factory=dict, description="its keyword arguments"
+        default_factory=dict, description="keyword arguments of the partitioner"
     )
 
     def __hash__(self) -> int:
-        """Hash by name: options are a plain table."""
+        """Return a hash of the name alone: the options are a dictionary, which has no hash."""
         return hash(self.name)
 
     @property
     def by_class(self) -> bool:  # type: ignore[override]
-        """Whether the partitioner looks at a column, and that is the classes."""
+        """Whether the partitioner partitions by a column, and this column is the column of classes."""
         takes = inspect.signature(self._partitioner()).parameters
         return "partition_by" in takes and self.options.get("partition_by", LABEL) == LABEL
 
@@ -59,8 +61,8 @@ class Flwr(Partition):
         """Return the client of each example; see `Partition.assign`.
 
         Raises:
-            InputError: There is no such partitioner or it cannot be used, it refuses its options or these examples,
-                or it does not put every example at one of K places.
+            InputError: There is no such partitioner; or it cannot be used here; or it refuses its options or the
+                examples; or it does not give every example to exactly one of K clients.
         """
         make = self._partitioner()
         options = self._options(make, num_clients, seed=int(draws.law.integers(2**32)))
@@ -95,7 +97,7 @@ class Flwr(Partition):
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Run the library's code quietly; whatever it may raise, the user is to read it."""
+        """Run the library's code without output, and turn every error that it raises into an `InputError`."""
         try:
             with _quiet():
                 yield
@@ -103,7 +105,7 @@ class Flwr(Partition):
             raise InputError(OPTIONS, f"{self.name} refuses: {error}") from error
 
     def _partitioner(self) -> Any:
-        """Return the class that is named."""
+        """Return the class of Flower Datasets that `name` names."""
         try:
             with _quiet():
                 library = importlib.import_module("flwr_datasets.partitioner")
@@ -119,7 +121,7 @@ class Flwr(Partition):
         return getattr(library, self.name)
 
     def _options(self, make: Any, num_clients: int, seed: int) -> dict[str, Any]:
-        """Return all arguments: the given ones, and those that follow from the experiment."""
+        """Return all arguments of a partitioner: those in `options`, and those that follow from the experiment."""
         takes = inspect.signature(make).parameters
         for option in self.options:
             if option not in takes:
@@ -131,13 +133,13 @@ class Flwr(Partition):
         for option, parameter in takes.items():
             if option not in options and parameter.default is parameter.empty:
                 raise InputError(f"{OPTIONS}.{option}", f"is missing: {self.name} needs it")
-        if "distribution_array" in options:  # the one argument that must not be a list
+        if "distribution_array" in options:  # the only argument that must be an array
             options["distribution_array"] = np.array(options["distribution_array"])
         return options
 
 
 def _table(examples: Examples, rows: Rows) -> Any:
-    """Return examples as a table of Hugging Face's, in a given order."""
+    """Return the given rows of the examples as a table of Hugging Face's ``datasets`` library, in the given order."""
     datasets = importlib.import_module("datasets")
     columns = {**examples.take(rows).columns, LABEL: examples.labels[rows], ROW: rows}
     return datasets.Dataset.from_dict(columns)
@@ -145,7 +147,7 @@ def _table(examples: Examples, rows: Rows) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings, progress bars and other output of a library to itself."""
+    """Hide the warnings, progress bars and other output of a library."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
         warnings.simplefilter("ignore")

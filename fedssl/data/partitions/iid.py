@@ -1,4 +1,4 @@
-"""Independent and identically distributed clients."""
+"""Clients whose images are independent and identically distributed."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
-"""Clients as the data has them: by a column such as who made an image.
+"""Natural clients: a column of the data, such as the maker of an image, decides which images stay together.
 
-The way of Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv:1812.01097, section 3, whose clients
+Follows Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv:1812.01097, section 3, whose clients
 are writers, speakers and users.
 """
 
@@ -15,15 +15,20 @@ WHERE = "federation.partition.column"
 
 
 class Natural(Partition):
-    """Keep all examples with one value of a column together; clients have the same number of values, or one more."""
+    """Give all examples with the same value of a column to one client.
 
-    column: str = Field(description="column of the data that says whose an image is")
+    All clients get the same number of values, or one more.
+    """
+
+    column: str = Field(
+        description="column of the data that says where an image comes from, such as its maker"
+    )
 
     def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
 
         Raises:
-            InputError: There is no such column, or it has fewer values than there are clients.
+            InputError: The data has no such column, or the column has fewer values than there are clients.
         """
         values, which = np.unique(self._codes(examples), return_inverse=True)
         if len(values) < num_clients:
@@ -40,18 +45,21 @@ class Natural(Partition):
         num_clients: int,
         draws: Draws,
     ) -> Rows:
-        """Return the client of each held-out example: whose its value is in training, else one at random.
+        """Return the client of each held-out example: the client that has the example's value in training.
 
-        Where single examples of a value were moved to fill up a client, it is whose most of them are. Examples whose
-        value no client has are shuffled and dealt evenly.
+        Several clients have the same value if `fill_up` moved examples between clients; the client with most training
+        examples of the value then gets the held-out example. Examples with a value that no client has are shuffled and
+        dealt evenly.
 
         Raises:
-            InputError: There is no such column.
+            InputError: The data has no such column.
         """
         dealt = owner >= 0
         values, which = np.unique(self._codes(train)[dealt], return_inverse=True)
         cells, counts = np.unique(which * num_clients + owner[dealt], return_counts=True)
-        cells = cells[np.lexsort((-counts, cells // num_clients))]  # the most frequent first
+        cells = cells[
+            np.lexsort((-counts, cells // num_clients))
+        ]  # by value, the client with most examples first
         starts = np.searchsorted(cells // num_clients, np.arange(len(values)))
         clients = cells[starts] % num_clients
         codes = self._codes(held_out)
@@ -63,7 +71,7 @@ class Natural(Partition):
         return held_out_owner
 
     def _codes(self, examples: Examples) -> Rows:
-        """Return the column."""
+        """Return the codes of the column, int64 (N,)."""
         if self.column not in examples.columns:
             known = examples.columns
             remedy = nearest(self.column, known) if known else "this data has no columns"

@@ -1,4 +1,4 @@
-"""The pathological split: examples sorted by class, cut into shards, a few shards for each client.
+"""The pathological split: examples are sorted by class and cut into shards, and each client gets a few shards.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
 arXiv:1602.05629, section 3.
@@ -15,15 +15,16 @@ from fedssl.data.partitions.base import Draws, Examples, Partition
 
 
 class Shards(Partition):
-    """Sort by class, cut into K x `shards` pieces of one size, and deal every client as many at random.
+    """Sort by class, cut into K x `shards` pieces of equal size, and deal `shards` random pieces to every client.
 
-    Sizes of pieces differ by one at most. With fewer images than pieces some are empty, and so may a client be before
-    it is given its minimum.
+    The sizes of pieces differ by one at most.
     """
 
     by_class: ClassVar[bool] = True
 
-    shards: int = Field(2, ge=1, description="pieces of the sorted images that each client gets")
+    shards: int = Field(
+        2, ge=1, description="number of pieces of the sorted images that each client gets"
+    )
 
     def assign(self, examples: Examples, num_clients: int, draws: Draws) -> Rows:
         """Return the client of each example; see `Partition.assign`.
@@ -35,8 +36,9 @@ class Shards(Partition):
         if num_pieces > len(examples):
             raise InputError(
                 "federation.partition.shards",
-                f"is {self.shards}, so {num_clients} clients want {num_pieces} pieces of {len(examples)} images",
-                f"at most {len(examples) // num_clients}",
+                f"is {self.shards}, so {num_clients} clients need {num_pieces} pieces, "
+                f"but there are {len(examples)} images",
+                f"set it to {len(examples) // num_clients} at most",
             )
         client_of_piece = draws.law.permutation(np.arange(num_pieces) % num_clients)
         order = draws.deal.permutation(len(examples))

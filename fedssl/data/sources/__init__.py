@@ -1,4 +1,4 @@
-"""Where images come from, one source a file."""
+"""The sources that images come from, one source a file."""
 
 from fedssl.data.sources.base import SOURCES, Source
 

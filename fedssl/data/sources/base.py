@@ -1,4 +1,4 @@
-"""What every source is: a section that reads a data set once, into the cache, and cuts it for an experiment."""
+"""The base class of sources: a source reads a data set into the cache once, and cuts it for an experiment."""
 
 import errno
 import hashlib
@@ -15,79 +15,105 @@ from pydantic import Field
 from fedssl.core import rng
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
-from fedssl.data.cache import Prepared, Raw, prepare, reading
+from fedssl.data.cache import Prepared, Raw, blame_source, prepare
 from fedssl.data.images import Dataset, Images
 from fedssl.data.shard import ImageSpec
 from fedssl.data.stratified import draw_test_rows
 
 
 class Source(Plugin):
-    """A data source: `read` says how its files become arrays, `dataset` cuts these as the experiment says."""
+    """A section that names a data set: `read` turns its files into arrays, and `dataset` cuts them for an experiment.
+
+    Example:
+        A member defines `read`; `dataset` does the rest, and keeps the arrays in the cache. This source has no files.
+
+        >>> from fedssl.data.blocks import Block
+        >>> class BlackAndWhite(Source):
+        ...     def read(self):
+        ...         images = np.array([0, 255] * 10, dtype=np.uint8).reshape(20, 1, 1, 1)
+        ...         block = Block(images, labels=np.array([0, 1] * 10))
+        ...         return Raw(class_names=("black", "white"), train=[block], test=None, flips=True)
+        >>> [block.images.shape for block in BlackAndWhite().read().train]
+        [(20, 1, 1, 1)]
+    """
 
     is_abstract: ClassVar[bool] = True
 
     train_size: int | None = Field(
-        None, ge=1, description="training images to use, drawn by the seed; unset: all"
+        None, ge=1, description="number of training images to use, drawn by the seed; unset: all"
     )
     validation: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the training images held out and evaluated on INSTEAD of the test images: "
-        "for choosing settings without looking at the test set",
+        description="share of the training images that the model is evaluated on INSTEAD of the test images, "
+        "so that settings can be chosen without looking at the test set; nobody trains on them",
     )
     test_share: float = Field(
         0.2,
         gt=0,
         lt=1,
-        description="share held out for test where the data has no test images of its own, by the seed",
+        description="share of the images that is held out for test, drawn by the seed, if the data has no test images",
     )
 
     cuts: ClassVar[frozenset[str]] = frozenset({"train_size", "validation", "test_share"})
-    """Settings that do not change what is read."""
+    """Names of settings that do not change the result of `read`; the cache ignores them."""
 
     places: ClassVar[frozenset[str]] = frozenset()
-    """Settings that say where the data lies or how it gets there, and nothing of what it is."""
+    """Names of settings that say where the data lies or how it gets there, but not what the data is."""
 
     @abstractmethod
     def read(self) -> Raw:
         """Read the data set from its files.
 
         Raises:
-            InputError: The data is not there; the message says what to fetch and where to put it.
+            InputError: The data is missing; the message says what to fetch and where to put it.
         """
 
     def files(self) -> Iterable[str]:
-        """Return absolute paths of the files whose change means another data set; none for what is published once.
+        """Return absolute paths of the files that the data depends on: the cache reads the data again if they change.
+
+        Data that is published once and never changes has no such files.
 
         Raises:
-            InputError: They are not there.
+            InputError: The files are missing.
         """
         return ()
 
     @property
     def skips_bad_images(self) -> bool:
-        """Whether to go on without images that cannot be used."""
+        """Whether to leave out images that cannot be used; otherwise they are refused."""
         return False
 
     def prepare(self, *, verify: bool = False) -> Prepared:
-        """Return the data set's entry in the cache, written now if it is not there; see `fedssl.data.cache.prepare`."""
-        with reading(self.kind):
-            stamp = _stamp(self.files())
+        """Return the cache entry of the data set; write it if it is missing or damaged.
+
+        Args:
+            verify: Whether to compare checksums too.
+
+        Raises:
+            InputError: As in `fedssl.data.cache.prepare`.
+        """
+        with blame_source(self.kind):
+            stamp = _digest_of_files(self.files())
         settings = self.model_dump(mode="json", exclude=set(self.cuts))
         identity = {
             "settings": {
-                name: _absolute(value, getattr(self, name)) for name, value in settings.items()
+                name: _with_absolute_path(value, getattr(self, name))
+                for name, value in settings.items()
             },
             "files": stamp,
         }
         return prepare(self.kind, identity, self.read, skip=self.skips_bad_images, verify=verify)
 
     def dataset(self, seed: int) -> Dataset:
-        """Return the data set, mapped, with the training images cut to `train_size` and `validation`.
+        """Return the memory-mapped data set, with `train_size` and `validation` applied to its training images.
+
+        Args:
+            seed: The experiment's seed; it draws the images for training, validation and test.
 
         Raises:
-            InputError: As `prepare`, or more images are asked for than there are.
+            InputError: As in `prepare`, or the settings ask for more images than there are.
         """
         data = self._whole(seed)
         train = data.train
@@ -109,12 +135,11 @@ class Source(Plugin):
         return data if len(kept) == len(order) else replace(data, train=train.take(kept))
 
     def _whole(self, seed: int) -> Dataset:
-        """Return all there is; the seed decides the split where the data has none of its own."""
+        """Return the whole data set; the seed draws the test images if the data has none of its own."""
         try:
             meta, train, test = self._mapped()
-        except (
-            FileNotFoundError
-        ):  # another process found it damaged just now, and has prepared it anew
+        except FileNotFoundError:
+            # Another process has just found the entry damaged and written it anew.
             meta, train, test = self._mapped()
         if test is None:
             train, test = self._split(train, meta["class_names"], seed)
@@ -142,7 +167,7 @@ class Source(Plugin):
         return prepared.meta, train, prepared.part("test")
 
     def _split(self, images: Images, class_names: list[str], seed: int) -> tuple[Images, Images]:
-        """Hold out a share of every class for test; images that may not be labeled stay with the training images."""
+        """Hold out a share of every class for test; images that may not be labeled all stay training images."""
         rows = np.flatnonzero(images.labelable)
         try:
             seed_of_split = rng.derive_seed(seed, "data/split") % 2**32
@@ -162,12 +187,12 @@ class Source(Plugin):
         return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
-def _stamp(files: Iterable[str]) -> str:
-    """Return a digest of the paths, sizes and times of files; a link to nowhere, or to itself, is a file without size."""
+def _digest_of_files(files: Iterable[str]) -> str:
+    """Return a digest of the paths, sizes and times of files; a link to nowhere or itself counts by its path alone."""
     digest = hashlib.sha256()
     for path in files:
         try:
-            stat = os.stat(path)  # noqa: PTH116 - there may be millions, and a Path each doubles the time
+            stat = os.stat(path)  # noqa: PTH116 - there may be millions of files, and a Path for each doubles the time
             line = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP):
@@ -177,7 +202,7 @@ def _stamp(files: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _absolute(value: Any, given: Any) -> Any:
+def _with_absolute_path(value: Any, given: Any) -> Any:
     return str(given.absolute()) if isinstance(given, Path) else value
 
 

@@ -10,15 +10,15 @@ from fedssl.data.sources.torchvision_files import TorchvisionFiles, color_block
 class CIFAR10(TorchvisionFiles):
     """50,000 training and 10,000 test images, read from torchvision's folder layout."""
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         return "the files of cifar-10-python.tar.gz (data_batch_1, ...) in ROOT/cifar-10-batches-py"
 
     def read(self) -> Raw:
         """Return the images, shape (3, 32, 32).
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         train, test = self.train_and_test("CIFAR10", "CIFAR-10")
         return Raw(

@@ -10,15 +10,15 @@ from fedssl.data.sources.torchvision_files import TorchvisionFiles, color_block
 class CIFAR100(TorchvisionFiles):
     """50,000 training and 10,000 test images in the 100 fine classes, read from torchvision's folder layout."""
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         return "the files of cifar-100-python.tar.gz (train, test, meta) in ROOT/cifar-100-python"
 
     def read(self) -> Raw:
-        """Return the images, shape (3, 32, 32); mean and deviation are measured on the training images.
+        """Return the images, shape (3, 32, 32); mean and standard deviation are measured on the training images.
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         train, test = self.train_and_test("CIFAR100", "CIFAR-100")
         return Raw(

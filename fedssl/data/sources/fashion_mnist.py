@@ -11,15 +11,15 @@ from fedssl.data.sources.torchvision_files import TorchvisionFiles, gray_block
 class FashionMNIST(TorchvisionFiles):
     """60,000 training and 10,000 test images, read from torchvision's folder layout."""
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         return "torchvision's four files (train-images-idx3-ubyte, ...) in ROOT/FashionMNIST/raw"
 
     def read(self) -> Raw:
         """Return the images, shape (1, 28, 28).
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         train, test = self.train_and_test("FashionMNIST", "Fashion-MNIST")
         return Raw(

@@ -1,4 +1,4 @@
-"""A user's own folder of image files: ``source = "folder:PATH"``."""
+"""A source that reads a user's own folder of image files: ``source = "folder:PATH"``."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +20,25 @@ from fedssl.data.sources.own_images import (
     is_hidden,
     leads_back,
 )
-from fedssl.data.splits import UNDERSTOOD, by_role, look_alikes, role_of, says_unlabeled, twins
+from fedssl.data.splits import (
+    UNDERSTOOD,
+    find_look_alikes,
+    find_twins,
+    group_by_role,
+    role_of,
+    says_unlabeled,
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which subfolders of a folder are taken for what.
+    """The roles of the subfolders of a data folder.
 
     Args:
-        root: The folder.
-        train: The folder of the classes to train on.
-        test: That of the test images; None if there is none.
-        unread: Folders of splits that are not read.
+        root: The data folder.
+        train: The folder that contains the class folders of training images; `root` if there are no splits.
+        test: The folder of test images; None if there is none.
+        unread: The folders of splits that are not read.
     """
 
     root: Path
@@ -41,11 +48,11 @@ class Layout:
 
     @property
     def homes(self) -> list[Path]:
-        """The folders in which training images may lie without a class: `train` and `root`."""
+        """The folders in which training images without a class may lie: `train` and `root`."""
         return list(dict.fromkeys([self.train, self.root]))
 
     def remarks(self) -> list[str]:
-        """Return what was taken for what, one sentence; nothing is said of a folder without splits."""
+        """Return one sentence that says which folders are read as which split; none if there are no splits."""
         if self.train == self.root:
             return []
         test = "a share of them, for there is no folder of test images"
@@ -57,30 +64,31 @@ class Layout:
 
 
 class Folder(EncodedImages):
-    """One subfolder a class, and ``unlabeled`` for images without; or these under ``train`` and ``test``.
+    """A folder with a subfolder for each class, and ``unlabeled`` for images without label; it may have splits.
 
-    Splits may be called as people call them, in any case: ``Training``, ``val``, ``dev`` (`fedssl.data.splits`). Of
-    several folders for test only the first is read, and test comes before validation: data.validation holds training
-    images out to choose settings by.
+    With splits, these subfolders lie below ``train`` and ``test``. Splits may have other usual names, in any case, such
+    as ``Training``, ``val`` or ``dev`` (`fedssl.data.splits`). Of several folders for test, only one is read; a folder
+    named test comes before one named validation. To choose settings without test images, data.validation holds training
+    images out.
 
-    Images may lie at any depth below their class; the folders between are the column ``folder``, so that a `natural`
-    partition can follow the sites that images came from.
+    Images may lie at any depth below their class. The folders between class and image are the column ``folder``, so
+    that a `natural` partition can follow the sites that images come from.
     """
 
-    name: str = Field(description="the folder")
+    name: str = Field(description="path of the folder")
 
     def read(self) -> Raw:
-        """Return the images; see the class for where they lie.
+        """Return the images; the class's docstring says where they lie.
 
         Raises:
-            InputError: No such folder, fewer than two classes in it, or folders that may be splits or classes.
+            InputError: There is no such folder, it has fewer than two classes, or folders may be splits or classes.
         """
-        layout = self.layout()
+        layout = self.find_layout()
         train, test = layout.train, layout.test
         classes = class_folders(train, layout.root)
         if len(classes) < 2:
             taken = "" if train == layout.root else ", which is taken for the training images"
-            raise self.wrong(
+            raise self.source_error(
                 f"there are {len(classes)} class folders in {train}{taken}",
                 "put the images of each class into a subfolder of its own",
             )
@@ -93,7 +101,7 @@ class Folder(EncodedImages):
             strange = [name for name in class_folders(test, layout.root) if name not in classes]
             flaws.add("test folders are of no class there is to learn", strange)
             parts["test"] = partial(images_in, [test], numbers, layout.root)
-        account(layout, flaws)
+        note_unread_files(layout, flaws)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=tuple(classes),
@@ -104,32 +112,33 @@ class Folder(EncodedImages):
         )
 
     def files(self) -> Iterator[str]:
-        """Yield every file, one that is no image too, and links: what is left out is part of what is prepared."""
+        """Yield all files and links, even files that are no images: notes about left-out files depend on them too."""
         for entry in entries_under(str(self._root().absolute()), with_links=True):
             if not is_hidden(entry.name):
                 yield entry.path
 
     def _root(self) -> Path:
-        root = self.expanded(self.name)
+        root = self.expand_home(self.name)
         if not root.is_dir():
             what = "is a file, not a folder" if root.exists() else "there is no such folder"
-            raise self.wrong(what, "check the path")
+            raise self.source_error(what, "check the path")
         return root
 
-    def layout(self) -> Layout:
-        """Return which subfolders are taken for what; without a folder for training the classes are the root's own.
+    def find_layout(self) -> Layout:
+        """Return the roles of the subfolders; without folders of splits, the root contains the class folders.
 
         Raises:
             InputError: A folder may be a split or a class, or two folders are the same split.
         """
         root = self._root()
         folders = subfolders(root, root)
-        found = by_role(folders)
+        found = group_by_role(folders)
         trains, tests = found["train"], found["test"] + found["validation"]
-        same = twins(folders)
+        same = find_twins(folders)
         if same:
-            raise self.wrong(
-                f"the folders {_named(same)} are the same split", "leave one of them, or rename it"
+            raise self.source_error(
+                f"the folders {_quote(same)} are the same split",
+                "keep one of them, or rename the others",
             )
         if not trains and not tests:
             self._check_no_hidden_splits(root, folders)
@@ -137,76 +146,78 @@ class Folder(EncodedImages):
         classes = [name for name in folders if role_of(name) is None and _holds_images(root / name)]
         splits = [*trains, *tests]
         if classes and trains:
-            raise self.wrong(
-                f"names of splits ({_named(splits)}) and other folders with images ({_named(classes)}) lie side by side",
-                f"rename {_named(splits)} if that is a class; if not, move the other folders below the splits",
+            raise self.source_error(
+                f"names of splits ({_quote(splits)}) and other folders with images ({_quote(classes)}) "
+                "lie side by side",
+                f"rename {_quote(splits)} if that is a class; if not, move the other folders below the splits",
             )
         if not trains:
-            raise self.wrong(
+            raise self.source_error(
                 f"there is a folder {tests[0]!r} but no 'train'",
                 f"put the classes to train on under 'train', or rename {tests[0]!r} if it is a class",
             )
         if len(trains) > 1:
-            raise self.wrong(
-                f"the folders {_named(trains)} are both for training", "put them into one"
+            raise self.source_error(
+                f"the folders {_quote(trains)} are both for training", "put them into one"
             )
         test = root / tests[0] if tests else None
         return Layout(root, root / trains[0], test, tuple(root / name for name in tests[1:]))
 
     def _check_no_hidden_splits(self, root: Path, folders: Sequence[str]) -> None:
-        """Refuse folders that are splits by their looks, and splits that lie below the classes."""
-        alike = look_alikes(folders)
+        """Refuse folders whose names look like splits, and splits that lie below class folders."""
+        alike = find_look_alikes(folders)
         if alike:
-            raise self.wrong(
-                f"the folders {_named(alike)} look like splits, not classes",
+            raise self.source_error(
+                f"the folders {_quote(alike)} look like splits, not classes",
                 f"rename them: {UNDERSTOOD}",
             )
         for name in folders:
             inside = subfolders(root / name, root)
-            inner = by_role(inside)
+            inner = group_by_role(inside)
             below = [*inner["train"], *inner["test"], *inner["validation"]]
             if not inner["train"] or len(below) < 2:
-                below = list(look_alikes(inside))
+                below = list(find_look_alikes(inside))
             if below:
-                raise self.wrong(
-                    f"the folder {name!r} holds {_named(below)}: splits below what would be a class",
+                raise self.source_error(
+                    f"the folder {name!r} holds {_quote(below)}: splits below what would be a class",
                     "put the splits above: train/CLASS and test/CLASS",
                 )
 
     def _check_no_split_in(self, train: Path, classes: Sequence[str], root: Path) -> None:
-        """Refuse a class that is a split by its name and by what it holds, and images without labels below a class."""
+        """Refuse a class folder that has the name and content of a split, or that contains unlabeled images."""
         for name in classes:
             inside = subfolders(train / name, root)
             if role_of(name) is not None and set(inside) & set(classes):
-                raise self.wrong(
+                raise self.source_error(
                     f"the folder {name!r} in {train} holds the classes once more: it is a split, not a class",
                     f"put it beside {train.name!r}" if train != root else "put it elsewhere",
                 )
             without = [inner for inner in inside if role_of(inner) == "unlabeled"]
             if without or says_unlabeled(name):
                 which = f"{name}/{without[0]}" if without else name
-                raise self.wrong(
-                    f"the folder {which!r} in {train} says that its images have no labels, and would be a class's",
+                raise self.source_error(
+                    f"the folder {which!r} in {train} says that its images have no labels, "
+                    "but it is in the place of a class",
                     "put them into a folder 'unlabeled' beside the classes",
                 )
 
 
-def _named(names: Sequence[str]) -> str:
-    """Return names in quotes, at most six."""
+def _quote(names: Sequence[str]) -> str:
+    """Return at most six names in quotes, as one text."""
     return ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
 
 
 def _holds_images(folder: Path) -> bool:
-    """Say whether there are images, or files that may be, at any depth."""
+    """Say whether a folder has images, or files that may be images, at any depth."""
     return any(is_image(path) or may_be_image(path) for path in files_under(str(folder)))
 
 
 def subfolders(folder: Path, root: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted; hidden ones, and links back into the data, are left out.
+    """Return the sorted names of the folders in a folder, without hidden folders and links back into the data.
 
     Args:
-        folder: Where to look.
-        root: The whole data's folder.
+        folder: The folder to look into.
+        root: The folder of the whole data.
     """
     top = os.path.realpath(root)
     names = (
@@ -218,23 +229,23 @@ def subfolders(folder: Path, root: Path) -> list[str]:
 
 
 def class_folders(folder: Path, root: Path) -> list[str]:
-    """Return the names of the classes in a folder, sorted; arguments as in `subfolders`."""
+    """Return the sorted names of the class folders in a folder; arguments as in `subfolders`."""
     return [name for name in subfolders(folder, root) if role_of(name) != "unlabeled"]
 
 
 def loose_images(folder: Path) -> Iterator[str]:
-    """Yield the paths of the image files that lie in a folder itself, sorted."""
+    """Yield the sorted paths of the image files that lie directly in a folder."""
     found = (path for path in sorted(folder.iterdir()) if not path.is_dir())
     return (str(path) for path in found if is_image(path.name) and not is_hidden(path.name))
 
 
 def images_in(folders: Sequence[Path], numbers: Mapping[str, int], root: Path) -> Iterator[Encoded]:
-    """Yield the images of every class in the first folder, and those without class in any of them.
+    """Yield the images of every class in the first folder, and the unlabeled images in all folders.
 
     Args:
-        folders: Where to look.
+        folders: The folders to look into; the first one contains the class folders.
         numbers: Number of each class, by its folder's name.
-        root: The whole data's folder.
+        root: The folder of the whole data.
     """
     labeled = [(folders[0] / name, number) for name, number in numbers.items()]
     unlabeled = [
@@ -245,22 +256,22 @@ def images_in(folders: Sequence[Path], numbers: Mapping[str, int], root: Path) -
     ]
     for home, label in labeled + unlabeled:
         for path in image_files(home, root):
-            between = os.path.dirname(path)[len(str(home)) + 1 :]  # noqa: PTH120 - millions of paths
+            between = os.path.dirname(path)[len(str(home)) + 1 :]  # noqa: PTH120 - there may be millions of paths
             yield Encoded(path, path, label, {"folder": between.replace(os.sep, "/") or "."})
 
 
 def image_files(folder: Path, root: Path) -> Iterator[str]:
-    """Yield the paths of the image files at any depth of some data's folder; none if there is no such folder."""
+    """Yield the paths of the image files at any depth of a folder; none if the folder does not exist."""
     return filter(is_image, files_under(str(folder), str(root)) if folder.is_dir() else ())
 
 
-def account(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:
-    """Note every file of a folder that is not read, with its reason; links that leave the folder are remarked on.
+def note_unread_files(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:
+    """Note every file of a folder that is not read, with its reason, and remark on links that lead out of the folder.
 
     Args:
-        layout: Where images are read from.
-        flaws: Filled.
-        takes_loose: Whether images that lie in no class folder are read as well.
+        layout: The folders that images are read from.
+        flaws: Filled with the files that are not read.
+        takes_loose: Whether images outside of class folders are read too.
     """
     outer = {str(place) for place in (layout.train, layout.root, layout.test) if place is not None}
     untaken = outer - {str(home) for home in layout.homes if takes_loose}
@@ -277,7 +288,7 @@ def account(layout: Layout, flaws: Flaws, *, takes_loose: bool = False) -> None:
 
 
 def note_unless_image(entry: "os.DirEntry[str]", flaws: Flaws) -> bool:
-    """Say whether a file's name is an image's; if it is not, note the file as left out, or as a flaw."""
+    """Say whether a file has the name of an image; if not, note it as a flaw or as left out."""
     if is_hidden(entry.name):
         if entry.name.lower() not in SYSTEM_FILES and not entry.name.startswith("._"):
             flaws.leave_out("files or folders are hidden", [entry.path])
@@ -293,7 +304,7 @@ def note_unless_image(entry: "os.DirEntry[str]", flaws: Flaws) -> bool:
 
 
 class _LinksOut:
-    """Finds the links among the files of a folder that lead to places outside of it.
+    """Finds the links in a folder that lead out of the folder.
 
     Args:
         root: The folder.
@@ -305,7 +316,7 @@ class _LinksOut:
         self._found: list[str] = []
 
     def see(self, entry: "os.DirEntry[str]") -> None:
-        """Look at a file, and at its folder if the file before lies in another."""
+        """Check whether a file is a link that leads out, and also its folder if the last file lay in another one."""
         folder = os.path.dirname(entry.path)  # noqa: PTH120
         if folder != self._folder:
             self._folder = folder
@@ -320,7 +331,7 @@ class _LinksOut:
         return real != self._real and not real.startswith(self._real + os.sep)
 
     def remarks(self) -> list[str]:
-        """Return one sentence about the links, if there are any."""
+        """Return one sentence about the links; an empty list if there are none."""
         if not self._found:
             return []
         first = ", ".join(map(plain_text, self._found[:MOST_NAMED]))

@@ -1,6 +1,6 @@
-"""Any image data set of the Hugging Face Hub, or a folder in its layout: ``source = "hf:NAME-OR-PATH"``.
+"""A source that reads a data set of the Hugging Face Hub, or a folder in its layout: ``source = "hf:NAME-OR-PATH"``.
 
-Needs the ``datasets`` library: ``pip install 'fedssl[hf]'``. A local folder is read without the network.
+It needs the ``datasets`` library: ``pip install 'fedssl[hf]'``. A local folder is read without the network.
 """
 
 import os
@@ -23,53 +23,62 @@ from fedssl.data.formats import is_image, suffix_of
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image, subfolders
 from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under, is_hidden
-from fedssl.data.splits import by_role, role_of, twins
+from fedssl.data.splits import find_twins, group_by_role, role_of
 
 ROWS_AT_ONCE = 256
+"""Number of rows of a table that are read at once."""
 
 IMAGE_KINDS = ("Image", "binary", "string")
-"""What a column of images may hold: images, their bytes, or paths of files."""
+"""A column of images may hold these kinds of values: images, bytes of image files, or paths of image files."""
 
 LABEL_KINDS = ("ClassLabel", "string", "large_string", "bool", "int", "uint")
-"""What a column of classes may hold; integers of any width."""
+"""A column of classes may hold these kinds of values; integers may have any width."""
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-"""Ends of the names of files that the library unpacks."""
+"""Suffixes of files that the ``datasets`` library unpacks."""
 
 SAVED = ("dataset_dict.json", "state.json")
-"""Files by which ``save_to_disk`` marks a folder: of several splits, and of one."""
+"""Files by which ``save_to_disk`` marks a folder: the first with several splits, the second with one split."""
 
 
 class Hf(EncodedImages):
     """A data set with a column of images and one of classes; other columns of text or numbers are kept as columns.
 
-    A local folder is either in the Hub's layout (parquet files, images, ...) or what ``save_to_disk`` wrote. The library
-    knows a split of another name than train, validation and test by files such as
+    A local folder has the Hub's layout (parquet files, images, ...), or ``save_to_disk`` wrote it. In the Hub's layout,
+    the library finds splits with names other than train, validation and test only in files such as
     ``data/unlabeled-00000-of-00001.parquet``.
     """
 
-    name: str = Field(description="name on the Hub, or a local folder")
-    config: str | None = Field(None, description="configuration, where the data set has several")
-    revision: str | None = Field(None, description="version on the Hub: a branch, tag or commit")
-    image_column: str | None = Field(None, description="unset: the only column of images")
-    label_column: str | None = Field(None, description="unset: the only column of classes")
+    name: str = Field(description="name of the data set on the Hub, or path of a local folder")
+    config: str | None = Field(None, description="configuration of the data set, if it has several")
+    revision: str | None = Field(
+        None, description="version of the data set on the Hub: a branch, tag or commit"
+    )
+    image_column: str | None = Field(
+        None, description="name of the column of images; unset: the only one"
+    )
+    label_column: str | None = Field(
+        None, description="name of the column of classes; unset: the only one"
+    )
 
     def read(self) -> Raw:
-        """Return the images of the splits for training, for test (or validation), and of those without labels.
+        """Return the images of the splits for training, for test or else validation, and of unlabeled images.
 
-        Splits may be called as people call them, in any case: ``dev``, ``Testing`` (`fedssl.data.splits`).
+        Splits may have other usual names, such as ``dev`` or ``Testing`` (`fedssl.data.splits`).
 
         Raises:
-            InputError: The library or the data set is not there, or its columns are not clear.
+            InputError: The library or the data set is missing, or it is not clear which columns to use.
         """
         splits = self._load()
-        found = by_role(splits)
-        same = twins(splits)
+        found = group_by_role(splits)
+        same = find_twins(splits)
         if same or len(found["train"]) > 1:
             several = same or found["train"]
-            raise self.wrong(f"the splits {several} are the same split", "name one of them so")
+            raise self.source_error(
+                f"the splits {several} are the same split", "give this name to one of them only"
+            )
         if not found["train"]:
-            raise self.wrong("has no split 'train'", f"it has {sorted(splits)}")
+            raise self.source_error("has no split 'train'", f"it has {sorted(splits)}")
         train_name = found["train"][0]
         train = splits[train_name]
         image = self._column(train, self.image_column, "image_column", ("Image",), IMAGE_KINDS)
@@ -81,7 +90,7 @@ class Hf(EncodedImages):
             chosen["test"] = tests[:1]
         for name in (name for several in chosen.values() for name in several):
             if image not in splits[name].features:
-                raise self.wrong(
+                raise self.source_error(
                     f"split {name!r} has no column {image!r}, which {train_name!r} has"
                 )
         parts: Parts = {
@@ -91,7 +100,7 @@ class Hf(EncodedImages):
         flaws = Flaws()
         read = [name for several in chosen.values() for name in several]
         flaws.remarks += _remarks(chosen, [name for name in splits if name not in read])
-        self._account(splits, image, flaws)
+        self._note_unread_files(splits, image, flaws)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=names,
@@ -102,25 +111,25 @@ class Hf(EncodedImages):
         )
 
     def files(self) -> Iterator[str]:
-        """Yield the files of a local folder; a name on the Hub has none."""
-        folder = self.expanded(self.name)
+        """Yield the files of a local folder; a data set on the Hub has none."""
+        folder = self.expand_home(self.name)
         if folder.is_dir():
             yield from files_under(str(folder.absolute()))
 
-    def _account(self, splits: dict[str, Any], image: str, flaws: Flaws) -> None:
-        """Note every file of a local folder of image files that the library put into no split.
+    def _note_unread_files(self, splits: dict[str, Any], image: str, flaws: Flaws) -> None:
+        """Note every image file or table of a local folder that the library put into no split.
 
         Raises:
-            InputError: The library did not understand a folder's name as the split that it says.
+            InputError: A folder or file has the name of a split, but the library put its images into another split.
         """
-        folder = self.expanded(self.name)
+        folder = self.expand_home(self.name)
         if not folder.is_dir() or any((folder / mark).is_file() for mark in SAVED):
             return
         roles = {role_of(name) for name in splits}
         entries = [Path(entry.path) for entry in entries_under(str(folder))]
         if not any(is_image(path.name) for path in entries):
             self._check_roles(roles, (path.stem.split("-")[0] for path in entries), "file")
-            self._account_tables(folder, entries, flaws)
+            self._note_unread_tables(folder, entries, flaws)
             return
         self._check_roles(roles, subfolders(folder, folder), "folder")
         owners: dict[str, str] = {}
@@ -128,25 +137,25 @@ class Hf(EncodedImages):
             for path in _paths(split, image):
                 other = owners.setdefault(path, name)
                 if other != name:
-                    raise self.wrong(
+                    raise self.source_error(
                         f"the library put {plain_text(path)} into the splits {other!r} and {name!r}",
                         "no class or folder below a split may have the name of a split: rename it",
                     )
         taken = owners.keys()
         if not taken:
-            return  # tables hold the images themselves; the files beside them are no data
+            return  # tables contain the images; the files beside the tables are no data
         note = flaws.leave_out if self.config or _lists_its_files(folder) else flaws.add
         for entry in entries_under(str(folder)):
             if entry.name.startswith("metadata.") or entry.name.lower().endswith(ARCHIVES):
-                continue  # the library reads these itself
+                continue  # the library reads metadata and unpacks archives
             if note_unless_image(entry, flaws) and os.path.realpath(entry.path) not in taken:
                 note("images lie in no split that the library found", [entry.path])
 
-    def _account_tables(self, folder: Path, entries: Sequence[Path], flaws: Flaws) -> None:
-        """Note every table of a local folder that the library put into no split, or into that of another name.
+    def _note_unread_tables(self, folder: Path, entries: Sequence[Path], flaws: Flaws) -> None:
+        """Note every table of a local folder that the library put into no split.
 
         Raises:
-            InputError: A table or its folder has the name of another split than the library's.
+            InputError: A table or its folder has the name of a split, but the library put the table into another split.
         """
         import datasets
 
@@ -168,34 +177,40 @@ class Hf(EncodedImages):
             words = (re.split(r"[\d\W_]+", part)[0] for part in path.relative_to(folder).parts)
             for word in words:
                 if role_of(word) not in (None, role_of(split)):
-                    raise self.wrong(
+                    raise self.source_error(
                         f"{word!r} is the name of a split, but the library put {plain_text(str(path))} into {split!r}",
                         f"call it {role_of(word)}-00000-of-00001, in a folder 'data'",
                     )
 
     def _check_roles(self, roles: Collection[str | None], names: Iterable[str], what: str) -> None:
-        """Refuse names of splits that the library took for none."""
+        """Refuse names of folders or files that name a split, if the library has no such split.
+
+        Args:
+            roles: Splits that the library found.
+            names: Names to check.
+            what: Word for the names in the message.
+        """
         for name in names:
             role = role_of(name)
             if role is not None and role not in roles:
-                raise self.wrong(
+                raise self.source_error(
                     f"the {what} {name!r} has the name of a split, but the library put its images into another",
                     f"call it {role!r}, as the library calls that split; a file {role}-00000-of-00001",
                 )
 
     def _load(self) -> Any:
-        """Return the data set's splits by name."""
+        """Return the splits of the data set, by name."""
         try:
             import datasets
         except ImportError:
-            raise self.wrong(
+            raise self.source_error(
                 "needs the 'datasets' library, which is not installed", "pip install 'fedssl[hf]'"
             ) from None
-        folder = self.expanded(self.name)
+        folder = self.expand_home(self.name)
         if not folder.is_dir() and (
             self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
         ):
-            raise self.wrong("there is no such folder", "check the path")
+            raise self.source_error("there is no such folder", "check the path")
         shown = datasets.utils.logging.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
@@ -205,9 +220,9 @@ class Hf(EncodedImages):
             if not folder.is_dir():
                 return datasets.load_dataset(self.name, self.config, revision=self.revision)
             return _read_folder(folder, self.config)
-        except Exception as error:  # the Hub's many ways to say no
+        except Exception as error:  # the library and the Hub raise many types of errors
             said = " ".join(str(error).split()) or "no reason given"
-            raise self.wrong(
+            raise self.source_error(
                 f"cannot be loaded: {type(error).__name__}: {said[:300]}",
                 "give a folder with its parquet or image files, or a name that the Hub has and this machine can reach",
             ) from None
@@ -223,14 +238,17 @@ class Hf(EncodedImages):
         wanted: Sequence[str],
         possible: Sequence[str],
     ) -> str:
-        """Return the column that a setting names, or the only one of the kind that is wanted.
+        """Return the column that a setting names, or else the only column of a wanted kind.
 
         Args:
-            split: The training images.
-            named: The setting's value.
-            setting: Its name.
-            wanted: Kinds of columns to take unasked.
-            possible: Kinds of columns that may be named.
+            split: The split of training images.
+            named: Value of the setting; None if it is not set.
+            setting: Name of the setting.
+            wanted: Kinds of columns that are used if the setting is not set.
+            possible: Kinds of columns that the setting may name.
+
+        Raises:
+            InputError: There is no such column, or there are several; or the column holds values of another kind.
         """
         field, columns = f"data.{setting}", split.features
         if named is not None and named not in columns:
@@ -248,13 +266,13 @@ class Hf(EncodedImages):
 
 
 def _lists_its_files(folder: Path) -> bool:
-    """Say whether a folder's README says which files belong to which split, as on the Hub: others are left out on purpose."""
+    """Say whether a folder's README lists the files of each split; other files are then left out on purpose."""
     readme = folder / "README.md"
     return readme.is_file() and "data_files" in readme.read_text(encoding="utf-8", errors="replace")
 
 
 def _remarks(chosen: Mapping[str, Sequence[str]], unread: Sequence[str]) -> list[str]:
-    """Return one sentence about which splits were taken for what, unless these are ``train`` and ``test`` alone."""
+    """Return one sentence that says how each split is used; none if the only splits are ``train`` and ``test``."""
     if not unread and chosen["train"] == ["train"] and chosen.get("test", ["test"]) == ["test"]:
         return []
     test = ", ".join(chosen.get("test", [])) or "a share of the training images"
@@ -263,7 +281,7 @@ def _remarks(chosen: Mapping[str, Sequence[str]], unread: Sequence[str]) -> list
 
 
 def _paths(split: Any, image: str) -> Iterator[str]:
-    """Yield the files of a split's images, without links; none where a table holds their bytes."""
+    """Yield the real paths of a split's image files; stop if a table holds the images' bytes."""
     import datasets
 
     if image not in split.features or _kind(split.features[image]) not in IMAGE_KINDS:
@@ -278,13 +296,13 @@ def _paths(split: Any, image: str) -> Iterator[str]:
 
 
 def _kind(feature: Any) -> str:
-    """Return what a column holds: a plain value's type without its width, else the kind of feature."""
+    """Return the kind of values in a column: the type of plain values without its width, else the kind of feature."""
     dtype = feature.dtype if type(feature).__name__ == "Value" else type(feature).__name__
     return str(dtype).rstrip("0123456789")
 
 
 def _classes(train: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], int]]:
-    """Return the classes' names, and what turns a value of the column into a class: -1 if it is none of them."""
+    """Return the names of classes, and a function that turns a value of the column into a class, -1 if it is none."""
     names = getattr(train.features[label], "names", None)
     if names:
         return tuple(names), int
@@ -296,7 +314,8 @@ def _classes(train: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], i
 def _read_folder(folder: Path, config: str | None) -> Any:
     """Return the splits of a local folder.
 
-    The library makes a copy, which is gone with them: in its own cache it could be taken for the Hub's data of that name.
+    The library copies the data. The copy lies in a temporary folder that is removed with the splits: in the library's
+    own cache, it could be mistaken for a data set of the same name on the Hub.
     """
     import datasets
 
@@ -339,7 +358,7 @@ def _items(
 
 
 def _content(found: dict[str, Any] | None) -> bytes | str:
-    """Return an image's bytes, or its file; a row without either is an image that cannot be read."""
+    """Return the bytes of an image or the path of its file; no bytes if there is neither, which cannot be read."""
     if found is None:
         return b""
     data: bytes | None = found["bytes"]

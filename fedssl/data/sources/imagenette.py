@@ -1,7 +1,7 @@
 """Imagenette: 13,394 photographs of ten easily told classes of ImageNet.
 
-Howard, "Imagenette: a smaller subset of 10 easily classified classes from Imagenet", https://github.com/fastai/imagenette,
-2019; its second version, which has the 70/30 split.
+Howard, "Imagenette: a smaller subset of 10 easily classified classes from Imagenet", 2019,
+https://github.com/fastai/imagenette. This is its second version, which has the 70/30 split.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,19 @@ from fedssl.data.sources.torchvision_files import TorchvisionFiles
 
 
 class Imagenette(TorchvisionFiles):
-    """9,469 training and 3,925 test images (its ``val``), read from torchvision's folder layout and scaled."""
+    """9,469 training and 3,925 test images (its split ``val``), read from torchvision's folder layout and scaled."""
 
     size: Literal["160px", "320px"] = Field(
-        "160px", description="which archive to read, by its images' shorter side"
+        "160px", description="archive to read, named by the shorter side of its images"
     )
     pixels: int = Field(
-        96, ge=1, description="sides that images are scaled, and cut at the longer one, to"
+        96,
+        ge=1,
+        description="side of the images in pixels: images are scaled, and their longer side is cut",
     )
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         folder = f"imagenette2-{self.size.removesuffix('px')}"
         return f"the folder {folder} of {folder}.tgz in ROOT"
 
@@ -36,7 +38,7 @@ class Imagenette(TorchvisionFiles):
         """Return the images, shape (3, pixels, pixels); mean and deviation are measured on the training images.
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         train, test = self._images("train"), self._images("val")
         parts = {"train": lambda: _items(train), "test": lambda: _items(test)}
@@ -53,13 +55,13 @@ class Imagenette(TorchvisionFiles):
         return self.open("Imagenette", "Imagenette", split=split, size=self.size, loader=str)
 
     def _whole_part(self, blocks: Iterator[Block], flaws: Flaws) -> Iterator[Block]:
-        """Yield the blocks, and refuse images that cannot be read: what is published has none."""
+        """Yield the blocks, and refuse images that cannot be read, because the published files are all readable."""
         yield from blocks
         if flaws.notes():
-            raise self.missing("Imagenette", "; ".join(flaws.notes()))
+            raise self.missing_error("Imagenette", "; ".join(flaws.notes()))
 
 
 def _items(split: Any) -> Iterator[Encoded]:
-    """Yield a split's files: its loader, which is to open an image, only names it."""
+    """Yield the files of a split; its loader was set to return paths and not to open images."""
     for path, label in (split[i] for i in range(len(split))):
         yield Encoded("/".join(Path(path).parts[-3:]), path, label)

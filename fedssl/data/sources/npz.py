@@ -1,4 +1,4 @@
-"""A user's own arrays in one numpy file: ``source = "npz:PATH"``."""
+"""A source that reads a user's own arrays from one numpy file: ``source = "npz:PATH"``."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from fedssl.data.sources.own_images import OwnImages
 Arrays = dict[str, npt.NDArray[Any]]
 
 MOST_CLASSES = 100_000
-"""Of images that are predicted, labels are below this where no names say how many classes there are."""
+"""`read_images` refuses labels from this number on if no class names say how many classes there are."""
 
 UNREADABLE = (
     OSError,
@@ -32,54 +32,54 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy raises about a file that is not, or not quite, what `numpy.savez` writes."""
+"""Errors that numpy raises about a file that differs from what `numpy.savez` writes."""
 
 BOMB_BYTES, BOMB_RATIO = 10**9, 200
-"""An array of more bytes than this that is packed more tightly than this is no images': photographs pack to 1 : 3."""
+"""Arrays with more bytes and a higher compression ratio are refused as no images: photographs reach a ratio of 3."""
 
 
 class Npz(OwnImages):
-    """``images`` (N, H, W) or (N, H, W, C), bytes, and ``labels`` (N,), -1 where there is none.
+    """A file of ``images``, bytes (N, H, W) or (N, H, W, C), and ``labels``, integers (N,), -1 if there is none.
 
     ``test_images`` and ``test_labels`` are optional, and so is ``class_names``. Any other array of length N is a column
-    that a `natural` partition can follow; its test images' counterpart begins with ``test_``.
+    that a `natural` partition can follow; the array of the same column for test images begins with ``test_``.
 
-    MedMNIST's files are read too: there the training images' arrays begin with ``train_`` and labels are (N, 1); those
-    that begin with ``val_`` are for test where there are none for test.
+    Files of MedMNIST are read too. In these files, arrays of training images begin with ``train_``, and labels have
+    shape (N, 1). Arrays that begin with ``val_`` are read as test images if there are no arrays of test images.
     """
 
-    name: str = Field(description="the file, as numpy.savez writes it")
+    name: str = Field(description="path of the file, which numpy.savez writes")
 
     def read(self) -> Raw:
         """Return the images, shape (C, H, W).
 
         Raises:
-            InputError: No such file, not such a file, or arrays of the wrong names, types or shapes.
+            InputError: There is no such file, numpy cannot read it, or its arrays have wrong names, types or shapes.
         """
         flaws = Flaws()
         arrays = self._arrays(flaws)
         train = self._block(arrays, "")
         test = self._block(arrays, "test_") if "test_images" in arrays else None
         if test is not None and set(test.columns) != set(train.columns):
-            raise self.wrong(
+            raise self.source_error(
                 f"training images have the columns {sorted(train.columns)}, test images {sorted(test.columns)}",
-                "a test image's column begins with test_",
+                "give both the same columns; a column of test images begins with test_",
             )
         labels = train.labels if test is None else np.concatenate([train.labels, test.labels])
         classes = int(labels.max(initial=UNKNOWN)) + 1
         names = arrays.get("class_names")
         if names is None and classes > max(2, len(labels)):
             problem = f"has labels up to {classes - 1}, but {len(labels)} images"
-            raise self.wrong(problem, "number the classes from 0")
+            raise self.source_error(problem, "number the classes from 0")
         if names is not None and (names.ndim != 1 or len(names) < classes):
-            raise self.wrong(
+            raise self.source_error(
                 f"has class_names of shape {names.shape}, but labels up to {classes - 1}",
                 "give one name a class",
             )
         shown = np.arange(classes) if names is None else names
-        note_unused(arrays, flaws)
+        note_unused_arrays(arrays, flaws)
         return Raw(
-            class_names=tuple(texts(shown)),
+            class_names=tuple(names_as_text(shown)),
             train=[train],
             test=None if test is None else [test],
             flips=self.flips,
@@ -87,13 +87,13 @@ class Npz(OwnImages):
         )
 
     def read_images(self, flaws: Flaws) -> tuple[Block, tuple[str, ...]]:
-        """Return ``images``, labels or not, and the name of every class that their labels can be.
+        """Return the images of the file, with labels if it has any, and the name of every class.
 
         Args:
-            flaws: Filled with what the file holds beside them.
+            flaws: Filled with the arrays that are not used.
 
         Raises:
-            InputError: No such file, not such a file, or arrays of the wrong names, types or shapes.
+            InputError: There is no such file, numpy cannot read it, or its arrays have wrong names, types or shapes.
         """
         arrays = self._arrays(flaws)
         images = arrays.get("images")
@@ -102,52 +102,52 @@ class Npz(OwnImages):
         block = self._block(arrays, "")
         largest = int(block.labels.max(initial=UNKNOWN))
         if not len(block.labels):
-            raise self.wrong("holds no images", "check the file")
+            raise self.source_error("holds no images", "check the file")
         if "class_names" not in arrays and largest >= MOST_CLASSES:
-            raise self.wrong(f"has labels up to {largest}", "number the classes from 0")
+            raise self.source_error(f"has labels up to {largest}", "number the classes from 0")
         if "class_names" in arrays and largest >= len(np.atleast_1d(arrays["class_names"])):
-            raise self.wrong(
+            raise self.source_error(
                 f"has class_names of shape {arrays['class_names'].shape}, but labels up to {largest}",
                 "give one name a class",
             )
         used = {"images", "labels", "class_names", *block.columns}
         flaws.leave_out("arrays are not used", [name for name in arrays if name not in used])
         names = arrays.get("class_names", np.arange(int(block.labels.max(initial=UNKNOWN)) + 1))
-        return block, tuple(texts(names))
+        return block, tuple(names_as_text(names))
 
     def files(self) -> Iterator[str]:
-        """Return the file."""
+        """Yield the path of the file."""
         yield str(self._path().absolute())
 
     def _path(self) -> Path:
-        path = self.expanded(self.name)
+        path = self.expand_home(self.name)
         if not path.is_file():
-            raise self.wrong("there is no such file", "check the path")
+            raise self.source_error("there is no such file", "check the path")
         return path
 
     def _arrays(self, flaws: Flaws) -> Arrays:
-        """Return everything that the file holds, MedMNIST's arrays by our names; a remark says so."""
+        """Return all arrays of the file; arrays of MedMNIST get the names of this source, and a remark says so."""
         path = self._path()
         try:
             self._check_sizes(path)
             file = np.load(path, allow_pickle=False)
             if isinstance(file, np.ndarray):
-                raise self.wrong(
+                raise self.source_error(
                     "cannot be read: it holds one array without a name", "write it with numpy.savez"
                 )
             with file:
-                return _by_our_names({name: file[name] for name in file.files}, flaws)
+                return _rename_medmnist_arrays({name: file[name] for name in file.files}, flaws)
         except MemoryError:
-            raise self.wrong(
-                "there is too little memory for its arrays", "leave out arrays that are no images"
+            raise self.source_error(
+                "there is too little memory for its arrays", "remove arrays that are no images"
             ) from None
         except UNREADABLE as error:
-            raise self.wrong(
+            raise self.source_error(
                 f"cannot be read: {plain_text(str(error))}", "write it with numpy.savez"
             ) from None
 
     def _check_sizes(self, path: Path) -> None:
-        """Refuse arrays of objects, and those that claim or unpack to more than fits, before any is read."""
+        """Refuse arrays of Python objects and arrays that would not fit in memory, before any array is read."""
         if not zipfile.is_zipfile(path):
             return
         total = 0
@@ -157,7 +157,7 @@ class Npz(OwnImages):
                 total += member.file_size
                 bombs = member.file_size > BOMB_BYTES
                 if bombs and member.file_size > BOMB_RATIO * member.compress_size:
-                    raise self.wrong(
+                    raise self.source_error(
                         f"cannot be read: array {name!r} unpacks from {member.compress_size:,} to "
                         f"{member.file_size:,} bytes, as no images do",
                         "write it with numpy.savez",
@@ -165,59 +165,67 @@ class Npz(OwnImages):
                 with members.open(member) as file:
                     shape, dtype = _header(file)
                 if dtype.hasobject:
-                    raise self.wrong(
+                    raise self.source_error(
                         f"cannot be read: array {name!r} holds Python objects",
                         f"save it as numbers or text: numpy.savez(..., {name}={name}.astype(str)) for names, "
                         f"numpy.stack({name}) for images of one size",
                     )
                 claimed = math.prod(shape) * dtype.itemsize
                 if claimed > member.file_size:
-                    raise self.wrong(
+                    raise self.source_error(
                         f"cannot be read: array {name!r} claims {claimed:,} bytes and has {member.file_size:,}",
                         "write it with numpy.savez",
                     )
         memory = _memory_bytes()
         if memory is not None and total > memory:
-            raise self.wrong(
+            raise self.source_error(
                 f"its arrays take {total:,} bytes, more than the memory of this machine ({memory:,})",
                 "give image files in a folder, which are read one at a time",
             )
 
     def _block(self, arrays: Arrays, prefix: str) -> Block:
-        """Return the images whose arrays' names begin with a prefix."""
+        """Return the images in the arrays whose names begin with a prefix."""
+        # Check that both arrays are there.
         missing = [name for name in ("images", "labels") if prefix + name not in arrays]
         if missing:
             needed = "images and labels, and test_images and test_labels if there are test images"
-            raise self.wrong(
+            raise self.source_error(
                 f"has no array {prefix + missing[0]!r}; it has {sorted(arrays)}",
                 f"call its arrays {needed}",
             )
+        # Images: bytes, (N, H, W, C) with 1 or 3 channels.
         images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise self.wrong(
+            raise self.source_error(
                 f"{prefix}images is {images.dtype} of shape {images.shape}",
                 "it must be uint8, 0 to 255, (N, H, W) or (N, H, W, C)",
             )
         images = images[..., None] if images.ndim == 3 else images
         if images.shape[3] not in (1, 3):
-            raise self.wrong(
+            raise self.source_error(
                 f"{prefix}images has {images.shape[3]} channels",
                 "there must be 1 or 3, the last axis",
             )
         if 0 in images.shape[1:]:
-            raise self.wrong(f"{prefix}images has shape {images.shape}: no pixels")
+            raise self.source_error(f"{prefix}images has shape {images.shape}: no pixels")
+        # Labels: int64 (N,), -1 or a class.
         if labels.shape == (len(images), 1):
             labels = labels[:, 0]
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-            raise self.wrong(
+            raise self.source_error(
                 f"{prefix}labels is {labels.dtype} of shape {labels.shape}",
                 f"it must be integers, ({len(images)},)",
             )
         if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
-            raise self.wrong(f"{prefix}labels has {labels.max()}", "number the classes from 0")
+            raise self.source_error(
+                f"{prefix}labels has {labels.max()}", "number the classes from 0"
+            )
         labels = labels.astype(np.int64)
         if labels.min(initial=0) < UNKNOWN:
-            raise self.wrong(f"{prefix}labels has {labels.min()}", "-1 is an image without label")
+            raise self.source_error(
+                f"{prefix}labels has {labels.min()}", "-1 is an image without label"
+            )
+        # Columns: all other arrays of this part with one value an image.
         columns = {
             name.removeprefix(prefix): values
             for name, values in arrays.items()
@@ -229,13 +237,13 @@ class Npz(OwnImages):
         for name, values in columns.items():
             if len(values) != len(images):
                 problem = f"array {prefix + name!r} has {len(values)} values, but there are {len(images)} images"
-                raise self.wrong(problem, "a column has one value an image")
+                raise self.source_error(problem, "a column has one value an image")
         rows = np.moveaxis(images, 3, 1)
         return Block(rows, labels, None, columns)
 
 
-def note_unused(arrays: Arrays, flaws: Flaws) -> None:
-    """Note the arrays that are neither images, labels, class names nor columns."""
+def note_unused_arrays(arrays: Arrays, flaws: Flaws) -> None:
+    """Note the arrays that are neither images, labels, class names nor columns as left out."""
     has_test = "test_images" in arrays
     known = {
         "images",
@@ -253,20 +261,20 @@ def note_unused(arrays: Arrays, flaws: Flaws) -> None:
 
 
 def _is_column(name: str, arrays: Arrays) -> bool:
-    """Say whether an array has one value an image; those of a split that is not read do not count."""
+    """Say whether an array is a column, one value an image; arrays of a split that is not read are no columns."""
     return arrays[name].ndim == 1 and not (name.startswith("val_") and "val_images" in arrays)
 
 
-def texts(names: npt.NDArray[Any]) -> list[str]:
-    """Return an array of names as text; bytes are UTF-8."""
+def names_as_text(names: npt.NDArray[Any]) -> list[str]:
+    """Return an array of names as a list of text; bytes are decoded as UTF-8."""
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8", "replace")
     shown: list[str] = names.reshape(-1).astype(str).tolist()
     return shown
 
 
-def _by_our_names(arrays: Arrays, flaws: Flaws) -> Arrays:
-    """Return arrays by the names that `Npz` describes, where they have those of MedMNIST."""
+def _rename_medmnist_arrays(arrays: Arrays, flaws: Flaws) -> Arrays:
+    """Return arrays of a MedMNIST file under the names that `Npz` describes; other files' arrays keep their names."""
     if "images" in arrays or "train_images" not in arrays:
         return arrays
     renamed = {"train_": ""} if "test_images" in arrays else {"train_": "", "val_": "test_"}
@@ -283,7 +291,7 @@ def _by_our_names(arrays: Arrays, flaws: Flaws) -> Arrays:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type of the array that an open file begins with."""
+    """Return shape and type of the array at the start of an open file."""
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -296,7 +304,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _memory_bytes() -> int | None:
-    """Return the memory of this machine; None where the system does not say."""
+    """Return the memory of this machine in bytes; None if the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Settings of sources whose images are a user's own: what they become, and what to do with those that cannot."""
+"""The base classes of sources that read a user's own images, and functions that walk through a folder."""
 
 import os
 from collections.abc import Iterator
@@ -15,50 +15,58 @@ from fedssl.data.sources.base import Source
 
 
 class OwnImages(Source):
-    """A source of images that nobody has looked through yet."""
+    """A source of images that nobody has checked yet, so that some of them may be unusable."""
 
     is_abstract: ClassVar[bool] = True
 
     flips: bool = Field(True, description="whether a mirrored image still shows the same class")
     bad_images: Literal["refuse", "skip"] = Field(
         "refuse",
-        description="what to do about images that cannot be read or do not fit, and classes without any",
+        description="what to do with images that cannot be read or do not fit, and with classes without images: "
+        "refuse stops with a message that names them, skip leaves them out",
     )
 
     @property
     def skips_bad_images(self) -> bool:
-        """Whether to go on without images that cannot be used."""
+        """Whether to leave out images that cannot be used; otherwise they are refused."""
         return self.bad_images == "skip"
 
-    def expanded(self, name: str) -> Path:
-        """Return the path that a name stands for, ``~`` being the home folder.
+    def expand_home(self, name: str) -> Path:
+        """Return a path in which ``~`` is replaced by the home folder.
 
         Raises:
             InputError: There is no such home folder.
         """
         try:
             return Path(name).expanduser()
-        except RuntimeError:  # of a user that nobody knows
-            raise self.wrong("there is no home folder for '~'", "write the path in full") from None
+        except RuntimeError:  # the system does not know the user
+            raise self.source_error(
+                "there is no home folder for '~'", "write the path in full"
+            ) from None
 
-    def wrong(self, problem: str, remedy: str = "") -> InputError:
-        """Return the error that the data as the user named it is not what it should be."""
+    def source_error(self, problem: str, remedy: str = "") -> InputError:
+        """Return an error about this source, under the name that the user gave it.
+
+        Args:
+            problem: What is wrong with the data.
+            remedy: What to do; empty if the problem says it.
+        """
         return InputError("data.source", f"{self.kind}: {problem}", remedy)
 
 
 class EncodedImages(OwnImages):
-    """A source of PNG, JPEG or other files, on disk or inside of others."""
+    """A source of encoded images, such as PNG and JPEG, in files of their own or inside of other files."""
 
     is_abstract: ClassVar[bool] = True
 
     size: int | tuple[int, int] | None = Field(
         None,
-        description="pixels of the sides, or [height, width]: images are scaled, and cut at the longer side, to it; "
-        "unset: all have one size already",
+        description="side of the images in pixels, or [height, width]: images are scaled, and their longer side is "
+        "cut; unset: all images have one size already",
     )
     channels: Literal[1, 3] | None = Field(
         None,
-        description="1 gray or 3 colors: images are converted; unset: all have the same already",
+        description="1 for gray or 3 for color: images are converted; unset: all images have the same already",
     )
 
     @model_validator(mode="after")
@@ -69,16 +77,16 @@ class EncodedImages(OwnImages):
 
     @property
     def geometry(self) -> Geometry:
-        """What every image is to be."""
+        """The size and channels that every image is to get, as far as they are set."""
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         return Geometry(size, self.channels)
 
 
 def files_under(folder: str, root: str | None = None) -> Iterator[str]:
-    """Yield the paths of the files at any depth of a folder, sorted by name; hidden ones are left out.
+    """Yield the paths of the files at any depth of a folder, sorted by name, without hidden files.
 
     Args:
-        folder: Where to look.
+        folder: The folder to look into.
         root: As in `entries_under`.
     """
     for entry in entries_under(folder, root):
@@ -94,17 +102,18 @@ def entries_under(
     with_links: bool = False,
     inside: frozenset[str] = frozenset(),
 ) -> Iterator["os.DirEntry[str]"]:
-    """Yield the files at any depth of a folder, and hidden folders, which are not looked into; sorted by name.
+    """Yield the files at any depth of a folder, sorted by name; hidden folders are yielded too, but not looked into.
 
-    Links are followed, but for those to another place of the data, which is looked into anyway: an image would be there twice,
-    and under the class of another.
+    Links are followed, except links to another place of the same data. That place is looked into anyway, so its images
+    would be there twice, and perhaps under the wrong class.
 
     Args:
-        folder: Where to look.
-        root: The whole data's folder, if that is another.
+        folder: The folder to look into.
+        root: The folder of the whole data; by default it is `folder`.
         flaws: Filled with links that are not followed.
-        with_links: Whether to yield these, too.
-        inside: The folders it lies in, without links: a link back to one of them is a circle, and not followed.
+        with_links: Whether to yield links that are not followed, too.
+        inside: Real paths of the folders that contain `folder`; a link back to one of them would be a circle, so it is
+            not followed.
     """
     real = os.path.realpath(folder)
     if real in inside:
@@ -126,24 +135,24 @@ def entries_under(
 
 
 def leads_back(path: str, top: str) -> bool:
-    """Say whether a path is a link to another place of some data, where it is looked into or read under its own name.
+    """Say whether a path is a link to another place of the same data, which is read there anyway.
 
     Args:
-        path: Of a file or folder in it.
-        top: The data's folder, without links.
+        path: Path of a file or folder in the data.
+        top: Real path of the data's folder.
     """
-    if not os.path.islink(path) or not os.path.exists(path):  # noqa: PTH110, PTH114 - millions of paths
+    if not os.path.islink(path) or not os.path.exists(path):  # noqa: PTH110, PTH114 - there may be millions of paths
         return False
     real = os.path.realpath(path)
     if real == top:
         return True
     below = real.removeprefix(top.rstrip(os.sep) + os.sep)
-    # What lies in a hidden folder, as git-annex keeps its files, is read by its links alone.
+    # Files in a hidden folder, where git-annex keeps them, are only reached by their links: these are followed.
     return below != real and not any(is_hidden(part) for part in Path(below).parts)
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Say whether an entry is a folder, or a link to one; a link to itself is none."""
+    """Say whether an entry is a folder or a link to a folder; a link to itself is no folder."""
     try:
         return entry.is_dir()
     except OSError:
@@ -151,5 +160,5 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file's or a folder's name hides it, or is one that operating systems leave in every folder."""
+    """Say whether the name of a file or folder hides it, or is a name that operating systems leave in every folder."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES

@@ -1,4 +1,4 @@
-"""STL-10: color 96x96 photographs, 13,000 of 10 classes and 100,000 that nobody labeled.
+"""STL-10: color 96x96 photographs, 13,000 labeled ones of 10 classes and 100,000 unlabeled ones.
 
 Coates, Lee & Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", AISTATS, 2011.
 """
@@ -16,9 +16,10 @@ from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.torchvision_files import TorchvisionFiles
 
 SHAPE = (3, 96, 96)
+"""Shape of an image, (C, H, W)."""
 
 IMAGES_AT_ONCE = 1000
-"""Unlabeled images read in one go: 28 MB of 2.8 GB."""
+"""Number of unlabeled images read at once: 28 MB of a file of 2.8 GB."""
 
 
 class STL10(TorchvisionFiles):
@@ -31,21 +32,21 @@ class STL10(TorchvisionFiles):
         True, description="whether to train on the 100,000 unlabeled images too"
     )
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         return "the files of stl10_binary.tar.gz (train_X.bin, ...) in ROOT/stl10_binary"
 
     def read(self) -> Raw:
-        """Return the images, shape (3, 96, 96); mean and deviation are measured on the training images.
+        """Return the images, shape (3, 96, 96); mean and standard deviation are measured on the training images.
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         train = self.open("STL10", "STL-10", split="train")
         test = self.open("STL10", "STL-10", split="test")
         folder = Path(self.root, train.base_folder)
-        if not (folder / train.class_names_file).is_file():  # torchvision goes on without
-            raise self.missing("STL-10", f"there is no {train.class_names_file}")
+        if not (folder / train.class_names_file).is_file():  # torchvision goes on without names
+            raise self.missing_error("STL-10", f"there is no {train.class_names_file}")
         return Raw(
             class_names=tuple(train.classes),
             train=self._train(train, folder / "unlabeled_X.bin"),
@@ -64,8 +65,10 @@ def _labeled(part: Any) -> Block:
 
 
 def _parts(path: Path) -> Iterator[Block]:
-    """Yield unlabeled images one part of their file at a time; torchvision's reader would hold all of them."""
+    """Yield the unlabeled images, some at a time; torchvision's reader would hold all of them in memory."""
     with path.open("rb") as file:
         while len(pixels := np.fromfile(file, np.uint8, IMAGES_AT_ONCE * int(np.prod(SHAPE)))):
-            images = pixels.reshape(-1, *SHAPE).transpose(0, 1, 3, 2)  # the file's are by column
+            images = pixels.reshape(-1, *SHAPE).transpose(
+                0, 1, 3, 2
+            )  # the file stores images column by column
             yield Block(images, np.full(len(images), UNKNOWN))

@@ -18,24 +18,25 @@ from fedssl.data.sources.torchvision_files import TorchvisionFiles
 class SVHN(TorchvisionFiles):
     """73,257 training and 26,032 test images, and 531,131 easier extra ones, read from torchvision's layout.
 
-    Class 0 is the digit 0, which the files call 10. Mean and deviation are the commonly published ones, not measured.
+    Class 0 is the digit 0, which the files call 10. Mean and standard deviation are the commonly published values; they
+    are not measured.
     """
 
     extra: Literal["none", "unlabeled", "labeled"] = Field(
         "none",
-        description="the extra images: left out, added as images that are never given a label, or added "
-        "like the others",
+        description="what to do with the extra images: none leaves them out, unlabeled adds them without labels, "
+        "labeled adds them like the training images",
     )
 
-    def wanted(self) -> str:
-        """Say which files to put where."""
+    def describe_files(self) -> str:
+        """Return a phrase that says which files to put where."""
         return "train_32x32.mat, test_32x32.mat and, for the extra images, extra_32x32.mat in ROOT"
 
     def read(self) -> Raw:
-        """Return the images, shape (3, 32, 32); a mirrored digit is none, so they must not be flipped.
+        """Return the images, shape (3, 32, 32); a mirrored digit is no digit, so the images must not be flipped.
 
         Raises:
-            InputError: The files are not under `root` and were not to be fetched, or cannot be read.
+            InputError: The files are not under `root` and `download` is false, or the files cannot be read.
         """
         return Raw(
             class_names=tuple(str(digit) for digit in range(10)),
