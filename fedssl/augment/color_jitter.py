@@ -1,7 +1,7 @@
 """Color jitter: brightness, contrast, saturation and hue, each by a random factor, in a random order.
 
 The color distortion of SimCLR (Chen et al., ICML 2020, arXiv:2002.05709, appendix A), with the ranges of torchvision's
-``ColorJitter``. Torchvision draws one order and four factors for each call; this module, for each image.
+``ColorJitter``. Torchvision draws one order and four factors for each call; this module draws them for each image.
 """
 
 from collections.abc import Sequence

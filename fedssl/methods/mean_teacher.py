@@ -35,7 +35,7 @@ class MeanTeacher(SemiSupervised):
     unlabeled_weight: float = Field(
         10.0, ge=0, description="largest weight of the consistency loss"
     )
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     ramp_up: float = Field(
         0.2, ge=0, le=1, description="share of the rounds over which the weight grows"
     )

@@ -30,7 +30,7 @@ class MixMatch(SemiSupervised):
     """
 
     unlabeled_weight: float = Field(75.0, ge=0, description="largest weight of the unlabeled loss")
-    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
     num_views: int = Field(2, ge=1, le=16, description="K, weak views whose mean is the guess")
     temperature: float = Field(0.5, gt=0, description="T of the sharpened guesses")
     alpha: float = Field(

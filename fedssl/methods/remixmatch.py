@@ -43,7 +43,7 @@ class ReMixMatch(SemiSupervised):
     unlabeled_weight: float = Field(
         1.5, ge=0, description="lambda_U, weight of the mixed unlabeled loss"
     )
-    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
     unmixed_weight: float = Field(
         0.5, ge=0, description="lambda_U1, weight of the loss of the first strong view before MixUp"
     )

@@ -31,7 +31,7 @@ class TemporalEnsembling(SemiSupervised):
     unlabeled_weight: float = Field(
         30.0, ge=0, description="largest weight of the consistency loss"
     )
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     ramp_up: float = Field(
         80 / 300, ge=0, le=1, description="share of the rounds over which the weight grows"
     )

@@ -36,7 +36,7 @@ class VAT(SemiSupervised):
     """
 
     unlabeled_weight: float = Field(0.3, ge=0, description="weight of the adversarial loss")
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     entropy_weight: float = Field(
         0.06, ge=0, description="weight of the predictions' entropy; 1 in the paper's VAT+EntMin"
     )

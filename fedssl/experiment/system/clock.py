@@ -91,7 +91,7 @@ class VirtualClock:
         deadline = self._system.deadline or math.inf
         # Every client has a draw, asked or not, so that which clients are lost does not depend on which are asked.
         lost = self._draw_for_every_client("dropout", server_round) < self.devices.dropout
-        # Of equally fast clients, another one comes first in each round.
+        # Among equally fast clients, another client comes first in each round.
         order = self._draw_for_every_client("order", server_round)
         answering = sorted(
             (float(seconds[c]), float(order[c]), c)

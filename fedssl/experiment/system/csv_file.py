@@ -42,7 +42,7 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
         names: Names of the columns of numbers.
 
     Raises:
-        InputError: There is no such file or column, the file has one line only, or a number is not a number.
+        InputError: There is no such file or column, no line below the first, or a cell that holds no number.
     """
     try:
         file = path.expanduser()

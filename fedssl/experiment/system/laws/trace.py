@@ -35,6 +35,7 @@ class Trace(Law):
             raise InputError(
                 str(self.path),
                 f"line {table.lines[second]}: {CLIENT} {clients[again[0]]} is on line {table.lines[first]} already",
+                "keep one line per client",
             )
         missing = np.setdiff1d(np.arange(num_clients), clients, assume_unique=True)
         if len(missing):
