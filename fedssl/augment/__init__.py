@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on any device, every image with its own draw."""
+"""Augmentations of whole batches, on any device; every image has its own random draws."""
 
 from fedssl.augment.base import AUGMENTATIONS, Augmentation
 

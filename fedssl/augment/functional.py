@@ -1,8 +1,8 @@
 """Operations on the pixels of a batch, each image with its own magnitude.
 
-Every function takes float images in [0, 1] of shape (B, C, H, W) and one magnitude an image, shape (B,), in
-torchvision's units, and leaves the images alone unless its name ends in ``_``. They follow the definitions of PIL, as
-torchvision's functional operations do, so that a policy of the literature means the same here.
+Every function takes float images in [0, 1], shape (B, C, H, W), and one magnitude for each image, shape (B,), in
+torchvision's units. Only a function whose name ends in ``_`` writes to the images. The functions follow the
+definitions of PIL, as torchvision's functional operations do, so that a policy of the literature means the same here.
 """
 
 import torch
@@ -14,8 +14,8 @@ def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
     Args:
         images: Shape (B, C, H, W).
-        other: What factor 0 gives, of a shape that broadcasts to that of the images.
-        factor: Shape (B,); above 1 leads away from the other.
+        other: The result at factor 0, of a shape that broadcasts to that of the images.
+        factor: Shape (B,); a factor above 1 leads away from ``other``.
     """
     return torch.lerp(other, images, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
@@ -34,7 +34,7 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the gray image (saturation); one channel has no color and stays as it is."""
+    """Blend with the gray image (saturation); an image of one channel stays as it is."""
     return images if images.shape[1] == 1 else blend(images, grayscale(images), factor)
 
 
@@ -46,13 +46,13 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue by a share of the color circle, in [-0.5, 0.5]; one channel stays as it is."""
+    """Turn the hue by a share of the color circle, in [-0.5, 0.5]; an image of one channel stays as it is."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
-    # Where chroma is 0, any hue will do: it is multiplied by 0 below.
+    # Where chroma is 0, the hue does not matter: it is multiplied by 0 below.
     scale = 1 / chroma.masked_fill(chroma == 0, 1)
     is_red = torch.eq(value, red, out=torch.empty_like(value))
     is_green = torch.eq(value, green, out=torch.empty_like(value))
@@ -66,25 +66,25 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Average 3x3 pixels, the middle one weighted 5 (PIL's SMOOTH); the outermost stay as they are."""
+    """Average 3x3 pixels, the middle pixel with weight 5 (PIL's SMOOTH); border pixels stay as they are."""
     result = images.clone()
     if min(images.shape[2:]) > 2:
         inner = images[:, :, 1:-1, 1:-1]
-        result[:, :, 1:-1, 1:-1] = _box(images, 3).add_(inner, alpha=4).div_(13)
+        result[:, :, 1:-1, 1:-1] = _sum_windows(images, 3).add_(inner, alpha=4).div_(13)
     return result
 
 
 def blur(images: Tensor) -> Tensor:
-    """Average the rim of 5x5 pixels (PIL's BLUR); the two outermost stay as they are."""
+    """Average the rim of 5x5 pixels (PIL's BLUR); pixels within two of the border stay as they are."""
     result = images.clone()
     if min(images.shape[2:]) > 4:
-        rim = _box(images, 5).sub_(_box(images[:, :, 1:-1, 1:-1], 3))
+        rim = _sum_windows(images, 5).sub_(_sum_windows(images[:, :, 1:-1, 1:-1], 3))
         result[:, :, 2:-2, 2:-2] = rim.div_(16)
     return result
 
 
-def _box(images: Tensor, side: int) -> Tensor:
-    """Return sums over windows; two passes of additions are faster than a depthwise convolution."""
+def _sum_windows(images: Tensor, side: int) -> Tensor:
+    """Return sums over square windows; two passes of additions are faster than a depthwise convolution."""
     height, width = (size - side + 1 for size in images.shape[2:])
     rows = images[:, :, :height] + images[:, :, 1 : 1 + height]
     for i in range(2, side):
@@ -96,7 +96,7 @@ def _box(images: Tensor, side: int) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the smoothed image; the outermost pixels stay as they are."""
+    """Blend with the smoothed image; border pixels stay as they are."""
     return blend(images, smooth(images), factor)
 
 
@@ -106,20 +106,20 @@ def invert(images: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest ``bits`` of the 8 of every pixel; 8 is the identity."""
+    """Keep the highest ``bits`` of the 8 bits of every pixel; 8 is the identity."""
     step = torch.exp2(8 - bits.round()).view(-1, 1, 1, 1)
     return (images * 255).round_().div_(step).floor_().mul_(step).div_(255)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Invert every pixel at or above the threshold, which is in [0, 1]."""
-    # A blend by 0 or 1 is exact, and ten times faster than a choice by truth values.
+    # A blend by 0 or 1 is exact, and ten times faster than a choice by a boolean mask.
     above = torch.ge(images, threshold.view(-1, 1, 1, 1), out=torch.empty_like(images))
     return torch.lerp(images, 1 - images, above)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch every channel to the whole range; a flat channel stays as it is."""
+    """Stretch every channel to [0, 1]; a channel of one value stays as it is."""
     low = images.amin(dim=(2, 3), keepdim=True)
     span = images.amax(dim=(2, 3), keepdim=True) - low
     flat = span == 0
@@ -144,12 +144,12 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def cutout_(images: Tensor, size: Tensor, center_x: Tensor, center_y: Tensor) -> Tensor:
-    """Paint a gray (0.5) square over every image, in place; what lies outside the image is cut off.
+    """Paint a gray (0.5) square over every image, in place; parts of the square outside the image have no effect.
 
     Args:
         images: Shape (B, C, H, W); written to.
         size: Side of the square in pixels, shape (B,).
-        center_x, center_y: Its center in pixels, shape (B,).
+        center_x, center_y: Center of the square in pixels, shape (B,) each.
     """
     height, width = images.shape[2:]
     half = (size / 2).view(-1, 1)

@@ -18,7 +18,7 @@ def affine_matrices(
     shift_x: Tensor | None = None,
     shift_y: Tensor | None = None,
 ) -> Tensor:
-    """Return inverse maps in pixels about the image's center, shape (B, 2, 3).
+    """Return affine maps from output to input pixels about the image's center, shape (B, 2, 3).
 
     Args:
         degrees: Rotation, counter-clockwise, in degrees.
@@ -36,7 +36,7 @@ def affine_matrices(
 
 
 def warp(images: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
-    """Resample every image through its own inverse map; what comes from outside is black.
+    """Resample every image through its own inverse map; pixels from outside the image are black.
 
     Args:
         images: Floats, shape (B, C, H, W).
@@ -46,8 +46,8 @@ def warp(images: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
     height, width = images.shape[2:]
     columns = torch.arange(width, device=images.device) - (width - 1) / 2
     rows = torch.arange(height, device=images.device) - (height - 1) / 2
-    # grid_sample counts halves of the image from its center; x and y lie in planes of their own, which is faster
-    # both to write and to read than pairs, and than affine_grid.
+    # grid_sample measures in halves of the image from its center. Separate planes for x and y are faster to write and
+    # to read than pairs, and faster than affine_grid.
     matrices = matrices * images.new_tensor([2 / width, 2 / height]).view(1, 2, 1)
     by_x, by_y, shift = matrices.unsqueeze(2).unbind(3)  # (B, 2, 1) each
     along = (by_y * rows + shift).unsqueeze(3)
@@ -56,19 +56,19 @@ def warp(images: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def flip_and_shift(images: Tensor, mirrored: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """Mirror some images and shift every one by whole pixels, reflecting at the border.
+    """Mirror some images and shift every image by whole pixels, reflecting at the border.
 
     Args:
-        images: Of any type, shape (B, C, H, W).
-        mirrored: Which images are mirrored, left for right, before they are shifted, shape (B,).
-        right, down: Whole pixels, of any size: a shift beyond the image reflects again; shape (B,).
+        images: Images of any type, shape (B, C, H, W).
+        mirrored: Whether each image is mirrored, left for right, before it is shifted, shape (B,).
+        right, down: Shifts in whole pixels, shape (B,) each; a shift beyond the image reflects again.
     """
     num_images, channels, height, width = images.shape
     device = images.device
     rows = _reflect(torch.arange(height, device=device) - down.view(-1, 1), height)
     columns = _reflect(torch.arange(width, device=device) - right.view(-1, 1), width)
     columns = torch.where(mirrored.view(-1, 1), width - 1 - columns, columns)
-    # Rows are copied whole, then columns are picked: a third of the time of picking both at once.
+    # Copying whole rows and then picking columns takes a third of the time of picking both at once.
     planes = torch.arange(num_images * channels, device=device).view(num_images, channels, 1)
     which = (planes * height + rows.unsqueeze(1)).flatten()
     picked = images.reshape(-1, width).index_select(0, which).view_as(images)
@@ -76,43 +76,43 @@ def flip_and_shift(images: Tensor, mirrored: Tensor, right: Tensor, down: Tensor
 
 
 def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Fold whole positions back into [0, size), the border pixel not repeated."""
+    """Fold whole positions back into [0, size) without repeating the border pixel."""
     period = max(2 * (size - 1), 1)
     folded = positions.abs() % period
     return torch.minimum(folded, period - folded)
 
 
 FILTERS = ("lanczos", "bicubic", "bilinear", "box", "hamming", "nearest")
-"""The ways to resample of PIL, in the order in which CTAugment numbers them."""
+"""PIL's resampling filters, in the order in which CTAugment numbers them."""
 
 
 def rescale(images: Tensor, share: Tensor, method: Tensor) -> Tensor:
-    """Enlarge the middle of every image to the whole.
+    """Enlarge the middle of every image to the size of the whole image.
 
     Args:
         images: Floats in [0, 1], shape (B, C, H, W).
-        share: Side of the part that is shown, as a share of the image's side, in (0, 1], shape (B,).
-        method: Number of one of `FILTERS`, shape (B,). Enlarging, box and nearest are the same.
+        share: Side of the enlarged part, as a share of the image's side, in (0, 1], shape (B,).
+        method: Index into `FILTERS`, shape (B,). When they enlarge, box and nearest are the same.
     """
     height, width = images.shape[2:]
-    rows = _resampling(height, share, method)
-    columns = rows if height == width else _resampling(width, share, method)
+    rows = _resampling_weights(height, share, method)
+    columns = rows if height == width else _resampling_weights(width, share, method)
     return (rows.unsqueeze(1) @ images @ columns.transpose(1, 2).unsqueeze(1)).clamp_(0, 1)
 
 
-def _resampling(size: int, share: Tensor, method: Tensor) -> Tensor:
-    """Return how much of each input pixel is in each output pixel, shape (B, size, size)."""
+def _resampling_weights(size: int, share: Tensor, method: Tensor) -> Tensor:
+    """Return the weight of each input pixel in each output pixel, shape (B, size, size)."""
     pixels = torch.arange(size, device=share.device) + 0.5
     centers = size / 2 + (pixels - size / 2) * share.view(-1, 1)
     signed = pixels - centers.unsqueeze(2)
-    away = signed.abs().clamp_(min=1e-6)  # sin(x) / x is 1 there as it is at 0
+    away = signed.abs().clamp_(min=1e-6)  # sin(x) / x rounds to 1 at 1e-6, as at 0
     angle = math.pi * away
     sinc = angle.sin() / angle
     within_1, within_2 = (1 - away).clamp_(min=0), (2 - away).clamp_(min=0)
     box = ((signed > -0.5) & (signed <= 0.5)).to(away.dtype)
     kernels = [
         sinc * (angle / 3).sin() / (angle / 3) * (away < 3),
-        # Keys' cubic with a = -1/2, its two pieces as one sum.
+        # Keys' cubic with a = -1/2, with its two pieces written as one sum.
         within_2.square() * (1 - away) / 2 + within_1.square() * (2 * away - 1),
         within_1,
         box,

@@ -1,7 +1,7 @@
-"""Every image its own operation, and yet one call a kind of operation.
+"""Apply to every image its own operation, with one call for each kind of operation.
 
-The images that drew the same operation are put side by side, treated together, and put back: the work of an image
-is done once, and the time of a call is shared by many.
+Images that drew the same operation are gathered, changed in one call, and put back. Every image is worked on once, and
+many images share the cost of a call.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,34 +15,35 @@ from fedssl.augment.geometry import affine_matrices, warp
 
 @dataclass(frozen=True)
 class Group:
-    """Operations that one call can do.
+    """A group of operations that one call can apply.
 
     Args:
-        names: Operations, in the order of their numbers.
-        apply: Function of images (n, C, H, W), of which operation of the group each gets (n,), and of levels in
-            [0, 1), shape (n, P), that returns the images after it, shape (n, C, H, W).
+        names: Names of the operations, in the order of their numbers.
+        apply: Function that changes images. It is given the images, shape (n, C, H, W), the number within the group of
+            each image's operation, shape (n,), and levels in [0, 1), shape (n, P). It returns the changed images,
+            shape (n, C, H, W).
     """
 
     names: tuple[str, ...]
     apply: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def single(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Group:
-    """Return the group of one operation, a function of images and levels."""
+def single_group(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Group:
+    """Return a group of one operation, which is a function of images and levels."""
     return Group((name,), lambda images, which, levels: function(images, levels))
 
 
 AFFINE = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-"""Operations that one warp does."""
+"""Names of the affine operations; one warp applies any mix of them."""
 
 
-def affine(degrees: float, shear: float, translate: float, interpolation: str) -> Group:
-    """Return the group of affine operations: the first level, from 0 to 1, leads from one end of a range to the other.
+def affine_group(degrees: float, shear: float, translate: float, interpolation: str) -> Group:
+    """Return the group of affine operations; the first level maps [0, 1] to an operation's whole range.
 
     Args:
-        degrees: Widest rotation, degrees.
-        shear: Widest shear, tangent of the angle.
-        translate: Widest shift, as a share of the image's side.
+        degrees: Largest rotation either way, degrees.
+        shear: Largest shear either way, as the tangent of its angle.
+        translate: Largest shift either way, as a share of the image's side.
         interpolation: ``"bilinear"`` or ``"nearest"``.
     """
 
@@ -60,25 +61,25 @@ def affine(degrees: float, shear: float, translate: float, interpolation: str) -
 
 
 _FLOATS_AT_ONCE = 2**18
-"""A piece of 1 MiB stays in a core's cache from one step of an operation to the next."""
+"""Images are changed in pieces of this many floats (1 MiB), which stay in a core's cache during an operation."""
 
 
 def apply_grouped_(
     images: Tensor, chosen: Tensor, levels: Tensor, groups: Sequence[Group]
 ) -> Tensor:
-    """Replace every image by what its own operation makes of it.
+    """Apply to every image its own operation, in place.
 
     Args:
-        images: Floats, shape (B, C, H, W); written to, for new memory would take longer than most operations.
-        chosen: Number of each image's operation, counted through all groups, shape (B,).
-        levels: How strongly, in [0, 1), shape (B, P).
-        groups: All there are.
+        images: Floats, shape (B, C, H, W); written to, because new memory would take longer than most operations.
+        chosen: Number of each image's operation, counted across all groups, shape (B,).
+        levels: Levels of each image's operation, in [0, 1), shape (B, P).
+        groups: The groups that `chosen` counts across.
 
     Returns:
-        The images given.
+        The given images.
     """
     num_operations = sum(len(group.names) for group in groups)
-    # The one wait for the device: how many images each group gets.
+    # This is the only wait for the device: it reads how many images each group gets.
     counts = torch.bincount(chosen, minlength=num_operations).tolist()
     order = chosen.argsort(stable=True)
     chosen, levels = chosen.index_select(0, order), levels.index_select(0, order)

@@ -14,7 +14,7 @@ from fedssl.data.shard import as_float
 class Noise(DrawnAugmentation):
     """Add independent Gaussian noise to every pixel."""
 
-    std: float = Field(0.1, ge=0, description="standard deviation on the [0, 1] scale")
+    std: float = Field(0.1, ge=0, description="standard deviation of the noise on the [0, 1] scale")
 
     def draw(
         self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool

@@ -15,21 +15,21 @@ STRONG = AUGMENTATIONS.at("augment.strong", "randaugment")
 
 
 class Augment(Section):
-    """The two kinds of views that methods ask for."""
+    """The augmentations that make the two kinds of views that methods ask for."""
 
     weak: Annotated[Augmentation, WEAK] = Field(
-        Weak(), description="what a method's weak views are"
+        Weak(), description="augmentation that makes a method's weak views"
     )
     strong: Annotated[Augmentation, STRONG] = Field(
-        RandAugment(), description="what a method's strong views are"
+        RandAugment(), description="augmentation that makes a method's strong views"
     )
 
     @property
     def learned(self) -> dict[str, LearnedAugmentation]:
-        """Return the augmentations that learn, by the slot their state is in."""
+        """Return the augmentations that learn, by the name of the slot that holds their state."""
         kinds = {"augment.weak": self.weak, "augment.strong": self.strong}
         return {name: a for name, a in kinds.items() if isinstance(a, LearnedAugmentation)}
 
     def slots(self) -> tuple[Slot, ...]:
-        """Return where the state of augmentations that learn lives."""
+        """Return the slots that hold the state of the augmentations that learn."""
         return tuple(Slot(name, policy.scope) for name, policy in self.learned.items())

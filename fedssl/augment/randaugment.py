@@ -5,12 +5,13 @@ arXiv:1909.13719, in the form of Sohn et al. (FixMatch), NeurIPS 2020, arXiv:200
 its operations from a list of 14 and a magnitude for each uniformly from the operation's range (Table 12), and a
 square is cut out at the end. DeVries & Taylor, "Improved Regularization of CNNs with Cutout", 2017, arXiv:1708.04552.
 
-Ranges are those of Table 12. FixMatch's official code differs from the paper's table, and this module from the code:
+Ranges are those of Table 12. FixMatch's official code differs from the paper's table, so this module differs from the
+code:
 
-- The side of the cutout is uniform in [0, 1/2] of the image's side, as in the table, TorchSSL and USB. The official code
-  always cuts 1/2, which is three times the area on average.
-- Shear turns about the center of the image; PIL, and so the official code, about its corner. The image's middle moves
-  less here.
+- The side of the cutout is uniform in [0, 1/2] of the image's side, as in the table, TorchSSL and USB. The official
+  code always cuts 1/2, which is three times the area on average.
+- Shear leaves the center of the image in place; PIL, and so the official code, leaves a corner in place. The image's
+  middle moves less here.
 - Every drawn operation is applied. The official code applies each with probability 1/2.
 - Brightness, color, contrast and sharpness go from .05 to .95; in the official code they go from .28 to 1.72.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from fedssl.augment import functional as ops
 from fedssl.augment.base import DrawnAugmentation
-from fedssl.augment.grouped import AFFINE, affine, apply_grouped_, single
+from fedssl.augment.grouped import AFFINE, affine_group, apply_grouped_, single_group
 from fedssl.augment.weak import Weak
 from fedssl.core.slots import Tensors
 
@@ -34,44 +35,51 @@ def _enhance(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 
 
 POINTWISE = (
-    single("identity", lambda images, levels: images),
-    single("autocontrast", lambda images, levels: ops.autocontrast(images)),
-    single("equalize", lambda images, levels: ops.equalize(images)),
-    single("brightness", _enhance(ops.brightness)),
-    single("color", _enhance(ops.color)),
-    single("contrast", _enhance(ops.contrast)),
-    single("sharpness", _enhance(ops.sharpness)),
-    single(
+    single_group("identity", lambda images, levels: images),
+    single_group("autocontrast", lambda images, levels: ops.autocontrast(images)),
+    single_group("equalize", lambda images, levels: ops.equalize(images)),
+    single_group("brightness", _enhance(ops.brightness)),
+    single_group("color", _enhance(ops.color)),
+    single_group("contrast", _enhance(ops.contrast)),
+    single_group("sharpness", _enhance(ops.sharpness)),
+    single_group(
         "posterize", lambda images, levels: ops.posterize(images, 4 + (5 * levels[:, 0]).floor())
     ),
-    single("solarize", lambda images, levels: ops.solarize(images, levels[:, 0])),
+    single_group("solarize", lambda images, levels: ops.solarize(images, levels[:, 0])),
 )
 OPERATIONS = (*(name for group in POINTWISE for name in group.names), *AFFINE)
 """The 14 operations of FixMatch, Table 12; the last five are affine."""
 
 
 class RandAugment(DrawnAugmentation):
-    """Give every image a weak view's flip and shift, its own operations, and a cutout."""
+    """Flip and shift every image like a weak view, apply operations drawn for it, and cut out a square."""
 
-    num_ops: int = Field(2, ge=0, le=8, description="operations an image")
-    weak: Weak = Field(Weak(), description="flip and shift that come first")
-    max_degrees: float = Field(30.0, ge=0, le=180, description="widest rotation, degrees")
-    max_shear: float = Field(0.3, ge=0, le=1, description="widest shear, tangent of the angle")
+    num_ops: int = Field(2, ge=0, le=8, description="number of operations applied to each image")
+    weak: Weak = Field(Weak(), description="flip and shift applied before the operations")
+    max_degrees: float = Field(
+        30.0, ge=0, le=180, description="largest rotation either way, degrees"
+    )
+    max_shear: float = Field(
+        0.3, ge=0, le=1, description="largest shear either way, as the tangent of its angle"
+    )
     max_translate: float = Field(
-        0.3, ge=0, le=1, description="widest shift, as a share of the image's side"
+        0.3, ge=0, le=1, description="largest shift either way, as a share of the image's side"
     )
     interpolation: Literal["nearest", "bilinear"] = Field(
         "bilinear",
-        description="how affine operations resample; PIL's policies take the nearest pixel, which tears small images",
+        description="how affine operations resample; PIL's policies use nearest, which tears small images",
     )
     max_cutout: float = Field(
-        0.5, ge=0, le=1, description="widest cutout square, as a share of the image's side"
+        0.5,
+        ge=0,
+        le=1,
+        description="largest side of the cutout square, as a share of the image's shorter side",
     )
 
     def draw(
         self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
     ) -> Tensors:
-        """Draw what `Weak` draws, each image's operations and levels, shape (B, num_ops), and its cutout, (B, 3)."""
+        """Draw what `Weak` draws, each image's operations and levels, (B, num_ops) each, and its cutout, (B, 3)."""
         draws, device = self.weak.draw(count, shape, generator, flips=flips), generator.device
         size = (self.num_ops, count)
         chosen = torch.randint(len(OPERATIONS), size, generator=generator, device=device)
@@ -90,6 +98,8 @@ class RandAugment(DrawnAugmentation):
         return ops.cutout_(views, size, x * width, y * height)
 
     def _apply_(self, images: Tensor, operation: Tensor, level: Tensor) -> Tensor:
-        """Apply in place to image i operation[i], shape (B,), at level[i], shape (B, 1)."""
-        moved = affine(self.max_degrees, self.max_shear, self.max_translate, self.interpolation)
+        """Apply operation[i] at level[i] to image i, in place; shapes (B,) and (B, 1)."""
+        moved = affine_group(
+            self.max_degrees, self.max_shear, self.max_translate, self.interpolation
+        )
         return apply_grouped_(images, operation, level, (*POINTWISE, moved))

@@ -1,9 +1,9 @@
 """Weak augmentation: flip and shift.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
-arXiv:2001.07685, section 2.3: a horizontal flip with probability 1/2 (not where orientation is the class) and a
-translation of up to 12.5 % in both directions, rounded to whole pixels: 4 of 32 (12.5 %), 1 of 8 (12.5 %), but 4 of 28
-(14.3 %).
+arXiv:2001.07685, section 2.3: a horizontal flip with probability 1/2 (unless a mirrored image may show another class)
+and a translation of up to 12.5 % in both directions. The largest shift is rounded to whole pixels: 4 of 32 pixels
+(12.5 %), 1 of 8 (12.5 %), but 4 of 28 (14.3 %).
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,21 @@ from fedssl.data.shard import as_float
 class Weak(DrawnAugmentation):
     """Mirror half the images, if the data allows it, and shift every image by whole pixels."""
 
-    flip: bool | None = Field(None, description="mirror half the images; unset: as the data allows")
+    flip: bool | None = Field(
+        None,
+        description="whether half of the images are mirrored; unset: only if the data allows it",
+    )
     translate: float = Field(
         0.125,
         ge=0,
         lt=0.5,
-        description="widest shift, as a share of the image's side; rounded to whole pixels",
+        description="largest shift either way, as a share of the image's shorter side; rounded to whole pixels",
     )
 
     def draw(
         self, count: int, shape: Sequence[int], generator: torch.Generator, *, flips: bool
     ) -> Tensors:
-        """Draw which images are mirrored, and by how many pixels each is shifted, shape (B,) each."""
+        """Draw which images are mirrored, and each image's shifts in pixels, right and down, shape (B,) each."""
         device = generator.device
         mirrored = torch.zeros(count, dtype=torch.bool, device=device)
         if flips if self.flip is None else self.flip:
@@ -43,5 +46,5 @@ class Weak(DrawnAugmentation):
 
     def apply(self, images: Tensor, draws: Tensors) -> Tensor:
         """Return flipped and shifted views."""
-        # Bytes are moved as bytes: a quarter of the traffic.
+        # Bytes are moved before they become floats: that is a quarter of the memory traffic.
         return as_float(flip_and_shift(images, draws["mirrored"], draws["right"], draws["down"]))

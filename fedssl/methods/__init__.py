@@ -1,4 +1,4 @@
-"""Semi-supervised methods, one a file."""
+"""Semi-supervised methods, one per file."""
 
 from fedssl.methods.base import (
     METHODS,

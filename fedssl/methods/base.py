@@ -1,8 +1,8 @@
-"""The interface every semi-supervised method stands behind.
+"""The interface of every semi-supervised method.
 
-A method is a frozen section of hyper-parameters and, in the plain case, one pure function: `Method.loss`, from views
-of labeled and unlabeled images to a scalar. `fedssl.training.loop.fit` does the rest. What a method needs beyond that, it
-says by overriding one hook:
+A method is a frozen section of hyper-parameters and, in the plain case, one pure function: `Method.loss`, which maps
+views of labeled and unlabeled images to a scalar. `fedssl.training.loop.fit` does the rest. For each further need, a
+method overrides one hook:
 
 ======================================================= ==========================================================
 a method needs                                          it overrides
@@ -26,10 +26,10 @@ several optimizers, a step of its own                   `optimizers`, `step`
 a queue or a bank of features                           a ``reset`` or ``client`` slot
 a pass over the whole shard before the steps            `begin` (`Learner.shard` holds it, `Learner.stream` draws)
 something after the steps (statistics of BatchNorm)     `end`
-no labels at all, or only the last layer                `views` without labeled ones; `optimizers` over some weights
+no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
 the model of an earlier phase (a frozen teacher)        a ``server`` slot: `init_slot` is given the global network
-                                                        when the phase begins; a method that never writes it gets
-                                                        back what it was
+                                                        when the phase begins; if the method never writes the slot,
+                                                        its content stays
 ======================================================= ==========================================================
 """
 
@@ -54,12 +54,12 @@ View = Literal["weak", "strong", "plain"]
 
 @dataclass(frozen=True)
 class Views:
-    """What a step is to be given.
+    """The views that a step needs.
 
     Args:
-        labeled: One view of the labeled batch each.
-        unlabeled: One view of the unlabeled batch each; none: the method uses no unlabeled images.
-        ratio: mu, unlabeled examples for every labeled one.
+        labeled: Kinds of views of the labeled batch, one entry per view.
+        unlabeled: Kinds of views of the unlabeled batch; empty if the method uses no unlabeled images.
+        ratio: mu, the number of unlabeled examples for each labeled example.
     """
 
     labeled: tuple[View, ...] = ("weak",)
@@ -73,13 +73,13 @@ class Batch:
 
     Args:
         labeled: Views of the labeled batch, each (B, C, H, W); B is 0 at a client without labels.
-        labels: Their classes, int64 (B,).
-        labeled_ids: Their rows in the shard, int64 (B,).
+        labels: Classes of the labeled batch, int64 (B,).
+        labeled_ids: Rows of the labeled batch in the shard, int64 (B,).
         unlabeled: Views of the unlabeled batch, each (mu B, C, H, W).
-        unlabeled_ids: Their rows in the shard, int64 (mu B,).
+        unlabeled_ids: Rows of the unlabeled batch in the shard, int64 (mu B,).
         generator: Source of the loss's own draws, such as MixUp's, on the images' device.
-        probes: The labeled batch as shown by each augmentation that learns, by its state's slot; of no concern to
-            methods.
+        probes: The labeled batch as each augmentation that learns shows it, by the name of the augmentation's slot;
+            methods do not use them.
     """
 
     labeled: tuple[Tensor, ...]
@@ -109,7 +109,7 @@ class Progress:
 
     @property
     def global_step(self) -> int:
-        """Steps before this one, over all rounds of the phase."""
+        """Number of steps before this step, over all rounds of the phase."""
         return (self.round - 1) * self.num_steps + self.step
 
     @property
@@ -120,15 +120,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a method's loss says of one step.
+    """The result of a method's loss for one step.
 
     Args:
-        total: The scalar to descend.
-        pseudo_labels: Class the method took for each unlabeled example, int64 (mu B,), if it took one.
-        accepted: Weight in [0, 1] it gave each, shape (mu B,); with `pseudo_labels`.
-        updates: Tensors that take the place of the state's after the step, by slot and name; detached.
-        numbers: Measurements to record, scalars by name, such as ``{"threshold": ...}``. The run's record holds their mean
-            over the steps of a round, a row a client and round; a step in which a number is NaN does not count for it.
+        total: The scalar to minimize.
+        pseudo_labels: Class that the method gave each unlabeled example, int64 (mu B,); None if it gave none.
+        accepted: Weight in [0, 1] of each pseudo-label, shape (mu B,); given together with `pseudo_labels`.
+        updates: Detached tensors, by slot and name, that replace the state's tensors after the step.
+        numbers: Measurements to record: scalars by name, such as ``{"threshold": threshold}``. The record holds the mean of
+            each over the steps of a round, one row for every client and round. Steps in which a number is NaN do not count.
     """
 
     total: Tensor
@@ -139,15 +139,15 @@ class Loss:
 
 
 def check_loss(loss: Loss, batch: Batch, state: State) -> None:
-    """Refuse what a method's loss must not say.
+    """Raise an error if the result of a method's loss is not valid.
 
     Args:
-        loss: What it said.
-        batch: Of what.
-        state: The state it may update.
+        loss: The result of the method's loss.
+        batch: The batch that the loss was given.
+        state: The state that the loss may update.
 
     Raises:
-        TypeError, ValueError: Names what is wrong; for whoever writes the method.
+        TypeError, ValueError: The loss is not valid; the message tells the author of the method what is wrong.
     """
     if not isinstance(loss, Loss):
         raise TypeError(f"a method's loss must return a Loss, not {type(loss).__name__}")
@@ -182,12 +182,12 @@ class Learner:
 
     Args:
         network: The module being trained, in training mode.
-        optimizers: By name; ``"main"`` unless the method made others.
+        optimizers: Optimizers by name; ``"main"`` unless the method made others.
         state: The method's state; hooks write it in place.
         shard: The client's examples.
-        progress: Where the round stands; `fit` moves it.
-        stream: Makes the generator for a purpose, derived from (seed, purpose, round, client).
-        descend: Minimizes a scalar by one step of the named optimizer, clipped as the experiment says.
+        progress: How far the round has come; `fit` updates it.
+        stream: Function that returns the generator for a purpose, derived from (seed, purpose, round, client).
+        descend: Function that takes one step of the named optimizer down a scalar, clipped as the experiment says.
     """
 
     network: nn.Module
@@ -200,30 +200,44 @@ class Learner:
 
 
 class Method(Plugin):
-    """A semi-supervised method: hyper-parameters, the views it wants, a pure loss."""
+    """A semi-supervised method: hyper-parameters, the views that it needs, and a pure loss.
+
+    Example:
+        A new method defines `views` and `loss`:
+
+        >>> class EntropyMinimization(Method):
+        ...     def views(self):
+        ...         return Views(labeled=(), unlabeled=("weak",))
+        ...     def loss(self, network, batch, state, progress):
+        ...         log_probs = network(batch.unlabeled[0]).log_softmax(1)
+        ...         return Loss(-(log_probs.exp() * log_probs).sum(1).mean())
+        >>> method = EntropyMinimization()
+        >>> method.views().unlabeled, method.can_learn(num_labeled=0)
+        (('weak',), True)
+    """
 
     is_abstract: ClassVar[bool] = True
 
     @abstractmethod
     def views(self) -> Views:
-        """Return what every step is to be given."""
+        """Return the views that every step needs."""
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return the loss of one step; writes to nothing but the network's own buffers."""
+        """Return the loss of one step; write to nothing but the network's own buffers."""
 
     def check(self, spec: ImageSpec) -> None:
         """Raise `InputError` if the method cannot work on such images; by default it can."""
 
     def can_learn(self, num_labeled: int) -> bool:
-        """Say whether a client with so many labels has anything to learn from; one that has not takes no step.
+        """Say whether a client with this number of labels has anything to learn from; if not, it takes no step.
 
-        By default it has, if it holds a label or the method looks at unlabeled images.
+        By default, a client has if it holds a label or if the method uses unlabeled images.
         """
         return num_labeled > 0 or bool(self.views().unlabeled)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Return the state it keeps; none by default."""
+        """Return the slots of the method's state; none by default."""
         return ()
 
     def init_slot(
@@ -232,8 +246,8 @@ class Method(Plugin):
         """Return a slot's first content.
 
         Args:
-            name: The slot.
-            network: Holds the global weights as they stand.
+            name: Name of the slot.
+            network: Network with the current global weights.
             spec: What the images have in common.
             shard: The client's examples; None at the server, for ``server`` slots.
         """
@@ -244,7 +258,7 @@ class Method(Plugin):
         return build()
 
     def classifier(self, network: nn.Module) -> nn.Module:
-        """Return the part of the network that maps images to logits, which is evaluated."""
+        """Return the part of the network that maps images to logits; evaluation uses this part."""
         return network
 
     def is_shared(self, key: str) -> bool:
@@ -256,16 +270,18 @@ class Method(Plugin):
         network: nn.Module,
         make: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
     ) -> dict[str, torch.optim.Optimizer]:
-        """Return the optimizers of a round; `make` builds the experiment's over some parameters."""
+        """Return the optimizers of a round; `make` builds the experiment's optimizer over some parameters."""
         return {"main": make(network.parameters())}
 
     def begin(self, learner: Learner) -> None:
         """Do something before the first step of a round, such as a pass over the shard."""
 
     def step(self, learner: Learner, batch: Batch) -> Loss:
-        """Take one step; by default one step of the main optimizer down the loss."""
+        """Take one step; by default, the main optimizer takes one step down the loss."""
         loss = self.loss(learner.network, batch, learner.state, learner.progress)
-        if learner.progress.step == 0:  # what is right at the first step of a round is right at all
+        if (
+            learner.progress.step == 0
+        ):  # a loss that is valid at a round's first step is valid at all
             check_loss(loss, batch, learner.state)
         learner.descend(loss.total, "main")
         for slot, tensors in loss.updates.items():
@@ -280,13 +296,13 @@ class Method(Plugin):
 
 
 class SemiSupervised(Method):
-    """A method whose loss is the supervised one plus a weighted one on unlabeled images.
+    """A method whose loss is the supervised loss plus a weighted loss on unlabeled images.
 
     With ``unlabeled_weight = 0`` such a method is supervised training bit for bit, as long as the network keeps no
     batch statistics: the labeled pass comes first, alone, and every draw has a stream of its own.
 
-    Unless it says otherwise, it is given the views of FixMatch: a weak one of labeled images, a weak and a strong one of
-    unlabeled images.
+    By default, the views are those of FixMatch: a weak view of labeled images, a weak and a strong view of unlabeled
+    images.
     """
 
     is_abstract: ClassVar[bool] = True
@@ -295,11 +311,11 @@ class SemiSupervised(Method):
     unlabeled_ratio: int = Field(7, ge=1, description="mu, unlabeled images for each labeled one")
 
     def views(self) -> Views:
-        """Ask for a weak view of the labeled, a weak and a strong one of the unlabeled batch."""
+        """Ask for a weak view of the labeled batch, a weak and a strong view of the unlabeled batch."""
         return Views(("weak",), ("weak", "strong"), self.unlabeled_ratio)
 
     def can_learn(self, num_labeled: int) -> bool:
-        """Learn from unlabeled images alone, unless they weigh nothing."""
+        """Say yes to a client without labels too, unless the unlabeled loss has no weight."""
         return num_labeled > 0 or self.unlabeled_weight > 0
 
 

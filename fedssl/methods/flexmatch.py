@@ -20,12 +20,12 @@ UNUSED = -1
 
 
 class FlexMatch(SemiSupervised):
-    """FixMatch with a threshold for each class, lower for classes that are learned more slowly.
+    """FixMatch with a threshold for each class, which is lower for classes that are learned more slowly.
 
-    Which class each image was last confidently given is remembered at its client between rounds. The paper judges how
-    far a class is learned by its whole data set; here that is the cohort of the last round (so that all of the first one
-    runs at a threshold of 0). Judged by one skewed client, a class that it does not hold looks like one that is never
-    learned, and gets a threshold of 0.
+    Each client remembers, between rounds, the class that each image was last confidently given. The paper judges by its
+    whole data set how far a class is learned; here the cohort of the last round stands in for the data set (so that the
+    whole first round runs at a threshold of 0). If one skewed client judged, a class that it does not hold would look
+    like a class that is never learned, and would get a threshold of 0.
     """
 
     threshold: float = Field(
@@ -33,12 +33,12 @@ class FlexMatch(SemiSupervised):
     )
     status_scope: Literal["client", "server"] = Field(
         "server",
-        description="how far classes are learned is judged by the client's own images alone, or by "
-        "those of the last round's cohort",
+        description="whose images say how far each class is learned: the client's own images alone, or "
+        "the images of the last round's cohort (server)",
     )
 
     def slots(self) -> tuple[Slot, ...]:
-        """Remember the confident class of every example at the client, and perhaps the cohort's shares."""
+        """Keep every example's confident class at the client, and the cohort's shares if the scope is the server."""
         shared = (Slot("status", "server"),) if self.status_scope == "server" else ()
         return (Slot("confident", "client"), *shared)
 
@@ -79,7 +79,7 @@ class FlexMatch(SemiSupervised):
         )
 
     def end(self, learner: Learner) -> None:
-        """Tell the server how far the client's own images have come."""
+        """Send the server the share of each class among the client's own images."""
         if self.status_scope == "server":
             shares = learner.state["status"]["shares"]
             classes = learner.state["confident"]["classes"]
@@ -88,9 +88,9 @@ class FlexMatch(SemiSupervised):
     def _remember(
         self, batch: Batch, classes: Tensor, confidence: Tensor, pseudo_labels: Tensor
     ) -> Tensor:
-        """Return the memory with the classes of what is confident by tau itself.
+        """Return the memory, updated by the classes of predictions whose confidence reaches tau itself.
 
-        Of several visits in one step the last counts.
+        If an image has several confident predictions in one step, the last of them counts.
         """
         ids = batch.unlabeled_ids
         order = torch.arange(len(ids), device=ids.device)
@@ -100,7 +100,7 @@ class FlexMatch(SemiSupervised):
 
 
 def class_status(classes: Tensor, num_classes: int) -> Tensor:
-    """Return the share of images that are unused, then that of each class, shape (1 + num_classes,).
+    """Return the share of unused images, then the share of each class, shape (1 + num_classes,).
 
     Args:
         classes: Last confident class of every image, or `UNUSED`, int64 (n,).
@@ -111,7 +111,7 @@ def class_status(classes: Tensor, num_classes: int) -> Tensor:
 
 
 def flexible_share(shares: Tensor) -> Tensor:
-    """Return b / (2 - b), the share of tau that each class is held to, shape (num_classes,).
+    """Return b / (2 - b), the share of tau that is each class's threshold, shape (num_classes,).
 
     b = s_c / max(max s, unused). While most images are unused every threshold is low (the paper's threshold warm-up).
 

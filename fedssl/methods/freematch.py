@@ -21,13 +21,13 @@ from fedssl.methods.functional import (
 
 
 class FreeMatch(SemiSupervised):
-    """FixMatch whose thresholds follow the network's confidence, globally and by class, and a pull towards fairness.
+    """FixMatch with thresholds that follow the network's confidence, globally and by class, and a fairness loss.
 
-    The running statistics are averages, so that the mean of the clients' is the cohort's. Deviations: the paper starts
-    the statistics at chance and forgets over about 1,000 steps (decay 0.999), a thousandth of its training. A
+    The running statistics are averages, so the mean of the clients' statistics is the cohort's. Deviations: the paper
+    starts the statistics at chance and forgets over about 1,000 steps (decay 0.999), a thousandth of its training. A
     federation of a few thousand steps would stay at chance for long, and its thresholds would lag behind the network
     throughout. Here the statistics are the plain mean of the first steps, and then forget over about 100 steps (decay
-    0.99). The fairness loss is part of the unlabeled loss, and weighs nothing where that does.
+    0.99). The fairness loss is part of the unlabeled loss, and has no weight if that loss has none.
     """
 
     ema_decay: float = Field(
@@ -36,12 +36,12 @@ class FreeMatch(SemiSupervised):
     fairness_weight: float = Field(0.01, ge=0, description="w_f, weight of the fairness loss")
     statistics_scope: Scope = Field(
         "server",
-        description="statistics start anew each round, stay with the client, or are averaged "
-        "by the server",
+        description="where the statistics live: they start anew each round (reset), stay with the client, "
+        "or are averaged by the server",
     )
 
     def slots(self) -> tuple[Slot, ...]:
-        """Keep the running statistics where the experiment says."""
+        """Keep the running statistics in the scope that the experiment says."""
         return (Slot("statistics", self.statistics_scope),)
 
     def init_slot(
@@ -68,7 +68,7 @@ class FreeMatch(SemiSupervised):
         weak, strong = batch.unlabeled
         probs = predict(network, weak)
         confidence, pseudo_labels = probs.max(1)
-        statistics = self._moved(state["statistics"], probs, pseudo_labels)
+        statistics = self._move_statistics(state["statistics"], probs, pseudo_labels)
         thresholds = statistics["confidence"] * statistics["probs"] / statistics["probs"].max()
         mask = (confidence >= thresholds[pseudo_labels]).to(confidence.dtype)
         logits = network(strong)
@@ -77,7 +77,9 @@ class FreeMatch(SemiSupervised):
         total = supervised + self.unlabeled_weight * unlabeled
         return Loss(total, pseudo_labels, mask, {"statistics": statistics})
 
-    def _moved(self, statistics: Tensors, probs: Tensor, pseudo_labels: Tensor) -> Tensors:
+    def _move_statistics(
+        self, statistics: Tensors, probs: Tensor, pseudo_labels: Tensor
+    ) -> Tensors:
         now = {
             "confidence": probs.max(1).values.mean(),
             "probs": probs.mean(0),
@@ -88,15 +90,15 @@ class FreeMatch(SemiSupervised):
 
 
 def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
-    """Return -H(norm(p / h), norm(p' / h')): the lower, the more evenly the strong views' classes are spread.
+    """Return -H(norm(p / h), norm(p' / h')): the lower, the more even the classes of strong views are.
 
-    p and h are the running class probabilities and shares, p' and h' those of the strong views that count. 0 where
-    none counts.
+    p and h are the running class probabilities and shares; p' and h' are those of the strong views that count. The loss
+    is 0 if no view counts.
 
     Args:
-        logits: Of strong views, shape (B, num_classes).
-        mask: 1 where an example counts, shape (B,).
-        statistics: ``probs`` and ``shares``, each (num_classes,).
+        logits: Logits of strong views, shape (B, num_classes).
+        mask: 1 for examples that count, 0 for the others, shape (B,).
+        statistics: Running ``probs`` and ``shares``, each (num_classes,).
 
     Reference: Wang et al. (FreeMatch), equations 11 and 12.
     """
@@ -105,12 +107,12 @@ def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
     hard = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
     mean_probs = (probs * mask.unsqueeze(1)).sum(0) / counted
     shares = (hard * mask.unsqueeze(1)).sum(0) / counted
-    wanted = _normalized(statistics["probs"], statistics["shares"])
-    found = _normalized(mean_probs, shares)
+    wanted = _divide_and_normalize(statistics["probs"], statistics["shares"])
+    found = _divide_and_normalize(mean_probs, shares)
     return (wanted * torch.log(found + 1e-12)).sum() * (mask.sum() > 0)
 
 
-def _normalized(probs: Tensor, shares: Tensor) -> Tensor:
-    """Divide by the shares, a class without a share counting for nothing, and scale to a sum of 1."""
+def _divide_and_normalize(probs: Tensor, shares: Tensor) -> Tensor:
+    """Divide probabilities by shares and scale to a sum of 1; a class whose share is 0 gets 0."""
     ratio = torch.where(shares > 0, probs / shares.clamp(min=1e-12), 0.0)
     return ratio / ratio.sum().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Pieces that methods share: tensors in, tensors out."""
+"""Functions that methods share; they take tensors and return tensors."""
 
 import math
 from typing import Literal
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from fedssl.core.slots import Tensors
 
 Mixing = Literal["example", "batch"]
-"""Whether MixUp draws one lambda for each example or one for the batch."""
+"""Whether MixUp draws one lambda for each example or one lambda for the batch."""
 
 
 def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of labeled images, mean over the batch; 0 for an empty one.
+    """Return the cross-entropy of labeled images, mean over the batch; 0 for an empty batch.
 
     Args:
-        network: From images to logits (B, num_classes).
+        network: Module that maps images to logits (B, num_classes).
         images: Normalized views, shape (B, C, H, W).
         labels: Classes, int64 (B,), or probabilities (B, num_classes).
     """
@@ -27,7 +27,7 @@ def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 
 
 def at_least_single(logits: Tensor) -> Tensor:
-    """Return logits of half precision in single precision, others as they are.
+    """Return logits of half precision in single precision, and other logits as they are.
 
     In half precision .9479 reaches a threshold of .95, and a divergence can be negative.
     """
@@ -42,7 +42,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Return sum(mask * CE) / B: the mean over all B examples given, not over those that pass.
+    """Return sum(mask * CE) / B, the mean over all B examples and not only over the accepted examples.
 
     Args:
         logits: Shape (B, num_classes).
@@ -60,12 +60,12 @@ def probability_mse(logits: Tensor, target_probs: Tensor, mask: Tensor | None = 
     """Return the squared distance of softmax outputs to targets, mean over classes and over all B examples.
 
     The mean over classes is the convention of Mean Teacher's and MixMatch's code: two different one-hot outputs over
-    C classes are 2/C apart. Gradient flows into the targets, where they carry one.
+    C classes are 2/C apart. Gradients flow into the targets if the targets carry gradients.
 
     Args:
         logits: Shape (B, num_classes).
         target_probs: Shape (B, num_classes), rows sum to 1.
-        mask: Weight of each example in [0, 1], shape (B,); none: every example counts.
+        mask: Weight of each example in [0, 1], shape (B,); None: every example counts.
 
     Reference:
         Tarvainen & Valpola, NeurIPS 2017, section 2 (J).
@@ -109,13 +109,13 @@ def align_distribution(probs: Tensor, prior: Tensor, marginal: Tensor) -> Tensor
 
     Args:
         probs: Shape (B, num_classes), rows sum to 1.
-        prior: Class distribution that is wanted, shape (num_classes,).
+        prior: Wanted class distribution, shape (num_classes,).
         marginal: Mean of the recent predictions, shape (num_classes,).
 
     Reference:
         Berthelot et al. (ReMixMatch), ICLR 2020, section 3.1.
     """
-    # Far from 0, for a class that was never predicted must not divide by nothing.
+    # The bound is far from 0, because a class that was never predicted must not cause a division by 0.
     aligned = probs * (prior / marginal.clamp(min=1e-6))
     return aligned / aligned.sum(1, keepdim=True)
 
@@ -124,9 +124,9 @@ def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Ge
     """Return lambda' = max(lambda, 1 - lambda) with lambda drawn from Beta(alpha, alpha), shape (count,).
 
     Args:
-        count: Examples to mix.
-        alpha: Of the Beta distribution; 0 mixes nothing.
-        mixing: Whether each example draws its own, or the batch shares one.
+        count: Number of examples to mix.
+        alpha: Parameter of the Beta distribution; 0 mixes nothing.
+        mixing: Whether each example draws its own lambda, or the batch shares one lambda.
         generator: Source of the draws.
 
     Reference:
@@ -147,12 +147,12 @@ def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Ge
 def mix_with_shuffled(
     images: Tensor, targets: Tensor, weights: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return w * row + (1 - w) * another row, the other rows being one shuffle of all.
+    """Return w * row + (1 - w) * other row, where the other rows are one shuffle of all rows.
 
     Args:
-        images: Labeled ones first, shape (B, C, H, W).
+        images: Images to mix, the labeled images first, shape (B, C, H, W).
         targets: Class probabilities, shape (B, num_classes).
-        weights: At least 1/2, so that a mixed row is closer to its own, shape (B,).
+        weights: w of each row, at least 1/2, so that a mixed row stays closer to itself, shape (B,).
         generator: Source of the shuffle.
 
     Reference:
@@ -164,26 +164,31 @@ def mix_with_shuffled(
 
 
 def running_mean(average: Tensors, now: Tensors, steps: Tensor, decay: float) -> Tensors:
-    """Return averages moved towards this step's values, with `warm_decay`: the plain mean of them at first.
+    """Return averages moved towards this step's values, with `warm_decay`: at first, they are the plain mean.
 
     Args:
-        average: By name; what it starts from does not matter.
-        now: This step's values of the same names.
-        steps: Steps before this one, a float scalar that may be an average over clients.
-        decay: In [0, 1].
+        average: Averages by name; their initial values do not matter.
+        now: This step's values, of the same names.
+        steps: Number of steps before this step, a float scalar that may be an average over clients.
+        decay: Largest decay of the averages, in [0, 1].
     """
     kept = torch.clamp(1 - 1 / (steps.clamp(min=0) + 1), max=decay)
     return {name: torch.lerp(value, average[name], kept) for name, value in now.items()}
 
 
 def class_shares(classes: Tensor, num_classes: int) -> Tensor:
-    """Return the share of each class among int64 (B,), shape (num_classes,); zeros of an empty batch."""
+    """Return the share of each class in a batch, shape (num_classes,); zeros for an empty batch.
+
+    Args:
+        classes: Class of each example, int64 (B,).
+        num_classes: The number of classes.
+    """
     counts = F.one_hot(classes, num_classes).sum(0, dtype=torch.float32)
     return counts / max(1, len(classes))
 
 
 def mean_by_example(values: Tensor, ids: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
-    """Average rows that belong to the same example: a small client shows one more than once in a step.
+    """Average rows that belong to the same example, which a small client may show more than once in a step.
 
     Args:
         values: Shape (B, D).
@@ -191,7 +196,7 @@ def mean_by_example(values: Tensor, ids: Tensor, num_examples: int) -> tuple[Ten
         num_examples: n; every id is below it.
 
     Returns:
-        Means, shape (n, D), zero for examples not shown, and whether each was shown, bool (n,).
+        Means, shape (n, D), zero for examples not shown, and whether each example was shown, bool (n,).
     """
     counts = values.new_zeros(num_examples).index_add_(0, ids, values.new_ones(len(ids)))
     sums = values.new_zeros(num_examples, values.shape[1]).index_add_(0, ids, values)
@@ -199,7 +204,7 @@ def mean_by_example(values: Tensor, ids: Tensor, num_examples: int) -> tuple[Ten
 
 
 def sigmoid_ramp(fraction: float, length: float) -> float:
-    """Return exp(-5 (1 - t)^2) with t = fraction / length up to 1; 1 where length is 0.
+    """Return exp(-5 (1 - t)^2) with t = fraction / length up to 1; 1 if length is 0.
 
     Args:
         fraction: Share of training that is over, in [0, 1].
@@ -214,19 +219,19 @@ def sigmoid_ramp(fraction: float, length: float) -> float:
 
 
 def linear_ramp(fraction: float, length: float) -> float:
-    """Return fraction / length up to 1; 1 where length is 0. Arguments as in `sigmoid_ramp`."""
+    """Return fraction / length up to 1; 1 if length is 0. Arguments as in `sigmoid_ramp`."""
     return 1.0 if length == 0 else min(1.0, fraction / length)
 
 
 def warm_decay(decay: float, updates: int) -> float:
     """Return min(1 - 1/(n + 1), decay): the plain mean of the iterates until decay takes over.
 
-    The initial value has no share in it. Deviation: the official code counts its steps from 1, so that its initial
-    weights count as one iterate.
+    The initial value has no share in the average. Deviation: the official code counts its steps from 1, so that its
+    initial weights count as one iterate.
 
     Args:
         decay: Decay of the exponential average, in [0, 1].
-        updates: n, updates before this one.
+        updates: n, the number of updates before this update.
 
     Reference:
         Tarvainen & Valpola, NeurIPS 2017, official code.
@@ -243,13 +248,13 @@ def snapshot(network: nn.Module) -> Tensors:
 def ema_update(average: Tensors, network: nn.Module, decay: float) -> None:
     """Move an average towards a network in place: a <- decay a + (1 - decay) w; buffers are copied.
 
-    So the average normalizes by the batch statistics of the last weights. (Mean Teacher's code gives the teacher the
-    statistics of its own passes.)
+    So the average normalizes by the batch statistics of the latest weights. (In Mean Teacher's code, the teacher has
+    the statistics of its own passes.)
 
     Args:
-        average: Named tensors, as `snapshot` makes them.
-        network: The module that is followed.
-        decay: In [0, 1].
+        average: Named tensors, as `snapshot` returns them; written in place.
+        network: The module that the average follows.
+        decay: Decay of the average, in [0, 1].
     """
     parameters = dict(network.named_parameters())
     followed = [average[name] for name in parameters]
@@ -262,11 +267,11 @@ def ema_update(average: Tensors, network: nn.Module, decay: float) -> None:
 def call_with(network: nn.Module, tensors: Tensors, images: Tensor) -> Tensor:
     """Return a network's output with other weights in place of its own.
 
-    Neither the network's buffers nor those given are written to, whatever normalizations would track.
+    Neither the network's buffers nor the given tensors are written to, whatever normalizations would track.
 
     Args:
         network: The module whose code runs, in its current mode.
-        tensors: Parameters and buffers by name; what is missing is the network's own.
+        tensors: Parameters and buffers by name; for missing names, the network's own are used.
         images: Shape (B, C, H, W).
     """
     buffers = {n: tensors.get(n, buffer).clone() for n, buffer in network.named_buffers()}

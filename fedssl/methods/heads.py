@@ -7,10 +7,10 @@ from fedssl.core.errors import InputError
 
 
 class TwoHeads(nn.Module):
-    """A classifier, and another linear layer on what its last linear layer is given.
+    """A classifier with a second linear layer on the inputs of its last linear layer.
 
     Args:
-        classifier: From images to logits; its last linear layer is its head.
+        classifier: Module that maps images to logits; its last linear layer is its head.
         num_outputs: Width of the second head.
 
     Raises:
@@ -23,12 +23,12 @@ class TwoHeads(nn.Module):
         if not linear:
             raise InputError(
                 "model.kind",
-                "the method puts a second head on the model's last linear layer, and it has none",
+                "the method puts a second head beside the model's last linear layer, but the model has no linear layer",
                 "take another model",
             )
         self.classifier = classifier
         self.second = nn.Linear(linear[-1].in_features, num_outputs)
-        self._heads = (linear[-1],)  # a tuple, so that it is not registered twice
+        self._heads = (linear[-1],)  # a tuple, so that torch does not register the layer twice
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the classifier's logits."""
@@ -53,8 +53,8 @@ def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
     """Turn each image by a number of quarters, counter-clockwise.
 
     Args:
-        images: Square ones, shape (B, C, H, H).
-        turns: int64 (B,), 0 to 3.
+        images: Square images, shape (B, C, H, H).
+        turns: Number of quarters for each image, 0 to 3, int64 (B,).
     """
     turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
     return turned[turns, torch.arange(len(images), device=images.device)]

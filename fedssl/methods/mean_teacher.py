@@ -28,42 +28,44 @@ from fedssl.methods.functional import (
 class MeanTeacher(SemiSupervised):
     """Agree with a teacher, the moving average of the student, on unlabeled images.
 
-    Deviation: the paper weighs consistency by up to 100 over CIFAR-10's whole training set; what suits a federation
-    is set per experiment.
+    Deviation: the paper weighs consistency by up to 100 over CIFAR-10's whole training set; here each experiment sets
+    the weight that suits its federation.
     """
 
     unlabeled_weight: float = Field(
         10.0, ge=0, description="largest weight of the consistency loss"
     )
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     ramp_up: float = Field(
-        0.2, ge=0, le=1, description="share of the rounds over which weight grows"
+        0.2, ge=0, le=1, description="share of the rounds over which the weight grows"
     )
     ema_decay: float = Field(0.99, ge=0, le=1, description="decay of the teacher, per local step")
     temperature: float = Field(
-        1.0, gt=0, description="T of the teacher's sharpened targets; the paper's is 1, none"
+        1.0,
+        gt=0,
+        description="temperature T that sharpens the teacher's targets; the paper's is 1, which does not sharpen",
     )
     threshold: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="least confidence of the teacher for an image to count; the paper's is 0, all do",
+        description="least confidence of the teacher at which an image counts; the paper's is 0, all images count",
     )
     student_view: Literal["weak", "strong"] = Field(
-        "weak", description="view the student sees; the paper's is weak, as the teacher's"
+        "weak", description="view that the student sees; the paper's is weak, like the teacher's"
     )
     teacher_scope: Scope = Field(
         "reset",
-        description="teacher starts each round from the global model, stays with its client, "
-        "or is averaged by the server",
+        description="where the teacher lives: it starts each round from the global model (reset), stays with "
+        "its client, or is averaged by the server",
     )
 
     def views(self) -> Views:
-        """Ask for a weak view of the labeled batch and two of the unlabeled: student's and teacher's."""
+        """Ask for a weak view of the labeled batch, and the student's and teacher's views of the unlabeled batch."""
         return Views(("weak",), (self.student_view, "weak"), self.unlabeled_ratio)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Keep the teacher where the experiment says."""
+        """Keep the teacher in the scope that the experiment says."""
         return (Slot("teacher", self.teacher_scope),)
 
     def init_slot(

@@ -26,28 +26,31 @@ class MixMatch(SemiSupervised):
     """Guess labels from the mean of several weak views, sharpen them, and mix labeled and unlabeled images.
 
     Deviation: mixed labeled and mixed unlabeled images run through the network one after the other; the official code
-    interleaves them for the sake of batch normalization.
+    interleaves the images for the sake of batch normalization.
     """
 
     unlabeled_weight: float = Field(75.0, ge=0, description="largest weight of the unlabeled loss")
-    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
     num_views: int = Field(2, ge=1, le=16, description="K, weak views whose mean is the guess")
     temperature: float = Field(0.5, gt=0, description="T of the sharpened guesses")
-    alpha: float = Field(0.75, ge=0, description="of MixUp's Beta(alpha, alpha); 0 mixes nothing")
+    alpha: float = Field(
+        0.75, ge=0, description="parameter of MixUp's Beta(alpha, alpha); 0 mixes nothing"
+    )
     mixing: Mixing = Field(
-        "example", description="one lambda for each example, as in the official code, or a batch"
+        "example",
+        description="whether each example has its own lambda, as in the official code, or the batch shares one",
     )
     ramp_up: float = Field(
-        1 / 64, ge=0, le=1, description="share of the rounds over which the weight grows, linearly"
+        1 / 64, ge=0, le=1, description="share of the rounds over which the weight grows linearly"
     )
 
     def views(self) -> Views:
-        """Ask for a weak view of the labeled and K of the unlabeled batch."""
+        """Ask for a weak view of the labeled batch and K weak views of the unlabeled batch."""
         weak: View = "weak"
         return Views((weak,), (weak,) * self.num_views, self.unlabeled_ratio)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return CE(X') + lambda_u(t) MSE(U'), both sides mixed with examples drawn from labeled and unlabeled ones.
+        """Return CE(X') + lambda_u(t) MSE(U'), X' and U' each mixed with labeled and unlabeled examples.
 
         Reference: Algorithm 1, equations 3 to 5.
         """

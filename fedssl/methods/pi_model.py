@@ -19,21 +19,21 @@ from fedssl.methods.functional import (
 class PiModel(SemiSupervised):
     """Give two views of an image, under two draws of dropout, the same prediction.
 
-    The paper takes its cross-entropy over the whole mixed batch and scales the other term by the share of labeled
-    images; with each term a mean over its own batch, as here, that is the same as a weight of 100.
+    Deviation: each term is the mean over its own batch. The paper takes the cross-entropy over the whole mixed batch
+    and scales the other term by the share of labeled images, which is the same as a weight of 100 here.
     """
 
     unlabeled_weight: float = Field(
         100.0, ge=0, description="largest weight of the consistency loss"
     )
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     ramp_up: float = Field(
-        80 / 300, ge=0, le=1, description="share of the rounds over which weight grows"
+        80 / 300, ge=0, le=1, description="share of the rounds over which the weight grows"
     )
     second_view: View = Field("weak", description="view of the second pass; the paper's is weak")
 
     def views(self) -> Views:
-        """Ask for a weak view of the labeled batch and two of the unlabeled."""
+        """Ask for a weak view of the labeled batch and two views of the unlabeled batch."""
         return Views(("weak",), ("weak", self.second_view), self.unlabeled_ratio)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:

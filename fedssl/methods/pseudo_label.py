@@ -1,7 +1,7 @@
 """Pseudo-Label.
 
 Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML 2013
-workshop on challenges in representation learning; with the confidence threshold that later comparisons gave it
+workshop on challenges in representation learning; with the confidence threshold that later comparisons added
 (Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning Algorithms", NeurIPS 2018, arXiv:1804.09170).
 """
 
@@ -19,13 +19,19 @@ from fedssl.methods.functional import (
 
 
 class PseudoLabel(SemiSupervised):
-    """Train on the network's own confident predictions, on the very view they were made on."""
+    """Train on the network's own confident predictions, with the same view that they were made on."""
 
     threshold: float = Field(
-        0.95, ge=0, le=1, description="least confidence of a pseudo-label; 0 as in Lee's paper"
+        0.95,
+        ge=0,
+        le=1,
+        description="least confidence of a pseudo-label; Lee's paper has none, which is 0",
     )
     ramp_up: float = Field(
-        0.4, ge=0, le=1, description="share of the rounds over which the weight grows, linearly"
+        0.4,
+        ge=0,
+        le=1,
+        description="share of the rounds over which the unlabeled weight grows linearly",
     )
 
     def views(self) -> Views:

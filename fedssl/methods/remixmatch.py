@@ -1,7 +1,7 @@
 """ReMixMatch.
 
 Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring",
-ICLR 2020, arXiv:1911.09785. Its strong views are CTAugment's: ``augment.strong = "ctaugment"``.
+ICLR 2020, arXiv:1911.09785. Its strong views are those of CTAugment: ``augment.strong = "ctaugment"``.
 """
 
 from collections.abc import Callable
@@ -30,63 +30,69 @@ from fedssl.methods.heads import TwoHeads, quarter_turns
 
 
 class ReMixMatch(SemiSupervised):
-    """Anchor several strong views to one weak view's aligned and sharpened guess; mix; tell turned images apart.
+    """Anchor several strong views to one weak view's aligned and sharpened guess, mix images, and predict rotations.
 
-    Deviations: mixed labeled and mixed unlabeled images run one after the other, as in our MixMatch. The wanted class
-    distribution starts from even classes and goes over to that of the labels, as in the official code, whose running
-    mean has a decay of 0.999; ours has 0.99, for a federation's few thousand steps. The labels' distribution is a
-    ratio of sums, so that every label of the cohort counts the same, wherever it is. It moves at the end of a client's
-    round. Both distributions are the cohort's by default: aligned to even classes, a skewed client's own guesses would
-    be wrong.
+    Deviations: mixed labeled and mixed unlabeled images run through the network one after the other, as in our
+    MixMatch. The wanted class distribution starts from even classes and moves to the distribution of the labels, as in
+    the official code. The official running mean has a decay of 0.999; ours has 0.99, because a federation takes a few
+    thousand steps. The labels' distribution is a ratio of sums, so that every label of the cohort counts the same,
+    whichever client holds it. It moves at the end of a client's round. Both distributions are the cohort's by default,
+    because a skewed client's own guesses would be wrong if they were aligned to even classes.
     """
 
-    unlabeled_weight: float = Field(1.5, ge=0, description="lambda_U, of the mixed unlabeled loss")
-    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
-    unmixed_weight: float = Field(
-        0.5, ge=0, description="lambda_U1, of the first strong view before MixUp"
+    unlabeled_weight: float = Field(
+        1.5, ge=0, description="lambda_U, weight of the mixed unlabeled loss"
     )
-    rotation_weight: float = Field(0.5, ge=0, description="lambda_r, of the rotation loss")
+    unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
+    unmixed_weight: float = Field(
+        0.5, ge=0, description="lambda_U1, weight of the loss of the first strong view before MixUp"
+    )
+    rotation_weight: float = Field(0.5, ge=0, description="lambda_r, weight of the rotation loss")
     num_strong: int = Field(8, ge=1, le=32, description="K, strong views of each unlabeled image")
     temperature: float = Field(0.5, gt=0, description="T of the sharpened guesses")
-    alpha: float = Field(0.75, ge=0, description="of MixUp's Beta(alpha, alpha); 0 mixes nothing")
+    alpha: float = Field(
+        0.75, ge=0, description="parameter of MixUp's Beta(alpha, alpha); 0 mixes nothing"
+    )
     mixing: Mixing = Field(
-        "example", description="one lambda for each example, as in the official code, or a batch"
+        "example",
+        description="whether each example has its own lambda, as in the official code, or the batch shares one",
     )
     ramp_up: float = Field(
         1 / 64,
         ge=0,
         le=1,
-        description="share of the rounds over which lambda_U and lambda_U1 grow, linearly, as in the "
+        description="share of the rounds over which lambda_U and lambda_U1 grow linearly, as in the "
         "official code",
     )
     labeled_view: View = Field(
-        "strong", description="view of the labeled batch; the paper's is strong, its code's weak"
+        "strong",
+        description="view of the labeled batch; the paper's is strong, the official code's is weak",
     )
     alignment_window: int = Field(
         128,
         ge=1,
-        description="batches whose mean prediction is aligned to the labels' distribution",
+        description="number of last batches whose mean prediction is aligned to the labels' distribution",
     )
     label_decay: float = Field(
         0.99,
         ge=0,
         lt=1,
-        description="what is left after each step of the even classes that the labels' distribution starts from",
+        description="decay, per step, of the even classes from which the wanted class distribution starts",
     )
     alignment_scope: Scope = Field(
         "server",
-        description="running distributions start anew each round, stay with the client, or are "
-        "averaged by the server",
+        description="where the running distributions live: they start anew each round (reset), stay with the "
+        "client, or are averaged by the server",
     )
 
     def views(self) -> Views:
-        """Ask for one view of the labeled batch, a weak and K strong ones of the unlabeled."""
+        """Ask for one view of the labeled batch, and one weak and K strong views of the unlabeled batch."""
         strong: View = "strong"
         unlabeled = ("weak", *(strong,) * self.num_strong)
         return Views((self.labeled_view,), unlabeled, self.unlabeled_ratio)
 
     def check(self, spec: ImageSpec) -> None:
-        """Refuse images that are not square, unless no rotation is asked for."""
+        """Refuse images that are not square, unless the rotation loss has no weight."""
         _, height, width = spec.shape
         if height != width and self.rotation_weight > 0:
             raise InputError(
@@ -100,21 +106,21 @@ class ReMixMatch(SemiSupervised):
         return TwoHeads(build(), 4)
 
     def classifier(self, network: nn.Module) -> nn.Module:
-        """Return the classifier."""
+        """Return the classifier without the head for rotations."""
         assert isinstance(network, TwoHeads)
         return network.classifier
 
     def slots(self) -> tuple[Slot, ...]:
-        """Keep the running distributions where the experiment says."""
+        """Keep the running distributions in the scope that the experiment says."""
         return (Slot("alignment", self.alignment_scope),)
 
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Start without a label or step, and with even mean predictions of the last batches, (window, C).
+        """Start with no labels, no steps, and even mean predictions of the last batches, (window, C).
 
-        ``labels`` is the sum over rounds of labels of each class for each image of the client, shape (C,): the mean of
-        clients that are weighed by their images is the cohort's labels for each of its images.
+        ``labels``, shape (C,), is the client's number of labels of each class per image, summed over rounds. Its mean
+        over clients, weighted by their images, is the cohort's number of labels of each class per image.
         """
         device = next(network.parameters()).device
         even = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
@@ -151,15 +157,16 @@ class ReMixMatch(SemiSupervised):
             + linear_ramp(progress.fraction, self.ramp_up) * unlabeled
             + self.rotation_weight * rotation
         )
-        # This step's guesses join the window only now: they were aligned by those before them.
+        # This step's guesses join the window only now, because they were aligned by the guesses before them.
         recent = torch.cat([alignment["recent"][1:], guesses.mean(0, keepdim=True)])
         updates = {"alignment": {"recent": recent}}
         return Loss(total, targets.argmax(1), targets.new_ones(len(targets)), updates)
 
     def wanted_distribution(self, alignment: Tensors) -> Tensor:
-        """Return d even + (1 - d) labels / sum(labels), d = label_decay^steps; even classes without labels. (C,).
+        """Return d even + (1 - d) labels / sum(labels), shape (C,), with d = label_decay^steps.
 
-        It is what a running mean of the labels' distribution comes to that starts from even classes.
+        This is the value of a running mean of the labels' distribution that starts from even classes. Without labels,
+        it is even.
         """
         labels = alignment["labels"]
         even = torch.full_like(labels, 1 / len(labels))
@@ -178,7 +185,7 @@ class ReMixMatch(SemiSupervised):
     def rotation_loss(
         self, network: TwoHeads, images: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Return the cross-entropy of telling by how many quarters each image was turned.
+        """Return the cross-entropy of predicting by how many quarters each image was turned.
 
         Reference: section 3.3, after Gidaris et al., ICLR 2018, arXiv:1803.07728.
         """

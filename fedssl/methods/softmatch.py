@@ -23,32 +23,35 @@ from fedssl.methods.functional import (
 class SoftMatch(SemiSupervised):
     """FixMatch with a weight in place of the threshold: a truncated Gaussian of the confidence.
 
-    Class marginal, and mean and second moment of the doubt 1 - max p, are running averages, so that the mean of the
-    clients' is the cohort's. Deviations: the paper averages the variance of the confidence within a batch, and such
-    means of the clients' would leave out how far the clients are apart. Here the variance follows from the two moments
-    and is the total one: within batches, between steps and between clients, so it is larger than the paper's. The
-    moments are of the doubt because the square of a confidence near 1 loses all digits. As in our FreeMatch, the
-    averages are the plain mean of the first steps and then forget over about 100 steps (decay 0.99); the paper's forget
-    over about 1,000 (decay 0.999).
+    The class marginal and the first two moments of the doubt 1 - max p are running averages, so the mean of the
+    clients' averages is the cohort's. Deviations: the paper averages the variance of the confidence within a batch. A
+    mean of such variances over clients would leave out how far the clients are apart. Here the variance follows from
+    the two moments. It is the total variance within batches, between steps and between clients, so it is larger than
+    the paper's. The moments are those of the doubt, because the square of a confidence near 1 loses all digits. As in
+    our FreeMatch, the averages are the plain mean of the first steps and then forget over about 100 steps (decay 0.99);
+    the paper's averages forget over about 1,000 steps (decay 0.999).
     """
 
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="decay of the statistics, per step; 0.999 in the paper"
     )
     num_sigmas: float = Field(
-        2.0, gt=0, description="the Gaussian is this much narrower than the confidence's own spread"
+        2.0,
+        gt=0,
+        description="factor by which the Gaussian is narrower than the spread of the confidence",
     )
     uniform_alignment: bool = Field(
-        True, description="weigh by predictions aligned to even classes (the paper's UA)"
+        True,
+        description="whether predictions aligned to even classes give the weights (the paper's UA)",
     )
     statistics_scope: Scope = Field(
         "server",
-        description="statistics start anew each round, stay with the client, or are averaged "
-        "by the server",
+        description="where the statistics live: they start anew each round (reset), stay with the client, "
+        "or are averaged by the server",
     )
 
     def slots(self) -> tuple[Slot, ...]:
-        """Keep the running statistics where the experiment says."""
+        """Keep the running statistics in the scope that the experiment says."""
         return (Slot("statistics", self.statistics_scope),)
 
     def init_slot(
@@ -75,7 +78,7 @@ class SoftMatch(SemiSupervised):
         before = state["statistics"]
         steps, decay = before["steps"], self.ema_decay
         statistics = running_mean(before, {"probs": probs.mean(0)}, steps, decay)
-        confidence = self._judged(probs, statistics["probs"]).max(1).values
+        confidence = self._align_if_wanted(probs, statistics["probs"]).max(1).values
         statistics |= running_mean(before, _moments(1 - confidence), steps, decay)
         variance = statistics["doubt_square"] - statistics["doubt"].square()
         narrowed = variance.clamp(min=1e-12) / self.num_sigmas**2
@@ -86,15 +89,15 @@ class SoftMatch(SemiSupervised):
         updates = {"statistics": statistics | {"steps": steps + 1}}
         return Loss(total, pseudo_labels, weights, updates)
 
-    def _judged(self, probs: Tensor, marginal: Tensor) -> Tensor:
-        """Return the predictions whose confidence counts."""
+    def _align_if_wanted(self, probs: Tensor, marginal: Tensor) -> Tensor:
+        """Return the predictions whose confidence gives the weights: aligned to even classes, or as they are."""
         if not self.uniform_alignment:
             return probs
         return align_distribution(probs, torch.full_like(marginal, 1 / len(marginal)), marginal)
 
 
 def _moments(doubt: Tensor) -> Tensors:
-    """Return mean and second moment of a batch, the latter by its unbiased variance."""
+    """Return a batch's mean and its second moment, which is computed from the unbiased variance."""
     mean = doubt.mean()
     variance = doubt.var() if len(doubt) > 1 else torch.zeros_like(mean)
     return {"doubt": mean, "doubt_square": variance + mean.square()}
@@ -104,7 +107,7 @@ def gaussian_weight(confidence: Tensor, mean: Tensor, variance: Tensor) -> Tenso
     """Return exp(-(max p - mu)^2 / (2 s^2)) below mu and 1 from mu on, shape (B,).
 
     Args:
-        confidence: Shape (B,), in [0, 1].
+        confidence: Highest probability of each example, in [0, 1], shape (B,).
         mean, variance: mu and s^2, scalars.
 
     Reference: Chen et al. (SoftMatch), equation 6.

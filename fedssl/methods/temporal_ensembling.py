@@ -22,17 +22,18 @@ from fedssl.methods.functional import (
 class TemporalEnsembling(SemiSupervised):
     """Agree with the moving average of the predictions made for the same image on earlier visits.
 
-    One pass a step. The client remembers its averages between the rounds it takes part in, so that they lag behind the
-    global model; an image that was never visited does not count. The paper updates all averages when an epoch ends;
-    here each is updated when its image has been visited, which is the same where every image is visited once an epoch.
+    A step takes one pass over the unlabeled images. The client remembers its averages between the rounds that it takes
+    part in, so they lag behind the global model. An image that was never visited does not count. Deviation: the paper
+    updates all averages when an epoch ends; here an average is updated when its image has been visited, which is the
+    same if every image is visited once per epoch.
     """
 
     unlabeled_weight: float = Field(
         30.0, ge=0, description="largest weight of the consistency loss"
     )
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     ramp_up: float = Field(
-        80 / 300, ge=0, le=1, description="share of the rounds over which weight grows"
+        80 / 300, ge=0, le=1, description="share of the rounds over which the weight grows"
     )
     ensemble_decay: float = Field(
         0.6, ge=0, lt=1, description="alpha, decay of an image's average, per visit"
@@ -66,7 +67,7 @@ class TemporalEnsembling(SemiSupervised):
         average, visits = state["ensemble"]["average"].detach(), state["ensemble"]["visits"]
         ids, decay = batch.unlabeled_ids, self.ensemble_decay
         logits = network(batch.unlabeled[0])
-        # An image that was never visited has t = 0 and Z = 0: any divisor does, for its mask is 0.
+        # An image that was never visited has t = 0 and Z = 0; its mask is 0, so any divisor will do.
         bias = 1 - decay ** visits[ids].clamp(min=1).to(average.dtype)
         targets = average[ids] / bias.unsqueeze(1)
         mask = (visits[ids] > 0).to(average.dtype)

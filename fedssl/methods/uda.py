@@ -22,14 +22,17 @@ class UDA(SemiSupervised):
     """Let the sharpened prediction on a weak view be the soft target of the strong view.
 
     Training-signal annealing leaves out labeled images that the network already gets right with more confidence than
-    it should have by then. It is off by default, as in the authors' scripts for CIFAR-10 and SVHN; the paper anneals
-    its text tasks and studies annealing in an ablation on images.
+    the schedule allows by then. It is off by default, as in the authors' scripts for CIFAR-10 and SVHN; the paper
+    anneals its text tasks and studies annealing in an ablation on images.
     """
 
-    threshold: float = Field(0.8, ge=0, le=1, description="least confidence for an image to count")
+    threshold: float = Field(
+        0.8, ge=0, le=1, description="least confidence at which an image counts"
+    )
     temperature: float = Field(0.4, gt=0, description="T of the sharpened targets")
     annealing: Annealing = Field(
-        "none", description="how labeled images are let in over the rounds; none: all at once"
+        "none",
+        description="schedule that lets labeled images in over the rounds; none: all images count from the start",
     )
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
@@ -53,7 +56,7 @@ class UDA(SemiSupervised):
         """Return the mean cross-entropy of the labeled images whose p_y is below the schedule; 0 if there are none.
 
         Args:
-            network: From images to logits.
+            network: Module that maps images to logits.
             images: Shape (B, C, H, W).
             labels: int64 (B,).
             fraction: Share of training that is over.
@@ -76,7 +79,7 @@ class UDA(SemiSupervised):
 
 
 def annealing_threshold(schedule: Annealing, fraction: float, num_classes: int) -> float:
-    """Return a(t) (1 - 1/C) + 1/C: from chance to certainty.
+    """Return a(t) (1 - 1/C) + 1/C, which rises from chance to certainty.
 
     Args:
         schedule: linear: a = t; log: 1 - exp(-5 t); exp: exp(5 (t - 1)); none: 1.

@@ -23,11 +23,11 @@ from fedssl.methods.functional import (
 
 
 class VAT(SemiSupervised):
-    """Keep the prediction where a small push in the worst direction would change it most.
+    """Keep predictions unchanged under a small push of the image in the direction that would change them most.
 
-    All passes of a step over the unlabeled images share one dropout mask, as in the authors' TensorFlow code: under
-    masks of their own, the search would follow the difference of the masks and not the push. The passes that look for
-    the direction leave the statistics of batch normalization alone. Distances are in units of normalized pixels.
+    All passes of a step over the unlabeled images share one dropout mask, as in the authors' TensorFlow code. With a
+    mask for each pass, the search would follow the difference of the masks and not the push. The passes that look for
+    the direction do not change the statistics of batch normalization. Distances are in units of normalized pixels.
 
     Deviations: xi is 1e-2, not 1e-6, because single precision rounds so small a push away and the direction is noise.
     The default weight and length are those of Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning
@@ -36,7 +36,7 @@ class VAT(SemiSupervised):
     """
 
     unlabeled_weight: float = Field(0.3, ge=0, description="weight of the adversarial loss")
-    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled one")
+    unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")
     entropy_weight: float = Field(
         0.06, ge=0, description="weight of the predictions' entropy; 1 in the paper's VAT+EntMin"
     )
@@ -49,7 +49,7 @@ class VAT(SemiSupervised):
         return Views(("weak",), ("weak",), self.unlabeled_ratio)
 
     def can_learn(self, num_labeled: int) -> bool:
-        """Learn from unlabeled images alone, unless they weigh nothing."""
+        """Say yes to a client without labels too, unless both unlabeled terms have no weight."""
         return super().can_learn(num_labeled) or self.entropy_weight > 0
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
@@ -59,7 +59,7 @@ class VAT(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         images = batch.unlabeled[0]
-        repeat = _repeated_passes(network, images.device)
+        repeat = _make_repeatable(network, images.device)
         logits = network(images)
         probs = at_least_single(logits.detach()).softmax(1)
         push = self.epsilon * self.worst_direction(repeat, images, probs, batch.generator)
@@ -81,31 +81,31 @@ class VAT(SemiSupervised):
         """Return the unit direction in which the prediction changes fastest, shape (B, C, H, W).
 
         Args:
-            logits_of: From images to logits, under the same dropout mask at every call.
+            logits_of: Function from images to logits, with the same dropout mask at every call.
             images: Shape (B, C, H, W).
-            probs: Predictions for them, shape (B, num_classes).
+            probs: Predictions for the images, shape (B, num_classes).
             generator: Source of the first direction.
 
         Reference: Algorithm 1, equations 9 to 12.
         """
         direction = torch.empty_like(images).normal_(generator=generator)
-        # What a push of xi changes is below what half precision can tell from nothing.
+        # Half precision cannot tell the change by a push of xi from 0.
         halved = torch.is_autocast_enabled(images.device.type)
         with torch.autocast(images.device.type, enabled=False):
             if halved:
                 with torch.no_grad():
                     probs = logits_of(images).softmax(1)
             for _ in range(self.power_iterations):
-                pushed = (images + self.xi * _unit(direction)).requires_grad_()
+                pushed = (images + self.xi * _scale_to_length_1(direction)).requires_grad_()
                 change = kl_divergence(probs, logits_of(pushed)).sum()
                 (direction,) = torch.autograd.grad(change, pushed)
-        return _unit(direction)
+        return _scale_to_length_1(direction)
 
 
-def _repeated_passes(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function from images to logits that draws at each call what the network would draw now.
+def _make_repeatable(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a function from images to logits whose every call draws what the network would draw now.
 
-    It does not write to the network's buffers.
+    The function does not write to the network's buffers.
     """
     rewind = rng.rewinder(device)
 
@@ -116,9 +116,11 @@ def _repeated_passes(network: nn.Module, device: torch.device) -> Callable[[Tens
     return logits_of
 
 
-def _unit(direction: Tensor) -> Tensor:
-    """Scale each row to length 1; a row of zeros stays."""
+def _scale_to_length_1(direction: Tensor) -> Tensor:
+    """Scale each row to length 1; a row of zeros stays as it is."""
     largest = direction.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
-    scaled = direction / largest  # the squares of a gradient as small as xi would vanish
+    scaled = (
+        direction / largest
+    )  # without this, the squares of a gradient as small as xi would vanish
     lengths = scaled.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
     return scaled / lengths.clamp(min=1e-12)

@@ -1,1 +1,1 @@
-"""What is measured: accuracy on held-out images, quality of pseudo-labels."""
+"""Metrics: accuracy on held-out images, calibration, quality of pseudo-labels and client drift."""

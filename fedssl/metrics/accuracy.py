@@ -13,12 +13,12 @@ from fedssl.data.shard import ImageSpec, as_float
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over evaluated examples, so that evaluations of parts add up to that of the whole.
+    """Sums over evaluated examples, so that evaluations of parts add up to the evaluation of the whole.
 
     Args:
         num_examples: Examples evaluated.
-        num_correct: Those whose most probable class is the true one.
-        loss_sum: Sum of their cross-entropies, nats.
+        num_correct: Examples whose most probable class is the true class.
+        loss_sum: Sum of the examples' cross-entropies, nats.
     """
 
     num_examples: int
@@ -27,30 +27,30 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share that is right, in [0, 1]; NaN of nothing."""
+        """Share of examples that are classified correctly, in [0, 1]; NaN without examples."""
         return self.num_correct / self.num_examples if self.num_examples else float("nan")
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats; NaN of nothing."""
+        """Mean cross-entropy in nats; NaN without examples."""
         return self.loss_sum / self.num_examples if self.num_examples else float("nan")
 
 
 BATCH_SIZE = 256
-"""Images of a forward pass."""
+"""A forward pass of an evaluation takes at most this many images."""
 
 
 @torch.no_grad()
 def evaluate_batches(
     network: nn.Module, images: Tensor, labels: Tensor, spec: ImageSpec
 ) -> list[Evaluation]:
-    """Evaluate a classifier in evaluation mode, one result a batch; its mode is put back afterwards.
+    """Evaluate a classifier in evaluation mode, with one result per batch; its mode is restored afterwards.
 
     Args:
-        network: From normalized images to logits.
+        network: Module that maps normalized images to logits.
         images: uint8, shape (n, C, H, W).
-        labels: int64, shape (n,).
-        spec: How to normalize.
+        labels: True classes, int64, shape (n,).
+        spec: Says how to normalize the images.
     """
     training = network.training
     network.eval()
@@ -69,7 +69,7 @@ def evaluate_batches(
 
 
 def total(parts: Iterable[Evaluation]) -> Evaluation:
-    """Add evaluations of parts up; exactly, so that it does not matter who evaluated which."""
+    """Add up evaluations of parts; the sum is exact, so it does not depend on how the images were split."""
     parts = list(parts)
     return Evaluation(
         sum(part.num_examples for part in parts),

@@ -1,4 +1,4 @@
-"""Which classes a classifier takes for which, and how far its confidence can be trusted.
+"""Confusion matrix of a classifier, and how far its confidence can be trusted.
 
 Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
 """
@@ -12,6 +12,7 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 BINS = 10
+"""Number of bins into which [0, 1] is divided by confidence."""
 
 
 def confusion_matrix(labels: Counts, predicted: Counts, num_classes: int) -> Counts:
@@ -19,8 +20,8 @@ def confusion_matrix(labels: Counts, predicted: Counts, num_classes: int) -> Cou
 
     Args:
         labels: True class of each image, (n,); images of unknown class (-1) are not counted.
-        predicted: Most probable class of each, (n,).
-        num_classes: C.
+        predicted: Most probable class of each image, (n,).
+        num_classes: C, the number of classes.
     """
     known = labels >= 0
     cells = labels[known] * num_classes + predicted[known]
@@ -29,12 +30,12 @@ def confusion_matrix(labels: Counts, predicted: Counts, num_classes: int) -> Cou
 
 @dataclass(frozen=True)
 class Reliability:
-    """Images by how confident the classifier is of them, in bins of equal width over [0, 1].
+    """How often a classifier is right at each level of confidence, in bins of equal width over [0, 1].
 
     Args:
-        count: Images of each bin, (BINS,).
-        confidence: Mean probability of the predicted class in each bin; NaN of an empty one.
-        accuracy: Share of each bin that is right; NaN of an empty one.
+        count: Number of images in each bin, (BINS,).
+        confidence: Mean probability of the predicted class in each bin, (BINS,); NaN for an empty bin.
+        accuracy: Share of images that are classified correctly in each bin, (BINS,); NaN for an empty bin.
     """
 
     count: Counts
@@ -54,12 +55,12 @@ def reliability(probs: Floats, labels: Counts) -> Reliability:
     """Return how often the classifier is right at each level of confidence.
 
     Args:
-        probs: Probabilities, (n, C).
+        probs: Predicted probabilities, (n, C).
         labels: True classes, (n,); images of unknown class (-1) are not counted.
     """
     known = labels >= 0
     confidence, right = probs[known].max(1), probs[known].argmax(1) == labels[known]
-    # The edges belong to the bin below, as in the paper; a probability is above 0.
+    # An edge belongs to the bin below it, as in the paper; the highest probability is never 0.
     place = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
@@ -69,6 +70,6 @@ def reliability(probs: Floats, labels: Counts) -> Reliability:
 
 
 def worst_tenth(accuracies: Floats) -> float:
-    """Return the mean accuracy of the tenth of the clients that fare worst, one at least; NaN of none."""
+    """Return the mean accuracy of the worst tenth of the clients, at least one; NaN if none has an accuracy."""
     known = np.sort(accuracies[~np.isnan(accuracies)])
     return float(known[: max(1, len(known) // 10)].mean()) if len(known) else float("nan")

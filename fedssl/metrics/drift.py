@@ -1,6 +1,6 @@
 """Client drift: how far training takes weights from where it began.
 
-Karimireddy et al. (SCAFFOLD), ICML 2020, arXiv:1910.06378: what clients with unlike data do to an average.
+Karimireddy et al. (SCAFFOLD), ICML 2020, arXiv:1910.06378, show what clients with unlike data do to an average.
 """
 
 import math
@@ -16,41 +16,41 @@ def update_norm(before: NamedArrays, after: NamedArrays) -> float:
     """Return the L2 norm of the change of all floating-point arrays together, in double precision.
 
     Args:
-        before: Arrays by name; those that `after` has not are ignored.
-        after: Of the same shapes. Integers, which count steps, do not count.
+        before: Arrays by name; arrays that `after` lacks are ignored.
+        after: Arrays of the same shapes. Integer arrays, which count steps, are ignored.
     """
     return update_norms(before, {name: array[np.newaxis] for name, array in after.items()})[0]
 
 
 def update_norms(before: NamedArrays, stacks: NamedArrays) -> list[float]:
-    """Return `update_norm` of each of M clients that began at the same weights.
+    """Return `update_norm` for each of M clients that began at the same weights.
 
     Args:
-        before: Arrays by name.
-        stacks: What became of them, by name, each (M, *shape); at least one array.
+        before: The weights at which the clients began, by name.
+        stacks: The clients' weights after training, by name, each (M, *shape); at least one array.
     """
     squares = [
-        _squares(before[name], stack)
+        _sums_of_squares(before[name], stack)
         for name, stack in stacks.items()
         if np.issubdtype(stack.dtype, np.floating)
     ]
-    # Exact sums: the order of names must not matter, and a checkpoint keeps another one.
+    # The sums are exact, because the order of names must not matter: a checkpoint keeps another order.
     return [math.sqrt(math.fsum(own)) for own in np.transpose(squares).tolist()]
 
 
-def _squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _sums_of_squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     change = np.subtract(stack, before, dtype=np.float64)
     np.square(change, out=change)
-    # Flat in the order of indices: how arrays lie in memory must not decide how the sum rounds.
+    # Arrays are flattened in the order of indices, so that their layout in memory cannot change how the sum rounds.
     sums: npt.NDArray[np.float64] = change.reshape(len(change), -1).sum(axis=1)
     return sums
 
 
 def rounding(arrays: NamedArrays) -> float:
-    """Return the most by which rounding to their types can have moved floating-point arrays, as an L2 norm.
+    """Return the largest L2 norm by which rounding to their types can have moved floating-point arrays.
 
     Args:
-        arrays: By name.
+        arrays: Arrays by name; integer arrays are ignored.
     """
     moved = (
         float(np.finfo(array.dtype).eps) * float(np.linalg.norm(array.astype(np.float64)))

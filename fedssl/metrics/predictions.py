@@ -1,4 +1,4 @@
-"""What a classifier says of images, as probabilities."""
+"""A classifier's predictions for images, as probabilities."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from fedssl.metrics.accuracy import BATCH_SIZE
 
 @torch.no_grad()
 def predict_probs(network: nn.Module, images: Tensor, spec: ImageSpec) -> Tensor:
-    """Return the probability of every class, (B, classes), by the arithmetic of evaluation.
+    """Return the probability of every class, (B, num_classes), computed as in evaluation.
 
     Args:
-        network: In evaluation mode, from normalized images to logits.
-        images: (B, C, H, W); bytes, or floats in [0, 1].
-        spec: How to normalize.
+        network: Module in evaluation mode that maps normalized images to logits.
+        images: Bytes, or floats in [0, 1], shape (B, C, H, W).
+        spec: Says how to normalize the images.
     """
     parts = [torch.empty(0, spec.num_classes)]
     for start in range(0, len(images), BATCH_SIZE):
@@ -29,21 +29,23 @@ def predict_probs(network: nn.Module, images: Tensor, spec: ImageSpec) -> Tensor
 
 
 def as_images(given: npt.NDArray[Any] | Tensor, spec: ImageSpec) -> Tensor:
-    """Return images as a tensor, once they are what a network of this data can take.
+    """Check that a network for this data can take the images, and return them as a tensor.
 
     Args:
-        given: (B, C, H, W) as in `spec`; bytes, or floats in [0, 1].
+        given: Bytes, or floats in [0, 1], shape (B, C, H, W) as in `spec`.
         spec: What the data's images have in common.
 
     Raises:
-        InputError: They are of another shape, type or range.
+        InputError: The images have another shape, type or range.
     """
-    if not isinstance(given, Tensor):  # torch wants arrays that lie in order and may be written to
+    if not isinstance(given, Tensor):  # torch wants contiguous arrays that may be written to
         given = np.require(given, requirements=["C", "W"])
     images = torch.as_tensor(given)
     if images.ndim != 4 or tuple(images.shape[1:]) != spec.shape:
         wanted = ", ".join(map(str, spec.shape))
-        raise InputError("images", f"has shape {tuple(images.shape)}", f"give it (B, {wanted})")
+        raise InputError(
+            "images", f"has shape {tuple(images.shape)}", f"give images of shape (B, {wanted})"
+        )
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
@@ -51,6 +53,6 @@ def as_images(given: npt.NDArray[Any] | Tensor, spec: ImageSpec) -> Tensor:
     images = images.to(torch.float32)
     if len(images) and not bool(((images >= 0) & (images <= 1)).all()):
         least, most = float(images.min()), float(images.max())
-        remedy = "scale floats to [0, 1]; they are normalized here"
+        remedy = "scale floats to [0, 1]; fedssl normalizes them itself"
         raise InputError("images", f"runs from {least:.3g} to {most:.3g}", remedy)
     return images

@@ -11,11 +11,14 @@ def count_pseudo_labels(
 ) -> Tensor:
     """Return (considered, accepted, judged, right) of a step in double precision, shape (..., 4).
 
+    Considered is the number of examples without a label; accepted is the weight of their pseudo-labels. Judged is the
+    accepted weight whose truth is known; right is the accepted weight that names the true class.
+
     Args:
-        pseudo_labels: int64 (..., n).
-        accepted: Weight of each in [0, 1], shape (..., n).
-        hidden: Whether the example is one without a label, (..., n); others are not counted.
-        truth: int64 (..., n); -1 where nobody knows it: such an example counts as accepted or not, but not as right.
+        pseudo_labels: Class given to each example, int64 (..., n).
+        accepted: Weight of each pseudo-label in [0, 1], shape (..., n).
+        hidden: Whether each example has no label, (..., n); labeled examples are not counted.
+        truth: True class of each example, int64 (..., n); -1 if it is unknown: the example is considered, not judged.
     """
     weight = accepted.to(torch.float64) * hidden
     judged = weight * (truth >= 0)
@@ -29,9 +32,10 @@ def count_by_class(
 ) -> Tensor:
     """Return (considered, accepted, predicted, right) of every class in double precision, shape (..., 4, num_classes).
 
-    Of examples whose truth is known: those of a class that were shown; weight accepted among them; weight accepted
-    that names the class, whatever the truth; weight that does so and is right. Accepted and predicted both sum up to
-    what `count_pseudo_labels` calls judged.
+    Only unlabeled examples of known truth count. Considered is the number of examples of the class; accepted is the
+    accepted weight of these examples. Predicted is the accepted weight that names the class, whatever the truth; right
+    is the part of it whose truth is the class. Accepted and predicted, summed over classes, both equal ``judged`` of
+    `count_pseudo_labels`.
 
     Args:
         pseudo_labels, accepted, hidden, truth: As in `count_pseudo_labels`.
@@ -39,14 +43,15 @@ def count_by_class(
     """
     known = (hidden & (truth >= 0)).to(torch.float64)
     weight = accepted * known
-    own = truth.clamp(min=0)  # where it is unknown the weight is 0
+    own = truth.clamp(min=0)  # where the truth is unknown, the weight is 0
     classes = torch.stack([own, own, pseudo_labels, own], dim=-2)
     weights = torch.stack([known, weight, weight, weight * (pseudo_labels == truth)], dim=-2)
     *shape, _ = classes.shape
     bins = torch.arange(math.prod(shape), device=classes.device).view(*shape, 1) * num_classes
     size = math.prod(shape) * num_classes
     counts = torch.bincount((bins + classes).flatten(), weights.flatten(), minlength=size)
-    return counts.view(*shape, num_classes).to(torch.float64)  # of nothing, bincount is integer
+    # Without examples, bincount returns integers.
+    return counts.view(*shape, num_classes).to(torch.float64)
 
 
 class PseudoLabelTally:
@@ -60,7 +65,7 @@ class PseudoLabelTally:
         self._counts += count_pseudo_labels(pseudo_labels, accepted, hidden, truth)
 
     def counts(self) -> tuple[float, float, float, float]:
-        """Return (considered, accepted, judged, right): examples seen; weight accepted, of known truth, and right."""
+        """Return the round's (considered, accepted, judged, right), as `count_pseudo_labels` defines them."""
         considered, accepted, judged, right = self._counts.tolist()
         return considered, accepted, judged, right
 
@@ -68,11 +73,12 @@ class PseudoLabelTally:
 class ClassTally:
     """Counts of pseudo-labels by class over the steps of a round at M clients.
 
-    Steps are kept as they are and counted once at the end: counting each would take long beside a step of a small client.
+    Steps are kept as they are and counted once at the end, because counting takes long compared with a step of a small
+    client.
 
     Args:
-        num_clients: M.
-        num_classes: C.
+        num_clients: M, the number of clients.
+        num_classes: C, the number of classes.
     """
 
     def __init__(self, num_clients: int, num_classes: int) -> None:
@@ -80,15 +86,15 @@ class ClassTally:
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor) -> None:
-        """Keep one step; arguments as in `count_pseudo_labels`, each (M, n), or (n,) of a single client."""
+        """Keep one step; arguments as in `count_pseudo_labels`, each (M, n), or (n,) for a single client."""
         self._steps.append((pseudo_labels, accepted.detach(), hidden, truth))
 
     def counts(self) -> list[list[float]]:
-        """Return each client's 4 C counts: what `count_by_class` returns, row after row; zeros without steps."""
+        """Return each client's 4 C counts, the result of `count_by_class` row after row; zeros without steps."""
         num_clients, num_classes = self._shape
         if not self._steps:
             return [[0.0] * (4 * num_classes) for _ in range(num_clients)]
-        # On the CPU, for a GPU adds the weights of a class in any order.
+        # The counts are made on the CPU, because a GPU adds the weights of a class in any order.
         columns = (torch.cat(column, dim=-1).cpu() for column in zip(*self._steps, strict=True))
         pseudo_labels, accepted, hidden, truth = columns
         counts = count_by_class(pseudo_labels, accepted, hidden, truth, num_classes)
@@ -97,10 +103,10 @@ class ClassTally:
 
 
 def pseudo_label_accuracy(judged: float, right: float) -> float:
-    """Share of accepted pseudo-labels of known truth that are right, in [0, 1]; NaN if there is none."""
+    """Return the share of accepted pseudo-labels of known truth that are right, in [0, 1]; NaN if none is judged."""
     return right / judged if judged else float("nan")
 
 
 def pseudo_label_coverage(considered: float, accepted: float) -> float:
-    """Share of unlabeled examples whose pseudo-label was accepted, in [0, 1]; NaN if none was seen."""
+    """Return the share of unlabeled examples whose pseudo-label was accepted, in [0, 1]; NaN without examples."""
     return accepted / considered if considered else float("nan")

@@ -1,4 +1,4 @@
-"""Classifiers, one architecture a file; any classifier of torchvision by name."""
+"""Classifiers, one architecture per file, and any classifier of torchvision by name."""
 
 from fedssl.models.base import MODELS, Model
 

@@ -12,7 +12,7 @@ class CNN(Model):
     """Blocks of 3x3 convolution, normalization, ReLU and 2x2 pooling; then one hidden layer."""
 
     widths: tuple[int, ...] = Field((32, 64), min_length=1, description="channels of each block")
-    hidden: int = Field(128, ge=0, description="width of the hidden layer; 0 for none")
+    hidden: int = Field(128, ge=0, description="width of the hidden layer; 0: no hidden layer")
     norm: Norm = Field("group", description="normalization after every convolution")
     groups: int = Field(8, ge=1, description="groups of group normalization")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the last layer")
@@ -26,7 +26,7 @@ class CNN(Model):
         return self
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
-        """Return the network; pooling stops where the image is down to one pixel."""
+        """Return the network; pooling stops when the image is down to one pixel."""
         channels, height, width = image_shape
         layers: list[nn.Module] = []
         for out in self.widths:

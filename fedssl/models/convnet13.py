@@ -15,8 +15,8 @@ from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, n
 class ConvNet13(Model):
     """Nine convolutions with LeakyReLU(0.1), two poolings with dropout, global average pooling, one linear layer.
 
-    Deviations: a plain normalization instead of weight normalization with mean-only batch normalization; Gaussian
-    noise on the input is left to augmentation.
+    Deviations: a plain normalization replaces weight normalization with mean-only batch normalization. Gaussian noise
+    on the input is left to augmentation.
     """
 
     width: int = Field(128, ge=1, description="channels of the first block; 128 in the papers")
@@ -32,8 +32,8 @@ class ConvNet13(Model):
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the network, 3.1 million weights at width 128; He normal convolutions, as in the papers.
 
-        Pooling stops where the image is down to one pixel, and the convolution without padding is padded where the
-        image is too small for it.
+        Pooling stops when the image is down to one pixel. The convolution without padding is padded if the image is too
+        small for it.
         """
         channels, height, width = image_shape
         side = min(height, width)

@@ -1,7 +1,7 @@
 """ResNet-18 for small images: a 3x3 stem at full size and no pooling before the blocks.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385; the stem as in their CIFAR-10
-networks (section 4.2), the blocks as in their ImageNet network (table 1).
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385; the stem is that of their
+CIFAR-10 networks (section 4.2), the blocks are those of their ImageNet network (table 1).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class ResNet18(Model):
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the network, 11.17 million weights at width 64; He normal convolutions, as in the paper.
 
-        The last three pairs halve the image; one of a single pixel stays as it is.
+        The last three pairs halve the image; an image of one pixel stays as it is.
         """
         channels = self.width
         layers: list[nn.Module] = [
@@ -53,7 +53,7 @@ class ResNet18(Model):
 
 
 class _Block(nn.Module):
-    """The basic block: ReLU(x + f(x)), f = two 3x3 convolutions (He et al., figure 2)."""
+    """The basic block ReLU(x + f(x)), where f is two 3x3 convolutions (He et al., figure 2)."""
 
     def __init__(self, channels: int, out: int, stride: int, model: ResNet18) -> None:
         super().__init__()

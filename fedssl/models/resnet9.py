@@ -1,6 +1,6 @@
 """ResNet-9, the small residual network of fast CIFAR-10 training.
 
-Page, "How to Train Your ResNet", 2018-2019, the form that became known through DAWNBench (Coleman et al., "DAWNBench:
+Page, "How to Train Your ResNet", 2018-2019; it became known through DAWNBench (Coleman et al., "DAWNBench:
 An End-to-End Deep Learning Benchmark and Competition", 2017). FedMatch (Jeong et al., ICLR 2021, arXiv:2006.12097) is
 measured on a ResNet-9.
 """
@@ -16,7 +16,7 @@ from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, n
 class ResNet9(Model):
     """Eight 3x3 convolutions with ReLU, four of them in two residual blocks, global max pooling, one linear layer.
 
-    Deviations from Page's: He normal convolutions instead of torch's default, and no factor on the logits.
+    Deviations from Page's network: He normal convolutions instead of torch's default, and no factor on the logits.
     """
 
     width: int = Field(64, ge=1, description="channels of the first convolution; 64 is usual")
@@ -62,7 +62,7 @@ class ResNet9(Model):
 
 
 class _Residual(nn.Module):
-    """x + f(x), both activated already."""
+    """A residual block x + f(x), where x and f(x) are activated already."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Static batch normalization: statistics of the batch in training, measured ones in evaluation.
+"""Static batch normalization: statistics of the batch in training, measured statistics in evaluation.
 
 Diao, Ding & Tarokh, "HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients",
 ICLR 2021, arXiv:2010.01264, section 3; used by SemiFL (Diao, Ding & Tarokh, NeurIPS 2022, arXiv:2106.01432).
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 class StaticBatchNorm(nn.Module):
     """Normalize each channel by the batch's own mean and variance, and track neither.
 
-    What evaluation normalizes with is measured by a separate pass over data (`measure_statistics`) and kept as E[x]
-    and E[x^2] of each channel. Both are linear in the data: if all clients measure with the same weights, the mean of
-    their buffers with weights n_k is exactly what one pass over the clients' batches together gives. A mean of variances
-    would leave out how far the clients' means lie apart. Until measured, evaluation only scales and shifts.
+    A separate pass over data (`measure_statistics`) measures the statistics for evaluation, E[x] and E[x^2] of each
+    channel. Both are linear in the data: if all clients measure with the same weights, the mean of their buffers with
+    weights n_k is exactly the result of one pass over the batches of all clients. A mean of variances would leave out
+    how far the clients' means lie apart. Before that pass, evaluation only scales and shifts.
 
     Deviations: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
     Here each client measures with the weights that it has just trained, so the mean of the buffers is close to the
     statistics under the averaged weights, and not equal to them.
 
     Args:
-        channels: C, of images (B, C, H, W).
+        channels: C, the channels of images (B, C, H, W).
         eps: Added to the variance.
     """
 
@@ -43,9 +43,9 @@ class StaticBatchNorm(nn.Module):
         self.register_buffer("mean_square", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalized, (B, C, H, W) like x; one value a channel becomes the bias."""
+        """Return x normalized, shape (B, C, H, W); a channel of a single value becomes the bias."""
         if self.training:
-            # Not F.batch_norm, which refuses one value a channel; its variance is 0 and needs no special case.
+            # F.batch_norm would refuse a single value per channel; its variance is 0 and needs no special case.
             return torch.batch_norm(
                 x, self.weight, self.bias, None, None, True, 0.0, self.eps,
                 torch.backends.cudnn.enabled,
@@ -55,7 +55,7 @@ class StaticBatchNorm(nn.Module):
         return F.batch_norm(x, self.mean, variance, self.weight, self.bias, False, 0.0, self.eps)
 
     def extra_repr(self) -> str:
-        """Return what a printed network shows of the layer."""
+        """Return the text that a printed network shows for the layer."""
         return f"{len(self.weight)}, eps={self.eps}"
 
 
@@ -63,19 +63,19 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Fill the buffers of a network's `StaticBatchNorm` layers by one pass over images, without gradients.
 
     While the pass runs these layers normalize by each batch's own statistics, as in training, and everything else
-    (dropout, other normalizations) is as in evaluation; the training modes are put back afterwards. A batch weighs
-    as many as it has values a channel. What deeper layers see depends on how images are cut into batches. Without
-    such layers no batch is asked for; without an image the buffers stay what they were.
+    (dropout, other normalizations) is as in evaluation; the training modes are restored afterwards. The weight of a
+    batch is its number of values per channel. The inputs of deeper layers depend on how images are cut into batches. If
+    the network has no `StaticBatchNorm`, no batch is read; if there are no images, the buffers do not change.
 
     Args:
-        network: Written in place.
+        network: Its buffers are written in place.
         batches: Normalized images, each (B, C, H, W), on the network's device; sizes may differ.
     """
     layers = [module for module in network.modules() if isinstance(module, StaticBatchNorm)]
     if not layers:
         return
     tallies = [_Tally(layer) for layer in layers]
-    with torch.no_grad(), _normalizing_by_batch(network, layers):
+    with torch.no_grad(), _normalize_by_batch(network, layers):
         hooks = [
             layer.register_forward_pre_hook(tally)
             for layer, tally in zip(layers, tallies, strict=True)
@@ -92,7 +92,7 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class _Tally:
-    """Sums of x and x^2 of each channel that a layer was given, in double precision."""
+    """Sums of a layer's inputs x and of x^2 for each channel, in double precision."""
 
     def __init__(self, layer: StaticBatchNorm) -> None:
         self.layer = layer
@@ -101,7 +101,7 @@ class _Tally:
         self.total_square = torch.zeros_like(self.total)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # One batch at float32 (autocast hands over less), the sum over batches at float64.
+        # A batch is averaged in float32 (autocast may pass half precision); batches are added in float64.
         x = inputs[0].float()
         values = x.numel() // x.shape[1]
         self.count += values
@@ -115,7 +115,7 @@ class _Tally:
 
 
 @contextmanager
-def _normalizing_by_batch(network: nn.Module, layers: list[StaticBatchNorm]) -> Iterator[None]:
+def _normalize_by_batch(network: nn.Module, layers: list[StaticBatchNorm]) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     for layer in layers:

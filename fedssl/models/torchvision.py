@@ -1,4 +1,4 @@
-"""Any classifier of ``torchvision.models`` by name, from scratch: ``kind = "torchvision:resnet18"``."""
+"""Any classifier of ``torchvision.models`` by name, with fresh weights: ``kind = "torchvision:resnet18"``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,22 +17,24 @@ class TorchVision(Model):
 
     name: str = Field(description="name of the classifier, as torchvision lists it")
     resize: int | None = Field(
-        None, ge=8, description="side in pixels that images are scaled to first; unset: as they are"
+        None,
+        ge=8,
+        description="side in pixels to which images are scaled first; unset: they keep their size",
     )
     norm: Norm | None = Field(
         None,
-        description="what stands in for every batch normalization; unset: as the architecture has it",
+        description="normalization that replaces every batch normalization; unset: the architecture keeps its own",
     )
     groups: int = Field(
         8,
         ge=1,
-        description="most groups of group normalization; a layer has as many as divide its channels",
+        description="most groups of group normalization; a layer gets the largest number that divides its channels",
     )
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
-        """Return the classifier behind an adapter of size, channels and outputs."""
+        """Return the classifier behind an adapter for the images' size and channels."""
         require("torchvision", "model.kind", f"{self.kind!r}")
-        from torchvision import models  # imported here: it takes a second that other models save
+        from torchvision import models  # takes a second, which other models save
 
         known = models.list_models(module=models)
         if self.name not in known:
@@ -52,7 +54,7 @@ class TorchVision(Model):
     def _replace_norms(self, backbone: nn.Module, norm: Norm) -> None:
         """Replace every `BatchNorm2d` by a fresh normalization of as many channels, in place.
 
-        No weights are drawn, so that the others are the seed's own whatever the normalization.
+        A normalization draws no random weights, so the seed gives the other weights whatever the normalization is.
         """
         found = [
             (parent, name, child)
@@ -64,7 +66,7 @@ class TorchVision(Model):
             raise InputError(
                 "model.norm",
                 f"is {norm!r}, but {self.name} has no batch normalization to replace",
-                "leave it out",
+                "leave norm out",
             )
         for parent, name, child in found:
             channels = child.num_features
@@ -77,7 +79,7 @@ def _num_groups(channels: int, most: int) -> int:
 
 
 class _Adapted(nn.Module):
-    """Feed a backbone that wants three channels and perhaps larger images."""
+    """A backbone that is given three channels and, if `resize` is set, images of this side."""
 
     def __init__(self, backbone: nn.Module, resize: int | None) -> None:
         super().__init__()

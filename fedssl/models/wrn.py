@@ -1,7 +1,7 @@
 """Wide residual networks.
 
-Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146. WRN-28-2 is what semi-supervised methods
-are compared on since Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning Algorithms", NeurIPS 2018,
+Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146. Semi-supervised methods are compared on
+WRN-28-2 since Oliver et al., "Realistic Evaluation of Deep Semi-Supervised Learning Algorithms", NeurIPS 2018,
 arXiv:1804.09170.
 """
 
@@ -16,12 +16,14 @@ from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, n
 class WRN(Model):
     """Three groups of pre-activation residual blocks of 16, 32 and 64 times `width` channels.
 
-    LeakyReLU(0.1) instead of the paper's ReLU, as in the official code of FixMatch. Where a block changes the number
-    of channels, its shortcut reads the activated input, as in the official code of the paper.
+    The activation is LeakyReLU(0.1) instead of the paper's ReLU, as in the official code of FixMatch. If a block
+    changes the number of channels, its shortcut reads the activated input, as in the official code of the paper.
     """
 
-    depth: int = Field(28, ge=10, description="convolutions, shortcuts included: 6n + 4")
-    width: int = Field(2, ge=1, description="factor on the channels 16, 32 and 64")
+    depth: int = Field(
+        28, ge=10, description="number of convolutions, shortcuts included; it must be 6n + 4"
+    )
+    width: int = Field(2, ge=1, description="factor that multiplies the channels 16, 32 and 64")
     norm: Norm = Field("group", description="normalization before every convolution but the first")
     groups: int = Field(8, ge=1, description="groups of group normalization")
     dropout: float = Field(
@@ -31,14 +33,16 @@ class WRN(Model):
     @model_validator(mode="after")
     def _check(self) -> "WRN":
         if (self.depth - 4) % 6:
-            raise ValueError(f"a depth of {self.depth} is not 6n + 4, such as 10, 16, 22, 28 or 40")
+            raise ValueError(
+                f"a depth of {self.depth} is not 6n + 4; take 10, 16, 22, 28 or 40, for example"
+            )
         check_groups(self.norm, self.groups, [16, *(16 * self.width * 2**i for i in range(3))])
         return self
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the network, 1.47 million weights for WRN-28-2; He normal convolutions, as in the paper.
 
-        The second and third group halve the image; one of a single pixel stays as it is.
+        The second and third group halve the image; an image of one pixel stays as it is.
         """
         channels = 16
         layers: list[nn.Module] = [conv_layer(image_shape[0], channels, 3, self.norm)]
@@ -61,11 +65,11 @@ class WRN(Model):
 
 
 class _Block(nn.Module):
-    """x + f(x), f = two rounds of normalization, activation and convolution (Zagoruyko & Komodakis, figure 1d)."""
+    """A block x + f(x), f: twice normalization, activation and convolution (Zagoruyko & Komodakis, figure 1d)."""
 
     def __init__(self, channels: int, out: int, stride: int, model: WRN) -> None:
         super().__init__()
-        # Not in place: without a normalization the input itself would change, and the shortcut with it.
+        # The activation is not in place: without a normalization it would change the input and so the shortcut.
         self.activate = nn.Sequential(
             norm_layer(model.norm, channels, model.groups), nn.LeakyReLU(0.1)
         )

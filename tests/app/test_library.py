@@ -174,7 +174,7 @@ def test_a_run_predicts_what_its_evaluation_counted(finished):
     ("images", "message"),
     [
         (np.zeros((1, 8, 8), np.uint8), "shape"),
-        (np.zeros((2, 3, 8, 8), np.uint8), r"give it \(B, 1, 8, 8\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"give images of shape \(B, 1, 8, 8\)"),
         (np.zeros((2, 1, 8, 8), np.int64), "int64"),
         (np.full((2, 1, 8, 8), 255.0), r"runs from 255 to 255; scale floats to \[0, 1\]"),
         (np.full((2, 1, 8, 8), np.nan), "runs from nan"),

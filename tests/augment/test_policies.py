@@ -218,7 +218,7 @@ def test_color_jitter_draws_an_order_for_every_image(monkeypatch):
     """Bright first clips at 1 and loses contrast; contrast first does not: with one factor each, order shows."""
     given = torch.tensor([0.2, 0.9]).view(1, 1, 1, 2).expand(4000, 3, -1, -1)
     factors = torch.tensor([[2.0, 0.5, 1, 0]]).expand(4000, -1)
-    monkeypatch.setattr(ColorJitter, "_factors", lambda self, uniform: factors)
+    monkeypatch.setattr(ColorJitter, "_scale_to_ranges", lambda self, uniform: factors)
     views = still()(given, stream(), flips=False)[:, 0, 0]
     bright_first = (views - torch.tensor([0.55, 0.85])).abs().amax(1) < 1e-3
     contrast_first = (views - torch.tensor([0.75, 1.0])).abs().amax(1) < 1e-3

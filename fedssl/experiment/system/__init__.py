@@ -1,4 +1,4 @@
-"""Virtual devices and virtual time: how fast clients are, when they are there, and what a round takes.
+"""Virtual devices and virtual time: how fast clients are, when they are available, and how long a round takes.
 
-Nothing here waits: seconds are counted, not spent.
+Nothing here waits: virtual seconds are computed.
 """

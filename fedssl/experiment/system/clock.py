@@ -1,7 +1,7 @@
-"""The virtual clock: who is there, who answers in time, and when a round is over. Computed, and never slept.
+"""The virtual clock: it computes which clients are available, which answer in time, and when a round is over.
 
-It is the server's alone and looks at nothing that an engine could change - not at replies, nor at real time - so that
-the same clients are late on every engine.
+The clock never sleeps. It belongs to the server and looks at nothing that an engine could change, such as replies or
+real time, so that the same clients are late on every engine.
 """
 
 import math
@@ -19,17 +19,17 @@ from fedssl.experiment.system.devices import Devices, Floats, draw_devices
 from fedssl.experiment.system.section import System
 
 MOST_ATTEMPTS = 1000
-"""Times that the server asks in a round whether anybody is there."""
+"""The server asks at most this many times in a round whether a client is available."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a client that was asked to take part.
+    """The outcome of a round for a client that was asked to take part.
 
     Args:
-        status: ``"ok"``: its reply counts; ``"late"``: past the deadline; ``"dropped"``: lost in the middle of the round;
-            ``"surplus"``: as many as were wanted had answered before.
-        seconds: Virtual time of its round, whether it came to its end or not.
+        status: ``"ok"``: its reply counts; ``"late"``: its reply comes after the deadline; ``"dropped"``: the client is
+            lost in the middle of the round; ``"surplus"``: as many clients as were wanted answer before it.
+        seconds: Virtual seconds that its round takes, whether the client completes it or not.
     """
 
     status: Literal["ok", "late", "dropped", "surplus"]
@@ -42,10 +42,10 @@ class VirtualClock:
     Args:
         system: The ``[system]`` section.
         num_clients: K.
-        seed: The experiment's.
+        seed: The experiment's seed.
 
     Raises:
-        InputError: A law or a file of the section is not right.
+        InputError: A law or a file of the section is wrong.
     """
 
     def __init__(self, system: System, num_clients: int, seed: int) -> None:
@@ -64,10 +64,10 @@ class VirtualClock:
         self.now = float(kept["now"])
 
     def open_round(self, server_round: int) -> Rows:
-        """Return the clients that are there, ascending; where there is none, virtual time passes until one is.
+        """Return the available clients, ascending; while there are none, let virtual time pass.
 
         Raises:
-            RunFailed: Nobody comes.
+            RunFailed: No client becomes available.
         """
         availability = self._system.availability
         began = self.now
@@ -85,23 +85,23 @@ class VirtualClock:
     def close_round(
         self, server_round: int, clients: Sequence[int], wanted: int, seconds: Floats
     ) -> dict[int, Fate]:
-        """Decide who makes it, and let the round's time pass.
+        """Return the fate of each client that was asked, and let the round's virtual time pass.
 
-        The server stops at the reply that completes those it wanted, else when all have answered that still can; with a
-        deadline it waits that long for anybody missing, for it cannot know who is lost.
+        The round ends with the reply that completes the number of replies wanted. If fewer clients can answer, the
+        round ends when all of these have answered. If there is a deadline, the server waits until then for missing
+        replies, because it cannot know which clients are lost.
 
         Args:
-            server_round: The round.
-            clients: Who was asked.
-            wanted: Replies that are enough.
-            seconds: What every client's round takes, (K,).
+            server_round: The round, counted from 1.
+            clients: Clients that were asked.
+            wanted: Number of replies that is enough.
+            seconds: Virtual seconds that every client's round takes, (K,).
         """
         deadline = self._system.deadline or math.inf
-        # One draw a client, asked or not: who is lost does not depend on who else was asked.
-        lost = self._draws("dropout", server_round) < self.devices.dropout
-        order = self._draws(
-            "order", server_round
-        )  # of equally fast ones, each round another comes first
+        # Every client has a draw, asked or not, so that which clients are lost does not depend on which are asked.
+        lost = self._draw_for_every_client("dropout", server_round) < self.devices.dropout
+        # Among equally fast clients, another client comes first in each round.
+        order = self._draw_for_every_client("order", server_round)
         answering = sorted(
             (float(seconds[c]), float(order[c]), c)
             for c in clients
@@ -124,11 +124,11 @@ class VirtualClock:
         return fates
 
     def train_at_server(self, images: int) -> None:
-        """Let the time pass in which the server itself trains on so many images."""
+        """Let the virtual time pass that the server needs to train on this number of images."""
         if self._system.server_speed is not None:
             self.now += images / self._system.server_speed
 
-    def _draws(self, purpose: str, server_round: int) -> Floats:
-        """Return a draw from [0, 1) for every client, (K,), in this round."""
+    def _draw_for_every_client(self, purpose: str, server_round: int) -> Floats:
+        """Return a draw from [0, 1) for every client in this round, (K,)."""
         stream = rng.numpy_generator(self._seed, f"system/{purpose}", round=server_round)
         return stream.random(self._num_clients)

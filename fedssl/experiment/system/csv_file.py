@@ -1,4 +1,4 @@
-"""CSV files that say something of clients: numbers in named columns, each problem with its line."""
+"""CSV files with numbers of clients in named columns; every error names the line of the file."""
 
 import csv
 import functools
@@ -13,19 +13,19 @@ import numpy.typing as npt
 from fedssl.core.errors import InputError
 
 CLIENT = "client"
-"""Column of the client's number."""
+"""Name of the column that holds the number of the client."""
 
 MOST_DIGITS = 18
-"""Of a client's number: what fits 64 bits for sure."""
+"""A client's number has at most this many digits, which always fit into 64 bits."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What stands in a file, line by line; arrays are read-only.
+    """The columns of a file, with one entry per line; the arrays are read-only.
 
     Args:
-        lines: Line of each entry, counted from 1, int64 (n,).
-        clients: Client of each, 0 or more, int64 (n,).
+        lines: Line in the file of each entry, counted from 1, int64 (n,).
+        clients: Client of each entry, 0 or more, int64 (n,).
         numbers: The other columns by name; finite, float64 (n,).
     """
 
@@ -35,14 +35,14 @@ class Columns:
 
 
 def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
-    """Read the client and some columns of numbers; a file is read again only when it has changed.
+    """Read the clients and some columns of numbers; a file is read again only when it has changed.
 
     Args:
         path: CSV file whose first line names its columns; ``~`` is the home folder. Empty lines are skipped.
-        names: Columns of numbers.
+        names: Names of the columns of numbers.
 
     Raises:
-        InputError: No such file or column, nothing below the first line, or what should be a number and is none.
+        InputError: There is no such file or column, no line below the first, or a cell that holds no number.
     """
     try:
         file = path.expanduser()
@@ -61,20 +61,24 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
 def _read(path: Path, modified: int, names: tuple[str, ...]) -> Columns:
     lines, clients = [], []
     cells: list[list[float]] = [[] for _ in names]
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
+    with path.open(
+        encoding="utf-8-sig", newline=""
+    ) as file:  # spreadsheets begin with a byte order mark
         reader = csv.reader(file, skipinitialspace=True)
-        places = _places(path, [name.strip() for name in next(reader, [])], (CLIENT, *names))
+        places = _column_indices(
+            path, [name.strip() for name in next(reader, [])], (CLIENT, *names)
+        )
         for row in reader:
             if not any(row):
                 continue
             texts = [row[place].strip() if place < len(row) else "" for place in places]
             where = f"{path}, line {reader.line_num}"
             lines.append(reader.line_num)
-            clients.append(_client(where, texts[0]))
+            clients.append(_parse_client(where, texts[0]))
             for name, text, column in zip(names, texts[1:], cells, strict=True):
-                column.append(_number(where, name, text))
+                column.append(_parse_number(where, name, text))
     if not lines:
-        raise InputError(str(path), "has no line below that of the columns' names")
+        raise InputError(str(path), "has no line below the names of the columns")
     columns = Columns(
         np.array(lines, dtype=np.int64),
         np.array(clients, dtype=np.int64),
@@ -85,7 +89,7 @@ def _read(path: Path, modified: int, names: tuple[str, ...]) -> Columns:
     return columns
 
 
-def _places(path: Path, header: list[str], names: tuple[str, ...]) -> list[int]:
+def _column_indices(path: Path, header: list[str], names: tuple[str, ...]) -> list[int]:
     for name in names:
         if (count := header.count(name)) != 1:
             problem = f"has {count} columns {name!r}" if count else f"has no column {name!r}"
@@ -93,13 +97,13 @@ def _places(path: Path, header: list[str], names: tuple[str, ...]) -> list[int]:
     return [header.index(name) for name in names]
 
 
-def _client(where: str, text: str) -> int:
+def _parse_client(where: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
         raise InputError(where, f"{CLIENT} is {text!r}", "it must be a whole number, 0 or more")
     return int(text)
 
 
-def _number(where: str, name: str, text: str) -> float:
+def _parse_number(where: str, name: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:

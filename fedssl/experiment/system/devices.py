@@ -1,4 +1,4 @@
-"""The devices of a federation, drawn once: what a client's round costs on its own."""
+"""The devices of a federation, drawn once, and the virtual time that a client's round takes on its device."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ MEGA = 1e6
 
 @dataclass(frozen=True)
 class Devices:
-    """One device a client; every field has shape (K,).
+    """One device per client; every field has shape (K,).
 
     Args:
-        speed: Images it trains on in a second.
-        download, upload: Of its line, Mbit/s.
-        dropout: Probability that it is lost in a round.
+        speed: Images that the device trains on per second.
+        download, upload: Speed of the device's line, Mbit/s.
+        dropout: Probability that the device is lost in a round.
     """
 
     speed: Floats
@@ -34,21 +34,21 @@ class Devices:
         """Return the virtual seconds that each client's round takes, (K,).
 
         Args:
-            images: That all views of its round come to, (K,).
-            bytes_down, bytes_up: Sizes of a request and of a reply.
+            images: Number of images in all views of each client's round, (K,).
+            bytes_down, bytes_up: Sizes of a request and of a reply, bytes.
         """
         line = bytes_down / self.download + bytes_up / self.upload
         return line * (BITS_PER_BYTE / MEGA) + images / self.speed
 
 
 def draw_devices(system: System, num_clients: int, seed: int) -> Devices:
-    """Draw every client's device; the same for the same seed.
+    """Draw every client's device; the same seed gives the same devices.
 
     Raises:
-        InputError: A law gave a value that is none, such as a negative speed; or its file is not right.
+        InputError: A law gives an impossible value, such as a negative speed, or the law's file is wrong.
     """
 
-    def drawn(name: str) -> Floats:
+    def draw_numbers(name: str) -> Floats:
         law: Law = getattr(system, name)
         stream = rng.numpy_generator(seed, f"system/{name}")
         if name == "dropout":
@@ -57,4 +57,4 @@ def draw_devices(system: System, num_clients: int, seed: int) -> Devices:
             )
         return law.draw_within(num_clients, stream, f"system.{name}", 0)
 
-    return Devices(*(drawn(name) for name in ("speed", "download", "upload", "dropout")))
+    return Devices(*(draw_numbers(name) for name in ("speed", "download", "upload", "dropout")))

@@ -19,38 +19,43 @@ SYSTEM_FAMILIES = (SPEEDS, DOWNLOADS, UPLOADS, DROPOUTS, AVAILABILITIES, PROBABI
 
 
 def num_asked(wanted: int, over_selection: float) -> int:
-    """Return how many clients are asked where so many are wanted; a product that is whole but for rounding stays."""
+    """Return how many clients the server asks to get the wanted number of replies: their product, rounded up.
+
+    The product is first rounded to nine decimals, so that a floating-point error does not add a client.
+    """
     return math.ceil(round(wanted * over_selection, 9))
 
 
 class System(Section):
-    """The ``[system]`` section: virtual devices in virtual time. Nobody waits: the clock is computed, not run."""
+    """The ``[system]`` section: virtual devices in virtual time. Nothing waits: virtual time is computed."""
 
     speed: Annotated[Law, SPEEDS] = Field(
-        Fixed(value=100.0), description="images that a client's device trains on in a second"
+        Fixed(value=100.0), description="images that a client's device trains on per second"
     )
     download: Annotated[Law, DOWNLOADS] = Field(
-        Fixed(value=20.0), description="of its line, in Mbit/s"
+        Fixed(value=20.0), description="download speed of a client's line, in Mbit/s"
     )
-    upload: Annotated[Law, UPLOADS] = Field(Fixed(value=5.0), description="likewise")
+    upload: Annotated[Law, UPLOADS] = Field(
+        Fixed(value=5.0), description="upload speed of a client's line, in Mbit/s"
+    )
     dropout: Annotated[Law, DROPOUTS] = Field(
-        Fixed(value=0.0), description="probability that it is lost in the middle of a round"
+        Fixed(value=0.0), description="probability that a client is lost in the middle of a round"
     )
     availability: Annotated[Availability, AVAILABILITIES] = Field(
-        Always(), description="when it can be asked to take part"
+        Always(), description="when a client can be asked to take part"
     )
     server_speed: float | None = Field(
         None,
         gt=0,
-        description="images that the server trains on in a second, where labels are there; unset: it takes no time",
+        description="images that the server trains on per second if it holds labels; unset: training takes no time",
     )
     deadline: float | None = Field(
         None,
         gt=0,
-        description="virtual seconds after which the server goes on without those missing",
+        description="virtual seconds after which the server goes on without missing replies; unset: it has no deadline",
     )
     over_selection: float = Field(
         1.0,
         ge=1,
-        description="clients asked for every one wanted; the round ends when federation.sample have answered",
+        description="clients asked for each client wanted; the round ends when federation.sample clients have answered",
     )

@@ -264,7 +264,7 @@ class TestSchedule:
             ("0,5,5", None, r"times.csv, line 3: end is not after start"),
             ("0,9,5", 10, r"times.csv, line 3: end is not after start"),
             ("0,10,12", 10, r"times.csv, line 3: start is not within the period of 10 s"),
-            ("0,5,15.5", 10, r"times.csv, line 3: is longer than the period of 10 s"),
+            ("0,5,15.5", 10, r"times.csv, line 3: its interval is longer than the period of 10 s"),
             ("0,noon,5", None, r"times.csv, line 3: start is 'noon', not a finite number"),
             ("0,1", None, r"times.csv, line 3: end is ''"),
             ("x,1,2", None, r"times.csv, line 3: client is 'x'"),

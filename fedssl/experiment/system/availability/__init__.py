@@ -1,4 +1,4 @@
-"""When clients can take part, one law a file."""
+"""Rules that say when clients can take part, one rule per file."""
 
 from fedssl.experiment.system.availability.base import AVAILABILITIES, Availability
 

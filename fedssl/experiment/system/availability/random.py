@@ -1,4 +1,4 @@
-"""Clients that are there or not by chance, some more often than others."""
+"""Clients that are available by chance, some more often than others."""
 
 from typing import Annotated
 
@@ -12,24 +12,26 @@ PROBABILITIES = LAWS.at("system.availability.probability", None)
 
 
 class Random(Availability):
-    """Every client has a probability of its own, and is there by it independently at each asking."""
+    """Make every client available with a probability of its own, drawn anew whenever the server asks."""
 
     probability: Annotated[Law, PROBABILITIES] = Field(
-        description="law of the probability that a client is there, in (0, 1]"
+        description="law of the probability that a client is available, in (0, 1]"
     )
     retry: float = Field(
-        60.0, gt=0, description="virtual seconds until the server, having asked in vain, asks again"
+        60.0,
+        gt=0,
+        description="virtual seconds after which the server asks again if no client is available",
     )
 
     def available(
         self, now: float, server_round: int, attempt: int, num_clients: int, seed: int
     ) -> Mask:
-        """Return who is there, in this round and attempt; see `Availability.available`."""
+        """Return which clients are available in this round and attempt; see `Availability.available`."""
         law = rng.numpy_generator(seed, "system/availability")
         probs = self.probability.draw_within(num_clients, law, PROBABILITIES.section, 0, 1)
         chance = rng.numpy_generator(seed, f"system/available/{attempt}", round=server_round)
         return chance.random(num_clients) < probs
 
     def next_change(self, now: float, num_clients: int) -> float:
-        """Return the second after `retry`; see `Availability.next_change`."""
+        """Return the second that is `retry` after `now`; see `Availability.next_change`."""
         return now + self.retry

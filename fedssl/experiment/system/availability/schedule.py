@@ -13,29 +13,32 @@ from fedssl.experiment.system.csv_file import Columns, read_columns
 
 
 class Schedule(Availability):
-    """A client is there from each ``start`` of its lines until just before the line's ``end``.
+    """Make a client available from the ``start`` of each of its lines until just before the line's ``end``.
 
     The file's first line names its columns, ``client,start,end``; times are virtual seconds. A client may have several
-    lines; one without any is never there. With a `period` everything repeats: a ``start`` is less than the period, and
-    an interval over its end goes on past it (22:00 to 6:00 of a period of 86400 is 79200 to 108000).
+    lines; a client without lines is never available. With a `period` the timetable repeats. Then every ``start`` is
+    less than the period, and an interval that crosses the end of the period has an ``end`` beyond it: with a period of
+    86400, the interval from 22:00 to 6:00 is 79200 to 108000.
     """
 
     path: Path = Field(description="CSV file with the columns client, start and end")
     period: float | None = Field(
-        None, gt=0, description="virtual seconds after which the timetable repeats; unset: never"
+        None,
+        gt=0,
+        description="virtual seconds after which the timetable repeats; unset: it does not repeat",
     )
 
     def available(
         self, now: float, server_round: int, attempt: int, num_clients: int, seed: int
     ) -> Mask:
-        """Return who is there at this second; rounds and attempts do not matter. See `Availability.available`.
+        """Return which clients are available at `now`, in any round and attempt; see `Availability.available`.
 
         Raises:
             InputError: The file cannot be read, lacks a column, or has an impossible interval.
         """
         clients, starts, ends = self._intervals(num_clients)
         there = np.zeros(num_clients, dtype=np.bool_)
-        for origin in self._origins(now):
+        for origin in self._relevant_period_starts(now):
             there[clients[(origin + starts <= now) & (now < origin + ends)]] = True
         return there
 
@@ -47,18 +50,18 @@ class Schedule(Availability):
             RunFailed: No interval of these clients starts after `now`.
         """
         _, starts, _ = self._intervals(num_clients)
-        for origin in self._origins(now):
+        for origin in self._relevant_period_starts(now):
             later = (origin + starts)[origin + starts > now]
             if len(later):
                 return float(later.min())
         again = "" if self.period else "; set period to repeat the timetable"
         raise RunFailed(f"no client is ever available again after {now:.0f} s ({self.path}){again}")
 
-    def _origins(self, now: float) -> Iterator[float]:
-        """Yield the beginning, in seconds, of every period that could matter at a second, in order.
+    def _relevant_period_starts(self, now: float) -> Iterator[float]:
+        """Yield the start, in seconds, of every period whose intervals could matter at `now`, in order.
 
-        Those are the one before, whose intervals reach into this one, this one and the next; and one more, for when
-        `now` is a multiple of the period but for rounding.
+        Intervals of the previous period reach into the current period. The current and the next period matter too, and
+        one more period in case rounding puts `now` just below a multiple of the period.
         """
         if self.period is None:
             yield 0.0
@@ -70,7 +73,7 @@ class Schedule(Availability):
     def _intervals(
         self, num_clients: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return client, start and end of the intervals of the clients there are, (n,) each."""
+        """Return client, start and end of the intervals of clients 0 to K-1, (n,) each."""
         table = read_columns(self.path, ("start", "end"))
         starts, ends = table.numbers["start"], table.numbers["end"]
         self._refuse(table, starts < 0, "start is below 0", "virtual time begins at 0")
@@ -78,7 +81,7 @@ class Schedule(Availability):
         if self.period is not None:
             each = f"the period of {self.period:g} s"
             self._refuse(table, starts >= self.period, f"start is not within {each}")
-            self._refuse(table, ends > starts + self.period, f"is longer than {each}")
+            self._refuse(table, ends > starts + self.period, f"its interval is longer than {each}")
         known = table.clients < num_clients
         return table.clients[known], starts[known], ends[known]
 

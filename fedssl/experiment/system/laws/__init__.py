@@ -1,4 +1,4 @@
-"""How a number, such as a speed, differs over the clients, one law a file."""
+"""Laws that give each client a number, such as a speed; one law per file."""
 
 from fedssl.experiment.system.laws.base import LAWS, Law
 

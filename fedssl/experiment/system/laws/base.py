@@ -1,4 +1,4 @@
-"""What every law is: a rule that gives each client a number."""
+"""The base class of laws; a law gives each client a number."""
 
 import math
 from abc import abstractmethod
@@ -16,7 +16,18 @@ Numbers = npt.NDArray[np.float64]
 
 
 class Law(Plugin):
-    """A rule that gives each client a number of its own."""
+    """A rule that gives each client a number of its own.
+
+    Example:
+        A new law defines `draw`:
+
+        >>> class Rising(Law):
+        ...     step: float
+        ...     def draw(self, num_clients, generator):
+        ...         return self.step * np.arange(num_clients)
+        >>> Rising(step=2.0).draw(3, np.random.default_rng(0)).tolist()
+        [0.0, 2.0, 4.0]
+    """
 
     is_abstract: ClassVar[bool] = True
 
@@ -29,7 +40,7 @@ class Law(Plugin):
             generator: Source of the draw.
 
         Raises:
-            InputError: The law cannot say, for one of these clients.
+            InputError: The law has no number for one of these clients.
         """
 
     def draw_within(
@@ -47,12 +58,13 @@ class Law(Plugin):
         Args:
             num_clients: K.
             generator: Source of the draw.
-            field: Dotted name of what is drawn, for messages, e.g. ``"system.speed"``.
-            least: Bound that every number is above; with `including_least`, or at.
-            most: Bound that no number is above; by default any finite number will do.
+            field: Dotted name of the drawn setting, for messages, e.g. ``"system.speed"``.
+            least: Bound that every number must be above.
+            most: Bound that no number may be above; by default, every finite number is allowed.
+            including_least: Whether a number may also equal `least`.
 
         Raises:
-            InputError: A number is out of bounds or not finite; names the first such client and its number.
+            InputError: A number is out of bounds or not finite; the message names the first such client and its number.
         """
         try:
             numbers = self.draw(num_clients, generator)
@@ -73,10 +85,10 @@ class Law(Plugin):
 
 
 class LawFamily(Family):
-    """The family of laws; a bare number is short for the law that gives it to everybody."""
+    """The family of laws; a bare number is short for the law that gives this number to every client."""
 
     def as_table(self, value: Any) -> Any:
-        """Return a section as a table: a bare number is a fixed one, a bare name a kind."""
+        """Return a section as a table: a bare number becomes a fixed law, a bare name becomes a kind."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {self.key: "fixed", "value": value}
         return super().as_table(value)
@@ -84,7 +96,7 @@ class LawFamily(Family):
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the section for editors: a number, or one alternative a kind."""
+        """Describe the section for editors: a number, or one alternative per kind."""
         kinds = super().__get_pydantic_json_schema__(schema, handler)
         return {"anyOf": [{"type": "number"}, *kinds["anyOf"]]}
 

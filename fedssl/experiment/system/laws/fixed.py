@@ -1,4 +1,4 @@
-"""The same number for everybody; ``speed = 2`` is short for it."""
+"""The same number for every client; ``speed = 2`` is short for this law."""
 
 import numpy as np
 from pydantic import Field

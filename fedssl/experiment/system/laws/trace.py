@@ -11,17 +11,17 @@ from fedssl.experiment.system.laws.base import Law, Numbers
 
 
 class Trace(Law):
-    """Give every client the number that a file has for it.
+    """Give every client its number from a CSV file.
 
-    The file's first line names its columns. One of them is ``client``: 0 to K-1, each on exactly one line, in any
-    order; lines of further clients are not used.
+    The file's first line names its columns. The column ``client`` holds the clients 0 to K-1, each on exactly one line,
+    in any order; lines of further clients are not used.
     """
 
-    path: Path = Field(description="CSV file with the columns client and the one named")
-    column: str = Field(description="column of the numbers")
+    path: Path = Field(description="CSV file with the column client and the column of the numbers")
+    column: str = Field(description="name of the column of the numbers")
 
     def draw(self, num_clients: int, generator: np.random.Generator) -> Numbers:
-        """Return the file's numbers; nothing is drawn.
+        """Return the file's numbers; this law draws nothing.
 
         Raises:
             InputError: The file cannot be read, lacks a column or a client, or has a client twice.
@@ -35,6 +35,7 @@ class Trace(Law):
             raise InputError(
                 str(self.path),
                 f"line {table.lines[second]}: {CLIENT} {clients[again[0]]} is on line {table.lines[first]} already",
+                "keep one line per client",
             )
         missing = np.setdiff1d(np.arange(num_clients), clients, assume_unique=True)
         if len(missing):

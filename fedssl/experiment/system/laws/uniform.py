@@ -9,8 +9,10 @@ from fedssl.experiment.system.laws.base import Law, Numbers
 class Uniform(Law):
     """Draw every client's number uniformly from [low, high)."""
 
-    low: float = Field(description="least number")
-    high: float = Field(description="bound of the numbers; low itself gives low to everybody")
+    low: float = Field(description="smallest number")
+    high: float = Field(
+        description="bound that the numbers are below; if it equals low, every client gets low"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Uniform":
