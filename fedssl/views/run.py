@@ -167,7 +167,7 @@ class Run:
 
     @property
     def spec(self) -> ImageSpec:
-        """What all images of the run have in common, such as their shape."""
+        """Properties that all images of the run share, such as their shape."""
         facts = self.data
         return ImageSpec(
             shape=tuple(facts["shape"]),
@@ -303,7 +303,7 @@ def _kind_of(key: str) -> Any:
 
 
 REMEDY = "put the file back from a copy, or do without this run"
-"""What a user can do if a file of a record is missing or damaged."""
+"""Advice to a user whose record has a missing or damaged file."""
 
 
 @contextlib.contextmanager
@@ -331,7 +331,7 @@ def classifier(
 
     Args:
         experiment: The experiment that ran.
-        spec: What all its images have in common.
+        spec: Properties that all its images share.
         arrays: Weights that clients share, by name. Weights that clients do not share keep their initial values.
         round: Number of the round after which the model had these weights; the round's phase decides the network.
     """

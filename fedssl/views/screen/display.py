@@ -1,4 +1,4 @@
-"""Displays of a running run: a live screen in a terminal, and plain lines outside of terminals and notebooks."""
+"""Displays of a run while it goes on: a live screen in a terminal, plain lines outside of terminals and notebooks."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The display of a running run in a notebook: one output that is updated in place."""
+"""The display of a run in a notebook: one output that is updated in place while the run goes on."""
 
 import time
 from html import escape
