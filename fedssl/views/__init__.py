@@ -1,1 +1,1 @@
-"""What a person looks at: the screen, pictures, reports, comparisons, trackers, exported models."""
+"""Everything that shows a run to a person: the screen, pictures, reports, comparisons, trackers, exported models."""

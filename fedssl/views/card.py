@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: what ran, how far it came, how well it did, and where it is recorded."""
+"""A run as a notebook shows it: what ran, how far the run came, its results, and where it is recorded."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def card(run: "Run") -> str:
-    """Return a run as a small HTML table."""
+    """Return a small HTML table that describes a run."""
     rounds = () if run.is_finished else run.round_rows
     state = "finished" if run.is_finished else f"not finished ({len(rounds)} rounds)"
     lines = {
         "run": f"{run.experiment.name} seed {run.experiment.seed}, {state}",
         "what": run.data["description"],
-        **(_of_the_end(run) if run.is_finished else _of_the_last(rounds)),
+        **(_results_of_finished(run) if run.is_finished else _results_so_far(rounds)),
         "recorded in": str(run.path),
     }
     rows = "".join(
@@ -30,7 +30,7 @@ def card(run: "Run") -> str:
     return f"<table>{rows}</table>"
 
 
-def _of_the_end(run: "Run") -> dict[str, str]:
+def _results_of_finished(run: "Run") -> dict[str, str]:
     facts = {
         name: math.nan if value is None else value for name, value in run.summary.items()
     }  # JSON has no NaN
@@ -46,7 +46,7 @@ def _of_the_end(run: "Run") -> dict[str, str]:
     }
 
 
-def _of_the_last(rounds: Sequence[RoundRow]) -> dict[str, str]:
+def _results_so_far(rounds: Sequence[RoundRow]) -> dict[str, str]:
     evaluated = [row for row in rounds if row.evaluated]
     if not evaluated:
         return {}

@@ -1,8 +1,10 @@
-"""A run's model as one file that others use without this package; checked against the run's own before it is written.
+"""Exports a run's model as one file that can be used without this package.
 
-torch has deprecated TorchScript, yet it is what libtorch and torch without this package load; what says so is
-silenced here and nowhere else. ONNX is written by the exporter on `torch.export` (torch 2.5): the one before, which
-traced, is to be removed.
+The content is checked before a file is written: the exported model must compute what the run's model computes.
+
+torch has deprecated TorchScript, but libtorch, and torch without this package, load no other format. Only this module
+silences the notice of deprecation. ONNX is written by the exporter based on `torch.export` (torch 2.5), because torch
+will remove the earlier exporter, which traces.
 """
 
 import copy
@@ -26,13 +28,13 @@ from fedssl.data.shard import ImageSpec
 from fedssl.views.run import Run, classifier
 
 METADATA = "metadata.json"
-"""Name of the metadata among a TorchScript file's extra files."""
+"""Name of the extra file in a TorchScript file that holds the metadata."""
 
 CHECKED_BATCHES = (1, 2, 7)
-"""Sizes of the batches that an export is checked on; none is a file's own, which is traced with three images."""
+"""An export is checked on batches of these sizes (images); a file is traced with another size, three images."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit, in units of the largest logit: sums may be taken in another order."""
+"""Logits may differ by this fraction of the largest logit, because sums may be taken in another order."""
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -40,7 +42,7 @@ Metadata = Mapping[str, str]
 
 
 class Portable(nn.Module):
-    """A classifier that normalizes by itself: from float images in [0, 1], (B, C, H, W), to logits (B, classes)."""
+    """A classifier with built-in normalization: from float images in [0, 1], (B, C, H, W), to logits (B, classes)."""
 
     mean: Tensor
     std: Tensor
@@ -52,20 +54,20 @@ class Portable(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits."""
+        """Return the logits (B, classes) of images in [0, 1]."""
         logits: Tensor = self.classifier((images - self.mean) / self.std)
         return logits
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format for models.
 
     Args:
-        suffix: Of its name.
-        needs: Modules beyond torch, of the extra ``onnx``.
-        write: From the model, images to try it with, and metadata to the file's content.
-        load: From the content, and the model to compare with, to what it computes of images.
+        suffix: Suffix of the file's name.
+        needs: Modules that the format needs beyond torch; the extra ``onnx`` installs them.
+        write: Function of (model, example images, metadata) that returns the content of a file.
+        load: Function of (content, original model) that returns a function from images to the loaded model's logits.
     """
 
     suffix: str
@@ -78,13 +80,13 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
     """Return the content of a file that holds a run's model.
 
     Args:
-        run: Whose.
-        kind: Of `FORMATS`.
-        average: The moving average of the global model; else the global model itself.
+        run: The run whose model is exported.
+        kind: Name of a format in `FORMATS`.
+        average: Export the moving average of the global model; if false, the global model itself.
 
     Raises:
         InputError: There is no model yet, or a library is missing.
-        RunFailed: The model cannot be written so, or what was written computes something else.
+        RunFailed: The format cannot hold the model, or the exported model computes other logits.
     """
     form = FORMATS[kind]
     for module in form.needs:
@@ -96,14 +98,14 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
     with torch.no_grad():
         try:
             content = form.write(model, example, metadata)
-        except Exception as error:  # whatever a model of a user's own makes torch raise
+        except Exception as error:  # a user's own model can make torch raise anything
             raise RunFailed(f"the model cannot be written as {kind}: {error}") from error
         _check(form.load(content, model), model, run.spec, kind)
     return content
 
 
 def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]:
-    """Return what a file says of the model after a round: texts, those that are no plain text in JSON."""
+    """Return the metadata of the model after a round: texts by name, values that are not texts as JSON."""
     facts, experiment = run.data, run.experiment
     phase = experiment.in_phase(experiment.phase_of(round))
     return {
@@ -123,14 +125,14 @@ def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]
 
 
 def _images(spec: ImageSpec, count: int) -> Tensor:
-    """Return random images in [0, 1], always the same."""
+    """Return random images in [0, 1]; equal arguments give equal images."""
     return torch.rand(count, *spec.shape, generator=rng.generator(0, "export", round=count))
 
 
 def _check(
     computes: Callable[[Tensor], Tensor], model: Portable, spec: ImageSpec, kind: str
 ) -> None:
-    """Refuse a file that does not compute what the model does."""
+    """Raise `RunFailed` if a loaded file computes other logits than the model."""
     for size in CHECKED_BATCHES:
         images = _images(spec, size)
         wanted = model(images)
@@ -139,13 +141,13 @@ def _check(
         same_shape = found.shape == wanted.shape
         if not same_shape or not float((found - wanted).abs().max()) <= allowed:
             raise RunFailed(
-                f"what was written as {kind} computes other logits than the model, of {size} images; "
+                f"the exported {kind} file computes other logits than the model for {size} images; "
                 "no file was written"
             )
 
 
 def _write_safetensors(model: Portable, example: Tensor, metadata: Metadata) -> bytes:
-    """Write the classifier's weights by its own names: whoever loads them normalizes by the metadata."""
+    """Return the classifier's weights under its own names; users of the file normalize images by the metadata."""
     arrays = {name: tensor.numpy() for name, tensor in model.classifier.state_dict().items()}
     said = "weights of the classifier, whose input is (images in [0, 1] - mean) / std"
     return as_safetensors(arrays, {**metadata, "content": said})
@@ -163,7 +165,7 @@ def _load_safetensors(content: bytes, model: Portable) -> Callable[[Tensor], Ten
 
 @contextmanager
 def _no_notice() -> Iterator[None]:
-    """Silence torch's notice that TorchScript is deprecated, and its guesses at what a trace may miss: we compare."""
+    """Silence torch's notice that TorchScript is deprecated, and its warnings about traces: exports are compared."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".torch\.jit\.", FutureWarning)
         warnings.filterwarnings("ignore", r".torch\.jit\.", DeprecationWarning)
@@ -172,7 +174,7 @@ def _no_notice() -> Iterator[None]:
 
 
 def _write_torchscript(model: Portable, example: Tensor, metadata: Metadata) -> bytes:
-    """Trace: unlike a script, that takes any model, torchvision's and a user's own included."""
+    """Trace the model: unlike scripting, tracing works for any model, torchvision's and a user's own included."""
     buffer = io.BytesIO()
     with _no_notice():
         traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]
@@ -217,4 +219,4 @@ FORMATS = {
     "torchscript": Format(".pt", (), _write_torchscript, _load_torchscript),
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
 }
-"""What `export` can write."""
+"""The formats that `export` can write, by name."""

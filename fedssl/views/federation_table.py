@@ -1,4 +1,4 @@
-"""The federation as tables and figures: one line a client, how skewed it is, and on what devices it runs."""
+"""The federation as tables and numbers: one line per client, the skew between clients, and their devices."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,10 @@ from fedssl.experiment.system.devices import Devices
 from fedssl.experiment.system.section import num_asked
 
 MOST_ROWS = 40
+"""The table lists at most this many clients."""
+
 MOST_CLASSES = 20
-"""Classes that have a column of their own."""
+"""With at most this many classes, every class has a column."""
 
 QUANTILES = {
     "least": 0.0,
@@ -29,11 +31,11 @@ QUANTILES = {
 
 
 def client_names(federation: Federation, partition: Partition) -> list[str]:
-    """Return what to call each client: its number, and under a `natural` partition the values that are its own.
+    """Return the name of each client: its number, and with a `natural` partition also its values of the column.
 
     Args:
-        federation: As drawn.
-        partition: What dealt its images.
+        federation: The drawn federation.
+        partition: The partition that dealt the images.
     """
     numbers = [str(client) for client in range(federation.num_clients)]
     if not isinstance(partition, Natural):
@@ -52,14 +54,14 @@ def client_names(federation: Federation, partition: Partition) -> list[str]:
 
 
 def federation_table(federation: Federation, names: Sequence[str]) -> Table:
-    """Return images and labels of each client, and its count of every class.
+    """Return a table with each client's number of images, of labeled images, and of images by class.
 
-    Beyond 40 clients, the 20 largest and the 20 smallest are listed; `describe_skew` says so. Beyond 20 classes, it
-    says how many of them a client holds, and not how many images of each.
+    Beyond 40 clients, the table lists the 20 largest and the 20 smallest; `describe_skew` says so. Beyond 20 classes,
+    the table shows how many classes a client holds, and not how many images of each class.
 
     Args:
-        federation: As drawn.
-        names: What to call each client.
+        federation: The drawn federation.
+        names: Name of each client.
     """
     sizes, labeled = federation.sizes, federation.labeled_sizes
     counts = known_counts(federation)
@@ -91,13 +93,14 @@ def federation_table(federation: Federation, names: Sequence[str]) -> Table:
 
 
 def describe_skew(federation: Federation) -> str:
-    """Say in a few lines how far from iid the clients are, and which of them the table lists."""
+    """Return a few lines on how far from iid the clients are, where labels are, and which clients the table lists."""
     sizes, labeled = federation.sizes, federation.labeled_sizes
     lines = [
         f"skew {label_skew(federation):.2f} (mean total-variation distance of a client's classes to the federation's; "
         f"0 is iid), Gini of sizes {gini(sizes):.2f} (0: all equal; {sizes.min():,} to {sizes.max():,} images)",
-        f"{int((labeled == 0).sum()):,} of {federation.num_clients:,} clients without labels; labels: {labeled.sum():,} at "
-        f"clients, {len(federation.server_rows):,} at the server, {len(federation.held_back_rows):,} held back for validation",
+        f"{int((labeled == 0).sum()):,} of {federation.num_clients:,} clients without labels; "
+        f"labels: {labeled.sum():,} at clients, {len(federation.server_rows):,} at the server, "
+        f"{len(federation.held_back_rows):,} held back for validation",
     ]
     wrong = federation.num_wrong_labels
     if wrong:
@@ -111,14 +114,14 @@ def describe_skew(federation: Federation) -> str:
 
 
 def known_counts(federation: Federation) -> npt.NDArray[np.int64]:
-    """Count training images by client and true class, (K, num_classes); known classes only."""
+    """Return the number of training images by client and true class, (K, C), without images of unknown class."""
     return federation.class_counts(labeled=True) + federation.class_counts(labeled=False)
 
 
 def label_skew(federation: Federation) -> float:
     """Return the mean over clients of the total-variation distance to the global class mix, in [0, 1].
 
-    Clients without an image of known class are left out; NaN if all are.
+    Clients without an image of known class are left out. The result is NaN if no client is left.
     """
     counts = known_counts(federation)
     counts = counts[counts.sum(1) > 0]
@@ -130,7 +133,7 @@ def label_skew(federation: Federation) -> float:
 
 
 def gini(sizes: npt.NDArray[np.int64]) -> float:
-    """Return the Gini coefficient of sizes: half their mean absolute difference over their mean, in [0, 1)."""
+    """Return the Gini coefficient of sizes, in [0, 1): half their mean absolute difference, divided by their mean."""
     ascending = np.sort(sizes).astype(np.float64)
     ranks = np.arange(1, len(ascending) + 1)
     weights = 2 * ranks - len(ascending) - 1
@@ -138,10 +141,10 @@ def gini(sizes: npt.NDArray[np.int64]) -> float:
 
 
 def describe_system(experiment: Experiment, seconds: npt.NDArray[np.float64]) -> str:
-    """Say in a line who is asked in a round of virtual time, and how many could make it.
+    """Return one line on how many clients a round of virtual time asks, and how many can meet its deadline.
 
     Args:
-        experiment: Has a ``[system]``.
+        experiment: An experiment with a section ``[system]``.
         seconds: Virtual seconds of each client's round, (K,).
     """
     system, wanted = experiment.system, experiment.federation.sample
@@ -155,10 +158,10 @@ def describe_system(experiment: Experiment, seconds: npt.NDArray[np.float64]) ->
 
 
 def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
-    """Return how devices differ: quantiles over clients of what they can and of what a round takes them.
+    """Return a table of quantiles over clients: of their devices' properties and of the seconds of a round.
 
     Args:
-        devices: One a client.
+        devices: The devices of all clients.
         seconds: Virtual seconds of each client's round, (K,).
     """
     table = Table(show_edge=False, title="devices, over all clients", title_justify="left")

@@ -1,4 +1,4 @@
-"""What a run's model says of images, one line each, and how often it is right where that is known."""
+"""Predictions of a run's model for images, and how often they are right if labels are known."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,17 +14,18 @@ from fedssl.data.shard import ImageSpec
 from fedssl.metrics.predictions import predict_probs
 
 COLUMNS = ("path", "class", "confidence", "label")
+"""Header of the CSV file of predictions."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image.
+    """The model's prediction for one image.
 
     Args:
-        path: What the image is called.
-        class_name: The most probable class.
-        confidence: Its probability.
-        label: The true class; empty where nobody knows it.
+        path: Name of the image.
+        class_name: Name of the most probable class.
+        confidence: Probability of that class, in [0, 1].
+        label: Name of the true class; empty if it is not known.
     """
 
     path: str
@@ -34,22 +35,22 @@ class Prediction:
 
     @property
     def is_right(self) -> bool:
-        """Whether the label is known and met."""
+        """Whether the label is known and equals the predicted class."""
         return self.class_name == self.label
 
 
 def predictions_of(
     network: nn.Module, blocks: Iterable[Block], spec: ImageSpec, class_names: Sequence[str]
 ) -> Iterator[Prediction]:
-    """Yield what a classifier says of every image, in order; a block is held in memory at a time.
+    """Yield a classifier's prediction for every image, in order; only one block is in memory at a time.
 
     Args:
-        network: In evaluation mode, from normalized images to logits.
-        blocks: Named images of the shape of `spec`.
-        spec: How to normalize.
-        class_names: One name a class.
+        network: Classifier in evaluation mode, from normalized images to logits.
+        blocks: Blocks of named images of the shape of `spec`.
+        spec: Shape of the images and how to normalize them.
+        class_names: Name of each class.
     """
-    names = [*class_names, ""]  # the label -1 is the last
+    names = [*class_names, ""]  # label -1 (not known) selects the last name
     for block in blocks:
         probs = predict_probs(network, torch.from_numpy(block.images), spec)
         confidences, classes = probs.max(1)
@@ -64,11 +65,11 @@ def predictions_of(
 
 
 class Predictions:
-    """Passes predictions on to a CSV file, keeps the first ones, and counts.
+    """Write predictions to a CSV file, keep the first predictions, and count all of them.
 
     Args:
-        most: How many to keep.
-        file: Where a line each is written; None: nowhere.
+        most: Number of predictions to keep.
+        file: File to which one line per prediction is written; None writes no file.
     """
 
     def __init__(self, most: int, file: TextIO | None) -> None:
@@ -82,7 +83,7 @@ class Predictions:
             self._writer.writerow(COLUMNS)
 
     def add(self, one: Prediction) -> None:
-        """Take note of a prediction."""
+        """Count a prediction, write it, and keep it if it is among the first."""
         if len(self.first) < self._most:
             self.first.append(one)
         self.count += 1

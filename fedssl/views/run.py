@@ -1,4 +1,4 @@
-"""A recorded run as a person looks at it afterwards: tables, summary, model."""
+"""A recorded run, for looking at it afterwards: tables, summary, model."""
 
 import contextlib
 import functools
@@ -43,56 +43,56 @@ from fedssl.record.run_path import (
 )
 from fedssl.training.network import build_network
 
-if TYPE_CHECKING:  # a process that wants no table must not wait for pandas
+if TYPE_CHECKING:  # a process that needs no table must not wait for pandas
     import pandas as pd
 
     from fedssl.views.pictures.plots import Picture
 
 
 class Run:
-    """A run that was recorded; one that was killed, or still goes on, is read as far as it has come.
+    """A recorded run; the record of a killed or still running run is read as far as it goes.
 
     Args:
-        path: Its directory, ``runs/NAME/ID``.
-        plugins: Import the modules of other people's that its experiment names, and so run their code. Without that,
-            settings and tables can be read, and what needs such a module is an `InputError`; modules that this
-            process has imported already are used all the same.
+        path: The run directory, ``runs/NAME/ID``.
+        plugins: Import the users' modules that the experiment names, which runs their code. If false, settings and
+            tables can be read, but everything that needs such a module raises `InputError`, unless this process has
+            already imported the module.
 
     Raises:
-        InputError: There is no run there.
+        InputError: The directory holds no run.
     """
 
     def __init__(self, path: Path | str, *, plugins: bool = False) -> None:
         self.path = Path(path)
         self._trust = ALL if plugins else NOBODY
         if not has_begun(self.path):
-            there = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
-            remedy = f"name one of its runs, such as {there[-1]}" if there else ""
+            below = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
+            remedy = f"name one of its runs, such as {below[-1]}" if below else ""
             raise InputError(str(path), "holds no run", remedy)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
-                # To open a pipe would wait for ever.
-                raise InputError(str(entry), "is no regular file", REMEDY)
+                # Opening a pipe would block for ever.
+                raise InputError(str(entry), "is not a regular file", REMEDY)
 
     def __repr__(self) -> str:
-        """Say which it is, and how far it has come."""
+        """Return the run's name, seed and path, and whether the run is finished."""
         state = "finished" if self.is_finished else "not finished"
         return f"<Run {self.experiment.name} seed {self.experiment.seed}, {state}: {self.path}>"
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """What ran, every default written out."""
+        """The experiment that ran, defaults included."""
         with trusting(self._trust):
             return Experiment.load(self.path / EXPERIMENT)
 
     @property
     def is_finished(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the run is finished."""
         return (self.path / SUMMARY).exists()
 
     @property
     def round_rows(self) -> tuple[RoundRow, ...]:
-        """Every finished round, without pandas."""
+        """The rows of all finished rounds, read without pandas."""
         with reading(self.path / ROUNDS):
             rows = read_rounds(self.path / ROUNDS)
         self._check_whole(len(rows))
@@ -100,19 +100,19 @@ class Run:
 
     @property
     def rounds(self) -> "pd.DataFrame":
-        """One line a round; columns as in `fedssl.record.rows.RoundRow`."""
+        """One row per round; columns as in `fedssl.record.rows.RoundRow`."""
         table = self._table(ROUNDS)
         self._check_whole(len(table))
         return table
 
     @property
     def clients(self) -> "pd.DataFrame":
-        """One line a client and round; columns as in `fedssl.record.rows.ClientRow`."""
+        """One row per client and round; columns as in `fedssl.record.rows.ClientRow`."""
         return self._table(CLIENTS)
 
     @property
     def classes(self) -> "pd.DataFrame":
-        """One line a round and class; columns as in `fedssl.record.rows.ClassRow`."""
+        """One row per round and class; columns as in `fedssl.record.rows.ClassRow`."""
         return self._table(CLASSES)
 
     @property
@@ -122,25 +122,25 @@ class Run:
 
     @property
     def partition(self) -> "pd.DataFrame":
-        """One line a training image: row, client, label (the truth), labeled, given (the label it carries)."""
+        """One row per training image: row, client, label (the true class), labeled, given (the label it carries)."""
         return self._table(PARTITION)
 
     @functools.cached_property
     def data(self) -> dict[str, Any]:
-        """What the record says of the images; see `fedssl.record.provenance.data_facts`."""
+        """Facts about the images; see `fedssl.record.provenance.data_facts`."""
         return self._json(DATA, "class_names", "shape")
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
-        """Machine, versions and command."""
+        """Machine, versions and command of the run."""
         return self._json(ENVIRONMENT)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What it sums up to; see `fedssl.record.rows.summarize`.
+        """The summary of the finished run; see `fedssl.record.rows.summarize`.
 
         Raises:
-            InputError: It is not finished.
+            InputError: The run is not finished.
         """
         if not self.is_finished:
             raise InputError(
@@ -155,10 +155,10 @@ class Run:
 
     @functools.cached_property
     def federation(self) -> Federation:
-        """The images themselves, held-out ones included, and who held which; the data is read again.
+        """The federation on which the run ran, held-out images included; the data is read again.
 
         Raises:
-            InputError: The data is no longer there, or no longer the same.
+            InputError: The data is missing, or differs from the data of the run.
         """
         experiment = self.experiment
         data = experiment.data.dataset(experiment.seed)
@@ -166,12 +166,14 @@ class Run:
         with reading(self.path / PARTITION):
             same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
         if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):
-            raise InputError(str(self.path), "its images are no longer there", "put the data back")
+            raise InputError(
+                str(self.path), "the images of the run are no longer there", "put the data back"
+            )
         return federation
 
     @property
     def spec(self) -> ImageSpec:
-        """What its images have in common."""
+        """Properties that all images of the run share, such as their shape."""
         facts = self.data
         return ImageSpec(
             shape=tuple(facts["shape"]),
@@ -182,16 +184,16 @@ class Run:
         )
 
     def weights(self) -> tuple[int, dict[str, NamedArrays]]:
-        """Return the newest weights, and the round after which they are what they are.
+        """Return the newest weights, and the number of the round after which the models had them.
 
-        They are those of the end, or of the newest checkpoint where it is not finished; the checkpoints of a run that
-        goes on may be removed at any moment, and the next newest is taken then.
+        A finished run has its final weights. A run that is not finished has the weights of its newest checkpoint; if
+        the run goes on and removes this checkpoint meanwhile, the next newest is read.
 
         Returns:
-            The round, and weights by name: of the global model (``"model"``) and its moving average (``"ema"``).
+            The round, and weights by name: of the global model (``"model"``) and of its moving average (``"ema"``).
 
         Raises:
-            InputError: There are none yet, or no longer.
+            InputError: The run has no weights yet, or their files are missing or damaged.
         """
         gone: set[Path] = set()
         while found := [place for place in self._places() if place[1] not in gone]:
@@ -207,27 +209,27 @@ class Run:
         raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
 
     def arrays(self, *, average: bool = True) -> NamedArrays:
-        """Return one model's weights; which, and errors, as in `weights`.
+        """Return the newest weights of one model; see `weights`.
 
         Args:
-            average: Those of the global model's moving average; else the global model's own.
+            average: Return the weights of the global model's moving average; if false, of the global model itself.
         """
         return self.weights()[1]["ema" if average else "model"]
 
     def _places(self) -> list[tuple[int, Path]]:
-        """Return rounds and the folders that hold the weights after them, newest first."""
+        """Return (round, folder with the weights after that round), newest first."""
         if self.is_finished:
             return [(int(self.summary["rounds"]), self.path)]
         rounds = checkpoint_rounds(self.path)
         return [(round, checkpoint_folder(self.path, round)) for round in rounds]
 
     def model(self, *, average: bool = True) -> nn.Module:
-        """Return the classifier that was learned, from normalized images (B, C, H, W) to logits (B, classes).
+        """Return the learned classifier in evaluation mode, from normalized images (B, C, H, W) to logits (B, classes).
 
-        It is in evaluation mode. `spec.normalize` makes its input of images in [0, 1].
+        `spec.normalize` turns images in [0, 1] into the classifier's input.
 
         Args:
-            average: The moving average of the global model; else the global model itself.
+            average: Return the moving average of the global model; if false, the global model itself.
         """
         round, models = self.weights()
         arrays = models["ema" if average else "model"]
@@ -239,28 +241,28 @@ class Run:
         """Return the probability of every class, (B, classes), in the order of ``data["class_names"]``.
 
         Args:
-            images: (B, C, H, W) of the run's shape; bytes, or floats in [0, 1].
-            average: By the moving average of the global model; else by the global model itself.
+            images: Images (B, C, H, W) of the run's shape; bytes, or floats in [0, 1].
+            average: Use the moving average of the global model; if false, the global model itself.
 
         Raises:
-            InputError: The images are not such, or there is no model yet.
+            InputError: The images have another shape, type or range, or there is no model yet.
         """
         network = self.model(average=average)
         probs = predict_probs(network, as_images(images, self.spec), self.spec)
         return np.asarray(probs.numpy(), dtype=np.float32)
 
     def plot(self) -> "Picture":
-        """Draw accuracy of model and moving average by round, and how many pseudo-labels are right and used."""
+        """Draw by round the accuracy of the global model and its moving average, and pseudo-labels right and used."""
         require("matplotlib", "plot", "the picture")
         from fedssl.views.pictures.run_plot import run_figure
 
         return run_figure(self.round_rows, self.data["description"])
 
     def plot_federation(self) -> "Picture":
-        """Draw who holds which images, labeled and not.
+        """Draw which labeled and unlabeled images each client holds.
 
         Raises:
-            InputError: What clients hold is private; or as `federation`.
+            InputError: What clients hold is private, or the data is missing or differs; see `federation`.
         """
         require("matplotlib", "plot_federation", "the picture")
         from fedssl.views.federation_table import client_names
@@ -285,7 +287,7 @@ class Run:
             return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
 
     def _json(self, name: str, *keys: str) -> dict[str, Any]:
-        """Return a table that must have some keys."""
+        """Return the content of a JSON file, which must be a table with the given keys."""
         with reading(self.path / name):
             table: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
             if not isinstance(table, dict) or not set(keys) <= table.keys():
@@ -293,25 +295,33 @@ class Run:
         return table
 
     def _check_whole(self, num_rounds: int) -> None:
-        """Raise `InputError` if a finished run's table of rounds lacks some."""
+        """Raise `InputError` if a finished run's table of rounds has not as many rounds as its summary says."""
         if self.is_finished and num_rounds != self.summary["rounds"]:
             problem = f"has {num_rounds} rounds, and its {SUMMARY} says {self.summary['rounds']}"
             raise InputError(str(self.path / ROUNDS), problem, REMEDY)
 
 
 def _kind_of(key: str) -> Any:
-    """Return the types that an entry of a summary can have; a number that is not known is null."""
+    """Return the types that an entry of a summary can have; an unknown number is null."""
     if key in ("name", "method", "evaluated_on", "remark"):
         return str
     return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 
 
 REMEDY = "put the file back from a copy, or do without this run"
+"""Advice to a user whose record has a missing or damaged file."""
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say of a file of a record that is missing or damaged which one it is, and what to do."""
+    """Turn an error in the block into an `InputError` that names the file and what to do.
+
+    Args:
+        path: The file of a record that the block reads.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -326,10 +336,10 @@ def classifier(
     """Return an experiment's classifier with the weights after a round, in evaluation mode.
 
     Args:
-        experiment: What ran.
-        spec: What its images have in common.
-        arrays: Weights that clients share, by name; those that they do not share are the initial ones.
-        round: After which round they are what they are: its phase decides the network.
+        experiment: The experiment that ran.
+        spec: Properties that all its images share.
+        arrays: Weights that clients share, by name. Weights that clients do not share keep their initial values.
+        round: Number of the round after which the model had these weights; the round's phase decides the network.
     """
     phase = experiment.in_phase(experiment.phase_of(round))
     network = build_network(phase.model, phase.method, spec, phase.seed)

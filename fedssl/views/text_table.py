@@ -1,4 +1,4 @@
-"""A table as it is written: what a terminal and a page both show."""
+"""A table of texts, which both a terminal and a page can show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ class Grid:
     """A table of texts.
 
     Args:
-        title: What it holds.
-        columns: Their names.
-        rows: Cells as they are written, a row each.
-        note: What its columns are.
+        title: Title of the table.
+        columns: Names of the columns.
+        rows: The texts of the cells, row by row.
+        note: Explanation of the columns.
     """
 
     title: str

@@ -358,7 +358,9 @@ def test_of_two_clients_neither_can_have_the_other_refused():
 
 def test_a_bound_that_nobody_meets_changes_no_bit_on_any_path():
     plain, bound = run_with(app), run_with(app, server={"max_update_norm": 1e6})
-    assert all(bound[0].model.arrays[n].tobytes() == a.tobytes() for n, a in plain[0].model.arrays.items())
+    assert all(
+        bound[0].model.arrays[n].tobytes() == a.tobytes() for n, a in plain[0].model.arrays.items()
+    )
 
 
 def test_a_bound_that_everybody_breaks_ends_the_run_with_the_reason():

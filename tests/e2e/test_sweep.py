@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_had_is_said_before_anything_runs(file, tmp_path
     refused(fedssl("sweep", file, "--out", file / "below"), "--out: cannot write to")
     (tmp_path / "out").mkdir()
     with filelock.FileLock(tmp_path / "out" / ".lock"):  # as a sweep that goes holds it
-        refused(fedssl("sweep", file, "--out", tmp_path / "out"), "--out: another sweep is at")
+        refused(fedssl("sweep", file, "--out", tmp_path / "out"), "--out: another sweep uses")
     refused(fedssl("sweep", file, "--out", tmp_path), "is not empty and holds no sweep")
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line: each is one screen of glue over the library, which it imports itself."""
+"""The commands of the command line: each is a thin layer over the library, which it imports only when it runs."""

@@ -1,4 +1,4 @@
-"""What several commands take: experiment files and settings laid over them."""
+"""Arguments that several commands share, such as experiment files and settings, and functions that read them."""
 
 import sys
 from enum import StrEnum
@@ -21,20 +21,22 @@ RunFolder = Annotated[Path, typer.Argument(help="Run directory, runs/NAME/ID.", 
 
 
 class Weights(StrEnum):
-    """Which weights of a run."""
+    """The weights of a run that a command can use."""
 
     ema = "ema"
     global_ = "global"
 
     @property
     def average(self) -> bool:
-        """Whether they are those of the moving average."""
+        """Whether these are the weights of the moving average."""
         return self is Weights.ema
 
 
 WeightsOption = Annotated[
     Weights,
-    typer.Option("--model", help="The global model's moving average, or the global model itself."),
+    typer.Option(
+        "--model", help="ema: the global model's moving average; global: the global model itself."
+    ),
 ]
 
 
@@ -42,13 +44,13 @@ PluginsOption = Annotated[
     bool,
     typer.Option(
         "--plugins",
-        help="Import the modules of your own that the run's experiment names; this runs their code.",
+        help="Import your own modules that the run's experiment names; this runs their code.",
     ),
 ]
 
 
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
-    """Read an experiment file, which may name modules beside it or in the current folder."""
+    """Read an experiment file; it may name modules in its own folder or in the current folder."""
     from fedssl.experiment.experiment import Experiment
 
     find_modules_in(file.absolute().parent, Path.cwd())
@@ -56,14 +58,14 @@ def load_experiment(file: Path, settings: list[str]) -> "Experiment":
 
 
 def find_modules_in(*folders: Path) -> None:
-    """Let experiments name modules in these folders; a console script looks in none by itself."""
+    """Let experiments name modules in these folders; a console script searches none of them by itself."""
     for folder in map(str, folders):
         if folder not in sys.path:
             sys.path.append(folder)
 
 
 def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]":
-    """Read an experiment file with its seed, the next one, and so on."""
+    """Read an experiment file once per seed: with the file's seed, the next seed, and so on."""
     first = load_experiment(file, settings).seed
     return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
 
@@ -73,7 +75,7 @@ def load_run(folder: Path, *, plugins: bool) -> "Run":
 
     Args:
         folder: The run directory.
-        plugins: Import the modules that its experiment names, from the current folder too.
+        plugins: Import the users' modules that the run's experiment names, also from the current folder.
     """
     from fedssl.views.run import Run
 
@@ -83,8 +85,10 @@ def load_run(folder: Path, *, plugins: bool) -> "Run":
 
 
 def load_run_with_model(folder: Path, *, plugins: bool) -> "Run":
-    """Open a run for its model; of one that is not finished, say whose weights that is."""
+    """Open a run for its model; tell the user if the model is that of a checkpoint."""
     run = load_run(folder, plugins=plugins)
     if not run.is_finished:
-        typer.echo(f"{folder} is not finished: its newest checkpoint's model is taken", err=True)
+        typer.echo(
+            f"{folder} is not finished: the model of its newest checkpoint is used", err=True
+        )
     return run

@@ -1,4 +1,4 @@
-"""`fedssl compare`: recorded runs side by side, as tables, files and a picture."""
+"""`fedssl compare`: compares recorded runs in tables, a page, files and a picture."""
 
 import time
 from collections.abc import Sequence
@@ -21,22 +21,22 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run directories, or folders with runs at any depth; the first one is compared with.",
+            help="Run directories, or folders with runs at any depth; all others are compared with the first one.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default runs/comparison-STAMP.")
+        Path | None, typer.Option(help="Folder for the results; by default runs/comparison-STAMP.")
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Compare runs on other data or another split all the same."),
+        typer.Option("--force", help="Compare runs even if their data or their splits differ."),
     ] = False,
 ) -> None:
-    """Compare recorded runs: means and intervals over seeds, paired differences, what it took to get there.
+    """Compare recorded runs: means and intervals over seeds, paired differences, and costs.
 
-    RUN is a run directory, or a folder with runs at any depth. Runs of one name with the same settings are the seeds of
-    one line; the first line is what others are compared with.
+    RUN is a run directory, or a folder with runs at any depth. Runs with the same name and settings are the seeds of
+    one line. All lines are compared with the first line.
 
     Examples:
       fedssl compare runs/digits-supervised runs/digits-fixmatch
@@ -50,35 +50,37 @@ def compare(
 def compare_runs(
     paths: Sequence[Path], out: Path | None, console: Console, *, force: bool, brief: bool = False
 ) -> "Comparison":
-    """Print how runs compare, write it down, and return it.
+    """Compare runs, print the comparison, write it to files, and return it.
 
     Args:
-        paths: Run directories, or folders of them; the first one's line is the baseline.
-        out: Folder to write ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv``, ``comparison_numbers.csv`` (where a
-            method recorded numbers) and ``comparison.png`` to; made if need be; None: a new one below ``runs/``.
-        console: Where to print.
-        force: Compare them even if their data or their split differs, with a note that says so.
-        brief: Print accuracies, and costs where there is virtual time; all else is in the files.
+        paths: Run directories, or folders that hold run directories; the line of the first run is the baseline.
+        out: Folder for ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv``, ``comparison_numbers.csv`` (if a
+            method recorded numbers) and ``comparison.png``, created if it does not exist; None: a new folder below ``runs/``.
+        console: The console on which to print.
+        force: Compare runs even if their data or their split differs; a note says so.
+        brief: Print only accuracies, and costs if there is virtual time; the files hold everything.
 
     Raises:
-        InputError: There is nothing to compare, or it should not be compared; or the folder cannot be written to.
+        InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
     """
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.table import as_rich, grids_of
 
     comparison = Comparison.of_runs(paths, force=force)
-    for grid in grids_of(comparison, brief=brief):
-        console.print(as_rich(grid))
+    for table in grids_of(comparison, brief=brief):
+        console.print(as_rich(table))
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
-    said += _write(comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S"))
+    said += _write_files(
+        comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S")
+    )
     for line in said:
         console.print(line, style="dim", soft_wrap=True)
     return comparison
 
 
-def _write(comparison: "Comparison", folder: Path) -> list[str]:
-    """Write page, tables and picture, and return where they are."""
+def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
+    """Write page, tables and picture; return lines that name their files."""
     from fedssl.record.run_path import unwritable
 
     table, curves = folder / "comparison.csv", folder / "comparison_curves.csv"
@@ -89,14 +91,14 @@ def _write(comparison: "Comparison", folder: Path) -> list[str]:
         if len(comparison.numbers):
             comparison.numbers.to_csv(folder / "comparison_numbers.csv", index=False)
         page = _write_page(comparison, folder / "comparison.html")
-        drawn = _draw(comparison, folder / "comparison.png")
+        drawn = _draw_curves(comparison, folder / "comparison.png")
     except OSError as error:
         raise unwritable(folder, str(error.strerror)) from None
     return [f"  page: {page}", f"  picture: {drawn}   table: {table}   curves: {curves}"]
 
 
 def _write_page(comparison: "Comparison", path: Path) -> str:
-    """Write the page if that can be done here, and say where it is."""
+    """Write the page; return its path, or why there is no page."""
     if not is_installed("vl_convert"):
         return f"none without vl-convert ({remedy_for()})"
     from fedssl.views.reports.comparison_report import write_comparison
@@ -105,8 +107,8 @@ def _write_page(comparison: "Comparison", path: Path) -> str:
     return str(path)
 
 
-def _draw(comparison: "Comparison", path: Path) -> str:
-    """Draw the curves if that can be done here, and say where they are."""
+def _draw_curves(comparison: "Comparison", path: Path) -> str:
+    """Draw the curves; return the picture's path, or why there is no picture."""
     if not is_installed("matplotlib"):
         return f"none without matplotlib ({remedy_for()})"
     from fedssl.views.pictures.plots import plot_comparison

@@ -1,4 +1,4 @@
-"""`fedssl export`: a run's model as one file that others use without this package."""
+"""`fedssl export`: writes a run's model as one file that can be used without this package."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from fedssl.core.processes import quick_imports
 
 
 class Kind(StrEnum):
-    """What `fedssl.views.export` can write; named here, so that --help does not wait for torch."""
+    """The formats of `fedssl.views.export`, repeated here so that --help need not import torch."""
 
     safetensors = "safetensors"
     torchscript = "torchscript"
@@ -29,14 +29,14 @@ class Kind(StrEnum):
 @guarded_reader
 def export(
     run: RunFolder,
-    kind: Annotated[Kind, typer.Option("--format", help="Of the file.", show_default=False)],
+    kind: Annotated[Kind, typer.Option("--format", help="Format of the file.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default NAME.SUFFIX here.")
     ] = None,
     model: WeightsOption = Weights.ema,
     plugins: PluginsOption = False,
 ) -> None:
-    """Write a run's model for use without fedssl, checked to compute the same logits.
+    """Write a run's model for use without fedssl; the file is checked to compute the same logits.
 
     onnx and torchscript take float images in [0, 1], (B, C, H, W), and normalize them; safetensors holds the weights.
 

@@ -1,4 +1,4 @@
-"""`fedssl list`, `schema` and `doctor`: what an experiment file can say, and what this machine has."""
+"""`fedssl list`, `schema` and `doctor`: show what an experiment file can contain, and what this machine has."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ FAMILIES = {
     "augmentations": "fedssl.augment.base:AUGMENTATIONS",
     "trackers": "fedssl.experiment.experiment:TRACKERS",
 }
-"""What `fedssl list` can list, and where it stands: only the family that is asked for is imported."""
+"""The families that `fedssl list` can list, and their places, so that only the requested family is imported."""
 
 
 @guarded
@@ -41,7 +41,7 @@ def list_plugins(
         ),
     ],
 ) -> None:
-    """List what a section of the experiment file can name, with its settings.
+    """List the kinds that a section of the experiment file can name, with their settings.
 
     Examples:
       fedssl list methods
@@ -49,7 +49,7 @@ def list_plugins(
       fedssl list partitions
     """
     if family not in FAMILIES:
-        raise InputError("list", f"there are no {family!r}", nearest(family, FAMILIES))
+        raise InputError("list", f"there is no family {family!r}", nearest(family, FAMILIES))
     with quick_imports():
         module, _, name = FAMILIES[family].partition(":")
         plugins = getattr(importlib.import_module(module), name)
@@ -62,7 +62,7 @@ def list_plugins(
         fields = [
             field
             if info.is_required()
-            else f"{field} = {_short(info.get_default(call_default_factory=True))}"
+            else f"{field} = {_shorten(info.get_default(call_default_factory=True))}"
             for field, info in plugin.model_fields.items()
             if field != "name"
         ]
@@ -72,7 +72,7 @@ def list_plugins(
     Console().print(table)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     from fedssl.core.registry import Plugin
 
     if isinstance(value, Plugin):
@@ -97,7 +97,7 @@ def schema() -> None:
 
 @guarded
 def doctor() -> None:
-    """Say what this machine has and what a run would use."""
+    """Show what this machine has and what a run would use."""
     with quick_imports():
         import torch
 

@@ -1,4 +1,4 @@
-"""`fedssl validate` and `fedssl show`: what an experiment file says, before anything is trained."""
+"""`fedssl validate` and `fedssl show`: check an experiment file and show its federation before any training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from fedssl.core.extras import require
 from fedssl.core.processes import quick_imports
 
 PICTURES = (".png", ".pdf", ".svg")
-"""Endings of the names of pictures that `show` writes."""
+"""Suffixes of the pictures that `show` can write."""
 
 
 @guarded
@@ -35,11 +35,11 @@ def validate(file: File, settings: Settings = None) -> None:
     check(experiment)
     engine = experiment.engine
     if experiment.federation.private:
-        workers = "unused, for clients with private data are deployed and not simulated"
+        workers = "unused: clients with private data are deployed and not simulated"
     elif engine.address is None:
         workers = plan_here(experiment).describe()
     else:
-        workers = f"workers as the cluster at {engine.address} has room for"
+        workers = f"as many workers as the cluster at {engine.address} has room for"
     federation = simulated_federation(experiment)
     console = Console()
     facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
@@ -59,7 +59,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Draw the federation of an experiment before any training: who holds what, who has labels.
+    """Draw the federation of an experiment before any training: the images and labels of each client.
 
     Examples:
       fedssl show mine.toml
@@ -81,14 +81,16 @@ def show(
         )
         from fedssl.views.pictures.federation_plot import plot_federation
 
+    # Draw the federation as a run would; what private clients hold is not known here.
     experiment = load_experiment(file, settings or [])
     check(experiment)
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation))
     if experiment.federation.private:
-        console.print("nothing to draw: what clients hold is private, and only they know it")
+        console.print("nothing to draw: what clients hold is private, and only the clients know it")
         return
+    # Print the tables: images by client and class, and the devices if there is virtual time.
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
     for line in (describe_skew(federation), *said_of_data(federation)):
@@ -97,6 +99,7 @@ def show(
     if timed is not None:
         console.print(device_table(*timed))
         console.print(describe_system(experiment, timed[1]), soft_wrap=True)
+    # Draw the picture; a name without a picture's suffix becomes a PNG.
     path = out or Path(f"{experiment.name}-federation.png")
     path = path if path.suffix in PICTURES else path.with_name(f"{path.name}.png")
     check_output(path, path.suffix)

@@ -1,4 +1,4 @@
-"""`fedssl predict`: what a run's model says of images."""
+"""`fedssl predict`: predicts the classes of images with a run's model."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedssl.views.run import Run
 
 SHOWN = 20
-"""Predictions that the table lists."""
+"""The table lists at most this many predictions."""
 
 
 @guarded_reader
@@ -37,14 +37,17 @@ def predict(
         list[Path],
         typer.Argument(help="Image files, folders of any depth, .npz files.", show_default=False),
     ],
-    out: Annotated[Path | None, typer.Option(help="CSV file to write, a line an image.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write, one line per image.")] = None,
     model: WeightsOption = Weights.ema,
     resize: Annotated[
-        bool, typer.Option("--resize", help="Scale and convert images that are not as the run's.")
+        bool,
+        typer.Option(
+            "--resize", help="Scale and convert images whose size or colors differ from the run's."
+        ),
     ] = False,
     plugins: PluginsOption = False,
 ) -> None:
-    """Predict the class of images, and say how often that is right where folders or an .npz name the classes.
+    """Predict the class of images, and say how often that is right if folders or an .npz name the true classes.
 
     Examples:
       fedssl predict runs/mine/20260101-120000-seed0 photos/ --out predictions.csv
@@ -59,8 +62,8 @@ def predict(
     found, flaws = load_run_with_model(run, plugins=plugins), Flaws()
     names = tuple(found.data["class_names"])
     network = found.model(average=model.average)
-    blocks = blocks_of(images, names, _target(found, resize), flaws)
-    with _written(out) as file, _progress() as progress:
+    blocks = blocks_of(images, names, _choose_target(found, resize), flaws)
+    with _open_for_writing(out) as file, _make_counter() as progress:
         predictions = Predictions(SHOWN, file)
         task = progress.add_task("", total=None)
         for one in predictions_of(network, blocks, found.spec, names):
@@ -77,8 +80,11 @@ def predict(
     _show(predictions, out, said)
 
 
-def _target(run: "Run", resize: bool) -> "Target":
-    """Return what images must be or become: scaled if that is asked for, or was so when the run's own were read."""
+def _choose_target(run: "Run", resize: bool) -> "Target":
+    """Return the size and channels that images must have.
+
+    Other images are scaled and converted if the user asks for it, or if the run's own images were when they were read.
+    """
     from fedssl.data.decode import Target
     from fedssl.data.sources.own_images import EncodedImages
 
@@ -93,8 +99,8 @@ def _target(run: "Run", resize: bool) -> "Target":
 
 
 @contextlib.contextmanager
-def _written(out: Path | None) -> Iterator[TextIO | None]:
-    """Open a file that is there once the block has ended well, and not otherwise."""
+def _open_for_writing(out: Path | None) -> Iterator[TextIO | None]:
+    """Open a file that exists only once the block has ended without an error; yields None if no file is wanted."""
     from fedssl.core.files import PARTIAL
     from fedssl.record.run_path import check_output, unwritable
 
@@ -113,8 +119,8 @@ def _written(out: Path | None) -> Iterator[TextIO | None]:
         partial.unlink(missing_ok=True)
 
 
-def _progress() -> Progress:
-    """Return a count that moves on a terminal and is gone at the end; how many there will be, nobody has counted."""
+def _make_counter() -> Progress:
+    """Return a counter of images for a terminal, removed at the end; the total is not known."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.completed:,} images"), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

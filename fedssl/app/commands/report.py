@@ -1,4 +1,4 @@
-"""`fedssl report`: the page of a recorded run, finished or not."""
+"""`fedssl report`: writes the page of a recorded run, finished or not."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.", show_default=False)],
     plugins: PluginsOption = False,
 ) -> None:
-    """Write report.html into run directories: how a run went, or how far it has come.
+    """Write report.html into run directories; it shows how a run went, or how far it has come.
 
     Examples:
       fedssl report runs/digits-fixmatch/20260101-120000-seed0
@@ -36,27 +36,30 @@ def report(
     console = Console()
     for run in [load_run(path, plugins=plugins) for path in runs]:
         try:
-            path = write_report(run, _closer_look(run, console))
+            path = write_report(run, _find_closer_look(run, console))
         except OSError as error:
             problem = f"report.html cannot be written: {error.strerror}"
             raise InputError(
-                str(run.path), problem, "copy the run to where you may write"
+                str(run.path), problem, "copy the run to a folder that you can write to"
             ) from None
         console.print(f"report: {path}", soft_wrap=True)
 
 
-def _closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
-    """Return a closer look at the run's newest models: the one it has, or a new one."""
+def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
+    """Return a closer look at the run's newest models: the recorded one if it is of these models, else a new one.
+
+    If there is no model or the images are missing, the user is told, and the recorded closer look is returned.
+    """
     from fedssl.views.reports.evaluation import look_closely, read_evaluation, write_evaluation
 
-    there = read_evaluation(run.path)
+    recorded = read_evaluation(run.path)
     try:
         round, models = run.weights()
-        if there is not None and there["round"] == round:
-            return there
+        if recorded is not None and recorded["round"] == round:
+            return recorded
         evaluation = look_closely(run.experiment, run.federation, models, round)
-    except InputError as error:  # no model yet, or no images here: the rest can be shown
+    except InputError as error:  # no model yet, or no images here: the page can show the rest
         console.print(f"no closer look at the models: {error}", soft_wrap=True)
-        return there
+        return recorded
     write_evaluation(run.path, evaluation)
     return evaluation

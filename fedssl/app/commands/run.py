@@ -1,4 +1,4 @@
-"""`fedssl run`: experiments one after the other, and a comparison at the end."""
+"""`fedssl run`: runs experiments one after another, and compares them at the end."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,27 +25,34 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="serial, ray or flower; over the file's own.",
+            help="serial, ray or flower; overrides the file's engine.",
             autocompletion=lambda: ["flower", "ray", "serial"],
         ),
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(help="Number of Ray actors, or auto; over the file's own.")
+        str | None, typer.Option(help="Number of Ray actors, or auto; overrides the file's number.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run directory; for several runs, the folder that holds theirs."),
+        typer.Option(
+            help="Run directory; for several runs, the folder that holds their run directories."
+        ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each file: its seed, the next one, and so on.")
+        int,
+        typer.Option(
+            min=1, help="Number of runs of each file: with its seed, the next seed, and so on."
+        ),
     ] = 1,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with runs that were killed; those that ended stay."),
+        typer.Option("--resume", help="Resume killed runs; finished runs are kept."),
     ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print plain lines, no live screen.")
+    ] = False,
 ) -> None:
-    """Run experiments; of several runs, end with a table that compares them.
+    """Run experiments; several runs end with a table that compares them.
 
     Examples:
       fedssl run experiments/digits/fixmatch.toml
@@ -64,9 +71,14 @@ def run(
     overrides += [f"engine.workers={workers}"] if workers else []
     console = Console()
     with interruptible() as interrupts:
-        experiments = _experiments(files, overrides, seeds)
+        experiments = _load_experiments(files, overrides, seeds)
         finished = _run(
-            experiments, _folders(experiments, out), console, interrupts, resume=resume, plain=plain
+            experiments,
+            _choose_folders(experiments, out),
+            console,
+            interrupts,
+            resume=resume,
+            plain=plain,
         )
         if len(finished) > 1:
             compare_runs(finished, out, console, force=True, brief=True)
@@ -74,8 +86,12 @@ def run(
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
 
-def _experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
-    """Return every file's experiment with its seed, the next one, and so on, if this machine can run them."""
+def _load_experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:
+    """Return each file's experiment with `seeds` seeds, from the file's own seed on.
+
+    Raises:
+        InputError: Two runs have the same name and seed, or this machine cannot run an experiment.
+    """
     with quick_imports():
         from fedssl.app.simulation import check_engine
 
@@ -97,14 +113,14 @@ def _run(
     resume: bool,
     plain: bool,
 ) -> list[Path]:
-    """Run all on one engine, and return where those that ended are recorded."""
+    """Run all experiments on one engine, and return the run directories of the finished runs."""
     with quick_imports():
         from fedssl.app.runs import Runs
         from fedssl.app.simulation import Engine, check
         from fedssl.views.screen.display import PlainDisplay, make_display
 
     with Engine() as engine:
-        engine.start(experiments[0])  # its workers make themselves ready while we check
+        engine.start(experiments[0])  # the workers start while the experiments are checked
         for experiment in experiments:
             check(experiment)
         runs = Runs(
@@ -119,8 +135,8 @@ def _run(
     return finished
 
 
-def _folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:
-    """Return where each experiment is recorded, where that was said."""
+def _choose_folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:
+    """Return the run directory of each experiment; None lets the run choose its own."""
     if out is None or len(experiments) == 1:
         return [out] * len(experiments)
     return [out / f"{experiment.name}-seed{experiment.seed}" for experiment in experiments]

@@ -1,4 +1,4 @@
-"""`fedssl sweep`: a grid of runs, packed onto this machine, and their comparison at the end."""
+"""`fedssl sweep`: runs all points of a sweep, several at a time, and compares them at the end."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting and its values, e.g. --set method.threshold=0.9,0.95; several --set span a grid.",
+        help="A setting and its values, e.g. --set method.threshold=0.9,0.95; all combinations of several --set run.",
     ),
 ]
 
@@ -36,21 +36,31 @@ def sweep(
     files: Files,
     settings: Values = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each point: the file's seed, the next one, ...")
+        int,
+        typer.Option(
+            min=1, help="Number of runs of each point: with the file's seed, the next seed, ..."
+        ),
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep; by default runs/sweep-NAME.")
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at a time; 1: each has all workers of its file's engine."),
+        typer.Option(
+            min=1,
+            help="Number of runs at a time; 1: each run has all workers of its file's engine.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and list the runs; run nothing.")
+        bool, typer.Option("--dry-run", help="Check and list the runs, and run nothing.")
     ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print plain lines, no live screen.")
+    ] = False,
 ) -> None:
-    """Run a grid of experiments, several at a time, and compare them; the same command again does what is left.
+    """Run experiments with all combinations of settings, several at a time, and compare them.
+
+    The same command again runs what is left.
 
     Examples:
       fedssl sweep experiments/digits/fixmatch.toml --set method.threshold=0.8,0.9,0.95 --seeds 3
@@ -67,29 +77,29 @@ def sweep(
     console = Console()
     with interruptible():
         axes = parse_axes(settings or [])
-        points = _points(files, axes, seeds)
+        points = _make_points(files, axes, seeds)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
-        todo = _todo(points, folder)
-        packing = _packing(todo, jobs) if todo else None
+        todo = _unfinished_points(points, folder)
+        packing = _pack(todo, jobs) if todo else None
         if dry_run:
-            _list(points, folder, packing, console)
+            _list_points(points, folder, packing, console)
             return
-        with Ledger(folder, points, _asked(files, axes, seeds)) as ledger:
+        with Ledger(folder, points, _describe_command(files, axes, seeds)) as ledger:
             if packing is not None:
                 _run(todo, len(points) - len(todo), folder, packing, ledger, console, plain)
         _compare(points, folder, console)
     if ledger.failures:
         _list_failures(ledger, folder, console)
-        raise RunFailed(f"{len(ledger.failures)} of {_runs(points)} failed")
+        raise RunFailed(f"{len(ledger.failures)} of {_count_runs(points)} failed")
 
 
-def _asked(files: list[Path], axes: "list[Axis]", seeds: int) -> dict[str, Any]:
-    """Return what was asked for, as the books keep it."""
+def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict[str, Any]:
+    """Return the command's files, settings and seeds for the ledger."""
     settings = {axis.key: list(axis.values) for axis in axes}
     return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
 
 
-def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
+def _make_points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
     with quick_imports():
         from fedssl.app.sweep.grid import settings_name, spread
         from fedssl.app.sweep.points import Point, refuse_twins
@@ -97,7 +107,7 @@ def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
     points = []
     for file, assignment in itertools.product(files, spread(axes)):
-        with _named(f"with {settings_name(assignment)}" if assignment else ""):
+        with _name_run_in_errors(f"with {settings_name(assignment)}" if assignment else ""):
             experiments = load_seeds(file, [f"{key}={text}" for key, text in assignment], seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]
     refuse_twins(points)
@@ -106,8 +116,12 @@ def _points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
     return points
 
 
-def _todo(points: "list[Point]", folder: Path) -> "list[Point]":
-    """Return what is not done yet, if it can be run and what is done has its settings."""
+def _unfinished_points(points: "list[Point]", folder: Path) -> "list[Point]":
+    """Return the points that are not finished.
+
+    Raises:
+        InputError: A point cannot run, or a recorded run has other settings than its point.
+    """
     with quick_imports():
         from fedssl.app.simulation import check
         from fedssl.app.sweep.points import refuse_changed, state_of
@@ -115,12 +129,12 @@ def _todo(points: "list[Point]", folder: Path) -> "list[Point]":
     refuse_changed(points, folder)
     todo = [point for point in points if state_of(folder / point.name) != "finished"]
     for point in todo:
-        with _named(point.name):
+        with _name_run_in_errors(point.name):
             check(point.experiment)
     return todo
 
 
-def _packing(todo: "list[Point]", jobs: int | None) -> "Packing":
+def _pack(todo: "list[Point]", jobs: int | None) -> "Packing":
     from fedssl.app.simulation import check_engine
     from fedssl.app.sweep.packing import pack
 
@@ -131,18 +145,18 @@ def _packing(todo: "list[Point]", jobs: int | None) -> "Packing":
 
 
 @contextlib.contextmanager
-def _named(run: str) -> Iterator[None]:
-    """Say of which run an `InputError` is."""
+def _name_run_in_errors(run: str) -> Iterator[None]:
+    """Add the name of the run to an `InputError` of the block."""
     try:
         yield
     except InputError as error:
         raise (error.within(f"{run}: ") if run else error) from None
 
 
-def _list(
+def _list_points(
     points: "Sequence[Point]", folder: Path, packing: "Packing | None", console: Console
 ) -> None:
-    """Say what would run, and what need not."""
+    """Print the state of each point, and how many points there are of each state."""
     from fedssl.app.sweep.points import state_of
 
     states = [state_of(folder / point.name) for point in points]
@@ -150,7 +164,7 @@ def _list(
         _say(f"{state:<8}  {folder / point.name}", console)
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "begun", "new"))
     at_a_time = f"; {packing.jobs} at a time" if packing is not None else ""
-    _say(f"{_runs(points)}: {counts}{at_a_time}", console)
+    _say(f"{_count_runs(points)}: {counts}{at_a_time}", console)
 
 
 def _run(
@@ -162,7 +176,7 @@ def _run(
     console: Console,
     plain: bool,
 ) -> None:
-    """Run what is left, and keep the books."""
+    """Run the points that are left, and record failures in the ledger."""
     from fedssl.app.sweep.display import make_display
     from fedssl.app.sweep.messages import Failed, Task
     from fedssl.app.sweep.pool import Pool
@@ -171,7 +185,7 @@ def _run(
         Task(packing.as_run(point.experiment).to_dict(), folder / point.name, point.label)
         for point in todo
     ]
-    _say(f"{_runs(todo)}, {packing.jobs} at a time; {done} done already", console)
+    _say(f"{_count_runs(todo)}, {packing.jobs} at a time; {done} done already", console)
     if packing.warning:
         _say(packing.warning, console)
     try:
@@ -186,7 +200,7 @@ def _run(
 
 
 def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
-    """Compare what is finished, if that is more than one run."""
+    """Compare the finished runs, if there are at least two."""
     from fedssl.app.sweep.points import state_of
 
     paths = [folder / point.name for point in points]
@@ -196,7 +210,7 @@ def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
 
 
 def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
-    """Say which runs failed and why, a line each: a table would break their paths."""
+    """Print which runs failed and why, one line per run; a table would break the paths."""
     from fedssl.views.screen.display import last_line
 
     console.print("failed", style="bold")
@@ -209,5 +223,5 @@ def _say(text: str, console: Console) -> None:
     console.print(text, style="dim", soft_wrap=True)
 
 
-def _runs(points: "Sequence[Point]") -> str:
+def _count_runs(points: "Sequence[Point]") -> str:
     return f"{len(points)} run{'' if len(points) == 1 else 's'}"

@@ -1,1 +1,1 @@
-"""A grid of runs: its points and their folders, the processes that run them side by side, and what a person sees of it."""
+"""Sweeps: the points of a sweep and their folders, the processes that run them side by side, and the display."""

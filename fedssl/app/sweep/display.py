@@ -1,4 +1,4 @@
-"""What a person sees while a sweep goes: one bar and a line for each running job on a terminal, plain lines elsewhere."""
+"""Displays of a sweep that goes on: a bar and one line per current run on a terminal, plain lines elsewhere."""
 
 import contextlib
 import logging
@@ -21,30 +21,30 @@ from fedssl.views.screen.display import last_line, percent, progress_bar
 log = logging.getLogger(__name__)
 
 MEMORY = 600.0
-"""Seconds of which the time left is reckoned; rounds may take a minute."""
+"""The time left is estimated from this much of the past (seconds), because a round may take a minute."""
 
 
 class Display(Protocol):
-    """Somebody who shows how a sweep goes, as a context manager."""
+    """An object that shows how a sweep goes; it is used as a context manager."""
 
     def __enter__(self) -> "Display":
-        """Begin to show it."""
+        """Begin to show the sweep."""
 
     def __exit__(self, *details: object) -> None:
-        """Leave only what stays."""
+        """Stop showing the sweep, and remove everything that moves."""
 
     def show(self, point: Point, message: Message) -> None:
-        """Show what was said of a run."""
+        """Show a message of the run of a point."""
 
 
 def make_display(console: Console, todo: list[Point], done: int, *, plain: bool) -> Display:
-    """Return the display that suits the console.
+    """Return a display that suits the console.
 
     Args:
-        console: Where it shows.
-        todo: The runs that will run.
-        done: Number of those that are over already.
-        plain: Lines, whatever the console is.
+        console: The console on which to show the sweep.
+        todo: The points that will run.
+        done: Number of points that are already finished.
+        plain: Show plain lines on every console.
     """
     lines = Lines(console, len(todo) + done, done)
     chosen = lines if plain or not console.is_terminal else Screen(console, lines, todo)
@@ -52,10 +52,10 @@ def make_display(console: Console, todo: list[Point], done: int, *, plain: bool)
 
 
 class Guarded:
-    """Pass on what a display is told, until it fails; then say so once, and the sweep goes on without it.
+    """Forward all calls to a display until the display fails; then log the failure once and drop the display.
 
     Args:
-        display: Shows the sweep.
+        display: The display to protect the sweep from.
     """
 
     def __init__(self, display: Display) -> None:
@@ -71,7 +71,7 @@ class Guarded:
             self._display.__exit__(*details)
 
     def show(self, point: Point, message: Message) -> None:
-        """Show what was said of a run."""
+        """Show a message of the run of a point."""
         if not self._failed:
             self._try(lambda: self._display.show(point, message))
 
@@ -85,7 +85,7 @@ class Guarded:
 
 
 class Lines:
-    """One line a finished run, no control characters: for logs and pipes."""
+    """Print one line per finished run without control characters, for logs and pipes."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
@@ -100,7 +100,7 @@ class Lines:
         pass
 
     def show(self, point: Point, message: Message) -> None:
-        """Say what came of a run, and what it had to say on the way."""
+        """Print the result or failure of a run, and its texts on the way."""
         match message:
             case Ended(line):
                 self.done += 1
@@ -120,7 +120,7 @@ class Lines:
 
 @dataclass
 class _Job:
-    """A run that goes: what its line shows."""
+    """The numbers of a current run that its line shows."""
 
     rounds: int
     round: int = 0
@@ -128,7 +128,7 @@ class _Job:
     right: float = NAN
 
     def advance(self, done: RoundDone) -> None:
-        """Move on to a round; what it does not know stays as it was."""
+        """Take over the numbers of a finished round; numbers that are NaN do not change."""
         self.round = done.round
         if not math.isnan(done.ema_accuracy):
             self.ema_accuracy = done.ema_accuracy
@@ -137,9 +137,9 @@ class _Job:
 
 
 class Screen:
-    """A panel that moves under the lines of finished runs.
+    """Show a panel that is redrawn below the lines of finished runs.
 
-    The bar counts rounds, so that the time left is known before the first run is over.
+    The panel's bar counts rounds, so that the time left is known before the first run is finished.
     """
 
     def __init__(self, console: Console, lines: Lines, todo: list[Point]) -> None:
@@ -160,11 +160,11 @@ class Screen:
         self._live.stop()
 
     def show(self, point: Point, message: Message) -> None:
-        """Move on by what was said of a run."""
+        """Update the panel by a message of a run, and print the message."""
         match message:
             case Began(rounds, done):
                 self._jobs[point.name] = _Job(rounds, done)
-                self._drop(done)
+                self._subtract_rounds(done)
             case RoundDone():
                 self._jobs[point.name].advance(message)
                 self._progress.advance(self._bar)
@@ -172,11 +172,11 @@ class Screen:
                 del self._jobs[point.name]
             case Failed():
                 job = self._jobs.pop(point.name, _Job(self._rounds[point.name]))
-                self._drop(job.rounds - job.round)
+                self._subtract_rounds(job.rounds - job.round)
         self._lines.show(point, message)
 
-    def _drop(self, rounds: int) -> None:
-        """Take rounds out of the reckoning that nobody will run here."""
+    def _subtract_rounds(self, rounds: int) -> None:
+        """Subtract rounds that will not run from the bar's total."""
         task = self._progress.tasks[0]
         self._progress.update(self._bar, total=(task.total or 0) - rounds)
 
@@ -191,7 +191,7 @@ class Screen:
         table.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
         for name in ("round", "EMA", "pseudo-labels right"):
             table.add_column(name, justify="right", no_wrap=True)
-        for name, job in list(self._jobs.items()):  # another thread draws
+        for name, job in list(self._jobs.items()):  # a copy, because another thread draws
             shown = (percent(job.ema_accuracy), percent(job.right))
             table.add_row(name, f"{job.round}/{job.rounds}", *shown)
         return table

@@ -1,4 +1,4 @@
-"""The points of a grid: what ``--set`` spans, and a name for each point that a person can read and a folder can have."""
+"""The points of a sweep: all combinations of the values of ``--set``, and a readable folder name for each point."""
 
 import hashlib
 import itertools
@@ -11,24 +11,25 @@ from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import read_value
 
 LONGEST_VALUE, LONGEST_NAME = 40, 200
-"""Characters of one value and of all settings of a run, before a hash stands for the rest; folders may have 255."""
+"""Most characters of one value and of all settings in a name; a hash replaces the rest. Folder names may have 255."""
 
 NAMED_ELSEWHERE = ("name", "seed")
-"""Settings that have a folder of their own in a run's path."""
+"""Settings that are not named with the others, because the path of a run has a part for each of them."""
 
 BRACKETS = {"[": "]", "{": "}"}
+"""Opening to closing brackets, inside which commas do not separate values."""
 
 Assignment = tuple[tuple[str, str], ...]
-"""One value for every key, as ``--set`` has them."""
+"""Pairs of a key and its one value, as texts of ``--set``."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The values that one setting takes.
+    """A setting of a sweep and all its values.
 
     Args:
-        key: Its dotted name.
-        values: As TOML or a bare word; at least one, and none twice.
+        key: Dotted name of the setting.
+        values: At least one value, each as TOML or a bare word; no value occurs twice.
     """
 
     key: str
@@ -39,7 +40,7 @@ def parse_axes(settings: Sequence[str]) -> list[Axis]:
     """Read settings of the form ``a.b=x,y``.
 
     Raises:
-        InputError: One has no such form, an empty value or one twice; or a key is set twice.
+        InputError: A setting has another form, an empty value or a value twice, or two settings have the same key.
     """
     axes = [_parse_axis(setting) for setting in settings]
     for key, group in itertools.groupby(sorted(axis.key for axis in axes)):
@@ -65,12 +66,12 @@ def _parse_axis(setting: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """Split at commas outside quotes, brackets and braces.
+    """Split a text at commas outside quotes, brackets and braces.
 
-    A quote opens where a value may begin and nowhere else, as in TOML: ``it's`` is a bare word.
+    As in TOML, a quote opens only where a value may begin: ``it's`` is a bare word.
 
     Raises:
-        InputError: A quote or a bracket is left open.
+        InputError: A quote or a bracket is not closed.
     """
     values, begin, at, closers, fresh = [], 0, 0, "", True
     while at < len(text):
@@ -92,7 +93,7 @@ def split_values(text: str) -> list[str]:
 
 
 def _end_of_quote(text: str, at: int) -> int:
-    """Return where the quote that opens at a place closes; a backslash escapes within double ones."""
+    """Return the position of the quote that closes the quote at `at`; a backslash escapes within double quotes."""
     closing = re.compile(r'"(?:[^"\\]|\\.)*"' if text[at] == '"' else r"'[^']*'").match(text, at)
     if closing is None:
         raise InputError("--set", f"{text!r} lacks a closing quote")
@@ -100,7 +101,7 @@ def _end_of_quote(text: str, at: int) -> int:
 
 
 def spread(axes: Sequence[Axis]) -> list[Assignment]:
-    """Return every combination of values, the last axis fastest; of no axes, the one empty combination."""
+    """Return every combination of values, the last axis fastest; without axes, one empty combination."""
     keys = [axis.key for axis in axes]
     return [
         tuple(zip(keys, values, strict=True))
@@ -109,35 +110,41 @@ def spread(axes: Sequence[Axis]) -> list[Assignment]:
 
 
 def settings_name(assignment: Assignment) -> str:
-    """Return ``a.b=x,c=y``, safe as the name of a folder and the same for any order; empty of no settings.
+    """Return ``a.b=x,c=y`` as a safe folder name that does not depend on the order; empty if there are no settings.
 
-    Different settings get different names: a value that cannot stand in one as it is, or is long, ends with a hash.
+    Different settings get different names: a value that is long, or has characters that are not safe, ends with a hash.
     """
     parts = sorted(
-        f"{_safe(key, key)}={value_name(text)}"
+        f"{_make_safe(key, key)}={value_name(text)}"
         for key, text in assignment
         if key not in NAMED_ELSEWHERE
     )
     name = ",".join(parts)
-    return name if len(name) <= LONGEST_NAME else _hashed(name[:LONGEST_NAME], name)
+    return name if len(name) <= LONGEST_NAME else _add_hash(name[:LONGEST_NAME], name)
 
 
 def value_name(text: str) -> str:
-    """Return a value as it stands in a name: ``0.90`` and ``0.9`` are the same, ``"0.9"`` is another one."""
+    """Return a value as names show it: ``0.90`` and ``0.9`` are the same value, the text ``"0.9"`` is another value."""
     value = read_value(text)
     whole = json.dumps(value, sort_keys=True, default=str)
     shown = "unset" if value is None else value if isinstance(value, str) else whole
     again = read_value(shown)
-    return _safe(shown, whole, told=type(again) is type(value) and bool(again == value))
+    return _make_safe(shown, whole, told=type(again) is type(value) and bool(again == value))
 
 
-def _safe(shown: str, whole: str, *, told: bool = True) -> str:
-    """Return what can stand in a name; `told` is whether what is shown says which value it is."""
+def _make_safe(shown: str, whole: str, *, told: bool = True) -> str:
+    """Return a text that is safe in a name, with a hash of the whole value unless the text is safe and tells the value.
+
+    Args:
+        shown: Readable text of the value.
+        whole: Text that identifies the value.
+        told: Whether `shown` identifies the value too.
+    """
     safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", shown)
     if told and safe == shown and len(safe) <= LONGEST_VALUE:
         return safe
-    return _hashed(safe[:LONGEST_VALUE], whole)
+    return _add_hash(safe[:LONGEST_VALUE], whole)
 
 
-def _hashed(shown: str, whole: str) -> str:
+def _add_hash(shown: str, whole: str) -> str:
     return f"{shown}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""``sweep.json``: what was asked, the runs and their folders, and why some failed in the latest start."""
+"""The ledger ``sweep.json``: the command, the runs and their folders, and why runs failed in the latest start."""
 
 import json
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from fedssl.record.run_path import LOCK, SWEEP, unwritable
 
 
 class Ledger:
-    """Keep the books of a sweep, and other sweeps out of its folder; use it as a context manager.
+    """Record a sweep in ``sweep.json``, and lock its folder against other sweeps; use it as a context manager.
 
     Args:
-        out: The sweep's folder.
-        points: Its runs.
-        asked: What the command said, as JSON can hold it.
+        out: Folder of the sweep.
+        points: Points of the sweep.
+        asked: Files, settings and seeds of the command, as values for JSON.
 
     Raises:
-        InputError: On entry: the folder cannot be written to, or another sweep is at it.
+        InputError: On entry, the folder cannot be written to, is not the folder of a sweep, or another sweep uses it.
     """
 
     def __init__(self, out: Path, points: Sequence[Point], asked: dict[str, Any]) -> None:
@@ -31,17 +31,17 @@ class Ledger:
         self._asked = asked
         self._lock = filelock.FileLock(out / LOCK)
         self.failures: dict[str, str] = {}
-        """Why runs failed, by name."""
+        """The reason why a run failed, by the name of its point."""
 
     def __enter__(self) -> "Ledger":
-        self._refuse_what_is_no_sweep()
+        self._refuse_other_folders()
         try:
             self._out.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             self._write()
         except filelock.Timeout:
             raise InputError(
-                "--out", f"another sweep is at {self._out}", "wait for it, or name another folder"
+                "--out", f"another sweep uses {self._out}", "wait for it, or name another folder"
             ) from None
         except OSError as error:
             self._lock.release()
@@ -51,8 +51,8 @@ class Ledger:
     def __exit__(self, *details: object) -> None:
         self._lock.release()
 
-    def _refuse_what_is_no_sweep(self) -> None:
-        """Raise `InputError` if the folder holds anything that no sweep has put there."""
+    def _refuse_other_folders(self) -> None:
+        """Raise `InputError` if the folder is neither empty nor the folder of a sweep."""
         if not self._out.is_dir() or (self._out / SWEEP).exists():
             return
         if {path.name for path in self._out.iterdir()} - {LOCK, SWEEP + PARTIAL}:
@@ -60,7 +60,7 @@ class Ledger:
             raise InputError("--out", problem, "name another folder")
 
     def failed(self, point: Point, reason: str) -> None:
-        """Note that a run failed, and why."""
+        """Record that a run failed, and why."""
         self.failures[point.name] = reason
         self._write()
 

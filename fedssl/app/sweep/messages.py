@@ -1,4 +1,7 @@
-"""What a sweep and its processes tell each other; a module of its own, for the names of classes travel too."""
+"""The messages between a sweep and its processes.
+
+They have a module of their own because pickled messages name the module of their class.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """A run that a process is given.
+    """A run that the sweep hands to a process.
 
     Args:
-        experiment: As `Experiment.to_dict` writes it.
-        folder: Where it is recorded, or has been until it was stopped.
-        label: What it is called.
+        experiment: The experiment, as `Experiment.to_dict` returns it.
+        folder: The run directory, which may hold a stopped run.
+        label: Name of the run in messages to the user.
     """
 
     experiment: Mapping[str, Any]
@@ -23,7 +26,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Began:
-    """A run begins, or goes on after so many rounds."""
+    """A run of `rounds` rounds begins, or is resumed after `done` rounds."""
 
     rounds: int
     done: int = 0
@@ -31,11 +34,11 @@ class Began:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round is over, and recorded.
+    """A round is finished and recorded.
 
     Args:
-        round: From 1.
-        ema_accuracy, pseudo_label_accuracy: As in `fedssl.record.rows.RoundRow`; NaN where unknown.
+        round: Number of the round, from 1.
+        ema_accuracy, pseudo_label_accuracy: Shares as in `fedssl.record.rows.RoundRow`; NaN if not known.
     """
 
     round: int
@@ -45,21 +48,21 @@ class RoundDone:
 
 @dataclass(frozen=True)
 class Said:
-    """Something that who watches should know; it ends nothing."""
+    """A text that the user should see; the run goes on."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run came to its end, of which this is one line."""
+    """A run is finished; `line` sums it up."""
 
     line: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A run stopped before its end, with all that is known why."""
+    """A run stopped before its end; `reason` holds all that is known about the cause."""
 
     reason: str
 

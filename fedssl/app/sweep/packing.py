@@ -1,4 +1,4 @@
-"""How many runs go side by side, on which engine, and which GPUs each may see."""
+"""Decides how many runs go side by side, on which engine, and which GPUs each run may use."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ from fedssl.engine.plan import WorkerPlan
 from fedssl.experiment.experiment import Experiment
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that names the GPUs a process may use."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the runs of a sweep share a machine.
+    """A plan of how the runs of a sweep share a machine.
 
     Args:
-        gpus: One entry for each run that goes at a time: the GPUs that it may see; None: all.
-        warning: What whoever asked for it should know; empty if nothing.
+        gpus: For each run that goes at a time, the GPUs that the run may use; None: all GPUs.
+        warning: A warning for the user; empty if there is none.
     """
 
     gpus: tuple[str | None, ...]
@@ -26,11 +27,11 @@ class Packing:
 
     @property
     def jobs(self) -> int:
-        """Runs at a time; a single one has the engine that its file names, and with it the whole machine."""
+        """Number of runs at a time. A single run has the engine that its file names, and so the whole machine."""
         return len(self.gpus)
 
     def as_run(self, experiment: Experiment) -> Experiment:
-        """Return an experiment with the engine on which it runs here, which changes no result."""
+        """Return an experiment with the engine on which the sweep runs it; the engine does not change results."""
         if self.jobs == 1:
             return experiment
         serial = experiment.engine.model_copy(update={"kind": "serial"})
@@ -40,15 +41,15 @@ class Packing:
 def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
     """Decide how many runs go at a time.
 
-    Side by side wherever that keeps as many cores or GPUs busy as one run alone would, for it costs nothing to share
-    them so: with fewer runs left than one of them has use for workers, one after the other.
+    Runs go side by side if they keep at least as many cores or GPUs busy as one run alone would. If fewer runs are left
+    than one run has use for workers, runs go one after another.
 
     Args:
-        experiments: What is left to run; at least one.
-        jobs: How many at a time; None: as many as the machine has room for.
+        experiments: The experiments that are left to run; at least one.
+        jobs: Number of runs at a time; None: as many as the machine has room for.
 
     Raises:
-        InputError: The machine has no room for so many, or their engine runs one at a time.
+        InputError: The machine has no room for `jobs` runs, or an engine runs only one run at a time.
     """
     kinds = list({experiment.engine: experiment for experiment in experiments}.values())
     alone = next((e for e in kinds if e.engine.kind == "flower" or e.engine.address), None)
@@ -66,7 +67,7 @@ def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
 
 
 def visible_gpus(room: WorkerPlan, count: int) -> tuple[str | None, ...]:
-    """Return which GPUs each of so many runs may see: its share, a GPU to several runs where the share is below one."""
+    """Return the GPUs that each of `count` runs may use; several runs share a GPU if a run's share is below one GPU."""
     if room.gpus == 0:
         return (None,) * count
     if room.gpus >= 1:
@@ -77,6 +78,6 @@ def visible_gpus(room: WorkerPlan, count: int) -> tuple[str | None, ...]:
 
 
 def _names(numbers: Sequence[int]) -> str:
-    """Return GPUs by the names that they have in the environment, if it names them; they are counted from those."""
+    """Return the names of GPUs by their numbers; if the environment names GPUs, numbers count these names."""
     names = os.environ.get(VISIBLE, "").split(",")
     return ",".join(names[i] if names != [""] else str(i) for i in numbers)

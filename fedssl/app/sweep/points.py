@@ -1,4 +1,4 @@
-"""The runs of a sweep: what each one is, where it is recorded, and how far it has come."""
+"""The points of a sweep: the experiment and settings of each run, its folder, and how far it has come."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,17 @@ from fedssl.record.resume import refuse_changes
 from fedssl.record.run_path import SUMMARY, has_begun
 
 State = Literal["finished", "begun", "new"]
+"""States of a run: finished, begun and not finished, or not begun."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a grid.
+    """One run of a sweep.
 
     Args:
-        experiment: What runs.
-        settings: What was set for it.
-        varied: Keys of those settings that differ from run to run.
+        experiment: The experiment of the run, seed included.
+        settings: Values that ``--set`` gives to the run.
+        varied: Keys of the settings that differ between runs.
     """
 
     experiment: Experiment
@@ -30,19 +31,22 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Where it is recorded below the sweep's folder: ``NAME/SETTINGS/seedN``."""
+        """Path of the run directory below the sweep's folder: ``NAME/SETTINGS/seedN``."""
         named = tuple(each for each in self.settings if self._is_named(each[0]))
         parts = (self.experiment.name, settings_name(named), f"seed{self.experiment.seed}")
         return "/".join(part for part in parts if part)
 
     @property
     def label(self) -> str:
-        """What it is called beside the others, whatever the seed."""
+        """Name of the run in messages: the experiment's name and the settings that differ, without the seed."""
         varied = tuple(each for each in self.settings if each[0] in self.varied)
         return f"{self.experiment.name} {settings_name(varied)}".strip()
 
     def _is_named(self, key: str) -> bool:
-        """Say whether a setting is part of the name: one value for all is, unless it can be changed as the sweep goes on."""
+        """Say whether a setting is part of the name.
+
+        A setting with one value for all runs is part of the name, unless it has no effect on results and may change.
+        """
         return key in self.varied or key.partition(".")[0] not in WITHOUT_EFFECT
 
 
@@ -62,7 +66,7 @@ def refuse_twins(points: Iterable[Point]) -> None:
 
 
 def refuse_changed(points: Sequence[Point], out: Path) -> None:
-    """Raise `InputError` if a run is recorded with other settings than it has now."""
+    """Raise `InputError` if a run is recorded with other settings than its point has now."""
     for point in points:
         if has_begun(out / point.name):
             remedy = "put them back, or name another folder for the sweep"

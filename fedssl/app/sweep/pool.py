@@ -1,8 +1,9 @@
-"""Processes that take run after run, several at a time.
+"""A pool of processes that run the points of a sweep, several at a time.
 
-Why processes that stay: starting one imports torch, which takes as long as a small run, and `fedssl run` too gives run
-after run to one engine. Why not forked from a preloaded one: with CUDA and threads a fork is only safe while nobody has
-used either, which the user's own modules decide. Each has a session of its own, so that Ctrl-C reaches the sweep alone.
+A process runs many points one after another, because a new process must import torch, which takes as long as a small
+run. (`fedssl run` also gives all its runs to one engine.) Processes are not forked from a preloaded process: a fork is
+safe only if neither CUDA nor threads were used, and a user's own modules may use both. Each process has its own
+session, so that Ctrl-C reaches only the sweep.
 """
 
 import os
@@ -20,14 +21,14 @@ from fedssl.app.sweep.messages import Ended, Failed, Message, Task
 from fedssl.core.processes import import_path
 
 PATIENCE = 60.0
-"""Seconds that a process has to write its checkpoint and end."""
+"""A process may take this long (seconds) to write its checkpoint and end; then it is killed."""
 
 
 class Pool:
-    """So many processes, each with the GPUs that it may see; use it as a context manager.
+    """Several processes, each with the GPUs that it may use; use it as a context manager.
 
     Args:
-        gpus: One process each: ``CUDA_VISIBLE_DEVICES``; None: what this process sees.
+        gpus: The value of ``CUDA_VISIBLE_DEVICES`` of each process; None: the value of this process.
     """
 
     def __init__(self, gpus: Sequence[str | None]) -> None:
@@ -41,7 +42,7 @@ class Pool:
         self.close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Message]]:
-        """Run all tasks, and yield what is said of each, by number, as it comes; the last word is its end or failure."""
+        """Run all tasks; yield (number of the task, message) as messages come, up to the task's `Ended` or `Failed`."""
         left = deque(enumerate(tasks))
         while left or any(worker.is_busy for worker in self._workers):
             self._hand_out(left)
@@ -69,7 +70,7 @@ class Pool:
         self._free.append(worker.gpus)
 
     def close(self) -> None:
-        """Let all processes end; those that are at a run write its checkpoint first."""
+        """End all processes; a process that is running a point writes a checkpoint first."""
         for worker in self._workers:
             worker.pipe.close()
         while self._workers:
@@ -87,7 +88,7 @@ class _Worker:
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
         with theirs:
-            # -P: the current folder is found where it is in our path, and not before the standard library.
+            # -P: the current folder does not come before the standard library, but at its place in our path.
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -111,27 +112,28 @@ class _Worker:
 
     def give(self, number: int, task: Task) -> None:
         self._task = number
-        with suppress(ConnectionError):  # it is lost; `receive` says why
+        with suppress(ConnectionError):  # the process is lost; `receive` reports why
             self.pipe.send(task)
 
     def receive(self) -> tuple[int, Message]:
-        """Return the next message and the number of its task; that it is lost, if it is."""
+        """Return the number of the task and its next message; the message is `Failed` if the process is lost."""
         number = self._task
         try:
             message = self.pipe.recv()
-        except (EOFError, OSError):  # between two messages, and within one
-            message = Failed(self._epitaph())
+        except (EOFError, OSError):  # the pipe closed between messages, or within one
+            message = Failed(self._describe_loss())
         if isinstance(message, Ended | Failed):
             self._task = -1
         return number, message
 
-    def _epitaph(self) -> str:
-        how = self._how_it_ended()
+    def _describe_loss(self) -> str:
+        """Return the output of the lost process, and how the process ended."""
+        how = self._describe_end()
         self._output.seek(0)
         output = self._output.read().decode(errors="replace").strip()
         return f"{output}\n{how}".strip()
 
-    def _how_it_ended(self) -> str:
+    def _describe_end(self) -> str:
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -143,7 +145,7 @@ class _Worker:
         return f"its process was killed by {signal.Signals(-code).name}{hint}"
 
     def end(self) -> None:
-        """Wait until it has ended; kill it if it does not."""
+        """Wait until the process has ended; kill it if it does not end in time."""
         self.pipe.close()
         try:
             self._process.wait(PATIENCE)

@@ -1,10 +1,10 @@
-"""A process of a sweep: takes run after run, tells how each goes, and ends by itself once nobody listens.
+"""A process of a sweep: it runs one task after another, reports to the sweep, and ends when the sweep is gone.
 
     python -m fedssl.app.sweep.worker PIPE COMMAND...
 
-The pipe is a socket to the sweep, by its number. It is all that ties the two together: the sweep closes it, or dies and
-leaves that to the system, and a thread here sends SIGTERM to its own process, so that the run writes a checkpoint and
-ends. The command is that of the sweep, for the runs' records.
+PIPE is the file descriptor of a socket to the sweep, the only connection between the two. When the sweep closes the
+socket or dies, a thread of this process sends SIGTERM to the process itself, so that the run writes a checkpoint and
+ends. COMMAND is the command of the sweep, for the records of the runs.
 """
 
 import logging
@@ -35,9 +35,9 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import closing_line
 
 PATIENCE = 60.0
-"""Seconds to wait for a folder that a process of an earlier sweep has not let go of yet."""
+"""A process waits at most this long (seconds) for a folder that a process of an earlier sweep still uses."""
 
-if TYPE_CHECKING:  # a class that is generic for type checkers only
+if TYPE_CHECKING:  # `Connection` is generic only for type checkers
     Pipe = Connection[Message, Task]
 
 
@@ -49,29 +49,29 @@ class Teller:
         self._lock = threading.Lock()
 
     def __call__(self, message: Message) -> None:
-        """Send a message, unless nobody listens: then `_listen` ends the run, in order."""
+        """Send a message; if the sweep is gone, nothing is sent, and `_listen` ends the run in order."""
         with self._lock, suppress(ConnectionError):
             self._pipe.send(message)
 
 
 class Reporter(Observer):
-    """Tell a sweep how a run goes."""
+    """Report to the sweep how a run goes."""
 
     def __init__(self, tell: Teller) -> None:
         self._tell = tell
         self._rounds = 0
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Tell how many rounds there are."""
+        """Report the number of rounds."""
         self._rounds = experiment.num_rounds
         self._tell(Began(self._rounds))
 
     def resumed(self, snapshot: Snapshot) -> None:
-        """Tell how many of them are done."""
+        """Report the number of finished rounds."""
         self._tell(Began(self._rounds, snapshot.round))
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Tell of a round."""
+        """Report a finished round."""
         row = end.row
         self._tell(RoundDone(row.round, row.ema_accuracy, row.pseudo_label_accuracy))
 
@@ -86,9 +86,9 @@ class _LogToSweep(logging.Handler):
 
 
 def work(pipe: "Pipe", tell: Teller) -> int:
-    """Run what the pipe brings until it closes or a run fails; return the exit code.
+    """Run the tasks that the pipe brings until the pipe closes or a run fails; return the exit code.
 
-    A process whose run failed is not used again: nobody knows what the failure left behind, on a GPU above all.
+    A process whose run failed is not used again: the failure may have left something behind, especially on a GPU.
     """
     tasks: SimpleQueue[Task] = SimpleQueue()
     with interruptible() as interrupts, Engine() as engine:
@@ -102,15 +102,15 @@ def work(pipe: "Pipe", tell: Teller) -> int:
             complain=lambda error, where: tell(Said(f"{where}{error}")),
         )
         while True:
-            came = _run(runs, tasks.get())
-            tell(came)
-            if isinstance(came, Failed):
+            result = _run(runs, tasks.get())
+            tell(result)
+            if isinstance(result, Failed):
                 return 1
 
 
 def _run(runs: Runs, task: Task) -> Ended | Failed:
     experiment = Experiment.from_dict(task.experiment)
-    _wait_for(task)
+    _wait_for_folder(task)
     try:
         finished, _ = runs.run([experiment], [task.folder])
     except FedsslError as error:
@@ -121,8 +121,11 @@ def _run(runs: Runs, task: Task) -> Ended | Failed:
     return Ended(closing_line(named, outcome_of(finished[0])))
 
 
-def _wait_for(task: Task) -> None:
-    """Wait until the process that had the folder has written its checkpoint; who waits in vain is told so by the run."""
+def _wait_for_folder(task: Task) -> None:
+    """Wait until an earlier process has written its checkpoint into the task's folder.
+
+    If the folder is still in use after `PATIENCE` seconds, the run itself reports it.
+    """
     if (task.folder / LOCK).exists():
         with suppress(filelock.Timeout), filelock.FileLock(task.folder / LOCK, timeout=PATIENCE):
             pass
@@ -132,12 +135,12 @@ def _listen(pipe: "Pipe", tasks: "SimpleQueue[Task]", interrupts: Interrupts) ->
     with suppress(EOFError, ConnectionError):
         while True:
             tasks.put(pipe.recv())
-    if not interrupts.asked:  # a second signal would end it without a checkpoint
+    if not interrupts.asked:  # a second signal would end the process without a checkpoint
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
-    """Work until there is nothing more to do, or nobody to do it for."""
+    """Run tasks until the sweep is finished or gone; return the exit code."""
     pipe: Pipe = Connection(int(sys.argv[1]))
     tell = Teller(pipe)
     del sys.argv[:2]

@@ -1,1 +1,1 @@
-"""Recorded runs side by side: which belong together, whether they may be compared, and what they sum up to."""
+"""Comparison of recorded runs: which runs are seeds of one line, whether lines may be compared, and statistics."""

@@ -1,4 +1,4 @@
-"""Whether lines may be compared: the same data, and for a seed that two of them share, the same split of it."""
+"""Checks whether lines may be compared: all need the same data, and two lines that share a seed need the same split."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,28 @@ from fedssl.views.comparison.gather import Line
 from fedssl.views.run import Run, reading
 
 FACTS = ("source", "class_names", "shape", "evaluated_on", "num_train")
-"""What ``data.json`` says that no seed may change."""
+"""Keys of ``data.json`` whose values do not depend on the seed; lines that are compared must agree in them."""
 
 UNDECIDING = frozenset({"federation.sample"})
-"""Settings of ``[data]`` and ``[federation]`` that cannot change who holds what."""
+"""Settings of ``[data]`` and ``[federation]`` that cannot change which images a client holds."""
 
 
 class Split(NamedTuple):
-    """What the seed may decide of the data: who is evaluated on what, and who holds what."""
+    """Fingerprints (SHA-256, hex) of what a seed may decide: the held-out images and each client's images."""
 
     held_out: str
     partition: str
 
 
 def disagreements(lines: Sequence[Line]) -> tuple[str, ...]:
-    """Say, in a sentence for every line, what of its data or split is not that of a line before it.
+    """Return one sentence for each line whose data or split differs from an earlier line.
 
     Args:
-        lines: The first one's data is what the others should have; of a seed, the first line that has it.
+        lines: The lines to compare. All must have the data of the first line, and for each seed the split of the first
+            line that has the seed.
 
     Raises:
-        InputError: A record does not say what its images are.
+        InputError: A file that describes a run's data or split is missing or damaged.
     """
     first = next(iter(lines[0].runs.values()))
     splits = {
@@ -40,20 +41,19 @@ def disagreements(lines: Sequence[Line]) -> tuple[str, ...]:
         facts = _other_facts(line, first)
         if facts:
             said.append(f"{line.label}: {', '.join(facts)}{_settings(line, lines[0])}")
-            continue  # then so is its split
+            continue  # other data has another split anyway
         said += [
-            f"{line.label}: other {what} than {other.label} for {_seeds(seeds)}{_settings(line, other)}"
+            f"{line.label}: different {what} than {other.label} for {_seeds(seeds)}{_settings(line, other)}"
             for what, other, seeds in _other_splits(line, lines, splits)
         ]
     return tuple(said)
 
 
 def unpaired(lines: Sequence[Line]) -> tuple[str, ...]:
-    """Say, in a sentence for every line, that it has no seed in common with the first."""
+    """Return one sentence for each line that has no seed in common with the first line."""
     first = lines[0]
     return tuple(
-        f"{line.label}: no seed in common with {first.label}; there is no gain, and whether the split is the same "
-        "is not known"
+        f"{line.label}: no seed in common with {first.label}, so there is no gain, and the splits cannot be compared"
         for line in lines[1:]
         if not line.runs.keys() & first.runs.keys()
     )
@@ -67,14 +67,14 @@ def _other_facts(line: Line, first: Run) -> list[str]:
             if own == wanted:
                 continue
             long = fact == "class_names"
-            said[fact] = f"other {fact}" if long else f"{fact} is {own} and not {wanted}"
+            said[fact] = f"different {fact}" if long else f"{fact} is {own} and not {wanted}"
     return list(said.values())
 
 
 def _other_splits(
     line: Line, lines: Sequence[Line], splits: Mapping[tuple[str, int], Split]
 ) -> list[tuple[str, Line, list[int]]]:
-    """Return what differs, from which line before, and for which seeds."""
+    """Return (what differs, the earlier line that it differs from, the seeds) for each way in which a line differs."""
     found: dict[tuple[str, str], tuple[Line, list[int]]] = {}
     for seed in line.runs:
         other = next(earlier for earlier in lines if seed in earlier.runs)
@@ -98,7 +98,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _settings(line: Line, other: Line) -> str:
-    """Say which settings of the data and of its split are others."""
+    """Say which settings of ``[data]`` and ``[federation]`` differ between two lines."""
     own, wanted = line.settings, other.settings
     changed = [
         f"{key} is {own.get(key, 'unset')} and not {wanted.get(key, 'unset')}"
@@ -106,4 +106,6 @@ def _settings(line: Line, other: Line) -> str:
         if key.startswith(("data.", "federation.")) and key not in UNDECIDING
         if own.get(key) != wanted.get(key)
     ]
-    return f" ({'; '.join(changed) or 'though [data] and [federation] say the same'})"
+    return (
+        f" ({'; '.join(changed) or 'although the settings of [data] and [federation] are equal'})"
+    )

@@ -1,4 +1,4 @@
-"""A comparison: the one thing that a terminal table, a page and a sweep's end are made of."""
+"""The comparison of recorded runs, from which terminal tables, the comparison page and the end of a sweep are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,24 +27,25 @@ SUMMED = (
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
     *("clients_failed", "clients_lost", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
-"""Numbers of a run's summary that are summed up over seeds."""
+"""Numbers of a run's summary that a comparison aggregates over seeds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recorded runs, summed up over their seeds; accuracies are shares in [0, 1].
+    """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row a line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`.
-        runs: One row a run: its label, seed, path, numbers of its summary, gain and what it spent to reach the target.
-        numbers: One row a line and a number that all its seeds recorded: label, name, mean and std over the seeds of the mean over the
-            last rounds.
-        number_curves: One row a line, number and round: label, name, round, and mean, low and high over the seeds.
-        curves: One row a line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
+        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`.
+        runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
+        numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
+            rounds.
+        number_curves: One row per line, number and round: label, name, round, and mean, low and high over the seeds.
+        curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
         source: Data source of the baseline.
-        evaluated_on: ``"test"`` or ``"validation"`` images, the baseline's.
-        last_evaluations: How many evaluations' mean a run's accuracy is, such as ``"10"``, or ``"4 to 10"``.
-        notes: What was left out, and what differs though it should not; one sentence each.
+        evaluated_on: The baseline's held-out images: ``"test"`` or ``"validation"``.
+        last_evaluations: Number of last evaluations whose mean is a run's accuracy, such as ``"10"``, or
+            ``"4 to 10"`` if runs differ.
+        notes: Sentences about runs that were left out and about unwanted differences.
     """
 
     lines: pd.DataFrame
@@ -64,12 +65,12 @@ class Comparison:
 
     @property
     def target(self) -> float:
-        """The baseline's final EMA accuracy, mean over its seeds: what others are to reach."""
+        """The final EMA accuracy of the baseline, mean over its seeds: other lines are timed until they reach it."""
         return float(self.lines["ema_accuracy"].iloc[0])
 
     @property
     def most_seeds(self) -> int:
-        """Seeds of the line that has most."""
+        """Number of seeds of the line with the most seeds."""
         return int(self.lines["seeds"].max())
 
     @property
@@ -79,14 +80,14 @@ class Comparison:
 
     @classmethod
     def of_runs(cls, paths: Sequence[Path], *, force: bool) -> "Comparison":
-        """Read runs and sum them up.
+        """Read runs and aggregate them over their seeds.
 
         Args:
-            paths: Run directories and folders of them, as `fedssl.views.comparison.gather.gather` takes them.
-            force: Compare them even if their data or their split differs, with a note that says so.
+            paths: Run directories and folders that hold run directories; see `fedssl.views.comparison.gather.gather`.
+            force: Compare runs even if their data or their split differs; a note says so.
 
         Raises:
-            InputError: There is nothing to compare, or it should not be compared.
+            InputError: No finished run is found, or data or splits differ and `force` is false.
         """
         gathered = gather(paths)
         lines = gathered.lines
@@ -128,13 +129,13 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _lengths(lines: Sequence[Line]) -> list[str]:
-    """Say that runs are not equally long, if they are not."""
+    """Return a sentence if the runs have different numbers of rounds."""
     rounds = _of_all(lines, "rounds")
     return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Say which runs went wrong, as their summaries do; those of older versions say nothing."""
+    """Return the remarks of the runs' summaries on what went wrong; summaries of older versions have no remark."""
     return [
         f"{line.label} seed {seed}: {remark}"
         for line in lines
@@ -144,7 +145,7 @@ def _remarks(lines: Sequence[Line]) -> list[str]:
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return what the runs sum up to, null as NaN."""
+    """Return one row per run with the numbers of its summary, null as NaN."""
     runs = []
     for line in lines:
         for seed, run in line.runs.items():

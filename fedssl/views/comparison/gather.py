@@ -1,4 +1,4 @@
-"""Runs on disk become the lines of a comparison: a line is a name and its settings, its runs are the seeds."""
+"""Turns runs on disk into the lines of a comparison: a line is an experiment, and its runs are the seeds."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from fedssl.views.run import Run
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ in nothing but their seeds.
+    """The runs of one experiment that differ only in their seeds.
 
     Args:
-        label: What to call them.
-        settings: What they share of what can change a result, by dotted name, each as JSON text.
-        runs: One a seed, in the order they were found.
+        label: Name of the line in tables and charts.
+        settings: The runs' common settings that can change a result: dotted name to value as JSON text.
+        runs: One run per seed, in the order in which the runs were found.
     """
 
     label: str
@@ -30,11 +30,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is compared, and what was left out.
+    """The lines to compare, and notes on the runs that were left out.
 
     Args:
-        lines: The first one is the baseline.
-        notes: One sentence each.
+        lines: The lines; the first line is the baseline.
+        notes: One sentence for each reason why runs were left out.
     """
 
     lines: tuple[Line, ...]
@@ -42,13 +42,13 @@ class Gathered:
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
-    """Find runs and put those together that are the seeds of one line.
+    """Find runs, and group the runs that are seeds of one line.
 
     Args:
-        paths: Run directories, and folders that hold some at any depth; a run that is named twice counts once.
+        paths: Run directories, and folders that hold run directories at any depth. A run named twice counts once.
 
     Raises:
-        InputError: There is no such folder or no finished run in it; or a run that is named itself is not finished.
+        InputError: A folder does not exist or holds no finished run, or a run directory in `paths` is not finished.
     """
     runs: dict[Path, Run] = {}
     unfinished: dict[Path, Run] = {}
@@ -56,21 +56,23 @@ def gather(paths: Sequence[Path]) -> Gathered:
         for run in _found(path):
             kept = runs if run.is_finished else unfinished
             kept.setdefault(run.path.resolve(), run)
-    notes = [_named("left out, for they are not finished", unfinished.values())]
+    notes = [_named("left out because they are not finished", unfinished.values())]
     lines, older = _lines(list(runs.values()))
-    notes.append(_named("left out, for newer runs have the same settings and seed", older))
+    notes.append(_named("left out because newer runs have the same settings and seed", older))
     return Gathered(lines, tuple(note for note in notes if note))
 
 
 def _found(path: Path) -> list[Run]:
-    """Return the run that a path is, or those below it by name."""
+    """Return the run at a path, or all runs below the path, ordered by name unless a sweep gives an order."""
     if has_begun(path):
         run = Run(path)
-        _ = run.summary  # refuses what is not finished
+        _ = run.summary  # raises if the run is not finished
         return [run]
     if not path.is_dir():
-        problem = "is no folder" if path.exists() else "no such folder"
-        raise InputError(str(path), problem, "name run directories or folders of them")
+        problem = "is not a folder" if path.exists() else "no such folder"
+        raise InputError(
+            str(path), problem, "name run directories, or folders that hold run directories"
+        )
     runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(_run_folders(path)))]
     if not any(run.is_finished for run in runs):
         raise InputError(str(path), "holds no finished run")
@@ -78,7 +80,10 @@ def _found(path: Path) -> list[Run]:
 
 
 def _in_a_sweeps_order(path: Path, folders: Sequence[Path]) -> Sequence[Path]:
-    """Return run directories as a sweep was asked for them, if a folder is one's: its first is what it compares with."""
+    """Return run directories in the order of the sweep that made the folder; its first run is the baseline.
+
+    If the folder was not made by a sweep, the order does not change.
+    """
     try:
         asked = json.loads((path / SWEEP).read_text(encoding="utf-8"))["runs"]
         order = {path / run["folder"]: place for place, run in enumerate(asked)}
@@ -88,7 +93,7 @@ def _in_a_sweeps_order(path: Path, folders: Sequence[Path]) -> Sequence[Path]:
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
-    """Yield run directories below a folder, without looking into one."""
+    """Yield the run directories below a folder; folders inside a run directory are not searched."""
     for folder, below, _ in os.walk(path):
         if has_begun(Path(folder)):
             below.clear()
@@ -97,7 +102,7 @@ def _run_folders(path: Path) -> Iterator[Path]:
 
 
 def _lines(runs: Sequence[Run]) -> tuple[tuple[Line, ...], list[Run]]:
-    """Return runs as lines, and those that newer ones stand in for."""
+    """Return the runs grouped into lines, and the runs that newer runs with the same settings and seed replace."""
     groups: dict[frozenset[tuple[str, str]], tuple[Settings, list[Run]]] = {}
     for run in runs:
         own = texts(decisive(run.experiment))
@@ -113,7 +118,7 @@ def _lines(runs: Sequence[Run]) -> tuple[tuple[Line, ...], list[Run]]:
 
 
 def _newest(runs: Sequence[Run]) -> dict[int, Run]:
-    """Return the run of each seed that ended last."""
+    """Return the run of each seed; of several runs of a seed, the run that ended last."""
     by_seed: dict[int, list[Run]] = {}
     for run in runs:
         by_seed.setdefault(run.experiment.seed, []).append(run)
@@ -124,7 +129,7 @@ def _newest(runs: Sequence[Run]) -> dict[int, Run]:
 
 
 def _ended(run: Run) -> str:
-    """Return when a run ended, as its record says: a copy's file times are those of copying."""
+    """Return when a run ended, as its record says; file times would change when a run is copied."""
     last = (run.path / EVENTS).read_text(encoding="utf-8").splitlines()[-1]
     time: str = json.loads(last)["time"]
     return time

@@ -1,20 +1,20 @@
-"""What to call the lines of a comparison: their names, and what differs among those of one name."""
+"""Labels for the lines of a comparison: the experiment's name, and settings that differ among lines of one name."""
 
 import json
 from collections.abc import Mapping, Sequence
 
 Settings = Mapping[str, str]
-"""Dotted name -> value as JSON text."""
+"""Settings by dotted name, each value as JSON text."""
 
 
 def label_lines(settings: Sequence[Settings]) -> list[str]:
-    """Return the label of each line, no two the same: ``NAME``, or ``NAME (method.threshold=0.9, ...)``.
+    """Return a different label for each line: ``NAME``, or ``NAME (method.threshold=0.9, ...)``.
 
-    Settings are named that differ among the lines of a name. What only one kind of a section knows is not: that the
-    kind differs says it. A setting that a line does not have is left out of its label.
+    A label names the settings that differ among the lines of one name. A setting that only one kind of a section has is
+    not named: the kind is named and implies the setting. A label leaves out settings that its line does not have.
 
     Args:
-        settings: Those of each line, ``name`` among them; no two lines have the same.
+        settings: The settings of each line, ``name`` included; no two lines have equal settings.
     """
     alike: dict[str, list[Settings]] = {}
     for own in settings:
@@ -30,7 +30,7 @@ def _label(own: Settings, keys: Sequence[str]) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return a value as ``--set`` takes it: a word without its quotes."""
+    """Return a value as ``--set`` takes it: text without quotes, everything else as JSON."""
     value = json.loads(text)
     return value if isinstance(value, str) else text
 
@@ -41,7 +41,7 @@ def _differing(lines: Sequence[Settings]) -> list[str]:
 
 
 def _differs(key: str, lines: Sequence[Settings]) -> bool:
-    """Say whether a setting tells lines apart that the kind of its section does not."""
+    """Say whether a setting distinguishes lines that the kind of its section does not distinguish."""
     values = [line.get(key) for line in lines]
     section, _, last = key.rpartition(".")
     if None not in values or last in ("kind", "source"):

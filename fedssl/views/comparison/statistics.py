@@ -1,4 +1,4 @@
-"""What seeds sum up to: pure functions over tables of runs and rounds. Shares are in [0, 1]."""
+"""Statistics over seeds: pure functions over tables of runs and rounds. Shares are in [0, 1]."""
 
 import math
 from typing import Any
@@ -7,24 +7,32 @@ import pandas as pd
 from scipy.special import stdtrit
 
 LEVEL = 0.95
-"""Of every interval."""
+"""Every interval of a mean has this confidence level, a probability."""
 
 SLACK = 1e-9
-"""An accuracy is a count over some thousands of images; what two of them differ by is more, and rounding is less."""
+"""Accuracies (shares) that differ by less than this are equal.
+
+An accuracy is a count over some thousands of images: true differences are larger, and rounding errors are smaller.
+"""
 
 RUN = ["label", "seed"]
-"""Columns that name a run."""
+"""Columns that together identify a run."""
 
 ACCURACIES = ("server_accuracy", "ema_accuracy")
+"""Columns of accuracies whose spread over seeds is reported."""
+
 BANDS = (*ACCURACIES, "pseudo_label_accuracy", "pseudo_label_coverage")
+"""Columns of a curve that have a band from the lowest to the highest seed."""
+
 SPENT = ("megabytes", "seconds", "virtual_seconds")
+"""Columns of what a run has spent by the end of a round."""
 
 
 def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """Return the 95 % interval of the mean of independent values, by Student's t; NaN twice for fewer than two.
+    """Return low and high of the 95 % interval of a mean, by Student's t; both are NaN for fewer than two values.
 
     Args:
-        values: Any number; NaN are not counted.
+        values: Independent values; NaN values are ignored.
     """
     known = values.dropna()
     if len(known) < 2:
@@ -35,40 +43,40 @@ def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
 
 
 def spent_by_round(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return rounds with what their runs have spent by their end: ``megabytes`` (up and down) and ``seconds``.
+    """Return rounds with the ``megabytes`` (up and down) and ``seconds`` that their runs have spent by their ends.
 
     Args:
-        rounds: Rows of `fedssl.record.rows.RoundRow` in their order, with the ``label`` and ``seed`` of their run.
-        runs: One row a run: label, seed, seconds.
+        rounds: Rows of `fedssl.record.rows.RoundRow` in order of rounds, with the ``label`` and ``seed`` of their run.
+        runs: One row per run: label, seed, seconds.
     """
     by_run = rounds.assign(megabytes=(rounds["bytes_up"] + rounds["bytes_down"]) / 1e6)
     grouped = by_run.groupby(RUN, sort=False)
-    # A round is evaluated while the next one trains, so that rounds add up to more than their run.
+    # A round is evaluated while the next round trains, so the seconds of all rounds add up to more than the run's.
     share = grouped["seconds"].cumsum() / grouped["seconds"].transform("sum")
     whole = rounds[RUN].merge(runs[[*RUN, "seconds"]], on=RUN, how="left")["seconds"]
     return rounds.assign(megabytes=grouped["megabytes"].cumsum(), seconds=share * whole)
 
 
 def with_gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return runs with their ``gain``: EMA accuracy less that of the first line's run of the same seed.
+    """Return runs with their ``gain``: their EMA accuracy minus that of the first line's run of the same seed.
 
-    It is NaN where the first line has no such run.
+    The gain is NaN where the first line has no run of the seed.
 
     Args:
-        runs: One row a run: label, seed, ema_accuracy.
+        runs: One row per run: label, seed, ema_accuracy.
     """
     baseline = runs[runs["label"] == runs["label"].iloc[0]].set_index("seed")["ema_accuracy"]
     return runs.assign(gain=runs["ema_accuracy"] - runs["seed"].map(baseline))
 
 
 def with_reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.DataFrame:
-    """Return runs with what they had spent when their EMA was first as accurate as a target; NaN if it never was.
+    """Return runs with what they had spent when their EMA accuracy first reached a target; NaN if it never did.
 
-    Columns are ``rounds_to_reach`` and ``megabytes_``, ``seconds_`` and ``virtual_seconds_to_reach``.
+    New columns are ``rounds_to_reach``, ``megabytes_to_reach``, ``seconds_to_reach`` and ``virtual_seconds_to_reach``.
 
     Args:
-        runs: One row a run: label, seed.
-        rounds: Theirs, as `spent_by_round` returns them.
+        runs: One row per run: label, seed.
+        rounds: The runs' rounds, as `spent_by_round` returns them.
         target: Accuracy in [0, 1].
     """
     reached = rounds[rounds["ema_accuracy"] >= target - SLACK].drop_duplicates(RUN)
@@ -78,24 +86,25 @@ def with_reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Da
 
 
 def lines_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a line, in the order of the runs: what its seeds sum up to.
+    """Return one row per line, in the order of the runs: statistics over the line's seeds.
 
-    ``*_std`` is the standard deviation over seeds, ``*_ci95_low`` and ``*_ci95_high`` are the 95 % interval of the
-    mean; of one seed there is neither. ``gain`` is the mean over the ``paired_seeds`` that the first line has too.
+    ``*_std`` is the standard deviation over seeds; ``*_ci95_low`` and ``*_ci95_high`` bound the 95 % interval of the
+    mean; all three are NaN for a single seed. ``gain`` is the mean over the ``paired_seeds`` seeds that the first line
+    has too.
 
     Args:
-        runs: As `with_gains` and `with_reach` return them.
+        runs: Runs as `with_gains` and `with_reach` return them.
     """
     return pd.DataFrame([_line(seeds) for _, seeds in runs.groupby("label", sort=False)])
 
 
 def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a line and round: means over ``seeds`` of accuracies, of pseudo-labels and of what was spent.
+    """Return one row per line and round: means over ``seeds`` seeds of accuracies, pseudo-labels and what was spent.
 
-    ``*_low`` and ``*_high`` are the worst and the best seed; cells are NaN where nothing was evaluated.
+    ``*_low`` and ``*_high`` are the lowest and the highest seed. Cells are NaN where nothing was evaluated.
 
     Args:
-        rounds: As `spent_by_round` returns them.
+        rounds: Rounds as `spent_by_round` returns them.
     """
     by_round = rounds.groupby(["label", "round"], sort=False)
     columns = {"seeds": by_round["seed"].size()}
@@ -146,7 +155,7 @@ def _line(seeds: pd.DataFrame) -> dict[str, Any]:
     line["megabytes_up"] = seeds["bytes_up"].mean() / 1e6
     line["megabytes_down"] = seeds["bytes_down"].mean() / 1e6
     line["reached"] = seeds["rounds_to_reach"].count()
-    # Of some seeds only, a mean would say that a line which fails on the others is fast.
+    # A mean over only the seeds that reached the target would make a line look fast that fails on other seeds.
     reached = line["reached"] == len(seeds)
     for name in ("rounds", *SPENT):
         line[f"{name}_to_reach"] = seeds[f"{name}_to_reach"].mean() if reached else math.nan

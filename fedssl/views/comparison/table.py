@@ -1,4 +1,4 @@
-"""A comparison as tables within 80 columns, each with a note that says what its columns are."""
+"""Lays out a comparison as tables within 80 columns; a note below each table explains the columns."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.text_table import Grid
 
 Line = Mapping[Any, Any]
-"""One row of a comparison's lines by column."""
+"""One row of `Comparison.lines`: values by column name."""
 
 FIRST = "experiment"
-"""Heading of the column of labels."""
+"""Heading of the first column, which holds the labels of the lines."""
 
 ACCURACIES = (
     "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
@@ -24,33 +24,31 @@ ACCURACIES = (
 LEAST = "; least: of one seed"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 INTERVALS = (
-    "95 % intervals of the means, by Student's t: accuracy ± and EMA ±, half of theirs; gain, the "
-    "whole of its own; pairs: seeds that the row and the first one both have; worst, best: least "
-    "and largest gain of one of them"
+    "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
+    "gain is the whole interval; pairs: seeds that both the row and the first row have; worst, "
+    "best: the least and the largest gain of one seed"
 )
 REACH = (
-    "reached: seeds whose EMA was that accurate after some round; until it first was, mean over "
-    "the seeds, if all of them reached it: rounds, MB up and down, seconds"
+    "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
+    "run needed to reach it, mean over the seeds, shown only if all seeds reached it"
 )
 NUMBERS = (
     "numbers that methods and strategies record: mean over the last rounds, and its deviation over "
     "the seeds"
 )
-COSTS = (
-    "seconds, MB up and MB down of a run, mean over seeds; failed: clients, in all seeds together"
-)
-VIRTUAL = "; virtual s: by the virtual clock"
-LOST = "; lost: clients, to virtual time, in all seeds together"
+COSTS = "seconds, MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds together"
+VIRTUAL = "; virtual s: seconds of the virtual clock"
+LOST = "; lost: clients lost to virtual time in all seeds together"
 
 
 def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
-    """Lay a comparison out: accuracies, what seeds say of them, rounds to the baseline's accuracy, costs.
+    """Return the tables of a comparison: accuracies, their intervals, what reaching the baseline took, costs.
 
-    What one seed or one line says nothing about is left out.
+    The table of intervals needs several seeds, and the table of what reaching the baseline took needs several lines.
 
     Args:
-        comparison: What is compared.
-        brief: Accuracies, and costs where there is virtual time.
+        comparison: The comparison to lay out.
+        brief: Return only the accuracies, and the costs if any run has virtual time.
     """
     if brief:
         return [_accuracies(comparison), *([_costs(comparison)] if comparison.is_timed else [])]
@@ -143,7 +141,7 @@ def _costs(comparison: Comparison) -> Grid:
 
 
 def as_rich(grid: Grid) -> Table:
-    """Lay a table out for the terminal."""
+    """Return a table that Rich draws on the terminal."""
     table = Table(
         title=grid.title,
         title_justify="left",
@@ -179,5 +177,5 @@ def _spread(mean: float, std: float) -> str:
 
 
 def _half(line: Line, name: str) -> float:
-    """Return half the 95 % interval of a mean; NaN where there is none."""
+    """Return half the width of the 95 % interval of a mean; NaN where there is no interval."""
     return float(line[f"{name}_ci95_high"] - line[f"{name}_ci95_low"]) / 2

@@ -1,4 +1,4 @@
-"""The picture of a federation: who holds what, who has labels, how large and how fast clients are."""
+"""The picture of a federation: the images and labels of each client, and how large and how fast clients are."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,12 +14,15 @@ from fedssl.views.federation_table import known_counts
 from fedssl.views.pictures.plots import COLORS, Picture, save_figure
 
 MOST_CLIENTS_DRAWN = 60
+"""The picture draws at most this many clients one by one."""
+
 MOST_NAMES = 30
-"""Classes that are all named on the axis."""
+"""The axis names at most this many classes."""
 
 GRAY = "#BBBBBB"
+
 LARGEST_BUBBLE = 170.0
-"""Area in points squared."""
+"""The bubble of the largest count has this much area (points squared) on top of the area that every bubble has."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -32,7 +35,7 @@ def plot_federation(
     seconds: npt.NDArray[np.float64] | None = None,
     deadline: float | None = None,
 ) -> None:
-    """Write the picture of a federation to a PNG; the other arguments are those of `federation_figure`."""
+    """Write the picture of a federation to a PNG file; see `federation_figure` for the other arguments."""
     save_figure(federation_figure(federation, names, title, seconds, deadline), path)
 
 
@@ -45,16 +48,17 @@ def federation_figure(
 ) -> Picture:
     """Draw labeled and unlabeled images by client and class as bubbles, each client's size, and virtual round times.
 
-    Beyond 60 clients, 60 evenly spaced ones by size are drawn, the title says so, and all of them stand in two more
-    panels: sizes in order, and how many classes clients hold.
+    Beyond 60 clients, only 60 clients are drawn, evenly spaced by size, and the title says so. Two more panels then
+    show all clients: their sizes in order, and how many classes they hold.
 
     Args:
-        federation: As drawn.
-        names: What to call each client.
-        title: What it is.
-        seconds: Virtual seconds of each client's round, (K,), if there is virtual time.
-        deadline: Of a round, likewise.
+        federation: The drawn federation.
+        names: Name of each client.
+        title: Title of the picture.
+        seconds: Virtual seconds of each client's round, (K,); None without virtual time.
+        deadline: Deadline of a round in virtual seconds; None without a deadline.
     """
+    # Choose the clients to draw: the picture has room for 60.
     clients = np.arange(federation.num_clients)
     many = len(clients) > MOST_CLIENTS_DRAWN
     if many:
@@ -62,6 +66,7 @@ def federation_figure(
         picks = np.linspace(0, len(clients) - 1, MOST_CLIENTS_DRAWN).round().astype(int)
         clients = by_size[picks]
         title += f"\n{len(clients)} of {federation.num_clients:,} clients, largest first"
+    # Lay out the panels: two of bubbles and one of sizes share the axis of clients; a last row holds all other panels.
     num_classes = len(federation.data.class_names)
     tall = min(8.0, 0.9 + 0.18 * num_classes)
     heights = [tall, tall, 1.5] + ([1.8] if many or seconds is not None else [])
@@ -71,6 +76,7 @@ def federation_figure(
     upper = figure.add_subplot(grid[0, :])
     middle = figure.add_subplot(grid[1, :], sharex=upper)
     lower = figure.add_subplot(grid[2, :], sharex=upper)
+    # Draw the clients one by one; counts are (K, C), and images of unknown class get a row of their own.
     classes = federation.data.class_names
     labeled = federation.class_counts(labeled=True)
     unlabeled = federation.class_counts(labeled=False)
@@ -81,6 +87,7 @@ def federation_figure(
         unlabeled, classes = np.column_stack([unlabeled, unknown]), (*classes, "class unknown")
     _bubbles(middle, unlabeled[clients], classes, GRAY, "unlabeled images", "none")
     _sizes(lower, federation, clients, [names[int(client)] for client in clients])
+    # Draw all clients together: their sizes and classes if only some are drawn above, and their virtual round times.
     if many or seconds is not None:
         panels = [_all_sizes, _all_classes] if many else []
         columns = np.linspace(0, 6, len(panels) + (seconds is not None) + 1).astype(int)
@@ -88,6 +95,7 @@ def federation_figure(
             panel(figure.add_subplot(grid[3, start:stop]), federation)
         if seconds is not None:
             _round_times(figure.add_subplot(grid[3, columns[-2] :]), seconds, deadline)
+    # Wrap the title to the width of the figure, about 11 characters per inch.
     wrapped = [textwrap.fill(line, width=int(width * 11)) for line in title.splitlines()]
     figure.suptitle("\n".join(wrapped), fontsize=9, parse_math=False)
     return figure
@@ -101,7 +109,7 @@ def _bubbles(
     what: str,
     if_none: str,
 ) -> None:
-    """Draw a bubble for every client and class, of area by count; counts stand in it where there is room."""
+    """Draw a bubble for every client and class; its area grows with the count, which it shows if there is room."""
     clients, classes = np.nonzero(counts)
     shown = counts[clients, classes]
     most = max(1, counts.max(initial=0))
@@ -125,7 +133,7 @@ def _bubbles(
 
 
 def _sizes(axes: Axes, federation: Federation, clients: Counts, names: Sequence[str]) -> None:
-    """Draw each client's images as a bar, labeled ones on top."""
+    """Draw each client's images as a bar, with the labeled images on top."""
     labeled, sizes = federation.labeled_sizes[clients], federation.sizes[clients]
     positions = np.arange(len(clients))
     axes.bar(positions, sizes - labeled, color=GRAY, label="unlabeled")

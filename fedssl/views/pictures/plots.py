@@ -1,4 +1,4 @@
-"""Pictures of how runs went, and what all pictures share."""
+"""The picture of a comparison of runs, and the palette and functions that all pictures share."""
 
 import io
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ if TYPE_CHECKING:  # the picture of a federation must not wait for pandas
     import pandas as pd
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe & Ito's palette, told apart by color-blind readers."""
+"""Okabe & Ito's palette, which color-blind readers can tell apart."""
 
 Color = str | tuple[float, float, float, float]
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, whether or not it has been told to show figures."""
+    """A figure that a notebook shows even if it is not configured to show figures."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -30,15 +30,15 @@ class Picture(Figure):
 
 
 def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
-    """Draw learning curves of several lines, mean over seeds with the range from worst to best as a band.
+    """Draw the learning curves of several lines: means over seeds, with a band from the worst to the best seed.
 
-    Where there is virtual time, a second row draws accuracy against it and against the bytes sent. Beyond eight
-    lines there are no bands, and the legend stands beside the curves.
+    If there is virtual time, a second row draws accuracy against virtual time and against the bytes sent. Beyond eight
+    lines, no bands are drawn, and the legend is beside the curves.
 
     Args:
         curves: Columns as in `fedssl.views.comparison.statistics.curves_of`.
-        title: What is compared.
-        path: PNG to write.
+        title: Title of the picture.
+        path: The PNG file to write.
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     crowded = len(lines) > len(COLORS)
@@ -59,7 +59,7 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
         panels[0].legend(frameon=False, fontsize=9, loc="lower right")
     for legend in (*figure.legends, *(axes.get_legend() for axes in panels)):
         for text in () if legend is None else legend.get_texts():
-            text.set_parse_math(False)  # a dollar of the user's is a dollar
+            text.set_parse_math(False)  # a dollar sign in a label is text and not a formula
     figure.suptitle(title, fontsize=11, parse_math=False)
     save_figure(figure, path)
 
@@ -67,7 +67,7 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
 def _draw_line(
     panels: Sequence[Axes], line: "pd.DataFrame", label: str, color: Color, *, band: bool
 ) -> None:
-    """Draw a line of a comparison into every panel, labeled in the first."""
+    """Draw one line of a comparison into every panel; only the first panel labels the line."""
     accuracy, pseudo_labels, *costs = panels
     _curve(accuracy, line, "round", "ema_accuracy", color, label=label, band=band)
     _curve(pseudo_labels, line, "round", "pseudo_label_accuracy", color, band=band)
@@ -104,7 +104,7 @@ def _curve(
     style: str = "-",
     label: str | None = None,
 ) -> None:
-    """Draw the mean over seeds of a share in percent, where it is known, against the mean of what had been spent by then."""
+    """Draw a share in percent against what was spent, both as means over seeds, where both are known."""
     known = line.dropna(subset=[against, share])
     if known.empty:
         return
@@ -115,7 +115,7 @@ def _curve(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, its folder made if need be."""
+    """Write a figure to a file, and create the file's folder if it does not exist."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""The picture of one run: accuracy by round, and what its pseudo-labels were worth."""
+"""The picture of one run: accuracy by round, and the pseudo-labels that are right and used by round."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,15 +21,15 @@ CURVES: tuple[tuple[tuple[str, str, Column], ...], ...] = (
         ("used", COLORS[4], lambda row: row.pseudo_label_coverage),
     ),
 )
-"""What each panel draws: name, color, share in [0, 1] of a round."""
+"""The curves of each panel: name, color, and a function from a round's row to a share in [0, 1]."""
 
 
 def run_figure(rounds: Sequence[RoundRow], title: str) -> Picture:
-    """Draw accuracy and pseudo-labels round by round, phases shaded in turn and named.
+    """Draw accuracy and pseudo-labels by round; every other phase is shaded, and all phases are named.
 
     Args:
-        rounds: Those that are finished.
-        title: What ran.
+        rounds: The finished rounds.
+        title: Title of the picture.
     """
     figure = Picture(figsize=(10, 4), layout="constrained", dpi=100)
     for axes, curves, what in zip(
@@ -59,7 +59,7 @@ def _curve(
     name: str,
     color: str,
 ) -> None:
-    """Draw a share in percent over the rounds that have it; nothing if none has."""
+    """Draw a share in percent over the rounds in which it is known; draw nothing if it is never known."""
     places = np.array([row.round for row in rounds])
     values = np.array([column(row) for row in rounds]) * 100
     known = ~np.isnan(values)
@@ -68,7 +68,7 @@ def _curve(
 
 
 def _mark_phases(axes: Axes, rounds: Sequence[RoundRow]) -> None:
-    """Shade every other phase and name the method of each, where there are several."""
+    """Shade every other phase and write each phase's method at the top, if there are several phases."""
     phases = sorted({row.phase for row in rounds})
     if len(phases) < 2:
         return

@@ -1,4 +1,4 @@
-"""Tables as cells of color."""
+"""The specification of a heat map: a table drawn as cells of color."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ def heatmap(
     """Draw a table's values as cells of color.
 
     Args:
-        x, y, value: Columns.
-        tooltip: Columns that are shown of a cell.
-        num_rows: Different values of `y`.
-        domain: Values of the darkest and the brightest color; None: the least and the largest there are.
-        x_values: Those values of `x` that are written; None: all for which there is room.
-        y_order: Values of `y` from above; None: ascending.
+        x, y, value: Columns of the horizontal axis, of the vertical axis and of the color.
+        tooltip: Columns that a cell's tooltip shows.
+        num_rows: Number of different values of `y`.
+        domain: Values of the darkest and the brightest color; None: the least and the largest value.
+        x_values: Values of `x` that are written on the axis; None: all values for which there is room.
+        y_order: Values of `y` from top to bottom; None: ascending.
     """
     axis = {"grid": False, "labelOverlap": True, "ticks": False, "domain": False}
     written = {} if x_values is None else {"values": list(x_values)}

@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite describes them: what is drawn is data, and the page's own colors and fonts draw it.
+"""Charts as specifications for Vega-Lite: charts are data, and the page draws them with its own colors and fonts.
 
-Colors are CSS variables (``var(--c0)`` ...), so that a chart follows the page into dark mode; they are Okabe & Ito's, told
-apart by color-blind readers.
+Colors are CSS variables (``var(--c0)`` ...), so that a chart follows the page into dark mode. The palette is Okabe &
+Ito's, which color-blind readers can tell apart.
 """
 
 import math
@@ -13,10 +13,16 @@ Spec = dict[str, Any]
 Row = Mapping[str, Any]
 
 COLORS = tuple(f"var(--c{number})" for number in range(8))
+"""Colors of lines, in the order of their use."""
+
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+"""Dash patterns of lines: lengths of strokes and gaps in pixels; the first pattern is a solid line."""
+
 HEIGHT = 260
+"""Most charts are this high (pixels)."""
+
 MOST_POINTS = 1000
-"""Points of a line: more than a screen shows."""
+"""A line has at most this many points, which is more than a screen shows."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,12 @@ class Chart:
     """A chart of a page, and the table behind it.
 
     Args:
-        name: Of its place in the page.
-        title: What it shows.
-        note: How to read it, in a sentence or two.
-        rows: The table: what is drawn, a mapping from column to value a row.
-        spec: How Vega-Lite draws the rows.
-        wide: Whether it takes the page's whole width.
+        name: Id of the chart's element in the page.
+        title: Title above the chart.
+        note: One or two sentences on how to read the chart.
+        rows: The table that is drawn; each row maps columns to values.
+        spec: Vega-Lite's specification of how the rows are drawn.
+        wide: Whether the chart takes the whole width of the page.
     """
 
     name: str
@@ -42,7 +48,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Band:
-    """A stretch of rounds that is shaded and named, such as a phase."""
+    """A range of rounds, first and last included, that is shaded and named, such as a phase."""
 
     first: int
     last: int
@@ -50,16 +56,16 @@ class Band:
 
 
 LARGEST = 1e30
-"""The largest magnitude of a number of a record; what is beyond it was damaged, or comes from somebody who lied."""
+"""The largest magnitude of a number in a record. Larger numbers come from a damaged file or from someone who lied."""
 
 
 def is_out_of_range(value: float) -> bool:
-    """Say whether a number is too large for a record; NaN, which is a number that is not known, is not."""
+    """Say whether a number is too large for a record; NaN stands for an unknown number and is in range."""
     return abs(value) > LARGEST
 
 
 def number(value: float | None, digits: int = 2) -> float | None:
-    """Return a number as a chart takes it: rounded, and None where it is not known or out of range."""
+    """Return a number for a chart: rounded, or None if the number is unknown or out of range."""
     if value is None or is_out_of_range(value) or math.isnan(value):
         return None
     return round(float(value), digits)
@@ -72,17 +78,17 @@ def significant(value: float, digits: int = 6) -> float | None:
 
 
 def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
-    """Return at most so many rows, evenly spaced; the last one is always among them."""
+    """Return at most `most` rows, evenly spaced; the last row is always returned."""
     step = -(-len(rows) // most) if rows else 1
     return list(rows[::-1][::step])[::-1]
 
 
 def palette(names: Sequence[str], *, dashed: bool) -> Spec:
-    """Return the color of each of several lines, and its dashes: there are eight colors.
+    """Return the color channel of several lines, and their dashes if requested or if there are more lines than colors.
 
     Args:
-        names: The lines.
-        dashed: Whether lines of different colors differ by their dashes too.
+        names: Names of the lines.
+        dashed: Whether lines of different colors also have different dashes.
     """
     legend = {
         "orient": "top",
@@ -105,13 +111,13 @@ def palette(names: Sequence[str], *, dashed: bool) -> Spec:
 def quantity(
     field: str, title: str, domain: tuple[float, float] | None = None, *, nice: bool = False
 ) -> Spec:
-    """Return the channel of a number.
+    """Return the channel that draws a column of numbers.
 
     Args:
-        field: Column.
-        title: Of its axis.
-        domain: Least and largest value of the axis; None: of the values that are drawn.
-        nice: Whether the axis ends with round numbers, and has lines across the chart.
+        field: The column.
+        title: Title of the axis.
+        domain: Least and largest value of the axis; None: the least and largest value that is drawn.
+        nice: Whether the axis ends with round numbers and has lines across the chart.
     """
     scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
     return {
@@ -126,13 +132,13 @@ def quantity(
 def span(
     rows: Sequence[Row], names: Sequence[str], *, zero: bool = False, log: bool = False
 ) -> tuple[float, float]:
-    """Return the least and the largest value of some columns, apart from each other.
+    """Return the least and the largest value of some columns; the two always differ, so that an axis has a length.
 
     Args:
-        rows: The table; what is None is not counted.
-        names: Columns.
-        zero: Whether 0 is among the values in any case.
-        log: Whether it is for an axis of powers of ten.
+        rows: The table; values that are None are ignored.
+        names: The columns.
+        zero: Whether 0 counts as a value.
+        log: Whether the axis is logarithmic.
     """
     values = [row[name] for row in rows for name in names if row[name] is not None]
     values += [0.0] if zero or not values else []

@@ -1,4 +1,4 @@
-"""The page of a comparison: which line is better, by how much, and whether that was luck."""
+"""The page of a comparison: which line is better, by how much, and whether the difference may be luck."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_POINTS = 150
-"""Points of a curve; a page may hold a hundred of them."""
+"""A curve has at most this many points, because a page may hold a hundred curves."""
 
 SPENT = {
     "round": ("round", "rounds"),
@@ -23,7 +23,7 @@ SPENT = {
     "seconds": ("seconds", "time"),
     "virtual seconds": ("virtual_seconds", "virtual time"),
 }
-"""What accuracy is drawn against: name of the axis -> column, and what it is called."""
+"""The axes against which accuracy is drawn: name of the axis to (column of the curves, name in the chart's title)."""
 
 BAND = "Lines are means over seeds, bands go from the worst seed to the best."
 
@@ -32,8 +32,8 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     """Write the page of a comparison.
 
     Args:
-        comparison: What is compared.
-        path: The file.
+        comparison: The comparison to show.
+        path: The HTML file to write.
     """
     write_page(comparison_page(comparison), path)
 
@@ -70,7 +70,7 @@ def _charts(comparison: Comparison) -> Iterator[Chart]:
             "right",
             "pseudo_label_accuracy",
             "Pseudo-labels that are right",
-            "% of the accepted ones.",
+            "% of the accepted pseudo-labels.",
         ),
         (
             "used",
@@ -80,7 +80,7 @@ def _charts(comparison: Comparison) -> Iterator[Chart]:
         ),
     ):
         if comparison.curves[column].notna().any():
-            rows, names = _rows(comparison, "round", "round", column)
+            rows, names = _points_of_lines(comparison, "round", "round", column)
             spec = curves(rows, "round", names, "%", bands=len(names) <= len(COLORS))
             yield Chart(key, title, f"{note} {BAND}", rows, spec)
     yield from _number_charts(comparison)
@@ -118,7 +118,7 @@ def _gain_chart(comparison: Comparison) -> Chart:
     seeds = _seeds(own, "gain")
     note = (
         f"Points of EMA accuracy over {comparison.baseline}, seed by seed (ticks), with mean and 95 % interval of the "
-        "mean by Student's t. Where an interval holds 0, the seeds do not tell the two apart."
+        "mean by Student's t. If an interval contains 0, the seeds do not show which of the two is better."
     )
     spec = intervals(rows, seeds, "points", zero=True)
     return Chart("gain", "Gain over the first line", note, rows, spec)
@@ -132,9 +132,9 @@ def _accuracy_chart(comparison: Comparison) -> Chart:
 
 
 def _curve_chart(comparison: Comparison, axis: str, column: str, name: str) -> Chart:
-    rows, names = _rows(comparison, axis, column, "ema_accuracy")
+    rows, names = _points_of_lines(comparison, axis, column, "ema_accuracy")
     spec = curves(rows, axis, names, "%", bands=len(names) <= len(COLORS))
-    note = f"EMA accuracy against {axis}, means over seeds of both. {BAND}"
+    note = f"EMA accuracy against {axis}, both as means over seeds. {BAND}"
     if axis == "round":
         note = (
             f"% of the {comparison.evaluated_on} images, moving average of the global model. {BAND}"
@@ -142,10 +142,10 @@ def _curve_chart(comparison: Comparison, axis: str, column: str, name: str) -> C
     return Chart(f"by-{column}", f"Accuracy by {name}", note, rows, spec, wide=axis == "round")
 
 
-def _rows(
+def _points_of_lines(
     comparison: Comparison, axis: str, column: str, value: str
 ) -> tuple[list[Row], list[str]]:
-    """Return the points of all lines, and their labels."""
+    """Return the points of all lines, and the labels of the lines."""
     rows: list[Row] = []
     names = []
     for label, line in comparison.curves.groupby("label", sort=False):
@@ -161,7 +161,8 @@ def _rows(
             for point in known.to_dict("records")
         ]
         rows += thinned(points, MOST_POINTS)
-        names.append(str(label))  # without points too, so that a line has one color in all charts
+        # Lines without points are named too, so that a line has the same color in all charts.
+        names.append(str(label))
     return rows, names
 
 

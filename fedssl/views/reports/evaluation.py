@@ -1,4 +1,4 @@
-"""A closer look at the two global models than every round takes: by class, by confidence, by client."""
+"""A closer look at the two global models than each round's evaluation: by class, by confidence and by client."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from fedssl.metrics.predictions import predict_probs
 from fedssl.views.run import classifier
 
 EVALUATION = "evaluation.json"
-"""File of a run directory."""
+"""File of a run directory that holds the closer look at the models."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,27 +28,29 @@ Floats = npt.NDArray[np.float64]
 def look_closely(
     experiment: Experiment, federation: Federation, models: Mapping[str, NamedArrays], round: int
 ) -> dict[str, Any]:
-    """Return confusion, reliability and accuracy by client of some models on the held-out images, as JSON holds it.
+    """Return confusion, reliability and accuracy by client of models on the held-out images, as values for JSON.
 
     Args:
-        experiment: What ran.
-        federation: What it ran on.
-        models: Weights by what the model is called.
-        round: After which round they are what they are.
+        experiment: The experiment that ran.
+        federation: The federation on which it ran.
+        models: Each model's weights by the model's name.
+        round: Number of the round after which the models have these weights.
     """
-    counts = np.bincount(_dealt(federation), minlength=federation.num_clients).tolist()
+    counts = np.bincount(_owners_of_held_out(federation), minlength=federation.num_clients).tolist()
     return {
         "round": round,
         "client_images": counts,
         "models": {
-            name: _of_one(classifier(experiment, federation.data.spec, arrays, round), federation)
+            name: _evaluate_model(
+                classifier(experiment, federation.data.spec, arrays, round), federation
+            )
             for name, arrays in models.items()
         },
     }
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """Return what `write_evaluation` wrote into a run directory; None if nothing was."""
+    """Return what `write_evaluation` wrote into a run directory; None if the file is missing or damaged."""
     try:
         found: dict[str, Any] = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -57,11 +59,11 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
-    """Keep a closer look in a run directory, for a report on a machine without the images."""
+    """Write a closer look into a run directory, so that a machine without the images can make a report."""
     write_atomically(path / EVALUATION, json.dumps(evaluation).encode())
 
 
-def _of_one(network: nn.Module, federation: Federation) -> dict[str, Any]:
+def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any]:
     spec, labels = federation.data.spec, federation.held_out.labels
     images = torch.from_numpy(federation.held_out.images)
     probs = predict_probs(network, images, spec).double().numpy()
@@ -75,12 +77,12 @@ def _of_one(network: nn.Module, federation: Federation) -> dict[str, Any]:
             "accuracy": _plain(found.accuracy),
             "ece": _plain([found.ece])[0],
         },
-        "client_accuracy": _plain(_by_client(network, federation, right)),
+        "client_accuracy": _plain(_accuracy_by_client(network, federation, right)),
     }
 
 
-def _by_client(network: nn.Module, federation: Federation, right: Floats) -> Floats:
-    """Return the accuracy on each client's held-out images, as it sees them, (K,); NaN where it has none."""
+def _accuracy_by_client(network: nn.Module, federation: Federation, right: Floats) -> Floats:
+    """Return the accuracy on each client's held-out images as the client sees them, (K,); NaN if it has none."""
     clients = federation.num_clients
     if federation.features is None:
         dealt = federation.held_out_owner >= 0
@@ -91,17 +93,18 @@ def _by_client(network: nn.Module, federation: Federation, right: Floats) -> Flo
             )
         return by_client
     accuracies = np.full(clients, np.nan)
-    for client in np.unique(_dealt(federation)).tolist():
+    for client in np.unique(_owners_of_held_out(federation)).tolist():
         images, labels = federation.held_out_at(client)
         probs = predict_probs(network, images, federation.data.spec)
         accuracies[client] = float((probs.argmax(1) == labels).double().mean())
     return accuracies
 
 
-def _dealt(federation: Federation) -> npt.NDArray[np.int64]:
+def _owners_of_held_out(federation: Federation) -> npt.NDArray[np.int64]:
+    """Return the client of each held-out image that is dealt to a client."""
     return federation.held_out_owner[federation.held_out_owner >= 0]
 
 
 def _plain(values: Any) -> list[float | None]:
-    """Return numbers as JSON can hold them, rounded to a millionth."""
+    """Return numbers for JSON, rounded to a millionth, NaN as None."""
     return [None if math.isnan(value) else round(float(value), 6) for value in values]

@@ -1,4 +1,4 @@
-"""Charts of the federation: who holds what, and who took part when."""
+"""Charts of the federation: which client holds which images, and which clients took part in which rounds."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,15 +9,20 @@ from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number
 from fedssl.views.reports.material import Ints, Material
 
 MOST_CLIENTS = 60
+"""A chart has at most this many rows or columns of clients."""
+
 MOST_CLASSES = 100
+"""The chart of the partition shows at most this many classes."""
+
 MOST_COLUMNS = 200
+"""The chart of participation has at most this many columns of rounds."""
 
 STATUS = {"ok": "trained", "failed": "failed", "late": "lost", "dropped": "lost", "surplus": "lost"}
-"""What a chart calls what became of a request to a client."""
+"""A client's status in the record to its name in the chart of participation."""
 
 
 def federation_charts(material: Material) -> Iterator[Chart]:
-    """Draw what clients hold, where that is known, and who took part."""
+    """Yield the charts of which images clients hold, if that is known, and of which clients took part."""
     if (material.owner >= 0).any():
         yield partition_chart(material)
     if material.clients:
@@ -25,12 +30,12 @@ def federation_charts(material: Material) -> Iterator[Chart]:
 
 
 def partition_chart(material: Material) -> Chart:
-    """Draw how many images of each class a client holds, and how many of them carry a label."""
+    """Draw how many images of each class each client holds, and how many of the images carry a label."""
     clients = material.experiment.federation.clients
     names = material.class_names
-    images = _counts(material, clients, labeled=False)
-    labels = _counts(material, clients, labeled=True)
-    shown = _spread_by_size(images.sum(1))
+    images = _count_images(material, clients, labeled=False)
+    labels = _count_images(material, clients, labeled=True)
+    shown = _choose_clients(images.sum(1))
     rows: list[Row] = [
         {
             "client": int(client),
@@ -49,7 +54,7 @@ def partition_chart(material: Material) -> Chart:
     )
     unlabeled_only = int((labels.sum(1) == 0).sum())
     note = (
-        "Circles are images of a class at a client, the filled part those with a label."
+        "A circle stands for the images of a class at a client, and its filled part for the images with a label."
         f"{among} {unlabeled_only:,} of {clients:,} clients have no label at all."
     )
     return Chart(
@@ -58,7 +63,7 @@ def partition_chart(material: Material) -> Chart:
 
 
 def participation_chart(material: Material) -> Chart:
-    """Draw which clients took part in which rounds, and what became of it."""
+    """Draw which clients took part in which rounds, and whether they trained, failed or were lost."""
     clients, rounds = material.experiment.federation.clients, len(material.rounds)
     tall, broad = -(-clients // MOST_CLIENTS), -(-rounds // MOST_COLUMNS)
     cells: dict[tuple[int, int], list[ClientRow]] = {}
@@ -68,33 +73,33 @@ def participation_chart(material: Material) -> Chart:
     for (down, along), own in sorted(cells.items()):
         counted = [STATUS[row.status] for row in own]
         top, bottom = down * tall, min((down + 1) * tall, clients)
-        first, after = along * broad + 1, min((along + 1) * broad, rounds) + 1
+        start, stop = along * broad + 1, min((along + 1) * broad, rounds) + 1
         rows.append(
             {
-                "from": first,
-                "to": after,
+                "from": start,
+                "to": stop,
                 "top": top,
                 "bottom": bottom,
-                "clients": _span(top, bottom),
-                "rounds": _span(first, after),
+                "clients": _write_range(top, bottom),
+                "rounds": _write_range(start, stop),
                 "status": max(set(counted), key=counted.count),
                 "trained": counted.count("trained"),
                 "failed": counted.count("failed"),
                 "lost": counted.count("lost"),
-                "taken part, %": number(len(own) / ((bottom - top) * (after - first)) * 100, 1),
+                "taken part, %": number(len(own) / ((bottom - top) * (stop - start)) * 100, 1),
             }
         )
     times = np.bincount([row.client for row in material.clients], minlength=clients)
     coarse = f" A cell stands for {tall} × {broad} (clients × rounds)." if tall * broad > 1 else ""
     note = (
-        f"Clients (rows) by round. Each was asked {times.mean():.1f} times in the mean, {times.min()} at least and "
-        f"{times.max()} at most; {int((times == 0).sum()):,} never.{coarse}"
+        f"Clients (rows) by round. A client was asked {times.mean():.1f} times on average, {times.min()} times at "
+        f"least and {times.max()} times at most; {int((times == 0).sum()):,} clients were never asked.{coarse}"
     )
     spec = _participation_spec(opacity=tall * broad > 1)
     return Chart("participation", "Who took part", note, rows, spec, wide=True)
 
 
-def _counts(material: Material, clients: int, *, labeled: bool) -> Ints:
+def _count_images(material: Material, clients: int, *, labeled: bool) -> Ints:
     """Return how many images of known class each client holds, (K, C)."""
     classes = len(material.class_names)
     known = (material.owner >= 0) & (material.label >= 0)
@@ -104,8 +109,8 @@ def _counts(material: Material, clients: int, *, labeled: bool) -> Ints:
     return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
 
 
-def _spread_by_size(sizes: Ints) -> list[int]:
-    """Return all clients by number; of more than are shown, some from the largest to the smallest."""
+def _choose_clients(sizes: Ints) -> list[int]:
+    """Return all clients in order of their number; of too many, return some, evenly spaced from largest to smallest."""
     if len(sizes) <= MOST_CLIENTS:
         return list(range(len(sizes)))
     order = np.argsort(-sizes, kind="stable")
@@ -113,8 +118,8 @@ def _spread_by_size(sizes: Ints) -> list[int]:
     return [int(client) for client in order[places]]
 
 
-def _span(first: int, after: int) -> str:
-    return str(first) if after == first + 1 else f"{first} to {after - 1}"
+def _write_range(start: int, stop: int) -> str:
+    return str(start) if stop == start + 1 else f"{start} to {stop - 1}"
 
 
 def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spec:

@@ -1,4 +1,4 @@
-"""Means with their intervals, and the seeds behind them."""
+"""The specification of a chart of means, their intervals and the seeds from which they come."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
     """Draw a mean with its interval for each line, and its seeds as ticks.
 
     Args:
-        rows: Columns ``line``, ``mean``, ``low`` and ``high``; the latter two are None where there is no interval.
+        rows: Columns ``line``, ``mean``, ``low`` and ``high``; ``low`` and ``high`` are None if there is no interval.
         seeds: Columns ``line``, ``seed`` and ``value``.
-        unit: Of the values.
-        zero: Whether 0 is marked: no difference.
+        unit: Unit of the values.
+        zero: Whether 0, which means no difference, is marked.
     """
     names = [row["line"] for row in rows]
     y = {
@@ -25,7 +25,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
             "grid": False,
             "ticks": False,
             "domain": False,
-            # A label in several rows: its name, and what of its settings differs.
+            # A label takes several rows: the name first, then one row per setting.
             "labelExpr": "split(replace(datum.label, ' (', ', ('), ', ')",
         },
     }

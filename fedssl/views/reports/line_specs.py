@@ -1,11 +1,11 @@
-"""Lines: columns of a table against another, and several runs' curves with bands."""
+"""Specifications of line charts: columns of a table against another column, and curves of several lines with bands."""
 
 from collections.abc import Sequence
 
 from fedssl.views.reports.charts import HEIGHT, Band, Row, Spec, palette, quantity, span
 
 FEW = 30
-"""Rows up to which their points are marked: of one point there is no line."""
+"""Lines with at most this many points have their points marked: a line of one point would be invisible."""
 
 
 def lines(
@@ -18,16 +18,16 @@ def lines(
     zero: bool = False,
     log: bool = False,
 ) -> Spec:
-    """Draw columns of a table against another, with a rule that follows the pointer and names every value.
+    """Draw columns of a table against another column; a rule follows the pointer and a tooltip names every value.
 
     Args:
         rows: The table.
-        x: Column along the page, such as ``"round"``.
-        names: Columns drawn, each a line.
-        unit: Of their values.
-        bands: Stretches of `x` to shade.
-        zero: Whether the axis begins with 0.
-        log: Whether its steps are powers of ten.
+        x: Column of the horizontal axis, such as ``"round"``.
+        names: Columns to draw, one line per column.
+        unit: Unit of the values.
+        bands: Ranges of `x` to shade.
+        zero: Whether the axis of values includes 0.
+        log: Whether the axis of values is logarithmic.
     """
     along = quantity(x, x, span(rows, [x]))
     up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
@@ -73,19 +73,19 @@ def curves(
     bands: bool,
     dashed: bool = True,
 ) -> Spec:
-    """Draw several lines, each with a band around it, and say of the point that is pointed at what it is.
+    """Draw several lines with a band around each; a tooltip names the values of the point under the pointer.
 
     Args:
-        rows: Columns ``line``, `x`, and in `unit` ``mean``, ``worst`` and ``best``; None where not known.
-        x: Column along the page.
-        names: Lines, in the order of their colors.
-        unit: Of the values.
+        rows: Columns ``line``, `x`, ``mean``, ``worst`` and ``best``, the last three in `unit`; None if not known.
+        x: Column of the horizontal axis.
+        names: Names of the lines, in the order of their colors.
+        unit: Unit of the values.
         bands: Whether bands are drawn.
     """
     along = quantity(x, x, span(rows, [x]))
     up = quantity("mean", unit, span(rows, ["mean", "worst", "best"]), nice=True)
     looks = palette(names, dashed=False)
-    # Not the nearest point, as in `lines`: Vega-Lite 6 loses texts from a tooltip then.
+    # Unlike `lines`, not the nearest point: with it, Vega-Lite 6 drops texts from the tooltip.
     pointed = {
         "name": "pointed",
         "select": {"type": "point", "on": "pointerover", "clear": "pointerout"},
@@ -118,7 +118,7 @@ def curves(
 
 
 def line_mark(rows: Sequence[Row]) -> Spec:
-    """Return a line, with its points marked where there are few of them."""
+    """Return the mark of a line; its points are marked if there are few."""
     return {"type": "line", "strokeWidth": 2, "point": {"size": 25} if len(rows) <= FEW else False}
 
 
@@ -136,7 +136,7 @@ def _pointed_at(x: str) -> Spec:
 
 
 def _shaded(x: str, bands: Sequence[Band]) -> list[Spec]:
-    """Return the layers that shade every other stretch and write the name of each above it."""
+    """Return the layers that shade every other band and write the name of each band at its top."""
     if len(bands) < 2:
         return []
     values = [

@@ -1,4 +1,4 @@
-"""What a report is made of: a run's record, read without tables of any library."""
+"""The material of a report: a run's record, read without pandas or other table libraries."""
 
 import csv
 import json
@@ -27,18 +27,19 @@ class Material:
     """A run's record.
 
     Args:
-        experiment: What ran.
-        data: What is known of the images; see `fedssl.record.provenance.data_facts`.
-        environment: What it ran on.
-        rounds: Every finished round.
-        clients: Every client of every round.
-        classes: Pseudo-labels by round and class, where they were counted.
-        numbers: Numbers that methods and the strategy recorded.
-        owner, label, given: Client, true class and the label it carries (-1: none) of every training image, (N,).
-        events: What happened, oldest first.
-        summary: What it summed up to; None while it goes on.
-        evaluation: A closer look at the models; None where there is none.
-        out_of_range: One sentence for each number of the record that is too large to be one; in its place stands NaN, or 0.
+        experiment: The experiment that ran.
+        data: Facts about the images; see `fedssl.record.provenance.data_facts`.
+        environment: Machine, versions and command of the run.
+        rounds: One row per finished round.
+        clients: One row per client and finished round.
+        classes: Counts of pseudo-labels, one row per round and class; empty if they were not counted.
+        numbers: Numbers that methods and the strategy recorded; empty if they recorded none.
+        owner, label, given: Client, true class and given label (-1: none) of every training image, (N,).
+        events: Events of the run, oldest first.
+        summary: Summary of a finished run; None if the run is not finished.
+        evaluation: A closer look at the models; None if no closer look was taken.
+        out_of_range: One sentence for each number of the record that is too large to be true. NaN or 0 replaces the
+            number.
     """
 
     experiment: Experiment
@@ -58,7 +59,7 @@ class Material:
 
     @property
     def class_names(self) -> Sequence[str]:
-        """One name a class, on one line: Vega takes no line separator in a name."""
+        """The name of each class, on one line because Vega accepts no line separator in a name."""
         return [" ".join(str(name).split()) for name in self.data["class_names"]]
 
 
@@ -66,15 +67,15 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
     """Read a run's record.
 
     Args:
-        run: It may still go on.
-        evaluation: A closer look at its models, if there is one.
+        run: The run, which may still go on.
+        evaluation: A closer look at the run's models; None if no closer look was taken.
 
     Raises:
         InputError: A file of the record is missing or damaged.
     """
     wrong: list[str] = []
     rounds = _within_range(ROUNDS, run.round_rows, wrong)
-    # A round is recorded after its clients: what is beyond the last one belongs to a round that is being written.
+    # A round is recorded after its clients: rows beyond the last recorded round belong to a round in the making.
     clients = _within_range(CLIENTS, _rows(run, CLIENTS, ClientRow), wrong)
     classes = _within_range(CLASSES, _rows(run, CLASSES, ClassRow), wrong)
     has_numbers = (run.path / NUMBERS).exists()  # a record of version 0.1.0.dev has none
@@ -115,15 +116,15 @@ def _rows(run: Run, name: str, kind: type[Row]) -> Sequence[Row]:
 
 
 def _check(run: Run, name: str, values: Iterable[object], known: Container[object]) -> None:
-    """Refuse a table that names a client, a class or a status that there is not."""
+    """Raise `InputError` if a table names a client, a class or a status that does not exist."""
     with reading(run.path / name):
         false = next((value for value in values if value not in known), None)
         if false is not None:
-            raise ValueError(f"it names {str(false)[:20]!r}, which there is not")
+            raise ValueError(f"it names {str(false)[:20]!r}, which does not exist")
 
 
 def _within_range(name: str, rows: Sequence[Row], wrong: list[str]) -> Sequence[Row]:
-    """Return rows without numbers that are out of range; add a sentence on each of those to `wrong`."""
+    """Return rows with all numbers out of range replaced; add one sentence per replaced number to `wrong`."""
     return [_row_within_range(name, row, wrong) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Charts of the models at the end: which classes they confuse, how sure they are, how clients fare."""
+"""Charts of the final models: which classes they confuse, how sure they are, and their accuracy by client."""
 
 from collections.abc import Iterator
 
@@ -10,18 +10,20 @@ from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number
 from fedssl.views.reports.material import Material
 
 NAMES = {"ema": "moving average", "model": "global model"}
-"""How the page calls the two models."""
+"""Names of the two models on the page, by their keys in a closer look."""
 
 MOST_BARS = 200
+"""The chart of accuracy by client has at most this many bars."""
 
 MOST_CLASSES = 20
-"""Classes up to which every pair of them has a cell, and a name on the axis."""
+"""With at most this many classes, every pair of classes has a cell, and every class a name on the axis."""
 
 MOST_CELLS = 4000
+"""A confusion matrix of more classes has at most this many cells, the most frequent pairs first."""
 
 
 def confusion_chart(material: Material) -> Chart | None:
-    """Draw which classes the moving average takes for which; None without a closer look."""
+    """Draw which classes the moving average mistakes for which; None without a closer look."""
     if material.evaluation is None:
         return None
     counts = np.array(material.evaluation["models"]["ema"]["confusion"])
@@ -57,14 +59,14 @@ def confusion_chart(material: Material) -> Chart | None:
         spec = _with_counts(spec)
     note = (
         f"The moving average after round {material.evaluation['round']} on the {material.data['evaluated_on']} images: "
-        "each row is a class, and says what its images are taken for."
+        "each row is a true class and shows which classes its images are taken for."
         + ("" if few else f" Of {len(names)} classes, the {len(rows):,} most frequent pairs.")
     )
     return Chart("confusion", "Confusion matrix", note, rows, spec)
 
 
 def _with_counts(cells: Spec) -> Spec:
-    """Return cells of color with the number of images written into those that have any."""
+    """Return a heat map whose cells also show their number of images, except cells without images."""
     where = {name: cells["encoding"][name] for name in ("x", "y")}
     bright = {"test": "datum['of the class, %'] > 55", "value": "black"}
     text: Spec = {
@@ -101,14 +103,14 @@ def reliability_chart(material: Material) -> Chart | None:
                     }
                 )
     note = (
-        "On the dashed line a model is right as often as it is confident; below it, it is too sure of itself. "
+        "On the dashed line, a model is right as often as it is confident; below the line, the model is too confident. "
         f"Circles grow with the number of images. Expected calibration error, %: {', '.join(filter(None, errors))}."
     )
     return Chart("reliability", "Reliability", note, rows, _reliability_spec())
 
 
 def client_accuracy_chart(material: Material) -> Chart | None:
-    """Draw the accuracy on each client's own held-out images, worst first; None where clients have none."""
+    """Draw the accuracy on each client's own held-out images, worst first; None if no client has such images."""
     if material.evaluation is None:
         return None
     found = material.evaluation["models"]["ema"]["client_accuracy"]
@@ -129,9 +131,10 @@ def client_accuracy_chart(material: Material) -> Chart | None:
     ]
     worst = worst_tenth(values)
     note = (
-        f"The moving average on the held-out images dealt to each client like its own, worst client first: mean "
-        f"{values.mean() * 100:.1f} % (upper line), worst tenth {worst * 100:.1f} % (lower line), deviation over clients {values.std() * 100:.1f} "
-        f"points, {np.mean([images[client] for _, client in known]):.0f} images a client."
+        f"The moving average on each client's held-out images, which are dealt like its training images; worst client "
+        f"first. Mean {values.mean() * 100:.1f} % (upper line), worst tenth {worst * 100:.1f} % (lower line), "
+        f"deviation over clients {values.std() * 100:.1f} points, "
+        f"{np.mean([images[client] for _, client in known]):.0f} images per client."
     )
     spec: Spec = {
         "height": HEIGHT,
@@ -158,7 +161,7 @@ def client_accuracy_chart(material: Material) -> Chart | None:
 
 
 def model_charts(material: Material) -> Iterator[Chart]:
-    """Draw all that a closer look at the models has found."""
+    """Yield the charts of a closer look at the models."""
     for chart in (
         confusion_chart(material),
         reliability_chart(material),
@@ -169,7 +172,7 @@ def model_charts(material: Material) -> Iterator[Chart]:
 
 
 def _level(value: float, name: str, color: str) -> Spec:
-    """Return a horizontal line; its name is in a tooltip, for on bars nobody could read it."""
+    """Return a horizontal line; a tooltip holds its name, which would be unreadable on bars."""
     return {
         "data": {"values": [{"accuracy, %": number(value, 1), "which": name}]},
         "mark": {"type": "rule", "color": color, "strokeWidth": 3},

@@ -1,4 +1,4 @@
-"""A page of charts in one file that opens offline: it asks for nothing from anywhere."""
+"""A page of charts in one HTML file that opens offline: it loads nothing from the network."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a page begins with: what it is, how much, and what that means."""
+    """A number at the top of a page: its name, its value and a remark on its meaning."""
 
     name: str
     value: str
@@ -26,16 +26,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Page:
-    """What stands on a page, from above.
+    """The content of a page, from top to bottom.
 
     Args:
-        title: Of the page.
-        subtitle: What it is about, in a line.
-        figures: Numbers to begin with.
-        remarks: Sentences that must not be missed, such as why a run stopped.
-        tables: Before the charts.
-        charts: In their order.
-        texts: Long texts by name, folded up at the end.
+        title: Title of the page.
+        subtitle: One line that describes the content.
+        figures: Numbers at the top of the page.
+        remarks: Sentences that the reader must not miss, such as why a run stopped.
+        tables: Tables before the charts.
+        charts: Charts, in this order.
+        texts: Long texts by name, folded up at the end of the page.
     """
 
     title: str
@@ -51,8 +51,8 @@ def write_page(page: Page, path: Path) -> None:
     """Write a page as one HTML file.
 
     Args:
-        page: What stands on it.
-        path: The file.
+        page: Content of the page.
+        path: The HTML file to write.
     """
     charts = [
         {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
@@ -78,6 +78,6 @@ def _template() -> Any:
 
 
 def _as_script(value: Any) -> str:
-    """Return JSON that can stand inside a script element, whatever texts are in it."""
+    """Return JSON that is safe inside a script element, whatever texts it contains."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -13,17 +13,17 @@ from fedssl.views.reports.line_specs import lines
 from fedssl.views.reports.material import Material
 
 MOST_COLUMNS = 80
-"""Columns of a heat map by round."""
+"""A heat map by round has at most this many columns."""
 
 NUMBER_LINES = ("server", "least client", "largest client")
 """Lines of the chart of a recorded number."""
 
 MOST_CELLS = 4000
-"""Cells of one; of more classes than this there is one column."""
+"""A heat map has at most this many cells; with more classes than this, it has one column."""
 
 
 def phase_bands(rounds: Sequence[RoundRow]) -> list[Band]:
-    """Return the rounds of each phase, named by its number and method."""
+    """Return the range of rounds of each phase, named by the phase's number and method."""
     bands = []
     for phase, rows in groupby(rounds, key=lambda row: row.phase):
         own = list(rows)
@@ -44,7 +44,7 @@ def accuracy_chart(material: Material) -> Chart:
         if row.evaluated
     ]
     on = material.data["evaluated_on"]
-    note = f"% of the {on} images, of the global model and of its moving average over rounds."
+    note = f"% of the {on} images that the global model and its moving average over rounds classify correctly."
     spec = lines(rows, "round", names, "%", phase_bands(material.rounds))
     return Chart("accuracy", "Accuracy", note, thinned(rows), spec, wide=True)
 
@@ -63,14 +63,14 @@ def loss_chart(material: Material) -> Chart:
     ]
     note = (
         f"Cross-entropy (nats) on the {material.data['evaluated_on']} images, and the clients' mean training loss, "
-        "which is the method's own and holds its unlabeled part too."
+        "which is the whole loss of the method, its unlabeled part included."
     )
     spec = lines(rows, "round", names, "nats", phase_bands(material.rounds))
     return Chart("loss", "Loss", note, thinned(rows), spec)
 
 
 def pseudo_label_chart(material: Material) -> Chart | None:
-    """Draw how many pseudo-labels are right and how many are used; None without any."""
+    """Draw how many pseudo-labels are right and how many are used; None for a run without pseudo-labels."""
     names = ("right", "used")
     rows = [
         {
@@ -91,7 +91,7 @@ def pseudo_label_chart(material: Material) -> Chart | None:
 
 
 def class_charts(material: Material) -> Iterator[Chart]:
-    """Draw pseudo-labels by true class over the rounds: how many are right, and how many are used."""
+    """Draw how many pseudo-labels are right and how many are used, by round and true class."""
     if not material.classes:
         return
     names = material.class_names
@@ -119,10 +119,12 @@ def class_charts(material: Material) -> Iterator[Chart]:
     shown = ("rounds", "true class", "right, %", "used, %", "images shown", "given this class")
     written = [place * width + 1 for place in range(0, len(counts), max(1, len(counts) // 10))]
     right_note = (
-        "Of the pseudo-labels accepted for images of a class, how many name it. A dark row is a class "
-        "that is taken for others."
+        "Share of the pseudo-labels accepted for images of a class that name this class. A dark row is a class "
+        "that is mistaken for other classes."
     )
-    used_note = "Of the unlabeled images of a class that were shown, for how many a pseudo-label was accepted."
+    used_note = (
+        "Share of the unlabeled images of a class, of those shown, whose pseudo-label was accepted."
+    )
     for key, title, value, note in (
         ("class-right", "Right, by true class", "right, %", right_note),
         ("class-used", "Used, by true class", "used, %", used_note),
@@ -141,7 +143,7 @@ def class_charts(material: Material) -> Iterator[Chart]:
 
 
 def drift_chart(material: Material) -> Chart | None:
-    """Draw how far clients walk in a round, and how far the global model gets; None where it was not measured."""
+    """Draw how far clients and the global model move in a round; None if the record has no such norms."""
     names = ("mean client", "farthest client", "global model")
     steps: dict[int, list[float]] = {}
     for client in material.clients:
@@ -164,10 +166,10 @@ def drift_chart(material: Material) -> Chart | None:
     if all(row[names[0]] is None for row in rows):
         return None
     note = (
-        "Length (L2) of what clients changed of what they were sent, statistics of normalizations included, and of the "
-        "global model's step. The further that falls behind the mean client, the more clients pull apart: that is "
-        "client drift. Of m updates at right angles, 1/√m of the length is left by averaging; a strategy with a learning "
-        "rate of its own goes another way."
+        "Length (L2) of the clients' changes to the weights they were sent, statistics of normalizations included, "
+        "and of the global model's step. The further the step falls behind the mean client, the more the clients pull "
+        "apart: that is client drift. Averaging m updates at right angles leaves 1/√m of their length; a strategy "
+        "with its own learning rate takes a step of another length."
     )
     spec = lines(rows, "round", names, "L2 norm", phase_bands(material.rounds), zero=True)
     return Chart("drift", "Client drift", note, thinned(rows), spec)
@@ -202,7 +204,7 @@ def number_charts(material: Material) -> Iterator[Chart]:
 
 
 def cost_charts(material: Material) -> Iterator[Chart]:
-    """Draw bytes and time."""
+    """Draw traffic, the time of rounds, and the virtual time if there is any."""
     rounds = material.rounds
     up = np.cumsum([row.bytes_up for row in rounds]) / 1e6
     down = np.cumsum([row.bytes_down for row in rounds]) / 1e6
@@ -211,14 +213,14 @@ def cost_charts(material: Material) -> Iterator[Chart]:
         {"round": row.round, names[0]: number(d, 3), names[1]: number(u, 3)}
         for row, u, d in zip(rounds, up, down, strict=True)
     ]
-    note = "MB sent by then, all clients of a round counted: weights and state, without what a network adds."
+    note = "MB sent since the first round, all clients together: weights and state, without the overhead of a network."
     spec = lines(rows, "round", names, "MB", zero=True)
     yield Chart("bytes", "Traffic", note, thinned(rows), spec)
     rows = [{"round": row.round, "seconds": number(row.seconds, 4)} for row in rounds]
     median = float(np.median([row.seconds for row in rounds]))
     note = (
-        f"Seconds of a round with its evaluation, which the next round may have begun during: {median:.3g} in the median. "
-        "The first one waits for the workers."
+        f"Seconds of a round with its evaluation, during which the next round may begin; the median is {median:.3g}. "
+        "The first round waits for the workers."
     )
     spec = lines(rows, "round", ("seconds",), "s", log=True)
     yield Chart("seconds", "Time of a round", note, thinned(rows), spec)

@@ -1,4 +1,4 @@
-"""The report of a run: one page with what ran, how it went and why."""
+"""The report of a run: one page that shows what ran, how it went and why."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,17 +29,18 @@ from fedssl.views.screen.display import last_line, percent
 from fedssl.views.text_table import Grid
 
 MOST_EVENTS = 50
+"""The table of events has at most this many rows, the most frequent events first."""
 
 MOST_NUMBERS = 5
-"""Numbers out of range that are named; of more, how many there are is said."""
+"""The page names at most this many of the numbers out of range, and counts the others."""
 
 
 def write_report(run: Run, evaluation: Mapping[str, Any] | None = None) -> Path:
-    """Write the report of a run, finished or not, into its directory; return where.
+    """Write the report of a run, finished or not, into its directory; return the file's path.
 
     Args:
-        run: What was recorded of it.
-        evaluation: A closer look at its models; None: the one kept in the directory, if there is one.
+        run: The recorded run.
+        evaluation: A closer look at the run's models; None: the closer look in the run directory, if there is one.
     """
     if evaluation is None:
         evaluation = read_evaluation(run.path)
@@ -56,11 +57,11 @@ def report_page(material: Material) -> Page:
         subtitle=material.data["description"],
         figures=list(_figures(material)),
         remarks=list(_remarks(material)),
-        tables=[] if (grid := _on_the_way(material)) is None else [grid],
+        tables=[] if (table := _table_of_events(material)) is None else [table],
         charts=list(_charts(material)) if material.rounds else [],
         texts={
             "experiment.toml, every default written out": experiment.to_toml(),
-            "machine and versions": "\n".join(_lines(material.environment)),
+            "machine and versions": "\n".join(_flatten(material.environment)),
         },
     )
 
@@ -83,7 +84,7 @@ def _charts(material: Material) -> Iterator[Chart]:
 def _figures(material: Material) -> Iterator[Figure]:
     experiment, rounds = material.experiment, material.rounds
     summary = material.summary or summarize(
-        experiment, Outcome(GlobalModel(), tuple(rounds), _seconds(material))
+        experiment, Outcome(GlobalModel(), tuple(rounds), _sum_seconds(material))
     )
     known = {key: float("nan") if value is None else value for key, value in summary.items()}
     last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}"
@@ -95,7 +96,7 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure("pseudo-labels used", percent(used), "of unlabeled images")
     of = "" if len(rounds) == experiment.num_rounds else f"of {experiment.num_rounds}"
     yield Figure("rounds", f"{len(rounds):,}", of)
-    yield Figure("time", f"{known['seconds']:,.1f} s", _begun(material))
+    yield Figure("time", f"{known['seconds']:,.1f} s", _say_when_begun(material))
     traffic = (known["bytes_up"] + known["bytes_down"]) / 1e6
     yield Figure("traffic", f"{traffic:,.1f} MB", "up and down")
     if known["virtual_seconds"] == known["virtual_seconds"]:
@@ -109,13 +110,13 @@ def _figures(material: Material) -> Iterator[Figure]:
 
 
 def _remarks(material: Material) -> Iterator[str]:
-    """Yield why a run is not what it should be."""
+    """Yield sentences on what is wrong with a run or missing from its page."""
     if material.summary is None:
         failed = [event for event in material.events if event["event"] == "failed"]
         done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
-        yield f"This run is not finished: {done}.{reason} To go on: the command that began it, with --resume."
-    elif remark := material.summary.get("remark"):  # older records have none
+        yield f"This run is not finished: {done}.{reason} To go on, repeat the command that began it, with --resume."
+    elif remark := material.summary.get("remark"):  # older records have no remark
         yield remark
     if material.out_of_range:
         count = len(material.out_of_range)
@@ -126,8 +127,8 @@ def _remarks(material: Material) -> Iterator[str]:
         yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
-def _on_the_way(material: Material) -> Grid | None:
-    """Return what happened beside the rounds, each kind once; None if nothing did."""
+def _table_of_events(material: Material) -> Grid | None:
+    """Return a table of failures and other events, each kind in one row; None if there are no events."""
     what: Counter[str] = Counter()
     first: dict[str, str] = {}
     for event in material.events:
@@ -147,25 +148,28 @@ def _on_the_way(material: Material) -> Grid | None:
     if not what:
         return None
     rows = [(text, str(count), first[text]) for text, count in what.most_common(MOST_EVENTS)]
-    note = "Whatever is not called failed or stopped was mended or is told for information. Tracebacks are in events.jsonl."
+    note = (
+        "Events that are not called failed or stopped were mended or are for information. "
+        "Tracebacks are in events.jsonl."
+    )
     return Grid("On the way", ("what", "times", "first"), rows, note)
 
 
-def _seconds(material: Material) -> float:
-    """Return what the rounds took; of a run that goes on, no more is known."""
+def _sum_seconds(material: Material) -> float:
+    """Return the seconds of all rounds: the only time that is known of a run that is not finished."""
     return sum(row.seconds for row in material.rounds)
 
 
-def _begun(material: Material) -> str:
+def _say_when_begun(material: Material) -> str:
     times = [event["time"] for event in material.events if "time" in event]
     if not times:
         return ""
     return f"began {datetime.fromisoformat(times[0]):%Y-%m-%d %H:%M} UTC"
 
 
-def _lines(table: Mapping[str, Any]) -> Iterator[str]:
+def _flatten(table: Mapping[str, Any]) -> Iterator[str]:
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from (f"{key}.{line}" for line in _lines(value))
+            yield from (f"{key}.{line}" for line in _flatten(value))
         else:
             yield f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -1,4 +1,4 @@
-"""The report as a run goes: at its end, and every so many rounds on request."""
+"""Writes the report of a run while it goes: at its end and, on request, every so many rounds."""
 
 import logging
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class ReportWriter(Observer):
-    """Write report.html as the experiment's ``[record]`` says.
+    """Write report.html when the experiment's section ``[record]`` asks for it.
 
-    It is told of everything after the record, from which it reads. A report that cannot be written is said and hurts
-    no run.
+    The writer reads the record, so it must be told of everything after the record. A report that cannot be written is
+    logged as a warning, and the run goes on.
 
     Args:
-        path: Run directory.
+        path: The run directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,7 @@ class ReportWriter(Observer):
         self._federation: Federation | None = None
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Keep what runs on what, if a report is wanted."""
+        """Keep the experiment and its federation if a report is wanted and can be drawn."""
         if not experiment.record.report:
             return
         if not is_installed("vl_convert"):
@@ -49,7 +49,7 @@ class ReportWriter(Observer):
             self._write({"ema": end.model.ema, "model": end.model.arrays}, number)
 
     def ended(self, outcome: Outcome) -> None:
-        """Write the last one."""
+        """Write the report of the finished run."""
         if self._experiment is not None:
             self._write(
                 {"ema": outcome.model.ema, "model": outcome.model.arrays}, len(outcome.rounds)

@@ -1,1 +1,1 @@
-"""A run as it is shown while it goes on: in a terminal, in a notebook, or not at all."""
+"""Displays of a run while it goes on: in a terminal, in a notebook, or as plain lines."""

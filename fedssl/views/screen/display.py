@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live screen on a terminal, plain lines where there is neither that nor a notebook."""
+"""Displays of a run while it goes on: a live screen in a terminal, plain lines outside of terminals and notebooks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,19 @@ from fedssl.record.rows import (
 from fedssl.record.snapshot import Snapshot
 
 BARS = "▁▂▃▄▅▆▇█"
+"""Characters of a sparkline, from low to high values."""
+
 ROWS_SHOWN = 6
+"""The live screen shows at most this many of the latest rounds."""
 
 
 def percent(share: float) -> str:
-    """Write a share in [0, 1] as a percentage; a dash for NaN."""
+    """Return a share in [0, 1] as a percentage, or a dash if the share is NaN."""
     return "-" if math.isnan(share) else f"{share * 100:.1f} %"
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:
-    """Say in one line what came of a run, and what went wrong; failures are counted even if there are none."""
+    """Return one line with a run's results and what went wrong; the line counts the failures even if there are 0."""
     summary = summarize(experiment, outcome)
     failed = summary["clients_failed"]
     return (
@@ -57,14 +60,14 @@ def closing_line(experiment: Experiment, outcome: Outcome) -> str:
 
 
 def _in_virtual_time(summary: Mapping[str, Any]) -> str:
-    """Say how long it took in virtual time and how many clients were lost to it; nothing without virtual time."""
+    """Return the virtual seconds of a run and the number of clients lost; empty for a run without virtual time."""
     if math.isnan(summary["virtual_seconds"]):
         return ""
     return f", {summary['clients_lost']} lost in {summary['virtual_seconds']:,.0f} virtual s"
 
 
 def make_display(console: Console) -> Observer:
-    """Return the display that suits the console."""
+    """Return a display that suits the console: for a notebook, for a terminal, or plain lines."""
     if console.is_jupyter:
         from fedssl.views.screen.notebook_display import NotebookDisplay
 
@@ -73,19 +76,19 @@ def make_display(console: Console) -> Observer:
 
 
 class PlainDisplay(Observer):
-    """One line a round, no control characters: for logs and pipes."""
+    """Print one line per round without control characters, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._experiment: Experiment | None = None
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Say what runs."""
+        """Print what runs."""
         self._experiment = experiment
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Say how the round went, and who failed."""
+        """Print the results of the round, the clients that failed, and the incidents."""
         assert self._experiment is not None
         row = end.row
         self._line(
@@ -101,7 +104,7 @@ class PlainDisplay(Observer):
             self._line(f"  mended: {incident.splitlines()[0]}")
 
     def ended(self, outcome: Outcome) -> None:
-        """Say what came of it."""
+        """Print the results of the run."""
         assert self._experiment is not None
         self._line(closing_line(self._experiment, outcome))
 
@@ -110,12 +113,12 @@ class PlainDisplay(Observer):
 
 
 def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
-    """Return a bar as wide as the screen, with the time that has gone and the time left.
+    """Return a progress bar as wide as the screen, with the elapsed time and the estimated time left.
 
     Args:
-        console: Where it is drawn.
-        what: It counts.
-        memory: Seconds of the past by which the time left is judged.
+        console: The console to draw on.
+        what: Name of the things that the bar counts, such as ``"round"``.
+        memory: Length in seconds of the recent past from which the time left is estimated.
     """
     return Progress(
         TextColumn(what),
@@ -130,7 +133,7 @@ def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
 
 
 class LiveDisplay(Observer):
-    """A panel that moves: progress, ETA, the course of accuracy, the latest rounds."""
+    """Show a panel that is redrawn in place: progress, ETA, the course of accuracy, the latest rounds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -151,13 +154,13 @@ class LiveDisplay(Observer):
         self._live.start()
 
     def resumed(self, snapshot: Snapshot) -> None:
-        """Show the rounds that are done."""
+        """Show the rounds that were finished before the run was resumed."""
         self._rows += snapshot.rounds
         self._progress.reset(self._task, completed=snapshot.round)
         self._live.update(self._screen())
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Move on by one round."""
+        """Show the finished round."""
         self._rows.append(end.row)
         self._failures += end.failures
         self._incidents += (f"round {end.row.round}, mended: {text}" for text in end.incidents)
@@ -165,7 +168,7 @@ class LiveDisplay(Observer):
         self._live.update(self._screen())
 
     def ended(self, outcome: Outcome) -> None:
-        """Take the panel away and leave one line."""
+        """Remove the panel and print one line with the results."""
         assert self._experiment is not None
         self._live.stop()
         self._console.print(
@@ -174,7 +177,7 @@ class LiveDisplay(Observer):
         )
 
     def failed(self, reason: str) -> None:
-        """Take the panel away."""
+        """Remove the panel."""
         self._live.stop()
 
     def _screen(self) -> Panel:
@@ -233,7 +236,7 @@ class LiveDisplay(Observer):
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draw shares in [0, 1] as a line of bars, at most `width` characters; the last value is always shown."""
+    """Return shares in [0, 1] drawn as at most `width` bar characters; the last value is always drawn."""
     if len(values) > width:
         step = (len(values) - 1) / max(1, width - 1)
         values = [values[round(i * step)] for i in range(width)]
@@ -241,6 +244,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def last_line(reason: str) -> str:
-    """Return the last line of why something failed: of a traceback, the error."""
+    """Return the last line of a failure's reason; the last line of a traceback is the error."""
     lines = reason.strip().splitlines()
     return lines[-1] if lines else "no reason given"

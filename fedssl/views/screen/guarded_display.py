@@ -1,4 +1,4 @@
-"""A display that cannot harm the run it shows."""
+"""A wrapper that keeps a failing display from harming the run."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from fedssl.record.snapshot import Snapshot
 
 
 class GuardedDisplay(Observer):
-    """Pass on what a display is told, until it fails; then say so once, and the run goes on without it.
+    """Forward all calls to a display until the display fails; then report the failure once and drop the display.
 
     Args:
-        display: Shows the run.
-        complain: Told of the failure.
+        display: The display to protect the run from.
+        complain: Called once with a sentence about the failure.
     """
 
     def __init__(self, display: Observer, complain: Callable[[str], None]) -> None:
@@ -49,7 +49,7 @@ class GuardedDisplay(Observer):
         except Exception as error:
             broken, self._display = self._display, None
             with contextlib.suppress(Exception):
-                broken.failed(str(error))  # takes a panel away, and lets the cursor be seen again
+                broken.failed(str(error))  # removes the panel and shows the cursor again
             self._complain(
                 f"the run is recorded, but no longer shown: {type(error).__name__}: {error}"
             )

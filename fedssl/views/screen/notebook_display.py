@@ -1,4 +1,4 @@
-"""What a person sees in a notebook while a run goes: one output that is updated in place."""
+"""The display of a run in a notebook: one output that is updated in place while the run goes on."""
 
 import time
 from html import escape
@@ -12,14 +12,14 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import closing_line, last_line, percent, sparkline
 
 SECONDS_BETWEEN = 0.25
-"""Between two updates at least: every one is a message to the browser."""
+"""At least this many seconds pass between two updates, since each update is a message to the browser."""
 
 COURSE_WIDTH = 40
-"""Bars that show the course of accuracy."""
+"""The course of accuracy is drawn with at most this many bars."""
 
 
 class NotebookDisplay(Observer):
-    """A few lines and a progress bar; when the run is over, the line that says what came of it."""
+    """Show a few lines and a progress bar, and the results once the run is over."""
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
@@ -39,24 +39,24 @@ class NotebookDisplay(Observer):
         self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
 
     def resumed(self, snapshot: Snapshot) -> None:
-        """Show the rounds that are done."""
+        """Show the rounds that were finished before the run was resumed."""
         self._rows += snapshot.rounds
         self._update(self._lines())
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Move on by one round."""
+        """Show the finished round, unless the last update is too recent."""
         self._rows.append(end.row)
         self._failures += end.failures
         if time.monotonic() - self._updated >= SECONDS_BETWEEN:
             self._update(self._lines())
 
     def ended(self, outcome: Outcome) -> None:
-        """Leave what ran and what came of it."""
+        """Show what ran and its results."""
         assert self._experiment is not None
         self._update([self._title, *self._failed(), closing_line(self._experiment, outcome)])
 
     def failed(self, reason: str) -> None:
-        """Leave how far it came and why it stopped."""
+        """Show how far the run came and why it stopped."""
         if self._handle is not None:
             self._update([*self._lines(), f"stopped: {last_line(reason)}"])
 
@@ -87,7 +87,7 @@ class NotebookDisplay(Observer):
 
 
 def _bundle(lines: list[str], done: int = 0, total: int = 1) -> dict[str, str]:
-    """Return lines and a progress bar as a notebook takes them: as HTML, and as text where there is none."""
+    """Return lines and a progress bar as notebook output: as HTML, and as plain text for notebooks without HTML."""
     bar = f'<progress value="{done}" max="{total}"></progress> round {done} of {total}<br>'
     shown = "<br>".join(map(escape, lines))
     return {

@@ -1,1 +1,1 @@
-"""Where runs are tracked beside their record, one tracker a file."""
+"""Trackers: services and files that show runs beside their own record, one tracker a file."""

@@ -1,7 +1,8 @@
-"""What every tracker is: a folder or a service of somebody else's that shows many runs side by side.
+"""The interface of a tracker: a folder or a service of another project that shows many runs side by side.
 
-A tracker opens a run, or one that was begun earlier and goes on; what it opens is told of every round and of the end.
-It may raise whatever it likes: `fedssl.views.trackers.tracking` says so once and lets the run go on without it.
+`Tracker.open` begins a new run at the tracker or continues an earlier run. The `TrackedRun` that it returns is told of
+every round and of the end. A tracker may raise any exception: `fedssl.views.trackers.tracking` reports the first
+exception, and the run goes on without its tracker.
 """
 
 from abc import ABC, abstractmethod
@@ -16,18 +17,18 @@ from fedssl.core.registry import Plugin
 from fedssl.experiment.experiment import Experiment
 
 Status = Literal["finished", "failed", "interrupted"]
-"""How a run ended."""
+"""The ways in which a run can end."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a tracker is told of a run that begins.
+    """The facts that a tracker is told when a run begins.
 
     Args:
-        name: The experiment's, which its seeds share.
-        seed: The experiment's.
-        directory: Where the run is recorded; absolute.
-        settings: The experiment, every default written out.
+        name: Name of the experiment; all its seeds share the name.
+        seed: Seed of the experiment.
+        directory: Absolute path of the run directory.
+        settings: All settings of the experiment, defaults included.
     """
 
     name: str
@@ -37,17 +38,17 @@ class Facts:
 
     @classmethod
     def of(cls, experiment: Experiment, directory: Path) -> "Facts":
-        """Return those of an experiment that is recorded in a folder."""
+        """Return the facts of an experiment that is recorded in the run directory `directory`."""
         return cls(experiment.name, experiment.seed, directory.absolute(), experiment.to_dict())
 
     @property
     def title(self) -> str:
-        """What the run is called among others."""
+        """Title of the run in the tracker's list of runs."""
         return f"{self.name} seed {self.seed}"
 
     @property
     def tags(self) -> dict[str, str]:
-        """Short texts to find it by."""
+        """Short texts by which a user finds the run in the tracker."""
         return {"seed": str(self.seed), "fedssl": __version__}
 
 
@@ -55,7 +56,7 @@ class TrackedRun(ABC):
     """One run at a tracker.
 
     Args:
-        id: By which the tracker finds it when it goes on.
+        id: The tracker's name for the run; `Tracker.open` finds the run by it when the run is resumed.
     """
 
     def __init__(self, id: str) -> None:
@@ -63,47 +64,69 @@ class TrackedRun(ABC):
 
     @abstractmethod
     def log(self, round: int, values: Mapping[str, float]) -> None:
-        """Take note of a round; of one that it has already, nothing is there twice.
+        """Log the numbers of a round; a round that the tracker already has must not appear twice.
 
         Args:
-            round: From 1; rounds come in order. A run that goes on begins again with the first.
-            values: The numbers of its row in ``rounds.csv`` by column, without NaN.
+            round: Number of the round, from 1. Rounds come in order; a resumed run logs all rounds again.
+            values: The numbers of the round's row in ``rounds.csv`` by column name, without NaN.
         """
 
     @abstractmethod
     def end(self, status: Status, summary: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Mark how the run ended, and let go of everything.
+        """Mark how the run ended, and release all resources.
 
         Args:
-            status: How.
-            summary: What it sums up to, as ``summary/NAME``; empty if it is not finished.
-            files: Small files of its record to keep beside it; none if it is not finished.
+            status: How the run ended.
+            summary: The numbers of the run's summary by name, ``summary/NAME``; empty if the run is not finished.
+            files: Small files of the run's record that the tracker may keep; empty if the run is not finished.
         """
 
 
 class Tracker(Plugin):
-    """The ``[tracker]`` section: where a run is tracked beside its record. It cannot change a result."""
+    """The ``[tracker]`` section: where a run is tracked beside its record. A tracker cannot change a result.
+
+    Example:
+        A member defines `open`, which returns a `TrackedRun` with `log` and `end`. This tracker prints.
+
+        >>> class PrintedRun(TrackedRun):
+        ...     def log(self, round, values):
+        ...         print(f"round {round}: {values}")
+        ...
+        ...     def end(self, status, summary, files):
+        ...         print(status)
+        >>> class Printer(Tracker):
+        ...     def open(self, facts, id):
+        ...         return PrintedRun(id or facts.title)
+        >>> run = Printer().open(Facts("digits", 7, Path("/runs/digits"), {}), None)
+        >>> run.log(1, {"ema_accuracy": 0.5})
+        round 1: {'ema_accuracy': 0.5}
+        >>> run.end("finished", {}, [])
+        finished
+    """
 
     is_abstract: ClassVar[bool] = True
 
     def check(self) -> None:
-        """Raise `InputError` if it is known not to work here, such as for want of a library; by default it is not."""
+        """Raise `InputError` if the tracker cannot work here, such as when its library is missing.
+
+        By default nothing is checked.
+        """
 
     @abstractmethod
     def open(self, facts: Facts, id: str | None) -> TrackedRun:
         """Return the run at the tracker.
 
         Args:
-            facts: What runs.
-            id: Of the run that goes on; None begins one.
+            facts: The facts of the run.
+            id: The `TrackedRun.id` of the run to resume; None begins a new run.
         """
 
 
 def tracker_of(experiment: Experiment) -> Tracker | None:
-    """Return the tracker of an experiment, if it has one.
+    """Return the tracker of an experiment; None if the experiment has no tracker.
 
     Raises:
-        InputError: The section names a plugin that is no tracker.
+        InputError: The section ``[tracker]`` names a plug-in that is not a tracker.
     """
     tracker = experiment.tracker
     if tracker is not None and not isinstance(tracker, Tracker):
@@ -112,15 +135,17 @@ def tracker_of(experiment: Experiment) -> Tracker | None:
 
 
 def refuse_tracker(experiment: Experiment) -> None:
-    """Raise `InputError` if an experiment that is to be deployed has a tracker: a deployment's server knows none."""
+    """Raise `InputError` if an experiment to deploy has a tracker: a deployment's server cannot use trackers."""
     if experiment.tracker is not None:
         raise InputError(
-            "tracker", "is for fedssl run; a deployment has none", "--set tracker=unset"
+            "tracker",
+            "works with fedssl run only; a deployment has no tracker",
+            "--set tracker=unset",
         )
 
 
 def check_tracker(experiment: Experiment) -> None:
-    """Raise `InputError` if the tracker of an experiment is known not to work here."""
+    """Raise `InputError` if the tracker of an experiment cannot work here."""
     tracker = tracker_of(experiment)
     if tracker is not None:
         tracker.check()

@@ -1,4 +1,4 @@
-"""MLflow, in a folder or at a server."""
+"""The MLflow tracker: runs are kept in a folder or at an MLflow server."""
 
 import json
 import time
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MOST_PARAMS = 100
-"""Settings that a server takes in one request."""
+"""An MLflow server accepts at most this many parameters in one request."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+"""MLflow's name of each way in which a run can end."""
 
 
 class MLflow(Tracker):
-    """MLflow's file store, or a server of it."""
+    """Track runs in MLflow's file store or at an MLflow server."""
 
     tracking_uri: str = Field(
-        "mlruns", min_length=1, description="a folder, or a server such as http://127.0.0.1:5000"
+        "mlruns",
+        min_length=1,
+        description="a folder, or the address of a server, such as http://127.0.0.1:5000",
     )
     experiment: str | None = Field(
-        None, min_length=1, description="MLflow's experiment; unset: the name of this one"
+        None,
+        min_length=1,
+        description="name of the MLflow experiment; unset: the name of this experiment",
     )
 
     def check(self) -> None:
@@ -38,10 +43,10 @@ class MLflow(Tracker):
         require("mlflow", "tracker.kind", f"{self.kind!r}", self.kind)
 
     def open(self, facts: Facts, id: str | None) -> TrackedRun:
-        """Return a run of MLflow's with the settings as its parameters; see `Tracker.open`."""
+        """Return an MLflow run whose parameters are the settings; see `Tracker.open`."""
         client = client_of(self.tracking_uri)
         if id is None:
-            id = _begin(client, self.experiment or facts.name, facts)
+            id = _begin_run(client, self.experiment or facts.name, facts)
         else:
             client.update_run(id, status="RUNNING")
         return _Run(id, client)
@@ -51,7 +56,7 @@ class _Run(TrackedRun):
     def __init__(self, id: str, client: "MlflowClient") -> None:
         super().__init__(id)
         self._client = client
-        # A kill may come between two metrics of one round.
+        # Each metric has its own last round: a killed run may have logged only some metrics of its last round.
         self._last = {
             name: max(metric.step for metric in client.get_metric_history(id, name))
             for name in client.get_run(id).data.metrics
@@ -79,37 +84,42 @@ class _Run(TrackedRun):
 
 
 def client_of(uri: str) -> "MlflowClient":
-    """Return a client of a folder or a server."""
+    """Return an MLflow client of the folder or server at `uri`."""
     from mlflow import MlflowClient
     from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 
-    # MLflow 3.17 opens a folder only to those who ask for it; a folder that the experiment names is asked for.
+    # MLflow 3.17 opens a file store only if this variable is set; an experiment that names a folder has chosen it.
     MLFLOW_ALLOW_FILE_STORE.default = True
     return MlflowClient(tracking_uri=uri)
 
 
-def _begin(client: "MlflowClient", experiment: str, facts: Facts) -> str:
-    """Begin a run under an experiment of MLflow's, which is made if it is not there; return its id."""
+def _begin_run(client: "MlflowClient", experiment: str, facts: Facts) -> str:
+    """Begin a run under an MLflow experiment, which is created if it does not exist; return the run's id."""
     from mlflow.entities import Param
 
-    number = _experiment_id(client, experiment)
+    experiment_id = _find_or_create_experiment(client, experiment)
     tags = {**facts.tags, "run_directory": str(facts.directory)}
-    run_id: str = client.create_run(number, run_name=facts.title, tags=tags).info.run_id
-    params = [Param(key, _text(value)) for key, value in leaves(facts.settings)]
-    for first in range(0, len(params), MOST_PARAMS):
-        client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+    run_id: str = client.create_run(experiment_id, run_name=facts.title, tags=tags).info.run_id
+    params = [Param(key, _as_text(value)) for key, value in leaves(facts.settings)]
+    for start in range(0, len(params), MOST_PARAMS):
+        client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
     return run_id
 
 
-def _experiment_id(client: "MlflowClient", name: str) -> str:
-    """Return the id of an experiment of MLflow's; the runs of a sweep begin together, and one of them makes it."""
+def _find_or_create_experiment(client: "MlflowClient", name: str) -> str:
+    """Return the id of an MLflow experiment, which is created if it does not exist.
+
+    A lock guards the creation: the runs of a sweep begin together, and only the first may create the experiment.
+    """
     folder = cache_folder()
     make_private(folder)
     with filelock.FileLock(folder / "mlflow.lock"):
-        there = client.get_experiment_by_name(name)
-        number: str = client.create_experiment(name) if there is None else there.experiment_id
-    return number
+        found = client.get_experiment_by_name(name)
+        experiment_id: str = (
+            client.create_experiment(name) if found is None else found.experiment_id
+        )
+    return experiment_id
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)

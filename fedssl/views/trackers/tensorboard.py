@@ -1,4 +1,4 @@
-"""Event files for TensorBoard."""
+"""The TensorBoard tracker: runs are written as event files."""
 
 import json
 import time
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Tracker):
-    """Event files, which TensorBoard shows."""
+    """Write event files that TensorBoard shows."""
 
     folder: str | None = Field(
         None,
         min_length=1,
-        description="holds a folder NAME/ID of event files for every run; unset: they are in the run directory, under tensorboard",
+        description="folder in which every run gets a folder NAME/ID of event files; unset: event files are in the "
+        "run directory, under tensorboard",
     )
 
     def check(self) -> None:
@@ -30,14 +31,14 @@ class TensorBoard(Tracker):
         require("tensorboard", "tracker.kind", f"{self.kind!r}", self.kind)
 
     def open(self, facts: Facts, id: str | None) -> TrackedRun:
-        """Return a writer of event files, and write the settings; see `Tracker.open`."""
+        """Write the settings, and return a run that writes event files; see `Tracker.open`."""
         from torch.utils.tensorboard import SummaryWriter
 
         own = facts.directory / "tensorboard"
         if self.folder is not None:
             own = Path(self.folder, facts.name, facts.directory.name).absolute()
         _wait_for_a_later_name(own)
-        # All rounds of a run that goes on are written again; those of before are hidden from step 1 on.
+        # A resumed run writes all its rounds again; `purge_step` hides the rounds of the earlier event files.
         writer = SummaryWriter(str(own), purge_step=None if id is None else 1)
         settings = {key: _plain(value) for key, value in leaves(facts.settings)}
         described = {**settings, **facts.tags, "run_directory": str(facts.directory)}
@@ -55,7 +56,7 @@ class _Run(TrackedRun):
     def log(self, round: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, round)
-        self._writer.flush()  # a run that is killed leaves every finished round readable
+        self._writer.flush()  # every finished round of a killed run is readable
         self._round = round
 
     def end(self, status: Status, summary: Mapping[str, float], files: Sequence[Path]) -> None:
@@ -68,14 +69,17 @@ class _Run(TrackedRun):
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait until a new event file is read after those that are there: their order is that of the seconds in their names."""
+    """Wait until a new event file would get a later name than the files in the folder.
+
+    TensorBoard reads event files in the order of the seconds in their names.
+    """
     seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
     while seconds and int(time.time()) <= max(seconds):
         time.sleep(0.05)
 
 
 def _plain(value: Any) -> bool | int | float | str:
-    """Return a setting as TensorBoard's table of settings can hold it."""
+    """Return a setting as TensorBoard's table of hyper-parameters can hold it: everything else becomes JSON text."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""The observer between a run and its tracker, whichever it is: what is tracked, and what a broken tracker may do."""
+"""The observer between a run and its tracker: it decides what is tracked and handles a tracker that fails."""
 
 import contextlib
 import dataclasses
@@ -19,26 +19,26 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker, tracker_of
 
 TRACKER = "tracker.json"
-"""File of a run directory: which tracker the run is at, and as what."""
+"""File of a run directory that names the run's tracker and the run's id there."""
 
 FILES = (EXPERIMENT, SUMMARY, ROUNDS, REPORT)
-"""Of the record of a finished run, what a tracker may keep; none is large."""
+"""Files of a finished run's record that a tracker may keep; all of them are small."""
 
 Incident = Callable[[int, str], None]
-"""Is told, after so many rounds, of what went wrong and does not end the run."""
+"""Function of (number of the last finished round, text) that records a problem which does not end the run."""
 
 
 @contextlib.contextmanager
 def tracking(experiment: Experiment, path: Path, incident: Incident) -> Iterator[list[Observer]]:
-    """Track what runs in the block; yields the observers that do, none where there is no tracker.
+    """Track the run of the block; yields the observers to attach to the run, none if there is no tracker.
 
-    The tracker hears of the end when the block is left: by then the record is complete, and a service that is slow to answer
-    delays no checkpoint.
+    The tracker is told of the end when the block is left. By then the record is complete, so a slow service delays
+    no checkpoint.
 
     Args:
-        experiment: What runs.
-        path: Its run directory.
-        incident: Told once if the tracker fails.
+        experiment: The experiment that runs.
+        path: The run directory.
+        incident: Called once if the tracker fails.
     """
     tracker = tracker_of(experiment)
     if tracker is None:
@@ -57,12 +57,12 @@ def tracking(experiment: Experiment, path: Path, incident: Incident) -> Iterator
 
 
 class Tracking(Observer):
-    """Tell a tracker of a run; if that fails once, say so and never again.
+    """Tell a tracker of a run; the first failure is reported, and the tracker is not called again.
 
     Args:
-        tracker: Whom to tell.
+        tracker: The tracker to tell.
         path: The run directory.
-        incident: Told of the failure.
+        incident: Called with the first failure.
     """
 
     def __init__(self, tracker: Tracker, path: Path, incident: Incident) -> None:
@@ -75,7 +75,7 @@ class Tracking(Observer):
         self._experiment: Experiment | None = None
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Open the run at the tracker: the one that the run directory names, if it names one."""
+        """Open the run at the tracker: the earlier run if the run directory names one, else a new run."""
         self._experiment = experiment
         with self._guarded():
             self._run = self._tracker.open(Facts.of(experiment, self._path), self._known_id())
@@ -83,23 +83,23 @@ class Tracking(Observer):
             write_atomically(self._path / TRACKER, (json.dumps(named, indent=2) + "\n").encode())
 
     def resumed(self, snapshot: Snapshot) -> None:
-        """Log the rounds that are over, which a tracker that is new to the run does not have."""
+        """Log the finished rounds, which a tracker that is new to the run does not have."""
         rows = read_rows(self._path / NUMBERS, NumberRow)
         for row in snapshot.rounds:
             self._log(row, [number for number in rows if number.round == row.round])
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Log a round."""
+        """Log the numbers of the round."""
         self._log(end.row, end.numbers)
 
     def ended(self, outcome: Outcome) -> None:
-        """Keep what the run sums up to."""
+        """Keep the numbers of the run's summary until the run is closed."""
         assert self._experiment is not None
         summary = numbers(summarize(self._experiment, outcome))
         self._summary = {f"summary/{name}": value for name, value in summary.items()}
 
     def close(self, status: Status) -> None:
-        """Tell the tracker how the run ended, and give it the files of one that is finished."""
+        """Tell the tracker how the run ended; a finished run also hands over its files."""
         kept = FILES if status == "finished" else ()
         files = [self._path / name for name in kept if (self._path / name).exists()]
         with self._guarded():
@@ -116,7 +116,7 @@ class Tracking(Observer):
                 self._run.log(row.round, values)
 
     def _known_id(self) -> str | None:
-        """Return what the run is called at this tracker, if it has been there."""
+        """Return the run's id at this tracker; None if the run has not been tracked there."""
         file = self._path / TRACKER
         if not file.exists():
             return None
@@ -125,7 +125,7 @@ class Tracking(Observer):
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Give the tracker up if it fails; nothing of it may end or change the run."""
+        """Drop the tracker if the block fails; no failure of a tracker may end or change the run."""
         try:
             yield
         except Exception as error:
@@ -135,6 +135,6 @@ class Tracking(Observer):
 
 
 def numbers(table: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a table, without its texts and NaN."""
+    """Return the numbers of a table by name, without texts and NaN."""
     known = {name: value for name, value in table.items() if isinstance(value, int | float)}
     return {name: float(value) for name, value in known.items() if not math.isnan(value)}

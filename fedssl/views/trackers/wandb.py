@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""The Weights & Biases tracker."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,36 +14,39 @@ if TYPE_CHECKING:
     import wandb
 
 UPLOAD_SECONDS = 60.0
-"""That the end of a run waits for its upload; ``wandb sync`` uploads what is left."""
+"""The end of a run waits at most this long (seconds) for the upload; ``wandb sync`` uploads the rest later."""
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}
-"""What the service calls killed is 255."""
+"""Exit code that tells the service how a run ended; the service shows a run with exit code 255 as killed."""
 
 
 class WandB(Tracker):
-    """Weights & Biases, the service or files for it."""
+    """Track runs at the Weights & Biases service, or in files for a later upload."""
 
-    project: str = Field("fedssl", min_length=1, description="of the service")
+    project: str = Field(
+        "fedssl", min_length=1, description="project at Weights & Biases in which the run is shown"
+    )
     mode: Literal["online", "offline"] = Field(
         "online",
-        description="offline: files in the run directory, under wandb, which `wandb sync` uploads",
+        description="online: send to the service during the run; offline: write files into the run directory, under "
+        "wandb, which `wandb sync` uploads",
     )
 
     def check(self) -> None:
-        """Raise `InputError` if wandb is not installed, or nobody is logged in."""
+        """Raise `InputError` if wandb is not installed, or if the mode is online and nobody is logged in."""
         require("wandb", "tracker.kind", f"{self.kind!r}", self.kind)
         if self.mode == "online":
             _check_login()
 
     def open(self, facts: Facts, id: str | None) -> TrackedRun:
-        """Return a run of the service's, in a group of its seeds; see `Tracker.open`."""
+        """Return a Weights & Biases run, grouped with the other seeds of its experiment; see `Tracker.open`."""
         import wandb
 
         run = wandb.init(
             project=self.project,
             mode=self.mode,
             id=id,
-            # Offline there is nothing to go on with: all rounds are written again, under the same id.
+            # An offline run cannot be resumed: all its rounds are written again, under the same id.
             resume="must" if id is not None and self.mode == "online" else None,
             name=facts.title,
             group=facts.name,
@@ -53,7 +56,7 @@ class WandB(Tracker):
             dir=str(facts.directory),
             reinit="create_new",
             settings=wandb.Settings(
-                # It is told what docs/trackers.md says, and neither the screen nor the code.
+                # The service gets what docs/trackers.md lists, and neither the screen's text nor the code.
                 console="off",
                 disable_git=True,
                 disable_code=True,
@@ -71,7 +74,7 @@ class _Run(TrackedRun):
         self._run = run
 
     def log(self, round: int, values: Mapping[str, float]) -> None:
-        if round >= self._run.starting_step:  # below are those that the service has
+        if round >= self._run.starting_step:  # the service has all earlier rounds
             self._run.log(dict(values), step=round)
 
     def end(self, status: Status, summary: Mapping[str, float], files: Sequence[Path]) -> None:

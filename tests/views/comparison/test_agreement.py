@@ -27,7 +27,7 @@ def test_the_same_data_and_split_agree_whatever_else_differs(tmp_path):
     ("fact", "words"),
     [
         ({"source": "mnist"}, "source is mnist and not digits"),
-        ({"class_names": ["zero", "two"]}, "other class_names"),
+        ({"class_names": ["zero", "two"]}, "different class_names"),
         ({"shape": [3, 8, 8]}, "shape is [3, 8, 8] and not [1, 8, 8]"),
         ({"evaluated_on": "validation"}, "evaluated_on is validation and not test"),
         ({"num_train": 399}, "num_train is 399 and not 400"),
@@ -37,7 +37,7 @@ def test_other_data_is_named_even_without_a_common_seed(tmp_path, fact, words):
     record(tmp_path / "a", [0.5], name="a")
     record(tmp_path / "b", [0.5], name="b", seed=7, facts=fact)
     (sentence,) = said(tmp_path)
-    assert sentence == f"b: {words} (though [data] and [federation] say the same)"
+    assert sentence == f"b: {words} (although the settings of [data] and [federation] are equal)"
 
 
 def test_the_settings_that_made_other_data_are_named(tmp_path):
@@ -56,7 +56,7 @@ def test_another_split_is_named_with_its_seeds_and_settings(tmp_path):
     for seed in (1, 2, 3):
         record(tmp_path / f"b{seed}", [0.5], name="b", seed=seed, partition="other", **skew)
     assert said(tmp_path) == (
-        "b: other split than a for seeds 1, 2 (federation.partition.alpha is 0.1 and not 0.5)",
+        "b: different split than a for seeds 1, 2 (federation.partition.alpha is 0.1 and not 0.5)",
     )
 
 
@@ -65,7 +65,7 @@ def test_another_split_under_the_same_settings_is_found(tmp_path):
     record(tmp_path / "b", [0.5], name="b", partition="other", facts={"held_out_sha256": "other"})
     (sentence,) = said(tmp_path)
     assert sentence == (
-        "b: other held-out images and split than a for seed 0 (though [data] and [federation] say the same)"
+        "b: different held-out images and split than a for seed 0 (although the settings of [data] and [federation] are equal)"
     )
 
 
@@ -74,14 +74,16 @@ def test_lines_that_share_a_seed_with_each_other_only_are_compared_too(tmp_path)
     record(tmp_path / "b", [0.5], name="b", seed=1)
     record(tmp_path / "c", [0.5], name="c", seed=1, partition="other")
     (sentence,) = said(tmp_path)
-    assert sentence.startswith("c: other split than b for seed 1")
+    assert sentence.startswith("c: different split than b for seed 1")
 
 
 def test_a_disagreement_is_refused_with_a_way_on_and_otherwise_noted(tmp_path):
     record(tmp_path / "a", [0.5], name="a")
     record(tmp_path / "b", [0.5], name="b", partition="other")
     record(tmp_path / "c", [0.5], name="c", facts={"source": "mnist"})
-    with pytest.raises(InputError, match=r"b: other split.*; c: source is mnist.*--force") as error:
+    with pytest.raises(
+        InputError, match=r"b: different split.*; c: source is mnist.*--force"
+    ) as error:
         Comparison.of_runs([tmp_path], force=False)
     noted = Comparison.of_runs([tmp_path], force=True).notes
     assert len(noted) == 2

@@ -124,11 +124,11 @@ def test_virtual_time_is_shown_where_there_is_any(tmp_path):
 def test_other_splits_are_refused_and_with_force_noted(runs, tmp_path):
     record(tmp_path / "other", [0.5], name="other", partition="another")
     asked = ("compare", runs, tmp_path / "other", "--out", tmp_path / "out")
-    refused(fedssl(*asked), "other: other split than base for seed 0", "--force")
+    refused(fedssl(*asked), "other: different split than base for seed 0", "--force")
     assert not (tmp_path / "out").exists()
     result = fedssl(*asked, "--force")
     assert result.exit_code == 0, result.output
-    assert "note: other: other split than base for seed 0" in result.output
+    assert "note: other: different split than base for seed 0" in result.output
 
 
 def test_what_is_not_there_or_cannot_be_written_is_refused(runs, tmp_path):
@@ -161,13 +161,13 @@ def test_runs_that_have_just_ended_are_compared_the_same_way_and_never_refused(t
     ]
     result = fedssl("run", *files, "--seeds", 2, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "note: a-skewed: other split than zero for seeds 0, 1" in result.output
+    assert "note: a-skewed: different split than zero for seeds 0, 1" in result.output
     assert "federation.partition.alpha is 0.1 and not 0.5" in result.output
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert table.name.tolist() == ["zero", "a-skewed"]  # as they were given
     again = [tmp_path / "out" / f"zero-seed{seed}" for seed in (0, 1)]
     asked = ("compare", *again, tmp_path / "out", "--out", tmp_path / "again")
-    refused(fedssl(*asked), "other split")
+    refused(fedssl(*asked), "different split")
     assert fedssl(*asked, "--force").exit_code == 0
     assert pd.read_csv(tmp_path / "again" / "comparison.csv").equals(table)
 

@@ -87,7 +87,7 @@ def test_of_the_same_settings_and_seed_the_newest_counts(tmp_path):
     old = record(tmp_path / "b", [0.5], ended="2026-01-31T23:59:59", engine={"kind": "ray"})
     found = gather([tmp_path])
     assert found.lines[0].runs[0].path == new
-    assert found.notes == (f"left out, for newer runs have the same settings and seed: {old}",)
+    assert found.notes == (f"left out because newer runs have the same settings and seed: {old}",)
 
 
 def test_unfinished_runs_in_a_folder_are_left_out_and_named(tmp_path):
@@ -98,7 +98,7 @@ def test_unfinished_runs_in_a_folder_are_left_out_and_named(tmp_path):
     (tmp_path / "never-began").mkdir()
     found = gather([tmp_path])
     assert [list(line.runs) for line in found.lines] == [[0]]
-    assert found.notes == (f"left out, for they are not finished: {killed[0]}, {killed[1]}",)
+    assert found.notes == (f"left out because they are not finished: {killed[0]}, {killed[1]}",)
     with pytest.raises(InputError, match=r"killed1: is not finished; .*--resume"):
         gather([tmp_path / "a", killed[0]])
 

@@ -12,7 +12,7 @@ import pytest
 from fedssl import __version__
 from fedssl.experiment.experiment import Experiment
 from fedssl.views.run import Run
-from fedssl.views.trackers.mlflow import _experiment_id, client_of
+from fedssl.views.trackers.mlflow import _find_or_create_experiment, client_of
 from tests.helpers import command, in_a_process, small_experiment, small_toml
 from tests.resuming import Stop, Stopper
 from tests.views.trackers import tracked
@@ -151,7 +151,7 @@ def test_runs_that_begin_together_share_one_experiment(tmp_path):
 
     def begin(_: int) -> str:
         begun.wait()
-        return _experiment_id(client, "sweep")
+        return _find_or_create_experiment(client, "sweep")
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(begin, range(8)))) == 1
