@@ -28,7 +28,8 @@ from fedssl.core.errors import RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import Experiment, merge
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.settings import merge
 from fedssl.metrics.drift import update_norm
 from fedssl.record.rows import Observer, RoundEnd
 from fedssl.server.app import serve

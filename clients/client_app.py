@@ -18,7 +18,7 @@ from fedssl.clients.state import load_state, refuse_divergence, save_state, shar
 from fedssl.core.trust import only, trusting
 from fedssl.exchange import protocol
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
 from fedssl.training.loop import fit
@@ -139,7 +139,7 @@ def _evaluate(
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves it."""
     request = protocol.read_request(message)
-    experiment = Experiment.from_json(request.experiment)
+    experiment = ClientSettings.from_json(request.experiment)
     refuse_below_floor(experiment, context)
     local = local_data(experiment, request.terms, context)
     return protocol.metrics_reply(
@@ -158,7 +158,7 @@ def device_of(context: Context) -> str:
     return str(given) if given else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def set_threads(experiment: Experiment) -> None:
+def set_threads(experiment: ClientSettings) -> None:
     """Let torch use as many threads as the experiment asks for."""
     if torch.get_num_threads() != experiment.train.threads:
         torch.set_num_threads(experiment.train.threads)

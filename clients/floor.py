@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedssl.core.errors import InputError
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 
 CLIPPING_NORM = "privacy-clipping-norm"
 NOISE_MULTIPLIER = "privacy-noise-multiplier"
@@ -62,7 +62,7 @@ class Floor:
         """Say whether it asks anything at all."""
         return self.bounds_weights or self.rounds is not None
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: ClientSettings) -> None:
         """Refuse an experiment that falls below the floor.
 
         Args:

@@ -24,7 +24,7 @@ from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.exchange.replies import Reply, split_metrics
 from fedssl.exchange.unit_replies import Replies
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.fusion.fit import (
     GROUP_SIZE,
     GroupFit,
@@ -67,7 +67,7 @@ class _Group(Replies):
         ready: Sequence[_Ready],
         fitted: GroupFit | None,
         request: protocol.Request,
-        experiment: Experiment,
+        experiment: ClientSettings,
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
@@ -136,14 +136,14 @@ class _Group(Replies):
         return protocol.fit_reply(self._requests[place], arrays, {}, metrics)
 
 
-def why_apart(experiment: Experiment, device: str = "cpu") -> str | None:
+def why_apart(experiment: ClientSettings, device: str = "cpu") -> str | None:
     """Return None if this experiment's clients can be trained together, else one sentence that says why not."""
     spec = simulated_federation(experiment).data.spec
-    here = resident(experiment.to_json(), device)
+    here = resident(experiment.to_client_json(), device)
     return why_not(here.recipe, here.network, spec)
 
 
-def fusion_keys(experiment: Experiment, clients: Iterable[int]) -> list[Hashable]:
+def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[Hashable]:
     """Return what each client must have in common with those it is trained together with; no image is read."""
     federation, recipe = simulated_federation(experiment), experiment.recipe
     sizes, labeled = federation.sizes, federation.labeled_sizes
@@ -151,7 +151,7 @@ def fusion_keys(experiment: Experiment, clients: Iterable[int]) -> list[Hashable
 
 
 def group_size(
-    experiment: Experiment,
+    experiment: ClientSettings,
     fuse: int | Literal["off", "auto", "on"],
     clients: Sequence[int],
     largest: int = GROUP_SIZE,
@@ -174,7 +174,7 @@ def group_size(
     federation = simulated_federation(experiment)
     longest = [clients[place] for place in max(cut, key=len)[:largest]]
     shards = [federation.shard(client).to(torch.device(device)) for client in longest]
-    here = resident(experiment.to_json(), device)
+    here = resident(experiment.to_client_json(), device)
     set_threads(experiment)
     return worth_fusing(here.network, shards, here.recipe)
 
@@ -233,7 +233,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
 
 
 def _prepare(
-    experiment: Experiment,
+    experiment: ClientSettings,
     terms: Terms | None,
     messages: Sequence[Message],
     contexts: Sequence[Context],

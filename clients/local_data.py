@@ -15,7 +15,7 @@ from fedssl.data.shard import ImageSpec, Shard
 from fedssl.data.sources.base import Source
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 
 
 class LocalData(Protocol):
@@ -127,7 +127,7 @@ class PrivateData:
         return torch.from_numpy(part.images), torch.from_numpy(part.labels)
 
 
-def local_data(experiment: Experiment, terms: Terms | None, context: Context) -> LocalData:
+def local_data(experiment: ClientSettings, terms: Terms | None, context: Context) -> LocalData:
     """Return the data of the node that a context belongs to.
 
     Args:
@@ -189,7 +189,7 @@ def _skips(where: str, policy: object) -> bool:
     return policy == "skip"
 
 
-def simulated_federation(experiment: Experiment) -> Federation:
+def simulated_federation(experiment: ClientSettings) -> Federation:
     """Return the federation an experiment describes; drawn once a process."""
     return _draw(experiment.data, experiment.federation.deal, experiment.seed)
 

@@ -15,7 +15,7 @@ from fedssl.clients.client_app import app
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.training.network import build_network
 
 MEASURING_TIMEOUT = 600.0
@@ -24,7 +24,7 @@ MEASURING_TIMEOUT = 600.0
 _one_at_a_time = threading.Lock()
 
 
-def measured_bytes(experiment: Experiment, device: str) -> int:
+def measured_bytes(experiment: ClientSettings, device: str) -> int:
     """Return the peak memory of a worker that trains the client with the most images, in bytes of the device.
 
     Args:
@@ -38,7 +38,7 @@ def measured_bytes(experiment: Experiment, device: str) -> int:
     with (
         _one_at_a_time
     ):  # whoever asks second is given the answer, and does not disturb the measurement
-        return _measured(experiment.in_phase(0).to_json(), device)
+        return _measured(experiment.to_client_json(), device)
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,7 +73,7 @@ def _report(pipe: Connection, text: str, device: str) -> None:
 
 
 def _train_largest(text: str, device: str) -> int:
-    experiment = Experiment.from_json(text)
+    experiment = ClientSettings.from_json(text)
     federation = simulated_federation(experiment)
     client = int(federation.sizes.argmax())
     spec = federation.data.spec

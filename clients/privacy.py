@@ -12,14 +12,14 @@ from fedssl.clients.floor import Floor
 from fedssl.core import rng
 from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.privacy import add_noise, clip_update
 
 log = logging.getLogger("fedssl.client")
 
 
 def leaving(
-    experiment: Experiment,
+    experiment: ClientSettings,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     *,
@@ -47,7 +47,7 @@ def leaving(
     return add_noise(clipped, privacy.deviation, stream)
 
 
-def is_secret(experiment: Experiment, config: Mapping[str, object]) -> bool:
+def is_secret(experiment: ClientSettings, config: Mapping[str, object]) -> bool:
     """Say whether a client's noise must be such that nobody can draw it again: of private data, or above a floor.
 
     Args:
@@ -57,7 +57,7 @@ def is_secret(experiment: Experiment, config: Mapping[str, object]) -> bool:
     return experiment.federation.private or Floor.of(config).is_set
 
 
-def refuse_below_floor(experiment: Experiment, context: Context) -> None:
+def refuse_below_floor(experiment: ClientSettings, context: Context) -> None:
     """Refuse an experiment that falls below the node's own floor, and log that.
 
     Raises:
@@ -72,7 +72,7 @@ def refuse_below_floor(experiment: Experiment, context: Context) -> None:
 def admitted(
     message: Message,
     context: Context,
-    experiment: Experiment,
+    experiment: ClientSettings,
     server_round: int,
     answer: Callable[[], Message],
 ) -> Message:
@@ -108,7 +108,7 @@ def _logged(error: InputError, context: Context) -> InputError:
 
 
 def noise_stream(
-    experiment: Experiment, *, server_round: int, client: int, secret: bool = False
+    experiment: ClientSettings, *, server_round: int, client: int, secret: bool = False
 ) -> np.random.Generator:
     """Return the source of a party's noise in a round.
 

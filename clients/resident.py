@@ -9,7 +9,7 @@ from torch import nn
 from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.weights import Weights
 from fedssl.data.terms import Terms
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.training.loop import Recipe
 from fedssl.training.network import build_network
 from fedssl.training.optimizer_set import OptimizerSet
@@ -27,7 +27,7 @@ class Resident:
         optimizers: Over them; whoever uses them begins anew.
     """
 
-    experiment: Experiment
+    experiment: ClientSettings
     recipe: Recipe
     network: nn.Module
     weights: Weights
@@ -45,7 +45,7 @@ def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
     Raises:
         InputError: The experiment is wrong, or names a module that this client does not allow.
     """
-    Experiment.from_json(
+    ClientSettings.from_json(
         text
     )  # refuses such a module even if the resident was built under another trust
     return _resident(text, device, terms)
@@ -53,7 +53,7 @@ def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
 
 @functools.lru_cache(maxsize=2)
 def _resident(text: str, device: str, terms: Terms | None) -> Resident:
-    experiment = Experiment.from_json(text)
+    experiment = ClientSettings.from_json(text)
     recipe = experiment.recipe
     spec = simulated_federation(experiment).data.spec if terms is None else terms.spec
     network = build_network(

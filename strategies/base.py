@@ -22,7 +22,7 @@ from fedssl.exchange.buffers import parameters
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.exchange.sums import Sums, cohort_mean
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan
 from fedssl.strategies.keeping import read_attributes, write_attributes
 
 
@@ -40,7 +40,7 @@ class Strategy(Plugin):
         """
 
 
-def strategy_of(phase: Experiment) -> Strategy:
+def strategy_of(phase: PhasePlan) -> Strategy:
     """Return the strategy of an experiment as it stands in a phase.
 
     Raises:

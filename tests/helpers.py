@@ -15,7 +15,8 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import Experiment, merge
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.settings import merge
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -135,7 +135,7 @@ experiment = Experiment.load(Path({str(file)!r}))
 spec = simulated_federation(experiment).data.spec
 network = build_network(experiment.model, experiment.method, spec, experiment.seed)
 protocol.claim_identity(1)
-config = protocol.request_config(experiment.to_json(), 0, 1, 2)
+config = protocol.request_config(experiment.to_client_json(), 0, 1, 2)
 config[protocol.ROUND] = 1
 arrays = protocol.to_record(network.state_dict())
 content = RecordDict({{protocol.CONFIG: config, protocol.ARRAYS: arrays}})

@@ -8,7 +8,8 @@ from typing import Any
 from mkdocs.structure.pages import Page
 
 from fedssl.core.registry import Family
-from fedssl.experiment.experiment import PLUGIN_SECTIONS, Experiment
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.families import PLUGIN_SECTIONS
 
 MARK = "<!-- every setting -->"
 """What a page writes where the reference belongs."""

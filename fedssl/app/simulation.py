@@ -126,7 +126,7 @@ def _close(grid: LocalGrid) -> None:
 def _workers_of(experiment: Experiment) -> object:
     """Return what the workers depend on."""
     measured = experiment.engine.memory_per_worker == "measured"
-    what = experiment.in_phase(0).to_json() if measured else ""
+    what = experiment.to_client_json() if measured else ""
     return experiment.engine, experiment.largest_sample, what
 
 
@@ -156,8 +156,7 @@ def check(experiment: Experiment) -> None:
             clock.open_round(1)  # reads what availability rests on
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
-    for index in range(len(experiment.schedule)):
-        phase = experiment.in_phase(index)
+    for phase in experiment.plans:
         network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
         check_privacy(phase, network)
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
@@ -173,7 +172,7 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
         return None
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
-    phase = experiment.in_phase(0)
+    phase = experiment.plans[0]
     return clock.devices, round_seconds(phase, census, clock, federation.data.spec)
 
 

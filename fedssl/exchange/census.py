@@ -17,7 +17,7 @@ from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import COUNT_LIMIT, Holding
 from fedssl.exchange.protocol import CLIENT, NUM_EXAMPLES, NUM_LABELED
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.system.section import num_asked
 
 AWAY_TIMEOUT = 150.0
@@ -202,7 +202,7 @@ def _answers(
             time.sleep(AWAY_PAUSE)
 
 
-def refuse_private(experiment: Experiment) -> None:
+def refuse_private(experiment: ClientSettings) -> None:
     """Refuse to simulate clients that bring their own data.
 
     Raises:

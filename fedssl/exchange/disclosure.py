@@ -7,7 +7,7 @@ the length of its update, its pseudo-labels by class, and every number that a me
 
 from fedssl.exchange import protocol
 from fedssl.exchange.protocol import Metrics
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.client_settings import ClientSettings
 
 NEEDED = frozenset(
     (
@@ -18,7 +18,7 @@ NEEDED = frozenset(
 """Metrics that leave every client: the server averages, checks and reports with them."""
 
 
-def may_leave(experiment: Experiment, name: str) -> bool:
+def may_leave(experiment: ClientSettings, name: str) -> bool:
     """Say whether a metric may leave a client.
 
     Args:
@@ -28,6 +28,6 @@ def may_leave(experiment: Experiment, name: str) -> bool:
     return name in NEEDED or (experiment.privacy is None and not experiment.federation.private)
 
 
-def metrics_that_may_leave(experiment: Experiment, metrics: Metrics) -> Metrics:
+def metrics_that_may_leave(experiment: ClientSettings, metrics: Metrics) -> Metrics:
     """Return the metrics of a reply without those that must stay at the client."""
     return {name: value for name, value in metrics.items() if may_leave(experiment, name)}

@@ -12,7 +12,7 @@ def describe(experiment: Experiment, federation: Federation) -> str:
     labeled = f"{int(federation.labeled.sum()):,} labels"
     if section.labels.kind != "at_clients":
         labeled += f" ({section.labels.kind})"
-    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
+    methods = [plan.method.kind for plan in experiment.plans]
     laws = section.partition.kind
     if section.unlabeled_partition is not None:
         laws += f", unlabeled {section.unlabeled_partition.kind}"
@@ -30,7 +30,7 @@ def describe(experiment: Experiment, federation: Federation) -> str:
 
 def _describe_private(experiment: Experiment, federation: Federation) -> str:
     section, at_server = experiment.federation, len(federation.server_rows)
-    methods = [experiment.in_phase(i).method.kind for i in range(len(experiment.schedule))]
+    methods = [plan.method.kind for plan in experiment.plans]
     labels = f", {at_server:,} labels at the server" if at_server else ""
     return (
         f"{' then '.join(dict.fromkeys(methods))}: {section.clients:,} clients with private data, {section.sample} a "

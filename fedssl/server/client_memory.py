@@ -26,8 +26,7 @@ def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:
 
 def _kept_at_clients(experiment: Experiment, spec: ImageSpec) -> Iterator[str]:
     """Yield what clients keep between rounds in any phase."""
-    for index in range(len(experiment.schedule)):
-        phase = experiment.in_phase(index)
+    for phase in experiment.plans:
         for slot in phase.recipe.slots():
             if slot.scope == "client":
                 yield f"the slot {slot.name!r} of {phase.method.kind}"

@@ -9,7 +9,7 @@ from fedssl.clients.fused_app import fusion_keys, group_size, why_apart
 from fedssl.core.arrays import NamedArrays
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan
 from fedssl.fusion.fit import GROUP_SIZE, groups
 from fedssl.server.phase import Phase
 
@@ -78,7 +78,7 @@ def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
     return size
 
 
-def fused_units(experiment: Experiment, clients: Sequence[int], size: int) -> list[Span]:
+def fused_units(experiment: PhasePlan, clients: Sequence[int], size: int) -> list[Span]:
     """Return the groups of a cohort as positions, in order; all single where nobody is fused.
 
     Args:

@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedssl.exchange.census import Census
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.system.devices import Floats
 from fedssl.strategies.base import CohortStrategy
 
@@ -27,7 +27,7 @@ class Phase:
     """
 
     index: int
-    experiment: Experiment
+    experiment: PhasePlan
     text: str
     network: nn.Module
     strategy: Strategy

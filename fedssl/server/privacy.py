@@ -12,7 +12,7 @@ from fedssl.core.numbers import CHOSEN
 from fedssl.core.rng import SERVER
 from fedssl.exchange.disclosure import may_leave
 from fedssl.exchange.protocol import NUMBER
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
 from fedssl.strategies.fedavg import FedAvg
 
@@ -20,7 +20,7 @@ RARE = 7.0
 """Deviations by which noise may be longer than it is wont to be: one honest reply in 10^10 is."""
 
 
-def check_privacy(phase: Experiment, network: nn.Module) -> None:
+def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
     """Refuse what would leave clients beside their clipped updates, or what noise would break.
 
     Args:
@@ -67,7 +67,7 @@ def check_privacy(phase: Experiment, network: nn.Module) -> None:
         )
 
 
-def _refuse_to_weigh_by_number(phase: Experiment, weight: str) -> None:
+def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:
     """Refuse a weight that is a number which must not leave the clients."""
     if not may_leave(phase, f"{NUMBER}{weight.removeprefix(CHOSEN)}"):
         raise InputError(
@@ -77,7 +77,7 @@ def _refuse_to_weigh_by_number(phase: Experiment, weight: str) -> None:
         )
 
 
-def longest_update(phase: Experiment, arrays: NamedArrays) -> float:
+def longest_update(phase: PhasePlan, arrays: NamedArrays) -> float:
     """Return the L2 norm beyond which an update is refused: what the experiment says of it; infinity for no bound.
 
     Under ``[privacy]`` every honest client clips to C. Where it adds noise itself, d numbers of deviation s are longer
@@ -100,7 +100,7 @@ def longest_update(phase: Experiment, arrays: NamedArrays) -> float:
 
 
 def with_server_noise(
-    phase: Experiment, arrays: NamedArrays, num_clients: float, server_round: int
+    phase: PhasePlan, arrays: NamedArrays, num_clients: float, server_round: int
 ) -> NamedArrays:
     """Return the mean of so many clipped updates with the server's noise, of deviation z C / m; as it is without.
 

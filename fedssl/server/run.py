@@ -108,7 +108,7 @@ class ServerRun:
             for observer in self._observers:
                 observer.resumed(resume)
         try:
-            for index in range(len(self._experiment.schedule)):
+            for index in range(len(self._experiment.plans)):
                 self._run_phase(index, cohorts)
         except BaseException:
             self._ends.rescue()  # a round that was over before this happened
@@ -138,7 +138,7 @@ class ServerRun:
                 self._numbers,
             ),
             nodes,
-            self._experiment.in_phase(0).to_json(),
+            self._experiment.plans[0].to_client_json(),
             wanted,
             self._terms,
             min_success=server.min_success,
@@ -146,7 +146,7 @@ class ServerRun:
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
-        experiment = self._experiment.in_phase(index)
+        experiment = self._experiment.plans[index]
         done = sum(row.phase == index for row in self._ends.rows)
         if done == experiment.num_rounds:
             return
@@ -155,12 +155,12 @@ class ServerRun:
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._model.begin_phase(experiment.recipe, network, self._spec)
-            last = self._experiment.in_phase(index - 1).strategy
+            last = self._experiment.plans[index - 1].strategy
             if self._strategy is None or experiment.strategy != last:
                 self._strategy = strategy_of(experiment).build(cohorts)
         assert self._strategy is not None
         work = work_of(experiment, cohorts.census)
-        phase = Phase(index, experiment, experiment.to_json(), network, self._strategy, work)
+        phase = Phase(index, experiment, experiment.to_client_json(), network, self._strategy, work)
         if self._round == 0:
             self._train_at_server(phase, 0)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
@@ -310,7 +310,7 @@ class ServerRun:
         self._round = snapshot.round
         self._model.model = snapshot.model
         self._ends.rows = list(snapshot.rounds)
-        self._strategy = strategy_of(self._experiment.in_phase(snapshot.phase)).build(cohorts)
+        self._strategy = strategy_of(self._experiment.plans[snapshot.phase]).build(cohorts)
         for name, part in self._keepers().items():
             part.take_up(snapshot.kept.get(name, {}))
         self._grid.states.restore(snapshot.round, snapshot.clients)

@@ -17,7 +17,7 @@ from fedssl.core.slots import State
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
 from fedssl.exchange.sums import is_finite
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.training.loop import fit
@@ -57,7 +57,7 @@ class ServerTraining:
 
     def train(
         self,
-        experiment: Experiment,
+        experiment: PhasePlan,
         network: nn.Module,
         arrays: NamedArrays,
         *,
@@ -128,7 +128,7 @@ class ServerTraining:
         return trained
 
 
-def check_server_method(phase: Experiment) -> None:
+def check_server_method(phase: PhasePlan) -> None:
     """Refuse a method for the server that wants a network of its own: the server trains the clients' classifier.
 
     Raises:

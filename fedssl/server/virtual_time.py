@@ -7,14 +7,14 @@ from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, Cohorts
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import PhasePlan, RunSettings
 from fedssl.experiment.system.clock import VirtualClock
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.method_state import initial_state
 from fedssl.training.network import build_network
 
 
-def make_clock(experiment: Experiment) -> VirtualClock | None:
+def make_clock(experiment: RunSettings) -> VirtualClock | None:
     """Return the run's virtual clock, if it has a ``[system]``.
 
     Raises:
@@ -25,13 +25,13 @@ def make_clock(experiment: Experiment) -> VirtualClock | None:
     return VirtualClock(experiment.system, experiment.federation.clients, experiment.seed)
 
 
-def cohorts_of(experiment: Experiment, census: Census) -> Cohorts:
+def cohorts_of(experiment: RunSettings, census: Census) -> Cohorts:
     """Return how an experiment's clients are sampled."""
     over = 1.0 if experiment.system is None else experiment.system.over_selection
     return Cohorts(census, experiment.federation.sample, experiment.seed, over)
 
 
-def work_of(phase: Experiment, census: Census) -> Floats:
+def work_of(phase: PhasePlan, census: Census) -> Floats:
     """Return the images that every client trains on in a round of a phase, (K,)."""
     kinds, which = np.unique(
         np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
@@ -40,9 +40,7 @@ def work_of(phase: Experiment, census: Census) -> Floats:
     return np.array(shown, dtype=np.float64)[which.reshape(-1)]
 
 
-def round_seconds(
-    phase: Experiment, census: Census, clock: VirtualClock, spec: ImageSpec
-) -> Floats:
+def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> Floats:
     """Return the virtual seconds that a round of a phase takes every client, (K,), before anything runs."""
     network = build_network(phase.model, phase.method, spec, phase.seed)
     weights = network.state_dict().items()
@@ -54,7 +52,7 @@ def round_seconds(
     return clock.devices.round_seconds(work_of(phase, census), size, size)
 
 
-def check_deadline(phase: Experiment, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:
+def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:
     """Refuse a deadline that nobody can meet.
 
     Raises:

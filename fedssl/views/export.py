@@ -107,7 +107,7 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
 def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]:
     """Return the metadata of the model after a round: texts by name, values that are not texts as JSON."""
     facts, experiment = run.data, run.experiment
-    phase = experiment.in_phase(experiment.phase_of(round))
+    phase = experiment.plans[experiment.phase_of(round)]
     return {
         "fedssl_version": run.environment["versions"]["fedssl"],
         "run": f"{experiment.name} seed {experiment.seed}",

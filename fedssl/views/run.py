@@ -341,7 +341,7 @@ def classifier(
         arrays: Weights that clients share, by name. Weights that clients do not share keep their initial values.
         round: Number of the round after which the model had these weights; the round's phase decides the network.
     """
-    phase = experiment.in_phase(experiment.phase_of(round))
+    phase = experiment.plans[experiment.phase_of(round)]
     network = build_network(phase.model, phase.method, spec, phase.seed)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     network.load_state_dict({**network.state_dict(), **tensors})

@@ -19,7 +19,7 @@ protocol.claim_identity(1)
 
 
 def ask(experiment, kind, node_config, arrays=None, state=None):
-    config = protocol.request_config(experiment.to_json(), 0, 1, 2)
+    config = protocol.request_config(experiment.to_client_json(), 0, 1, 2)
     config[protocol.ROUND] = 1
     content = RecordDict({protocol.CONFIG: config})
     if arrays is not None:
@@ -67,7 +67,7 @@ def test_a_client_says_how_far_its_weights_went_and_what_it_labeled(norm):
     metrics = protocol.metrics_of(reply)
     assert metrics["update-norm"] == pytest.approx(np.linalg.norm(np.concatenate(changes)))
     assert metrics["update-norm"] > 0
-    counts = protocol.class_counts(protocol.all_metrics_of(reply))
+    counts = protocol.all_metrics_of(reply)[protocol.BY_CLASS]
     sums = np.reshape(counts, (4, 10)).sum(1).tolist()
     totals = [metrics[f"pseudo-{name}"] for name in ("considered", "accepted", "judged", "right")]
     assert sums == pytest.approx(totals)
@@ -244,7 +244,7 @@ def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):
 
     monkeypatch.setattr(client_app, "fit", fake_fit)
     experiment = small_experiment(rounds=7)
-    config = ConfigRecord({protocol.EXPERIMENT: experiment.to_json(), "server-round": 4})
+    config = ConfigRecord({protocol.EXPERIMENT: experiment.to_client_json(), "server-round": 4})
     arrays = protocol.to_record(network_of(experiment).state_dict())
     message = protocol.new_message("train", 2, RecordDict({"config": config, "arrays": arrays}))
     app(

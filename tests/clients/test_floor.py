@@ -54,7 +54,7 @@ class Node:
             for n, t in network.state_dict().items()
         }
         terms = Terms.of(federation_of(small_experiment()).data)
-        config = protocol.request_config(experiment.to_json(), phase, 1, 1, terms)
+        config = protocol.request_config(experiment.to_client_json(), phase, 1, 1, terms)
         config[protocol.ROUND] = round
         content = RecordDict(
             {"arrays": protocol.to_record(arrays), "config": ConfigRecord(dict(config))}

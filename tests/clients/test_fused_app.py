@@ -39,7 +39,7 @@ def requests(experiment, clients, content=None):
     if content is None:
         federation = simulated_federation(experiment)
         network = build_network(experiment.model, experiment.method, federation.data.spec, 0)
-        config = protocol.request_config(experiment.to_json(), 0, 1, 2)
+        config = protocol.request_config(experiment.to_client_json(), 0, 1, 2)
         config[protocol.ROUND] = 3
         arrays = protocol.to_record(network.state_dict())
         content = RecordDict({protocol.CONFIG: config, protocol.ARRAYS: arrays})

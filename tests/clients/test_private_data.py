@@ -64,7 +64,7 @@ def ask(experiment, kind, path, client=0, terms="own"):
     """Return a client's reply to a request of the first round."""
     data = federation_of(experiment).data
     config = protocol.request_config(
-        experiment.to_json(), 0, 1, 2, Terms.of(data) if terms == "own" else None
+        experiment.to_client_json(), 0, 1, 2, Terms.of(data) if terms == "own" else None
     )
     network = build_network(experiment.model, experiment.method, data.spec, experiment.seed)
     content = protocol.RecordDict(
@@ -103,7 +103,7 @@ def test_what_they_train_on_is_what_a_simulated_client_would(homes, digits):
     path = homes[2]
     np.savez(path, images=own.images.numpy()[:, 0], labels=own.labels.numpy())
     mine = ask(private, "train", path, client)
-    config = protocol.request_config(simulated.to_json(), 0, 1, 2)
+    config = protocol.request_config(simulated.to_client_json(), 0, 1, 2)
     network = build_network(simulated.model, simulated.method, own.spec, simulated.seed)
     arrays = protocol.to_record(network.state_dict())
     content = protocol.RecordDict({protocol.CONFIG: config, protocol.ARRAYS: arrays})

@@ -131,7 +131,7 @@ def test_a_stock_flower_fedavg_drives_our_clients(experiment):
 
     spec = simulated_federation(experiment).data.spec
     network = build_network(experiment.model, experiment.method, spec, experiment.seed)
-    config = ConfigRecord({protocol.EXPERIMENT: experiment.to_json()})
+    config = ConfigRecord({protocol.EXPERIMENT: experiment.to_client_json()})
     result = FedAvg(fraction_train=0.5, min_available_nodes=6).start(
         grid,
         protocol.to_record(network.state_dict()),

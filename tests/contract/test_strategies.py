@@ -13,7 +13,7 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.exchange.sums import cohort_mean
-from fedssl.experiment.experiment import STRATEGIES
+from fedssl.experiment.families import STRATEGIES
 from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
@@ -376,19 +376,19 @@ def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
             is_away = asked[-1] != [2] and message is messages[2]
             yield protocol.error_reply(message, "away", raised=False) if is_away else reply
 
-    found = Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
+    found = Census.by_query(ask, grid.get_node_ids(), experiment.to_client_json(), 6)
     assert asked == [[0, 1, 2, 3, 4, 5], [2]]
     assert found.num_examples.tolist() == federation_of(experiment).sizes.tolist()
     monkeypatch.setattr("fedssl.exchange.census.AWAY_TIMEOUT", 0.0)
     with pytest.raises(
         RunFailed, match=r"node 4 is left out: it could not answer the census:\naway"
     ):
-        Census.by_query(ask, grid.get_node_ids(), experiment.to_json(), 6)
+        Census.by_query(ask, grid.get_node_ids(), experiment.to_client_json(), 6)
 
 
 def test_the_census_by_query_equals_the_simulators(experiment):
     grid = SerialGrid(Apps(app), 6)
-    asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_json(), 6)
+    asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_client_json(), 6)
     known = Census.of_simulation(federation_of(experiment))
     assert asked.nodes == known.nodes
     assert np.array_equal(asked.num_examples, known.num_examples)
@@ -399,7 +399,7 @@ def test_a_census_that_does_not_add_up(experiment):
     grid = SerialGrid(Apps(app), 6)
     nodes = list(grid.get_node_ids())
     with pytest.raises(RunFailed, match=r"no census from clients \[5\]"):
-        Census.by_query(grid.send_and_receive, nodes[:5], experiment.to_json(), 6)
+        Census.by_query(grid.send_and_receive, nodes[:5], experiment.to_client_json(), 6)
     with pytest.raises(RunFailed, match=r"node 2 is left out: it could not answer the census"):
         Census.by_query(grid.send_and_receive, nodes, "not json", 6, min_success=0.0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedssl.core.errors import InputError, nearest
 from fedssl.core.registry import Plugin, Section
-from fedssl.experiment.experiment import PLUGIN_SECTIONS, STRATEGIES
+from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES
 from fedssl.methods.base import METHODS
 from fedssl.methods.supervised import Supervised
 from fedssl.models.base import MODELS

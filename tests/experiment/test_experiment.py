@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedssl.core.errors import InputError
-from fedssl.experiment.experiment import Experiment, merge
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.settings import merge
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.supervised import Supervised
 
@@ -89,7 +90,7 @@ def test_fusion_is_off_on_measured_or_a_number_of_clients(tmp_path, fuse):
 
 def test_phases_script_the_rounds(tmp_path):
     experiment = load(tmp_path, FULL)
-    first, second = experiment.in_phase(0), experiment.in_phase(1)
+    first, second = experiment.plans[0], experiment.plans[1]
     assert experiment.num_rounds == 50
     assert first.method == Supervised()
     assert first.federation.sample == 5
@@ -103,7 +104,7 @@ def test_settings_override(tmp_path):
     experiment = load(
         tmp_path, FULL, "method.threshold=0.5", "seed=9", "phases.1.rounds=2", "name=other"
     )
-    assert experiment.in_phase(1).method == FixMatch(threshold=0.5)
+    assert experiment.plans[1].method == FixMatch(threshold=0.5)
     assert (experiment.seed, experiment.name, experiment.num_rounds) == (9, "other", 12)
 
 
@@ -156,7 +157,7 @@ def test_an_implied_kind_is_the_default_one(tmp_path):
 def test_settings_reach_into_phases(tmp_path):
     text = MINIMAL + "[[phases]]\nrounds = 1\nmethod = {kind = 'fixmatch', threshold = 0.5}\n"
     experiment = load(tmp_path, text, "phases.0.method.kind=supervised")
-    assert experiment.in_phase(0).method == Supervised()
+    assert experiment.plans[0].method == Supervised()
     assert experiment.largest_sample == 5
 
 

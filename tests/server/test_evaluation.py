@@ -27,7 +27,7 @@ def test_shares_add_up_to_the_whole(monkeypatch):
         }
         for seed in (0, 1)
     ]
-    text = experiment.to_json()
+    text = experiment.to_client_json()
     here = evaluation.evaluate_models(text, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
     grid = RayGrid(Apps(print), 6, Wish(3, 0))
     try:
@@ -48,7 +48,7 @@ def test_workers_with_gpus_are_always_asked(monkeypatch):
         experiment.model, experiment.method, federation_of(experiment).data.spec, 0
     )
     models = [{name: tensor.numpy() for name, tensor in network.state_dict().items()}] * 2
-    text, asked = experiment.to_json(), []
+    text, asked = experiment.to_client_json(), []
     here = evaluation.evaluate_models(text, models, 360, grid)
     monkeypatch.setattr(SerialGrid, "has_gpus", True)
     monkeypatch.setattr(

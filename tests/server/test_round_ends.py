@@ -10,7 +10,7 @@ from fedssl.clients.fused_app import train_together
 from fedssl.core.errors import RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.experiment.experiment import STRATEGIES
+from fedssl.experiment.families import STRATEGIES
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.server import round_ends

@@ -23,7 +23,7 @@ from fedssl.clients.client_app import app
 from fedssl.core.registry import Unimported
 from fedssl.core.trust import NOBODY, Trust, only, trusting
 from fedssl.exchange import protocol
-from fedssl.experiment.experiment import PLUGIN_SECTIONS
+from fedssl.experiment.families import PLUGIN_SECTIONS
 from fedssl.record.resume import decisive, refuse_changes, texts
 from fedssl.views.comparison.gather import gather
 from tests.helpers import fedssl, small_experiment
@@ -168,7 +168,7 @@ def test_a_record_keeps_settings_and_says_what_needs_code(stranger, tmp_path):
     kind, mark = stranger
     experiment = Run(named(record(tmp_path / "run", [0.5]), kind)).experiment
     assert experiment.method.threshold == 0.3
-    for made in (experiment.in_phase(0), experiment.with_settings("seed=3")):
+    for made in (experiment.plans[0], experiment.with_settings("seed=3")):
         assert isinstance(made.method, Unimported)
     assert pickle.loads(pickle.dumps(experiment)).method.kind == kind
     assert experiment.to_dict()["method"]["kind"] == kind
@@ -188,7 +188,7 @@ def test_a_phase_of_a_record_imports_nothing_either(stranger, tmp_path):
     (path / "experiment.toml").write_text(
         f'{text}\n[[phases]]\nrounds = 1\n[phases.method]\nkind = "{kind}"\n'
     )
-    assert Run(path).experiment.in_phase(0).method.kind == kind
+    assert Run(path).experiment.plans[0].method.kind == kind
     assert not mark.exists()
 
 
@@ -242,7 +242,7 @@ def ask(experiment_text, kind="train", **config):
 
 def request_for(kind):
     """Return a request's experiment as a server may write it, without importing what it names."""
-    table = json.loads(small_experiment(method={"kind": "supervised"}).to_json())
+    table = json.loads(small_experiment(method={"kind": "supervised"}).to_client_json())
     return json.dumps({**table, "method": {"kind": kind}})
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load
 from fedssl.core.errors import InputError
 from fedssl.core.files import as_safetensors
 from fedssl.exchange.census import Census, Cohorts
-from fedssl.experiment.experiment import STRATEGIES
+from fedssl.experiment.families import STRATEGIES
 from fedssl.strategies.base import CohortStrategy
 from fedssl.strategies.keeping import KeptStrategy
 from tests.helpers import federation_of, small_experiment

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedssl.core.errors import InputError
-from fedssl.experiment.experiment import read_value
+from fedssl.experiment.settings import read_value
 
 LONGEST_VALUE, LONGEST_NAME = 40, 200
 """Most characters of one value and of all settings in a name; a hash replaces the rest. Folder names may have 255."""

@@ -12,7 +12,7 @@ from fedssl.app.sweep.grid import Axis, parse_axes, settings_name, split_values,
 from fedssl.app.sweep.ledger import Ledger
 from fedssl.app.sweep.points import Point, refuse_twins
 from fedssl.core.errors import InputError
-from fedssl.experiment.experiment import read_value
+from fedssl.experiment.settings import read_value
 from tests.helpers import small_experiment
 
 plain = st.text("abcxyz0123456789./:- ", min_size=1).map(str.strip).filter(bool)

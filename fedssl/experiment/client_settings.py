@@ -1,0 +1,100 @@
+"""What a client needs to know of an experiment: how it learns, on which data, and what may leave it."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from fedssl.augment.policy import Augment
+from fedssl.core.registry import Section, input_error
+from fedssl.core.trust import Trust, current, trusting
+from fedssl.data.sources.base import SOURCES, Source
+from fedssl.experiment.privacy import Privacy
+from fedssl.experiment.sections import FederationSection
+from fedssl.experiment.settings import without_none
+from fedssl.methods.base import METHODS, Method
+from fedssl.methods.fixmatch import FixMatch
+from fedssl.models.base import MODELS, Model
+from fedssl.models.cnn import CNN
+from fedssl.training.loop import Recipe
+from fedssl.training.optimization import Train
+
+DEFAULT_ROUNDS = 40
+"""An experiment without `rounds` and without phases has this many rounds."""
+
+
+class ClientSettings(Section):
+    """The settings that travel to clients: a client parses no other, and needs no plug-in that only the server has."""
+
+    name: str = Field(
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="what its runs are called, in tables and below runs/",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every random draw")
+    rounds: int | None = Field(None, ge=1, description="rounds, where no phases script them")
+    data: Annotated[Source, SOURCES] = Field(description="where images come from")
+    federation: FederationSection = Field(
+        FederationSection(), description="who takes part and what they hold"
+    )
+    augment: Augment = Field(Augment(), description="what weak and strong views are")
+    model: Annotated[Model, MODELS] = Field(CNN(), description="the network")
+    method: Annotated[Method, METHODS] = Field(
+        FixMatch(), description="how clients learn from labeled and unlabeled images"
+    )
+    train: Train = Field(Train(), description="a client's local training in a round")
+    privacy: Privacy | None = Field(
+        None,
+        description="clipped and noisy updates; unset: a client sends the weights as it trained them",
+    )
+
+    _trust: Trust = PrivateAttr(default_factory=current)
+    """Whose code its own reading may import; what is made of it may import no more."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return how a client learns."""
+        return Recipe(self.method, self.train, self.augment)
+
+    @property
+    def num_rounds(self) -> int:
+        """Return the number of rounds."""
+        return self.rounds or DEFAULT_ROUNDS
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """Validate a table of settings.
+
+        Raises:
+            InputError: With the dotted field, its value and what to do.
+        """
+        try:
+            return cls.model_validate(dict(table))
+        except ValidationError as error:
+            raise input_error(error, cls) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read settings from JSON; a process parses each text once, and anew if it may import other modules."""
+        trust = current()
+        parsed = _parsed(cls, text, trust.modules, trust.keeps_tables)
+        assert isinstance(parsed, cls)
+        return parsed
+
+    def to_client_json(self) -> str:
+        """Return the settings that clients need as one line of text, as they travel."""
+        names = set(ClientSettings.model_fields)
+        table = self.model_dump(mode="json", exclude_none=True, include=names)
+        return json.dumps(without_none(table))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(
+    kind: type[ClientSettings], text: str, modules: tuple[str, ...] | None, keeps_tables: bool
+) -> ClientSettings:
+    """Read JSON under a trust, whose parts are told apart here and nowhere else."""
+    with trusting(Trust(modules, keeps_tables)):
+        return kind.from_dict(json.loads(text))

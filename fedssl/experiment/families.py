@@ -1,0 +1,26 @@
+"""Every family of plug-ins that a section of the experiment file names, by where the section stands."""
+
+from fedssl.augment.policy import STRONG, WEAK
+from fedssl.core.registry import Family, Plugin
+from fedssl.data.features.base import FEATURE_SKEWS
+from fedssl.data.federation import UNLABELED_PARTITIONS
+from fedssl.data.label_noise.base import LABEL_NOISES
+from fedssl.data.labels.base import LABEL_SPLITS
+from fedssl.data.partitions.base import PARTITIONS
+from fedssl.data.sources.base import SOURCES
+from fedssl.experiment.sections import SERVER_METHODS
+from fedssl.experiment.system.section import SYSTEM_FAMILIES
+from fedssl.methods.base import METHODS
+from fedssl.models.base import MODELS
+
+STRATEGIES = Family("strategy", "fedssl.strategies", Plugin, "strategy", default="fedavg")
+TRACKERS = Family("tracker", "fedssl.views.trackers", Plugin, "tracker", default=None)
+
+PLUGIN_SECTIONS = {
+    family.section: family
+    for family in (
+        *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
+        *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, TRACKERS, WEAK, STRONG, *SYSTEM_FAMILIES),
+    )
+}
+"""Sections that name a plugin, by where they stand."""

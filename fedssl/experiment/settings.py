@@ -1,0 +1,125 @@
+"""Tables of settings: read from TOML, laid over each other, and changed by ``--set KEY=VALUE``."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedssl.core.errors import InputError
+from fedssl.experiment.families import PLUGIN_SECTIONS
+
+LARGEST_FILE = 4 << 20
+"""An experiment file has at most this many bytes; a longer file is something else."""
+
+UNSET = "unset"
+"""What ``--set KEY=unset`` takes out of a file; `fedssl list` says so of what has no default."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Lay one table of settings over another.
+
+    Tables merge key by key, but a section that names another plugin (``method.kind``) replaces the old one: settings of
+    one method mean nothing to the next. Only what all of a family have stays, such as how many labels there are. None
+    takes a setting out. Numbered keys (``phases.0.rounds``) reach into lists.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        where = f"{path}.{key}" if path else key
+        below = merged.get(key)
+        family = PLUGIN_SECTIONS.get(where)
+        if family is not None:
+            value, below = family.as_table(value), family.as_table(below)
+            if family.kind_of(value, below) != family.kind_of(below):
+                below = {k: v for k, v in (below or {}).items() if k in family.base.model_fields}
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(below, list):
+            merged[key] = _merge_list(below, value, where)
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = merge(below, value, where)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[Any]:
+    merged = list(below)
+    for key, value in over.items():
+        if not (key.isascii() and key.isdecimal() and int(key) < len(merged)):
+            raise InputError(f"{where}.{key}", f"there are {len(merged)}, counted from 0")
+        item = merged[int(key)]
+        if isinstance(item, Mapping) and isinstance(value, Mapping):
+            # What a phase holds are sections of the experiment, so paths begin anew.
+            merged[int(key)] = merge(item, value, "" if where == "phases" else f"{where}.{key}")
+        else:
+            merged[int(key)] = value
+    return merged
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: No such file; or it cannot be read, is too large, or is not valid TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a NUL
+        raise InputError(str(path), f"cannot be read: {error}") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # of a number of too many digits, Python itself
+        raise InputError(str(path), f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
+
+
+def tables_of(settings: Iterable[str]) -> dict[str, Any]:
+    """Return ``a.b=value`` settings as nested tables."""
+    table: dict[str, Any] = {}
+    for setting in settings:
+        _put(table, setting)
+    return table
+
+
+def _put(table: dict[str, Any], setting: str) -> None:
+    """Write ``a.b=value`` into nested tables."""
+    key, equals, value = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError("--set", f"{setting!r} is not of the form a.b=value")
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError("--set", f"{setting!r} reaches into a value that is not a table")
+    table[parts[-1]] = read_value(value.strip())
+
+
+def read_value(text: str) -> Any:
+    """Read a setting's value as TOML would; a bare word is a string, but for ``unset``, which is None."""
+    if text == UNSET:
+        return None
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except (ValueError, RecursionError) as error:
+        raise InputError("--set", f"{text[:40]!r}... is no value: {error}") from None
+    if len(found) > 1:
+        raise InputError("--set", f"{text[:40]!r} is more than one value", "give each a --set")
+    return found["value"]
+
+
+def without_none(value: Any) -> Any:
+    """Return tables and lists without entries that are None, at any depth."""
+    if isinstance(value, dict):
+        return {k: without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [without_none(v) for v in value]
+    return value
