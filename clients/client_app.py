@@ -14,14 +14,14 @@ from fedssl.clients.privacy import (
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
-from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
+from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
 from fedssl.core.trust import only, trusting
 from fedssl.exchange import protocol
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
-from fedssl.training.loop import fit
+from fedssl.training.learn import learn
 
 app = ClientApp()
 
@@ -68,12 +68,11 @@ def _train(
     local = local_data(experiment, request.terms, context)
     shard = local.shard().to(torch.device(device_of(context)))
     weights.load(request.arrays, context.state)
-    state = load_state(recipe, here.network, shard, request.state, context.state, request.phase)
-    report = fit(
+    report, state = learn(
         here.network,
         shard,
         recipe,
-        state,
+        kept_slots(recipe, request.state, context.state, request.phase),
         seed=experiment.seed,
         server_round=request.server_round,
         client=local.client,

@@ -1,16 +1,13 @@
 """What learning keeps at a client: from Flower's context and the request, and back."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from flwr.app import RecordDict
-from torch import nn
 
 from fedssl.clients.weights import Weights
+from fedssl.core.arrays import NamedArrays
 from fedssl.core.slots import State, Tensors
-from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
 from fedssl.training.loop import Recipe
 
@@ -31,39 +28,24 @@ def refuse_divergence(weights: Weights, state: State) -> None:
         )
 
 
-def load_state(
-    recipe: Recipe,
-    network: nn.Module,
-    shard: Shard,
-    shared: Mapping[str, Any],
-    kept: RecordDict,
-    phase: int,
-) -> State:
-    """Fill every slot of a recipe.
+def kept_slots(
+    recipe: Recipe, shared: NamedArrays, kept: RecordDict, phase: int
+) -> dict[str, NamedArrays]:
+    """Return what is kept of a recipe's slots, by their names; empty where nothing is.
 
     Args:
         recipe: Declares the slots.
-        network: Holds the weights of the round's start.
-        shard: The client's examples.
-        shared: What the server sent of ``server`` slots.
+        shared: What the server sent of ``server`` slots; a stock strategy of Flower's sends none.
         kept: What the client kept from its earlier rounds; what it kept in another phase is not used.
-        phase: Of the run, from 0.
+        phase: Phase of the run, from 0.
     """
-    device = shard.images.device
-    state: State = {}
+    found: dict[str, NamedArrays] = {}
     for slot in recipe.slots():
-        found: Mapping[str, Any] = {}
         if slot.scope == "server":
-            found = protocol.slot_arrays(shared, slot.name)
+            found[slot.name] = protocol.slot_arrays(shared, slot.name)
         elif slot.scope == "client":
-            found = protocol.arrays_of(kept, _in_phase(phase, slot.name)) or {}
-        if found:
-            state[slot.name] = _tensors(found, device)
-        else:
-            # A server that knows nothing of state, such as a stock strategy's, sends none: it begins as it would there.
-            held = None if slot.scope == "server" else shard
-            state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, held)
-    return state
+            found[slot.name] = protocol.arrays_of(kept, _in_phase(phase, slot.name)) or {}
+    return found
 
 
 def save_state(
@@ -95,7 +77,3 @@ def shared_state(recipe: Recipe, state: State) -> Tensors:
 
 def _in_phase(phase: int, slot: str) -> str:
     return f"{PHASE}{phase}.{slot}"
-
-
-def _tensors(arrays: Mapping[str, Any], device: torch.device) -> Tensors:
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}

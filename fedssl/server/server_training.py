@@ -13,14 +13,13 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
-from fedssl.core.slots import State
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
 from fedssl.exchange.sums import is_finite
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
-from fedssl.training.loop import fit
+from fedssl.training.learn import learn
 
 PRIVATE = "(private)"
 """Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
@@ -86,20 +85,17 @@ class ServerTraining:
         protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe
         classifier = experiment.method.classifier(network)
-        spec = self._shard.spec
-        state: State = {}
-        for slot in recipe.slots():
-            found = protocol.slot_arrays(self._kept, slot.name) if slot.scope != "reset" else {}
-            if found:
-                state[slot.name] = {n: torch.from_numpy(a.copy()) for n, a in found.items()}
-            else:
-                state[slot.name] = recipe.init_slot(slot.name, classifier, spec, self._shard)
+        found = {
+            slot.name: protocol.slot_arrays(self._kept, slot.name)
+            for slot in recipe.slots()
+            if slot.scope != "reset"
+        }
         with _threads(recipe.train.threads):
-            report = fit(
+            report, state = learn(
                 classifier,
                 self._shard,
                 recipe,
-                state,
+                found,
                 seed=experiment.seed,
                 server_round=server_round,
                 client=SERVER,

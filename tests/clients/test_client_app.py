@@ -1,16 +1,22 @@
 """The ClientApp over messages: what it answers, what it keeps, what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedssl.clients.client_app import app
-from fedssl.clients.state import load_state, refuse_divergence, save_state, shared_state
+from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
 from fedssl.clients.weights import Weights
+from fedssl.core.errors import InputError
 from fedssl.engine.local_grid import Apps
 from fedssl.exchange import protocol
+from fedssl.experiment.client_settings import ClientSettings
+from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.accuracy import evaluate
+from fedssl.training.learn import fill_slots
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
 from tests.plugins.stateful import Stateful
@@ -122,7 +128,7 @@ def test_state_survives_a_round_trip_through_the_context():
     shard = federation_of(experiment).shard(0)
     kept = RecordDict()
     sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
-    state = load_state(recipe, network, shard, sent, kept, 0)
+    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))
     assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
@@ -132,7 +138,7 @@ def test_state_survives_a_round_trip_through_the_context():
     save_state(recipe, weights, state, kept, 0)
     again = network_of(experiment)
     Weights(method, again).load(shared, kept)
-    reloaded = load_state(recipe, again, shard, sent, kept, 0)
+    reloaded = fill_slots(recipe, again, shard, kept_slots(recipe, sent, kept, 0))
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
     assert (again.head.bias == 3).all()
@@ -147,12 +153,15 @@ def test_a_phase_begins_with_fresh_state_and_drops_what_the_last_one_left():
     recipe, network = experiment.recipe, network_of(experiment)
     shard, kept = federation_of(experiment).shard(0), RecordDict()
     sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
-    state = load_state(recipe, network, shard, sent, kept, 0)
+    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))
     state["memory"]["seen"][2] = 7
     weights = Weights(recipe.method, network)
     save_state(recipe, weights, state, kept, 0)
-    assert load_state(recipe, network, shard, sent, kept, 0)["memory"]["seen"][2] == 7
-    fresh = load_state(recipe, network, shard, sent, kept, 1)
+    assert (
+        fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))["memory"]["seen"][2]
+        == 7
+    )
+    fresh = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 1))
     assert fresh["memory"]["seen"][2] == 0
     save_state(recipe, weights, fresh, kept, 1)
     assert set(kept) == {"phase-1.memory", "private.tests.plugins.stateful"}
@@ -208,6 +217,19 @@ def test_private_weights_do_not_depend_on_who_ran_before():
     assert head_of_client_4([]) == head_of_client_4([0, 1, 2])
 
 
+def test_a_client_needs_nothing_that_only_the_server_has(experiment):
+    """It is not sent a server's strategy, tracker, engine or devices, so that it need not be able to import them."""
+    plan = small_experiment(strategy={"weight": "uniform"}, tracker="tensorboard", system={})
+    sent = json.loads(plan.plans[0].to_client_json())
+    assert sent.keys() == {
+        *("name", "seed", "rounds", "data", "federation", "augment", "model", "method", "train"),
+    }
+    table = plan.to_dict() | {"strategy": {"kind": "lab_of_somebody_else.secret"}}
+    with pytest.raises(InputError, match="lab_of_somebody_else"):
+        Experiment.from_dict(table)
+    assert ClientSettings.from_json(json.dumps(sent)).recipe == plan.recipe
+
+
 def test_a_request_with_too_little_is_refused(experiment):
     """A network stays in the process: what is not sent must not be what the last client left."""
     whole = network_of(experiment).state_dict()
@@ -242,7 +264,7 @@ def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):
         seen.append((phase_round, phase_rounds))
         raise RuntimeError("seen enough")
 
-    monkeypatch.setattr(client_app, "fit", fake_fit)
+    monkeypatch.setattr(client_app, "learn", fake_fit)
     experiment = small_experiment(rounds=7)
     config = ConfigRecord({protocol.EXPERIMENT: experiment.to_client_json(), "server-round": 4})
     arrays = protocol.to_record(network_of(experiment).state_dict())

@@ -388,7 +388,9 @@ def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
 
 def test_the_census_by_query_equals_the_simulators(experiment):
     grid = SerialGrid(Apps(app), 6)
-    asked = Census.by_query(grid.send_and_receive, grid.get_node_ids(), experiment.to_client_json(), 6)
+    asked = Census.by_query(
+        grid.send_and_receive, grid.get_node_ids(), experiment.to_client_json(), 6
+    )
     known = Census.of_simulation(federation_of(experiment))
     assert asked.nodes == known.nodes
     assert np.array_equal(asked.num_examples, known.num_examples)

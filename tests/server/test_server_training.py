@@ -8,8 +8,8 @@ from fedssl.app.simulation import Engine, check
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.exchange.sums import is_finite
-from fedssl.server import server_training
 from fedssl.server.server_training import PHASE, ServerTraining
+from fedssl.training import learn as learning
 from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
@@ -150,7 +150,7 @@ def test_it_trains_with_the_clients_threads_and_puts_them_back(monkeypatch):
         seen.append(torch.get_num_threads())
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(server_training, "fit", counting_fit)
+    monkeypatch.setattr(learning, "fit", counting_fit)
     torch.set_num_threads(2)
     server_round(at_server(train={"local_steps": 1, "threads": 1}))
     assert seen == [1]
