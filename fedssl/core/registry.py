@@ -163,7 +163,7 @@ class Unimported(Plugin):
             raise InputError(
                 f"{family.section}.{family.key}",
                 f"this run's {family.noun} {self._kind} is not built in, and its module was not imported",
-                "--plugins (in Python: Run(path, plugins=True)) imports the module and so runs its code",
+                "--plugins imports it (in Python: Run(path, plugins=True)), which runs its code",
             )
 
 
