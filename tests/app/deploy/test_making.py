@@ -80,7 +80,11 @@ def test_private_files_are_their_owners_alone(made):
 
 def test_nothing_is_overwritten(made):
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
-    refused(fedssl("deploy", "init", "--folder", made.folder), "--folder", "exists and is not overwritten")
+    refused(
+        fedssl("deploy", "init", "--folder", made.folder),
+        "--folder",
+        "exists and is not overwritten",
+    )
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
