@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from fedssl.core.arrays import NamedArrays
 
 PARTIAL = ".partial"
-"""The name of a file that is still being written ends so. Anybody who finds such a file may remove it."""
+"""The name of a file that is still being written ends in this. Anybody who finds such a file may remove it."""
 
 
 def as_safetensors(arrays: NamedArrays, metadata: Mapping[str, str] | None = None) -> bytes:

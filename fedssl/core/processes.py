@@ -109,9 +109,7 @@ def _installed_first(path: list[str]) -> list[str]:
     """Return a module search path in which the user's own folders (the current and the script's) come last."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     own = {Path.cwd(), *([Path(script).absolute().parent] if script else [])}
-    own.discard(
-        Path(__file__).absolute().parents[2]
-    )  # a checkout of fedssl is no folder of the user's
+    own.discard(Path(__file__).absolute().parents[2])  # a checkout of fedssl is not the user's
     entries = list(dict.fromkeys(str(Path(entry).absolute()) for entry in path))
     return sorted(entries, key=lambda entry: Path(entry) in own)
 

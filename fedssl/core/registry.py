@@ -350,9 +350,7 @@ class Family:
             raise InputError(where, problem, IN_ITS_OWN_MODULE)
         found = self.get(plugin.kind.partition(":")[0])
         if found is not own:
-            problem = (
-                f"{own.__name__} is not what {own.__module__} is known for; {found.__name__} is"
-            )
+            problem = f"workers would find {found.__name__} by this kind in place of {own.__name__}"
             raise InputError(where, problem, IN_ITS_OWN_MODULE)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:

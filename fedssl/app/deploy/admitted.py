@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 305.0
-"""Flower takes a request whose time is at most so many seconds ahead of the server's clock, or behind it (1.41)."""
+"""Flower accepts a request's time up to these many seconds ahead of the server's clock, or behind it (1.41)."""
 
 
 class Admitted:

@@ -33,7 +33,7 @@ NoContainers = Annotated[
 DEPLOYMENT = Path("deployment")
 
 POLL_SECONDS = 1.0
-"""A command that waits for clients asks every so many seconds how many are connected."""
+"""A command that waits for clients counts the connected clients again after this many seconds."""
 
 DAYS_OF_WARNING = 30
 """Every command warns if the certificate expires within this many days."""
@@ -89,6 +89,7 @@ def init(
         resolve_existing,
     )
 
+    # Check all options before anything is written.
     settings = make_settings(
         {
             "clients": clients,
@@ -102,6 +103,7 @@ def init(
             "allowed_plugins": allowed_plugins,
         }
     )
+    # Write the deployment's folder, and its Compose file beside the settings.
     made = Deployment.create(folder, settings)
     remark = "Written by `fedssl deploy init`; its keys and certificates are beside it."
     (folder / "docker-compose.yml").write_text(as_yaml(compose_file(settings), remark))

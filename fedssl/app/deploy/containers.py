@@ -180,7 +180,7 @@ class Containers:
 
 
 def user_variables(deployment: Deployment) -> dict[str, str]:
-    """Return the variable that names the containers' user: the owner of the keys, who can read them, but never root."""
+    """Return the variable that names the containers' user: the keys' owner, who can read them, but never root."""
     owner = deployment.file.stat()
     user, group = owner.st_uid or CONTAINERS_USER, owner.st_gid or CONTAINERS_USER
     return {"FEDSSL_USER": f"{user}:{group}"}

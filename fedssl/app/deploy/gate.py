@@ -68,10 +68,10 @@ LARGEST_OF_A_STRANGER = 16 << 10
 """A request without a registered key may have this many bytes. Flower's requests to be let in have about 250."""
 
 HELD_OF_A_KEY, HELD = 2 * LARGEST, 16 * LARGEST
-"""Bytes of unfinished requests that the gate holds for one key, and in all. Above them it answers 503."""
+"""The gate holds this many bytes of unfinished requests for one key, and in all. Above them it answers 503."""
 
 SECONDS, SECONDS_OF_A_STRANGER = 120.0, 15.0
-"""Seconds that a request may take from its head to its answer, from a registered key and without one."""
+"""A request may take this many seconds from its head to its answer: with a registered key, and without such a key."""
 
 
 class TooLargeError(Exception):

@@ -37,7 +37,7 @@ INLINE_BYTES = 1 << 20
 """Objects smaller than this (bytes) travel inside a call or its answer: a third of the time of Ray's object store."""
 
 PATIENCE = 30.0
-"""Ray should have started within this many seconds; after them it reports itself what is wrong."""
+"""Ray should have started within this many seconds; if it has not, Ray itself reports why."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -129,8 +129,8 @@ class RayCluster:
                 )
         except Exception as error:  # Ray has no error class of its own for a failed start
             raise RunFailed(
-                f"Ray does not start: {_explain_failed_start(error, self._folder)}; it needs memory, processes, free ports, and room in "
-                f"{SHARED_MEMORY} and {self._folder.parent}; --engine serial does without Ray"
+                f"Ray does not start: {_explain_failed_start(error, self._folder)}; it needs memory, processes, "
+                f"free ports, and room in {SHARED_MEMORY} and {self._folder.parent}; --engine serial does without Ray"
             ) from error
         self.witness.tell({"starting": False, "processes": _process_ids()})
 
@@ -166,9 +166,7 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
     def start_ray_processes(self) -> None:
         """Start Ray's processes and wait until Ray knows of them; Ray itself would look only once a second."""
         super().start_ray_processes()
-        deadline = (
-            time.monotonic() + PATIENCE
-        )  # after the deadline Ray itself reports what is wrong
+        deadline = time.monotonic() + PATIENCE  # after it, Ray itself reports the fault
         while not self.get_gcs_client().get_all_node_info() and time.monotonic() < deadline:
             time.sleep(0.02)
 
