@@ -1,12 +1,13 @@
 """Federated semi-supervised learning: simulate a non-IID federation, then deploy the same clients.
 
-``from fedssl import Experiment, run`` is the library; its names are imported when they are asked for, so that neither
+``from fedssl import Experiment, run`` is the library. Its names are imported on their first use, so that neither
 ``import fedssl`` nor the command line's help waits for torch.
 """
 
 import importlib
 
-TYPE_CHECKING = False  # not from typing: under `python -m fedssl` a file typing.py of the user's would be found first
+# Not imported from typing: under `python -m fedssl`, Python would find a user's file typing.py first.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -29,7 +30,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> "Any":
-    """Import what the library offers when it is first asked for (PEP 562)."""
+    """Import a name of the library on its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fedssl.core.processes import installed_modules_first, prepare_surroundings
@@ -41,5 +42,5 @@ def __getattr__(name: str) -> "Any":
 
 
 def __dir__() -> list[str]:
-    """Return what can be asked for, imported or not."""
+    """Return all names of the library, imported or not."""
     return sorted({*globals(), *__all__})

@@ -1,9 +1,9 @@
-"""``python -m fedssl`` is the command line."""
+"""Run the command line for ``python -m fedssl``."""
 
 import sys
 
 if not sys.flags.safe_path:
-    # Python puts the current folder first, where a file torch.py of the user's would be taken for the library.
+    # Python searches the current folder first and would take a user's file torch.py there for the library.
     sys.path.append(sys.path.pop(0))
 
 from fedssl.cli import command_line

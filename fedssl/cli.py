@@ -1,4 +1,4 @@
-"""The command line: which commands there are."""
+"""The command line: all commands of ``fedssl``."""
 
 import logging
 from typing import Annotated
@@ -36,24 +36,24 @@ def main(
     if version:
         print(f"fedssl {__version__}")
         raise typer.Exit(DONE)
-    _tell()
+    _show_log_lines()
 
 
 def command_line() -> None:
-    """Run the command line in a process of its own: what the script ``fedssl`` and ``python -m fedssl`` do."""
+    """Run the command line in a process of its own, as the script ``fedssl`` and ``python -m fedssl`` do."""
     prepare_process()
     app()
 
 
 class _Printable(logging.Formatter):
-    """Write out what could control a terminal; a message may hold names of the user's."""
+    """Write out the control characters of a message, for a message may hold a user's names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
-def _tell() -> None:
-    """Let what is said while data is prepared, which can take minutes, and of workers appear on stderr."""
+def _show_log_lines() -> None:
+    """Show log lines on stderr: about data that is prepared, which can take minutes, and about workers."""
     log = logging.getLogger("fedssl")
     if not log.handlers:
         handler = logging.StreamHandler()

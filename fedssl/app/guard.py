@@ -1,4 +1,4 @@
-"""What a command raises becomes one message and an exit code."""
+"""Turn the errors of commands into one message and an exit code."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -17,11 +17,11 @@ Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 LONGEST_REASON = 300
-"""Characters of an error's text that a message repeats."""
+"""A message repeats at most this many characters of an error's text."""
 
 
 def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Turn what a command raises into one message on stderr and the exit code that goes with it."""
+    """Turn a command's errors into one message on stderr and the fitting exit code."""
 
     @wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
@@ -38,7 +38,10 @@ def guarded(command: Callable[Parameters, Returned]) -> Callable[Parameters, Ret
 
 
 def guarded_reader(command: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Turn whatever a command on records raises into one message, as `guarded` does: a record may be damaged, or a stranger's."""
+    """Turn any error of a command that reads records into one message, as `guarded` does.
+
+    A record may be damaged or a stranger's, so reading it may raise anything.
+    """
 
     @guarded
     @wraps(command)
@@ -46,11 +49,13 @@ def guarded_reader(command: Callable[Parameters, Returned]) -> Callable[Paramete
         try:
             return command(*args, **kwargs)
         except (FedsslError, OSError, typer.Exit):
-            raise  # files that cannot be read are named where they are read; what cannot be written is no fault of a record
+            # The code that reads a file names it already; a file that cannot be written is no fault of the record.
+            raise
         except Exception as error:
             said = " ".join(str(error).split())[:LONGEST_REASON]
-            problem = f"cannot be read, for a file of it is not as fedssl writes it: {type(error).__name__}: {said}"
-            raise InputError("the record", problem, "run it again, or take another one") from error
+            problem = f"cannot be read, as a file in it is not as fedssl writes it: {type(error).__name__}: {said}"
+            remedy = "run the experiment again, or use another record"
+            raise InputError("the record", problem, remedy) from error
 
     return run
 
@@ -61,7 +66,12 @@ def _stop(error: BaseException, code: int) -> NoReturn:
 
 
 def complain(error: BaseException | str, where: str = "") -> None:
-    """Print an error, and what became known while it was on its way."""
+    """Print an error and its notes on stderr.
+
+    Args:
+        error: The error, or its text.
+        where: Text to print before the error, such as the title of a run.
+    """
     lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
     said = printable(where + "\n".join(lines))
     text = Text.assemble(("error:", "bold red"), " ", said)

@@ -1,6 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a run in order, so that it can be resumed; the second one ends it at once.
+"""End a run on Ctrl-C, SIGTERM and SIGHUP.
 
-A terminal that closes sends SIGHUP, often twice: a second one changes nothing.
+The first signal ends a run in order, so that it can be resumed. The second signal ends the process at once. A second
+SIGHUP changes nothing, because a terminal that closes often sends SIGHUP twice.
 """
 
 import os
@@ -19,22 +20,22 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts(Observer):
-    """What was asked by signal.
+    """Remember a signal, and end the run because of it.
 
-    A signal becomes a `KeyboardInterrupt` in the main thread, wherever it is; where that is lost, as in a callback of
-    somebody else's, or a server runs in another thread, the run ends after the round.
+    A signal raises `KeyboardInterrupt` in the main thread, wherever that thread is. If the exception is lost, as in
+    another library's callback, or if the server runs in another thread, the run ends after the round.
     """
 
     def __init__(self) -> None:
         self.asked = False
 
     def round_ended(self, end: RoundEnd) -> None:
-        """End the run if that was asked."""
+        """End the run if a signal has asked for its end."""
         if self.asked:
             raise KeyboardInterrupt
 
-    def take(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+    def handle_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first raises `KeyboardInterrupt`, a second ends the process."""
         if self.asked and number == signal.SIGHUP:
             return
         if self.asked:
@@ -48,15 +49,15 @@ class Interrupts(Observer):
 
 @contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Handle signals until the end of the block, or of the process once one has come: then it closes."""
+    """Handle signals until the end of the block; once a signal has come, until the end of the process."""
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts  # signals are the main thread's
+        yield interrupts  # only the main thread can handle signals
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number, handler in before.items() if handler != signal.SIG_IGN]
     for number in taken:
-        signal.signal(number, interrupts.take)
+        signal.signal(number, interrupts.handle_signal)
     try:
         yield interrupts
     finally:
@@ -66,7 +67,7 @@ def interruptible() -> Iterator[Interrupts]:
 
 
 def put_handlers_back() -> None:
-    """Handle signals as before Ray began: on its start it takes SIGTERM at a level of which Python is not told."""
+    """Handle signals as before Ray's start, which replaces the handler of SIGTERM below Python's level."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.getsignal(number))

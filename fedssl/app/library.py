@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedssl.app.runs import keeping, open_directory
+from fedssl.app.runs import open_directory, open_recorders
 from fedssl.app.simulation import Engine, check, check_engine
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -33,22 +33,22 @@ def run(
 ) -> Run:
     """Run one experiment as ``fedssl run`` does, to the same bits, and return its record.
 
-    Workers are kept for the next call, which then starts at once, and end with the process, or when a run fails or is
-    interrupted. An engine of your own, used as a context manager, ends them sooner.
+    The workers are kept for the next call, which then starts at once. They end with the process, or when a run fails or
+    is interrupted. To end them sooner, pass an engine of your own and use it as a context manager.
 
     Args:
-        experiment: What to run; or the path of its TOML file, or its settings as nested tables.
+        experiment: The experiment, the path of its TOML file, or its settings as nested tables.
         out: Run directory; None: a fresh one below ``runs/``.
-        resume: Go on with a run that did not end: the one in `out`, else the newest below ``runs/`` that has the same
-            name, seed and settings. One that ended is returned as it is.
-        engine: Whose workers to use.
-        progress: Show how it goes: one display that is updated in place in a notebook or on a terminal, lines
+        resume: Go on with a run that did not end: the run in `out`, else the newest run below ``runs/`` with the same
+            name, seed and settings. A run that has ended is returned as it is.
+        engine: Engine whose workers to use; None: the engine that is kept between calls.
+        progress: Show the run's progress: a display that is updated in place in a notebook or on a terminal, and lines
             elsewhere.
 
     Raises:
-        InputError: The experiment is wrong, or asks for what is not there.
+        InputError: The experiment is wrong, or asks for something that this machine does not have.
         RunFailed: The run could not go on.
-        KeyboardInterrupt: It was interrupted; says how to go on.
+        KeyboardInterrupt: The run was interrupted. The message says how to go on.
     """
     chosen = as_experiment(experiment)
     _refuse_others("engine", engine, Engine | None, 'with_settings("engine.kind=serial") names one')
@@ -63,7 +63,7 @@ def run(
 
 
 def as_experiment(experiment: Experiment | Path | str | Mapping[str, Any]) -> Experiment:
-    """Return an experiment as it is, read from its file, or made of its settings."""
+    """Return an experiment that is given as an `Experiment`, as the path of its file, or as its settings."""
     if isinstance(experiment, Experiment):
         return experiment
     if isinstance(experiment, Mapping):
@@ -73,7 +73,7 @@ def as_experiment(experiment: Experiment | Path | str | Mapping[str, Any]) -> Ex
 
 
 def _refuse_others(name: str, value: object, wanted: Any, remedy: str) -> None:
-    """Raise `InputError` for an argument of another type, as a notebook, which checks none, may give it."""
+    """Raise `InputError` for an argument of another type; a notebook does not check types."""
     if not isinstance(value, wanted):
         raise InputError(name, f"is {value!r}", remedy)
 
@@ -84,29 +84,30 @@ def _run_in(
     engine: Engine | None,
     display: Sequence[Observer],
 ) -> None:
-    """Run what a directory does not hold yet, and leave no worker amid something when that ends early."""
+    """Run the rounds that a directory does not hold yet; end the workers if the run ends early."""
     found = directory.load()
     for flaw in found.damaged:
         log.warning(flaw)
     workers = engine or _kept_engine()
     try:
-        with keeping(experiment, directory, log.warning) as keepers:
-            workers.run(experiment, [*keepers, *display], found.snapshot)
+        with open_recorders(experiment, directory, log.warning) as recorders:
+            workers.run(experiment, [*recorders, *display], found.snapshot)
     except BaseException as error:
         workers.close()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(_how_to_go_on(directory)) from None
         raise
     if engine is None:
-        # Whoever registers last is called first: Ray, imported in the meantime, must not be gone before its workers.
+        # The function that is registered last is called first. Ray has registered its own end on its import, and the
+        # workers must end before Ray.
         atexit.unregister(workers.close)
         atexit.register(workers.close)
 
 
 @functools.cache
 def _kept_engine() -> Engine:
-    """Return the engine whose workers are kept between calls, one a process."""
-    # In a notebook Ray's import asks for widgets, its own and tqdm's, which nothing here would show.
+    """Return this process's engine, whose workers are kept between calls."""
+    # In a notebook, Ray's import asks for widgets of Ray and of tqdm, but fedssl shows no widgets.
     logging.getLogger("ray.widgets").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "IProgress not found")
     return Engine()
@@ -114,6 +115,6 @@ def _kept_engine() -> Engine:
 
 def _how_to_go_on(directory: RunDirectory) -> str:
     return (
-        f"interrupted; what was recorded is in {directory.path}: "
+        f"interrupted; the record so far is in {directory.path}: "
         f"go on with run(..., out={str(directory.path)!r}, resume=True)"
     )

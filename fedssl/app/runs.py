@@ -1,4 +1,4 @@
-"""Experiments run one after the other: where each is recorded, and which of them is done or goes on."""
+"""Run experiments one after the other: skip finished runs, resume others, and record each in its directory."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,15 @@ from fedssl.views.trackers.tracking import tracking
 
 
 class Runs:
-    """Runs experiments on one engine after the other, for a person who watches.
+    """Run experiments one after the other on one engine, for a person who watches.
 
     Args:
-        engine: Its workers are kept from run to run.
-        console: What they watch.
-        interrupts: What they asked for by signal.
-        display: Makes what shows the next run to them.
-        resume: Go on with runs that did not end, and leave those that did.
-        complain: Told of an error that does not end all runs, and of which run it is.
+        engine: The engine; its workers are kept from run to run.
+        console: The console that the person watches.
+        interrupts: Tells whether the person asked by a signal to stop.
+        display: Makes a display for the next run.
+        resume: Go on with runs that did not end, and leave finished runs as they are.
+        complain: Is called with an error that does not end all runs, and with the title of its run.
     """
 
     def __init__(
@@ -51,15 +51,16 @@ class Runs:
     def run(
         self, experiments: Sequence[Experiment], folders: Sequence[Path | None]
     ) -> tuple[list[Path], int]:
-        """Run all, and return where those that ended are recorded and how many failed.
+        """Run all experiments; return the directories of the finished runs and the number of failed runs.
 
         Args:
-            experiments: What to run.
-            folders: Where each is recorded; None: below ``runs/``.
+            experiments: The experiments to run.
+            folders: The directory in which to record each run; None: a fresh one below ``runs/``.
 
         Raises:
-            InputError: One of the folders cannot be used, and nothing has run then; or the only one's record.
-            RunFailed: The only one failed.
+            InputError: A directory cannot be used (then no experiment has run), or there is only one experiment and its
+                record cannot be used.
+            RunFailed: There is only one experiment, and it failed.
         """
         finished: list[Path] = []
         failed = 0
@@ -88,15 +89,15 @@ class Runs:
         if self._resume:
             for flaw in found.damaged:
                 self._complain(flaw, f"{_title(experiment)}: ")
-            self._say(f"{_title(experiment)}: {_beginning(directory, found)}")
+            self._say(f"{_title(experiment)}: {_describe_start(directory, found)}")
 
         def complain(what: str) -> None:
             self._complain(what, f"{_title(experiment)}: ")
 
         try:
-            with keeping(experiment, directory, complain) as keepers:
+            with open_recorders(experiment, directory, complain) as recorders:
                 display = GuardedDisplay(self._display(), complain)
-                observers = [*keepers, display, self._interrupts]
+                observers = [*recorders, display, self._interrupts]
                 self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
@@ -110,15 +111,15 @@ class Runs:
 
 
 @contextlib.contextmanager
-def keeping(
+def open_recorders(
     experiment: Experiment, directory: RunDirectory, complain: Callable[[str], None]
 ) -> Iterator[list[Observer]]:
-    """Yield all who keep something of a run: its record, its report, and its tracker if it has one.
+    """Yield the observers that keep a run: its record, its report, and its tracker if it has one.
 
     Args:
-        experiment: What runs.
-        directory: Where it is recorded.
-        complain: Told of a tracker that failed.
+        experiment: The experiment that runs.
+        directory: The directory in which the run is recorded.
+        complain: Is called with the error of a failed tracker.
     """
 
     def incident(round: int, what: str) -> None:
@@ -130,15 +131,15 @@ def keeping(
 
 
 def open_directory(experiment: Experiment, folder: Path | None, *, resume: bool) -> RunDirectory:
-    """Return the directory that an experiment is recorded in.
+    """Return the directory in which to record an experiment's run.
 
     Args:
-        experiment: What to run.
-        folder: Where; None: a fresh one below ``runs/``.
+        experiment: The experiment to run.
+        folder: The directory's path; None: a fresh one below ``runs/``.
         resume: Go on with a run that did not end; see `directory_to_resume`.
 
     Raises:
-        InputError: It cannot be used.
+        InputError: The directory cannot be used.
     """
     if resume:
         return directory_to_resume(experiment, folder)
@@ -149,10 +150,10 @@ def _title(experiment: Experiment) -> str:
     return f"{experiment.name} seed {experiment.seed}"
 
 
-def _beginning(directory: RunDirectory, found: Found) -> str:
-    """Say where a run that should be resumed begins."""
+def _describe_start(directory: RunDirectory, found: Found) -> str:
+    """Return a clause that says where a run begins that the user asked to resume."""
     if found.snapshot is not None:
         return f"goes on after round {found.snapshot.round} of {directory.path}"
     if directory.continues:
-        return f"there is no checkpoint in {directory.path}; it begins with round 1"
-    return f"there is no run of it; it begins in {directory.path}"
+        return f"there is no checkpoint in {directory.path}; the run begins with round 1"
+    return f"there is no run to resume; a new one begins in {directory.path}"

@@ -1,4 +1,4 @@
-"""Run an experiment on this machine: the composition of federation, engine, strategy and clients."""
+"""Run an experiment on this machine: put federation, engine, strategy and clients together."""
 
 import contextlib
 import dataclasses
@@ -39,13 +39,13 @@ from fedssl.views.trackers.base import check_tracker
 log = logging.getLogger(__name__)
 
 RAYS_SHARE = 0.7
-"""Of a machine's memory that Ray gives to workers; the rest is its object store's (2.55)."""
+"""Ray gives this share of a machine's memory to workers; the rest belongs to its object store (ray 2.55)."""
 
 
 class Engine:
-    """The workers of this machine, kept between runs so that only the first one waits for them.
+    """The workers of this machine, kept between runs so that only the first run waits for their start.
 
-    Use it as a context manager; `run` any number of experiments.
+    Use the engine as a context manager, and `run` any number of experiments with it.
     """
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Let go of the workers."""
+        """End the workers."""
         if self._grid is not None:
             grid, self._grid = self._grid, None
             grid.end(_close)
 
     def start(self, experiment: Experiment) -> None:
-        """Begin to start the workers that an experiment will want, and return at once."""
+        """Begin to start the workers for an experiment, and return at once."""
         refuse_private(experiment)
         if experiment.engine.kind != "flower":
             self.close()
@@ -78,20 +78,20 @@ class Engine:
         observers: Sequence[Observer] = (),
         resume: Snapshot | None = None,
     ) -> Outcome:
-        """Run one experiment on the engine it names.
+        """Run one experiment on the engine that it names.
 
         Args:
-            experiment: What to run.
-            observers: Told of everything as it happens.
-            resume: Go on after this; None begins.
+            experiment: The experiment to run.
+            observers: Observers that are told of every event as it happens.
+            resume: Snapshot after which the run goes on; None: begin with round 1.
 
         Raises:
-            InputError: The experiment asks for what is not there.
+            InputError: The experiment asks for something that this machine does not have.
             RunFailed: The run could not go on.
         """
         check_engine(experiment)
         refuse_private(experiment)
-        logging.getLogger("flwr").setLevel(logging.ERROR)  # observers say what its lines would
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # observers show what Flower would log
         if experiment.engine.kind == "flower":
             self.close()
             return _run_under_flower(experiment, observers, resume)
@@ -104,14 +104,14 @@ class Engine:
             self.start(experiment)
         assert self._grid is not None
         grid = self._grid.result()
-        put_handlers_back()  # Ray's start took them
+        put_handlers_back()  # Ray's start has replaced the signal handlers
         grid.restart(experiment.federation.clients)
         grid.states.memory = int(experiment.engine.state_memory * MB)
         return grid
 
 
 def _record_of(observers: Sequence[Observer]) -> Record | None:
-    """Return where a run is recorded, if one of its observers does so."""
+    """Return where a run is recorded; None if no observer records it."""
     for observer in observers:
         if isinstance(observer, RunDirectory):
             return Record(observer.path, observer.path / EVENTS, observer.path / LOCK)
@@ -124,26 +124,30 @@ def _close(grid: LocalGrid) -> None:
 
 
 def _workers_of(experiment: Experiment) -> object:
-    """Return what the workers depend on."""
+    """Return a value that is equal for two experiments if they can use the same workers."""
     measured = experiment.engine.memory_per_worker == "measured"
     what = experiment.to_client_json() if measured else ""
     return experiment.engine, experiment.largest_sample, what
 
 
 def check_engine(experiment: Experiment) -> None:
-    """Raise `InputError` if what its engine needs is not installed."""
+    """Raise `InputError` if the experiment's engine needs a library that is not installed."""
     if experiment.engine.kind != "serial":
         require("ray", "engine.kind", f"{experiment.engine.kind!r}")
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `InputError` for whatever can be known to be wrong before any worker is started.
+    """Raise `InputError` for every mistake that can be found before any worker starts.
 
-    What its engine needs is another question: a deployment has none. The data is prepared and its checksums compared, the federation drawn, and every phase's network and strategy built.
+    The check prepares the data and compares its checksums, draws the federation, and builds the network and the
+    strategy of every phase. It does not check what the engine needs (see `check_engine`), because a deployment has no
+    engine.
     """
+    # Check what costs little first: the tracker and the workers.
     check_tracker(experiment)
-    if experiment.engine.address is None:  # what a cluster has, only that knows
+    if experiment.engine.address is None:  # the resources of a cluster are not known here
         plan_here(experiment)
+    # Check the data and the federation.
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
     if experiment.federation.private:
@@ -153,9 +157,10 @@ def check(experiment: Experiment) -> None:
     clock = make_clock(experiment)
     if clock is not None:
         try:
-            clock.open_round(1)  # reads what availability rests on
+            clock.open_round(1)  # reads the files on which availability rests
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
+    # Check every phase.
     for phase in experiment.plans:
         network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
         check_privacy(phase, network)
@@ -166,7 +171,7 @@ def check(experiment: Experiment) -> None:
 
 
 def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
-    """Return the virtual devices and the seconds that a round of the first phase takes each; None without them."""
+    """Return the virtual devices and the seconds each takes for a round of the first phase; None without devices."""
     clock = make_clock(experiment)
     if clock is None:
         return None
@@ -203,19 +208,19 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
 
 @contextlib.contextmanager
 def _ray_needed(kind: str) -> Iterator[None]:
-    """Turn what a damaged installation of Ray raises on its import into an `InputError`."""
+    """Turn any error from the import of a damaged Ray into an `InputError`."""
     try:
         yield
     except Exception as error:
         raise InputError(
             "engine.kind",
             f"{kind!r} needs ray, which cannot be imported here: {type(error).__name__}: {error}",
-            f"install it anew ({remedy_for()}), or use --engine serial",
+            f"install ray again ({remedy_for()}), or use --engine serial",
         ) from error
 
 
 def _wish(experiment: Experiment) -> Wish:
-    """Return what an experiment asks of workers; measured, where it says so."""
+    """Return the workers that an experiment asks for; measure a worker's memory if the experiment says so."""
     engine = experiment.engine
     share, memory = engine.gpus_per_worker, engine.memory_per_worker
     if memory != "measured":
@@ -234,7 +239,7 @@ def _wish(experiment: Experiment) -> Wish:
 
 
 def plan_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers a run would use, by what there is on this machine."""
+    """Return the workers that a run would use on this machine."""
     engine = experiment.engine
     if engine.kind == "serial":
         return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
@@ -242,14 +247,16 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
 
 
 def room_here(experiment: Experiment, runs: int | None = None) -> WorkerPlan:
-    """Return how many runs like this one fit this machine side by side, one worker each; no cohort limits them.
+    """Return how many runs of an experiment fit this machine side by side, with one worker each.
+
+    The size of the cohort does not limit their number.
 
     Args:
-        experiment: Its ``[engine]`` says what a worker takes.
-        runs: So many, over what it says of workers.
+        experiment: The experiment; its ``[engine]`` section says what a worker takes.
+        runs: Number of runs, in place of ``engine.workers``; None: as ``engine.workers`` says.
 
     Raises:
-        InputError: There is no room for so many.
+        InputError: The machine has no room for so many runs.
     """
     wish = dataclasses.replace(_wish(experiment), cpu_workers=0)
     if runs is not None:
@@ -258,7 +265,7 @@ def room_here(experiment: Experiment, runs: int | None = None) -> WorkerPlan:
 
 
 def this_machine() -> Node:
-    """Return what torch and the system see here."""
+    """Return the cores, GPUs and memory that torch and the system see on this machine."""
     memory = available_memory() * RAYS_SHARE
     return Node(available_cores(), torch.cuda.device_count(), memory)
 
@@ -292,11 +299,12 @@ def _run_under_flower(
         finally:
             done.set()
 
-    # In a thread, so that Ctrl-C reaches this one: Flower's would end the clients and leave its server waiting for them.
+    # Flower runs in a thread, so that Ctrl-C reaches this one. In the main thread, Flower would end the clients on
+    # Ctrl-C and leave its server waiting for them.
     threading.Thread(target=flower).start()
     try:
         while not done.wait(1.0):
-            put_handlers_back()  # the start of Flower's Ray took them
+            put_handlers_back()  # the start of Flower's Ray has replaced the signal handlers
     except KeyboardInterrupt:
         interrupts.asked = True
         done.wait()

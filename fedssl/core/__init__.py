@@ -1,1 +1,1 @@
-"""The ground floor: what every room may import and that imports none of them."""
+"""The ground floor: every other package may import these modules, and they import none of the other packages."""

@@ -1,20 +1,24 @@
-"""The errors a user can meet; the command line turns each into one message and an exit code."""
+"""The errors that a user can meet; the command line turns each into one message and an exit code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class FedsslError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error that fedssl raises on purpose."""
 
 
 class InputError(FedsslError):
     """The user's input is wrong (exit 2).
 
     Args:
-        field: Dotted name of what is wrong, e.g. ``method.threshold``, or a path.
-        problem: What is wrong with it, with the value that was given.
-        remedy: What to do instead; empty when the problem says it all.
+        field: Dotted name of the wrong setting, e.g. ``method.threshold``, or a path.
+        problem: What is wrong with the field, with the value that was given.
+        remedy: What to do instead; empty when the problem already says it.
+
+    Example:
+        >>> print(InputError("rounds", "is 0", "set it to 1 or more"))
+        rounds: is 0; set it to 1 or more
     """
 
     def __init__(self, field: str, problem: str, remedy: str = "") -> None:
@@ -24,16 +28,16 @@ class InputError(FedsslError):
         super().__init__(f"{field}: {problem}" + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
-        """Travel between processes as what it was made of."""
+        """Let pickle rebuild the error from its three parts, so that it can travel between processes."""
         return type(self), (self.field, self.problem, self.remedy)
 
     def within(self, prefix: str) -> "InputError":
-        """Return the same error seen from one level further out."""
+        """Return the same error with a prefix before its field, as the enclosing section names that field."""
         return InputError(f"{prefix}{self.field}", self.problem, self.remedy)
 
 
 class RunFailed(FedsslError):
-    """The run could not go on (exit 1); what was recorded so far is kept."""
+    """The run could not go on (exit 1). Everything recorded so far is kept."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Libraries that a deployed client or server does without: ``pip install 'fedssl[simulation]'`` brings them."""
+"""Optional libraries, which a deployed client or server does not need: ``pip install 'fedssl[simulation]'``."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ from fedssl.core.errors import InputError
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a top-level module could be imported; importing it may take a second, looking takes none."""
+    """Return whether a top-level module is installed, without importing it, which may take a second."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -16,16 +16,16 @@ def remedy_for(extra: str = "simulation") -> str:
 
 
 def require(module: str, field: str, what: str, extra: str = "simulation") -> None:
-    """Refuse to go on without a library of an extra.
+    """Refuse to go on without an optional library.
 
     Args:
-        module: Its top-level module.
-        field: Dotted name of the setting that asks for it, or the command.
-        what: What needs it, as the subject of a sentence.
-        extra: Brings it.
+        module: The library's top-level module.
+        field: Dotted name of the setting, or the command, that asks for the library.
+        what: What needs the library, as the subject of a sentence.
+        extra: The extra of fedssl that installs the library.
 
     Raises:
-        InputError: It is not installed; says how to get it.
+        InputError: The library is not installed. The error says how to install it.
     """
     if not is_installed(module):
         raise InputError(field, f"{what} needs {module}, which is not installed", remedy_for(extra))

@@ -1,4 +1,7 @@
-"""From a module's name to the one plug-in that it defines; every fault is one message, and little runs before it is found."""
+"""Find the one plug-in that a module defines, by the module's name.
+
+Every fault gives one message, and little of the user's code runs before the fault is found.
+"""
 
 import importlib
 import importlib.util
@@ -11,10 +14,10 @@ from types import ModuleType
 from typing import Any
 
 LONGEST_NAME = 200
-"""Characters of the longest module name that is looked for."""
+"""Names of modules with more characters than this are refused, and messages cut them off."""
 
 LONGEST_REASON = 300
-"""Characters of an import error that a message repeats."""
+"""A message repeats at most this many characters of an import error."""
 
 IN_ITS_OWN_MODULE = (
     "put the class into a module of its own, such as mylab/mine.py, and import it from there: "
@@ -23,7 +26,7 @@ IN_ITS_OWN_MODULE = (
 
 
 class NoPlugin(Exception):
-    """A module is not there or holds no plug-in.
+    """A module cannot be found, or it holds no plug-in.
 
     Args:
         problem: What is wrong, as a clause that follows "there is no method 'NAME'".
@@ -37,29 +40,31 @@ class NoPlugin(Exception):
 
 
 def check_name(kind: str) -> None:
-    """Refuse a kind that can be no module of the user's, before anything is looked for.
+    """Refuse a kind that cannot be a module of the user's, before any module is searched.
 
     Args:
-        kind: With or without dots.
+        kind: The kind, with or without dots.
 
     Raises:
-        NoPlugin: It is a file, a script, a module of Python's own, or no name.
+        NoPlugin: The kind is a file, a script, a module of Python itself, or not a name.
     """
     parts = kind.split(".")
     if parts[-1] in ("__main__", "__mp_main__"):
-        raise NoPlugin("a notebook or a script is no module", IN_ITS_OWN_MODULE)
+        raise NoPlugin("a notebook or a script is not a module", IN_ITS_OWN_MODULE)
     if "/" in kind or "\\" in kind or parts[-1] == "py":
-        raise NoPlugin("a kind is the name of a module, not of a file", _module_for_file(kind))
+        raise NoPlugin("a kind is the name of a module, not of a file", _suggest_module(kind))
     if len(kind) > LONGEST_NAME or not all(part.isidentifier() for part in parts):
         raise NoPlugin("it is not the name of a module")
     if any(part.startswith("__") for part in parts):
-        raise NoPlugin("a module of Python's own workings holds no plug-in")
+        raise NoPlugin("a name that begins with __ is reserved for Python")
     if len(parts) > 1 and parts[0] in sys.stdlib_module_names:
-        raise NoPlugin(f"{parts[0]!r} is a module of Python's own", "name your folder otherwise")
+        raise NoPlugin(
+            f"{parts[0]!r} is a module of Python itself", "give your folder another name"
+        )
 
 
 def find_module(module: str) -> ModuleSpec | None:
-    """Return where a module is, without importing it or a package above it; None if it is nowhere."""
+    """Return where a module is, without importing it or a package above it; None if it cannot be found."""
     found: ModuleSpec | None = None
     path: Iterable[str] | None = None
     parts = module.split(".")
@@ -77,28 +82,29 @@ def import_module(module: str) -> ModuleType:
     """Import a module of the user's.
 
     Raises:
-        NoPlugin: Its code raises anything but KeyboardInterrupt, SystemExit included.
+        NoPlugin: The module's code raises anything but KeyboardInterrupt; SystemExit counts, too.
     """
     try:
         return importlib.import_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise NoPlugin(f"{module} cannot be imported: {_reason(error)}") from error
+        raise NoPlugin(f"{module} cannot be imported: {_describe_error(error)}") from error
 
 
-def the_plugin(module: ModuleType, name: str, base: type[Any], noun: str) -> type[Any]:
+def find_plugin(module: ModuleType, name: str, base: type[Any], noun: str) -> type[Any]:
     """Return the one class of a module that is a plug-in of a family.
 
     Args:
-        module: Imported.
-        name: Of the module.
+        module: The imported module.
+        name: The module's name.
         base: Class that the family's members derive from.
-        noun: What a member is called in messages.
+        noun: What messages call a member.
 
     Raises:
-        NoPlugin: None or several are defined there, or the only one lacks methods.
+        NoPlugin: The module defines no plug-in or several, or its only plug-in lacks methods.
     """
+    # A class counts as the module's own if the module defines it and it is no base of further plug-ins.
     below = _classes_below(module, base)
     own = [found for found in below if found.__module__ == name and not _is_base(found)]
     whole = [found for found in own if not inspect.isabstract(found)]
@@ -106,7 +112,7 @@ def the_plugin(module: ModuleType, name: str, base: type[Any], noun: str) -> typ
         return whole[0]
     if whole:
         names = " and ".join(sorted(found.__name__ for found in whole))
-        problem = f"{name} defines more than one: {names}"
+        problem = f"{name} defines more than one {noun}: {names}"
         remedy = (
             f"keep one {noun} in a module, or mark the others as bases: "
             "`is_abstract: ClassVar[bool] = True` in the class, or a name that begins with an underscore"
@@ -125,8 +131,8 @@ def the_plugin(module: ModuleType, name: str, base: type[Any], noun: str) -> typ
     raise NoPlugin(f"{name} defines no {noun}", "docs/extending.md has an example")
 
 
-def neighbors(module: str) -> list[str]:
-    """Return the modules beside one that is not there, by the files of its package; nothing is imported."""
+def modules_beside(module: str) -> list[str]:
+    """Return the modules that the package of a missing module does hold, by its files; nothing is imported."""
     package, _, _ = module.rpartition(".")
     spec = find_module(package) if package else None
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
@@ -138,17 +144,17 @@ def neighbors(module: str) -> list[str]:
     ]
 
 
-def looked_in() -> str:
-    """Return the folders of the user's own in which modules are looked for, as a clause."""
-    folders = [str(folder) for folder in _own_folders()]
-    return f"looked in {', '.join(folders)}" if folders else "no folder of yours is looked in"
+def describe_searched_folders() -> str:
+    """Return a clause that lists the user's own folders in which modules are searched."""
+    folders = [str(folder) for folder in _list_user_folders()]
+    return f"searched {', '.join(folders)}" if folders else "no folder of yours is searched"
 
 
-def lone_file(stem: str) -> Path | None:
-    """Return the file beside the experiment that a kind without a dot seems to mean, if there is one."""
+def find_file_meant(stem: str) -> Path | None:
+    """Return the file in the user's folders that a kind without a dot seems to mean; None if no file fits."""
     if not stem.isidentifier() or len(stem) > LONGEST_NAME:
         return None
-    files = (folder / f"{stem}.py" for folder in _own_folders())
+    files = (folder / f"{stem}.py" for folder in _list_user_folders())
     return next((file for file in files if file.is_file()), None)
 
 
@@ -163,7 +169,7 @@ def _find_below(module: str, path: Iterable[str] | None) -> ModuleSpec | None:
 
 
 def _classes_below(module: ModuleType, base: type[Any]) -> list[type[Any]]:
-    """Return a module's classes that derive from another, each once."""
+    """Return the classes in a module that derive from a base class, each once."""
     values = getattr(module, "__dict__", {}).values()
     found = [value for value in values if inspect.isclass(value) and issubclass(value, base)]
     return list(dict.fromkeys(found))
@@ -173,8 +179,8 @@ def _is_base(found: type[Any]) -> bool:
     return bool(found.__dict__.get("is_abstract", False)) or found.__name__.startswith("_")
 
 
-def _own_folders() -> list[Path]:
-    """Return the folders of the import path that belong to no installation of Python."""
+def _list_user_folders() -> list[Path]:
+    """Return the folders of the import path that belong neither to an installation of Python nor to fedssl."""
     installed = tuple({sys.prefix, sys.base_prefix, sys.exec_prefix})
     folders = [Path(entry or ".").absolute() for entry in sys.path]
     own = [
@@ -188,8 +194,8 @@ def _own_folders() -> list[Path]:
 _HERE = Path(__file__).absolute().parents[2]
 
 
-def _module_for_file(kind: str) -> str:
-    """Return the remedy for a kind that is a file's name."""
+def _suggest_module(kind: str) -> str:
+    """Return the remedy for a kind that is the name of a file."""
     path = kind.replace("\\", "/").removesuffix(".py")
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     if len(parts) == 1 and parts[0].isidentifier():
@@ -201,7 +207,7 @@ def _module_for_file(kind: str) -> str:
     return "write the module's name, such as 'mylab.mine'"
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     said = " ".join(str(error).split())
     kind = type(error).__name__
     text = f"{kind}: {said}" if said else kind

@@ -1,4 +1,4 @@
-"""How a process gets ready: its surroundings, quick imports, and work in the background."""
+"""Make a process ready: its environment variables, quick imports, and work in the background."""
 
 import gc
 import io
@@ -22,19 +22,19 @@ DISCREET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "WANDB_ERROR_REPORTING": "false",
 }
-"""Environment variables by which libraries report nothing of their use to their makers."""
+"""With these environment variables, libraries report nothing about their use to their makers."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine that no proxy may stand in front of."""
+"""Names of this machine. Connections to them never go through a proxy."""
 
 
 def prepare_process() -> None:
-    """Make a process that is all ours ready: its surroundings, and streams that no character can break.
+    """Make a process that runs only fedssl ready: its environment variables and its output streams.
 
-    A character that a terminal cannot show is written as ``?``.
+    A character that a terminal cannot show is written as ``?`` and raises no error.
     """
     prepare_surroundings()
-    # Pictures are files here, whatever a notebook or a shell has chosen.
+    # fedssl draws figures into files only, whatever backend a notebook or a shell has chosen.
     os.environ["MPLBACKEND"] = "agg"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -42,10 +42,10 @@ def prepare_process() -> None:
 
 
 def prepare_surroundings() -> None:
-    """Set environment variables that libraries read when they are imported, and child processes inherit.
+    """Set environment variables that libraries read on their import and that child processes inherit.
 
-    Libraries report nothing of their use, unless the user has set their variable; and proxies stay out of what this machine
-    says to itself.
+    They keep libraries from reporting their use, unless the user has set a library's variable. They also keep proxies
+    out of this machine's connections to itself.
     """
     for name, value in DISCREET.items():
         os.environ.setdefault(name, value)
@@ -53,10 +53,10 @@ def prepare_surroundings() -> None:
 
 
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that keep proxies out of what this machine says to itself; empty without any proxy.
+    """Return the variables that keep proxies out of this machine's connections to itself; empty if no proxy is set.
 
     Args:
-        environment: Variables as they are; the hosts that they except already stay excepted.
+        environment: The variables now. Hosts that they already exempt from proxies stay exempt.
     """
     names = {name.lower() for name in environment}
     if not names & {"http_proxy", "https_proxy", "all_proxy", "grpc_proxy"}:
@@ -69,11 +69,12 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import in here what stays for the life of the process.
+    """Import modules faster inside the block; they must stay for the life of the process.
 
-    The two hundred thousand objects that torch and Flower make on import are no garbage, yet Python would look through
-    them over and over while they are made, again every so often later, and once more when the process ends: a third
-    of what `import torch` takes. Here nobody looks, and afterwards they count as permanent.
+    torch and Flower make two hundred thousand objects on import. None of them is garbage, but Python's garbage
+    collector would search them again and again during the import, from time to time later, and once more at the end of
+    the process. This search takes a third of the time of `import torch`. The block turns the collector off, and the
+    objects count as permanent afterwards.
     """
     gc.disable()
     try:
@@ -84,15 +85,15 @@ def quick_imports() -> Iterator[None]:
 
 
 def import_path() -> str:
-    """Return the PYTHONPATH with which another process finds the modules that this one does, the user's own last."""
+    """Return the PYTHONPATH with which another process finds this one's modules; the user's own folders come last."""
     return os.pathsep.join(_installed_first(sys.path))
 
 
 @contextmanager
 def installed_modules_first() -> Iterator[None]:
-    """Import in here as if the folder of the user's script were the last place to look for modules.
+    """Search the folder of the user's script last for modules that are imported inside the block.
 
-    A file ``torch.py`` beside a script is then not taken for the library.
+    Python then does not take a file ``torch.py`` beside the script for the library.
     """
     before = list(sys.path)
     sys.path[:] = _installed_first(before)
@@ -100,26 +101,27 @@ def installed_modules_first() -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.path == ours:  # what was imported may have added folders of its own
+        if sys.path == ours:  # an imported module may have added folders of its own
             sys.path[:] = before
 
 
 def _installed_first(path: list[str]) -> list[str]:
-    """Return a module search path whose folders of the user's own, the current one and the script's, come last."""
+    """Return a module search path in which the user's own folders (the current and the script's) come last."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     own = {Path.cwd(), *([Path(script).absolute().parent] if script else [])}
-    own.discard(Path(__file__).absolute().parents[2])  # a checkout of ours
+    own.discard(Path(__file__).absolute().parents[2])  # a checkout of fedssl is not the user's
     entries = list(dict.fromkeys(str(Path(entry).absolute()) for entry in path))
     return sorted(entries, key=lambda entry: Path(entry) in own)
 
 
 class InBackground(Generic[Made]):
-    """Make something in a thread of its own, which lives as long as what it made is used.
+    """Make an object in a thread of its own, and keep that thread alive until `end`.
 
-    Processes that are bound to the life of their parent are bound to the thread that started them (Linux).
+    On Linux, a process that ends with its parent ends with the thread that started it. So the thread must live as long
+    as the object is used.
 
     Args:
-        make: Called at once, in the thread.
+        make: Makes the object. It is called at once, in the thread.
     """
 
     def __init__(self, make: Callable[[], Made]) -> None:
@@ -129,11 +131,11 @@ class InBackground(Generic[Made]):
         threading.Thread(target=self._run, daemon=True).start()
 
     def result(self) -> Made:
-        """Return what was made, once it is; raise what it raised."""
+        """Wait for `make` and return its result, or raise its error."""
         return self._made.result()
 
     def end(self, close: Callable[[Made], None]) -> None:
-        """Close what was made, once it is; what could not be made needs no closing."""
+        """Wait for `make`, close its result, and let the thread end; after a failed `make` nothing is closed."""
         try:
             if self._made.exception() is None:
                 close(self._made.result())
@@ -143,6 +145,6 @@ class InBackground(Generic[Made]):
     def _run(self) -> None:
         try:
             self._made.set_result(self._make())
-        except BaseException as error:  # theirs who ask for the result
+        except BaseException as error:  # `result` raises it in the thread that asks
             self._made.set_exception(error)
         self._over.wait()

@@ -1,8 +1,8 @@
-"""Plugins found by name: a plugin's name is its module's name, and one file is all it takes.
+"""Find plug-ins by name: a plug-in's name is the name of its module, and a new plug-in takes one file.
 
-A `Family` is a package of such modules. ``kind = "fixmatch"`` is the module ``fedssl/methods/fixmatch.py``;
-``kind = "torchvision:resnet18"`` is the module ``torchvision`` with its field ``name = "resnet18"``; a kind with
-a dot, ``kind = "mylab.mymethod"``, is any importable module of the user's own.
+A `Family` is a package of such modules. ``kind = "fixmatch"`` is the module ``fedssl/methods/fixmatch.py``.
+``kind = "torchvision:resnet18"`` is the module ``torchvision`` with its field ``name = "resnet18"``. A kind with a dot,
+``kind = "mylab.mymethod"``, is any importable module of the user's own.
 """
 
 import contextlib
@@ -30,25 +30,25 @@ from fedssl.core.plugin_modules import (
     LONGEST_NAME,
     NoPlugin,
     check_name,
+    describe_searched_folders,
+    find_file_meant,
     find_module,
+    find_plugin,
     import_module,
-    lone_file,
-    looked_in,
-    neighbors,
-    the_plugin,
+    modules_beside,
 )
 from fedssl.core.trust import Trust, current, trusting
 
 
 class Section(BaseModel):
-    """A frozen section of the experiment file; a key it does not know is an error."""
+    """A frozen section of the experiment file; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and "5" where a number is wanted; pydantic would take them for 1 and 5."""
+        """Refuse true and "5" for a number; pydantic would take them for 1 and 5."""
         field = cls.model_fields.get(info.field_name or "")
         wanted = set(get_args(field.annotation) or (field.annotation,)) if field else set()
         if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
@@ -57,18 +57,29 @@ class Section(BaseModel):
 
 
 def _is_class_variable(kind: Any) -> bool:
-    """Say whether an annotation, which may be text, is a ClassVar."""
+    """Return whether an annotation, which may be text, is a ClassVar."""
     return get_origin(kind) is ClassVar or kind is ClassVar or "ClassVar" in str(kind)
 
 
 class Plugin(Section):
-    """A section whose ``kind`` names the module that implements it."""
+    """A section of the experiment file whose ``kind`` names the module that implements it.
+
+    Annotated names are settings. A `ClassVar` is no setting.
+
+    Example:
+        The class stands in this module, so its kind is ``registry``; in ``mylab/dropout.py`` it is ``mylab.dropout``.
+
+        >>> class Dropout(Plugin):
+        ...     probability: float = 0.5
+        >>> Dropout(probability=0.1).to_dict()
+        {'kind': 'registry', 'probability': 0.1}
+    """
 
     is_abstract: ClassVar[bool] = False
-    """True for a family's base class, which no experiment can name."""
+    """Whether the class is the base of a family; no experiment can name such a class."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a setting or a constant that has the name of a hook: whoever calls the hook would get its value."""
+        """Refuse a setting or a constant with the name of a hook: code that calls the hook would find the value."""
         super().__init_subclass__(**options)
         settings = {
             name
@@ -89,7 +100,7 @@ class Plugin(Section):
 
     @property
     def kind(self) -> str:
-        """Name that selects this plugin in an experiment file."""
+        """The name that selects this plug-in in an experiment file."""
         module = type(self).__module__
         short = module.rsplit(".", 1)[-1]
         stem = short if module.startswith("fedssl.") else module
@@ -97,14 +108,14 @@ class Plugin(Section):
         return stem if name is None else f"{stem}:{name}"
 
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
-        """Return the section as it would be written, the discriminator first."""
+        """Return the section as a table of the experiment file; the kind comes first."""
         return {key: self.kind, **self.model_dump(mode="json", exclude={"name"})}
 
 
 class Unimported(Plugin):
-    """A section of a record whose kind names a module that may not be imported: its settings, and no code.
+    """A section of a record whose kind names a module that may not be imported.
 
-    What needs no code, such as the settings themselves, can be read. Anything else raises `InputError`.
+    It holds the section's settings, and they can be read. Anything that needs the module's code raises `InputError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -114,12 +125,12 @@ class Unimported(Plugin):
 
     @classmethod
     def of(cls, family: "Family", kind: str, fields: Mapping[str, Any]) -> Self:
-        """Return the section.
+        """Return a section that stands for a plug-in without its code.
 
         Args:
-            family: Of the plug-in that is not there.
-            kind: As written.
-            fields: Its settings.
+            family: The plug-in's family.
+            kind: The plug-in's kind, as the record writes it.
+            fields: The plug-in's settings.
         """
         section = cls.model_validate(fields)
         section._kind, section._family = kind, family
@@ -127,7 +138,7 @@ class Unimported(Plugin):
 
     @property
     def kind(self) -> str:
-        """Name as written in the record."""
+        """The kind, as the record writes it."""
         return self._kind
 
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
@@ -137,7 +148,7 @@ class Unimported(Plugin):
     if not TYPE_CHECKING:  # mypy would take any attribute for a setting
 
         def __getattr__(self, name: str) -> Any:
-            """Return a setting, or the default that all of the family have; what needs code is refused."""
+            """Return a setting, or the family's default for it; refuse an attribute that needs the module's code."""
             try:
                 return super().__getattr__(name)
             except AttributeError:
@@ -151,21 +162,21 @@ class Unimported(Plugin):
                 return constant
             raise InputError(
                 f"{family.section}.{family.key}",
-                f"this run's {family.noun} {self._kind} is a module of somebody's own, which is not imported",
-                "--plugins imports it (in Python: Run(path, plugins=True)), and runs its code",
+                f"this run's {family.noun} {self._kind} is not built in, and its module was not imported",
+                "--plugins imports it (in Python: Run(path, plugins=True)), which runs its code",
             )
 
 
 class Family:
-    """One package of plugins.
+    """One package of plug-ins of the same sort, and its place in the experiment file.
 
     Args:
-        noun: What a member is called in messages, e.g. ``"method"``.
-        package: Dotted name of the package that holds one plugin a module.
+        noun: What messages call a member, e.g. ``"method"``.
+        package: Dotted name of the package. Each of its modules holds one plug-in.
         base: Class that every member derives from.
-        section: Where the family stands in the experiment file, e.g. ``"federation.partition"``.
-        default: Kind that stands in when the section names none; None makes it required.
-        key: Name of the discriminating key.
+        section: The family's place in the experiment file, e.g. ``"federation.partition"``.
+        default: Kind of a section that names no kind; None makes the kind required.
+        key: The key of the section that names the kind.
     """
 
     def __init__(
@@ -189,11 +200,11 @@ class Family:
         return type(self)(self.noun, self.package, self.base, section, default, self.key)
 
     def as_table(self, value: Any) -> Any:
-        """Return a section as a table: a bare name is short for a table that names it."""
+        """Return a section as a table; a bare name is short for a table with that kind alone."""
         return {self.key: value} if isinstance(value, str) else value
 
     def kind_of(self, value: Any, otherwise: Any = None) -> Any:
-        """Return the kind that a table names, or else another table's, or else the default."""
+        """Return the kind that a table names, else the kind that a second table names, else the default."""
         for table in (value, otherwise):
             if isinstance(table, Mapping) and self.key in table:
                 return table[self.key]
@@ -203,55 +214,58 @@ class Family:
         """Return the kinds that the package holds, sorted."""
         path = importlib.import_module(self.package).__path__
         modules = sorted(info.name for info in pkgutil.iter_modules(path))
-        return [name for name in modules if self._has(name)]
+        return [name for name in modules if self._holds_plugin(name)]
 
-    def _has(self, stem: str) -> bool:
+    def _holds_plugin(self, stem: str) -> bool:
         module = f"{self.package}.{stem}"
         try:
-            the_plugin(import_module(module), module, self.base, self.noun)
+            find_plugin(import_module(module), module, self.base, self.noun)
         except NoPlugin:
             return False
         return True
 
     def get(self, stem: str) -> type[Plugin]:
-        """Return the class behind a kind (without its ``:name`` part).
+        """Return the class that a kind names.
+
+        Args:
+            stem: The kind without its ``:name`` part.
 
         Raises:
-            InputError: No such module, a module that cannot be imported or may not be, or one without exactly one
-                plug-in; says what was looked for and where.
+            InputError: The module cannot be found, cannot be imported, or does not define exactly one plug-in. The
+                error says which folders were searched.
         """
         try:
             check_name(stem)
-            return self._of_module(stem) if "." in stem else self._built_in(stem)
+            return self._load_module(stem) if "." in stem else self._load_built_in(stem)
         except NoPlugin as error:
-            raise self._refused(stem, error) from error.__cause__
+            raise self._error_about(stem, error) from error.__cause__
 
-    def _refused(self, stem: str, error: NoPlugin) -> InputError:
+    def _error_about(self, stem: str, error: NoPlugin) -> InputError:
         shown = repr(stem if len(stem) <= LONGEST_NAME else stem[:LONGEST_NAME] + "...")
         because = f": {error.problem}" if error.problem else ""
         where = f"{self.section}.{self.key}"
         return InputError(where, f"there is no {self.noun} {shown}{because}", error.remedy)
 
-    def _built_in(self, stem: str) -> type[Plugin]:
+    def _load_built_in(self, stem: str) -> type[Plugin]:
         module = f"{self.package}.{stem}"
         if find_module(module) is not None:
             with contextlib.suppress(NoPlugin):
-                return the_plugin(import_module(module), module, self.base, self.noun)
-        file = lone_file(stem)
+                return find_plugin(import_module(module), module, self.base, self.noun)
+        file = find_file_meant(stem)
         if file is None:
             raise NoPlugin("", nearest(stem, self.names()))
         remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
-        raise NoPlugin(f"{file} is not looked into, for a kind without a dot is built in", remedy)
+        raise NoPlugin(f"{file} is ignored, because a kind without a dot is built in", remedy)
 
-    def _of_module(self, module: str) -> type[Plugin]:
+    def _load_module(self, module: str) -> type[Plugin]:
         if find_module(module) is None:
-            beside = neighbors(module)
+            beside = modules_beside(module)
             near = nearest(module, beside) if beside else "kinds without a dot are built in"
-            raise NoPlugin(f"no module of that name is found ({looked_in()})", near)
-        return the_plugin(import_module(module), module, self._member(), self.noun)
+            raise NoPlugin(f"no module of that name is found ({describe_searched_folders()})", near)
+        return find_plugin(import_module(module), module, self._member_base(), self.noun)
 
-    def _member(self) -> type[Plugin]:
-        """Return the class that members derive from; a family that is given `Plugin` names it in its ``base`` module."""
+    def _member_base(self) -> type[Plugin]:
+        """Return the class that members derive from; where `base` is `Plugin`, the package's ``base`` module has it."""
         if self.base is not Plugin:
             return self.base
         member: type[Plugin] = getattr(
@@ -259,16 +273,17 @@ class Family:
         )
         return member
 
-    def _is_own(self, stem: str) -> bool:
-        """Say whether a kind is one of the package's modules, which anybody may name."""
+    def _is_built_in(self, stem: str) -> bool:
+        """Return whether a kind names a module of the package, which any experiment may name."""
         return "." not in stem or stem.rpartition(".")[0] == self.package
 
     def build(self, value: Any) -> Plugin:
-        """Turn a section's table into the plugin it describes.
+        """Return the plug-in that a section's table describes.
 
         Raises:
-            InputError: Unknown kind, unknown key or a value out of range, with the dotted field.
+            InputError: The kind or a key is unknown, or a value is out of range. The error names the dotted field.
         """
+        # The value may be a plug-in already, a bare name, or a table.
         if isinstance(value, Plugin):
             self._check_instance(value)
             return value
@@ -282,8 +297,8 @@ class Family:
         if not isinstance(kind, str):
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
         stem, colon, name = kind.partition(":")
-        if not self._is_own(stem) and not current().allows(stem):
-            return self._unimported(kind, stem, fields)
+        if not self._is_built_in(stem) and not current().allows(stem):
+            return self._stand_in_for(kind, stem, fields)
         plugin = self.get(stem)
         if colon:
             fields["name"] = name
@@ -295,19 +310,23 @@ class Family:
             return plugin.model_validate(fields)
         except PydanticUserError as error:  # such as a type that only type checkers see
             said = str(error).partition("\n")[0]
-            raise self._refused(stem, NoPlugin(f"{stem} is no settings' class: {said}")) from error
+            raise self._error_about(
+                stem, NoPlugin(f"its settings cannot be used: {said}")
+            ) from error
         except ValidationError as error:
             raise input_error(error, plugin, self.section) from None
 
-    def _unimported(self, kind: str, stem: str, fields: dict[str, Any]) -> Plugin:
-        """Return what stands for a plug-in that may not be imported, or the plug-in if this process has its module already.
+    def _stand_in_for(self, kind: str, stem: str, fields: dict[str, Any]) -> Plugin:
+        """Return an `Unimported` section for a plug-in that may not be imported.
+
+        If this process has imported the plug-in's module already, return the plug-in itself.
 
         Raises:
-            InputError: Whoever reads the experiment allows no other modules.
+            InputError: The current trust makes a forbidden module an error.
         """
         trust = current()
         if not trust.keeps_tables:
-            problem = f"{kind!r} is a module that this client does not allow, and nothing of it was imported"
+            problem = f"{kind!r} is a module that this client does not allow; it was not imported"
             remedy = f'allow it in the node\'s config: allowed-plugins="{stem}"'
             raise InputError(f"{self.section}.{self.key}", problem, remedy)
         if stem in sys.modules:
@@ -316,28 +335,26 @@ class Family:
         try:
             check_name(stem)
         except NoPlugin as error:
-            raise self._refused(stem, error) from None
+            raise self._error_about(stem, error) from None
         return Unimported.of(self, kind, fields)
 
     def _check_instance(self, plugin: Plugin) -> None:
-        """Refuse an object whose class workers would not find by its kind."""
+        """Refuse an object whose class workers could not find by its kind."""
         if isinstance(plugin, Unimported):
             return
         own = type(plugin)
         where = f"{self.section}.{self.key}"
         stands = getattr(sys.modules.get(own.__module__), own.__qualname__, None) is own
         if not stands or own.__module__ in ("__main__", "__mp_main__"):
-            problem = f"{own.__name__} stands in a notebook, a script or a function"
+            problem = f"{own.__name__} is defined in a notebook, a script or a function"
             raise InputError(where, problem, IN_ITS_OWN_MODULE)
         found = self.get(plugin.kind.partition(":")[0])
         if found is not own:
-            problem = (
-                f"{own.__name__} is not what {own.__module__} is known for; {found.__name__} is"
-            )
+            problem = f"workers would find {found.__name__} by this kind in place of {own.__name__}"
             raise InputError(where, problem, IN_ITS_OWN_MODULE)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Let pydantic build a field annotated with this family through `build`."""
+        """Let pydantic call `build` for a field that is annotated with this family."""
         return core_schema.no_info_plain_validator_function(
             self.build,
             serialization=core_schema.plain_serializer_function_ser_schema(
@@ -348,7 +365,7 @@ class Family:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the section for editors: one alternative a kind."""
+        """Describe the section for editors, with one alternative for each kind."""
         alternatives = []
         for name in self.names():
             plugin = self.get(name)
@@ -372,7 +389,7 @@ class Family:
 
 
 def input_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:
-    """Say what pydantic found wrong in one message, with the dotted field and the nearest key."""
+    """Return pydantic's first finding as one message, with the dotted field and the nearest known key."""
     first, *rest = error.errors()
     location = [str(part) for part in first["loc"]]
     field = ".".join(([prefix] if prefix else []) + location) or model.__name__

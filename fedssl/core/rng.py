@@ -1,7 +1,8 @@
 """The one source of randomness: every stream derives from (seed, purpose, round, client).
 
-What one component draws cannot shift what another one draws, and no schedule of clients over workers can change a
-result. (torch's CPU generator keeps 32 bits of a seed: two names in four billion share a stream.)
+The draws of one component cannot shift the draws of another, and no schedule of clients over workers can change a
+result. torch's CPU generator keeps only 32 bits of a seed, so two names share a stream with a chance of one in four
+billion.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ def derive_seed(seed: int, purpose: str, *, round: int = 0, client: int = SERVER
 
     Args:
         seed: The experiment's seed.
-        purpose: What the numbers are for, e.g. ``"cohort"`` or ``"augment/strong"``.
-        round: Round the stream belongs to, counted from 1; 0 for none.
-        client: Client number the stream belongs to; -1 for the server's own.
+        purpose: What the random numbers are for, e.g. ``"cohort"`` or ``"augment/strong"``.
+        round: Round that the stream belongs to, counted from 1; 0 for a stream of no round.
+        client: Number of the client that the stream belongs to; -1 for the server's own streams.
     """
     name = f"{seed}|{purpose}|{round}|{client}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
@@ -51,10 +52,10 @@ def numpy_generator(
 
 @contextmanager
 def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Lend torch's global streams a seed for code that takes no generator, then put them back.
+    """Seed torch's global streams inside the block, for code that takes no generator, then put them back.
 
-    Weight initialization and dropout draw from the global streams and nothing else; this, `reseed` and `rewinder` are
-    the only places that touch them.
+    Only weight initialization and dropout draw from the global streams. Only this function, `reseed` and `rewinder`
+    touch those streams.
     """
     rewind = rewinder(device)
     try:
@@ -65,19 +66,19 @@ def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None
 
 
 def reseed(seed: int, device: torch.device | str = "cpu") -> None:
-    """Seed torch's global streams anew, within `seeded_torch`.
+    """Seed torch's global streams anew; call it within `seeded_torch` only.
 
-    `torch.manual_seed` would do the same and also queue a call with its stack trace for every GPU that is not there,
-    which costs more than a small network's forward pass.
+    `torch.manual_seed` would do the same, but it also queues a call with a stack trace for every GPU that is missing,
+    and that costs more than a small network's forward pass.
     """
     for stream in _global_streams(torch.device(device)):
         stream.manual_seed(seed)
 
 
 def rewinder(device: torch.device | str = "cpu") -> Callable[[], None]:
-    """Return a function that sets torch's global streams back to where they stand now, as often as it is called.
+    """Return a function that sets torch's global streams back to where they stand now, each time it is called.
 
-    Two passes through a network that start from the same place draw the same dropout masks.
+    Two passes through a network that start from the same point of the streams draw the same dropout masks.
     """
     kept = [(stream, stream.get_state()) for stream in _global_streams(torch.device(device))]
 

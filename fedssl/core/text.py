@@ -1,6 +1,7 @@
-"""Texts of users and clients made harmless: for a terminal, where they could move the cursor, and for a spreadsheet, where they could be formulas.
+"""Make texts of users and clients harmless.
 
-A file name, a class name or the error text of a client holds whatever somebody put into it.
+A file name, a class name or a client's error text can hold anything. It could move the cursor of a terminal, and a
+spreadsheet could take it for a formula.
 """
 
 import re
@@ -8,21 +9,21 @@ import re
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Control characters but for tab and line feed, marks that turn the direction of writing, and halves of surrogate pairs."""
+"""Control characters other than tab and line feed, marks that turn the direction of writing, and lone surrogates."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that a spreadsheet may take for a formula."""
+"""A spreadsheet may take a cell that begins with one of these characters for a formula."""
 
 _BYTES = range(0xDC80, 0xDD00)
-"""Characters by which Python keeps a byte of a file name that is no UTF-8 (PEP 383)."""
+"""Python stands these characters in for the bytes of a file name that are not UTF-8 (PEP 383)."""
 
 
 def printable(text: str) -> str:
     r"""Return a text in which control characters are written out, such as ``\x1b``; tabs and line feeds stay.
 
-    A byte of a file name that is no UTF-8 is written as that byte: ``Fl\xfcgel``.
+    A byte of a file name that is not UTF-8 is written as that byte: ``Fl\xfcgel``.
     """
-    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_written, text)
+    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_write_out, text)
 
 
 def one_line(text: str) -> str:
@@ -37,11 +38,11 @@ def as_cell(text: str) -> str:
 
 
 def from_cell(cell: str) -> str:
-    """Return the text that `as_cell` was given, as far as it is printable."""
+    """Undo `as_cell`: return the text of a cell; its control characters stay written out."""
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
 
 
-def _written(found: re.Match[str]) -> str:
+def _write_out(found: re.Match[str]) -> str:
     code = ord(found[0])
     if code in _BYTES:
         return f"\\x{code - 0xDC00:02x}"

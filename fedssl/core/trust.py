@@ -1,4 +1,4 @@
-"""Whose code may be imported: the modules that an experiment names may come from somebody else."""
+"""Which modules an experiment may import: the modules that it names may be a stranger's code."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,18 +6,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 EVERY_MODULE = "*"
-"""What a list of allowed plug-ins says to allow every module."""
+"""This entry in a list of allowed plug-ins allows every module."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Which modules the kinds of an experiment may import beside the built-in ones.
+    """The modules that an experiment's kinds may import beside the built-in ones.
 
-    Two experiments with the same settings are equal whatever either may import, so no field is compared.
+    No field is compared, because two experiments with the same settings are equal whatever modules they may import.
 
     Args:
-        modules: Modules, and packages with all modules below them; None allows every module.
-        keeps_tables: Whether a section that names another module stays a table of settings; it is an error otherwise.
+        modules: Allowed modules, and packages with all modules below them; None allows every module.
+        keeps_tables: Whether a section that names a forbidden module stays a table of settings. Otherwise such a
+            section is an error.
     """
 
     modules: tuple[str, ...] | None = field(default=None, compare=False)
@@ -31,14 +32,14 @@ class Trust:
 
 
 ALL = Trust()
-"""For the experiments of the person at this machine."""
+"""Experiments of the person at this machine may import every module."""
 
 NOBODY = Trust((), keeps_tables=True)
-"""For a record, which may be a stranger's."""
+"""A record may import no module, because it may be a stranger's; its sections stay tables."""
 
 
 def only(listed: str) -> Trust:
-    """Return the trust of a client that allows a list of modules, such as ``"mylab, other.module"``."""
+    """Return the trust of a client whose config allows a list of modules, such as ``"mylab, other.module"``."""
     names = tuple(name.strip() for name in listed.split(",") if name.strip())
     return ALL if EVERY_MODULE in names else Trust(names)
 
@@ -47,13 +48,13 @@ _current: ContextVar[Trust] = ContextVar("trust", default=ALL)
 
 
 def current() -> Trust:
-    """Return the trust under which experiments are read now."""
+    """Return the trust that applies to experiments read now."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def trusting(trust: Trust) -> Iterator[None]:
-    """Read experiments under a trust inside the block."""
+    """Apply a trust to all experiments that are read inside the block."""
     token = _current.set(trust)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is still to be run in a round: parts of the cohort's tree, cut to size, cut finer where a worker was lost."""
+"""The parts of the cohort's tree that a round still has to run; they are cut finer after a worker was lost."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,19 +6,22 @@ from collections.abc import Iterable
 from fedssl.exchange.sums import Span, parts, without
 
 CALL_SECONDS = 0.015
-"""Work that a call to a worker should carry at least: about ten times what the call itself costs."""
+"""A call to a worker should carry at least this many seconds of work, about ten times the cost of the call itself."""
 
 MOST_CALLS = 8
-"""Calls a worker in a round, at most: enough to even out, and few enough for their sums not to add up in memory."""
+"""A cohort is cut into at most this many parts for each worker.
+
+They are enough to balance the load, and few enough that their sums do not add up in memory.
+"""
 
 
 def num_parts(num_units: int, num_workers: int, unit_seconds: float | None) -> int:
-    """Return into how many parts a cohort is cut.
+    """Return into how many parts to cut a cohort.
 
     Args:
         num_units: Units of the cohort.
-        num_workers: Workers that share it.
-        unit_seconds: What a unit has taken so far; None if nothing is known.
+        num_workers: Workers that share the cohort.
+        unit_seconds: Seconds that a unit has taken so far; None if no unit has run yet.
     """
     if unit_seconds is None:
         return num_workers
@@ -27,14 +30,14 @@ def num_parts(num_units: int, num_workers: int, unit_seconds: float | None) -> i
 
 
 class Backlog:
-    """Units that nobody has finished, as nodes of the tree in which they are summed.
+    """The units that no worker has finished, as nodes of the tree in which they are summed.
 
-    A node that was lost with its worker is run again, every unit by itself, so that the one that loses workers is
-    found and costs the others nothing.
+    After a worker was lost, every unit of its node runs again by itself. This finds the unit that loses workers, and
+    the other units lose nothing.
 
     Args:
         num_units: Units of the cohort.
-        count: Parts to begin with.
+        count: Number of parts to begin with.
         retries: How often a unit is tried again.
     """
 
@@ -42,28 +45,28 @@ class Backlog:
         self._retries = retries
         self._failed: Counter[int] = Counter()
         whole = parts((0, num_units), count) if num_units else []
-        # The last is taken first: longest parts, and among them the first ones, whose clients take longest.
+        # `take` takes the last part: the longest, and among equals the earliest, whose clients take longest.
         self._waiting = sorted(whole, key=lambda span: (span[1] - span[0], -span[0]))
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def take(self) -> Span:
-        """Return the part to run next."""
+        """Remove and return the part to run next."""
         return self._waiting.pop()
 
     def drop(self) -> list[int]:
-        """Return all units that are waiting, and wait for them no longer."""
+        """Remove and return all waiting units."""
         dropped = [unit for span in self._waiting for unit in range(*span)]
         self._waiting.clear()
         return dropped
 
     def lost(self, span: Span, culprit: int | None) -> list[int]:
-        """Take back a part whose worker was lost; return the units that have been tried often enough.
+        """Take back a part whose worker was lost; return the units that will not be tried again.
 
         Args:
             span: The part.
-            culprit: Unit that is to blame, if that is known.
+            culprit: The unit that is to blame; None if it is not known.
         """
         if culprit is None and span[1] - span[0] > 1:
             self._wait_for((unit, unit + 1) for unit in range(*span))

@@ -1,4 +1,4 @@
-"""What clients keep between rounds: staged while a round runs, kept once it is over, in memory or in a file."""
+"""What clients keep between rounds: it is staged during a round and kept after the round, in memory or in a file."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from fedssl.record.snapshot import KeptStates
 
 
 class _Entry:
-    """One state: its bytes, or where they were put."""
+    """The bytes that one client keeps, or their place in the file."""
 
     __slots__ = ("data", "place", "version")
 
@@ -20,13 +20,14 @@ class _Entry:
 
 
 class ClientStates:
-    """Serialized state of clients by number; an empty one costs nothing.
+    """What each client keeps, serialized, by the client's number; a client that keeps nothing costs nothing.
 
-    A round stages; `commit` makes what was staged the state that checkpoints see, `discard` forgets it. Reading sees
-    what is staged, so that a grid driven by any strategy finds what a client left in its last message.
+    A round stages bytes. `commit` makes the staged bytes the ones that checkpoints see; `discard` forgets them. `get`
+    returns staged bytes first, so that a grid finds what a client left in its last message under any strategy.
 
     Args:
-        memory: Bytes of state to hold in memory, staged or kept; what was not used longest goes to a temporary file.
+        memory: Bytes, staged or kept, to hold in memory. Beyond them, the states that were not used for the longest
+            time go to a temporary file.
     """
 
     def __init__(self, memory: int = 1024 * MB) -> None:
@@ -40,7 +41,7 @@ class ClientStates:
 
     @property
     def round(self) -> int:
-        """Rounds that are over."""
+        """The number of rounds that are over."""
         return self._round
 
     @property
@@ -50,27 +51,27 @@ class ClientStates:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of state in memory."""
+        """The number of bytes held in memory."""
         return self._resident_bytes
 
     def get(self, client: int) -> bytes | None:
-        """Return what a client keeps; None if it keeps nothing."""
+        """Return what a client keeps, staged or not; None if it keeps nothing."""
         entry = self._staged[client] if client in self._staged else self._kept.get(client)
         return None if entry is None else self._read(entry)
 
     def stage(self, client: int, state: bytes | None) -> None:
-        """Take what a client left in its context in the round that runs."""
+        """Stage what a client left in its context in the current round; None: the client keeps nothing."""
         if state is None and client not in self._kept and client not in self._staged:
             return
         self._drop(self._staged.get(client))
         self._staged[client] = None if state is None else self._hold(state)
 
     def revert(self, client: int) -> None:
-        """Forget what a client staged: its reply was refused."""
+        """Forget what was staged for a client whose reply was refused."""
         self._drop(self._staged.pop(client, None))
 
     def commit(self) -> None:
-        """Keep what was staged: the round is over."""
+        """End the round and keep everything that was staged."""
         self._round += 1
         for client, entry in self._staged.items():
             self._drop(self._kept.pop(client, None))
@@ -80,21 +81,21 @@ class ClientStates:
         self._staged.clear()
 
     def discard(self) -> None:
-        """Forget what was staged: the round did not end."""
+        """Forget everything that was staged in a round that did not end."""
         for entry in self._staged.values():
             self._drop(entry)
         self._staged.clear()
 
     def versions(self) -> Mapping[int, int]:
-        """Return, for every client that keeps something, the round that it kept it in."""
+        """Return the last round that changed a client's bytes, for every client that keeps something."""
         return {client: entry.version for client, entry in self._kept.items()}
 
     def kept(self, client: int) -> bytes:
-        """Return what a client keeps, without what is staged."""
+        """Return what a client kept when the last round ended, whatever is staged now."""
         return self._read(self._kept[client])
 
     def restore(self, round: int, states: KeptStates | None) -> None:
-        """Begin after a round, with what clients kept then; None: nothing."""
+        """Begin after a round, with what clients kept at its end; None: they kept nothing."""
         self._round = round
         if states is None:
             return
@@ -104,7 +105,7 @@ class ClientStates:
             self._kept[client] = entry
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything, and delete the temporary file."""
         self._kept.clear()
         self._staged.clear()
         self._resident.clear()

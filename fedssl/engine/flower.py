@@ -1,4 +1,4 @@
-"""Flower's own simulation runtime, for the same apps."""
+"""Run the same apps under Flower's own simulation runtime."""
 
 import os
 import threading
@@ -23,10 +23,10 @@ from fedssl.engine.ray.witness import Record
 from fedssl.exchange.protocol import ALLOWED_PLUGINS
 
 HOME_VARIABLE = "FLWR_HOME"
-"""Environment variable that names the folder of Flower's files."""
+"""This environment variable names the folder of Flower's files."""
 
 POLL_SECONDS = 0.1
-"""Between looks for replies, as in Flower's own grid."""
+"""The grid looks for replies again after this many seconds, as Flower's own grid does."""
 
 
 def simulate(
@@ -39,10 +39,10 @@ def simulate(
     """Run a federation under Flower's simulation runtime.
 
     Args:
-        serve: What the ServerApp does with its grid.
+        serve: The body of the ServerApp; it gets the ServerApp's grid.
         app: The client app.
-        num_clients: K.
-        plan: Actors, and the cores and GPUs of each.
+        num_clients: K, the number of clients in all.
+        plan: The number of actors, and the cores and GPUs of each.
         record: Where the run is recorded; None: nowhere.
 
     Raises:
@@ -61,14 +61,14 @@ def simulate(
         serve(_Watched(grid, over))
 
     cpus = 1 if plan.cpus >= 1 else plan.cpus
-    # Flower's runtime takes the Ray that it finds in this process; its own would admit everybody.
+    # Flower's runtime uses the Ray that it finds in this process. A Ray that it starts itself would admit everybody.
     cluster = RayCluster(None, num_cpus=max(1, round(plan.workers * cpus)))
     try:
         with cluster.witness.recording(record), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             run_simulation(
                 server_app=server_app,
-                client_app=_of_this_machine(app),
+                client_app=_allow_all_modules(app),
                 num_supernodes=num_clients,
                 backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus}},
             )
@@ -78,7 +78,7 @@ def simulate(
 
 
 def _find_home() -> None:
-    """Set ``FLWR_HOME`` to a folder beside the cache where Flower's own choice, in the home folder, cannot be written to."""
+    """Set ``FLWR_HOME`` to a folder beside the cache if Flower's own choice, the home folder, cannot be written to."""
     if os.environ.get(HOME_VARIABLE):
         return
     try:
@@ -89,8 +89,8 @@ def _find_home() -> None:
         os.environ[HOME_VARIABLE] = str(cache_folder() / "flower")
 
 
-def _of_this_machine(app: ClientApp) -> ClientApp:
-    """Return an app that imports what the experiment names, for the experiment is this machine's own."""
+def _allow_all_modules(app: ClientApp) -> ClientApp:
+    """Return an app that may import every module that the experiment names: the experiment is this machine's own."""
 
     def run(message: Message, context: Context) -> Message:
         context.node_config[ALLOWED_PLUGINS] = EVERY_MODULE
@@ -100,11 +100,11 @@ def _of_this_machine(app: ClientApp) -> ClientApp:
 
 
 class _Watched(GridView):
-    """Flower's grid, that does not wait for replies once the runtime behind it has ended.
+    """Flower's grid, but it stops waiting for replies once the runtime behind it has ended.
 
     Args:
-        inner: Flower's.
-        over: Set when the runtime ends.
+        inner: Flower's grid.
+        over: An event that is set when the runtime ends.
     """
 
     def __init__(self, inner: Grid, over: threading.Event) -> None:
@@ -117,7 +117,7 @@ class _Watched(GridView):
         """Send messages and return the replies that came in time.
 
         Raises:
-            RunFailed: The runtime has ended, and nobody is left to reply.
+            RunFailed: The runtime has ended, so no more replies can come.
         """
         missing = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -127,5 +127,5 @@ class _Watched(GridView):
             replies += found
             missing -= {reply.metadata.reply_to_message_id for reply in found}
             if missing and self._over.wait(POLL_SECONDS):
-                raise RunFailed("Flower's simulation runtime ended while clients were asked")
+                raise RunFailed("Flower's simulation runtime ended before all clients had replied")
         return replies

@@ -1,7 +1,7 @@
-"""A SuperLink's grid that asks again for a reply that was lost.
+"""A SuperLink's grid that sends a request again if its reply is lost.
 
-Flower delivers a message once (1.41): if the SuperLink dies while a client fetches a request, or the server a reply, nobody
-sends it again, and the round would wait for its whole timeout.
+Flower delivers a message once (1.41). If the SuperLink dies while a client fetches a request or the server fetches a
+reply, nobody sends that message again, and the round would wait for its whole timeout.
 """
 
 import logging
@@ -17,32 +17,33 @@ from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
 
 POLL_SECONDS = 0.5
-"""Between looks for replies."""
+"""The grid looks for replies again after this many seconds."""
 
 LOOK_SECONDS = 1.0
-"""Seconds that one reply may hold up the others; it is pulled to its end meanwhile."""
+"""One reply may hold up the others for this many seconds; after them it is pulled to its end in the background."""
 
 LEAST_PATIENCE = 120.0
-"""Seconds for which no reply is taken for lost: a client that died is let in again after about one minute."""
+"""No reply counts as lost before this many seconds: a client that died is let in again after about one minute."""
 
 TIMES_SLOWEST = 10.0
-"""A reply is taken for lost when it takes so many times as long as the slowest so far to a request of its kind."""
+"""A reply counts as lost after this many times the seconds of the slowest reply so far to the same kind of request."""
 
 log = logging.getLogger("fedssl.server")
 
 
 class PersistentGrid(GridView):
-    """Ask again for what is taken for lost; of two replies of a client the first one counts.
+    """Send a request again if its reply counts as lost; if a client replies twice, its first reply counts.
 
-    Nothing is asked again before one reply of its kind has come: until then nobody knows how long clients take.
+    The grid sends no request again before one reply to the same kind of request has come, because until then nobody
+    knows how long clients take.
 
-    A reply is that of the node that was asked, whatever it says of its sender. One that cannot be pulled or read is an
-    error of that node, and one whose content never comes whole holds up no other and no deadline (flwr 1.41 waits for
-    it for minutes, and what it raises takes all replies along that are pulled together).
+    A reply belongs to the node that was asked, whatever the reply says about its sender. A reply that cannot be pulled
+    or read is an error of that node. A reply whose content never arrives completely delays no other reply and no
+    deadline. (flwr 1.41 waits for such a reply for minutes, and its error loses all replies that are pulled together.)
 
     Args:
-        inner: Flower's.
-        least_patience: Seconds.
+        inner: Flower's grid.
+        least_patience: No reply counts as lost before this many seconds.
     """
 
     def __init__(self, inner: Grid, least_patience: float = LEAST_PATIENCE) -> None:
@@ -53,41 +54,47 @@ class PersistentGrid(GridView):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return the replies that came in time, one a message at most."""
+        """Send messages and return the replies that came in time, at most one for each message."""
         sent = list(messages)
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
         places = dict(zip(self.push_messages(sent), range(len(sent)), strict=True))
         asked = dict.fromkeys(range(len(sent)), began)
-        """When each was last asked for, of those that are missing."""
+        """The time of the last request for each reply that is missing, by the message's place."""
         pulls = _Pulls(self.pull_messages)
         replies: list[Message] = []
         while asked:
-            # Looked at before the first look, so that the last one is past the deadline: what is there by then counts.
+            # The clock is read before the grid looks for replies, so that the last look comes after the deadline and
+            # finds every reply that has arrived by then.
             is_last = deadline is not None and time.monotonic() >= deadline
             for name, came in pulls.look([name for name, i in places.items() if i in asked]):
                 place = places[name]
                 if place in asked:
-                    self._took(sent[place].metadata.message_type, time.monotonic() - began)
+                    self._note_seconds(sent[place].metadata.message_type, time.monotonic() - began)
                     del asked[place]
-                    replies.append(_as_its_own(came, sent[place]))
+                    replies.append(_attribute_to_node(came, sent[place]))
             if is_last:
                 break
             for place, last in asked.items():
                 message = sent[place]
-                if time.monotonic() - last > self._patience(message.metadata.message_type):
-                    log.warning("no reply from node %d: asked again", message.metadata.dst_node_id)
-                    (name,) = self.push_messages([_again(message)])
+                if time.monotonic() - last > self._seconds_until_lost(
+                    message.metadata.message_type
+                ):
+                    log.warning(
+                        "no reply from node %d: the request is sent again",
+                        message.metadata.dst_node_id,
+                    )
+                    (name,) = self.push_messages([_repeat_request(message)])
                     places[name], asked[place] = place, time.monotonic()
             if asked:
                 left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
                 time.sleep(max(0.0, min(POLL_SECONDS, left)))
         return replies
 
-    def _took(self, kind: str, seconds: float) -> None:
+    def _note_seconds(self, kind: str, seconds: float) -> None:
         self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
 
-    def _patience(self, kind: str) -> float:
+    def _seconds_until_lost(self, kind: str) -> float:
         if kind not in self._slowest:
             return float("inf")
         return max(self._least_patience, TIMES_SLOWEST * self._slowest[kind])
@@ -97,7 +104,7 @@ class _Pulls:
     """Pull replies one by one, each in a thread of its own.
 
     Args:
-        pull: Returns the replies to requests that are there, by the ids of the requests.
+        pull: Takes the ids of requests and returns the replies that have arrived.
     """
 
     def __init__(self, pull: Callable[[Iterable[str]], Iterable[Message]]) -> None:
@@ -108,7 +115,7 @@ class _Pulls:
         )
 
     def look(self, names: Iterable[str]) -> list[tuple[str, Message | Exception]]:
-        """Return the replies that are there, or what pulling them raised, each with the id of its request."""
+        """Return the replies that have arrived, or the errors of pulling them, each with the id of its request."""
         for name in names:
             if name not in self._running:
                 self._running.add(name)
@@ -122,7 +129,7 @@ class _Pulls:
             if isinstance(came, Exception):
                 found.append((name, came))
             elif isinstance(came, BaseException):
-                raise came  # nobody's reply: this process is to end
+                raise came  # no fault of a reply: this process must end
             elif came:
                 found.append((name, came[0]))
         return found
@@ -134,10 +141,11 @@ class _Pulls:
             self._came.put((name, error))
 
 
-def _as_its_own(came: Message | Exception, message: Message) -> Message:
-    """Return what came as the reply of the node that was asked.
+def _attribute_to_node(came: Message | Exception, message: Message) -> Message:
+    """Return a reply, or the error of pulling it, as a reply of the node that was asked.
 
-    What the SuperLink says in a node's place is that node's, which is away (flwr 1.41).
+    A reply that the SuperLink gives in place of a node means that the node is away (flwr 1.41), and counts as the
+    node's.
     """
     try:
         if isinstance(came, Exception):
@@ -148,13 +156,13 @@ def _as_its_own(came: Message | Exception, message: Message) -> Message:
         if not isinstance(came.content, RecordDict):
             raise TypeError(f"its content is a {type(came.content).__name__}")
         return protocol.reply_of(message, came.content)
-    except Exception as error:  # whatever it is, it is this reply's and nobody else's
+    except Exception as error:  # a fault of one reply must not affect the other replies
         reason = f"refused: the reply cannot be read: {type(error).__name__}: {error}"
         return protocol.error_reply(message, protocol.bounded(reason))
 
 
-def _again(message: Message) -> Message:
-    """Return another message that asks the same."""
+def _repeat_request(message: Message) -> Message:
+    """Return a new message with the same request."""
     about = message.metadata
     return protocol.new_message(
         about.message_type, about.dst_node_id, message.content, about.group_id

@@ -1,4 +1,4 @@
-"""How many workers, and what each gets: arithmetic over cores, GPUs and memory, without Ray."""
+"""How many workers run and what each of them gets: arithmetic over cores, GPUs and memory, without Ray."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from fedssl.core.errors import InputError
 from fedssl.core.machine import MB
 
 MANY = 1_000_000
-"""Workers where nothing limits them."""
+"""A resource that does not limit the workers counts as room for this many."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine has.
+    """The resources of one machine.
 
     Args:
-        cpus: Cores.
-        gpus: GPUs.
+        cpus: Number of cores.
+        gpus: Number of GPUs.
         memory: Bytes that workers may use.
     """
 
@@ -29,13 +29,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Wish:
-    """What workers are asked for.
+    """The workers that an experiment asks for.
 
     Args:
         workers: Number of workers, or ``"auto"``.
-        gpus_per_worker: GPUs of each; below 1 several share one; None takes what there is.
-        cpu_workers: Workers without a GPU beside those.
-        memory_per_worker: Bytes of each; None: nobody counts.
+        gpus_per_worker: GPUs of each worker; below 1, several workers share a GPU; None: the workers share all GPUs.
+        cpu_workers: Number of further workers without a GPU.
+        memory_per_worker: Bytes of memory for each worker; None: memory is not counted.
     """
 
     workers: int | Literal["auto"] = "auto"
@@ -49,15 +49,15 @@ AS_MANY_AS_FIT = Wish()
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Workers and the share of the machines that each one is given.
+    """The workers, and the share of the machines that each worker gets.
 
     Args:
-        workers: Number of actors that get a share of the GPUs, or of all if there are none.
-        cpus: Cores of each, may be a fraction.
-        gpus: GPUs of each of them, may be a fraction.
-        cpu_workers: Further actors, without a GPU.
-        memory: Bytes of each; 0: nobody counts.
-        warning: What whoever asked for it should know; empty if nothing.
+        workers: Number of workers that get the share `gpus` each, which is 0 where there are no GPUs.
+        cpus: Cores of each worker, possibly a fraction.
+        gpus: GPUs of each of the `workers`, possibly a fraction.
+        cpu_workers: Number of further workers without a GPU.
+        memory: Bytes of memory for each worker; 0: memory is not counted.
+        warning: A warning to show the user; empty if there is nothing to warn of.
     """
 
     workers: int
@@ -71,7 +71,7 @@ class WorkerPlan:
         return self.workers + self.cpu_workers
 
     def describe(self) -> str:
-        """Say it in a line."""
+        """Return the plan as one line for people."""
         parts = [f"{self.workers} workers, {self.cpus:g} cores and {self.gpus:g} GPUs each"]
         if self.cpu_workers:
             parts.append(f"{self.cpu_workers} more without a GPU")
@@ -80,65 +80,71 @@ class WorkerPlan:
         return "; ".join([*parts, self.warning] if self.warning else parts)
 
     def gpus_of(self, worker: int) -> float:
-        """Return the GPUs of a worker, by number."""
+        """Return how many GPUs the worker with a number gets."""
         return self.gpus if worker < self.workers else 0.0
 
 
 def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> WorkerPlan:
-    """Decide how many workers run and what each is given.
+    """Decide how many workers run and what each of them gets.
 
-    ``auto`` takes as many as fit: one a GPU slot where there are GPUs (no more than cores), else one a core, and no
-    more than there is memory for. A given number of workers is cut to what is of use; it shares the cores when there are
-    fewer of them, and the GPUs when no share was asked for. No share is spread over two GPUs or two machines.
+    ``auto`` takes as many workers as fit: one for each GPU slot where there are GPUs (but no more than cores), else one
+    for each core, and no more than the memory allows. A given number of workers is cut to the number that is of use.
+    They share the cores if there are fewer cores than workers, and the GPUs if the wish names no share. No worker's
+    share is spread over two GPUs or two machines.
 
     Args:
-        wish: What is asked for.
-        nodes: What there is.
+        wish: The workers that the experiment asks for.
+        nodes: The machines.
         most: No more workers than this are of use: the clients of a round. None: there is no limit.
 
     Raises:
-        InputError: More GPUs or memory are asked for than there are, with the arithmetic.
+        InputError: The wish asks for more GPUs or memory than there are. The error shows the arithmetic.
     """
+    # Refuse a share of a GPU that fits no GPU.
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     share = wish.gpus_per_worker
-    slots = _gpu_slots(share if share is not None else 1.0, nodes)
+    slots = _count_gpu_slots(share if share is not None else 1.0, nodes)
     if share and slots == 0:
         raise InputError(
             "engine.gpus_per_worker",
             f"is {share:g}, but there are {gpus:g} GPUs here",
             "set engine.gpus_per_worker = 0 to run on cores",
         )
-    fit = _memory_slots(wish.memory_per_worker, nodes)
+    # Count the workers: for "auto", as many as cores, GPUs and memory have room for on each machine.
+    fit = _count_memory_slots(wish.memory_per_worker, nodes)
     wanted = 0.0 if gpus == 0 else 1.0 if share is None else share
     if wish.workers == "auto":
-        rooms = [_room(node, wanted, wish.memory_per_worker) for node in nodes]
+        rooms = [_count_workers_that_fit(node, wanted, wish.memory_per_worker) for node in nodes]
         together = sum(min(int(node.cpus), room) for node, room in zip(nodes, rooms, strict=True))
         count = max(1, min(together, most or together, fit - wish.cpu_workers))
     else:
         count = min(wish.workers, most or wish.workers)
     cpu_workers = min(wish.cpu_workers, max(0, most - count)) if most else wish.cpu_workers
+    # Find each worker's share of a GPU: an even one, unless the wish names it.
     if share is None:
-        share = 0.0 if gpus == 0 else min(1.0, _floor4(1 / math.ceil(count / gpus)))
+        share = 0.0 if gpus == 0 else min(1.0, _round_down(1 / math.ceil(count / gpus)))
     elif share and count > slots:
         raise InputError(
             "engine.workers",
             f"{count} workers x {share:g} GPUs = {count * share:g} do not fit {gpus:g} GPUs",
             f"at most {slots} workers",
         )
+    # Find each worker's share of the cores, which all workers have in common.
     total = count + cpu_workers
-    _check_memory(total, wish.memory_per_worker, fit, nodes)
-    on_gpus = 0.0 if cpu_workers else share  # those without one go wherever there are cores
-    rooms = [_room(node, on_gpus, wish.memory_per_worker) for node in nodes]
-    each = _core_share(total, nodes, rooms)
+    _refuse_too_little_memory(total, wish.memory_per_worker, fit, nodes)
+    on_gpus = 0.0 if cpu_workers else share  # workers without a GPU run wherever there are cores
+    rooms = [_count_workers_that_fit(node, on_gpus, wish.memory_per_worker) for node in nodes]
+    each = _largest_core_share(total, nodes, rooms)
+    # Warn where the user gets fewer workers, or less of a core for each, than expected.
     warnings = []
     asked = (count if wish.workers == "auto" else wish.workers) + wish.cpu_workers
     if total < asked:
         warnings.append(
-            f"{asked} workers were asked for, and a round has {most} clients: {total} start"
+            f"{asked} workers were asked for, but a round has only {most} clients: {total} start"
         )
     if total > cpus:
         warnings.append(
-            f"{total} workers share {cpus:g} cores: each gets {each:g}, and all together do no more"
+            f"{total} workers share {cpus:g} cores: each gets {each:g}, and together they do no more work"
         )
     return WorkerPlan(
         count, each, share, cpu_workers, wish.memory_per_worker or 0.0, "; ".join(warnings)
@@ -146,45 +152,47 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
 
 
 def slots_on_a_gpu(client_bytes: float, gpu_bytes: float, reserve: float = 0.1) -> int:
-    """Return how many workers fit a GPU by what one client was measured to take.
+    """Return how many workers fit on a GPU, by the memory that one client was measured to take.
 
     Args:
-        client_bytes: Peak of a worker that trains one client, its CUDA context included.
-        gpu_bytes: Memory of the GPU.
-        reserve: Share that is left free, for clients are not all alike.
+        client_bytes: Peak memory (bytes) of a worker that trains one client, with its CUDA context.
+        gpu_bytes: Memory of the GPU (bytes).
+        reserve: Share of the GPU's memory that stays free, because clients differ.
 
     Raises:
-        InputError: Not even one fits.
+        InputError: Not even one worker fits.
     """
     usable = gpu_bytes * (1 - reserve)
     slots = int(usable // client_bytes)
     if slots < 1:
         raise InputError(
             "engine.memory_per_worker",
-            f"one client took {client_bytes / MB:,.0f} MB, and a GPU has {usable / MB:,.0f} MB for it",
+            f"one client took {client_bytes / MB:,.0f} MB, but a GPU has only {usable / MB:,.0f} MB for workers",
             "lower train.batch_size, or take a smaller model",
         )
     return slots
 
 
-def _check_memory(count: int, each: float | None, fit: int, nodes: Sequence[Node]) -> None:
+def _refuse_too_little_memory(
+    count: int, each: float | None, fit: int, nodes: Sequence[Node]
+) -> None:
     if each is None or count <= fit:
         return
     there = sum(node.memory for node in nodes)
     raise InputError(
         "engine.memory_per_worker",
         f"{count} workers x {each / MB:,.0f} MB = {count * each / MB:,.0f} MB do not fit {there / MB:,.0f} MB",
-        f"at most {fit} workers" if fit else "lower it",
+        f"at most {fit} workers" if fit else "lower engine.memory_per_worker",
     )
 
 
-def _memory_slots(each: float | None, nodes: Sequence[Node]) -> int:
+def _count_memory_slots(each: float | None, nodes: Sequence[Node]) -> int:
     if each is None:
         return MANY
     return sum(int(min(node.memory / each, MANY)) for node in nodes)
 
 
-def _gpu_slots(share: float, nodes: Sequence[Node]) -> int:
+def _count_gpu_slots(share: float, nodes: Sequence[Node]) -> int:
     if share == 0:
         return 0
     if share >= 1:
@@ -192,15 +200,15 @@ def _gpu_slots(share: float, nodes: Sequence[Node]) -> int:
     return sum(int(node.gpus) for node in nodes) * int(1 / share + 1e-9)
 
 
-def _room(node: Node, share: float, memory: float | None) -> int:
-    """Return how many workers of a share of a GPU a machine has room for, whatever its cores."""
-    gpus = _gpu_slots(share, [node]) if share else MANY
-    return min(gpus, _memory_slots(memory, [node]))
+def _count_workers_that_fit(node: Node, share: float, memory: float | None) -> int:
+    """Return for how many workers a machine has GPUs and memory, whatever its cores."""
+    gpus = _count_gpu_slots(share, [node]) if share else MANY
+    return min(gpus, _count_memory_slots(memory, [node]))
 
 
-def _core_share(count: int, nodes: Sequence[Node], rooms: Sequence[int]) -> float:
-    """Return the largest share of a core, at most one, of which the machines have as many as are wanted."""
-    shares = {1.0} | {_floor4(node.cpus / k) for node in nodes for k in range(1, count + 1)}
+def _largest_core_share(count: int, nodes: Sequence[Node], rooms: Sequence[int]) -> float:
+    """Return the largest share of a core, at most one, such that `count` workers with that share fit the machines."""
+    shares = {1.0} | {_round_down(node.cpus / k) for node in nodes for k in range(1, count + 1)}
     fitting = (
         share
         for share in shares
@@ -214,6 +222,6 @@ def _core_share(count: int, nodes: Sequence[Node], rooms: Sequence[int]) -> floa
     return max(fitting, default=0.0001)
 
 
-def _floor4(value: float) -> float:
+def _round_down(value: float) -> float:
     """Round down to Ray's granularity of 1/10,000."""
     return math.floor(value * 10_000) / 10_000

@@ -1,4 +1,4 @@
-"""Bytes that do not fit into memory, in one temporary file without a name."""
+"""A temporary file without a name, for bytes that do not fit into memory."""
 
 import tempfile
 from collections import defaultdict
@@ -7,20 +7,21 @@ from typing import BinaryIO, NamedTuple
 from fedssl.core.errors import RunFailed
 
 SMALLEST = 4096
-"""Bytes of the smallest slot."""
+"""The smallest slot of the file has this many bytes."""
 
 
 class Place(NamedTuple):
-    """Where something was written."""
+    """Where some bytes are in the file: their offset and their number."""
 
     offset: int
     size: int
 
 
 class Spill:
-    """A file of slots that are used again; nothing of it is left however the process ends, for it has no name.
+    """A temporary file of slots that can be used again.
 
-    It lies where the system keeps temporary files, which the environment variable ``TMPDIR`` moves.
+    The file has no name, so nothing is left of it however the process ends. It lies in the system's folder for
+    temporary files; the environment variable ``TMPDIR`` names another folder.
     """
 
     def __init__(self) -> None:
@@ -32,9 +33,9 @@ class Spill:
         """Write bytes and return where they are.
 
         Raises:
-            RunFailed: There is no room, or no folder for temporary files.
+            RunFailed: The disk has no room, or there is no folder for temporary files.
         """
-        slot = _slot(len(data))
+        slot = _slot_size(len(data))
         if self._free[slot]:
             offset = self._free[slot].pop()
         else:
@@ -64,11 +65,11 @@ class Spill:
         return bytes(data)
 
     def free(self, place: Place) -> None:
-        """Let others use a place."""
-        self._free[_slot(place.size)].append(place.offset)
+        """Let later bytes use a place."""
+        self._free[_slot_size(place.size)].append(place.offset)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete the file and forget all places."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -76,7 +77,10 @@ class Spill:
         self._free.clear()
 
 
-def _slot(size: int) -> int:
-    """Return the bytes set aside for so many: a client's next state, about as large as its last, fits where that was."""
+def _slot_size(size: int) -> int:
+    """Return the bytes of the slot for data of a size.
+
+    Slots are a little larger than their data, so that a client's next state, which is about as large, fits as well.
+    """
     step = max(SMALLEST, 1 << max(0, size.bit_length() - 4))
     return -(-size // step) * step

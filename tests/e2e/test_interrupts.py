@@ -130,6 +130,6 @@ def test_a_signal_whose_exception_is_lost_ends_the_run_after_the_round():
     interrupts = Interrupts()
     interrupts.round_ended(None)
     with pytest.raises(KeyboardInterrupt):
-        interrupts.take(signal.SIGTERM, None)
+        interrupts.handle_signal(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
         interrupts.round_ended(None)

@@ -82,7 +82,7 @@ def test_the_stop_button_leaves_a_run_that_goes_on_in_the_same_kernel(engine, tm
             time.sleep(0.2)
         manager.interrupt_kernel()
         seen = reply_of(client)
-        assert "KeyboardInterrupt: interrupted; what was recorded is in stopped" in seen
+        assert "KeyboardInterrupt: interrupted; the record so far is in stopped" in seen
         assert "run(..., out='stopped', resume=True)" in seen
         done = len(Run(tmp_path / "stopped").round_rows)
         code = (

@@ -63,7 +63,8 @@ def test_a_lost_request_is_sent_again_until_it_arrives(caplog):
     inner = Forgetful({3: 2})
     assert asked(inner, [0, 3, 5], timeout=60) == [0, 3, 5]
     assert inner.sent == [0, 3, 5, 3, 3]
-    assert caplog.text.count(f"no reply from node {protocol.node_of(3)}: asked again") == 2
+    said = f"no reply from node {protocol.node_of(3)}: the request is sent again"
+    assert caplog.text.count(said) == 2
 
 
 def test_an_error_is_a_reply():

@@ -28,7 +28,7 @@ from fedssl.engine.plan import Node, Wish, WorkerPlan, plan_workers, slots_on_a_
                 3,
                 0.6666,
                 0.0,
-                warning="3 workers share 2 cores: each gets 0.6666, and all together do no more",
+                warning="3 workers share 2 cores: each gets 0.6666, and together they do no more work",
             ),
         ),
         (1, None, 2, 0, WorkerPlan(1, 1.0, 0.0)),
@@ -46,7 +46,7 @@ def test_auto_takes_no_more_than_are_of_use():
     assert len(plan_workers(Wish(7), [Node(64)], most=5)) == 5
     assert len(plan_workers(Wish(2, cpu_workers=9), [Node(64, 2)], most=5)) == 5
     assert (
-        "9 workers were asked for, and a round has 5 clients: 5 start"
+        "9 workers were asked for, but a round has only 5 clients: 5 start"
         in plan_workers(Wish(9), [Node(64)], most=5).warning
     )
     assert not plan_workers(Wish(5), [Node(64)], most=5).warning
@@ -121,5 +121,7 @@ def test_memory_is_arithmetic_too():
 def test_slots_on_a_gpu_by_what_a_client_took():
     assert slots_on_a_gpu(1000, 10_000) == 9
     assert slots_on_a_gpu(9000, 10_000) == 1
-    with pytest.raises(InputError, match=r"one client took 95 MB, and a GPU has 90 MB for it"):
+    with pytest.raises(
+        InputError, match="one client took 95 MB, but a GPU has only 90 MB for workers"
+    ):
         slots_on_a_gpu(95 * MB, 100 * MB)

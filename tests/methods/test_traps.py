@@ -493,5 +493,5 @@ def test_a_loss_that_is_none_says_what_is_wrong(wrong, message):
 
 
 def test_a_scope_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="slot 'memory' has scope 'clinet'; one of: reset, client"):
+    with pytest.raises(ValueError, match="has scope 'clinet'; the scopes are: reset, client"):
         Slot("memory", "clinet")

@@ -1,1 +1,1 @@
-"""A federation of processes: Flower's SuperLink and SuperNodes around the same clients, in containers or on this host."""
+"""Deploy a federation as processes, in containers or on this host: Flower's SuperLink and SuperNodes run it."""

@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 305.0
-"""Flower takes a request whose time is at most this many seconds ahead of the server's clock, or behind it (1.41)."""
+"""Flower accepts a request's time up to these many seconds ahead of the server's clock, or behind it (1.41)."""
 
 
 class Admitted:
     """The registered keys, read from a folder of ``.pub`` files again whenever the folder changes.
 
     Args:
-        folder: Holds a file for each key, as OpenSSH writes them.
+        folder: A folder with a file for each key, as OpenSSH writes them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,8 +30,8 @@ class Admitted:
         self._changed = -1
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
 
-    def signed(self, key: str, signature: str, timestamp: str) -> bool:
-        """Say whether a registered key has signed a time that is now.
+    def has_signed(self, key: str, signature: str, timestamp: str) -> bool:
+        """Return whether a registered key has signed a time that is now, within Flower's limits.
 
         Args:
             key: The public key as Flower's header has it: base64 of its PEM.
@@ -77,19 +77,20 @@ def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:
     """Read a client's public key as OpenSSH writes it.
 
     Raises:
-        ValueError: The file holds something else, or a key of another kind than Flower takes (ECDSA on a NIST curve).
-        OSError: It cannot be read.
+        ValueError: The file holds no public key, or a key of a kind that Flower does not take. Flower takes ECDSA on a
+            NIST curve.
+        OSError: The file cannot be read.
     """
     try:
         key = load_ssh_public_key(file.read_bytes())
     except UnsupportedAlgorithm as error:
         raise ValueError(str(error)) from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise ValueError("no ECDSA key")
+        raise ValueError("the key is not an ECDSA key")
     return key
 
 
 def header_of(key: ec.EllipticCurvePublicKey) -> str:
-    """Return a public key as Flower's header has it (flwr 1.41)."""
+    """Return a public key in the form of Flower's header (flwr 1.41)."""
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return base64.b64encode(pem).decode("ascii")

@@ -1,4 +1,4 @@
-"""``fedssl deploy``: make a deployment, start it, let clients in, run experiments, look, and end it."""
+"""``fedssl deploy``: make a deployment, start it, register clients, run experiments, show its status, and end it."""
 
 import json
 import os
@@ -26,21 +26,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Option("--folder", help="Of the deployment.")]
+Folder = Annotated[Path, typer.Option("--folder", help="The deployment's folder.")]
 NoContainers = Annotated[
-    bool, typer.Option("--no-containers", help="The same processes on this host.")
+    bool, typer.Option("--no-containers", help="Use processes on this host, no containers.")
 ]
 DEPLOYMENT = Path("deployment")
 
 POLL_SECONDS = 1.0
-"""Seconds between two questions how many clients are connected."""
+"""A command that waits for clients counts the connected clients again after this many seconds."""
 
 DAYS_OF_WARNING = 30
-"""From so many days on before a certificate expires, every command says so."""
+"""Every command warns if the certificate expires within this many days."""
 
 
 def say(line: str) -> None:
-    """Print a line as it is."""
+    """Print a line of plain text."""
     Console().print(line, soft_wrap=True)
 
 
@@ -48,7 +48,9 @@ def say(line: str) -> None:
 @guarded
 def init(
     folder: Folder = DEPLOYMENT,
-    clients: Annotated[int, typer.Option(help="Clients with a key and a service here.")] = 2,
+    clients: Annotated[
+        int, typer.Option(help="Number of clients that get a key and a service here.")
+    ] = 2,
     name: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,52 +60,64 @@ def init(
     bind: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other hosts in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the gate, all that clients need.")] = 9443,
+    port: Annotated[
+        int, typer.Option(help="Port of the gate, the only port that clients need.")
+    ] = 9443,
     data: Annotated[
         list[str] | None,
         typer.Option(help="NUMBER=PATH: a client's own images, a folder or .npz; repeatable."),
     ] = None,
     server_data: Annotated[
-        Path | None, typer.Option(help="The server's images, where the experiment names files.")
+        Path | None,
+        typer.Option(help="The server's images, for an experiment that names its data as files."),
     ] = None,
     allowed_plugins: Annotated[
         str,
-        typer.Option(help="Modules that an experiment may name and clients import: a.b,c.d"),
+        typer.Option(help="Modules that experiments may name and clients import, as a.b,c.d"),
     ] = "",
 ) -> None:
-    """Make certificates, keys and the services' file; nothing is overwritten.
+    """Make the certificates, the keys and the services' file of a new deployment; nothing is overwritten.
 
     Example:
       fedssl deploy init --clients 3 --name fed.example.org --bind 0.0.0.0 --data 0=/srv/images
     """
     from fedssl.app.deploy.containers import as_yaml, compose_file
-    from fedssl.app.deploy.deployment import Deployment, data_of, existing, settings_of
+    from fedssl.app.deploy.deployment import (
+        Deployment,
+        make_settings,
+        read_data_options,
+        resolve_existing,
+    )
 
-    settings = settings_of(
+    # Check all options before anything is written.
+    settings = make_settings(
         {
             "clients": clients,
             "names": tuple(name or ()),
             "bind": bind,
             "port": port,
-            "data": data_of(data or []),
-            "server_data": None if server_data is None else existing("--server-data", server_data),
+            "data": read_data_options(data or []),
+            "server_data": None
+            if server_data is None
+            else resolve_existing("--server-data", server_data),
             "allowed_plugins": allowed_plugins,
         }
     )
+    # Write the deployment's folder, and its Compose file beside the settings.
     made = Deployment.create(folder, settings)
     remark = "Written by `fedssl deploy init`; its keys and certificates are beside it."
     (folder / "docker-compose.yml").write_text(as_yaml(compose_file(settings), remark))
     say(f"{folder}: certificates, {settings.clients} client keys, docker-compose.yml")
-    say(f"  every client needs {made.certificates / 'ca.crt'} and its own key, and nobody else's")
-    say(f"  to start it: {_again('up', folder)}")
+    say(f"  every client needs {made.certificates / 'ca.crt'} and its own key, and no other key")
+    say(f"  to start it: {_deploy_command('up', folder)}")
 
 
 @app.command()
 @guarded
 def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
-    """Start the server, let this deployment's clients in, start them, and wait until all are there."""
-    deployment = _open(folder)
-    operator, at = _operator(deployment, no_containers)
+    """Start the server, register and start this deployment's clients, and wait until all are connected."""
+    deployment = _open_deployment(folder)
+    operator, at = _make_operator(deployment, no_containers)
     if no_containers:
         from fedssl.app.deploy.host import Host
 
@@ -112,7 +126,7 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None
         say("starting superlink, executor and gate on this host")
         host.start(host.server)
         _register_all(deployment, operator, at)
-        lost = _not_connected(deployment, operator, ran)
+        lost = _find_lost_clients(deployment, operator, ran)
         host.restart([client for client in host.clients if client.name in lost])
         say(f"starting {len(host.clients)} clients on this host")
         host.start(host.clients)
@@ -123,13 +137,13 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None
         ran = {str(e["Service"]) for e in containers.states() if e.get("State") == "running"}
         containers.compose("up", "--detach", "--wait", "superlink", "executor", "gate")
         _register_all(deployment, operator, at)
-        lost = _not_connected(deployment, operator, ran)
+        lost = _find_lost_clients(deployment, operator, ran)
         if lost:
             containers.compose("restart", *sorted(lost))
         containers.compose("up", "--detach", "--wait")
     _wait_for_clients(deployment, operator, no_containers)
     say(f"up: {deployment.settings.clients} clients connected")
-    say(f"  to run an experiment: {_again('run FILE', folder, no_containers)}")
+    say(f"  to run an experiment: {_deploy_command('run FILE', folder, no_containers)}")
 
 
 @app.command()
@@ -138,22 +152,25 @@ def register(
     key: Annotated[Path, typer.Argument(help="Public key of a client elsewhere (.pub).")],
     folder: Folder = DEPLOYMENT,
     no_containers: NoContainers = False,
-    name: Annotated[str | None, typer.Option(help="What the client is called.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The client's name; unset: the name of the key's file.")
+    ] = None,
     number: Annotated[
         int | None,
         typer.Option(
-            min=0, help="The client's number, its alone; unset: it may say any that is free."
+            min=0,
+            help="The client's number, bound to it alone; unset: it may use any free number.",
         ),
     ] = None,
 ) -> None:
-    """Let in a client that runs elsewhere, by its public key.
+    """Register a client that runs elsewhere, by its public key.
 
     Example:
       fedssl deploy register mine.pub --number 0
     """
     from fedssl.app.deploy.admitted import read_public_key
 
-    deployment = _open(folder)
+    deployment = _open_deployment(folder)
     try:
         read_public_key(key)
     except OSError as error:
@@ -161,16 +178,18 @@ def register(
     except ValueError:
         raise InputError(
             "KEY",
-            f"{key} is no public key of a client, and is not copied",
+            f"{key} is not a client's public key, and was not copied",
             f"give the .pub file that `fedssl deploy join` made (ECDSA, one line of text); "
-            f"a private key stays on its client's host{_perhaps_private(key)}",
+            f"a private key stays on its client's host{_mention_public_key(key)}",
         ) from None
     called = key.stem if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", called):
         raise InputError(
-            "--name", f"{called!r} is no name", "use up to 64 letters, digits, dots and hyphens"
+            "--name",
+            f"{called!r} cannot be a client's name",
+            "use up to 64 letters, digits, dots, hyphens and underscores",
         )
-    operator, at = _operator(deployment, no_containers)
+    operator, at = _make_operator(deployment, no_containers)
     new = _admit(deployment, operator, at, key, called, number)
     bound = "" if number is None else f", as client {number}"
     say(f"{called}: {'registered' if new else 'was registered already'}{bound}")
@@ -187,7 +206,7 @@ def run(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
 ) -> None:
-    """Run an experiment over the deployment's clients; its record comes out as that of a simulation.
+    """Run an experiment over the deployment's clients; its record has the same form as a simulation's.
 
     Example:
       fedssl deploy run experiments/deployment.toml --set rounds=10
@@ -199,20 +218,20 @@ def run(
     from fedssl.experiment.experiment import Experiment
     from fedssl.views.trackers.base import refuse_tracker
 
-    deployment = _open(folder)
+    # Check the experiment here, before anything is submitted: its data, and the number of connected clients.
+    deployment = _open_deployment(folder)
     experiment = Experiment.load(file, settings or [])
     refuse_tracker(experiment)
-    federation = simulated_federation(
-        experiment
-    )  # what is missing here is said before it runs there
-    operator, at = _operator(deployment, no_containers)
-    connected = _connected(operator)
+    federation = simulated_federation(experiment)
+    operator, at = _make_operator(deployment, no_containers)
+    connected = _count_connected(operator)
     if connected < experiment.federation.clients:
         raise InputError(
             "federation.clients",
-            f"is {experiment.federation.clients}, but {connected} clients are connected",
-            f"start more, or see who is missing: {_again('status', folder, no_containers)}",
+            f"is {experiment.federation.clients}, but only {connected} clients are connected",
+            f"start more, or see which are missing: {_deploy_command('status', folder, no_containers)}",
         )
+    # Submit the run. Its settings travel in a TOML file, which is Flower's run config.
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.seed}"
     record = Path(experiment.name, stamp)
     submitted = deployment.submitted / f"{experiment.name}-{stamp}.toml"
@@ -223,6 +242,7 @@ def run(
     }
     submitted.write_text(tomli_w.dumps(config))
     run_id = operator.start_run(str(at / "app"), str(at / "submitted" / submitted.name))
+    # Show the run until it ends. If nobody can watch it any more, stop it.
     directory = deployment.runs / record
     with interruptible():
         try:
@@ -232,20 +252,20 @@ def run(
             raise
     say(f"  recorded in {directory}")
     if status:
-        server = f"what its server app said: {_flwr_log(deployment, no_containers, run_id)}"
+        server = f"its server app's log: {_flwr_log_command(deployment, no_containers, run_id)}"
         raise RunFailed(
-            f"run {run_id} ended as {status}; {_logs(deployment, no_containers)}; {server}"
+            f"run {run_id} ended as {status}; {_describe_logs(deployment, no_containers)}; {server}"
         )
 
 
 @app.command()
 @guarded
 def status(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
-    """Say how every process is, which clients are connected, and what has run."""
+    """Show the state of every process, the connected clients, and all runs."""
     from fedssl.app.deploy.roster import Roster
 
-    deployment = _open(folder, is_asked=True)
-    operator, _ = _operator(deployment, no_containers)
+    deployment = _open_deployment(folder, is_asked=True)
+    operator, _ = _make_operator(deployment, no_containers)
     unreachable: RunFailed | None = None
     nodes: list[Mapping[str, Any]] = []
     try:
@@ -256,8 +276,8 @@ def status(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> 
     names = {str(node["node-id"]): roster.name_of(str(node["node-id"])) for node in nodes}
     away = {names[str(node["node-id"])] for node in nodes if node["status"] != "online"}
     console = Console()
-    console.print(_processes(deployment, no_containers, away))
-    answer = _gate(deployment)
+    console.print(_process_table(deployment, no_containers, away))
+    answer = _ask_gate(deployment)
     for warning in filter(None, (answer.problem and f"gate: {answer.problem}", answer.clocks)):
         say(warning)
     if unreachable is not None:
@@ -268,22 +288,22 @@ def status(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> 
         name = names[str(node["node-id"])]
         number = entries[name].number if name else None
         cells = (name or "?", "any" if number is None else number, node["node-id"])
-        clients.add_row(*map(_plain, (*cells, node["status"], node["online-at"])))
+        clients.add_row(*map(_plain_cell, (*cells, node["status"], node["online-at"])))
     console.print(clients)
     runs = Table("run", "status", "details", show_edge=False)
     for entry in operator.runs():
         details = str(entry.get("status-details") or "").replace("N/A", "")
-        runs.add_row(*map(_plain, (entry["run-id"], entry["status"], details)))
+        runs.add_row(*map(_plain_cell, (entry["run-id"], entry["status"], details)))
     console.print(runs)
-    say(_logs(deployment, no_containers))
-    say(f"what a run's server app said: {_flwr_log(deployment, no_containers, 'RUN')}")
+    say(_describe_logs(deployment, no_containers))
+    say(f"the log of a run's server app: {_flwr_log_command(deployment, no_containers, 'RUN')}")
 
 
 @app.command()
 @guarded
 def down(folder: Folder = DEPLOYMENT, no_containers: NoContainers = False) -> None:
-    """End all processes; keys, the database and runs stay."""
-    deployment = _open(folder)
+    """End all processes; the keys, the database and the runs stay."""
+    deployment = _open_deployment(folder)
     if no_containers:
         from fedssl.app.deploy.host import Host
 
@@ -303,30 +323,39 @@ def join(
     ],
     number: Annotated[int, typer.Option(help="This client's number in the federation, from 0.")],
     key: Annotated[
-        Path, typer.Option(help="Its private key; made, with KEY.pub, if it is not there.")
+        Path,
+        typer.Option(help="This client's private key; a missing key is made, with KEY.pub."),
     ],
     ca: Annotated[Path, typer.Option(help="The deployment's ca.crt.")],
     data: Annotated[
-        Path | None, typer.Option(help="Its own images, a folder or .npz; unset: the experiment's.")
+        Path | None,
+        typer.Option(
+            help="This client's own images, a folder or .npz; unset: its share of the experiment's."
+        ),
     ] = None,
-    port: Annotated[int, typer.Option(help="For its own use, on the loopback.")] = 9094,
+    port: Annotated[
+        int, typer.Option(help="Port for this client's own use, on the loopback.")
+    ] = 9094,
     privacy_clipping_norm: Annotated[
-        float | None, typer.Option(min=0, help="Largest privacy.clipping_norm that it takes.")
+        float | None,
+        typer.Option(min=0, help="Largest privacy.clipping_norm that this client accepts."),
     ] = None,
     privacy_noise_multiplier: Annotated[
         float | None,
-        typer.Option(min=0, help="Least noise that it adds, as privacy.noise_multiplier."),
+        typer.Option(
+            min=0, help="Least privacy.noise_multiplier with which this client adds noise."
+        ),
     ] = None,
     privacy_rounds: Annotated[
         int | None,
-        typer.Option(min=0, help="Most requests that it answers in all, of all runs together."),
+        typer.Option(min=0, help="Most requests that this client answers, over all runs together."),
     ] = None,
     allowed_plugins: Annotated[
         str,
-        typer.Option(help="Modules that an experiment may name and this client imports: a.b,c.d"),
+        typer.Option(help="Modules that experiments may name and this client imports, as a.b,c.d"),
     ] = "",
 ) -> None:
-    """Be a client of a deployment on another host, until interrupted.
+    """Run a client of a deployment on another host, until interrupted.
 
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
@@ -334,24 +363,33 @@ def join(
     from fedssl.app.deploy.deployment import ALLOWED_PLUGINS
     from fedssl.app.deploy.keeper import keep
     from fedssl.app.deploy.secrets import write_node_key
-    from fedssl.app.deploy.services import LOST, client_service, environment, with_this_package
+    from fedssl.app.deploy.services import (
+        LOST,
+        client_service,
+        environment_for_flower,
+        with_this_package,
+    )
 
+    # Without a key: make one, which the deployment must register first.
     if not key.exists():
         write_node_key(key)
         say(
-            f"{key}: made. Send {key}.pub to the deployment, which lets it in: fedssl deploy register {key.name}.pub --number {number}"
+            f"{key}: made. Send {key}.pub to the deployment's operator, who registers it: "
+            f"fedssl deploy register {key.name}.pub --number {number}"
         )
         return
+    # Refuse what would fail only later: missing files, a wrong list of modules, a wrong clock.
     for path in (ca, *((data,) if data else ())):
         if not path.exists():
             raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
     if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
         raise InputError(
             "--allowed-plugins",
-            f"{allowed_plugins!r} is no list of modules",
-            "e.g. mylab.mine,other",
+            f"{allowed_plugins!r} is not a list of modules",
+            "separate their names by commas, e.g. mylab.mine,other",
         )
-    _refuse_clock(server, ca)
+    _refuse_wrong_clock(server, ca)
+    # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
     asked: dict[str, str | float | None] = {
         "privacy-clipping-norm": privacy_clipping_norm,
@@ -364,24 +402,27 @@ def join(
         sys.executable, number, server, ca.absolute(), key.absolute(), port, own, further
     )
     say(f"$ {shlex.join(service.command)}")
-    os.environ.update(with_this_package(environment()))
+    os.environ.update(with_this_package(environment_for_flower()))
 
     def is_over(starts: int, code: int) -> bool:
-        # What its user got wrong ends it at its first start. Later, Flower lets a client that was lost in again only
-        # after about a minute, and ends it with an error until then (1.41).
+        # An error at the first start is the user's, so it ends the client. Later errors do not: Flower lets a lost
+        # client in again only after about a minute, and ends it with an error until then (1.41).
         return starts == 1 and code not in (LOST, -signal.SIGKILL)
 
     code = keep(list(service.command), lambda process, starts: None, is_over)
     if code not in (0, -signal.SIGTERM):
-        raise RunFailed(f"the client ended with exit code {code}; its reason is above")
+        raise RunFailed(f"the client ended with exit code {code}; the reason is printed above")
 
 
-def _open(folder: Path, *, is_asked: bool = False) -> Any:
-    """Open a deployment, and say if its certificate expires soon.
+def _open_deployment(folder: Path, *, is_asked: bool = False) -> Any:
+    """Open a deployment, and warn if its certificate expires soon.
 
     Args:
-        folder: Where it is.
-        is_asked: An expired certificate is said, and is no error.
+        folder: The deployment's folder.
+        is_asked: An expired certificate is shown as a warning; otherwise it is an error.
+
+    Raises:
+        InputError: There is no deployment, or its certificate cannot be read or has expired.
     """
     from fedssl.app.deploy.deployment import Deployment
     from fedssl.app.deploy.secrets import days_left
@@ -392,7 +433,7 @@ def _open(folder: Path, *, is_asked: bool = False) -> Any:
         left = days_left(certificate)
     except (OSError, ValueError) as error:
         raise InputError("--folder", f"{certificate} cannot be read: {error}") from None
-    renew = "for a new one, make a new deployment: fedssl deploy init --folder ANOTHER"
+    renew = "for a new certificate, make a new deployment: fedssl deploy init --folder ANOTHER"
     if left < 0 and not is_asked:
         raise InputError("--folder", f"{certificate} expired {-left:.0f} days ago", renew)
     if left < DAYS_OF_WARNING:
@@ -401,16 +442,16 @@ def _open(folder: Path, *, is_asked: bool = False) -> Any:
     return deployment
 
 
-def _refuse_clock(server: str, ca: Path) -> None:
-    """Compare this host's clock with the gate's.
+def _refuse_wrong_clock(server: str, ca: Path) -> None:
+    """Compare this host's clock with the gate's, and refuse a clock with which no client can work.
 
     Raises:
         RunFailed: Flower would refuse every request, or the server's certificate is not valid now.
     """
     from fedssl.app.deploy.admitted import CLOCK_AHEAD, CLOCK_BEHIND
-    from fedssl.app.deploy.health import look
+    from fedssl.app.deploy.health import check_health
 
-    answer = look(f"https://{server}/health", str(ca))
+    answer = check_health(f"https://{server}/health", str(ca))
     if "certificate" in answer.problem and "verify failed" not in answer.problem:
         raise RunFailed(f"{server}: {answer.problem}")
     if answer.problem:
@@ -422,24 +463,24 @@ def _refuse_clock(server: str, ca: Path) -> None:
             f"{CLOCK_BEHIND:.0f} s behind. Set this host's clock, e.g. by NTP"
         )
     if answer.clocks:
-        say(f"{answer.clocks}; more than {CLOCK_AHEAD:.0f} s ahead is refused")
+        say(f"{answer.clocks}; a clock more than {CLOCK_AHEAD:.0f} s ahead is refused")
 
 
-def _perhaps_private(key: Path) -> str:
-    """Return the name of the public key beside a private one, if it is there."""
+def _mention_public_key(key: Path) -> str:
+    """Return a clause that names the public key beside a private key; empty if there is none."""
     public = key.with_name(f"{key.name}.pub")
     return f" (beside this file is {public})" if public.is_file() else ""
 
 
-def _operator(deployment: Any, no_containers: bool) -> Any:
-    """Return Flower's command line against a deployment, and where it sees the deployment's folder."""
+def _make_operator(deployment: Any, no_containers: bool) -> Any:
+    """Return the operator of a deployment, and the path under which its commands see the deployment's folder."""
     from fedssl.app.deploy.containers import IN_CONTAINERS, OPERATOR, Containers
     from fedssl.app.deploy.operator import Operator
-    from fedssl.app.deploy.services import on_this_host
+    from fedssl.app.deploy.services import place_on_this_host
 
     home = deployment.connection.parent
     if no_containers:
-        place = on_this_host(deployment)
+        place = place_on_this_host(deployment)
         deployment.write_connection(place.superlink, str(place.authority))
         return Operator(home, list, say), deployment.folder.absolute()
     deployment.write_connection(IN_CONTAINERS.superlink, str(IN_CONTAINERS.authority))
@@ -467,11 +508,11 @@ def _register_all(deployment: Any, operator: Any, at: Any) -> None:
 def _admit(
     deployment: Any, operator: Any, at: Any, key: Path, name: str, number: int | None
 ) -> bool:
-    """Register a client's public key, and let the gate know it; False if it was registered before.
+    """Register a client's public key at the SuperLink and the gate; return False if it was registered before.
 
     Raises:
-        InputError: The name or the number is another client's.
-        RunFailed: The SuperLink refuses it.
+        InputError: The name or the number belongs to another client.
+        RunFailed: The SuperLink refuses the key.
     """
     from fedssl.app.deploy.roster import Registered, Roster
 
@@ -480,7 +521,7 @@ def _admit(
     admitted = deployment.admitted / f"{name}.pub"
     is_new = not admitted.exists()
     if not is_new and admitted.read_bytes() != key.read_bytes():
-        raise InputError("--name", f"{name!r} has another key already", "take another name")
+        raise InputError("--name", f"{name!r} has another key already", "use another name")
     if is_new:
         deployment.write_file(admitted, key.read_bytes())
     try:
@@ -495,12 +536,18 @@ def _admit(
     elif before is not None and number is not None:
         roster.add(name, Registered(before.node, number))
     elif before is None and number is not None:
-        say(f"{name}: its node's id is not known, so client {number} may be said by another client")
+        say(f"{name}: its node's id is not known, so another client may use the number {number}")
     return node is not None
 
 
-def _not_connected(deployment: Any, operator: Any, ran: Collection[str]) -> set[str]:
-    """Return the clients that ran before and are not connected, and say so."""
+def _find_lost_clients(deployment: Any, operator: Any, ran: Collection[str]) -> set[str]:
+    """Return and print the names of the clients that ran before but are not connected.
+
+    Args:
+        deployment: The deployment.
+        operator: The deployment's operator.
+        ran: Names of the services that ran before.
+    """
     from fedssl.app.deploy.roster import Roster
 
     if not ran:
@@ -513,12 +560,12 @@ def _not_connected(deployment: Any, operator: Any, ran: Collection[str]) -> set[
     }
     lost = away & set(ran)
     for name in sorted(lost):
-        say(f"{name} runs, but is not connected: it is started again")
+        say(f"{name} runs but is not connected; it is started again")
     return lost
 
 
-def _processes(deployment: Any, no_containers: bool, away: Collection[str]) -> Table:
-    """Return the table of a deployment's processes; `away` are the clients that are not connected."""
+def _process_table(deployment: Any, no_containers: bool, away: Collection[str]) -> Table:
+    """Return the table of a deployment's processes; `away` names the clients that are not connected."""
     table = Table("process", "state", "starts", show_edge=False)
     if no_containers:
         from fedssl.app.deploy.host import Host
@@ -536,48 +583,48 @@ def _processes(deployment: Any, no_containers: bool, away: Collection[str]) -> T
         name, shown = str(entry["Service"]), str(entry["Status"])
         if name in away and entry.get("State") == "running":
             shown += ", but is not connected"
-        table.add_row(name, _plain(shown), "")
+        table.add_row(name, _plain_cell(shown), "")
     return table
 
 
-def _gate(deployment: Any) -> Any:
-    """Ask a deployment's gate, as it is reached from this host."""
-    from fedssl.app.deploy.health import look
+def _ask_gate(deployment: Any) -> Any:
+    """Ask a deployment's gate for its health, under the address that this host reaches."""
+    from fedssl.app.deploy.health import check_health
 
     bind = deployment.settings.bind
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, f"[{bind}]" if ":" in bind else bind)
     url = f"https://{host}:{deployment.settings.port}/health"
-    return look(url, str(deployment.certificates / "ca.crt"))
+    return check_health(url, str(deployment.certificates / "ca.crt"))
 
 
-def _plain(value: object) -> Text:
-    """Return a cell that shows its text as it is."""
+def _plain_cell(value: object) -> Text:
+    """Return a cell that shows a value as plain text."""
     return Text(str(value))
 
 
-def _connected(operator: Any) -> int:
+def _count_connected(operator: Any) -> int:
     return sum(node["status"] == "online" for node in operator.nodes())
 
 
 def _wait_for_clients(deployment: Any, operator: Any, no_containers: bool) -> None:
     wanted = deployment.settings.clients
     deadline = time.monotonic() + 120
-    while (there := _connected(operator)) < wanted:
+    while (there := _count_connected(operator)) < wanted:
         if time.monotonic() > deadline:
             raise RunFailed(
-                f"{there} of {wanted} clients are connected; {_logs(deployment, no_containers)}"
+                f"{there} of {wanted} clients are connected; {_describe_logs(deployment, no_containers)}"
             )
         time.sleep(POLL_SECONDS)
 
 
-def _logs(deployment: Any, no_containers: bool) -> str:
+def _describe_logs(deployment: Any, no_containers: bool) -> str:
     if no_containers:
-        return f"what its processes said: {deployment.logs}"
-    return f"what its processes said: docker compose --file {deployment.folder}/docker-compose.yml logs"
+        return f"the processes' logs: {deployment.logs}"
+    return f"the processes' logs: docker compose --file {deployment.folder}/docker-compose.yml logs"
 
 
-def _flwr_log(deployment: Any, no_containers: bool, run_id: str) -> str:
-    """Return the command that shows what a run's server app said."""
+def _flwr_log_command(deployment: Any, no_containers: bool, run_id: str) -> str:
+    """Return the command that shows the log of a run's server app."""
     from fedssl.app.deploy.containers import OPERATOR
 
     if no_containers:
@@ -588,6 +635,6 @@ def _flwr_log(deployment: Any, no_containers: bool, run_id: str) -> str:
     return f"docker compose --file {file} run --rm --no-deps -T run sh -c {shlex.quote(ask)}"
 
 
-def _again(command: str, folder: Path, no_containers: bool = False) -> str:
+def _deploy_command(command: str, folder: Path, no_containers: bool = False) -> str:
     where = "" if folder == DEPLOYMENT else f" --folder {shlex.quote(str(folder))}"
     return f"fedssl deploy {command}{where}{' --no-containers' if no_containers else ''}"

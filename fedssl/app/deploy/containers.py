@@ -1,4 +1,4 @@
-"""A deployment as services of Docker Compose: one image, secrets as files, nothing writable but what must be."""
+"""A deployment as services of Docker Compose: one image, secrets as files, and only necessary folders writable."""
 
 import json
 import os
@@ -39,47 +39,53 @@ IN_CONTAINERS = Place(
 )
 
 CLIENT_PORT = 9094
-"""Every client's own, inside its container."""
+"""Every client's own port, inside its container."""
 
 
 def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
     """Return the services of a deployment as a Compose file.
 
     Args:
-        settings: What the deployment is.
-        base: Where its folder is, as seen from the Compose file.
+        settings: The deployment's settings.
+        base: Path of the deployment's folder, as seen from the Compose file.
     """
+    # The server's processes, and `run`, the container of the operator's commands.
     server = {s.name: s for s in server_services(IN_CONTAINERS, "0.0.0.0")}
     public = ["ca.crt", "server.crt"]
     shared = settings.server_data
     reference = [] if shared is None else [f"{shared}:{shared}:ro"]
     services: dict[str, Any] = {
         "superlink": {
-            **_service(server["superlink"], [*public, "server.key", "executor.secret"], ["inside"]),
+            **_service_entry(
+                server["superlink"], [*public, "server.key", "executor.secret"], ["inside"]
+            ),
             "volumes": [f"{base}/superlink:{STATE}"],
         },
         "executor": {
-            **_service(server["executor"], ["ca.crt", "executor.secret"], ["inside"]),
+            **_service_entry(server["executor"], ["ca.crt", "executor.secret"], ["inside"]),
             "working_dir": "/",
             "volumes": [f"{base}/runs:{RUNS}", *reference],
-            "depends_on": _healthy("superlink"),
+            "depends_on": _when_healthy("superlink"),
         },
         "gate": {
-            **_service(server["gate"], [*public, "server.key"], ["inside", "clients", "outside"]),
+            **_service_entry(
+                server["gate"], [*public, "server.key"], ["inside", "clients", "outside"]
+            ),
             "volumes": [f"{base}/admitted:{ADMITTED}:ro"],
             "ports": [f"{settings.bind}:{settings.port}:{GATE_PORT}"],
-            "depends_on": _healthy("superlink"),
+            "depends_on": _when_healthy("superlink"),
         },
         "run": {
-            **_common(["inside"]),
+            **_common_entry(["inside"]),
             "profiles": ["operator"],
             "restart": "no",
             "command": ["flwr", "--help"],
             "volumes": [f"{base}:{OPERATOR}:ro"],
             "secrets": ["ca.crt"],
-            "depends_on": _healthy("superlink"),
+            "depends_on": _when_healthy("superlink"),
         },
     }
+    # The clients. Each reads its own images, or the ones that the experiment names.
     for number in range(settings.clients):
         data = DATA / PurePosixPath(settings.data[number]).name if number in settings.data else None
         client = client_service(
@@ -93,12 +99,13 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             settings.node_config,
         )
         services[client.name] = {
-            **_service(client, ["ca.crt", f"client-{number}"], ["clients"]),
-            "depends_on": _healthy("gate"),
+            **_service_entry(client, ["ca.crt", f"client-{number}"], ["clients"]),
+            "depends_on": _when_healthy("gate"),
         }
         volumes = reference if data is None else [f"{settings.data[number]}:{data}:ro"]
         if volumes:
             services[client.name]["volumes"] = list(volumes)
+    # The secrets are files of the deployment's folder. Of the networks, only `outside` (the gate's) has a way out.
     files = {name: f"{base}/certificates/{name}" for name in (*public, "server.key")}
     files["executor.secret"] = f"{base}/executor.secret"
     files |= {f"client-{n}": f"{base}/keys/client-{n}" for n in range(settings.clients)}
@@ -111,7 +118,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
 
 
 def as_yaml(compose: Mapping[str, Any], remark: str) -> str:
-    """Write a Compose file under a remark."""
+    """Return a Compose file as YAML, with a remark as a comment at its top."""
     lines = "".join(f"# {line}\n" for line in remark.splitlines())
     text: str = yaml.safe_dump(dict(compose), sort_keys=False, width=120)
     return lines + text
@@ -121,7 +128,7 @@ class Containers:
     """Start, watch and end a deployment's containers.
 
     Args:
-        deployment: Whose.
+        deployment: The deployment.
         say: Prints a line.
     """
 
@@ -131,10 +138,10 @@ class Containers:
         self._environment = {**os.environ, **user_variables(deployment)}
 
     def compose(self, *arguments: str, quiet: bool = False) -> str:
-        """Run a command of Compose; return what it printed.
+        """Run a command of Compose; return its output.
 
         Raises:
-            InputError: There is no Docker here, or no engine that it reaches.
+            InputError: There is no Docker with Compose here, or Docker reaches no engine.
             RunFailed: The command failed.
         """
         command = self.command(*arguments)
@@ -148,13 +155,13 @@ class Containers:
                 env=self._environment,
             )
         except FileNotFoundError:
-            raise _no_engine("there is no `docker` here") from None
+            raise _engine_error("there is no command `docker` on this host") from None
         if done.returncode == 0:
             return done.stdout
         if any(words in done.stderr for words in _NO_COMPOSE):
-            raise _no_engine("this `docker` has no Compose plugin (`docker compose`)")
+            raise _engine_error("this `docker` has no Compose plugin (`docker compose`)")
         if "Cannot connect to the Docker daemon" in done.stderr:
-            raise _no_engine(done.stderr.strip().splitlines()[-1])
+            raise _engine_error(done.stderr.strip().splitlines()[-1])
         raise RunFailed(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
 
     def command(self, *arguments: str) -> list[str]:
@@ -163,17 +170,17 @@ class Containers:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What Compose needs to know beside its file."""
+        """The environment variables that Compose needs beside its file."""
         return self._environment
 
     def states(self) -> list[dict[str, Any]]:
-        """Return what Compose says of every container."""
+        """Return Compose's entry for every container."""
         printed = self.compose("ps", "--all", "--format", "json", quiet=True)
         return [json.loads(line) for line in printed.splitlines() if line.strip()]
 
 
 def user_variables(deployment: Deployment) -> dict[str, str]:
-    """Return who containers run as: the owner of the keys, who must be able to read them, and never root."""
+    """Return the variable that names the containers' user: the keys' owner, who can read them, but never root."""
     owner = deployment.file.stat()
     user, group = owner.st_uid or CONTAINERS_USER, owner.st_gid or CONTAINERS_USER
     return {"FEDSSL_USER": f"{user}:{group}"}
@@ -185,19 +192,19 @@ _NO_COMPOSE = (
     "unknown shorthand flag",
     "unknown command: docker compose",
 )
-"""What a `docker` without the Compose plugin says of `docker compose --file`, by its version."""
+"""A `docker` without the Compose plugin answers `docker compose --file` with one of these texts, by its version."""
 
 
-def _no_engine(problem: str) -> InputError:
+def _engine_error(problem: str) -> InputError:
     return InputError(
         "deploy",
         f"containers need Docker with Compose: {problem}",
-        "start it, or run the same processes on this host: --no-containers",
+        "start Docker, or run the same processes on this host: --no-containers",
     )
 
 
-def _common(networks: Sequence[str]) -> dict[str, Any]:
-    """Return what every service has: no rights, no root, nothing to write to but memory."""
+def _common_entry(networks: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of every service: no capabilities, no root, and no writable folder but one in memory."""
     return {
         "image": "${FEDSSL_IMAGE:-fedssl}",
         "user": f"${{FEDSSL_USER:-{CONTAINERS_USER}:{CONTAINERS_USER}}}",
@@ -214,8 +221,10 @@ def _common(networks: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _service(service: Service, secrets: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:
-    entry = {**_common(networks), "command": list(service.command), "secrets": list(secrets)}
+def _service_entry(
+    service: Service, secrets: Sequence[str], networks: Sequence[str]
+) -> dict[str, Any]:
+    entry = {**_common_entry(networks), "command": list(service.command), "secrets": list(secrets)}
     if service.health is not None:
         entry["healthcheck"] = {
             "test": [
@@ -235,5 +244,5 @@ def _service(service: Service, secrets: Sequence[str], networks: Sequence[str]) 
     return entry
 
 
-def _healthy(name: str) -> dict[str, Any]:
+def _when_healthy(name: str) -> dict[str, Any]:
     return {name: {"condition": "service_healthy"}}

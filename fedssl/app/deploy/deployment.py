@@ -1,4 +1,4 @@
-"""A deployment: a folder with what its processes need, and what was said when it was made."""
+"""A deployment: a folder with its settings and with the files that its processes need."""
 
 import os
 import re
@@ -23,26 +23,27 @@ from fedssl.core.registry import Section, input_error
 SUPERLINK_PORT, GATE_PORT, FIRST_CLIENT_PORT = 8000, 9443, 9100
 
 CONTAINERS_USER = 10001
-"""Who containers run as where the deployment was made by root."""
-
+"""Containers run as the user with this number if root made the deployment."""
 
 ALLOWED_PLUGINS = r"^[\w., ]*$"
-"""Form of a list of modules: no character in it can end the quotation in a node's config."""
+"""The form of a list of modules. It has no character that could end the quotation in a node's config."""
 
 
 class Settings(Section):
-    """What a deployment is, as its ``deployment.toml`` says.
+    """The settings of a deployment, as in its ``deployment.toml``.
 
-    Ports are those of the host; in containers every service has its own, inside.
+    Ports are ports of the host. Inside its container, every service has a port of its own.
     """
 
-    clients: int = Field(2, ge=0, le=10_000, description="clients with a key and a service here")
+    clients: int = Field(
+        2, ge=0, le=10_000, description="number of clients with a key and a service here"
+    )
     names: tuple[str, ...] = Field(
-        (), description="host names or addresses that clients reach it by"
+        (), description="host names or addresses by which clients reach this host"
     )
     bind: str = Field("127.0.0.1", description="address at which the gate listens on the host")
     port: int = Field(
-        GATE_PORT, ge=1, le=65535, description="the gate's port: all that clients need"
+        GATE_PORT, ge=1, le=65535, description="the gate's port, the only port that clients need"
     )
     superlink_port: int = Field(
         SUPERLINK_PORT, ge=1, le=65535, description="the SuperLink's port, on the loopback only"
@@ -51,23 +52,23 @@ class Settings(Section):
         FIRST_CLIENT_PORT,
         ge=1,
         le=65535,
-        description="first of the clients' own ports, on the loopback only",
+        description="the first client's own port, on the loopback only; each next client has the next port",
     )
     server_data: str | None = Field(
-        None, description="the server's images, which the experiment names by the same path"
+        None, description="path of the server's images; the experiment names the same path"
     )
     data: Mapping[int, str] = Field(
-        default_factory=dict, description="client number -> folder or .npz of its own images"
+        default_factory=dict, description="for each client number, a folder or .npz of own images"
     )
     allowed_plugins: str = Field(
         "",
         pattern=ALLOWED_PLUGINS,
-        description="modules that an experiment may name and these clients import, with commas between",
+        description="modules that experiments may name and these clients import, separated by commas",
     )
 
     @property
     def node_config(self) -> dict[str, str | float]:
-        """What the config of every node here says beside its number and its data."""
+        """The settings in the config of every node here, beside the node's number and data."""
         return {"allowed-plugins": self.allowed_plugins} if self.allowed_plugins else {}
 
     @field_validator("names")
@@ -77,7 +78,9 @@ class Settings(Section):
             if not is_address(name) and not re.fullmatch(
                 r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", name
             ):
-                raise ValueError(f"{name!r} is no host name or address; without a port or https://")
+                raise ValueError(
+                    f"{name!r} is not a host name or address; give it without a port or https://"
+                )
         return names
 
     @field_validator("bind")
@@ -85,17 +88,17 @@ class Settings(Section):
     def _is_address(cls, address: str) -> str:
         if not is_address(address):
             raise ValueError(
-                f"{address!r} is no address; 127.0.0.1 is this host, 0.0.0.0 everybody"
+                f"{address!r} is not an address; 127.0.0.1 lets only this host in, 0.0.0.0 all hosts"
             )
         return address
 
 
 class Deployment:
-    """Where everything of a deployment is.
+    """The folder of a deployment, and the paths of everything in it.
 
     Args:
-        folder: Its folder.
-        settings: What it is.
+        folder: The deployment's folder.
+        settings: The deployment's settings.
     """
 
     def __init__(self, folder: Path, settings: Settings) -> None:
@@ -104,18 +107,18 @@ class Deployment:
 
     @classmethod
     def create(cls, folder: Path, settings: Settings) -> "Deployment":
-        """Write a new deployment: certificates, keys, secrets and settings.
+        """Write the certificates, keys, secrets and settings of a new deployment.
 
         Raises:
-            InputError: There is something in the folder already; nothing is overwritten.
+            InputError: The folder is not empty; nothing is overwritten.
         """
         if folder.exists() and any(folder.iterdir()):
             raise InputError(
-                "--folder", f"{folder} is there already, and is not overwritten", "name another"
+                "--folder", f"{folder} exists and is not overwritten", "name another folder"
             )
         made = cls(folder, settings)
         folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # logs, the database and what is submitted are the owner's alone
+        folder.chmod(0o700)  # only the owner may read logs, the database and submitted experiments
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
         write_certificates(made.certificates, settings.names)
         made.key(0).parent.mkdir()
@@ -132,7 +135,7 @@ class Deployment:
         table = {"version": __version__, **table}
         table["data"] = {str(client): path for client, path in settings.data.items()}
         made.file.write_text(tomli_w.dumps(table))
-        if os.getuid() == 0:  # containers do not run as root, and must read their keys
+        if os.getuid() == 0:  # containers do not run as root, but must read their keys
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, CONTAINERS_USER, CONTAINERS_USER)
         return made
@@ -142,7 +145,7 @@ class Deployment:
         """Return the deployment in a folder.
 
         Raises:
-            InputError: There is none, or what it says of itself is wrong.
+            InputError: The folder holds no deployment, or its ``deployment.toml`` is wrong.
         """
         file = folder / "deployment.toml"
         try:
@@ -155,67 +158,67 @@ class Deployment:
             raise InputError("--folder", f"{file} cannot be read: {error}") from None
         table.pop("version", None)
         try:
-            return cls(folder, settings_of(table))
+            return cls(folder, make_settings(table))
         except InputError as error:
             raise error.within(f"{file}: ") from None
 
     @property
     def file(self) -> Path:
-        """What it says of itself."""
+        """The file of the deployment's settings, ``deployment.toml``."""
         return self.folder / "deployment.toml"
 
     @property
     def certificates(self) -> Path:
-        """``ca.crt`` for everybody, ``server.crt`` and ``server.key`` for the server."""
+        """Folder of the certificates: ``ca.crt`` for everybody, ``server.crt`` and ``server.key`` for the server."""
         return self.folder / "certificates"
 
     def key(self, client: int) -> Path:
-        """Return a client's private key; its public half is beside it."""
+        """Return the file of a client's private key; the file of the public key is beside it."""
         return self.folder / "keys" / f"client-{client}"
 
     @property
     def admitted(self) -> Path:
-        """The public keys of registered clients, by which the gate knows clients."""
+        """Folder of the public keys of registered clients, by which the gate recognizes clients."""
         return self.folder / "admitted"
 
     @property
     def roster(self) -> Path:
-        """The registered clients: names, node ids and numbers."""
+        """File of the registered clients: names, node ids and numbers."""
         return self.folder / "registered.json"
 
     @property
     def executor_secret(self) -> Path:
-        """By which the SuperLink knows who runs apps."""
+        """File of the secret by which the SuperLink recognizes the process that runs apps."""
         return self.folder / "executor.secret"
 
     @property
     def superlink(self) -> Path:
-        """The SuperLink's database."""
+        """Folder of the SuperLink's database."""
         return self.folder / "superlink"
 
     @property
     def runs(self) -> Path:
-        """Run directories."""
+        """Folder of the run directories."""
         return self.folder / "runs"
 
     @property
     def logs(self) -> Path:
-        """What processes on this host say."""
+        """Folder of the logs of processes on this host."""
         return self.folder / "logs"
 
     @property
     def processes(self) -> Path:
-        """Which processes run on this host."""
+        """Folder of the files that say which processes run on this host."""
         return self.folder / "processes"
 
     @property
     def app(self) -> Path:
-        """The app that is submitted: names only, for the code is what every host has installed."""
+        """Folder of the submitted app, which holds names only; every host runs its own installed code."""
         return self.folder / "app"
 
     @property
     def submitted(self) -> Path:
-        """What was submitted, a file a run."""
+        """Folder of the submitted experiments, one file for each run."""
         return self.folder / "submitted"
 
     @property
@@ -227,18 +230,18 @@ class Deployment:
         """Write a new file that only the deployment's owner can read.
 
         Raises:
-            FileExistsError: It is there already.
+            FileExistsError: The file exists already.
         """
         write_private(path, content)
         owner = self.file.stat()
-        if os.getuid() == 0:  # containers run as the owner, and must read it
+        if os.getuid() == 0:  # containers run as the owner, and must read the file
             os.chown(path, owner.st_uid, owner.st_gid)
 
     def write_connection(self, superlink: str, authority: str) -> None:
-        """Say how operators reach the SuperLink.
+        """Write Flower's file that says how operators reach the SuperLink.
 
         Args:
-            superlink: As HOST:PORT.
+            superlink: The SuperLink's address, as HOST:PORT.
             authority: File of the certificate authority.
         """
         table = {"address": superlink, "root-certificates": authority}
@@ -247,10 +250,10 @@ class Deployment:
 
 
 NAME = "deployment"
-"""What Flower's commands call this SuperLink."""
+"""Flower's commands call this SuperLink by this name."""
 
 _APP = """\
-# What `fedssl deploy run` submits. It holds no code: every host runs what is installed there.
+# `fedssl deploy run` submits this app. It holds no code: every host runs the code that is installed there.
 [project]
 name = "fedssl-deployment"
 version = "{version}"
@@ -273,11 +276,11 @@ nodes = ""
 """
 
 
-def settings_of(table: Mapping[str, object]) -> Settings:
-    """Return what a deployment is to be.
+def make_settings(table: Mapping[str, object]) -> Settings:
+    """Return the settings of a deployment from a table.
 
     Raises:
-        InputError: Something of it cannot be.
+        InputError: A setting is wrong, or there are images for a client that does not exist.
     """
     try:
         settings = Settings.model_validate(table)
@@ -286,16 +289,18 @@ def settings_of(table: Mapping[str, object]) -> Settings:
     unknown = sorted(number for number in settings.data if number >= settings.clients)
     if unknown:
         raise InputError(
-            "--data", f"there is no client {unknown[0]} of {settings.clients}", "they count from 0"
+            "--data",
+            f"there is no client {unknown[0]} among {settings.clients} clients",
+            "clients count from 0",
         )
     return settings
 
 
-def data_of(settings: Sequence[str]) -> dict[int, str]:
-    """Read ``NUMBER=PATH`` settings.
+def read_data_options(settings: Sequence[str]) -> dict[int, str]:
+    """Return the paths of clients' images by the clients' numbers, from texts ``NUMBER=PATH``.
 
     Raises:
-        InputError: One of them is something else, or a path is not there.
+        InputError: A text has another form, or its path does not exist.
     """
     found: dict[int, str] = {}
     for setting in settings:
@@ -304,15 +309,17 @@ def data_of(settings: Sequence[str]) -> dict[int, str]:
             raise InputError(
                 "--data", f"{setting!r} is not NUMBER=PATH", "e.g. --data 0=/srv/images"
             )
-        where = existing("--data", Path(path))
-        if '"' in path:  # Flower's command line has no way to write it (1.41)
-            raise InputError("--data", f"{path!r} has a quotation mark in its name", "rename it")
+        where = resolve_existing("--data", Path(path))
+        if '"' in path:  # Flower's command line cannot express a quotation mark (1.41)
+            raise InputError(
+                "--data", f"{path!r} has a quotation mark in its name", "rename the file or folder"
+            )
         found[int(number)] = where
     return found
 
 
-def existing(option: str, path: Path) -> str:
-    """Return where a path leads; raise `InputError` if there is nothing."""
+def resolve_existing(option: str, path: Path) -> str:
+    """Return the absolute path of a file or folder that an option names; raise `InputError` if there is nothing."""
     if not path.exists():
         raise InputError(option, f"there is nothing at {path}")
     return str(path.resolve())

@@ -1,7 +1,7 @@
-"""Connections to the gate: how many there may be, and how long each may take, before anybody is known.
+"""Limit the number and the duration of connections to the gate, before any sender is known.
 
 uvicorn has no limit on the connections of one peer, and no deadline for a TLS handshake or for the head of a request
-(0.49). `make_door` returns a protocol for it that has all three.
+(0.49). `make_door` returns a protocol for uvicorn that has all three.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ NOTE_SECONDS = 600.0
 
 
 class Notes:
-    """Print the first refusal of a kind, and from then on only how many there were, so that no stranger fills a log."""
+    """Print the first refusal of each kind, and only counts after that, so that no stranger can fill a log."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -45,23 +45,23 @@ class Notes:
         """Note a refusal.
 
         Args:
-            kind: One of a few words of our own; never a text of the sender's.
+            kind: One of a few fixed texts; never a text from the sender.
             details: Printed with the first refusal of its kind.
         """
         if kind not in self._seen:
             self._seen.add(kind)
-            print(f"{_stamp()} {kind} {details}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{_timestamp()} {kind} {details}".rstrip(), file=sys.stderr, flush=True)
         self._counts[kind] += 1
         seconds = time.monotonic() - self._since
         if seconds > NOTE_SECONDS:
             counts = ", ".join(f"{n} x {kind}" for kind, n in self._counts.most_common())
-            print(f"{_stamp()} in {seconds:.0f} s: {counts}", file=sys.stderr, flush=True)
+            print(f"{_timestamp()} in {seconds:.0f} s: {counts}", file=sys.stderr, flush=True)
             self._counts.clear()
             self._since = time.monotonic()
 
 
 class NotingHandler(logging.Handler):
-    """Note what uvicorn and asyncio log, by the type of the error: the first one in full, then their number."""
+    """Note what uvicorn and asyncio log: the first record of each type of error in full, then only counts."""
 
     def __init__(self, notes: Notes) -> None:
         super().__init__(logging.WARNING)
@@ -122,7 +122,7 @@ class Connections:
             del self._cuts[owner]
 
     def recognize(self, connection: object, key: str) -> None:
-        """Count a connection as one of a registered key's from now on, no longer as its address's."""
+        """Count a connection as a registered key's from now on, no longer as its address's."""
         if connection in self._owner and self._owner[connection] != _KEY + key:
             cut = self._cuts[self._owner[connection]][connection]
             self.remove(connection)
@@ -141,7 +141,7 @@ class Connections:
         cut()
 
 
-def _stamp() -> str:
+def _timestamp() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -160,7 +160,7 @@ def make_door(
     Args:
         context: The server's certificate and key.
         connections: Counts the connections.
-        notes: Counts what is refused.
+        notes: Counts the refused connections and requests.
     """
 
     class Door(asyncio.Protocol):
@@ -173,7 +173,7 @@ def make_door(
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, asyncio.Transport)
             transport.pause_reading()
-            peer = _network_of(transport.get_extra_info("peername"))
+            peer = _owner_of_address(transport.get_extra_info("peername"))
             connections.add(self._http, peer, transport.abort)
             shaking = self._loop.create_task(self._shake_hands(transport))
             _running.add(shaking)  # the loop itself holds tasks weakly
@@ -188,7 +188,9 @@ def make_door(
                     server_side=True,
                     ssl_handshake_timeout=HEAD_SECONDS,
                 )
-            except OSError:  # ssl.SSLError, TimeoutError and ConnectionError are such
+            except (
+                OSError
+            ):  # also ssl.SSLError, TimeoutError and ConnectionError, which derive from it
                 secured = None
             if secured is None:
                 notes.add("handshakes that failed or took too long")
@@ -213,7 +215,7 @@ class _Http(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._early = bytearray()
         self._is_secured = False
-        # A request tells by this on which connection it came.
+        # This tells a request on which connection it came.
         self.app_state = {**self.app_state, "connection": self}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -224,11 +226,11 @@ class _Http(H11Protocol):
             self.data_received(bytes(self._early))
 
     def data_received(self, data: bytes) -> None:
-        # asyncio delivers what came with the handshake before `start_tls` returns.
+        # asyncio delivers bytes that came with the handshake before `start_tls` returns.
         if not self._is_secured:
             self._early += data
             return
-        # In pieces: h11 looks at its limit only once it has taken all that came, up to 256 KB at a time.
+        # In pieces, because h11 checks its limit only after it has taken all bytes that came, up to 256 KB at a time.
         for start in range(0, len(data), HEAD_BYTES):
             if self.transport.is_closing():
                 return
@@ -246,7 +248,7 @@ class _Http(H11Protocol):
         super().send_400_response(msg)
 
     def _watch(self) -> None:
-        """Start the deadline when a head is awaited, end it when the head is there."""
+        """Start the deadline when a head is awaited, and end it when the head has come."""
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
         elif self._deadline is None:
@@ -262,8 +264,8 @@ class _Http(H11Protocol):
         self.transport.abort()
 
 
-def _network_of(peer: Any) -> str:
-    """Return whose an address is: itself, or the /64 of an IPv6 address, which is one subscriber's."""
+def _owner_of_address(peer: Any) -> str:
+    """Return the owner of an address: the address itself, or the /64 network of an IPv6 address (one subscriber)."""
     if not peer:
         return "unknown"
     address = ipaddress.ip_address(peer[0].partition("%")[0])

@@ -1,4 +1,4 @@
-"""A run of a deployment as it goes: its record is read as it grows, and shown as a simulation is."""
+"""Follow a run of a deployment: read its record as it grows, and show it as a simulation is shown."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.screen.display import PlainDisplay, make_display
 
 LOOK_SECONDS = 0.5
-"""Between looks at the record."""
+"""The record is read again after this many seconds."""
 
 ASK_SECONDS = 5.0
-"""Between questions to the SuperLink, each of which starts a process."""
+"""The SuperLink is asked again after this many seconds; each question starts a process."""
 
 
 def follow(
@@ -35,15 +35,15 @@ def follow(
     *,
     plain: bool,
 ) -> str:
-    """Show a run until it ends; return how it ended if that is not as it should, else an empty text.
+    """Show a run until it ends; return how it ended if it did not complete, else an empty text.
 
     Args:
-        experiment: What runs.
-        federation: What it runs on.
-        operator: Reaches the SuperLink.
-        run_id: Flower's.
-        directory: Where the server records it.
-        plain: Plain lines, no live screen.
+        experiment: The experiment that runs.
+        federation: The federation that the experiment describes.
+        operator: The operator, which reaches the SuperLink.
+        run_id: Flower's id of the run.
+        directory: The directory in which the server records the run.
+        plain: Show plain lines, no live screen.
     """
     console = Console()
     display: Observer = PlainDisplay(console) if plain else make_display(console)
@@ -53,13 +53,13 @@ def follow(
     shown, status, details, asked = 0, "", "", 0.0
     while True:
         over = status.startswith("finished")
-        for end in _rounds(directory, shown):
+        for end in _read_new_rounds(directory, shown):
             display.round_ended(end)
             shown += 1
         if over:
             break
         if time.monotonic() - asked > ASK_SECONDS or (directory / SUMMARY).exists():
-            with contextlib.suppress(RunFailed):  # the SuperLink may be coming back
+            with contextlib.suppress(RunFailed):  # the SuperLink may be restarting
                 status, details = operator.run_status(run_id)
             asked = time.monotonic()
         time.sleep(LOOK_SECONDS)
@@ -68,22 +68,22 @@ def follow(
         report.ended(outcome)
         display.ended(outcome)
         return ""
-    reason, traceback, _ = (_reason(directory) or details).partition(AT_SERVER)
+    reason, traceback, _ = (_read_failure(directory) or details).partition(AT_SERVER)
     display.failed(reason)
     if traceback:
         reason += f" (the traceback is in {directory / EVENTS})"
     return f"{status}: {reason}" if reason else status
 
 
-def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
-    """Yield the rounds that are recorded beyond those that were shown."""
+def _read_new_rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
+    """Yield the recorded rounds after the first `shown`."""
     try:
         rows = read_rounds(directory / ROUNDS)[shown:]
     except FileNotFoundError:
-        return  # it has not begun
+        return  # the run has not begun
     if not rows:
         return
-    clients = read_rows(directory / CLIENTS, ClientRow)  # written before their round
+    clients = read_rows(directory / CLIENTS, ClientRow)  # complete: written before their round
     for row in rows:
         own = [client for client in clients if client.round == row.round]
         failed = [client for client in own if client.status == "failed"]
@@ -91,8 +91,8 @@ def _rounds(directory: Path, shown: int) -> Iterator[RoundEnd]:
         yield RoundEnd(row, own, failures, GlobalModel())
 
 
-def _reason(directory: Path) -> str:
-    """Return why a run stopped, as its record says; empty if it does not."""
+def _read_failure(directory: Path) -> str:
+    """Return the reason that the record gives for the run's end; empty if it gives none."""
     try:
         lines = whole_lines(directory / EVENTS).splitlines()
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""The one door to the outside: it passes on what clients need of the SuperLink, and nothing else.
+"""The only door to the outside: it passes clients' requests on to the SuperLink, and nothing else.
 
-Flower's SuperLink serves clients, operators and its own processes on one port, and asks only clients for a key (1.41):
-whoever reaches that port can start runs, and a run is code. So the SuperLink stays on the inside, and the gate passes on
-clients' requests, which are signed with their keys. The gate reads a request only as far as its sender is known: a
-stranger's body has 16 KB at most, which is all that Flower needs to refuse it.
+Flower's SuperLink serves clients, operators and its own processes on one port, and asks only clients for a key (1.41).
+Anybody who reaches that port can start runs, and a run is code. So the SuperLink stays on the inside, and the gate
+passes on clients' requests, which are signed with their keys. The gate reads little from an unknown sender: a
+stranger's body may have 16 KB at most, which is all that Flower needs to refuse the request.
 
     python -m fedssl.app.deploy.gate --to superlink:8000 --host 0.0.0.0 --port 9443 --ca CA --certificate CRT --key KEY \
         --admitted FOLDER
@@ -46,7 +46,7 @@ CALLS = frozenset(
         "pull-messages", "push-messages", "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received",
     )
 )  # fmt: skip
-"""What the SuperLink serves clients under ``/v1/fleet/`` (flwr 1.41)."""
+"""The calls that the SuperLink serves to clients under ``/v1/fleet/`` (flwr 1.41)."""
 
 HEALTH = "/health"
 
@@ -56,10 +56,10 @@ ASKED = (
     *("content-type", "accept", KEY, SIGNATURE, TIMESTAMP),
     *("flwr-package-name", "flwr-package-version", "flwr-component-name"),
 )
-"""The headers of a request that are passed on: those that Flower's clients send (1.41), and no others."""
+"""The gate passes on these headers of a request, which Flower's clients send (1.41), and no others."""
 
 ANSWERED = ("content-type", "flwr-version-incompatibility-message")
-"""The headers of an answer that are passed on."""
+"""The gate passes on these headers of an answer, and no others."""
 
 LARGEST = 32 << 20
 """A client's request may have this many bytes. Flower sends arrays in objects of 5 MiB (1.41)."""
@@ -68,10 +68,10 @@ LARGEST_OF_A_STRANGER = 16 << 10
 """A request without a registered key may have this many bytes. Flower's requests to be let in have about 250."""
 
 HELD_OF_A_KEY, HELD = 2 * LARGEST, 16 * LARGEST
-"""Bytes of unfinished requests that the gate holds for one key, and in all. Above them it answers 503."""
+"""The gate holds this many bytes of unfinished requests for one key, and in all. Above them it answers 503."""
 
 SECONDS, SECONDS_OF_A_STRANGER = 120.0, 15.0
-"""Seconds that a request may take from its head to its answer, from a registered key and without one."""
+"""A request may take this many seconds from its head to its answer: with a registered key, and without such a key."""
 
 
 class TooLargeError(Exception):
@@ -83,13 +83,13 @@ class TooBusyError(Exception):
 
 
 class Gate:
-    """Pass clients' requests on.
+    """Pass clients' requests on to the SuperLink.
 
     Args:
-        superlink: Reaches the SuperLink.
+        superlink: The HTTP client that reaches the SuperLink.
         admitted: The registered keys.
         connections: The open connections.
-        notes: Counts what is refused.
+        notes: Counts the refused requests.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Gate:
         except httpx.HTTPError as error:
             return self._refuse(503, "requests that the SuperLink did not answer", repr(error))
         except Exception as error:
-            # Of each kind of error the traceback is printed once: no sender can fill the log.
+            # The traceback is printed once for each kind of error, so that no sender can fill the log.
             return self._refuse(500, f"{type(error).__name__} in the gate", traceback.format_exc())
 
     async def _ask(
@@ -162,7 +162,7 @@ class Gate:
         """Return the registered key that signed a request; empty without one."""
         key = headers.get(KEY, "")
         signature, timestamp = headers.get(SIGNATURE, ""), headers.get(TIMESTAMP, "")
-        if not key or not self._admitted.signed(key, signature, timestamp):
+        if not key or not self._admitted.has_signed(key, signature, timestamp):
             return ""
         connection = request.scope.get("state", {}).get("connection")
         if connection is not None:
@@ -179,7 +179,7 @@ class Gate:
 
     def _refuse(self, status: int, kind: str, details: str = "") -> Response:
         self._notes.add(kind, details)
-        # What is left of the body is not read: the connection ends.
+        # The rest of the body is not read, so the connection must end.
         return PlainTextResponse(kind, status, {"connection": "close"})
 
 
@@ -204,14 +204,14 @@ class _Hold:
             raise TooBusyError
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Let go of all bytes of the request."""
         self._held[self._key] -= self._bytes
         if not self._held[self._key]:
             del self._held[self._key]
 
 
 def make_app(gate: Gate, superlink: httpx.AsyncClient) -> Starlette:
-    """Return the app that answers clients' calls and the question of health, and 404 to anything else."""
+    """Return the app that answers clients' calls and health checks, and answers 404 to anything else."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -228,14 +228,16 @@ def make_app(gate: Gate, superlink: httpx.AsyncClient) -> Starlette:
 
 
 def main() -> None:
-    """Serve until stopped."""
+    """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--to", required=True, help="the SuperLink, as HOST:PORT")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
     parser.add_argument("--port", type=int, default=9443)
-    parser.add_argument("--ca", required=True, help="certificate by which the SuperLink is known")
-    parser.add_argument("--certificate", required=True, help="the server's, shown to clients")
-    parser.add_argument("--key", required=True, help="the certificate's")
+    parser.add_argument(
+        "--ca", required=True, help="authority that signed the SuperLink's certificate"
+    )
+    parser.add_argument("--certificate", required=True, help="the certificate shown to clients")
+    parser.add_argument("--key", required=True, help="the certificate's private key")
     parser.add_argument("--admitted", required=True, type=Path, help="folder of clients' .pub keys")
     arguments = parser.parse_args()
     superlink = httpx.AsyncClient(
@@ -247,9 +249,11 @@ def main() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(arguments.certificate, arguments.key)
     notes = Notes()
-    connections = Connections(notes, of_strangers=min(CONNECTIONS_OF_STRANGERS, _files() // 2))
+    connections = Connections(
+        notes, of_strangers=min(CONNECTIONS_OF_STRANGERS, _raise_file_limit() // 2)
+    )
     gate = Gate(superlink, Admitted(arguments.admitted), connections, notes)
-    # What uvicorn and asyncio log of a stranger's requests has no bound of its own.
+    # uvicorn and asyncio put no bound on what they log about a stranger's requests.
     logging.getLogger().addHandler(NotingHandler(notes))
     config = uvicorn.Config(
         make_app(gate, superlink),
@@ -273,8 +277,8 @@ def _listen(host: str, port: int) -> socket.socket:
         sys.exit(f"the gate cannot listen at {host}, port {port}: {error}")
 
 
-def _files() -> int:
-    """Let this process open as many files as it may; return how many."""
+def _raise_file_limit() -> int:
+    """Raise this process's limit of open files as far as allowed, to at most 65,536; return the limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 65536 if most == resource.RLIM_INFINITY else min(most, 65536)
     resource.setrlimit(

@@ -1,4 +1,4 @@
-"""Whether a service answers, and what its clock says; a container's health check.
+"""Check whether a service answers, and how far its clock is from this host's; containers use it as health check.
 
 python -m fedssl.app.deploy.health URL AUTHORITY
 """
@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 CLOCK_DIFFERENCE = 4.0
-"""Clocks that differ by more seconds than this are named. Flower refuses a client that is 5 s ahead (1.41)."""
+"""Clocks that differ by more seconds than this are reported. Flower refuses a client that is 5 s ahead (1.41)."""
 
 EXPIRED, NOT_YET_VALID = 10, 9
-"""OpenSSL's codes of these two faults of a certificate."""
+"""OpenSSL's codes for a certificate that has expired, or that is not valid yet."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of asking a service.
+    """A service's answer to a health check.
 
     Args:
-        is_well: It answered 200.
-        seconds_ahead: By how much our clock is ahead of the service's, known to half a second; None: it did not say.
-        problem: Why there was no answer; empty if there was one.
+        is_well: Whether the service answered 200.
+        seconds_ahead: Seconds by which this host's clock is ahead of the service's, correct to half a second; None: the
+            answer held no time.
+        problem: Why the service gave no answer, or another one than 200; empty if it is well.
     """
 
     is_well: bool
@@ -34,19 +35,19 @@ class Answer:
 
     @property
     def clocks(self) -> str:
-        """Say by how much the clocks differ; empty if that does no harm."""
+        """A clause on the difference of the clocks; empty if the difference does no harm."""
         if self.seconds_ahead is None or abs(self.seconds_ahead) <= CLOCK_DIFFERENCE:
             return ""
         where = "ahead of" if self.seconds_ahead > 0 else "behind"
         return f"this host's clock is {abs(self.seconds_ahead):.0f} s {where} the server's"
 
 
-def look(url: str, authority: str) -> Answer:
-    """Ask a service whether it is well, for five seconds at most.
+def check_health(url: str, authority: str) -> Answer:
+    """Ask a service whether it is well, and wait five seconds at most.
 
     Args:
-        url: ``https:`` or ``http:``.
-        authority: File of the certificate authority that is trusted, and no other.
+        url: The service's URL for health checks, ``https:`` or ``http:``.
+        authority: File of the only certificate authority to trust.
     """
     try:
         context = ssl.create_default_context(cafile=authority) if url.startswith("https:") else None
@@ -69,9 +70,9 @@ def look(url: str, authority: str) -> Answer:
         return Answer(False, problem=str(reason))
 
 
-def answers(url: str, authority: str) -> bool:
-    """Say whether a service is well."""
-    return look(url, authority).is_well
+def is_service_well(url: str, authority: str) -> bool:
+    """Return whether a service is well."""
+    return check_health(url, authority).is_well
 
 
 def _seconds_ahead(date: str | None) -> float | None:
@@ -83,4 +84,4 @@ def _seconds_ahead(date: str | None) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if answers(sys.argv[1], sys.argv[2]) else 1)
+    sys.exit(0 if is_service_well(sys.argv[1], sys.argv[2]) else 1)

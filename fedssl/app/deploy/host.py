@@ -1,4 +1,4 @@
-"""A deployment's processes on this host, without containers."""
+"""Run a deployment's processes on this host, without containers."""
 
 import os
 import signal
@@ -12,31 +12,31 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedssl.app.deploy.deployment import Deployment
-from fedssl.app.deploy.health import answers
-from fedssl.app.deploy.keeper import PATIENCE, kept
+from fedssl.app.deploy.health import is_service_well
+from fedssl.app.deploy.keeper import PATIENCE, read_report
 from fedssl.app.deploy.services import (
     Service,
     client_service,
-    environment,
-    on_this_host,
+    environment_for_flower,
+    place_on_this_host,
     server_services,
     with_this_package,
 )
 from fedssl.core.errors import InputError, RunFailed
 
 START_TIMEOUT = 90.0
-"""Seconds in which a process must be up."""
+"""A process must be up within this many seconds."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How a process is.
+    """The state of a process.
 
     Args:
-        name: The service's.
-        runs: Whether somebody keeps it.
-        healthy: Whether it answers; None: it is not one that is asked.
-        starts: How often it was started.
+        name: The service's name.
+        runs: Whether a keeper keeps the process running.
+        healthy: Whether the service answers health checks; None: it has no health check.
+        starts: How often the process was started.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Host:
     """Start, watch and end the processes of a deployment.
 
     Args:
-        deployment: Whose.
+        deployment: The deployment.
     """
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        place = on_this_host(deployment)
+        place = place_on_this_host(deployment)
         settings = deployment.settings
         self.server = list(server_services(place, settings.bind))
         self.clients = [
@@ -72,31 +72,31 @@ class Host:
         ]
 
     def start(self, services: Iterable[Service]) -> None:
-        """Start services that do not run, and wait until they are up.
+        """Start the services that do not run, and wait until all are up.
 
         Raises:
-            InputError: A port is taken by somebody else.
-            RunFailed: One does not come up; says where its log is.
+            InputError: Another process has a service's port.
+            RunFailed: A service does not come up. The error says where its log is.
         """
         for service in services:
-            if kept(self._file(service.name)) is None:
+            if read_report(self._file(service.name)) is None:
                 self._refuse_taken_port(service)
                 self._spawn(service)
         for service in services:
             self._wait_for(service)
 
     def states(self) -> list[State]:
-        """Return how every process is."""
+        """Return the state of every process."""
         found = []
         for service in (*self.server, *self.clients):
-            said = kept(self._file(service.name))
+            said = read_report(self._file(service.name))
             healthy = None if service.health is None else self._answers(service.health)
             starts = 0 if said is None else said["starts"]
             found.append(State(service.name, said is not None, healthy, starts))
         return found
 
     def stop(self) -> None:
-        """End all processes: clients first, for they take their leave of the server."""
+        """End all processes; the clients end first, because they sign off at the server."""
         self._end(self.clients)
         self._end(self.server[::-1])
         for service in (*self.clients, *self.server):
@@ -111,8 +111,8 @@ class Host:
         names = [service.name for service in services]
         told: set[int] = set()
         deadline = time.monotonic() + PATIENCE + 10
-        while there := {name: said for name in names if (said := kept(self._file(name)))}:
-            # A keeper that has just begun has not said its number yet: it is told once it has.
+        while there := {name: said for name in names if (said := read_report(self._file(name)))}:
+            # A keeper that has just begun has not written its process number yet; it is told once it has.
             for said in there.values():
                 if said["keeper"] and said["keeper"] not in told:
                     os.kill(said["keeper"], signal.SIGTERM)
@@ -122,15 +122,15 @@ class Host:
             time.sleep(0.1)
 
     def _refuse_remains(self, service: Service) -> None:
-        """Clear what a killed keeper left behind.
+        """Remove the file that a killed keeper left behind.
 
         Raises:
-            RunFailed: Its process still has its port.
+            RunFailed: The keeper's process still has its port.
         """
         file = self._file(service.name)
         if not file.exists():
             return
-        deadline = time.monotonic() + PATIENCE  # it was told to end when its keeper died
+        deadline = time.monotonic() + PATIENCE  # the process was told to end when its keeper died
         while _is_taken(service) and time.monotonic() < deadline:
             time.sleep(0.2)
         if _is_taken(service):
@@ -141,12 +141,12 @@ class Host:
         file.unlink()
 
     def log(self, name: str) -> Path:
-        """Return where a service's output goes."""
+        """Return the file to which a service's output goes."""
         return self._deployment.logs / f"{name}.log"
 
     def _spawn(self, service: Service) -> None:
         file = self._file(service.name)
-        variables = {**with_this_package(environment()), "PYTHONUNBUFFERED": "1"}
+        variables = {**with_this_package(environment_for_flower()), "PYTHONUNBUFFERED": "1"}
         with self.log(service.name).open("ab") as log:
             subprocess.Popen(
                 [
@@ -167,7 +167,7 @@ class Host:
 
     def _wait_for(self, service: Service) -> None:
         deadline = time.monotonic() + START_TIMEOUT
-        while kept(self._file(service.name)) is None or not (
+        while read_report(self._file(service.name)) is None or not (
             service.health is None or self._answers(service.health)
         ):
             if time.monotonic() > deadline:
@@ -181,14 +181,14 @@ class Host:
             raise InputError(
                 "deployment.toml",
                 f"port {_port(service)} of {service.name} is taken by another process",
-                "end that process, or set another port there",
+                "end that process, or set another port in deployment.toml",
             )
 
     def _file(self, name: str) -> Path:
         return self._deployment.processes / f"{name}.json"
 
     def _answers(self, url: str) -> bool:
-        return answers(url, str(self._deployment.certificates / "ca.crt"))
+        return is_service_well(url, str(self._deployment.certificates / "ca.crt"))
 
 
 def _port(service: Service) -> int | None:
@@ -196,7 +196,7 @@ def _port(service: Service) -> int | None:
 
 
 def _is_taken(service: Service) -> bool:
-    """Say whether somebody listens at a service's port."""
+    """Return whether a process listens at a service's port."""
     port = _port(service)
     if port is None:
         return False

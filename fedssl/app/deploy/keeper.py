@@ -1,9 +1,9 @@
-"""Keep one process of a deployment running on this host: started again whenever it ends, until it is told to stop.
+"""Keep one process of a deployment running on this host: start it again whenever it ends, until told to stop.
 
     python -m fedssl.app.deploy.keeper FILE.json COMMAND...
 
-The keeper holds a lock on FILE.lock for as long as it lives, and its process ends with it. Whether a service is kept is
-known by that lock alone: process numbers are given to other processes in time.
+The keeper holds a lock on FILE.lock for as long as it lives, and its process ends with it. Only that lock tells whether
+a keeper lives: a process number does not, because the system gives it to another process in time.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from pathlib import Path
 from types import FrameType
 
 PAUSE = 2.0
-"""Seconds before a process that ended is started again."""
+"""A process that ended is started again after this many seconds."""
 
 PATIENCE = 20.0
-"""Seconds that a process has to end when it is told to."""
+"""A process that is told to end has this many seconds to do so."""
 
 PR_SET_PDEATHSIG = 1
-"""The number of this option of Linux' prctl(2)."""
+"""The number of the option PR_SET_PDEATHSIG of Linux's prctl(2)."""
 
 
 def keep(
@@ -38,9 +38,10 @@ def keep(
     """Run a command again and again until SIGTERM or SIGINT; return the last exit code.
 
     Args:
-        command: What runs.
-        started: Told the process number and how often it was started, after each start.
-        is_over: Says, by how often the command was started and its exit code, that it is not started again.
+        command: The command to run.
+        started: Is called after each start with the process number and the number of starts so far.
+        is_over: Is called after each end with the number of starts and the exit code; if it returns True, the command
+            is not started again.
     """
     over = threading.Event()
 
@@ -51,24 +52,24 @@ def keep(
         signal.signal(number, stop)
     starts = code = 0
     while not over.is_set():
-        process = _start(command)
+        process = _start_process(command)
         starts += 1
         started(process.pid, starts)
         while process.poll() is None and not over.wait(0.2):
             pass
-        code = _end(process)
+        code = _end_process(process)
         if over.is_set() or is_over(starts, code):
             break
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"{stamp} ended with {code}; started again", flush=True)
+        print(f"{stamp} ended with exit code {code}; started again", flush=True)
         over.wait(PAUSE)
     return code
 
 
 def is_kept(file: Path) -> bool:
-    """Say whether a keeper lives, by the lock beside its file."""
+    """Return whether a keeper lives, by the lock beside its file."""
     try:
-        with _lock_of(file).open("rb") as lock:
+        with _lock_file(file).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -77,30 +78,30 @@ def is_kept(file: Path) -> bool:
     return False
 
 
-def kept(file: Path) -> dict[str, int] | None:
-    """Return what a keeper says of its process: ``keeper``, ``process`` and ``starts``; None if no keeper lives.
+def read_report(file: Path) -> dict[str, int] | None:
+    """Return a keeper's report on its process: ``keeper``, ``process`` and ``starts``; None if no keeper lives.
 
-    A keeper that has just begun has said nothing yet: then all three are 0.
+    All three are 0 while a keeper that has just begun has not written its report yet.
     """
     try:
         said: dict[str, int] = json.loads(file.read_text())
     except (OSError, ValueError):
         said = {"keeper": 0, "process": 0, "starts": 0}
-    # The lock is looked at last: what was read before is then of the keeper that holds it.
+    # The lock is checked last, so that the report is that of the keeper that holds the lock.
     return said if is_kept(file) else None
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Hold the lock of a keeper; what an earlier one left in the file is gone."""
-    with _lock_of(file).open("ab") as lock:
-        for _ in range(20):  # somebody may be looking
+def _hold_lock(file: Path) -> Iterator[None]:
+    """Hold the lock of a keeper inside the block, and remove the report of an earlier keeper."""
+    with _lock_file(file).open("ab") as lock:
+        for _ in range(20):  # another process may hold the lock for a moment to check it
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(0.05)
         else:
-            sys.exit(f"{file.stem} is kept by another keeper")
+            sys.exit(f"another keeper already keeps {file.stem} running")
         file.unlink(missing_ok=True)
         try:
             yield
@@ -108,41 +109,41 @@ def _alone(file: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def _lock_of(file: Path) -> Path:
+def _lock_file(file: Path) -> Path:
     return file.with_suffix(".lock")
 
 
-def _start(command: list[str]) -> "subprocess.Popen[bytes]":
-    """Start a process, in a session of its own, that ends with this one."""
+def _start_process(command: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a process in a session of its own; on Linux it ends with this process."""
     this = os.getpid()
 
     def end_with_parent() -> None:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != this:  # it died before that
+            if os.getppid() != this:  # the keeper died before the call
                 os._exit(1)
 
-    # The keeper has one thread, so that code between fork and exec is safe.
+    # Code between fork and exec is safe here, because the keeper has only one thread.
     return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> int:
-    """End a process, if it still runs, and what it has started; return its exit code."""
+def _end_process(process: "subprocess.Popen[bytes]") -> int:
+    """End a process, if it still runs, and the processes that it has started; return its exit code."""
     if process.poll() is None:
-        _signal(process.pid, signal.SIGTERM)
+        _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
-    _signal(process.pid, signal.SIGKILL)  # of its group, whoever is left
+    _signal_group(process.pid, signal.SIGKILL)  # ends the rest of its group
     return process.wait()
 
 
-def _signal(group: int, number: int) -> None:
+def _signal_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
 def main() -> None:
-    """Keep the command of the command line, and say in the file what runs."""
+    """Keep the given command running, and write a report on its process to the file."""
     file = Path(sys.argv[1])
 
     def started(process: int, starts: int) -> None:
@@ -150,7 +151,7 @@ def main() -> None:
         beside.write_text(json.dumps({"keeper": os.getpid(), "process": process, "starts": starts}))
         beside.replace(file)
 
-    with _alone(file):
+    with _hold_lock(file):
         keep(sys.argv[2:], started)
 
 

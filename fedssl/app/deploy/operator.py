@@ -1,4 +1,4 @@
-"""What an operator asks of a SuperLink, by Flower's own commands, each printed before it runs."""
+"""Operate a SuperLink by Flower's own commands; most are printed before they run."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.app.deploy.deployment import NAME
-from fedssl.app.deploy.services import environment
+from fedssl.app.deploy.services import environment_for_flower
 from fedssl.core.errors import RunFailed
 
 Say = Callable[[str], None]
@@ -20,13 +20,13 @@ COMPLETED = "finished:completed"
 
 @dataclass(frozen=True)
 class Operator:
-    """Flower's command line, against one SuperLink.
+    """Run Flower's commands against one SuperLink.
 
     Args:
         flower_home: Folder of the file that says where the SuperLink is.
-        wrap: Makes of a command the one that reaches the SuperLink, such as one in a container.
+        wrap: Turns a command into one that reaches the SuperLink, such as a command in a container.
         say: Prints a line.
-        variables: What the wrapped command needs in its environment.
+        variables: Environment variables that the wrapped command needs.
     """
 
     flower_home: Path
@@ -35,10 +35,10 @@ class Operator:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def register(self, public_key: str, name: str) -> str | None:
-        """Let a client's key in; return its node's id, or None if the key is in already.
+        """Register a client's key; return the id of the client's node, or None if the key is registered already.
 
         Raises:
-            RunFailed: It is refused for another reason.
+            RunFailed: The SuperLink refuses the key for another reason.
         """
         try:
             answer = self._ask("supernode", "register", public_key, NAME, "--name", name)
@@ -58,7 +58,7 @@ class Operator:
 
         Args:
             app: Folder of the app.
-            settings: TOML file of its run config.
+            settings: TOML file of the run config.
         """
         return str(self._ask("run", app, NAME, "--run-config", settings)["run-id"])
 
@@ -77,17 +77,17 @@ class Operator:
         self._ask("stop", run_id, NAME)
 
     def _ask(self, *arguments: str, quiet: bool = False) -> dict[str, Any]:
-        """Run one of Flower's commands and return what it says as JSON.
+        """Run one of Flower's commands and return its JSON answer.
 
         Raises:
-            RunFailed: It failed; says why.
+            RunFailed: The command failed. The error says why.
         """
         command = self.wrap(["flwr", *arguments, "--format", "json"])
         if not quiet:
-            with contextlib.suppress(OSError):  # a run is stopped though its terminal is closed
+            with contextlib.suppress(OSError):  # a run can be stopped after its terminal was closed
                 self.say(f"$ {shlex.join(command)}")
         variables = {
-            **environment(),
+            **environment_for_flower(),
             **self.variables,
             "FLWR_HOME": str(self.flower_home.absolute()),
         }

@@ -1,4 +1,4 @@
-"""Which clients a deployment has registered: their names, Flower's node ids, and the numbers that are theirs alone."""
+"""The clients that a deployment has registered: their names, Flower's node ids, and the numbers bound to them."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ class Registered:
     """A registered client.
 
     Args:
-        node: Flower's id of its node; a node keeps its id as long as its key is registered (flwr 1.41).
-        number: Its number in the federation; None: it may say any number that is bound to nobody else.
+        node: Flower's id of the client's node. A node keeps its id as long as its key is registered (flwr 1.41).
+        number: The client's number in the federation; None: the client may use any number that is bound to no client.
     """
 
     node: str
@@ -22,10 +22,10 @@ class Registered:
 
 
 class Roster:
-    """The registered clients by name, kept in a file.
+    """The registered clients by name, in a file.
 
     Args:
-        file: JSON; it need not be there yet.
+        file: The JSON file; it need not exist yet.
     """
 
     def __init__(self, file: Path) -> None:
@@ -35,7 +35,7 @@ class Roster:
         """Return the registered clients by name.
 
         Raises:
-            InputError: The file holds something else.
+            InputError: The file cannot be read, or holds something else.
         """
         try:
             table = json.loads(self._file.read_text())
@@ -46,7 +46,7 @@ class Roster:
             raise InputError("--folder", f"{self._file} cannot be read: {error}") from None
 
     def add(self, name: str, registered: Registered) -> None:
-        """Add a client, or change what is known of it."""
+        """Add a client, or replace its entry."""
         table = {**self.read(), name: registered}
         beside = self._file.with_suffix(".new")
         beside.write_text(json.dumps({n: asdict(entry) for n, entry in table.items()}, indent=1))
@@ -56,7 +56,7 @@ class Roster:
         """Refuse a number that is bound to another client.
 
         Raises:
-            InputError: It is.
+            InputError: The number is bound to another client.
         """
         for other, entry in self.read().items():
             if number is not None and entry.number == number and other != name:
@@ -65,9 +65,9 @@ class Roster:
                 )
 
     def numbers(self) -> Mapping[str, int]:
-        """Return the node ids that are bound to a number, each with it."""
+        """Return the bound numbers by the ids of their nodes."""
         return {e.node: e.number for e in self.read().values() if e.number is not None}
 
     def name_of(self, node: str) -> str:
-        """Return the name of a node's client; empty if it was not registered by `fedssl deploy`."""
+        """Return the name of a node's client; empty if `fedssl deploy` did not register the client."""
         return next((name for name, entry in self.read().items() if entry.node == node), "")

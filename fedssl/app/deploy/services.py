@@ -12,11 +12,11 @@ from fedssl.core.processes import DISCREET, without_proxy
 NO_INSTALLATION = {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 
 ENVIRONMENT = {**DISCREET, **NO_INSTALLATION}
-"""Keeps Flower's processes from calling home and from installing anything."""
+"""These environment variables keep Flower's processes from calling home and from installing anything."""
 
 
-def environment() -> dict[str, str]:
-    """Return this process's environment as Flower's commands need it: they start one another by name."""
+def environment_for_flower() -> dict[str, str]:
+    """Return this process's environment, with a PATH that finds Flower's commands; they start one another by name."""
     beside_python = str(Path(sys.executable).parent)
     path = os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])
     return {
@@ -29,27 +29,27 @@ def environment() -> dict[str, str]:
 
 
 def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which Python finds this fedssl; services do not look in the current folder (-P)."""
+    """Return an environment in which Python finds this fedssl; services do not search the current folder (-P)."""
     here = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [here, variables.get("PYTHONPATH")]))
     return {**variables, "PYTHONPATH": path}
 
 
 LOST = 75
-"""A SuperNode's exit code when its loop ended without an order or an error of its user's (EX_TEMPFAIL)."""
+"""A SuperNode exits with this code if its loop ended without an order and without a user's error (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where services run: what they call files and each other.
+    """The place where services run: the paths of their files and the addresses of each other.
 
     Args:
-        python: The interpreter.
-        authority, certificate, key: The server's certificate authority, certificate and key.
+        python: The Python interpreter.
+        authority, certificate, key: Files of the server's certificate authority, certificate and key.
         admitted: Folder of the public keys of registered clients.
-        executor_secret: By which the SuperLink knows who runs apps.
-        database: The SuperLink's, in a folder that outlives it.
-        superlink, gate: As HOST:PORT, for whoever connects.
+        executor_secret: File of the secret by which the SuperLink recognizes the process that runs apps.
+        database: File of the SuperLink's database, in a folder that outlives the process.
+        superlink, gate: Addresses for those that connect, as HOST:PORT.
         listen: Address at which the SuperLink listens.
     """
 
@@ -67,12 +67,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Service:
-    """A process.
+    """A process of a deployment.
 
     Args:
         name: ``superlink``, ``executor``, ``gate`` or ``client-N``.
-        command: What it runs.
-        health: URL that answers 200 once it is up; None: it has none.
+        command: The command that the process runs.
+        health: URL that answers 200 once the service is up; None: the service has no health check.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Service:
     health: str | None = None
 
 
-def on_this_host(deployment: Deployment) -> Place:
+def place_on_this_host(deployment: Deployment) -> Place:
     """Return the place of a deployment without containers."""
     folder, settings = deployment.folder.absolute(), deployment.settings
     return Place(
@@ -101,7 +101,7 @@ def server_services(place: Place, listen_gate: str) -> Iterator[Service]:
     """Yield the server's processes in the order in which they start.
 
     Args:
-        place: Where they run.
+        place: The place where they run.
         listen_gate: Address at which the gate listens.
     """
     port, gate_port = place.superlink.rpartition(":")[2], place.gate.rpartition(":")[2]
@@ -154,14 +154,14 @@ def client_service(
     """Return a client's process.
 
     Args:
-        python: The interpreter.
-        number: The client's.
-        server: The gate, as HOST:PORT.
+        python: The Python interpreter.
+        number: The client's number.
+        server: The gate's address, as HOST:PORT.
         authority: The deployment's ``ca.crt``.
         key: The client's private key.
-        port: For its own use, on the loopback.
-        data: Its own images; None: its share of the experiment's data set.
-        further: What else its node's config says, such as settings of its own privacy.
+        port: The client's own port, on the loopback.
+        data: The client's own images; None: its share of the experiment's data set.
+        further: Further settings of its node's config, such as the client's own limits of privacy.
     """
     config = f"partition-id={number}"
     if data is not None:

@@ -1,8 +1,8 @@
-"""Flower's SuperNode as a process that ends when its work ends.
+"""Run Flower's SuperNode as a process that ends when its work ends.
 
-A SuperNode that has given up on its server logs the error and leaves its loop, but its process lives on, because a thread
-of its own API is no daemon, and answers that it is well (flwr 1.41). Nobody would start it again. Here the process ends,
-so a keeper or the engine of containers starts the next one.
+A SuperNode that has given up on its server logs the error and leaves its loop. Its process lives on, because a thread
+of its API is not a daemon, and still answers that it is well (flwr 1.41), so nobody would start it again. Here the
+process ends, so that a keeper or the engine of containers starts the next one.
 
     python -m fedssl.app.deploy.supernode ARGUMENTS-OF-FLOWER-SUPERNODE...
 """
@@ -21,7 +21,7 @@ def main() -> None:
     code = LOST
     try:
         flower_supernode()
-        print("the SuperNode has lost its server; this process ends", file=sys.stderr)
+        print("the SuperNode has lost its server, so this process ends", file=sys.stderr)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):

@@ -1,1 +1,1 @@
-"""The engine that runs clients in Ray actors; nothing outside this folder imports Ray."""
+"""The engine that runs clients in Ray actors. No module outside this folder imports Ray."""

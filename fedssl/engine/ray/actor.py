@@ -1,4 +1,7 @@
-"""What Ray makes an actor of. This module imports next to nothing, so that the actor itself can import the rest quickly."""
+"""The class that Ray runs as an actor.
+
+This module imports next to nothing, so that the actor itself can import the rest inside `quick_imports`.
+"""
 
 import os
 import pickle
@@ -18,17 +21,18 @@ if TYPE_CHECKING:
     from fedssl.engine.worker import Done
 
 TOKEN = "RAY_AUTH_TOKEN"
-"""Environment variable of the token that Ray's processes show each other."""
+"""This environment variable holds the token that Ray's processes show each other."""
 
 CONTENTS_KEPT = 2
-"""Contents that a worker keeps for its next call, which is often of the same round."""
+"""A worker keeps this many contents for its next call, which often belongs to the same round."""
 
 
 class Actor:
-    """Hold the app, and through it the resident model, for a process's whole life.
+    """Hold the client app, and through it the resident model, for the whole life of a process.
 
     Args:
-        apps: One reference to what runs clients, which Ray then leaves to us to resolve.
+        apps: A list of one reference to the client apps. Ray does not resolve a reference inside a list, so the actor
+            can do so within `quick_imports`.
     """
 
     def __init__(self, apps: list[Any]) -> None:
@@ -38,25 +42,25 @@ class Actor:
             from fedssl.engine.worker import Worker
 
             found: Apps = ray.get(apps[0])
-        os.environ.pop(TOKEN, None)  # Ray has read it; what a client starts has no use for it
+        os.environ.pop(TOKEN, None)  # Ray has read the token; processes of a client must not see it
         gpus = ray.get_gpu_ids()
         self._device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
         self._worker = Worker(found.one, self._device, found.together)
         self._contents: dict[str, RecordDict] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what Ray gave this worker; answers once it is ready."""
+        """Return the device, GPU ids, process id and node of this worker; the answer comes once the worker is ready."""
         node = ray.get_runtime_context().get_node_id()
         gpus = ray.get_gpu_ids()
         return {"device": self._device, "gpu_ids": gpus, "pid": os.getpid(), "node": node}
 
     def run(self, order: "Order") -> "Done":
-        """Run an order's clients one after the other."""
+        """Run the clients of an order one after the other."""
         contents = {key: self._content(*found) for key, found in order.contents.items()}
         return self._worker.run(order.units, contents, order.rules)
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Call a function of the device and some arguments here."""
+        """Call a function with this worker's device and some further arguments."""
         self._worker.busy_since = (0, time.monotonic())
         try:
             return function(self._device, *arguments)
@@ -65,7 +69,7 @@ class Actor:
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
     def progress(self) -> tuple[int, float]:
-        """Return the place of the unit that runs now and the seconds it has taken; answers while `run` runs."""
+        """Return the place of the running unit and its seconds so far; this method answers while `run` runs."""
         place, began = self._worker.busy_since or (0, time.monotonic())
         return place, time.monotonic() - began
 

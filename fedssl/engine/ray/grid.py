@@ -1,4 +1,4 @@
-"""The parallel grid: long-lived Ray actors that are handed parts of the cohort as they fall idle."""
+"""The parallel grid: it hands parts of the cohort to long-lived Ray actors as they become idle."""
 
 import math
 import pickle
@@ -25,15 +25,21 @@ from fedssl.exchange.reduction import Reduction
 from fedssl.exchange.sums import Span
 
 RAYS_INLINE_BYTES = 100 * 1024
-"""As `INLINE_BYTES`, in a Ray that somebody else started."""
+"""In a Ray that somebody else started, contents smaller than this (bytes) travel inside a call; see `INLINE_BYTES`."""
 
 Submit = Callable[[Any, Span], Any]
-"""Hands a part to an actor and returns the call."""
+"""A function that hands a part to an actor and returns the call."""
 
 
 @dataclass
 class _Call:
-    """A call that a worker has not answered: what for, and when the worker is next asked what takes so long."""
+    """A call that a worker has not answered yet.
+
+    Args:
+        worker: Number of the worker.
+        span: The part of the cohort that the worker runs.
+        ask_at: Time (seconds of `time.monotonic`) at which the grid next asks the worker about its progress.
+    """
 
     worker: int
     span: Span
@@ -43,22 +49,23 @@ class _Call:
 class RayGrid(LocalGrid):
     """Run clients on Ray actors.
 
-    A round's contents are packed once; idle workers are handed parts of the cohort's tree, longest first,
-    and hand back their sums. Nothing polls: the driver sleeps in `ray.wait`.
+    The grid packs a round's contents once. It hands parts of the cohort's tree to idle workers, the longest parts
+    first, and the workers hand back their sums. Nothing polls: the driver sleeps in `ray.wait`.
 
-    A worker that is lost is replaced, and what it had not handed back is run again; a client that hangs is found by
-    asking its worker, which is then replaced.
+    The grid replaces a lost worker and runs the worker's unfinished units again. It asks workers that take long about
+    their progress, and replaces a worker whose client hangs.
 
     Args:
-        apps: What runs clients.
-        num_clients: K.
-        wish: What workers are asked for.
-        most_workers: More than this many are of no use, and are not started.
-        address: Of a Ray cluster that runs already; None: one is started on this machine, unless this process has one.
-        patience: What it bears with.
+        apps: The client apps.
+        num_clients: K, the number of clients in all.
+        wish: The workers that the experiment asks for.
+        most_workers: No more workers than this are of use, so no more are started. None: there is no limit.
+        address: Address of a Ray cluster that runs already. None: use the Ray of this process, or start one on this
+            machine.
+        patience: How long the grid waits for a client, and how often it tries one again.
 
     Raises:
-        InputError: More GPUs or memory are asked for than Ray sees, or there is no Ray at the address.
+        InputError: The wish asks for more GPUs or memory than Ray sees, or there is no Ray at the address.
         RunFailed: Ray does not start.
     """
 
@@ -81,17 +88,17 @@ class RayGrid(LocalGrid):
             self._plan = plan_workers(wish, _nodes(), most_workers)
             self._pool = Pool(apps, self._plan)
         except BaseException:
-            self._ray.close()  # nobody gets to close what could not be made
+            self._ray.close()  # no caller can close a grid whose constructor failed
             raise
 
     @property
     def plan(self) -> WorkerPlan:
-        """Number of actors and what each is given."""
+        """The number of actors and the resources of each."""
         return self._plan
 
     @property
     def num_workers(self) -> int:
-        """Number of actors."""
+        """The number of actors."""
         return len(self._pool)
 
     @property
@@ -100,18 +107,18 @@ class RayGrid(LocalGrid):
         return self._plan.gpus > 0
 
     def describe_workers(self) -> list[dict[str, Any]]:
-        """Return the device, GPU ids and process id of every actor; waits until all are ready."""
+        """Wait until all actors are ready; return the device, GPU ids, process id and node of each."""
         return self._pool.describe()
 
     def close(self) -> None:
-        """End the actors, and Ray if this grid started it."""
+        """End the actors. End Ray, too, if this grid started it."""
         try:
             self._pool.close()
         finally:
             self._ray.close()
 
     def recording(self, record: Record | None) -> AbstractContextManager[None]:
-        """Return a block within which Ray's witness writes to a run's record if Ray ends this process."""
+        """Return a context within which Ray's witness writes to a run's record if Ray ends this process."""
         return self._ray.witness.recording(record)
 
     def map(
@@ -121,10 +128,11 @@ class RayGrid(LocalGrid):
         *,
         timeout: float | None = None,
     ) -> list[Result]:
-        """Call a function once for each tuple of arguments on the workers; results in order.
+        """Call a function on the workers, once for each tuple of arguments; return the results in order.
 
         Raises:
-            RunFailed: It raised, took too long, or lost its worker, as often as clients may.
+            RunFailed: A call failed more often than the grid's patience allows: the function raised an error, took too
+                long, or lost its worker.
         """
         results: dict[int, Result] = {}
         backlog = Backlog(len(arguments), len(arguments), self._patience.retries)
@@ -147,16 +155,16 @@ class RayGrid(LocalGrid):
         timeout: float | None,
         meanwhile: Callable[[], None],
     ) -> Iterator[tuple[Span, Done | str]]:
-        """Yield what came of each part of the cohort: what its worker did, or why nobody did it."""
+        """Yield each part of the cohort with its worker's result, or with the reason why it has no result."""
         clients = [self._client(message) for message in messages]
         rules = Rules(self._run_id, self._num_clients, self._patience.retries, reduction)
 
         def submit(actor: Any, span: Span) -> Any:
             contents = {}
             jobs = []
-            for first, behind in units[slice(*span)]:
+            for start, stop in units[slice(*span)]:
                 unit = []
-                for i in range(first, behind):
+                for i in range(start, stop):
                     key, found = self._contents.pack(messages[i].content)
                     contents[key] = found
                     state = self.states.get(clients[i])
@@ -191,7 +199,7 @@ class RayGrid(LocalGrid):
         timeout: float | None,
         meanwhile: Callable[[], None] = do_nothing,
     ) -> Iterator[tuple[Span, Any, str]]:
-        """Hand parts to idle workers until none is left; yield each part's result, or the reason why it has none."""
+        """Hand parts to idle workers until no part is left; yield each part's result, or why it has no result."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         patience = self._patience.client_timeout or math.inf
         running: dict[Any, _Call] = {}
@@ -213,21 +221,21 @@ class RayGrid(LocalGrid):
                 if answered is not None:
                     call = running.pop(answered)
                     outcome = self._collect(answered, call, backlog)
-                    hand_out()  # before what came back is used, so that nobody waits for that
+                    hand_out()  # first, so that no worker waits while the caller uses the outcome
                     yield from outcome
                 elif time.monotonic() >= deadline:
                     yield from self._give_up(running, backlog, f"no reply within {timeout:g} s")
                 elif time.monotonic() >= ask_at:
                     yield from self._stop_overdue(running, backlog, patience)
         finally:
-            # Of an iterator that is not read to its end.
+            # Calls are left here if the caller does not read the iterator to its end.
             for reference, call in running.items():
                 self._pool.idle_after(reference, call.worker)
             self.incidents += self._pool.incidents
             self._pool.incidents.clear()
 
     def _collect(self, answered: Any, call: _Call, backlog: Backlog) -> list[tuple[Span, Any, str]]:
-        """Return the result of an answered call, or what its worker's loss has cost."""
+        """Return the result of an answered call, or the units that have failed for good."""
         try:
             result = ray.get(answered)
         except ray.exceptions.RayTaskError as error:
@@ -242,7 +250,7 @@ class RayGrid(LocalGrid):
     def _stop_overdue(
         self, running: dict[Any, _Call], backlog: Backlog, patience: float
     ) -> list[tuple[Span, Any, str]]:
-        """Ask workers that take long what they are doing, and replace those with a client that takes too long."""
+        """Ask workers that take long about their progress, and replace each worker whose client takes too long."""
         failed = []
         for reference, call in list(running.items()):
             if time.monotonic() < call.ask_at:
@@ -260,15 +268,15 @@ class RayGrid(LocalGrid):
     def _lost(
         self, call: _Call, culprit: int | None, reason: str, backlog: Backlog
     ) -> list[tuple[Span, Any, str]]:
-        first, behind = call.span
-        units = f"unit {first}" if behind - first == 1 else f"units {first} to {behind - 1}"
+        start, stop = call.span
+        units = f"unit {start}" if stop - start == 1 else f"units {start} to {stop - 1}"
         self.incidents.append(f"worker {call.worker}, {units}: {reason}")
         return [((unit, unit + 1), None, reason) for unit in backlog.lost(call.span, culprit)]
 
     def _give_up(
         self, running: dict[Any, _Call], backlog: Backlog, reason: str
     ) -> list[tuple[Span, Any, str]]:
-        """Replace the workers that are late; return all that is missing."""
+        """Replace the late workers; return all parts and units that have no result."""
         late = [(call.span, None, reason) for call in running.values()]
         for call in running.values():
             self._pool.replace(call.worker)
@@ -277,7 +285,7 @@ class RayGrid(LocalGrid):
 
 
 def _nodes() -> list[Node]:
-    """Return what each machine of the cluster has."""
+    """Return the cores, GPUs and memory of each machine in the cluster."""
     return [
         Node(there.get("CPU", 0.0), there.get("GPU", 0.0), there.get("memory", math.inf))
         for there in (node["Resources"] for node in ray.nodes() if node["Alive"])
@@ -285,10 +293,11 @@ def _nodes() -> list[Node]:
 
 
 class _Contents:
-    """The contents of a round as they travel: pickled once, whatever number of messages shares one.
+    """Pickle each content of a round once, however many messages share it.
 
     Args:
-        inline_bytes: Smaller ones travel inside the calls; larger ones are put into Ray's object store.
+        inline_bytes: Contents with fewer bytes than this (less a tenth) travel inside the calls; larger contents go
+            through Ray's object store.
     """
 
     def __init__(self, inline_bytes: int) -> None:
@@ -297,17 +306,17 @@ class _Contents:
         self._packed: dict[int, tuple[RecordDict, str, Payload]] = {}
 
     def pack(self, content: RecordDict) -> tuple[int, tuple[str, Payload]]:
-        """Return (key, (name, payload)) of a content; the same object is packed once."""
+        """Return the (key, (name, payload)) of a content; the same object is pickled only once."""
         key = id(content)
         if key not in self._packed:
             data = pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
             self._serial += 1
             payload = data if len(data) < self._inline_bytes * 9 // 10 else [ray.put(data)]
-            # The content is held: an id is only unique while it lives.
+            # Hold the content, because its id is only unique while it lives.
             self._packed[key] = (content, str(self._serial), payload)
         _, name, payload = self._packed[key]
         return key, (name, payload)
 
     def forget(self) -> None:
-        """Let go of all contents: the round is over."""
+        """Let go of all contents, once the round is over."""
         self._packed.clear()

@@ -1,4 +1,4 @@
-"""Ray's actors: started, replaced, asked; which are idle, and which call is answered next."""
+"""Start, replace and watch Ray's actors, and know which of them are idle."""
 
 import math
 import time
@@ -15,21 +15,27 @@ from fedssl.engine.ray.actor import Actor
 from fedssl.engine.worker import Rules, Unit
 
 START_TIMEOUT = 180.0
-"""Seconds in which a worker must be ready when none is."""
+"""A worker that is not ready after this many seconds counts as late; if no worker is ready by then, the run fails."""
 
 MOST_STARTS = 5
-"""Workers lost in a row before one was ready, after which starting another is of no use."""
+"""After this many workers were lost in a row during their start, starting another is of no use."""
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds in which a worker must say what it is doing, when asked."""
+"""A worker must answer a question about its progress within this many seconds."""
 
 Payload = bytes | list[Any]
-"""A pickled content, or a list of the one reference to it, which Ray then leaves to us to resolve."""
+"""A pickled content, or a list of one reference to it. Ray leaves a reference inside a list to the actor to resolve."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Units for one call of a worker, and the contents that they share, by key: its name and what it is."""
+    """The units for one call of a worker.
+
+    Args:
+        units: The units, in the order in which they run.
+        contents: The name and the payload of each content that the units share, by key.
+        rules: How the worker runs the units.
+    """
 
     units: tuple[Unit, ...]
     contents: Mapping[int, tuple[str, Payload]]
@@ -40,15 +46,15 @@ class Pool:
     """The actors of a grid, by number.
 
     Args:
-        apps: What runs clients.
-        plan: How many actors, and what each is given.
+        apps: The client apps.
+        plan: The number of actors and the resources of each.
     """
 
     def __init__(self, apps: Apps, plan: WorkerPlan) -> None:
         self.idle: list[int] = []
-        """Actors that have nothing to do; whoever gives them something takes them off."""
+        """Numbers of the idle actors. A caller that hands work to an actor removes its number."""
         self.incidents: list[str] = []
-        """What went wrong and did not stop anybody; whoever records it takes it out."""
+        """Faults that did not stop the run. A caller that records them clears the list."""
         self._ready_by: dict[Any, float] = {}
         self._apps = ray.put(apps)
         self._plan = plan
@@ -66,22 +72,30 @@ class Pool:
         return self._actors[worker]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the device, GPU ids, process id and node of every actor; waits until all are ready."""
+        """Wait until all actors are ready; return the device, GPU ids, process id and node of each.
+
+        Raises:
+            RunFailed: An actor is not ready within `START_TIMEOUT`.
+        """
         calls = [actor.describe.remote() for actor in self._actors]
         try:
             described: list[dict[str, Any]] = ray.get(calls, timeout=START_TIMEOUT)
         except TimeoutError:
             raise RunFailed(
-                f"not all workers were ready within {START_TIMEOUT:g} s; {_resources()}"
+                f"not all workers were ready within {START_TIMEOUT:g} s; {_describe_free_resources()}"
             ) from None
         return described
 
     def idle_after(self, call: Any, worker: int) -> None:
-        """Let an actor count as idle once it has answered a call that nobody waits for."""
+        """Count an actor as idle once it has answered a call whose result nobody will read."""
         self._busy[call] = worker
 
     def wait(self, calls: Collection[Any], until: float) -> Any | None:
-        """Return a call that is answered; None at a time of `time.monotonic`, or when an actor has fallen idle.
+        """Wait for one of the calls and return it; None if `until` has come or an actor has become idle.
+
+        Args:
+            calls: The calls that the caller waits for.
+            until: Time (seconds of `time.monotonic`) until which to wait.
 
         Raises:
             RunFailed: No actor can be started.
@@ -93,7 +107,9 @@ class Pool:
         ready, _ = ray.wait(ours, timeout=None if seconds == math.inf else max(0.0, seconds))
         if not ready:
             if time.monotonic() >= stuck:
-                raise RunFailed(f"no worker was ready within {START_TIMEOUT:g} s; {_resources()}")
+                raise RunFailed(
+                    f"no worker was ready within {START_TIMEOUT:g} s; {_describe_free_resources()}"
+                )
             self._note_late()
             return None
         if ready[0] not in self._busy:
@@ -102,19 +118,19 @@ class Pool:
         return None
 
     def welcome(self) -> None:
-        """Let all that have become ready count as idle, and wait for nobody; raises as `wait` does."""
+        """Count all actors that have become ready as idle, without waiting; raise the errors of `wait`."""
         if self._busy:
             ready, _ = ray.wait(list(self._busy), num_returns=len(self._busy), timeout=0)
             for call in ready:
                 self._welcome(call, self._busy.pop(call))
 
     def replace(self, worker: int) -> None:
-        """End an actor, whatever it is doing, and start another in its place."""
+        """End an actor, even one at work, and start another in its place."""
         ray.kill(self._actors[worker])
         self._spawn(worker)
 
     def progress(self, worker: int) -> tuple[int, float] | None:
-        """Return the place of the unit that an actor runs and the seconds it has taken; None if it does not say."""
+        """Return the place of the unit that an actor runs and its seconds so far; None if the actor does not answer."""
         try:
             answer: tuple[int, float] | None = ray.get(
                 self._actors[worker].progress.remote(), timeout=ANSWER_TIMEOUT
@@ -136,20 +152,20 @@ class Pool:
             memory=int(self._plan.memory),
             concurrency_groups={"watch": 1},
         )(Actor)
-        # Within a list: Ray would resolve a bare reference, with all the imports it takes, before the actor is made.
+        # A list hides the reference: Ray would resolve it, with all imports that takes, before it makes the actor.
         self._actors[worker] = kind.remote([self._apps])
         call = self._actors[worker].describe.remote()
         self._busy[call] = worker
         self._ready_by[call] = time.monotonic() + START_TIMEOUT
 
     def _note_late(self) -> None:
-        """Say of actors that others work without them, once: the run only takes longer."""
+        """Record each late actor once as an incident; the other actors do its work, and the run only takes longer."""
         for call, by in list(self._ready_by.items()):
             if time.monotonic() >= by:
                 del self._ready_by[call]
                 worker = f"worker {self._busy[call]}"
                 self.incidents.append(
-                    f"{worker} was not ready within {START_TIMEOUT:g} s; {_resources()}"
+                    f"{worker} was not ready within {START_TIMEOUT:g} s; {_describe_free_resources()}"
                 )
 
     def _welcome(self, call: Any, worker: int) -> None:
@@ -157,10 +173,10 @@ class Pool:
         try:
             ray.get(call)
         except ray.exceptions.RayTaskError:
-            pass  # of a call that nobody waits for; the actor is well
+            pass  # nobody waits for this call's result, and the actor still works
         except ray.exceptions.RayError as error:
             self._lost_in_a_row += 1
-            self.replace(worker)  # first: whoever runs next on this pool finds it whole
+            self.replace(worker)  # before the error, so that a later run finds the pool complete
             if self._lost_in_a_row >= MOST_STARTS:
                 self._lost_in_a_row = 0
                 raise RunFailed(f"workers do not start: {explain(error)}") from None
@@ -170,7 +186,7 @@ class Pool:
 
 
 def explain(error: Exception) -> str:
-    """Return what a lost worker is called in the record; for want of memory in so many words."""
+    """Return the reason that the record gives for a failed call; a lack of memory is named as such."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return f"out of memory: {error}"
     if isinstance(error, ray.exceptions.RayTaskError):
@@ -178,7 +194,7 @@ def explain(error: Exception) -> str:
     return f"worker lost: {error}"
 
 
-def _resources() -> str:
+def _describe_free_resources() -> str:
     there, free = ray.cluster_resources(), ray.available_resources()
     counts = (f"{free.get(k, 0):g} of {there.get(k, 0):g} {k}s are free" for k in ("CPU", "GPU"))
     return ", ".join(counts)

@@ -1,7 +1,7 @@
-"""The Ray that a run uses: started for this process alone, joined at an address, or begun by this process before.
+"""The Ray that a run uses: started for this process alone, joined at an address, or started by this process before.
 
-Ray is started without what no run here needs, reachable from this machine only, and behind a token that is made for this
-start. Written for ray 2.55.1, the version that flwr 1.41 pins.
+Ray starts without the parts that no run needs. It can be reached from this machine only, and asks for a token that is
+made anew for each start. Written for ray 2.55.1, the version that flwr 1.41 pins.
 """
 
 import contextlib
@@ -34,36 +34,39 @@ from fedssl.engine.ray.witness import Witness
 log = logging.getLogger(__name__)
 
 INLINE_BYTES = 1 << 20
-"""What is smaller travels inside a call or its answer, which takes a third of the time of Ray's object store."""
+"""Objects smaller than this (bytes) travel inside a call or its answer: a third of the time of Ray's object store."""
 
 PATIENCE = 30.0
-"""Seconds in which Ray should have started."""
+"""Ray should have started within this many seconds; if it has not, Ray itself reports why."""
 
 LOOPBACK = "127.0.0.1"
 
 LONGEST_FOLDER = 21
-"""Bytes of a path below which Ray's sockets fit: a socket's path has at most 103 bytes (macOS), and we and Ray add 82."""
+"""Ray's sockets fit below a folder whose path has at most this many bytes.
+
+A socket's path has at most 103 bytes (macOS), and fedssl and Ray add 82.
+"""
 
 SHARED_MEMORY = Path("/dev/shm")
 
 LEAST_ADDRESSES = 5_000_000_000
-"""Bytes of address space that a process with torch and Ray takes on two cores; Ray aborts or hangs where it gets less."""
+"""A process with torch and Ray takes this many bytes of address space on two cores; with less, Ray aborts or hangs."""
 
 STORE_SHARE = 10
-"""Under a limit of its address space (``ulimit -v``), a process gives one part in so many to Ray's object store."""
+"""Under a limit of the address space (``ulimit -v``), Ray's object store gets the limit divided by this number."""
 
 
 class RayCluster:
-    """The Ray that this process uses, until `close`.
+    """The Ray that this process uses until `close`.
 
-    One that is started here ends with the thread that made it, at the latest.
+    A Ray that this class starts ends with the thread that made the object, at the latest.
 
     Args:
-        address: Address of a Ray that runs already; None: the one of this process, or else a new one.
-        num_cpus: Cores that a new one hands out; None: all of this process.
+        address: Address of a Ray that runs already. None: use the Ray of this process, or start a new one.
+        num_cpus: Cores that a new Ray hands out; None: all cores of this process.
 
     Raises:
-        InputError: There is no Ray at the address, or no folder in which one could be started.
+        InputError: There is no Ray at the address, or no folder in which a new one could start.
         RunFailed: Ray does not start.
     """
 
@@ -71,7 +74,7 @@ class RayCluster:
         self._folder: Path | None = None
         self._joined = ray.is_initialized()
         self.is_ours = address is None and not self._joined
-        """Whether it was started here, with the settings of ours."""
+        """Whether this object started Ray, and so with fedssl's settings."""
         if self.is_ours:
             self._folder = _make_folder()
         self.witness = Witness()
@@ -88,21 +91,25 @@ class RayCluster:
             _warn_if_open(address)
 
     def close(self) -> None:
-        """End the Ray that was started here, or leave the one that was joined."""
-        self.witness.close()  # first: that Ray's processes end now is no loss
+        """End the Ray that this object started, or leave the Ray that it joined."""
+        self.witness.close()  # first, so that the witness does not report the end of Ray's processes
         if not self._joined:
-            # Were Ray left to die with its thread, it would end this process in a minute.
+            # A Ray that dies with its thread, without a shutdown, ends this process within a minute.
             ray.shutdown()
         if self._folder is not None:
-            _read_authentication_anew()  # what this process starts later has its own token, or none
+            _read_authentication_anew()  # a Ray that this process starts later has its own token, or none
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, num_cpus: int) -> None:
         assert self._folder is not None
         self.witness.tell({"starting": True, "folder": str(self._folder)})
-        store = _object_store(self._folder)
+        store = _choose_object_store(self._folder)
         try:
-            with _environment(_settings_of_rays_processes()), _lean_nodes(), _quiet():
+            with (
+                _set_environment(_environment_of_ray_processes()),
+                _start_lean_nodes(),
+                _silence_node_errors(),
+            ):
                 _read_authentication_anew()
                 ray.init(
                     address="local",
@@ -111,29 +118,31 @@ class RayCluster:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="critical",
-                    _temp_dir=str(self._folder / "r"),  # Ray lets everybody write to its own folder
+                    # Not the folder itself: Ray lets everybody write to its own folder.
+                    _temp_dir=str(self._folder / "r"),
                     _system_config={
                         "max_direct_call_object_size": INLINE_BYTES,
-                        # One idle process a core: on a large machine, many more than there will be actors.
+                        # Ray would start one idle process for each core, often many more than there will be actors.
                         "prestart_worker_first_driver": False,
                     },
                     **store,
                 )
-        except Exception as error:  # whatever Ray's start raises: it has no error of its own
+        except Exception as error:  # Ray has no error class of its own for a failed start
             raise RunFailed(
-                f"Ray does not start: {_why(error, self._folder)}; it needs memory, processes, free ports, and room in "
-                f"{SHARED_MEMORY} and {self._folder.parent}; --engine serial does without Ray"
+                f"Ray does not start: {_explain_failed_start(error, self._folder)}; it needs memory, processes, "
+                f"free ports, and room in {SHARED_MEMORY} and {self._folder.parent}; --engine serial does without Ray"
             ) from error
         self.witness.tell({"starting": False, "processes": _process_ids()})
 
 
 class _LeanNode(ray_node.Node):  # type: ignore[misc]
-    """A node of Ray's that starts no dashboard, autoscaler or log monitor, and listens on the loopback only.
+    """A node of Ray that starts no dashboard, autoscaler or log monitor, and listens on the loopback only.
 
-    `ray.init` has no switch for them: "no dashboard" still starts its server, and waits for it. They would cost two
-    seconds of a core at the start and a second at the end, to show what nobody looks at, to add machines where there
-    are none, and to read logs aloud to a driver that does not listen. It has no way to listen on the loopback only
-    either: it takes 127.0.0.1 for "the address of this machine", and Ray's servers then listen everywhere.
+    `ray.init` cannot switch these three processes off: with "no dashboard" it still starts the dashboard's server and
+    waits for it. They would cost two seconds of a core at the start and one at the end, and a run uses none of them:
+    nobody looks at the dashboard, there are no machines to add, and the driver does not listen to logs. `ray.init`
+    cannot listen on the loopback only, either: it takes 127.0.0.1 for "the address of this machine", and Ray's servers
+    then listen everywhere.
     """
 
     def __init__(self, ray_params: Any, *args: Any, **settings: Any) -> None:
@@ -141,7 +150,8 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
         try:
             super().__init__(ray_params, *args, **settings)
         except BaseException:
-            self.kill_all_processes(check_alive=False, wait=True)  # nobody gets to end half a node
+            # No caller can end a node whose constructor failed.
+            self.kill_all_processes(check_alive=False, wait=True)
             raise
 
     def start_api_server(self, **settings: Any) -> None:
@@ -154,17 +164,18 @@ class _LeanNode(ray_node.Node):  # type: ignore[misc]
         pass
 
     def start_ray_processes(self) -> None:
-        """Start them and wait until Ray knows of them, for which it would otherwise look once a second."""
+        """Start Ray's processes and wait until Ray knows of them; Ray itself would look only once a second."""
         super().start_ray_processes()
-        deadline = time.monotonic() + PATIENCE  # after which Ray says itself what is wrong
+        deadline = time.monotonic() + PATIENCE  # after it, Ray itself reports the fault
         while not self.get_gcs_client().get_all_node_info() and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
 class _LeanJob(ray.job_config.JobConfig):  # type: ignore[misc]
-    """A job of Ray's whose workers search for modules where PYTHONPATH says, and nowhere before that.
+    """A job of Ray whose workers search for modules in PYTHONPATH first.
 
-    Ray puts this process's current folder and the script's in front: a ``numpy.py`` of the user's there ends every worker.
+    Ray would put this process's current folder and the script's folder in front, and a user's file ``numpy.py`` there
+    would end every worker.
     """
 
     def _serialize(self) -> Any:
@@ -176,7 +187,7 @@ def _make_folder() -> Path:
     """Make and return a folder for Ray's sockets and logs, which only this user can enter.
 
     Raises:
-        InputError: There is no place with a path that is short enough for sockets.
+        InputError: No candidate folder can be written to and has a path short enough for sockets.
     """
     asked = os.environ.get("RAY_TMPDIR")
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -185,7 +196,7 @@ def _make_folder() -> Path:
     for place in [Path(place).absolute() for place in places if place]:
         if len(os.fsencode(place)) > LONGEST_FOLDER:
             problems.append(
-                f"{place} has more than {LONGEST_FOLDER} bytes, and Ray's sockets do not fit"
+                f"the path {place} has more than {LONGEST_FOLDER} bytes, too many for Ray's sockets"
             )
             continue
         try:
@@ -195,16 +206,16 @@ def _make_folder() -> Path:
     raise InputError(
         "RAY_TMPDIR",
         f"there is no folder for Ray's files: {', '.join(problems)}",
-        "set it to a folder that you may write to and whose path is short, or use --engine serial",
+        "set RAY_TMPDIR to a folder with a short path that you may write to, or use --engine serial",
     )
 
 
-def _settings_of_rays_processes() -> dict[str, str]:
-    """Return environment variables with which Ray's processes are started.
+def _environment_of_ray_processes() -> dict[str, str]:
+    """Return the environment variables with which Ray's processes start.
 
-    Workers need this process's import path (Ray's own way, a runtime environment, costs every worker a start of its
-    own). That actors without a GPU still see the machine's is Ray's coming default: our workers name their device
-    themselves. The token is in no command line, log or file; /proc shows it to this user alone.
+    Workers need this process's import path; Ray's own way, a runtime environment, would start every worker a second
+    time. Actors without a GPU still see the machine's GPUs, which will become Ray's default; fedssl's workers name
+    their device themselves. The token is in no command line, log or file; /proc shows it to this user alone.
     """
     return {
         "PYTHONPATH": import_path(),
@@ -217,16 +228,16 @@ def _settings_of_rays_processes() -> dict[str, str]:
 
 
 def _read_authentication_anew() -> None:
-    """Let Ray read its token from the environment: it does so once, on its import, which may have been long ago."""
+    """Let Ray read its token from the environment again; by itself, Ray does so only once, on its import."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _object_store(folder: Path) -> dict[str, Any]:
-    """Return arguments of `ray.init` for an object store where Ray's default would not start.
+def _choose_object_store(folder: Path) -> dict[str, Any]:
+    """Return arguments of `ray.init` with which the object store starts on machines where Ray's defaults fail.
 
     Raises:
-        InputError: The address space of processes is limited to less than Ray takes.
+        InputError: The limit of a process's address space is below what Ray needs.
     """
     chosen: dict[str, Any] = {}
     if SHARED_MEMORY.exists() and not os.access(SHARED_MEMORY, os.W_OK):
@@ -236,8 +247,8 @@ def _object_store(folder: Path) -> dict[str, Any]:
         if limit < LEAST_ADDRESSES:
             raise InputError(
                 "ulimit -v",
-                f"a process may have {limit / 1e9:.1f} GB of addresses, and Ray needs {LEAST_ADDRESSES / 1e9:.0f} GB",
-                "raise it (ulimit -v unlimited), or use --engine serial",
+                f"limits a process to {limit / 1e9:.1f} GB of addresses, but Ray needs {LEAST_ADDRESSES / 1e9:.0f} GB",
+                "raise the limit (ulimit -v unlimited), or use --engine serial",
             )
         least = ray._private.ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES
         chosen["object_store_memory"] = max(least, limit // STORE_SHARE)
@@ -245,14 +256,14 @@ def _object_store(folder: Path) -> dict[str, Any]:
 
 
 def _process_ids() -> dict[str, int]:
-    """Return the process ids of the raylet and of the control store that were started here."""
+    """Return the process ids of the raylet and of the control store that this process started."""
     started = ray_worker._global_node.all_processes
     names = {"raylet": "raylet", "gcs_server": "control store"}
     return {name: started[kind][0].process.pid for kind, name in names.items() if kind in started}
 
 
-def _why(error: Exception, folder: Path) -> str:
-    """Return in a line why Ray has not started: by its error, and by the last lines of its processes' output."""
+def _explain_failed_start(error: Exception, folder: Path) -> str:
+    """Return one line on why Ray did not start, from its error and the last lines of its processes' output."""
     said = [(str(error) or type(error).__name__).strip().splitlines()[0][:500]]
     for file in sorted(folder.glob("r/session_*/logs/*.err")):
         with contextlib.suppress(OSError):
@@ -262,49 +273,49 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def _join(address: str) -> None:
-    """Join a Ray that runs already; raise `InputError` if there is none, or it does not admit us."""
+    """Join a Ray that runs already; raise `InputError` if there is none or if it does not admit this process."""
     environment = {"env_vars": {"PYTHONPATH": import_path()}}
     try:
-        _knock(address)
-        with _quiet():
+        _check_that_somebody_listens(address)
+        with _silence_node_errors():
             ray.init(
                 address=address, log_to_driver=False, logging_level="error", runtime_env=environment
             )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        if _answer_to_a_stranger(address) is grpc.StatusCode.UNAUTHENTICATED:
+        if _call_without_token(address) is grpc.StatusCode.UNAUTHENTICATED:
             raise InputError(
                 "engine.address",
-                f"the Ray at {address!r} asks for a token and does not know ours",
-                f"set RAY_AUTH_MODE=token and {TOKEN} to its token",
+                f"the Ray at {address!r} asks for a token, and this process has none that it accepts",
+                f"set RAY_AUTH_MODE=token, and set {TOKEN} to the token of that Ray",
             ) from None
         raise InputError(
             "engine.address",
             f"there is no Ray at {address!r}: {error}",
-            "start one with `ray start --head`, or leave it unset",
+            "start one with `ray start --head`, or leave engine.address unset",
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise `OSError` if nobody listens at an address; Ray itself would try for minutes (2.55)."""
+def _check_that_somebody_listens(address: str) -> None:
+    """Raise `OSError` if no process listens at an address; Ray itself would try for minutes (ray 2.55)."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
 
 
 def _warn_if_open(address: str | None) -> None:
-    """Warn of a Ray that admits everybody: one that was not started here, which only its owner can close."""
+    """Warn if a Ray that this process did not start admits everybody; only its owner can close it."""
     found = address if address and ":" in address else ray.get_runtime_context().gcs_address
-    if _answer_to_a_stranger(found) is grpc.StatusCode.OK:
+    if _call_without_token(found) is grpc.StatusCode.OK:
         log.warning(
-            "the Ray at %s asks for no token: whoever reaches its ports runs code as its user; "
+            "the Ray at %s asks for no token: anybody who reaches its ports can run code as its user; "
             "start it with RAY_AUTH_MODE=token",
             found,
         )
 
 
-def _answer_to_a_stranger(address: str) -> grpc.StatusCode:
+def _call_without_token(address: str) -> grpc.StatusCode:
     """Return what Ray's control store answers to a call without a token."""
-    # Without a proxy, as Ray itself: one that is set in the environment would answer for the other machine.
+    # Ray uses no proxy, and a proxy from the environment would answer in place of the other machine.
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(address.removeprefix("ray://"), options) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
@@ -317,7 +328,8 @@ def _answer_to_a_stranger(address: str) -> grpc.StatusCode:
 
 
 @contextmanager
-def _lean_nodes() -> Iterator[None]:
+def _start_lean_nodes() -> Iterator[None]:
+    """Let Ray start `_LeanNode` within the block."""
     kept = ray_node.Node
     ray_node.Node = _LeanNode
     try:
@@ -327,8 +339,8 @@ def _lean_nodes() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep a Ray that starts now from printing what its nodes say into our screen: lost workers are our incidents."""
+def _silence_node_errors() -> Iterator[None]:
+    """Keep a Ray that starts now from printing its nodes' errors; fedssl records lost workers as incidents itself."""
     kept = ray_worker.listen_error_messages
     ray_worker.listen_error_messages = lambda worker, threads_stopped: None
     try:
@@ -338,8 +350,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the block, for processes that are started there, and put them back."""
+def _set_environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for processes that start within the block, and put the old values back."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -1,4 +1,4 @@
-"""The witness of a run that depends on Ray: a small process that says what ended the run if the run cannot."""
+"""The witness of a run that depends on Ray: a small process that reports what ended the run if the run cannot."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from typing import Any
 from fedssl.engine.ray import witness_process
 
 PATIENCE = 5.0
-"""Seconds in which the witness should end after a goodbye; it takes about one millisecond."""
+"""The witness should end within this many seconds after a goodbye; it takes about one millisecond."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Record:
     Args:
         run: Folder of the run.
         events: File of its events, one JSON line each.
-        lock: File that is locked by the process that writes to the folder.
+        lock: File that the process that writes to the folder locks.
     """
 
     run: Path
@@ -31,22 +31,22 @@ class Record:
 
 
 class Witness:
-    """Start a process that reads what it is told, and acts when this process ends without a goodbye.
+    """Start a process that acts when this process ends without a goodbye.
 
-    It then shows the cursor again, prints one line, appends a ``failed`` line to the run's events, and removes Ray's
-    folder; see `witness_process`.
+    The witness then shows the cursor again, prints one line, appends a ``failed`` line to the run's events, and removes
+    Ray's folder; see `witness_process`.
     """
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", witness_process.__file__],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C and a closed terminal end the run, and not its witness
+            start_new_session=True,  # Ctrl-C and a closed terminal must not end the witness
             cwd="/",
         )
 
     def tell(self, facts: Mapping[str, Any]) -> None:
-        """Tell facts, which replace those of the same name; see `witness_process`."""
+        """Tell the witness facts; a new fact replaces the old one of the same name. See `witness_process`."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):  # a witness that was killed costs the run nothing
             self._process.stdin.write(json.dumps(facts).encode() + b"\n")
@@ -54,7 +54,7 @@ class Witness:
 
     @contextmanager
     def recording(self, record: Record | None) -> Iterator[None]:
-        """Let the witness know within the block where the run that goes on is recorded, if it is."""
+        """Tell the witness where the current run is recorded, for the time of the block; None: nowhere."""
         if record is None:
             yield
             return
@@ -66,7 +66,7 @@ class Witness:
             self.tell(dict.fromkeys(("run", *files)))
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Say goodbye, so that the witness ends without acting."""
         self.tell({"goodbye": True})
         assert self._process.stdin is not None
         with suppress(OSError):

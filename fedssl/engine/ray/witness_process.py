@@ -1,17 +1,17 @@
-"""The process that outlives a run: it says what ended the run where the run itself no longer can.
+"""The process that outlives a run: it reports what ended the run when the run itself no longer can.
 
-Ray ends the process that uses it from C++ when one of Ray's own processes is lost: no line of Python runs after that. The
-kernel does the same when memory runs out. This file is started as a script, by its path, and imports next to nothing, so
-that it costs some milliseconds and a few megabytes.
+When one of Ray's own processes is lost, Ray ends the process that uses it from C++, and no line of Python runs after
+that. The kernel does the same when memory runs out. This file runs as a script, by its path, and imports next to
+nothing, so that it costs some milliseconds and a few megabytes.
 
-It reads lines of JSON from its standard input. The keys of a line replace what the lines before said:
+It reads lines of JSON from its standard input. The keys of a line replace the same keys of earlier lines:
 
-- ``processes``: Ray's processes (name: process id), whose deaths are watched;
+- ``processes``: Ray's processes (name: process id), whose deaths the script watches;
 - ``starting``: whether Ray is being started;
-- ``folder``: Ray's temporary folder, which is removed when the run's process is lost;
-- ``run``, ``events``, ``lock``: the folder of the run that goes on, as people call it, and two files in it; null between
+- ``folder``: Ray's temporary folder, which the script removes when the run's process is lost;
+- ``run``, ``events``, ``lock``: the folder of the current run, as messages name it, and two files in it; null between
   runs;
-- ``goodbye``: the run's process ends in order, and there is nothing to say.
+- ``goodbye``: the run's process ends in order, and there is nothing to report.
 """
 
 import contextlib
@@ -25,31 +25,34 @@ from typing import Any
 SHOW_CURSOR = b"\x1b[?25h"
 
 AGENTS = {"DashboardAgent": "dashboard agent", "RuntimeEnvAgent": "runtime environment agent"}
-"""The two agents that Ray's raylet starts, by a part of their command line; the raylet ends when one of them does."""
+"""The two agents that Ray's raylet starts, by a part of their command line; the raylet ends when an agent ends."""
 
 GRACE = 0.5
-"""Seconds before the end of the run's process within which Ray's processes die of that end, and are not its cause."""
+"""If a process of Ray dies at most this many seconds before the run's process, then the latter's end killed it.
+
+Agents are the exception: they outlive the run's process by a second, so a dead agent is a cause.
+"""
 
 PATIENCE = 20.0
-"""Seconds in which Ray's processes end once the run's process has ended; their folder is removed after that."""
+"""Ray's processes get this many seconds to end after the run's process has ended; then their folder is removed."""
 
 
 class Watched:
-    """The processes whose deaths are noticed (Linux; elsewhere none are)."""
+    """Watch processes and remember which of them died first (on Linux only; elsewhere no death is noticed)."""
 
     def __init__(self) -> None:
         self.alive: dict[int, str] = {}
-        """Names by descriptor."""
+        """Names of the living processes, by their descriptors."""
         self._first: list[str] = []
         self._died_at = 0.0
 
     def add(self, processes: dict[str, int]) -> None:
-        """Watch processes and, of the raylet, its agents."""
+        """Watch processes, and the raylet's agents with the raylet."""
         if not hasattr(os, "pidfd_open"):
             return
         for name, pid in processes.items():
             if name == "raylet":
-                for agent, child in _agents_of(pid):
+                for agent, child in _find_agents(pid):
                     self._add(agent, child)
             self._add(name, pid)
 
@@ -62,10 +65,11 @@ class Watched:
             self._first, self._died_at = names, time.monotonic()
 
     def causes(self) -> list[str]:
-        """Return the names of those that died first, unless they died of the end that the run's process comes to now.
+        """Return the names of the processes that died first, unless the end of the run's process killed them.
 
-        When the run's process is killed, the kernel kills the raylet and the control store with it, and the agents notice
-        a second later. When an agent dies, the raylet ends, and the run's process a quarter of a second after it.
+        When the run's process is killed, the kernel kills the raylet and the control store with it, and the agents
+        notice that a second later. When an agent dies, the raylet ends, and a quarter of a second after the raylet the
+        run's process ends.
         """
         agents = [name for name in self._first if name in AGENTS.values()]
         if agents or time.monotonic() - self._died_at <= GRACE:
@@ -77,7 +81,7 @@ class Watched:
             self.alive[os.pidfd_open(pid)] = name
 
 
-def _agents_of(raylet: int) -> Iterator[tuple[str, int]]:
+def _find_agents(raylet: int) -> Iterator[tuple[str, int]]:
     """Yield the name and the process id of each agent of a raylet."""
     for entry in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -96,11 +100,11 @@ _SCRIPTS = {
     "DashboardAgent": b"dashboard/agent.py",
     "RuntimeEnvAgent": b"runtime_env/agent/main.py",
 }
-"""What the command line of an agent holds until the agent has given itself a name."""
+"""The command line of an agent holds this text until the agent has given itself a name."""
 
 
 def watch(watched: Watched) -> dict[str, Any] | None:
-    """Read until the run's process has ended, and return what it has told; None after a goodbye."""
+    """Read until the run's process has ended, and return the facts that it told; None after a goodbye."""
     known: dict[str, Any] = {}
     unread = b""
     while True:
@@ -119,12 +123,17 @@ def watch(watched: Watched) -> dict[str, Any] | None:
 
 
 def describe(known: dict[str, Any], dead: list[str]) -> str:
-    """Return the message to people, by what is known of the run and who has died; empty where nothing was lost."""
+    """Return the message to people; empty if no run was lost.
+
+    Args:
+        known: The facts that the run's process told.
+        dead: Names of Ray's processes that ended the run; empty if none did.
+    """
     run = known.get("run")
     if known.get("starting"):
         return (
-            "the process of the run ended while it started Ray: memory, or the limits of this user (ulimit -a), may not "
-            "suffice; --engine serial does without Ray"
+            "the process of the run ended while it started Ray: memory, or this user's limits (ulimit -a), may be too "
+            "small; --engine serial does without Ray"
         )
     if dead:
         what = f"Ray's {' and '.join(dead)} died, and Ray ended the process of the run"
@@ -135,13 +144,17 @@ def describe(known: dict[str, Any], dead: list[str]) -> str:
     if run is None:
         return f"{what}; run the same command again"
     return (
-        f"{what}; what was recorded is kept in {run}: run the same command again with --resume "
+        f"{what}; the record so far is kept in {run}: run the same command again with --resume "
         "(in Python: resume=True), which also begins the runs that had not begun"
     )
 
 
 def note_failure(events: str, lock: str, reason: str) -> None:
-    """Append a ``failed`` line to a run's events, unless its last line says how it ended, or another process is at it."""
+    """Append a ``failed`` line to a run's events, unless its last line already says how the run ended.
+
+    Raises:
+        OSError: The files cannot be written, or another process has locked the run.
+    """
     import fcntl
     from datetime import UTC, datetime
 
@@ -161,7 +174,7 @@ def note_failure(events: str, lock: str, reason: str) -> None:
 
 
 def remove_when_unused(folder: str, watched: Watched) -> None:
-    """Remove Ray's folder once Ray's processes have ended, which they do after the run's process."""
+    """Remove Ray's folder once Ray's processes have ended; they end after the run's process."""
     import shutil
 
     deadline = time.monotonic() + PATIENCE
@@ -172,7 +185,7 @@ def remove_when_unused(folder: str, watched: Watched) -> None:
 
 
 def main() -> None:
-    """Watch, and say what happened."""
+    """Watch the run's process; if it is lost, report that and clean up."""
     watched = Watched()
     known = watch(watched)
     if known is None:
@@ -180,7 +193,9 @@ def main() -> None:
     run = known.get("run")
     message = describe(known, watched.causes())
     if run is not None:
-        with contextlib.suppress(OSError):  # a folder that is gone, or a full disk: people are told
+        with contextlib.suppress(
+            OSError
+        ):  # the folder is gone or the disk full; people still get the message
             note_failure(known["events"], known["lock"], message.partition(";")[0])
     with contextlib.suppress(OSError):
         for stream in (1, 2):
@@ -190,7 +205,7 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"\nerror: {message}\n".encode())
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # who reads our output need not wait for what follows
+    for stream in (0, 1, 2):  # a program that reads this output need not wait for the rest
         os.dup2(nowhere, stream)
     if "folder" in known:
         remove_when_unused(known["folder"], watched)

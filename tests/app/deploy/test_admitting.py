@@ -71,7 +71,7 @@ def test_a_number_or_a_name_is_given_once(deployment, asked, tmp_path):
     refused(register(deployment, other, "--number", 0), "--number", "bound to 'mine'")
     refused(register(deployment, other, "--name", "mine"), "--name", "another key already")
     for name in ("../up", "a/b", "", ".hidden"):
-        refused(register(deployment, other, "--name", name), "--name", "is no name")
+        refused(register(deployment, other, "--name", name), "--name", "cannot be a client's name")
     assert [name for _, name in asked] == ["mine"]
     assert [file.name for file in deployment.admitted.iterdir()] == ["mine.pub"]
 
@@ -122,10 +122,10 @@ def test_a_client_that_runs_and_is_away_is_said_to_be(deployment, monkeypatch, c
         nodes.append({"node-id": str(number), "status": status})
     operator = Operator(deployment.folder, list, print)
     monkeypatch.setattr(Operator, "nodes", lambda self: nodes)
-    lost = commands._not_connected(deployment, operator, {"client-0", "client-1", "gate"})
+    lost = commands._find_lost_clients(deployment, operator, {"client-0", "client-1", "gate"})
     assert lost == {"client-1"}
-    assert "client-1 runs, but is not connected" in capsys.readouterr().out
-    assert commands._not_connected(deployment, operator, set()) == set()
+    assert "client-1 runs but is not connected" in capsys.readouterr().out
+    assert commands._find_lost_clients(deployment, operator, set()) == set()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ class Server:
 )
 def test_a_clock_that_differs_is_said(behind, words):
     with Server(behind) as server:
-        answer = health.look(f"http://{server.address}/health", "")
+        answer = health.check_health(f"http://{server.address}/health", "")
     assert answer.is_well
     assert abs(answer.seconds_ahead - behind) < 1.5
     assert re.fullmatch(words, answer.clocks)
@@ -222,7 +222,7 @@ def test_a_clock_that_differs_is_said(behind, words):
 def test_an_expired_certificate_is_called_expired(tmp_path, monkeypatch):
     make_certificates(monkeypatch, tmp_path, -0.5)
     with Server(certificates=tmp_path) as server:
-        answer = health.look(f"https://{server.address}/health", str(tmp_path / "ca.crt"))
+        answer = health.check_health(f"https://{server.address}/health", str(tmp_path / "ca.crt"))
     assert not answer.is_well
     assert "expired" in answer.problem
 

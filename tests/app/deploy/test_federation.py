@@ -102,7 +102,7 @@ def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
 def test_too_many_clients_are_refused_before_anything_runs(running, tmp_path):
     done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", name="many"))
     assert done.returncode == 2
-    assert "federation.clients: is 6, but 2 clients are connected" in done.stderr
+    assert "federation.clients: is 6, but only 2 clients are connected" in done.stderr
     assert not (running.runs / "many").exists()
 
 

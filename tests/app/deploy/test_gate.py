@@ -137,11 +137,11 @@ def test_a_key_is_known_by_the_header_that_flower_makes_of_it(flowers_request, t
     public = load_pem_public_key(pem).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     signed = (headers["flwr-public-key"], headers["flwr-signature"], headers["flwr-timestamp"])
     admitted = Admitted(tmp_path)
-    assert not admitted.signed(*signed)
+    assert not admitted.has_signed(*signed)
     (tmp_path / "client.pub").write_bytes(public)
-    assert admitted.signed(*signed)
-    assert not admitted.signed(signed[0], signed[1], signed[2].replace("20", "21", 1))
-    assert not admitted.signed(signed[0], "", signed[2])
+    assert admitted.has_signed(*signed)
+    assert not admitted.has_signed(signed[0], signed[1], signed[2].replace("20", "21", 1))
+    assert not admitted.has_signed(signed[0], "", signed[2])
 
 
 @given(

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedssl.app.deploy.admitted import header_of
 from fedssl.app.deploy.gate import LARGEST, LARGEST_OF_A_STRANGER
-from fedssl.app.deploy.health import answers
+from fedssl.app.deploy.health import is_service_well
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
 from tests.ports import free_ports
 
@@ -58,7 +58,7 @@ class LiveGate:
                 for parts in (stand_in, [*command, *asked])
             ]
         deadline = time.monotonic() + 60
-        while not answers(f"https://127.0.0.1:{self.port}/health", str(folder / "ca.crt")):
+        while not is_service_well(f"https://127.0.0.1:{self.port}/health", str(folder / "ca.crt")):
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedssl.app.deploy.deployment import Deployment, Settings
 from fedssl.app.deploy.host import Host
-from fedssl.app.deploy.keeper import is_kept, kept
+from fedssl.app.deploy.keeper import is_kept, read_report
 from fedssl.app.deploy.services import LOST
 from fedssl.core.errors import RunFailed
 from tests.ports import give_free_ports
@@ -57,16 +57,16 @@ def keeping(tmp_path):
 
 def test_a_process_is_started_again_and_ends_with_its_keeper(keeping):
     keeper, file, first = keeping(SLEEP)
-    said = kept(file)
+    said = read_report(file)
     assert said is not None
     assert (said["keeper"], said["starts"]) == (keeper.pid, 1)
     os.kill(first, signal.SIGKILL)
-    until(lambda: (kept(file) or {"starts": 0})["starts"] == 2)
+    until(lambda: (read_report(file) or {"starts": 0})["starts"] == 2)
     second = json.loads(file.read_text())["process"]
     keeper.kill()
     keeper.wait()
     until(lambda: not is_alive(second))
-    assert kept(file) is None
+    assert read_report(file) is None
     assert file.exists()  # nobody was left to remove it
 
 
@@ -75,7 +75,7 @@ def test_one_service_has_one_keeper(keeping):
     parts = [sys.executable, "-m", "fedssl.app.deploy.keeper", str(file), *SLEEP]
     second = subprocess.run(parts, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1
-    assert "is kept by another keeper" in second.stderr
+    assert "another keeper already keeps" in second.stderr
     assert is_kept(file)
 
 

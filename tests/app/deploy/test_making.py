@@ -80,7 +80,11 @@ def test_private_files_are_their_owners_alone(made):
 
 def test_nothing_is_overwritten(made):
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
-    refused(fedssl("deploy", "init", "--folder", made.folder), "--folder", "is there already")
+    refused(
+        fedssl("deploy", "init", "--folder", made.folder),
+        "--folder",
+        "exists and is not overwritten",
+    )
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
@@ -88,12 +92,12 @@ def test_nothing_is_overwritten(made):
     ("arguments", "words"),
     [
         (["--clients", "-1"], ["clients", "greater than or equal to 0"]),
-        (["--name", "https://fed.example.org"], ["names", "no host name"]),
-        (["--bind", "everywhere"], ["bind", "no address"]),
+        (["--name", "https://fed.example.org"], ["names", "not a host name"]),
+        (["--bind", "everywhere"], ["bind", "not an address"]),
         (["--port", "99999"], ["port", "less than or equal to 65535"]),
         (["--data", "nonsense"], ["--data", "NUMBER=PATH"]),
         (["--data", "0=/not/there"], ["--data", "nothing at /not/there"]),
-        (["--data", "7=/tmp"], ["--data", "no client 7 of 2"]),
+        (["--data", "7=/tmp"], ["--data", "no client 7 among 2 clients"]),
     ],
 )
 def test_bad_input_is_one_message_and_makes_nothing(arguments, words, tmp_path):

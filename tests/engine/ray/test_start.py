@@ -374,4 +374,4 @@ def test_too_few_addresses_are_told_before_ray_starts(limit):
         except InputError as error:
             print(error)
     """
-    assert "ulimit -v: a process may have 3.5 GB" in in_a_process_of_its_own(code)
+    assert "ulimit -v: limits a process to 3.5 GB" in in_a_process_of_its_own(code)
