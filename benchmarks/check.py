@@ -58,7 +58,7 @@ def _step_difference(experiment: Experiment, plain: Plain, client: int) -> float
     ours = copy.deepcopy(theirs)
 
     def stream(purpose: str) -> torch.Generator:
-        return rng.generator(experiment.seed, purpose, round=1, client=client)
+        return rng.make_generator(experiment.seed, purpose, round=1, client=client)
 
     size, steps = recipe.train.batch_size, plain.work.steps
     loader = BatchLoader(shard, recipe.method.views(), recipe.augment, {}, size, steps, stream)

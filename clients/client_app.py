@@ -8,14 +8,14 @@ from flwr.clientapp import ClientApp
 
 from fedssl.clients.local_data import local_data
 from fedssl.clients.privacy import (
-    admitted,
-    is_secret,
-    leaving,
+    answer_if_admitted,
+    clip_and_add_noise,
+    needs_secret_noise,
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
-from fedssl.core.trust import only, trusting
+from fedssl.core.trust import trust_only, trusting
 from fedssl.exchange import protocol
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.experiment.client_settings import ClientSettings
@@ -37,7 +37,7 @@ def with_allowed_plugins(
     A server can name any module in its request, and importing one runs its code.
     """
     allowed = context.node_config.get(protocol.ALLOWED_PLUGINS, "")
-    with trusting(only(str(allowed))):
+    with trusting(trust_only(str(allowed))):
         return call_next(message, context)
 
 
@@ -51,7 +51,7 @@ def _answered(work: Work, message: Message, context: Context) -> Message:
     """Read a request, and return what comes of the work if the node may answer it."""
     request = protocol.read_request(message)
     here = resident(request.experiment, device_of(context), request.terms)
-    return admitted(
+    return answer_if_admitted(
         message,
         context,
         here.experiment,
@@ -91,13 +91,13 @@ def _train(
         num_examples=len(shard),
         update_norm=update_norm(request.arrays, trained) if is_measured else None,
     )
-    sent = leaving(
+    sent = clip_and_add_noise(
         experiment,
         request.arrays,
         trained,
         server_round=request.server_round,
         client=local.client,
-        secret=is_secret(experiment, context.node_config),
+        secret=needs_secret_noise(experiment, context.node_config),
     )
     metrics = metrics_that_may_leave(experiment, metrics)
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)

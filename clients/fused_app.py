@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from fedssl.clients.client_app import app, device_of, set_threads
 from fedssl.clients.local_data import local_data, simulated_federation
-from fedssl.clients.privacy import leaving
+from fedssl.clients.privacy import clip_and_add_noise
 from fedssl.clients.resident import resident
 from fedssl.clients.state import save_state
 from fedssl.core.arrays import NamedArrays
@@ -28,10 +28,10 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.fusion.fit import (
     GROUP_SIZE,
     GroupFit,
+    cut_groups,
     fit_together,
     fusion_key,
-    groups,
-    why_not,
+    why_not_fusible,
     worth_fusing,
 )
 from fedssl.metrics.drift import update_norms
@@ -93,7 +93,7 @@ class _Group(Replies):
                 num_examples=len(own.shard),
                 update_norm=norms[i],
             )
-            sent = leaving(
+            sent = clip_and_add_noise(
                 experiment,
                 request.arrays,
                 {name: stack[i] for name, stack in weights.items()},
@@ -136,11 +136,11 @@ class _Group(Replies):
         return protocol.fit_reply(self._requests[place], arrays, {}, metrics)
 
 
-def why_apart(experiment: ClientSettings, device: str = "cpu") -> str | None:
+def why_not_together(experiment: ClientSettings, device: str = "cpu") -> str | None:
     """Return None if this experiment's clients can be trained together, else one sentence that says why not."""
     spec = simulated_federation(experiment).data.spec
     here = resident(experiment.to_client_json(), device)
-    return why_not(here.recipe, here.network, spec)
+    return why_not_fusible(here.recipe, here.network, spec)
 
 
 def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[Hashable]:
@@ -166,11 +166,11 @@ def group_size(
         largest: Answer for ``"on"``, and the most for ``"auto"``.
         device: Where they train.
     """
-    if fuse == "off" or why_apart(experiment, device) is not None:
+    if fuse == "off" or why_not_together(experiment, device) is not None:
         return 0
     if fuse != "auto":
         return largest if fuse == "on" else fuse
-    cut = groups(fusion_keys(experiment, clients), len(clients))
+    cut = cut_groups(fusion_keys(experiment, clients), len(clients))
     federation = simulated_federation(experiment)
     longest = [clients[place] for place in max(cut, key=len)[:largest]]
     shards = [federation.shard(client).to(torch.device(device)) for client in longest]

@@ -18,7 +18,7 @@ from fedssl.experiment.privacy import add_noise, clip_update
 log = logging.getLogger("fedssl.client")
 
 
-def leaving(
+def clip_and_add_noise(
     experiment: ClientSettings,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
@@ -47,7 +47,7 @@ def leaving(
     return add_noise(clipped, privacy.deviation, stream)
 
 
-def is_secret(experiment: ClientSettings, config: Mapping[str, object]) -> bool:
+def needs_secret_noise(experiment: ClientSettings, config: Mapping[str, object]) -> bool:
     """Say whether a client's noise must be such that nobody can draw it again: of private data, or above a floor.
 
     Args:
@@ -69,7 +69,7 @@ def refuse_below_floor(experiment: ClientSettings, context: Context) -> None:
         raise _logged(error, context) from None
 
 
-def admitted(
+def answer_if_admitted(
     message: Message,
     context: Context,
     experiment: ClientSettings,
@@ -124,4 +124,6 @@ def noise_stream(
     """
     if secret or experiment.federation.private:
         return np.random.default_rng()
-    return rng.numpy_generator(experiment.seed, "privacy/noise", round=server_round, client=client)
+    return rng.make_numpy_generator(
+        experiment.seed, "privacy/noise", round=server_round, client=client
+    )

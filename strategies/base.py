@@ -18,7 +18,7 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Plugin
 from fedssl.exchange import protocol
-from fedssl.exchange.buffers import parameters
+from fedssl.exchange.buffers import without_buffers
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.reduction import CohortSums, Reduction, Weigh, by_examples
 from fedssl.exchange.sums import Sums, cohort_mean
@@ -124,7 +124,7 @@ class CohortStrategy(FlowerStrategy):
             return arrays
         aggregate = self.combine(sums, total_weight, arrays)
         moved = self.after(
-            server_round, parameters(arrays, buffers), parameters(aggregate, buffers)
+            server_round, without_buffers(arrays, buffers), without_buffers(aggregate, buffers)
         )
         return {name: aggregate[name] if name in buffers else moved[name] for name in arrays}
 

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.errors import InputError, RunFailed, nearest
+from fedssl.core.errors import InputError, RunFailed, suggest_nearest
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
@@ -61,7 +61,9 @@ class Flwr(Strategy):
         known = [name for name in flower_strategies.__all__ if name not in ("Result", "Strategy")]
         if self.name not in known:
             raise InputError(
-                "strategy.kind", f"Flower has no strategy {self.name!r}", nearest(self.name, known)
+                "strategy.kind",
+                f"Flower has no strategy {self.name!r}",
+                suggest_nearest(self.name, known),
             )
         if self.name in NOT_OURS:
             raise InputError("strategy.kind", f"{self.name} cannot be used: {NOT_OURS[self.name]}")
@@ -171,7 +173,7 @@ def _with_metrics(reply: Message, names: Collection[str]) -> Message:
     metrics = protocol.metrics_of(reply)
     lacking = [name for name in names if name not in metrics]
     if lacking:
-        return protocol.refused(reply, f"refused: the reply lacks its {lacking[0]}")
+        return protocol.refuse_reply(reply, f"refused: the reply lacks its {lacking[0]}")
     arrays = reply.content.array_records[protocol.ARRAYS]
     own = MetricRecord({name: metrics[name] for name in names})
     content = RecordDict({protocol.ARRAYS: arrays, protocol.METRICS: own})

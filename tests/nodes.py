@@ -29,7 +29,7 @@ class Nodes(Grid):
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
         for i, message in enumerate(messages):
-            protocol.stamp(message, f"{len(self.sent)}.{i}")
+            protocol.set_message_id(message, f"{len(self.sent)}.{i}")
         self.sent += messages
         replies = [app(m, self.contexts[m.metadata.dst_node_id]) for m in messages]
         self.replies += replies

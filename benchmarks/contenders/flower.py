@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.contenders.job import Job, Stopwatch
 from benchmarks.local_step import batches, train
 from benchmarks.workloads import Plain, draws_of
-from fedssl.app.simulation import plan_here
+from fedssl.app.simulation import plan_workers_here
 from fedssl.engine.flower import simulate
 from fedssl.experiment.experiment import Experiment
 
@@ -91,5 +91,5 @@ def run(job: Job, watch: Stopwatch) -> dict[str, Tensor]:
         )
         found.append(result.arrays.to_torch_state_dict())
 
-    simulate(serve, app, plain.num_clients, plan_here(experiment))
+    simulate(serve, app, plain.num_clients, plan_workers_here(experiment))
     return found[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders.job import Job, Stopwatch
-from fedssl.app.simulation import Engine, check
+from fedssl.app.simulation import Engine, check_experiment
 from fedssl.record.rows import Observer, RoundEnd
 
 
@@ -26,7 +26,7 @@ def run(job: Job, watch: Stopwatch, **engine: Any) -> dict[str, Tensor]:
         InputError: This version of fedssl does not know a setting of the variant.
     """
     experiment = job.experiment(**engine, workers=job.workers)
-    check(experiment)
+    check_experiment(experiment)
     with Engine() as machine:
         outcome = machine.run(experiment, [_Watched(watch)])
     return {name: torch.from_numpy(array) for name, array in outcome.model.arrays.items()}

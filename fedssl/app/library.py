@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.app.runs import open_directory, open_recorders
-from fedssl.app.simulation import Engine, check, check_engine
+from fedssl.app.simulation import Engine, check_engine, check_experiment
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
@@ -53,7 +53,7 @@ def run(
     chosen = as_experiment(experiment)
     _refuse_others("engine", engine, Engine | None, 'with_settings("engine.kind=serial") names one')
     check_engine(chosen)
-    check(chosen)
+    check_experiment(chosen)
     folder = None if out is None else Path(out)
     with contextlib.closing(open_directory(chosen, folder, resume=resume)) as directory:
         if not directory.is_finished:

@@ -14,7 +14,7 @@ from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import FedsslError, InputError, RunFailed
-from fedssl.core.extras import remedy_for, require
+from fedssl.core.extras import install_command, require
 from fedssl.core.machine import MB, available_cores, available_memory
 from fedssl.core.processes import InBackground
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
@@ -136,7 +136,7 @@ def check_engine(experiment: Experiment) -> None:
         require("ray", "engine.kind", f"{experiment.engine.kind!r}")
 
 
-def check(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment) -> None:
     """Raise `InputError` for every mistake that can be found before any worker starts.
 
     The check prepares the data and compares its checksums, draws the federation, and builds the network and the
@@ -146,7 +146,7 @@ def check(experiment: Experiment) -> None:
     # Check what costs little first: the tracker and the workers.
     check_tracker(experiment)
     if experiment.engine.address is None:  # the resources of a cluster are not known here
-        plan_here(experiment)
+        plan_workers_here(experiment)
     # Check the data and the federation.
     experiment.data.prepare(verify=True)
     federation = simulated_federation(experiment)
@@ -215,7 +215,7 @@ def _ray_needed(kind: str) -> Iterator[None]:
         raise InputError(
             "engine.kind",
             f"{kind!r} needs ray, which cannot be imported here: {type(error).__name__}: {error}",
-            f"install ray again ({remedy_for()}), or use --engine serial",
+            f"install ray again ({install_command()}), or use --engine serial",
         ) from error
 
 
@@ -238,7 +238,7 @@ def _wish(experiment: Experiment) -> Wish:
     return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)
 
 
-def plan_here(experiment: Experiment) -> WorkerPlan:
+def plan_workers_here(experiment: Experiment) -> WorkerPlan:
     """Return the workers that a run would use on this machine."""
     engine = experiment.engine
     if engine.kind == "serial":
@@ -246,7 +246,7 @@ def plan_here(experiment: Experiment) -> WorkerPlan:
     return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
 
 
-def room_here(experiment: Experiment, runs: int | None = None) -> WorkerPlan:
+def count_runs_that_fit(experiment: Experiment, runs: int | None = None) -> WorkerPlan:
     """Return how many runs of an experiment fit this machine side by side, with one worker each.
 
     The size of the cohort does not limit their number.
@@ -276,7 +276,7 @@ def _run_under_flower(
     with _ray_needed("flower"):
         from fedssl.engine.flower import simulate
 
-    plan = plan_here(experiment)
+    plan = plan_workers_here(experiment)
     if plan.warning:
         log.warning("%s", plan.warning)
     outcomes: list[Outcome | BaseException] = []

@@ -40,7 +40,7 @@ class RunFailed(FedsslError):
     """The run could not go on (exit 1). Everything recorded so far is kept."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest_nearest(word: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" for the closest known word, else the list of known words."""
     known = sorted(known)
     match = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -10,7 +10,7 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def remedy_for(extra: str = "simulation") -> str:
+def install_command(extra: str = "simulation") -> str:
     """Return the command that installs an extra."""
     return f"pip install 'fedssl[{extra}]'"
 
@@ -28,4 +28,6 @@ def require(module: str, field: str, what: str, extra: str = "simulation") -> No
         InputError: The library is not installed. The error says how to install it.
     """
     if not is_installed(module):
-        raise InputError(field, f"{what} needs {module}, which is not installed", remedy_for(extra))
+        raise InputError(
+            field, f"{what} needs {module}, which is not installed", install_command(extra)
+        )

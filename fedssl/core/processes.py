@@ -84,7 +84,7 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def import_path() -> str:
+def path_for_other_processes() -> str:
     """Return the PYTHONPATH with which another process finds this one's modules; the user's own folders come last."""
     return os.pathsep.join(_installed_first(sys.path))
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.plugin_modules import (
     IN_ITS_OWN_MODULE,
     LONGEST_NAME,
@@ -37,7 +37,7 @@ from fedssl.core.plugin_modules import (
     import_module,
     modules_beside,
 )
-from fedssl.core.trust import Trust, current, trusting
+from fedssl.core.trust import Trust, current_trust, trusting
 
 
 class Section(BaseModel):
@@ -253,14 +253,14 @@ class Family:
                 return find_plugin(import_module(module), module, self.base, self.noun)
         file = find_file_meant(stem)
         if file is None:
-            raise NoPlugin("", nearest(stem, self.names()))
+            raise NoPlugin("", suggest_nearest(stem, self.names()))
         remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
         raise NoPlugin(f"{file} is ignored, because a kind without a dot is built in", remedy)
 
     def _load_module(self, module: str) -> type[Plugin]:
         if find_module(module) is None:
             beside = modules_beside(module)
-            near = nearest(module, beside) if beside else "kinds without a dot are built in"
+            near = suggest_nearest(module, beside) if beside else "kinds without a dot are built in"
             raise NoPlugin(f"no module of that name is found ({describe_searched_folders()})", near)
         return find_plugin(import_module(module), module, self._member_base(), self.noun)
 
@@ -293,11 +293,13 @@ class Family:
         fields = dict(value)
         kind = fields.pop(self.key, self.default)
         if kind is None:
-            raise InputError(f"{self.section}.{self.key}", "is missing", nearest("", self.names()))
+            raise InputError(
+                f"{self.section}.{self.key}", "is missing", suggest_nearest("", self.names())
+            )
         if not isinstance(kind, str):
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
         stem, colon, name = kind.partition(":")
-        if not self._is_built_in(stem) and not current().allows(stem):
+        if not self._is_built_in(stem) and not current_trust().allows(stem):
             return self._stand_in_for(kind, stem, fields)
         plugin = self.get(stem)
         if colon:
@@ -324,7 +326,7 @@ class Family:
         Raises:
             InputError: The current trust makes a forbidden module an error.
         """
-        trust = current()
+        trust = current_trust()
         if not trust.keeps_tables:
             problem = f"{kind!r} is a module that this client does not allow; it was not imported"
             remedy = f'allow it in the node\'s config: allowed-plugins="{stem}"'
@@ -397,7 +399,7 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
         known = list(owner.model_fields) if owner else []
-        return InputError(field, "unknown key" + more, nearest(location[-1], known))
+        return InputError(field, "unknown key" + more, suggest_nearest(location[-1], known))
     if first["type"] == "missing":
         return InputError(field, "is missing" + more)
     problem = first["msg"].removeprefix("Value error, ")

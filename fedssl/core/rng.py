@@ -29,7 +29,7 @@ def derive_seed(seed: int, purpose: str, *, round: int = 0, client: int = SERVER
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
 
 
-def generator(
+def make_generator(
     seed: int,
     purpose: str,
     *,
@@ -43,7 +43,7 @@ def generator(
     return stream
 
 
-def numpy_generator(
+def make_numpy_generator(
     seed: int, purpose: str, *, round: int = 0, client: int = SERVER
 ) -> np.random.Generator:
     """Return a fresh numpy generator for one stream; arguments as in `derive_seed`."""
@@ -57,7 +57,7 @@ def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None
     Only weight initialization and dropout draw from the global streams. Only this function, `reseed` and `rewinder`
     touch those streams.
     """
-    rewind = rewinder(device)
+    rewind = make_rewinder(device)
     try:
         reseed(seed, device)
         yield
@@ -75,7 +75,7 @@ def reseed(seed: int, device: torch.device | str = "cpu") -> None:
         stream.manual_seed(seed)
 
 
-def rewinder(device: torch.device | str = "cpu") -> Callable[[], None]:
+def make_rewinder(device: torch.device | str = "cpu") -> Callable[[], None]:
     """Return a function that sets torch's global streams back to where they stand now, each time it is called.
 
     Two passes through a network that start from the same point of the streams draw the same dropout masks.

@@ -38,7 +38,7 @@ NOBODY = Trust((), keeps_tables=True)
 """A record may import no module, because it may be a stranger's; its sections stay tables."""
 
 
-def only(listed: str) -> Trust:
+def trust_only(listed: str) -> Trust:
     """Return the trust of a client whose config allows a list of modules, such as ``"mylab, other.module"``."""
     names = tuple(name.strip() for name in listed.split(",") if name.strip())
     return ALL if EVERY_MODULE in names else Trust(names)
@@ -47,7 +47,7 @@ def only(listed: str) -> Trust:
 _current: ContextVar[Trust] = ContextVar("trust", default=ALL)
 
 
-def current() -> Trust:
+def current_trust() -> Trust:
     """Return the trust that applies to experiments read now."""
     return _current.get()
 

@@ -154,7 +154,7 @@ def prepare(
     if found is not None and not _any_readable(found.meta["passing"]):
         return found
     try:
-        make_private(folder.parent)
+        make_private_folder(folder.parent)
         with _locked(folder):
             found = _open(folder, verify)  # another process may have written it meanwhile
             if found is None:
@@ -209,7 +209,7 @@ def _any_readable(paths: Iterable[str]) -> bool:
     return False
 
 
-def make_private(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
     """Make a folder that only its owner can look into, because it may hold a client's private images."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

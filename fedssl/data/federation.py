@@ -208,8 +208,8 @@ class Federation:
             return images
         return self.features.apply(
             images,
-            law=rng.numpy_generator(self.seed, "features/law", client=client),
-            noise=rng.generator(self.seed, f"features/{part}", client=client),
+            law=rng.make_numpy_generator(self.seed, "features/law", client=client),
+            noise=rng.make_generator(self.seed, f"features/{part}", client=client),
         )
 
 
@@ -225,10 +225,10 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
     owner, labeled = _deal_and_label(train, num_classes, deal, seed)
     given = np.where(labeled, train.labels, -1)
     if deal.label_noise is not None:
-        noise = rng.numpy_generator(seed, "labels/noise")
+        noise = rng.make_numpy_generator(seed, "labels/noise")
         given[labeled] = deal.label_noise.corrupt(given[labeled], num_classes, noise)
     held_out, held_out_name = data.held_out, data.held_out_name
-    stream = rng.numpy_generator(seed, "labels/validation")
+    stream = rng.make_numpy_generator(seed, "labels/validation")
     kept_back = labels.draw_validation_rows(train.labels, labeled, stream)
     if len(kept_back):
         # Validation uses the given labels, noise included: in reality nobody knows better ones.
@@ -265,7 +265,7 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
 
     def draw_labels(owner: Rows | None) -> Mask:
         pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
-        return labels.draw(pool, rng.numpy_generator(seed, "labels"))
+        return labels.draw(pool, rng.make_numpy_generator(seed, "labels"))
 
     if deal.private:
         labeled = draw_labels(None) if labels.at_server else np.full(len(train), False)
@@ -299,8 +299,8 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
 
 def _make_draws(seed: int, law: str, deal: str) -> Draws:
     return Draws(
-        rng.numpy_generator(seed, f"partition/{law}"),
-        rng.numpy_generator(seed, f"partition/{deal}"),
+        rng.make_numpy_generator(seed, f"partition/{law}"),
+        rng.make_numpy_generator(seed, f"partition/{deal}"),
     )
 
 
@@ -312,7 +312,7 @@ def _fill_up(owner: Rows, given: Rows, deal: Deal, seed: int) -> Rows:
     """
     unlabeled = (given < 0) & (owner >= 0)
     movable = unlabeled if unlabeled.any() else None
-    stream = rng.numpy_generator(seed, "partition/fill")
+    stream = rng.make_numpy_generator(seed, "partition/fill")
     return fill_up(owner, deal.clients, deal.partition.min_size, stream, movable)
 
 

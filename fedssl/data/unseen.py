@@ -23,7 +23,7 @@ FIELD = "IMAGES"
 """Error messages name this as the field that is wrong."""
 
 
-def blocks_of(
+def read_blocks(
     paths: Iterable[Path], class_names: tuple[str, ...], target: Target, flaws: Flaws
 ) -> Iterator[Block]:
     """Yield all images in order with their names, and with their label where a folder or an npz file says it.

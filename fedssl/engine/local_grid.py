@@ -211,7 +211,7 @@ class LocalGrid(ClientGrid):
         sent = list(messages)
         for message in sent:
             if not message.metadata.message_id:
-                protocol.stamp(message, f"{self._run.run_id}.{next(self._message_ids)}")
+                protocol.set_message_id(message, f"{self._run.run_id}.{next(self._message_ids)}")
         return sent
 
     def _client(self, message: Message) -> int:

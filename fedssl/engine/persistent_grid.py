@@ -158,7 +158,7 @@ def _attribute_to_node(came: Message | Exception, message: Message) -> Message:
         return protocol.reply_of(message, came.content)
     except Exception as error:  # a fault of one reply must not affect the other replies
         reason = f"refused: the reply cannot be read: {type(error).__name__}: {error}"
-        return protocol.error_reply(message, protocol.bounded(reason))
+        return protocol.error_reply(message, protocol.shorten_reason(reason))
 
 
 def _repeat_request(message: Message) -> Message:

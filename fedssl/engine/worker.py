@@ -143,7 +143,7 @@ class Worker:
         try:
             return self._together(messages, contexts)
         except Exception as error:
-            said = protocol.explanation(error)
+            said = protocol.explain_error(error)
             return Replies([protocol.error_reply(message, said) for message in messages])
 
     def _open(

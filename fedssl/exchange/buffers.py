@@ -15,7 +15,7 @@ from fedssl.exchange.reduction import by_examples
 from fedssl.exchange.sums import WeightedSum, cohort_mean
 
 
-def parameters(arrays: NamedArrays, buffers: Collection[str]) -> NamedArrays:
+def without_buffers(arrays: NamedArrays, buffers: Collection[str]) -> NamedArrays:
     """Return the arrays that are no buffers."""
     return {name: array for name, array in arrays.items() if name not in buffers}
 

@@ -133,8 +133,8 @@ class Census:
         sure = {client: claimed[0] for client, claimed in claims.items() if len(claimed) == 1}
         missing = [client for client in range(num_clients) if client not in sure]
         if not sure or len(sure) < min_success * num_clients:
-            said = "\n".join([f"no census from clients {some(missing)}", *incidents])
-            raise RunFailed(protocol.bounded(said))
+            said = "\n".join([f"no census from clients {list_clients(missing)}", *incidents])
+            raise RunFailed(protocol.shorten_reason(said))
         blank = [(_absent_node(client), Holding(client, 0, 0)) for client in range(num_clients)]
         rows = [sure.get(client, blank[client]) for client in range(num_clients)]
         return cls(
@@ -150,7 +150,7 @@ def _absent_node(client: int) -> int:
     return -1 - client
 
 
-def some(clients: Sequence[int]) -> str:
+def list_clients(clients: Sequence[int]) -> str:
     """Return client numbers for people to read, not more than twenty."""
     more = f" and {len(clients) - 20} more" if len(clients) > 20 else ""
     return f"{clients[:20]}{more}"
@@ -164,14 +164,14 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
     """
     if reply.has_error():
         raise ValueError(
-            f"it could not answer the census:\n{protocol.bounded(reply.error.reason or '')}"
+            f"it could not answer the census:\n{protocol.shorten_reason(reply.error.reason or '')}"
         )
     try:
         metrics = protocol.metrics_of(reply)
         said = [metrics[name] for name in (CLIENT, NUM_EXAMPLES, NUM_LABELED)]
     except Exception as error:  # whatever it is, it is this reply's and nobody else's
         problem = f"its answer cannot be read: {type(error).__name__}: {error}"
-        raise ValueError(protocol.bounded(problem)) from None
+        raise ValueError(protocol.shorten_reason(problem)) from None
     client, num_examples, num_labeled = said
     limits = (num_clients, COUNT_LIMIT, num_examples + 1)
     for name, value, limit in zip((CLIENT, NUM_EXAMPLES, NUM_LABELED), said, limits, strict=True):
@@ -239,7 +239,7 @@ class Cohorts:
 
         They are m; more under over-selection, and fewer where fewer are there.
         """
-        stream = rng.numpy_generator(self.seed, "cohort", round=server_round)
+        stream = rng.make_numpy_generator(self.seed, "cohort", round=server_round)
         there = len(self.census) if self.available is None else self.available
         most = len(self.census) if self.available is None else len(self.available)
         asked = min(most, num_asked(self.sample, self.over_selection))

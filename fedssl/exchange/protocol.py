@@ -421,7 +421,7 @@ def fit_reply(
     return Message(content=_filled(RecordDict(), records), reply_to=message)
 
 
-def without(reply: Message, records: Collection[str]) -> Message:
+def without_records(reply: Message, records: Collection[str]) -> Message:
     """Return the same reply less some records."""
     kept = {name: record for name, record in reply.content.items() if name not in records}
     return message_of(reply.metadata, _filled(RecordDict(), kept))
@@ -456,7 +456,7 @@ def reply_or_explain(
     try:
         return call_next(message, context)
     except Exception as error:
-        return error_reply(message, explanation(error))
+        return error_reply(message, explain_error(error))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -464,7 +464,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)
 
 
-def explanation(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """Return the traceback of an exception, and in so many words if it was for want of memory."""
     said = "".join(traceback.format_exception(error))
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
@@ -474,7 +474,7 @@ MOST_CHARACTERS = 4000
 """Characters of a reason that are kept: of a longer one the beginning and the end, where a traceback says most."""
 
 
-def bounded(reason: str) -> str:
+def shorten_reason(reason: str) -> str:
     """Return a reason that somebody else gave as it is recorded and shown: of limited length, without control characters."""
     if len(reason) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
@@ -493,7 +493,7 @@ def reply_of(message: Message, content: RecordDict) -> Message:
     return Message(content=content, reply_to=message)
 
 
-def refused(reply: Message, reason: str) -> Message:
+def refuse_reply(reply: Message, reason: str) -> Message:
     """Return the same reply with an error in place of its content."""
     error = Error(code=int(ErrorCode.MOD_FAILED_PRECONDITION), reason=reason)
     return make_message(reply.metadata, error=error)
@@ -521,7 +521,7 @@ def claim_identity(run_id: int) -> None:
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
-def stamp(message: Message, message_id: str) -> None:
+def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that the SuperLink would give it; flwr 1.41 has no public way."""
     message.metadata.__dict__["_message_id"] = message_id
 

@@ -17,7 +17,7 @@ from fedssl.exchange.checks import Holding, flaw_of_arrays, flaw_of_metrics
 from fedssl.exchange.protocol import Layout, layout_of
 from fedssl.exchange.replies import Reply, read_reply
 from fedssl.exchange.sums import Span, Sums, WeightedSum
-from fedssl.metrics.drift import rounding, update_norm
+from fedssl.metrics.drift import rounding_norm, update_norm
 
 Weigh = Callable[[Mapping[str, float]], float]
 """How much a reply counts by its metrics; a pure function that travels to the workers."""
@@ -176,6 +176,6 @@ class CohortSums:
         if reduction.longest == math.inf:
             return None
         length = update_norm(reduction.received, arrays)
-        if math.isfinite(length) and length <= reduction.longest + rounding(arrays):
+        if math.isfinite(length) and length <= reduction.longest + rounding_norm(arrays):
             return None
         return f"the reply's update has length {length:.6g}, more than {reduction.longest:.6g}"

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from fedssl.augment.policy import Augment
 from fedssl.core.registry import Section, input_error
-from fedssl.core.trust import Trust, current, trusting
+from fedssl.core.trust import Trust, current_trust, trusting
 from fedssl.data.sources.base import SOURCES, Source
 from fedssl.experiment.privacy import Privacy
 from fedssl.experiment.sections import FederationSection
@@ -51,7 +51,7 @@ class ClientSettings(Section):
         description="clipped and noisy updates; unset: a client sends the weights as it trained them",
     )
 
-    _trust: Trust = PrivateAttr(default_factory=current)
+    _trust: Trust = PrivateAttr(default_factory=current_trust)
     """Whose code its own reading may import; what is made of it may import no more."""
 
     @property
@@ -79,7 +79,7 @@ class ClientSettings(Section):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read settings from JSON; a process parses each text once, and anew if it may import other modules."""
-        trust = current()
+        trust = current_trust()
         parsed = _parsed(cls, text, trust.modules, trust.keeps_tables)
         assert isinstance(parsed, cls)
         return parsed

@@ -16,7 +16,7 @@ from fedssl.core import rng
 from fedssl.core.slots import Tensors
 from fedssl.data.shard import Shard
 from fedssl.fusion.batches import GroupBatch, GroupLoader, Stream
-from fedssl.fusion.fusible import way_to_fuse, why_not
+from fedssl.fusion.fusible import way_to_fuse, why_not_fusible
 from fedssl.fusion.loss import GroupLoss, group_loss
 from fedssl.fusion.stacked import Stacked
 from fedssl.methods.base import Progress
@@ -30,10 +30,10 @@ from fedssl.training.optimizer_set import OptimizerSet
 __all__ = [
     "GROUP_SIZE",
     "GroupFit",
+    "cut_groups",
     "fit_together",
     "fusion_key",
-    "groups",
-    "why_not",
+    "why_not_fusible",
     "worth_fusing",
 ]
 
@@ -56,7 +56,7 @@ def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
     return recipe.num_steps(num_labeled, num_examples), labeled
 
 
-def groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
+def cut_groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
     """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size`, in order.
 
     A run of equal keys is cut into as few groups as it takes, of nearly equal size.
@@ -169,7 +169,7 @@ def worth_fusing(
         recipe: How they learn.
         repeats: Turns of each size, of which the fastest counts.
     """
-    if why_not(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
+    if why_not_fusible(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
         return 0
     one_step = {"local_steps": 1, "local_epochs": None}
     step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
@@ -256,6 +256,6 @@ def _streams(
     seed: int, server_round: int, clients: Sequence[int], device: torch.device
 ) -> list[Stream]:
     def stream(client: int, purpose: str) -> torch.Generator:
-        return rng.generator(seed, purpose, round=server_round, client=client, device=device)
+        return rng.make_generator(seed, purpose, round=server_round, client=client, device=device)
 
     return [functools.partial(stream, client) for client in clients]

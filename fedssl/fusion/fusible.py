@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 """How far the trial's fused gradient may be from a client's own, as a share of its norm; rounding makes some 1e-6."""
 
 
-def why_not(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
+def why_not_fusible(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
     """Return None if clients that learn by a recipe can be fused, else one sentence that says why not.
 
     Args:
@@ -91,7 +91,7 @@ def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSp
 
     Once with labels, and once without where such clients learn.
     """
-    draws = rng.generator(0, "fusion/trial")
+    draws = rng.make_generator(0, "fusion/trial")
     alone = [_shaken(network, draws) for _ in range(2)]
     stacked = way(network, 2)
     stacked.start_from(alone)

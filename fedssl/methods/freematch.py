@@ -11,12 +11,12 @@ from fedssl.core.slots import Scope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import (
-    at_least_single,
     class_shares,
     masked_cross_entropy,
     predict,
     running_mean,
     supervised_loss,
+    widen_half_precision,
 )
 
 
@@ -103,7 +103,7 @@ def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
     Reference: Wang et al. (FreeMatch), equations 11 and 12.
     """
     counted = mask.sum().clamp(min=1)
-    probs = at_least_single(logits).softmax(1)
+    probs = widen_half_precision(logits).softmax(1)
     hard = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
     mean_probs = (probs * mask.unsqueeze(1)).sum(0) / counted
     shares = (hard * mask.unsqueeze(1)).sum(0) / counted

@@ -26,7 +26,7 @@ def supervised_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tenso
     return F.cross_entropy(network(images), labels)
 
 
-def at_least_single(logits: Tensor) -> Tensor:
+def widen_half_precision(logits: Tensor) -> Tensor:
     """Return logits of half precision in single precision, and other logits as they are.
 
     In half precision .9479 reaches a threshold of .95, and a divergence can be negative.
@@ -37,7 +37,7 @@ def at_least_single(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Return class probabilities of images, shape (B, num_classes), outside the graph and in the current mode."""
-    probs: Tensor = at_least_single(network(images)).softmax(1)
+    probs: Tensor = widen_half_precision(network(images)).softmax(1)
     return probs
 
 
@@ -70,7 +70,7 @@ def probability_mse(logits: Tensor, target_probs: Tensor, mask: Tensor | None = 
     Reference:
         Tarvainen & Valpola, NeurIPS 2017, section 2 (J).
     """
-    per_example = (at_least_single(logits).softmax(1) - target_probs).square().mean(1)
+    per_example = (widen_half_precision(logits).softmax(1) - target_probs).square().mean(1)
     return (per_example if mask is None else per_example * mask).mean()
 
 
@@ -82,12 +82,14 @@ def kl_divergence(target_probs: Tensor, logits: Tensor) -> Tensor:
         logits: Shape (B, num_classes).
     """
     targets = target_probs.detach()
-    return (torch.xlogy(targets, targets) - targets * at_least_single(logits).log_softmax(1)).sum(1)
+    return (
+        torch.xlogy(targets, targets) - targets * widen_half_precision(logits).log_softmax(1)
+    ).sum(1)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the entropy of softmax(logits) in nats, shape (B,)."""
-    logits = at_least_single(logits)
+    logits = widen_half_precision(logits)
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 

@@ -14,7 +14,6 @@ from fedssl.core.slots import Scope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
-    at_least_single,
     call_with,
     ema_update,
     probability_mse,
@@ -22,6 +21,7 @@ from fedssl.methods.functional import (
     snapshot,
     supervised_loss,
     warm_decay,
+    widen_half_precision,
 )
 
 
@@ -82,7 +82,9 @@ class MeanTeacher(SemiSupervised):
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         student_view, teacher_view = batch.unlabeled
         with torch.no_grad():
-            teacher_logits = at_least_single(call_with(network, state["teacher"], teacher_view))
+            teacher_logits = widen_half_precision(
+                call_with(network, state["teacher"], teacher_view)
+            )
             confidence, pseudo_labels = teacher_logits.softmax(1).max(1)
             mask = (confidence >= self.threshold).to(confidence.dtype)
             targets = (teacher_logits / self.temperature).softmax(1)

@@ -9,10 +9,10 @@ from torch import nn
 from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
-    at_least_single,
     probability_mse,
     sigmoid_ramp,
     supervised_loss,
+    widen_half_precision,
 )
 
 
@@ -43,7 +43,7 @@ class PiModel(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         first, second = (network(view) for view in batch.unlabeled)
-        probs = at_least_single(first).softmax(1)
+        probs = widen_half_precision(first).softmax(1)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * probability_mse(second, probs)
         return Loss(total, probs.argmax(1), probs.new_ones(len(probs)))

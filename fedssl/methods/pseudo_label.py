@@ -11,10 +11,10 @@ from torch import nn
 from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
-    at_least_single,
     linear_ramp,
     masked_cross_entropy,
     supervised_loss,
+    widen_half_precision,
 )
 
 
@@ -45,7 +45,7 @@ class PseudoLabel(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         logits = network(batch.unlabeled[0])
-        confidence, pseudo_labels = at_least_single(logits.detach()).softmax(1).max(1)
+        confidence, pseudo_labels = widen_half_precision(logits.detach()).softmax(1).max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
         weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * masked_cross_entropy(logits, pseudo_labels, mask)

@@ -11,11 +11,11 @@ from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
-    at_least_single,
     mean_by_example,
     probability_mse,
     sigmoid_ramp,
     supervised_loss,
+    widen_half_precision,
 )
 
 
@@ -73,7 +73,9 @@ class TemporalEnsembling(SemiSupervised):
         mask = (visits[ids] > 0).to(average.dtype)
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * probability_mse(logits, targets, mask)
-        seen, shown = mean_by_example(at_least_single(logits.detach()).softmax(1), ids, len(visits))
+        seen, shown = mean_by_example(
+            widen_half_precision(logits.detach()).softmax(1), ids, len(visits)
+        )
         moved = torch.lerp(seen, average, decay)
         updates = {
             "average": torch.where(shown.unsqueeze(1), moved, average),

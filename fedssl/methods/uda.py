@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
-from fedssl.methods.functional import at_least_single, masked_cross_entropy, predict, sharpen
+from fedssl.methods.functional import masked_cross_entropy, predict, sharpen, widen_half_precision
 
 Annealing = Literal["none", "linear", "log", "exp"]
 
@@ -70,7 +70,10 @@ class UDA(SemiSupervised):
             return F.cross_entropy(logits, labels)
         limit = annealing_threshold(self.annealing, fraction, logits.shape[1])
         right = (
-            at_least_single(logits.detach()).softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+            widen_half_precision(logits.detach())
+            .softmax(1)
+            .gather(1, labels.unsqueeze(1))
+            .squeeze(1)
         )
         kept = (right < limit).to(right.dtype)
         per_example = F.cross_entropy(logits, labels, reduction="none")

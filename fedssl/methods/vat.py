@@ -14,11 +14,11 @@ from fedssl.core import rng
 from fedssl.core.slots import State
 from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
-    at_least_single,
     call_with,
     entropy,
     kl_divergence,
     supervised_loss,
+    widen_half_precision,
 )
 
 
@@ -61,7 +61,7 @@ class VAT(SemiSupervised):
         images = batch.unlabeled[0]
         repeat = _make_repeatable(network, images.device)
         logits = network(images)
-        probs = at_least_single(logits.detach()).softmax(1)
+        probs = widen_half_precision(logits.detach()).softmax(1)
         push = self.epsilon * self.worst_direction(repeat, images, probs, batch.generator)
         pushed = repeat(images + push)
         total = (
@@ -107,7 +107,7 @@ def _make_repeatable(network: nn.Module, device: torch.device) -> Callable[[Tens
 
     The function does not write to the network's buffers.
     """
-    rewind = rng.rewinder(device)
+    rewind = rng.make_rewinder(device)
 
     def logits_of(images: Tensor) -> Tensor:
         rewind()

@@ -68,7 +68,7 @@ def evaluate_batches(
     return results
 
 
-def total(parts: Iterable[Evaluation]) -> Evaluation:
+def add_evaluations(parts: Iterable[Evaluation]) -> Evaluation:
     """Add up evaluations of parts; the sum is exact, so it does not depend on how the images were split."""
     parts = list(parts)
     return Evaluation(
@@ -80,4 +80,4 @@ def total(parts: Iterable[Evaluation]) -> Evaluation:
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor, spec: ImageSpec) -> Evaluation:
     """Evaluate a classifier on all images; arguments as in `evaluate_batches`."""
-    return total(evaluate_batches(network, images, labels, spec))
+    return add_evaluations(evaluate_batches(network, images, labels, spec))

@@ -51,7 +51,7 @@ class Reliability:
         return float(np.nansum(gaps * self.count) / self.count.sum())
 
 
-def reliability(probs: Floats, labels: Counts) -> Reliability:
+def measure_reliability(probs: Floats, labels: Counts) -> Reliability:
     """Return how often the classifier is right at each level of confidence.
 
     Args:
@@ -69,7 +69,7 @@ def reliability(probs: Floats, labels: Counts) -> Reliability:
     return Reliability(count, mean_confidence, accuracy)
 
 
-def worst_tenth(accuracies: Floats) -> float:
+def mean_accuracy_of_worst_tenth(accuracies: Floats) -> float:
     """Return the mean accuracy of the worst tenth of the clients, at least one; NaN if none has an accuracy."""
     known = np.sort(accuracies[~np.isnan(accuracies)])
     return float(known[: max(1, len(known) // 10)].mean()) if len(known) else float("nan")

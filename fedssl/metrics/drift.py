@@ -46,7 +46,7 @@ def _sums_of_squares(before: npt.NDArray[Any], stack: npt.NDArray[Any]) -> npt.N
     return sums
 
 
-def rounding(arrays: NamedArrays) -> float:
+def rounding_norm(arrays: NamedArrays) -> float:
     """Return the largest L2 norm by which rounding to their types can have moved floating-point arrays.
 
     Args:

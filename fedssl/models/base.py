@@ -107,7 +107,7 @@ def init_he(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def check_fits(network: nn.Module, image_shape: Sequence[int], kind: str) -> None:
+def check_takes_images(network: nn.Module, image_shape: Sequence[int], kind: str) -> None:
     """Raise `InputError` if a network cannot take two images of this shape."""
     training = network.training
     network.eval()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.extras import require
 from fedssl.models.base import Model, Norm, norm_layer
 
@@ -41,7 +41,7 @@ class TorchVision(Model):
             raise InputError(
                 "model.kind",
                 f"torchvision has no classifier {self.name!r}",
-                nearest(self.name, known),
+                suggest_nearest(self.name, known),
             )
         options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
         if self.name in ("inception_v3", "googlenet"):

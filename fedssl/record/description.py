@@ -39,7 +39,7 @@ def _describe_private(experiment: Experiment, federation: Federation) -> str:
     )
 
 
-def said_of_data(federation: Federation) -> list[str]:
+def remarks_on_data(federation: Federation) -> list[str]:
     """Return a line for each sentence about how the data was read, and about what was left out of it."""
     data = federation.data
     return [*data.remarks, *(f"left out: {note}" for note in data.notes)]

@@ -117,15 +117,15 @@ def refuse_changes(
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield how an experiment differs from the one that a folder holds."""
     with trusting(NOBODY):
-        before = texts(decisive(Experiment.load(path / EXPERIMENT)))
-    now = texts(decisive(experiment))
+        before = settings_as_text(settings_that_change_results(Experiment.load(path / EXPERIMENT)))
+    now = settings_as_text(settings_that_change_results(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted:
             yield f"{key} was {was} and is {wanted}"
 
 
-def decisive(experiment: Experiment) -> dict[str, Any]:
+def settings_that_change_results(experiment: Experiment) -> dict[str, Any]:
     """Return what can change a round that is over; of the engine, that is who is fused."""
     whole = experiment.to_dict()
     table = {name: section for name, section in whole.items() if name not in WITHOUT_EFFECT}
@@ -141,7 +141,7 @@ def decisive(experiment: Experiment) -> dict[str, Any]:
     return table
 
 
-def texts(table: Mapping[str, Any]) -> dict[str, str]:
+def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:
     """Return settings as a comparison takes them: by dotted name, each as JSON text."""
     return {key: json.dumps(value) for key, value in leaves(table)}
 

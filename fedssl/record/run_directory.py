@@ -51,7 +51,7 @@ from fedssl.record.run_path import (
     SUMMARY,
     has_begun,
     never_began,
-    unwritable,
+    unwritable_error,
 )
 from fedssl.record.snapshot import Snapshot
 
@@ -73,7 +73,7 @@ class RunDirectory(Observer):
         self.path = path
         parent = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise unwritable(path, f"{parent} is not a folder you may write to")
+            raise unwritable_error(path, f"{parent} is not a folder you may write to")
         if not never_began(path) and not (resume and has_begun(path)):
             raise InputError(
                 "--out",
@@ -119,7 +119,7 @@ class RunDirectory(Observer):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unwritable(self.path, str(error.strerror)) from None
+            raise unwritable_error(self.path, str(error.strerror)) from None
         self._acquire()
         with self._recording():
             if self._continues:

@@ -28,7 +28,7 @@ SWEEP = "sweep.json"
 LOCK = ".lock"
 
 
-def unwritable(path: Path, why: str) -> InputError:
+def unwritable_error(path: Path, why: str) -> InputError:
     """Return the error that a folder cannot be written to."""
     return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
 
@@ -59,9 +59,9 @@ def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             if not path.is_dir():
-                raise unwritable(path, "something is in the way") from None
+                raise unwritable_error(path, "something is in the way") from None
         except OSError as error:
-            raise unwritable(path, str(error.strerror)) from None
+            raise unwritable_error(path, str(error.strerror)) from None
         else:
             return path
     raise AssertionError("there is always a next number")

@@ -31,7 +31,7 @@ def with_bound_numbers(ask: Ask, numbers: Mapping[int, int]) -> Ask:
     def asked(messages: Iterable[Message]) -> Iterator[Message]:
         for reply in ask(messages):
             falsehood = "" if reply.has_error() else _falsehood(reply, numbers)
-            yield protocol.refused(reply, falsehood) if falsehood else reply
+            yield protocol.refuse_reply(reply, falsehood) if falsehood else reply
 
     return asked
 

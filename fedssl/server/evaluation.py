@@ -11,7 +11,7 @@ from fedssl.clients.resident import resident
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import RunFailed
 from fedssl.engine.client_grid import ClientGrid
-from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, evaluate_batches, total
+from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations, evaluate_batches
 
 WORTH_SHARING = 2048
 """Held-out images from which on workers without GPUs are asked: of fewer, a call costs more than it saves."""
@@ -43,7 +43,9 @@ def evaluate_models(
             return _by_workers(text, models, num_images, workers, timeout)
         except RunFailed as error:  # not for this: here it comes to the same, only later
             workers.incidents.append(f"evaluated at the server: {error}")
-    return [total(evaluate_share("cpu", text, arrays, 0, num_images)) for arrays in models]
+    return [
+        add_evaluations(evaluate_share("cpu", text, arrays, 0, num_images)) for arrays in models
+    ]
 
 
 def _by_workers(
@@ -60,7 +62,7 @@ def _by_workers(
     starts = range(0, num_images, each)
     calls = [(text, arrays, start, start + each) for arrays in models for start in starts]
     results = iter(workers.map(evaluate_share, calls, timeout=timeout))
-    return [total(part for _ in starts for part in next(results)) for _ in models]
+    return [add_evaluations(part for _ in starts for part in next(results)) for _ in models]
 
 
 def evaluate_share(

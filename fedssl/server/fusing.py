@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedssl.clients.fused_app import fusion_keys, group_size, why_apart
+from fedssl.clients.fused_app import fusion_keys, group_size, why_not_together
 from fedssl.core.arrays import NamedArrays
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
 from fedssl.experiment.experiment import PhasePlan
-from fedssl.fusion.fit import GROUP_SIZE, groups
+from fedssl.fusion.fit import GROUP_SIZE, cut_groups
 from fedssl.server.phase import Phase
 
 log = logging.getLogger("fedssl.fusion")
@@ -65,7 +65,7 @@ def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
     elif not phase.by_sums:
         why = f"strategy {experiment.strategy.kind!r} needs the reply of each client"
     else:
-        why = why_apart(experiment)
+        why = why_not_together(experiment)
     if why is not None:
         log.warning("engine.fuse: clients are trained one by one: %s", why)
         return 0
@@ -88,5 +88,5 @@ def fused_units(experiment: PhasePlan, clients: Sequence[int], size: int) -> lis
     """
     if size == 0:
         return [(place, place + 1) for place in range(len(clients))]
-    cut = groups(fusion_keys(experiment, clients), size)
+    cut = cut_groups(fusion_keys(experiment, clients), size)
     return [(places[0], places[-1] + 1) for places in cut]

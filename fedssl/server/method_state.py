@@ -27,7 +27,7 @@ def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedA
     }
 
 
-def attach(arrays: NamedArrays, messages: Iterable[Message]) -> None:
+def attach_state(arrays: NamedArrays, messages: Iterable[Message]) -> None:
     """Put state into a round's requests, in place; nothing if there is none."""
     if not arrays:
         return
@@ -39,7 +39,7 @@ def attach(arrays: NamedArrays, messages: Iterable[Message]) -> None:
             done.add(id(message.content))
 
 
-def merged(arrays: NamedArrays, part: Mapping[str, Sum]) -> NamedArrays:
+def merge_state(arrays: NamedArrays, part: Mapping[str, Sum]) -> NamedArrays:
     """Return sum n_k s_k / sum n_k over a round's replies; the old state if none was summed.
 
     Args:

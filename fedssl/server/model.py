@@ -11,14 +11,14 @@ from fedssl.core.errors import RunFailed
 from fedssl.core.kept import as_array, from_array
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
-from fedssl.exchange.census import some
+from fedssl.exchange.census import list_clients
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import as_type, is_finite, move_average
 from fedssl.methods.base import Method
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
-from fedssl.server.method_state import initial_state, merged
+from fedssl.server.method_state import initial_state, merge_state
 from fedssl.server.round_log import RoundLog
 from fedssl.training.loop import Recipe
 from fedssl.training.network import classifier_names
@@ -96,7 +96,7 @@ class ModelKeeper:
         self._is_stale = True
         clients = [row.client for row in log.clients if row.status == "ok"]
         log.incidents.append(
-            f"{problem}: the old model is kept; the round averaged clients {some(clients)}"
+            f"{problem}: the old model is kept; the round averaged clients {list_clients(clients)}"
         )
 
     def replace(self, arrays: NamedArrays) -> None:
@@ -105,7 +105,7 @@ class ModelKeeper:
 
     def merge_state(self, sums: Mapping[str, Sum]) -> None:
         """Make the method's state the mean of what the round's clients sent."""
-        self.model = dataclasses.replace(self.model, state=merged(self.model.state, sums))
+        self.model = dataclasses.replace(self.model, state=merge_state(self.model.state, sums))
 
     def average(self, round: int, decay: float, buffers: Collection[str]) -> None:
         """Move the moving average towards the weights after a round; buffers are the latest model's.

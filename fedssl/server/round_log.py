@@ -98,9 +98,9 @@ class RoundLog:
             self.note(answer)
             if answer.metrics is None:
                 # With the reason as it is recorded: strategies of Flower's write it into the log.
-                yield protocol.refused(reply, self.failures[-1].reason)
+                yield protocol.refuse_reply(reply, self.failures[-1].reason)
             else:
-                yield protocol.without(reply, sums.reduction.weigh)
+                yield protocol.without_records(reply, sums.reduction.weigh)
         for node, place in places.items():
             self.note(sums.leave_out(place, node, "no reply in time"))
 
@@ -216,7 +216,7 @@ class RoundLog:
 
     def _fail(self, client: int, reason: str) -> None:
         """Note a client that gave no usable reply; the reason may be the client's own words."""
-        reason = protocol.bounded(reason)
+        reason = protocol.shorten_reason(reason)
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         seconds = self._virtual_seconds(client)
         row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)

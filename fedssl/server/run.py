@@ -14,7 +14,7 @@ from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange import protocol
-from fedssl.exchange.buffers import attach_buffers, parameters
+from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Floats
@@ -25,7 +25,7 @@ from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.fusing import Fusing
-from fedssl.server.method_state import attach
+from fedssl.server.method_state import attach_state
 from fedssl.server.model import ModelKeeper
 from fedssl.server.phase import Phase
 from fedssl.server.privacy import check_privacy, with_server_noise
@@ -192,10 +192,10 @@ class ServerRun:
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self._terms)
         # A strategy of Flower's must not move buffers: it is handed the parameters.
         passing = () if phase.by_sums else phase.buffers
-        arrays = protocol.to_record(parameters(model.arrays, passing))
+        arrays = protocol.to_record(without_buffers(model.arrays, passing))
         messages = list(phase.strategy.configure_train(self._round, arrays, config, self._grid))
         attach_buffers(model.arrays, passing, messages)
-        attach(model.state, messages)
+        attach_state(model.state, messages)
         return messages
 
     def _learn(self, phase: Phase, log: RoundLog, sent: list[Message], began: float) -> None:

@@ -128,7 +128,7 @@ def fit(
     num_steps = recipe.num_steps(len(shard.labeled), len(shard))
 
     def stream(purpose: str) -> torch.Generator:
-        return rng.generator(seed, purpose, round=server_round, client=client, device=device)
+        return rng.make_generator(seed, purpose, round=server_round, client=client, device=device)
 
     if optimizers is None:
         optimizers = OptimizerSet(method.optimizers(network, train.make_optimizer))

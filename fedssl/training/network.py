@@ -6,7 +6,7 @@ from torch import nn
 from fedssl.core import rng
 from fedssl.data.shard import ImageSpec
 from fedssl.methods.base import Method
-from fedssl.models.base import Model, check_fits
+from fedssl.models.base import Model, check_takes_images
 
 
 def build_network(
@@ -32,7 +32,7 @@ def build_network(
 
     def build() -> nn.Module:
         classifier = model.build(spec.shape, spec.num_classes)
-        check_fits(classifier, spec.shape, model.kind)
+        check_takes_images(classifier, spec.shape, model.kind)
         return classifier
 
     with rng.seeded_torch(rng.derive_seed(seed, "model")):

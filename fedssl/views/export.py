@@ -25,7 +25,7 @@ from fedssl.core.errors import RunFailed
 from fedssl.core.extras import require
 from fedssl.core.files import as_safetensors
 from fedssl.data.shard import ImageSpec
-from fedssl.views.run import Run, classifier
+from fedssl.views.run import Run, build_classifier
 
 METADATA = "metadata.json"
 """Name of the extra file in a TorchScript file that holds the metadata."""
@@ -47,9 +47,9 @@ class Portable(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, classifier: nn.Module, spec: ImageSpec) -> None:
+    def __init__(self, build_classifier: nn.Module, spec: ImageSpec) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier = build_classifier
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1))
 
@@ -93,7 +93,7 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
         require(module, "--format", f"{kind!r}", extra="onnx")
     round, models = run.weights()
     arrays = models["ema" if average else "model"]
-    model = Portable(classifier(run.experiment, run.spec, arrays, round), run.spec).eval()
+    model = Portable(build_classifier(run.experiment, run.spec, arrays, round), run.spec).eval()
     example, metadata = _images(run.spec, 3), metadata_of(run, round, average=average)
     with torch.no_grad():
         try:
@@ -126,7 +126,7 @@ def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]
 
 def _images(spec: ImageSpec, count: int) -> Tensor:
     """Return random images in [0, 1]; equal arguments give equal images."""
-    return torch.rand(count, *spec.shape, generator=rng.generator(0, "export", round=count))
+    return torch.rand(count, *spec.shape, generator=rng.make_generator(0, "export", round=count))
 
 
 def _check(

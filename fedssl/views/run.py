@@ -93,7 +93,7 @@ class Run:
     @property
     def round_rows(self) -> tuple[RoundRow, ...]:
         """The rows of all finished rounds, read without pandas."""
-        with reading(self.path / ROUNDS):
+        with naming_damaged_files(self.path / ROUNDS):
             rows = read_rounds(self.path / ROUNDS)
         self._check_whole(len(rows))
         return rows
@@ -147,7 +147,7 @@ class Run:
                 str(self.path), "is not finished", "go on with it: fedssl run --resume"
             )
         summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
-        with reading(self.path / SUMMARY):
+        with naming_damaged_files(self.path / SUMMARY):
             for key, value in summary.items():
                 if not isinstance(value, _kind_of(key)):
                     raise ValueError(f"its {key} is {str(value)[:50]!r}")
@@ -163,7 +163,7 @@ class Run:
         experiment = self.experiment
         data = experiment.data.dataset(experiment.seed)
         federation = draw_federation(data, experiment.federation.deal, experiment.seed)
-        with reading(self.path / PARTITION):
+        with naming_damaged_files(self.path / PARTITION):
             same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
         if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):
             raise InputError(
@@ -233,7 +233,7 @@ class Run:
         """
         round, models = self.weights()
         arrays = models["ema" if average else "model"]
-        return classifier(self.experiment, self.spec, arrays, round)
+        return build_classifier(self.experiment, self.spec, arrays, round)
 
     def predict(
         self, images: npt.NDArray[Any] | torch.Tensor, *, average: bool = True
@@ -283,12 +283,12 @@ class Run:
         require("pandas", "run", "a table")
         import pandas as pd
 
-        with reading(self.path / name):
+        with naming_damaged_files(self.path / name):
             return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
 
     def _json(self, name: str, *keys: str) -> dict[str, Any]:
         """Return the content of a JSON file, which must be a table with the given keys."""
-        with reading(self.path / name):
+        with naming_damaged_files(self.path / name):
             table: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
             if not isinstance(table, dict) or not set(keys) <= table.keys():
                 raise ValueError(f"it lacks one of {', '.join(keys)}")
@@ -313,7 +313,7 @@ REMEDY = "put the file back from a copy, or do without this run"
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def naming_damaged_files(path: Path) -> Iterator[None]:
     """Turn an error in the block into an `InputError` that names the file and what to do.
 
     Args:
@@ -330,7 +330,7 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(str(path), f"cannot be read: {error}", REMEDY) from None
 
 
-def classifier(
+def build_classifier(
     experiment: Experiment, spec: ImageSpec, arrays: NamedArrays, round: int
 ) -> nn.Module:
     """Return an experiment's classifier with the weights after a round, in evaluation mode.

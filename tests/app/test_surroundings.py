@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedssl.core.processes import DISCREET, LOOPBACK, import_path, without_proxy
+from fedssl.core.processes import DISCREET, LOOPBACK, path_for_other_processes, without_proxy
 from tests.helpers import command, small_experiment, small_toml
 
 SHADOWED = ("torch", "numpy", "flwr", "rich", "clients", "strategies", "pydantic")
@@ -18,7 +18,7 @@ def run_in(
     folder: Path, *arguments: object, **variables: str | None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the command line in a folder, in an environment with some variables set or, where None, taken out."""
-    known = {**os.environ, "PYTHONPATH": import_path(), **variables}
+    known = {**os.environ, "PYTHONPATH": path_for_other_processes(), **variables}
     environment = {name: value for name, value in known.items() if value is not None}
     return subprocess.run(
         command(*arguments), cwd=folder, env=environment, capture_output=True, timeout=300
@@ -50,7 +50,7 @@ def test_a_terminal_that_cannot_show_all_costs_neither_run_nor_table(tmp_path, e
 def test_a_reader_that_has_gone_ends_no_run(tmp_path):
     small_toml(tmp_path / "e.toml", rounds=3)
     line = " ".join(f"'{word}'" for word in command("run", "e.toml", "--plain", "--out", "o"))
-    environment = {**os.environ, "PYTHONPATH": import_path()}
+    environment = {**os.environ, "PYTHONPATH": path_for_other_processes()}
     subprocess.run(
         f"{line} | head -c 1",
         shell=True,
@@ -69,7 +69,7 @@ def test_an_output_on_a_full_disk_ends_no_run_and_is_said_once(tmp_path):
         done = subprocess.run(
             command("run", "e.toml", "--plain", "--out", "o"),
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": import_path()},
+            env={**os.environ, "PYTHONPATH": path_for_other_processes()},
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=300,
@@ -111,7 +111,7 @@ def test_python_m_looks_for_modules_of_the_user_last(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fedssl", "schema"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": import_path()},
+        env={**os.environ, "PYTHONPATH": path_for_other_processes()},
         capture_output=True,
         timeout=300,
     )
@@ -135,7 +135,12 @@ pwd.getpwuid = nobody
 from fedssl.cli import command_line
 command_line()
 """
-    environment = {**os.environ, "PYTHONPATH": import_path(), "TMPDIR": str(tmp_path), **gone}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path_for_other_processes(),
+        "TMPDIR": str(tmp_path),
+        **gone,
+    }
     environment = {name: value for name, value in environment.items() if value is not None}
     for arguments in (["doctor"], ["run", "e.toml", "--plain", "--out", "o"]):
         done = subprocess.run(
@@ -173,7 +178,7 @@ def test_own_modules_called_as_libraries_harm_neither_command_nor_script(tmp_pat
         done = subprocess.run(
             arguments,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": import_path()},
+            env={**os.environ, "PYTHONPATH": path_for_other_processes()},
             capture_output=True,
             timeout=300,
         )
@@ -185,7 +190,7 @@ def test_own_modules_called_as_libraries_harm_neither_command_nor_script(tmp_pat
 def test_libraries_report_nothing_unless_the_user_lets_them(chosen):
     code = "import fedssl; fedssl.Experiment; import os, json; print(json.dumps(dict(os.environ)))"
     environment = {k: v for k, v in os.environ.items() if k not in DISCREET}
-    environment |= {"PYTHONPATH": import_path(), **chosen}
+    environment |= {"PYTHONPATH": path_for_other_processes(), **chosen}
     import json
 
     found = json.loads(subprocess.check_output([sys.executable, "-c", code], env=environment))

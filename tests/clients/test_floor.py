@@ -61,7 +61,7 @@ class Node:
         )
         message = protocol.new_message(kind, 100, content)
         self.asked += 1
-        protocol.stamp(message, str(self.asked))
+        protocol.set_message_id(message, str(self.asked))
         if run not in self.contexts:  # Flower keeps one a run, for as long as the process lives
             self.contexts[run] = Context(run, 100, self.config, RecordDict(), {})
         return app(message, self.contexts[run])

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedssl.clients import fused_app
 from fedssl.clients.client_app import app
-from fedssl.clients.fused_app import fusion_keys, group_size, train_together, why_apart
+from fedssl.clients.fused_app import fusion_keys, group_size, train_together, why_not_together
 from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
@@ -46,7 +46,7 @@ def requests(experiment, clients, content=None):
     messages = [protocol.new_message("train", protocol.node_of(c), content) for c in clients]
     contexts = [protocol.new_context(1, client, 6, "cpu", None) for client in clients]
     for message in messages:
-        protocol.stamp(message, f"1.{message.metadata.dst_node_id}")
+        protocol.set_message_id(message, f"1.{message.metadata.dst_node_id}")
     return messages, contexts
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_wh
     experiment = small_experiment(method=method)
     with caplog.at_level(logging.WARNING, "fedssl.fusion.fit"):
         replies = train_together(*requests(experiment, CLIENTS)).messages
-    assert why_apart(experiment) in caplog.text
+    assert why_not_together(experiment) in caplog.text
     for reply, expected in zip(replies, alone(*requests(experiment, CLIENTS)), strict=True):
         assert reply.has_error() == expected.has_error()
         if not reply.has_error():

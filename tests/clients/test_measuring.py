@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedssl.app.simulation import plan_here
+from fedssl.app.simulation import plan_workers_here
 from fedssl.clients.measuring import measured_bytes
 from fedssl.core.errors import InputError
 from fedssl.core.machine import MB
@@ -18,7 +18,7 @@ def test_a_larger_model_takes_more_and_workers_are_planned_by_it():
     assert small > 100 * MB
     assert large - small > 128 * MB
     engine = {"kind": "ray", "memory_per_worker": "measured"}
-    plan = plan_here(small_experiment(engine=engine))
+    plan = plan_workers_here(small_experiment(engine=engine))
     assert plan.memory == pytest.approx(small, rel=0.2)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedssl.app.simulation import Engine, check
+from fedssl.app.simulation import Engine, check_experiment
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
 from fedssl.clients.local_data import local_data
@@ -232,7 +232,7 @@ def test_a_server_that_does_not_say_what_images_are_is_told(homes):
 @pytest.mark.parametrize("engine", ["serial", "ray", "flower"])
 def test_simulations_refuse_private_clients(engine):
     experiment = private_experiment(engine={"kind": engine})
-    check(experiment)
+    check_experiment(experiment)
     with (
         Engine() as workforce,
         pytest.raises(InputError, match=r"federation\.private: is true(.|\n)*private=false"),

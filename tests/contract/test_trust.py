@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from benchmarks.malicious import Strangers
-from fedssl.app.simulation import check
+from fedssl.app.simulation import check_experiment
 from fedssl.clients.client_app import app
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.local_grid import Apps
@@ -53,7 +53,7 @@ def test_every_strategy_of_flower_that_can_be_named_is_tried_or_refused():
     names = set(flower_strategies.__all__) - {"Result", "Strategy"} - tried
     for name in names:  # those of differential privacy wrap another one, which a file cannot name
         with pytest.raises(InputError, match=r"strategy.options.*refuses"):
-            check(small_experiment(strategy=f"flwr:{name}"))
+            check_experiment(small_experiment(strategy=f"flwr:{name}"))
 
 
 @pytest.mark.parametrize("strategy", OPTIMIZERS, ids=lambda section: section["kind"])
@@ -168,13 +168,13 @@ def test_one_reply_of_another_form_ends_no_run(kind, lie):
 def test_options_that_cannot_mean_what_they_say_are_refused(options, said):
     kind = "QFedAvg" if "train_loss_key" in options else "FedAvg"
     with pytest.raises(InputError, match=said):
-        check(small_experiment(strategy={"kind": f"flwr:{kind}", "options": options}))
+        check_experiment(small_experiment(strategy={"kind": f"flwr:{kind}", "options": options}))
 
 
 def test_a_cohort_that_bulyan_would_never_aggregate_is_refused():
     strategy = {"kind": "flwr:Bulyan", "options": {"num_malicious_nodes": 1}}
     with pytest.raises(InputError, match=r"federation.sample: is 3, but Bulyan needs 7"):
-        check(small_experiment(strategy=strategy))
+        check_experiment(small_experiment(strategy=strategy))
 
 
 def test_where_no_reply_counts_the_model_stays():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.registry import Plugin, Section
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES
 from fedssl.methods.base import METHODS
@@ -78,8 +78,8 @@ def test_plugins_are_frozen_and_equal_by_value():
 
 
 def test_nearest():
-    assert nearest("fixmach", ["fixmatch", "mixmatch"]) == "did you mean 'fixmatch'?"
-    assert nearest("zzz", ["b", "a"]) == "one of: a, b"
+    assert suggest_nearest("fixmach", ["fixmatch", "mixmatch"]) == "did you mean 'fixmatch'?"
+    assert suggest_nearest("zzz", ["b", "a"]) == "one of: a, b"
 
 
 METHOD = """

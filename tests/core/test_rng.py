@@ -31,7 +31,7 @@ HAND_COMPUTED = int.from_bytes(bytes.fromhex("719f2db62548f5bf"), "little") >> 1
 def test_global_streams_neither_matter_nor_move():
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002 - to prove that nobody reads it
-    first = (rng.generator(3, "a").initial_seed(), rng.numpy_generator(3, "a").random())
+    first = (rng.make_generator(3, "a").initial_seed(), rng.make_numpy_generator(3, "a").random())
     before = torch.random.get_rng_state()
     with rng.seeded_torch(7):
         drawn = torch.rand(3)
@@ -39,7 +39,7 @@ def test_global_streams_neither_matter_nor_move():
     torch.manual_seed(99)
     with rng.seeded_torch(7):
         assert torch.equal(drawn, torch.rand(3))
-    again = (rng.generator(3, "a").initial_seed(), rng.numpy_generator(3, "a").random())
+    again = (rng.make_generator(3, "a").initial_seed(), rng.make_numpy_generator(3, "a").random())
     assert first == again
 
 

@@ -27,7 +27,7 @@ from fedssl.data.sources.folder import Folder
 from fedssl.data.sources.hf import Hf
 from fedssl.data.sources.npz import Npz
 from fedssl.data.terms import Terms
-from fedssl.data.unseen import blocks_of
+from fedssl.data.unseen import read_blocks
 from tests.data.own_images import colors, refused, save, save_classes
 
 FEW = settings(max_examples=25, deadline=None, database=None)
@@ -228,7 +228,7 @@ def test_only_regular_files_are_opened(root):
         refused(Folder(name=str(root)), "3 images cannot be read", "pipe.png: not a regular file")
     flaws = Flaws()
     target = decode.Target((8, 8), 3, True, True, "", "")
-    assert list(blocks_of([root / "cat" / "pipe.png"], ("cat", "dog"), target, flaws)) == []
+    assert list(read_blocks([root / "cat" / "pipe.png"], ("cat", "dog"), target, flaws)) == []
     assert "not a regular file" in flaws.notes()[0]
 
 
@@ -330,7 +330,7 @@ def test_classes_that_would_be_shown_alike_are_refused(tmp_path):
 def test_classes_to_predict_are_told_by_the_names_of_the_record(tmp_path):
     put(tmp_path / "a\nb", 2)
     target = decode.Target((8, 8), 3, scales=True, converts=True, size_hint="", channels_hint="")
-    (block,) = blocks_of([tmp_path], ("a\\nb",), target, Flaws())
+    (block,) = read_blocks([tmp_path], ("a\\nb",), target, Flaws())
     assert block.labels.tolist() == [0, 0]
 
 
@@ -469,7 +469,7 @@ def test_files_of_a_folder_to_predict_are_used_and_left_out_ones_together(root):
         (root / "cat" / name).write_bytes(FLAWED.get(name, PNG))
     flaws = Flaws()
     blocks = list(
-        blocks_of([root], ("cat", "dog"), decode.Target((8, 8), 3, False, False, "", ""), flaws)
+        read_blocks([root], ("cat", "dog"), decode.Target((8, 8), 3, False, False, "", ""), flaws)
     )
     assert sum(len(block.labels) for block in blocks) == 20
     assert left_out(flaws.notes()) == len(HARMLESS) + len(FLAWED)

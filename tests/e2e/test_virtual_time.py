@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedssl.app.simulation import Engine, check, virtual_seconds
+from fedssl.app.simulation import Engine, check_experiment, virtual_seconds
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
@@ -138,14 +138,16 @@ def test_a_state_at_the_server_survives_lost_clients():
 
 def test_a_deadline_that_nobody_can_meet_is_refused():
     with pytest.raises(InputError, match=r"system.deadline: is 0.001 s, but the fastest client"):
-        check(small_experiment(system={**SYSTEM, "deadline": 0.001}))
+        check_experiment(small_experiment(system={**SYSTEM, "deadline": 0.001}))
 
 
 def test_what_availability_rests_on_is_read_before_anything_runs(tmp_path):
     lost = {"kind": "schedule", "path": str(tmp_path / "lost.csv")}
     with pytest.raises(InputError, match=r"lost.csv: no such file"):
-        check(small_experiment(system={"availability": lost}))
+        check_experiment(small_experiment(system={"availability": lost}))
     never = tmp_path / "never.csv"
     never.write_text("client,start,end\n99,0,10\n")
     with pytest.raises(InputError, match=r"system.availability: no client is ever available"):
-        check(small_experiment(system={"availability": {"kind": "schedule", "path": str(never)}}))
+        check_experiment(
+            small_experiment(system={"availability": {"kind": "schedule", "path": str(never)}})
+        )

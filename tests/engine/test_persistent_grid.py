@@ -78,7 +78,7 @@ def test_what_the_superlink_says_in_a_clients_place_is_that_clients():
         def pull_messages(self, names):
             for reply in super().pull_messages(names):
                 if protocol.client_of(reply.metadata.src_node_id) == 3:
-                    reply = protocol.refused(reply, "Node Unavailable")
+                    reply = protocol.refuse_reply(reply, "Node Unavailable")
                     reply.metadata.__dict__["_src_node_id"] = 1
                 yield reply
 

@@ -291,7 +291,7 @@ def test_a_number_under_a_false_name_is_left_out_and_said(name):
 @given(st.text(max_size=50), st.integers(0, 10**5))
 @settings(max_examples=50, deadline=None)
 def test_reasons_are_short_and_plain(text, times):
-    said = protocol.bounded(text + "x" * times + "\x1b]52;c;\x07")
+    said = protocol.shorten_reason(text + "x" * times + "\x1b]52;c;\x07")
     assert len(said) < 2 * protocol.MOST_CHARACTERS + 100
     assert all(unicodedata.category(c) not in ("Cc", "Cs") or c in "\n\t" for c in said)
     assert said.endswith("\\x1b]52;c;\\x07")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedssl.app.simulation import Engine, check
+from fedssl.app.simulation import Engine, check_experiment
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
 from fedssl.clients.privacy import noise_stream
@@ -214,7 +214,7 @@ def test_what_noise_would_not_cover_or_would_break_is_refused(sections, said):
         **sections, privacy={"clipping_norm": 1.0, "noise_multiplier": 1.0}
     )
     with pytest.raises(InputError, match=said):
-        check(experiment)
+        check_experiment(experiment)
     with pytest.raises(InputError, match=said):
         serve(experiment, SerialGrid(Apps(app), 6), [])
 
@@ -227,7 +227,7 @@ def test_noise_at_the_server_needs_clients_that_count_alike(strategy):
         strategy=strategy, privacy={"clipping_norm": 1.0, "noise_at": "server"}
     )
     with pytest.raises(InputError, match=r"privacy.noise_at(.|\n)*uniform"):
-        check(experiment)
+        check_experiment(experiment)
 
 
 def test_clipping_alone_goes_with_statistics():

@@ -112,7 +112,10 @@ def test_a_reply_has_the_one_array_and_one_metric_record_that_flower_wants():
     stateful = reply_to(message(RecordDict(sent)))
     returned = protocol.from_record(stateful.content[protocol.STATE])
     assert returned["statistics/mean"] == 1
-    assert set(protocol.without(stateful, {protocol.STATE}).content) == {"arrays", "metrics"}
+    assert set(protocol.without_records(stateful, {protocol.STATE}).content) == {
+        "arrays",
+        "metrics",
+    }
     metrics = protocol.metrics_of(reply)
     assert metrics["num-examples"] == 20
     assert metrics["pseudo-right"] == 6
@@ -155,7 +158,7 @@ def test_explained_errors_carry_the_traceback():
 
 def test_refusing_keeps_who_said_it():
     reply = protocol.metrics_reply(message(), {"a": 1})
-    refused = protocol.refused(reply, "not finite")
+    refused = protocol.refuse_reply(reply, "not finite")
     assert refused.has_error()
     assert refused.metadata.src_node_id == protocol.node_of(3)
     assert refused.metadata.reply_to_message_id == reply.metadata.reply_to_message_id

@@ -29,7 +29,9 @@ class Own(Augmentation):
 
 
 def check(own, views, augment, batch_size=3, steps=4):
-    streams = [lambda purpose, c=c: rng.generator(1, purpose, client=c) for c in range(len(own))]
+    streams = [
+        lambda purpose, c=c: rng.make_generator(1, purpose, client=c) for c in range(len(own))
+    ]
     loaders = [
         iter(BatchLoader(shard, views, augment, {}, batch_size, steps, stream))
         for shard, stream in zip(own, streams, strict=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedssl.augment.policy import Augment
 from fedssl.fusion import fit as fusion
-from fedssl.fusion.fit import SIZES, fusion_key, groups, why_not, worth_fusing
+from fedssl.fusion.fit import SIZES, cut_groups, fusion_key, why_not, worth_fusing
 from fedssl.methods.base import METHODS
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -207,7 +207,7 @@ def test_clients_of_one_key_take_the_same_steps_and_both_have_labels_or_neither(
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 7))
 def test_groups_are_even_parts_of_runs_of_one_key_and_as_few_as_may_be(keys, size):
-    cut = groups(keys, size)
+    cut = cut_groups(keys, size)
     assert [place for group in cut for place in group] == list(range(len(keys)))
     assert all(1 <= len(group) <= size for group in cut)
     assert all(len({keys[place] for place in group}) == 1 for group in cut)

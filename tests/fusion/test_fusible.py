@@ -9,7 +9,7 @@ from torch import nn
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Slot
-from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse, why_not
+from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse, why_not_fusible
 from fedssl.fusion.stacked import Mapped, Wide
 from fedssl.methods.base import Loss, Views
 from fedssl.methods.fixmatch import FixMatch
@@ -112,7 +112,7 @@ class Tied(nn.Module):
 )
 def test_what_cannot_be_fused_says_why(plan, model, words):
     network = network_for(plan.method, CNN(widths=(8,), hidden=8).model_copy(update=model))
-    reason = why_not(plan, network, SPEC)
+    reason = why_not_fusible(plan, network, SPEC)
     assert words in reason
     with pytest.raises(ValueError, match=re.escape(reason)):
         together(network, shards(), plan)
@@ -122,7 +122,7 @@ def test_what_cannot_be_fused_says_why(plan, model, words):
 def test_a_method_with_a_hook_of_its_own_is_not_fused(hook):
     changed = type("Changed", (Supervised,), {hook: lambda self, *rest: None})
     network = network_for(Supervised())
-    assert hook in why_not(recipe(changed()), network, SPEC)
+    assert hook in why_not_fusible(recipe(changed()), network, SPEC)
 
 
 @pytest.mark.parametrize(("method", "way"), [(Supervised(), Wide), (Pull(), Mapped)])
@@ -149,18 +149,18 @@ def test_networks_that_cannot_stand_side_by_side_are_mapped(how):
 
 def test_dropout_in_an_architectures_code_is_found_by_trying():
     network, before = Other("dropout"), torch.get_rng_state()
-    assert "random" in why_not(recipe(FixMatch()), network, SPEC)
+    assert "random" in why_not_fusible(recipe(FixMatch()), network, SPEC)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_layers_that_share_a_weight_are_not_fused():
-    assert "share a weight" in why_not(recipe(Supervised()), Tied(), SPEC)
+    assert "share a weight" in why_not_fusible(recipe(Supervised()), Tied(), SPEC)
 
 
 def test_the_trial_leaves_the_network_as_it_is():
     network = network_for(FixMatch())
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert why_not(recipe(FixMatch()), network, SPEC) is None
+    assert why_not_fusible(recipe(FixMatch()), network, SPEC) is None
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert all(weight.grad is None for weight in network.parameters())
 

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedssl.metrics.calibration import BINS, confusion_matrix, reliability, worst_tenth
+from fedssl.metrics.calibration import (
+    BINS,
+    confusion_matrix,
+    mean_accuracy_of_worst_tenth,
+    measure_reliability,
+)
 
 
 def drawn(seed: int, images: int = 300, classes: int = 4):
@@ -29,7 +34,7 @@ def test_confusion_counts_every_known_image_once(seed):
 @given(st.integers(0, 1000))
 def test_reliability_is_that_of_a_naive_loop(seed):
     probs, labels = drawn(seed)
-    found = reliability(probs, labels)
+    found = measure_reliability(probs, labels)
     gap = 0.0
     for place in range(BINS):
         inside = [
@@ -50,13 +55,13 @@ def test_reliability_is_that_of_a_naive_loop(seed):
 
 def test_who_is_certain_and_right_has_no_error_and_who_is_certain_and_wrong_has_all():
     sure = np.eye(3)[[0, 1, 2, 0]]
-    assert reliability(sure, np.array([0, 1, 2, 0])).ece == 0.0
-    assert reliability(sure, np.array([1, 2, 0, 1])).ece == 1.0
-    assert np.isnan(reliability(sure, np.full(4, -1)).ece)
+    assert measure_reliability(sure, np.array([0, 1, 2, 0])).ece == 0.0
+    assert measure_reliability(sure, np.array([1, 2, 0, 1])).ece == 1.0
+    assert np.isnan(measure_reliability(sure, np.full(4, -1)).ece)
 
 
 def test_the_worst_tenth_is_of_clients_that_have_images():
     accuracies = np.array([np.nan, *np.linspace(0.5, 1.0, 20)])
-    assert worst_tenth(accuracies) == pytest.approx(accuracies[1:3].mean())
-    assert worst_tenth(np.array([0.7, 0.9])) == pytest.approx(0.7)
-    assert np.isnan(worst_tenth(np.array([np.nan])))
+    assert mean_accuracy_of_worst_tenth(accuracies) == pytest.approx(accuracies[1:3].mean())
+    assert mean_accuracy_of_worst_tenth(np.array([0.7, 0.9])) == pytest.approx(0.7)
+    assert np.isnan(mean_accuracy_of_worst_tenth(np.array([np.nan])))

@@ -23,7 +23,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.description import describe, said_of_data
+from fedssl.record.description import describe, remarks_on_data
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
@@ -385,7 +385,7 @@ def test_images_of_unknown_class_and_what_was_left_out_are_shown(tmp_path):
     federation = own_federation([0, 1] * 20 + [-1] * 60, 5, ("cat", "dog"))
     shown = text_of(federation_table(federation, NUMBERS))
     assert "class unknown" in shown
-    assert "left out: 3 images cannot be read" in said_of_data(federation)
+    assert "left out: 3 images cannot be read" in remarks_on_data(federation)
     assert "0 of 5 clients" not in describe_skew(federation)  # two labels for five clients
     plot_federation(federation, NUMBERS, "t", tmp_path / "u.png")
     assert (tmp_path / "u.png").stat().st_size > 10_000

@@ -5,7 +5,7 @@ from fedssl.engine.plan import Wish
 from fedssl.engine.ray.grid import RayGrid
 from fedssl.engine.remote_grid import RemoteGrid
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, total
+from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations
 from fedssl.server import evaluation
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
@@ -63,6 +63,6 @@ def test_workers_with_gpus_are_always_asked(monkeypatch):
 
 def test_losses_add_up_exactly_in_any_order():
     parts = [Evaluation(1, 0, loss) for loss in (1e16, 1.0, -1e16, 1.0, 1e-9)]
-    assert total(parts) == total(parts[::-1])
-    assert total(parts).loss_sum == 2.0 + 1e-9
-    assert total([]) == Evaluation(0, 0, 0.0)
+    assert add_evaluations(parts) == add_evaluations(parts[::-1])
+    assert add_evaluations(parts).loss_sum == 2.0 + 1e-9
+    assert add_evaluations([]) == Evaluation(0, 0, 0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedssl.app.simulation import Engine, check
+from fedssl.app.simulation import Engine, check_experiment
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.exchange.sums import is_finite
@@ -107,13 +107,15 @@ def test_its_method_can_be_another_and_its_memory_lasts_a_phase():
 
 def test_a_method_with_a_network_of_its_own_is_refused():
     with pytest.raises(InputError, match=r"server.method.kind: 'remixmatch' trains a network"):
-        check(at_server(server={"method": {"kind": "remixmatch"}}))
-    check(small_experiment(server={"method": {"kind": "remixmatch"}}))  # never used there
+        check_experiment(at_server(server={"method": {"kind": "remixmatch"}}))
+    check_experiment(
+        small_experiment(server={"method": {"kind": "remixmatch"}})
+    )  # never used there
 
 
 def test_labels_as_weights_need_labels_at_clients():
     with pytest.raises(InputError, match=r"strategy.weight: is 'labeled', but no client"):
-        check(at_server(strategy={"kind": "fedavg", "weight": "labeled"}))
+        check_experiment(at_server(strategy={"kind": "fedavg", "weight": "labeled"}))
 
 
 def test_divergence_at_the_server_ends_the_run_with_its_reason():

@@ -21,10 +21,10 @@ from fedssl import Experiment, InputError, Run, run
 from fedssl.app.deploy.services import client_service
 from fedssl.clients.client_app import app
 from fedssl.core.registry import Unimported
-from fedssl.core.trust import NOBODY, Trust, only, trusting
+from fedssl.core.trust import NOBODY, Trust, trust_only, trusting
 from fedssl.exchange import protocol
 from fedssl.experiment.families import PLUGIN_SECTIONS
-from fedssl.record.resume import decisive, refuse_changes, texts
+from fedssl.record.resume import refuse_changes, settings_as_text, settings_that_change_results
 from fedssl.views.comparison.gather import gather
 from tests.helpers import fedssl, small_experiment
 from tests.views.comparison.records import record
@@ -220,7 +220,9 @@ def test_settings_of_an_unimported_source_compare_as_they_did(tmp_path):
     with trusting(NOBODY):
         found = Experiment.from_dict(table)
     assert found.evaluated_on == experiment.evaluated_on
-    assert texts(decisive(found))["data.source"] == '"nowhere.at_all"'
+    assert (
+        settings_as_text(settings_that_change_results(found))["data.source"] == '"nowhere.at_all"'
+    )
 
 
 def ask(experiment_text, kind="train", **config):
@@ -276,21 +278,21 @@ def test_a_client_answers_for_what_it_allows_and_for_nothing_else_afterwards(str
 )
 def test_a_client_imports_nothing_for_any_name(kind):
     known = set(sys.modules)
-    with trusting(only("mylab")), contextlib.suppress(InputError):
+    with trusting(trust_only("mylab")), contextlib.suppress(InputError):
         PLUGIN_SECTIONS["method"].build(kind)
         raise AssertionError(kind)
     assert set(sys.modules) == known
 
 
 def test_a_list_of_modules_allows_them_and_what_is_below():
-    trust = only(" mylab , other.module ")
+    trust = trust_only(" mylab , other.module ")
     assert trust.allows("mylab")
     assert trust.allows("mylab.deep.er")
     assert trust.allows("other.module.x")
     assert not trust.allows("mylabs.x")
     assert not trust.allows("other")
-    assert only("*").allows("anything")
-    assert not only("").allows("anything")
+    assert trust_only("*").allows("anything")
+    assert not trust_only("").allows("anything")
 
 
 def test_a_service_passes_the_list_to_its_node(tmp_path):

@@ -134,7 +134,7 @@ def test_clients_without_labels_learn_from_unlabeled_images(unlabeled_shard, met
 def test_pseudo_labels_are_measured_against_the_hidden_truth(shard):
     """Counts equal a naive recount; labeled images in the unlabeled pool are not counted."""
     _, report = train_client(FixMatch(threshold=0, unlabeled_ratio=2), shard)
-    stream = rng.generator(0, "order/unlabeled", round=1, client=0)
+    stream = rng.make_generator(0, "order/unlabeled", round=1, client=0)
     shown = shuffled_passes(len(shard), 3 * 16, stream)
     hidden = int((shard.hidden_labels[shown] >= 0).sum())
     assert report.considered == hidden < 48
@@ -176,7 +176,7 @@ def test_shuffled_passes_show_everyone_before_anyone_twice():
 def test_fewer_views_do_not_shift_the_labeled_batches(shard):
     def batches(views):
         def stream(purpose):
-            return rng.generator(0, purpose)
+            return rng.make_generator(0, purpose)
 
         return list(BatchLoader(shard, views, Augment(), {}, 4, 5, stream))
 
@@ -224,7 +224,7 @@ def test_an_augmentation_learns_from_labeled_probes_during_the_round(shard):
 def test_what_it_learned_decides_the_next_views(shard):
     def views(weights):
         def stream(purpose):
-            return rng.generator(0, purpose)
+            return rng.make_generator(0, purpose)
 
         state = {"augment.strong": {"weights": weights}}
         wanted = Views(("weak",), ("weak", "strong"), ratio=2)

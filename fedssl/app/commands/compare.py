@@ -9,7 +9,7 @@ import typer
 
 from fedssl.app.guard import guarded_reader
 from fedssl.core.console import Console
-from fedssl.core.extras import is_installed, remedy_for, require
+from fedssl.core.extras import install_command, is_installed, require
 
 if TYPE_CHECKING:
     from fedssl.views.comparison.comparison import Comparison
@@ -64,10 +64,10 @@ def compare_runs(
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
     """
     from fedssl.views.comparison.comparison import Comparison
-    from fedssl.views.comparison.table import as_rich, grids_of
+    from fedssl.views.comparison.table import as_rich, tables_of
 
     comparison = Comparison.of_runs(paths, force=force)
-    for table in grids_of(comparison, brief=brief):
+    for table in tables_of(comparison, brief=brief):
         console.print(as_rich(table))
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
@@ -81,7 +81,7 @@ def compare_runs(
 
 def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
     """Write page, tables and picture; return lines that name their files."""
-    from fedssl.record.run_path import unwritable
+    from fedssl.record.run_path import unwritable_error
 
     table, curves = folder / "comparison.csv", folder / "comparison_curves.csv"
     try:
@@ -93,14 +93,14 @@ def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
         page = _write_page(comparison, folder / "comparison.html")
         drawn = _draw_curves(comparison, folder / "comparison.png")
     except OSError as error:
-        raise unwritable(folder, str(error.strerror)) from None
+        raise unwritable_error(folder, str(error.strerror)) from None
     return [f"  page: {page}", f"  picture: {drawn}   table: {table}   curves: {curves}"]
 
 
 def _write_page(comparison: "Comparison", path: Path) -> str:
     """Write the page; return its path, or why there is no page."""
     if not is_installed("vl_convert"):
-        return f"none without vl-convert ({remedy_for()})"
+        return f"none without vl-convert ({install_command()})"
     from fedssl.views.reports.comparison_report import write_comparison
 
     write_comparison(comparison, path)
@@ -110,7 +110,7 @@ def _write_page(comparison: "Comparison", path: Path) -> str:
 def _draw_curves(comparison: "Comparison", path: Path) -> str:
     """Draw the curves; return the picture's path, or why there is no picture."""
     if not is_installed("matplotlib"):
-        return f"none without matplotlib ({remedy_for()})"
+        return f"none without matplotlib ({install_command()})"
     from fedssl.views.pictures.plots import plot_comparison
 
     data = f"{comparison.source}, {comparison.evaluated_on} images"

@@ -45,7 +45,7 @@ def export(
     """
     with quick_imports():
         from fedssl.core.files import write_atomically
-        from fedssl.record.run_path import check_output, unwritable
+        from fedssl.record.run_path import check_output, unwritable_error
         from fedssl.views.export import FORMATS
         from fedssl.views.export import export as content_of
 
@@ -56,6 +56,6 @@ def export(
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise unwritable(path, str(error.strerror)) from None
+        raise unwritable_error(path, str(error.strerror)) from None
     said = f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model"
     Console().print(said, soft_wrap=True)

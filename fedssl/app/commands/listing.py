@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.processes import quick_imports
 
 FAMILIES = {
@@ -49,7 +49,9 @@ def list_plugins(
       fedssl list partitions
     """
     if family not in FAMILIES:
-        raise InputError("list", f"there is no family {family!r}", nearest(family, FAMILIES))
+        raise InputError(
+            "list", f"there is no family {family!r}", suggest_nearest(family, FAMILIES)
+        )
     with quick_imports():
         module, _, name = FAMILIES[family].partition(":")
         plugins = getattr(importlib.import_module(module), name)

@@ -26,25 +26,25 @@ def validate(file: File, settings: Settings = None) -> None:
       fedssl validate mine.toml --set federation.clients=1000
     """
     with quick_imports():
-        from fedssl.app.simulation import check, check_engine, plan_here
+        from fedssl.app.simulation import check_engine, check_experiment, plan_workers_here
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe, said_of_data
+        from fedssl.record.description import describe, remarks_on_data
 
     experiment = load_experiment(file, settings or [])
     check_engine(experiment)
-    check(experiment)
+    check_experiment(experiment)
     engine = experiment.engine
     if experiment.federation.private:
         workers = "unused: clients with private data are deployed and not simulated"
     elif engine.address is None:
-        workers = plan_here(experiment).describe()
+        workers = plan_workers_here(experiment).describe()
     else:
         workers = f"as many workers as the cluster at {engine.address} has room for"
     federation = simulated_federation(experiment)
     console = Console()
     facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
     console.print(f"{file}: valid", soft_wrap=True)
-    for line in (*facts, *said_of_data(federation)):
+    for line in (*facts, *remarks_on_data(federation)):
         console.print(f"  {line}", soft_wrap=True)
 
 
@@ -68,9 +68,9 @@ def show(
     """
     require("matplotlib", "show", "the picture")
     with quick_imports():
-        from fedssl.app.simulation import check, virtual_seconds
+        from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe, said_of_data
+        from fedssl.record.description import describe, remarks_on_data
         from fedssl.record.run_path import check_output
         from fedssl.views.federation_table import (
             client_names,
@@ -83,7 +83,7 @@ def show(
 
     # Draw the federation as a run would; what private clients hold is not known here.
     experiment = load_experiment(file, settings or [])
-    check(experiment)
+    check_experiment(experiment)
     federation = simulated_federation(experiment)
     console = Console()
     console.print(describe(experiment, federation))
@@ -93,7 +93,7 @@ def show(
     # Print the tables: images by client and class, and the devices if there is virtual time.
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
-    for line in (describe_skew(federation), *said_of_data(federation)):
+    for line in (describe_skew(federation), *remarks_on_data(federation)):
         console.print(line, soft_wrap=True)
     timed = virtual_seconds(experiment)
     if timed is not None:

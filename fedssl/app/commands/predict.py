@@ -56,13 +56,13 @@ def predict(
     """
     with quick_imports():
         from fedssl.data.flaws import Flaws
-        from fedssl.data.unseen import FIELD, blocks_of
+        from fedssl.data.unseen import FIELD, read_blocks
         from fedssl.views.predictions import Predictions, predictions_of
 
     found, flaws = load_run_with_model(run, plugins=plugins), Flaws()
     names = tuple(found.data["class_names"])
     network = found.model(average=model.average)
-    blocks = blocks_of(images, names, _choose_target(found, resize), flaws)
+    blocks = read_blocks(images, names, _choose_target(found, resize), flaws)
     with _open_for_writing(out) as file, _make_counter() as progress:
         predictions = Predictions(SHOWN, file)
         task = progress.add_task("", total=None)
@@ -102,7 +102,7 @@ def _choose_target(run: "Run", resize: bool) -> "Target":
 def _open_for_writing(out: Path | None) -> Iterator[TextIO | None]:
     """Open a file that exists only once the block has ended without an error; yields None if no file is wanted."""
     from fedssl.core.files import PARTIAL
-    from fedssl.record.run_path import check_output, unwritable
+    from fedssl.record.run_path import check_output, unwritable_error
 
     if out is None:
         yield None
@@ -114,7 +114,7 @@ def _open_for_writing(out: Path | None) -> Iterator[TextIO | None]:
             yield file
         partial.replace(out)
     except OSError as error:
-        raise unwritable(out, str(error.strerror)) from None
+        raise unwritable_error(out, str(error.strerror)) from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -116,13 +116,13 @@ def _run(
     """Run all experiments on one engine, and return the run directories of the finished runs."""
     with quick_imports():
         from fedssl.app.runs import Runs
-        from fedssl.app.simulation import Engine, check
+        from fedssl.app.simulation import Engine, check_experiment
         from fedssl.views.screen.display import PlainDisplay, make_display
 
     with Engine() as engine:
         engine.start(experiments[0])  # the workers start while the experiments are checked
         for experiment in experiments:
-            check(experiment)
+            check_experiment(experiment)
         runs = Runs(
             engine,
             console,

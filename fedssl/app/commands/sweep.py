@@ -17,7 +17,7 @@ from fedssl.core.extras import require
 from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:
-    from fedssl.app.sweep.grid import Axis
+    from fedssl.app.sweep.axes import Axis
     from fedssl.app.sweep.ledger import Ledger
     from fedssl.app.sweep.packing import Packing
     from fedssl.app.sweep.points import Point
@@ -71,7 +71,7 @@ def sweep(
     """
     with quick_imports():
         from fedssl.app.interrupts import interruptible
-        from fedssl.app.sweep.grid import parse_axes
+        from fedssl.app.sweep.axes import parse_axes
         from fedssl.app.sweep.ledger import Ledger
 
     console = Console()
@@ -101,7 +101,7 @@ def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict
 
 def _make_points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
     with quick_imports():
-        from fedssl.app.sweep.grid import settings_name, spread
+        from fedssl.app.sweep.axes import settings_name, spread
         from fedssl.app.sweep.points import Point, refuse_twins
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
@@ -123,14 +123,14 @@ def _unfinished_points(points: "list[Point]", folder: Path) -> "list[Point]":
         InputError: A point cannot run, or a recorded run has other settings than its point.
     """
     with quick_imports():
-        from fedssl.app.simulation import check
+        from fedssl.app.simulation import check_experiment
         from fedssl.app.sweep.points import refuse_changed, state_of
 
     refuse_changed(points, folder)
     todo = [point for point in points if state_of(folder / point.name) != "finished"]
     for point in todo:
         with _name_run_in_errors(point.name):
-            check(point.experiment)
+            check_experiment(point.experiment)
     return todo
 
 

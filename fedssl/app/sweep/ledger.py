@@ -10,7 +10,7 @@ import filelock
 from fedssl.app.sweep.points import Point
 from fedssl.core.errors import InputError
 from fedssl.core.files import PARTIAL, write_atomically
-from fedssl.record.run_path import LOCK, SWEEP, unwritable
+from fedssl.record.run_path import LOCK, SWEEP, unwritable_error
 
 
 class Ledger:
@@ -45,7 +45,7 @@ class Ledger:
             ) from None
         except OSError as error:
             self._lock.release()
-            raise unwritable(self._out, str(error.strerror)) from None
+            raise unwritable_error(self._out, str(error.strerror)) from None
         return self
 
     def __exit__(self, *details: object) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedssl.app.simulation import plan_here, room_here
+from fedssl.app.simulation import count_runs_that_fit, plan_workers_here
 from fedssl.core.errors import InputError
 from fedssl.engine.plan import WorkerPlan
 from fedssl.experiment.experiment import Experiment
@@ -59,9 +59,12 @@ def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
             raise InputError("--jobs", f"is {jobs}, but {what} runs one at a time", "leave it out")
         return Packing((None,))
     wanted = min(jobs or len(experiments), len(experiments))
-    room = min((room_here(each, jobs and wanted) for each in kinds), key=lambda plan: plan.workers)
+    room = min(
+        (count_runs_that_fit(each, jobs and wanted) for each in kinds),
+        key=lambda plan: plan.workers,
+    )
     count = min(wanted, room.workers)
-    if count == 1 or (jobs is None and count < max(len(plan_here(each)) for each in kinds)):
+    if count == 1 or (jobs is None and count < max(len(plan_workers_here(each)) for each in kinds)):
         return Packing((None,))
     return Packing(visible_gpus(room, count), room.warning)
 

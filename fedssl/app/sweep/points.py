@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedssl.app.sweep.grid import Assignment, settings_name
+from fedssl.app.sweep.axes import Assignment, settings_name
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedssl.record.resume import refuse_changes

@@ -18,7 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from fedssl.app.sweep.messages import Ended, Failed, Message, Task
-from fedssl.core.processes import import_path
+from fedssl.core.processes import path_for_other_processes
 
 PATIENCE = 60.0
 """A process may take this long (seconds) to write its checkpoint and end; then it is killed."""
@@ -84,7 +84,7 @@ class _Worker:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = Pipe()
         self.pipe: Connection[Task, Message] = ours
-        environment = {**os.environ, "PYTHONPATH": import_path()}
+        environment = {**os.environ, "PYTHONPATH": path_for_other_processes()}
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
         with theirs:

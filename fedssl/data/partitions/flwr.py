@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
 
@@ -69,7 +69,7 @@ class Flwr(Partition):
         column = options.get("partition_by", LABEL)
         if column not in (LABEL, *examples.columns):
             problem = f"there is no column {column!r}"
-            remedy = nearest(str(column), (LABEL, *examples.columns))
+            remedy = suggest_nearest(str(column), (LABEL, *examples.columns))
             raise InputError(f"{OPTIONS}.partition_by", problem, remedy)
         with self._refusals():
             partitioner = make(**options)
@@ -117,7 +117,7 @@ class Flwr(Partition):
         known = sorted(set(library.__all__) - {"Partitioner", *NOT_OURS})
         if self.name not in known:
             problem = f"Flower Datasets has no partitioner {self.name!r}"
-            raise InputError(KIND, problem, nearest(self.name, known))
+            raise InputError(KIND, problem, suggest_nearest(self.name, known))
         return getattr(library, self.name)
 
     def _options(self, make: Any, num_clients: int, seed: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Flwr(Partition):
         for option in self.options:
             if option not in takes:
                 problem = f"{self.name} does not take it"
-                raise InputError(f"{OPTIONS}.{option}", problem, nearest(option, takes))
+                raise InputError(f"{OPTIONS}.{option}", problem, suggest_nearest(option, takes))
         ours = {"num_partitions": num_clients, "seed": seed, "partition_by": LABEL}
         options: dict[str, Any] = {name: ours[name] for name in ours if name in takes}
         options |= self.options

@@ -7,7 +7,7 @@ are writers, speakers and users.
 import numpy as np
 from pydantic import Field
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.data.images import Rows
 from fedssl.data.partitions.base import Draws, Examples, Partition
 
@@ -74,6 +74,6 @@ class Natural(Partition):
         """Return the codes of the column, int64 (N,)."""
         if self.column not in examples.columns:
             known = examples.columns
-            remedy = nearest(self.column, known) if known else "this data has no columns"
+            remedy = suggest_nearest(self.column, known) if known else "this data has no columns"
             raise InputError(WHERE, f"there is no column {self.column!r}", remedy)
         return examples.columns[self.column]

@@ -117,7 +117,7 @@ class Source(Plugin):
         """
         data = self._whole(seed)
         train = data.train
-        order = rng.numpy_generator(seed, "data/order").permutation(len(train))
+        order = rng.make_numpy_generator(seed, "data/order").permutation(len(train))
         labelable = order[train.labelable[order]]
         num_held_out = round(self.validation * len(labelable))
         if self.validation and num_held_out == 0:

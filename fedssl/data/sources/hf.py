@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fedssl.core.errors import InputError, nearest
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.data.cache import Raw
 from fedssl.data.decode import Encoded, Parts, decode_parts
 from fedssl.data.flaws import Flaws, plain_text
@@ -252,7 +252,9 @@ class Hf(EncodedImages):
         """
         field, columns = f"data.{setting}", split.features
         if named is not None and named not in columns:
-            raise InputError(field, f"there is no column {named!r}", nearest(named, columns))
+            raise InputError(
+                field, f"there is no column {named!r}", suggest_nearest(named, columns)
+            )
         found = [named] if named else [name for name in columns if _kind(columns[name]) in wanted]
         if not found and "ClassLabel" in wanted:
             found = [name for name in ("label", "labels", "class") if name in columns]

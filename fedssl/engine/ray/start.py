@@ -27,7 +27,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.machine import available_cores
-from fedssl.core.processes import import_path
+from fedssl.core.processes import path_for_other_processes
 from fedssl.engine.ray.actor import TOKEN
 from fedssl.engine.ray.witness import Witness
 
@@ -218,7 +218,7 @@ def _environment_of_ray_processes() -> dict[str, str]:
     their device themselves. The token is in no command line, log or file; /proc shows it to this user alone.
     """
     return {
-        "PYTHONPATH": import_path(),
+        "PYTHONPATH": path_for_other_processes(),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
@@ -274,7 +274,7 @@ def _explain_failed_start(error: Exception, folder: Path) -> str:
 
 def _join(address: str) -> None:
     """Join a Ray that runs already; raise `InputError` if there is none or if it does not admit this process."""
-    environment = {"env_vars": {"PYTHONPATH": import_path()}}
+    environment = {"env_vars": {"PYTHONPATH": path_for_other_processes()}}
     try:
         _check_that_somebody_listens(address)
         with _silence_node_errors():

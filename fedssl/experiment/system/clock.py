@@ -130,5 +130,5 @@ class VirtualClock:
 
     def _draw_for_every_client(self, purpose: str, server_round: int) -> Floats:
         """Return a draw from [0, 1) for every client in this round, (K,)."""
-        stream = rng.numpy_generator(self._seed, f"system/{purpose}", round=server_round)
+        stream = rng.make_numpy_generator(self._seed, f"system/{purpose}", round=server_round)
         return stream.random(self._num_clients)

@@ -50,7 +50,7 @@ def draw_devices(system: System, num_clients: int, seed: int) -> Devices:
 
     def draw_numbers(name: str) -> Floats:
         law: Law = getattr(system, name)
-        stream = rng.numpy_generator(seed, f"system/{name}")
+        stream = rng.make_numpy_generator(seed, f"system/{name}")
         if name == "dropout":
             return law.draw_within(
                 num_clients, stream, "system.dropout", 0, 1, including_least=True

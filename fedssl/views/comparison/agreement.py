@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fedssl.record.run_path import PARTITION
 from fedssl.views.comparison.gather import Line
-from fedssl.views.run import Run, reading
+from fedssl.views.run import Run, naming_damaged_files
 
 FACTS = ("source", "class_names", "shape", "evaluated_on", "num_train")
 """Keys of ``data.json`` whose values do not depend on the seed; lines that are compared must agree in them."""
@@ -87,7 +87,7 @@ def _other_splits(
 
 
 def _split_of(run: Run) -> Split:
-    with reading(run.path / PARTITION), (run.path / PARTITION).open("rb") as file:
+    with naming_damaged_files(run.path / PARTITION), (run.path / PARTITION).open("rb") as file:
         partition = hashlib.file_digest(file, "sha256").hexdigest()
     return Split(str(run.data.get("held_out_sha256")), partition)
 

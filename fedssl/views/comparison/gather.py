@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedssl.core.errors import InputError
-from fedssl.record.resume import decisive, texts
+from fedssl.record.resume import settings_as_text, settings_that_change_results
 from fedssl.record.run_path import EVENTS, SWEEP, has_begun
 from fedssl.views.comparison.labels import Settings, label_lines
 from fedssl.views.run import Run
@@ -105,7 +105,7 @@ def _lines(runs: Sequence[Run]) -> tuple[tuple[Line, ...], list[Run]]:
     """Return the runs grouped into lines, and the runs that newer runs with the same settings and seed replace."""
     groups: dict[frozenset[tuple[str, str]], tuple[Settings, list[Run]]] = {}
     for run in runs:
-        own = texts(decisive(run.experiment))
+        own = settings_as_text(settings_that_change_results(run.experiment))
         del own["seed"]
         groups.setdefault(frozenset(own.items()), (own, []))[1].append(run)
     labels = label_lines([settings for settings, _ in groups.values()])

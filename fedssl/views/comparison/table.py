@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from fedssl.views.comparison.comparison import Comparison
-from fedssl.views.text_table import Grid
+from fedssl.views.text_table import TextTable
 
 Line = Mapping[Any, Any]
 """One row of `Comparison.lines`: values by column name."""
@@ -41,7 +41,7 @@ VIRTUAL = "; virtual s: seconds of the virtual clock"
 LOST = "; lost: clients lost to virtual time in all seeds together"
 
 
-def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
+def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
     """Return the tables of a comparison: accuracies, their intervals, what reaching the baseline took, costs.
 
     The table of intervals needs several seeds, and the table of what reaching the baseline took needs several lines.
@@ -60,7 +60,7 @@ def grids_of(comparison: Comparison, *, brief: bool = False) -> list[Grid]:
     return [*tables, _costs(comparison)]
 
 
-def _accuracies(comparison: Comparison) -> Grid:
+def _accuracies(comparison: Comparison) -> TextTable:
     several = comparison.most_seeds > 1
     gain = ["gain", "least"] if several else ["gain"]
     title = (
@@ -83,10 +83,10 @@ def _accuracies(comparison: Comparison) -> Grid:
             ]
         )
     note = ACCURACIES + (LEAST if several else ONE_SEED)
-    return Grid(title, (FIRST, *columns), rows, note)
+    return TextTable(title, (FIRST, *columns), rows, note)
 
 
-def _intervals(comparison: Comparison) -> Grid:
+def _intervals(comparison: Comparison) -> TextTable:
     columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
     rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
@@ -101,10 +101,10 @@ def _intervals(comparison: Comparison) -> Grid:
                 *(gain if number else [""] * len(gain)),
             ]
         )
-    return Grid("what the seeds say", (FIRST, *columns), rows, INTERVALS)
+    return TextTable("what the seeds say", (FIRST, *columns), rows, INTERVALS)
 
 
-def _reach(comparison: Comparison) -> Grid:
+def _reach(comparison: Comparison) -> TextTable:
     columns = ["reached", "rounds", "MB", "seconds"]
     columns += ["virtual s"] if comparison.is_timed else []
     title = f"until the first row's final EMA accuracy, {_percent(comparison.target)} %"
@@ -115,19 +115,19 @@ def _reach(comparison: Comparison) -> Grid:
         cells += [_amount(line[f"{name}_to_reach"]) for name in names]
         rows.append([line["label"], *cells[: len(columns)]])
     note = REACH + (VIRTUAL if comparison.is_timed else "")
-    return Grid(title, (FIRST, *columns), rows, note)
+    return TextTable(title, (FIRST, *columns), rows, note)
 
 
-def _numbers(comparison: Comparison) -> Grid:
+def _numbers(comparison: Comparison) -> TextTable:
     rows = []
     for line in comparison.numbers.to_dict("records"):
         deviation = "-" if math.isnan(line["std"]) else f"{line['std']:.2g}"
         name = f"{line['label']}: {line['name']}"
         rows.append([name, str(line["seeds"]), f"{line['mean']:.5g}", deviation])
-    return Grid("what methods recorded", (FIRST, "seeds", "mean", "deviation"), rows, NUMBERS)
+    return TextTable("what methods recorded", (FIRST, "seeds", "mean", "deviation"), rows, NUMBERS)
 
 
-def _costs(comparison: Comparison) -> Grid:
+def _costs(comparison: Comparison) -> TextTable:
     columns = ["seconds", "MB up", "MB down", "failed"]
     columns += ["virtual s", "lost"] if comparison.is_timed else []
     caption = COSTS + (VIRTUAL + LOST if comparison.is_timed else "")
@@ -137,10 +137,10 @@ def _costs(comparison: Comparison) -> Grid:
         cells += [f"{line['clients_failed']:,}", _amount(line["virtual_seconds"])]
         cells += [f"{line['clients_lost']:,}"]
         rows.append([line["label"], *cells[: len(columns)]])
-    return Grid("what a run costs", (FIRST, *columns), rows, caption)
+    return TextTable("what a run costs", (FIRST, *columns), rows, caption)
 
 
-def as_rich(grid: Grid) -> Table:
+def as_rich(grid: TextTable) -> Table:
     """Return a table that Rich draws on the terminal."""
     table = Table(
         title=grid.title,

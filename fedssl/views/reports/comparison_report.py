@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedssl.views.comparison.comparison import Comparison
-from fedssl.views.comparison.table import grids_of
+from fedssl.views.comparison.table import tables_of
 from fedssl.views.reports.charts import COLORS, Chart, Row, number, significant, thinned
 from fedssl.views.reports.interval_specs import intervals
 from fedssl.views.reports.line_specs import curves
@@ -48,7 +48,7 @@ def comparison_page(comparison: Comparison) -> Page:
             f"compared with {comparison.baseline}"
         ),
         remarks=comparison.notes,
-        tables=grids_of(comparison),
+        tables=tables_of(comparison),
         charts=list(_charts(comparison)),
         texts={
             "runs": "\n".join(

@@ -15,9 +15,9 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
-from fedssl.metrics.calibration import confusion_matrix, reliability
+from fedssl.metrics.calibration import confusion_matrix, measure_reliability
 from fedssl.metrics.predictions import predict_probs
-from fedssl.views.run import classifier
+from fedssl.views.run import build_classifier
 
 EVALUATION = "evaluation.json"
 """File of a run directory that holds the closer look at the models."""
@@ -42,7 +42,7 @@ def look_closely(
         "client_images": counts,
         "models": {
             name: _evaluate_model(
-                classifier(experiment, federation.data.spec, arrays, round), federation
+                build_classifier(experiment, federation.data.spec, arrays, round), federation
             )
             for name, arrays in models.items()
         },
@@ -67,7 +67,7 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
     spec, labels = federation.data.spec, federation.held_out.labels
     images = torch.from_numpy(federation.held_out.images)
     probs = predict_probs(network, images, spec).double().numpy()
-    found = reliability(probs, labels)
+    found = measure_reliability(probs, labels)
     right = (probs.argmax(1) == labels).astype(np.float64)
     return {
         "confusion": confusion_matrix(labels, probs.argmax(1), spec.num_classes).tolist(),

@@ -15,7 +15,7 @@ from fedssl.record.lines import read_rows
 from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, NumberRow, RoundRow
 from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, NUMBERS, PARTITION, ROUNDS, SUMMARY
 from fedssl.views.reports.charts import is_out_of_range
-from fedssl.views.run import Run, reading
+from fedssl.views.run import Run, naming_damaged_files
 
 Ints = npt.NDArray[np.int64]
 
@@ -111,13 +111,13 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
 
 
 def _rows(run: Run, name: str, kind: type[Row]) -> Sequence[Row]:
-    with reading(run.path / name):
+    with naming_damaged_files(run.path / name):
         return read_rows(run.path / name, kind)
 
 
 def _check(run: Run, name: str, values: Iterable[object], known: Container[object]) -> None:
     """Raise `InputError` if a table names a client, a class or a status that does not exist."""
-    with reading(run.path / name):
+    with naming_damaged_files(run.path / name):
         false = next((value for value in values if value not in known), None)
         if false is not None:
             raise ValueError(f"it names {str(false)[:20]!r}, which does not exist")
@@ -148,7 +148,7 @@ def _short(value: float) -> str:
 
 def _partition(run: Run) -> tuple[Ints, Ints, Ints]:
     with (
-        reading(run.path / PARTITION),
+        naming_damaged_files(run.path / PARTITION),
         (run.path / PARTITION).open(encoding="utf-8", newline="") as file,
     ):
         names = next(csv.reader(file))

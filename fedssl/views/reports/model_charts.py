@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedssl.metrics.calibration import worst_tenth
+from fedssl.metrics.calibration import mean_accuracy_of_worst_tenth
 from fedssl.views.reports.cell_specs import heatmap
 from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number
 from fedssl.views.reports.material import Material
@@ -129,7 +129,7 @@ def client_accuracy_chart(material: Material) -> Chart | None:
         }
         for place in places.tolist()
     ]
-    worst = worst_tenth(values)
+    worst = mean_accuracy_of_worst_tenth(values)
     note = (
         f"The moving average on each client's held-out images, which are dealt like its training images; worst client "
         f"first. Mean {values.mean() * 100:.1f} % (upper line), worst tenth {worst * 100:.1f} % (lower line), "

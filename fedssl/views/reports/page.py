@@ -10,7 +10,7 @@ from typing import Any
 from fedssl.core.files import write_atomically
 from fedssl.views.reports.charts import Chart
 from fedssl.views.reports.vega import javascript
-from fedssl.views.text_table import Grid
+from fedssl.views.text_table import TextTable
 
 TEMPLATE = "page.html.jinja"
 
@@ -42,7 +42,7 @@ class Page:
     subtitle: str
     figures: Sequence[Figure] = ()
     remarks: Sequence[str] = ()
-    tables: Sequence[Grid] = ()
+    tables: Sequence[TextTable] = ()
     charts: Sequence[Chart] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 

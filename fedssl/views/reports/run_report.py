@@ -26,7 +26,7 @@ from fedssl.views.reports.round_charts import (
 )
 from fedssl.views.run import Run
 from fedssl.views.screen.display import last_line, percent
-from fedssl.views.text_table import Grid
+from fedssl.views.text_table import TextTable
 
 MOST_EVENTS = 50
 """The table of events has at most this many rows, the most frequent events first."""
@@ -127,7 +127,7 @@ def _remarks(material: Material) -> Iterator[str]:
         yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
-def _table_of_events(material: Material) -> Grid | None:
+def _table_of_events(material: Material) -> TextTable | None:
     """Return a table of failures and other events, each kind in one row; None if there are no events."""
     what: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -152,7 +152,7 @@ def _table_of_events(material: Material) -> Grid | None:
         "Events that are not called failed or stopped were mended or are for information. "
         "Tracebacks are in events.jsonl."
     )
-    return Grid("On the way", ("what", "times", "first"), rows, note)
+    return TextTable("On the way", ("what", "times", "first"), rows, note)
 
 
 def _sum_seconds(material: Material) -> float:

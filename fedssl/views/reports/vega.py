@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from fedssl.core.files import write_atomically
-from fedssl.data.cache import PRIVATE_FILE, cache_folder, make_private
+from fedssl.data.cache import PRIVATE_FILE, cache_folder, make_private_folder
 
 
 @functools.lru_cache(maxsize=1)
@@ -38,8 +38,8 @@ def javascript() -> str:
     # Text inside a script element must not close the element.
     text = text.replace("</script", "<\\/script")
     with contextlib.suppress(OSError):  # without a writable cache, the next process builds it again
-        make_private(cache_folder())
-        make_private(kept.parent)
+        make_private_folder(cache_folder())
+        make_private_folder(kept.parent)
         with filelock.FileLock(kept.with_suffix(".lock"), mode=PRIVATE_FILE):
             write_atomically(kept, f"{_digest(text)}\n{text}".encode())
             kept.chmod(PRIVATE_FILE)

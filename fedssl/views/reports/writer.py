@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.extras import is_installed, remedy_for
+from fedssl.core.extras import install_command, is_installed
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import Observer, Outcome, RoundEnd
@@ -36,7 +36,7 @@ class ReportWriter(Observer):
         if not experiment.record.report:
             return
         if not is_installed("vl_convert"):
-            log.warning("there will be no report.html without vl-convert: %s", remedy_for())
+            log.warning("there will be no report.html without vl-convert: %s", install_command())
             return
         self._experiment, self._federation = experiment, federation
 

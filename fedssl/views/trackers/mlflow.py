@@ -10,7 +10,7 @@ import filelock
 from pydantic import Field
 
 from fedssl.core.extras import require
-from fedssl.data.cache import cache_folder, make_private
+from fedssl.data.cache import cache_folder, make_private_folder
 from fedssl.record.resume import leaves
 from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker
 
@@ -112,7 +112,7 @@ def _find_or_create_experiment(client: "MlflowClient", name: str) -> str:
     A lock guards the creation: the runs of a sweep begin together, and only the first may create the experiment.
     """
     folder = cache_folder()
-    make_private(folder)
+    make_private_folder(folder)
     with filelock.FileLock(folder / "mlflow.lock"):
         found = client.get_experiment_by_name(name)
         experiment_id: str = (

@@ -95,7 +95,7 @@ class Tracking(Observer):
     def ended(self, outcome: Outcome) -> None:
         """Keep the numbers of the run's summary until the run is closed."""
         assert self._experiment is not None
-        summary = numbers(summarize(self._experiment, outcome))
+        summary = numbers_of(summarize(self._experiment, outcome))
         self._summary = {f"summary/{name}": value for name, value in summary.items()}
 
     def close(self, status: Status) -> None:
@@ -108,7 +108,7 @@ class Tracking(Observer):
 
     def _log(self, row: RoundRow, recorded: Sequence[NumberRow]) -> None:
         self._round = row.round
-        values = numbers(dataclasses.asdict(row))
+        values = numbers_of(dataclasses.asdict(row))
         del values["round"]
         values |= {f"number/{own.name}": own.value for own in recorded if own.client == SERVER}
         with self._guarded():
@@ -134,7 +134,7 @@ class Tracking(Observer):
             self._incident(self._round, f"the run is no longer tracked by {kind}: {reason}")
 
 
-def numbers(table: Mapping[str, Any]) -> dict[str, float]:
+def numbers_of(table: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a table by name, without texts and NaN."""
     known = {name: value for name, value in table.items() if isinstance(value, int | float)}
     return {name: float(value) for name, value in known.items() if not math.isnan(value)}

@@ -10,7 +10,7 @@ from PIL import Image
 from fedssl.app.commands.compare import compare_runs
 from fedssl.core.console import Console
 from fedssl.views.comparison.comparison import Comparison
-from fedssl.views.comparison.table import as_rich, grids_of
+from fedssl.views.comparison.table import as_rich, tables_of
 from fedssl.views.pictures.plots import plot_comparison
 from tests.helpers import fedssl, refused, small_toml
 from tests.views.comparison.records import Spent, record
@@ -33,7 +33,7 @@ def runs(tmp_path):
 
 def text_of(comparison, width=80):
     console = Console(file=io.StringIO(), width=width)
-    for table in map(as_rich, grids_of(comparison)):
+    for table in map(as_rich, tables_of(comparison)):
         console.print(table)
     return console.file.getvalue()
 
@@ -93,7 +93,7 @@ def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
 
 def test_every_column_is_explained(runs):
     known = {"EMA": "(EMA)", "accuracy": "global model", "seeds": "over seeds"}
-    for table in map(as_rich, grids_of(Comparison.of_runs([runs], force=False))):
+    for table in map(as_rich, tables_of(Comparison.of_runs([runs], force=False))):
         for column in table.columns[1:]:
             said = f"{table.title} {table.caption}"
             assert known.get(str(column.header), str(column.header)) in said

@@ -27,9 +27,9 @@ class Random(Availability):
         self, now: float, server_round: int, attempt: int, num_clients: int, seed: int
     ) -> Mask:
         """Return which clients are available in this round and attempt; see `Availability.available`."""
-        law = rng.numpy_generator(seed, "system/availability")
+        law = rng.make_numpy_generator(seed, "system/availability")
         probs = self.probability.draw_within(num_clients, law, PROBABILITIES.section, 0, 1)
-        chance = rng.numpy_generator(seed, f"system/available/{attempt}", round=server_round)
+        chance = rng.make_numpy_generator(seed, f"system/available/{attempt}", round=server_round)
         return chance.random(num_clients) < probs
 
     def next_change(self, now: float, num_clients: int) -> float:

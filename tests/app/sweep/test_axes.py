@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedssl.app.sweep.grid import Axis, parse_axes, settings_name, split_values, spread, value_name
+from fedssl.app.sweep.axes import Axis, parse_axes, settings_name, split_values, spread, value_name
 from fedssl.app.sweep.ledger import Ledger
 from fedssl.app.sweep.points import Point, refuse_twins
 from fedssl.core.errors import InputError
