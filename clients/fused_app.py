@@ -25,15 +25,9 @@ from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.exchange.replies import Reply, split_metrics
 from fedssl.exchange.unit_replies import Replies
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.fusion.fit import (
-    GROUP_SIZE,
-    GroupFit,
-    cut_groups,
-    fit_together,
-    fusion_key,
-    why_not_fusible,
-    worth_fusing,
-)
+from fedssl.fusion.fit import GroupFit, fit_together, worth_fusing
+from fedssl.fusion.fusible import why_not_fusible
+from fedssl.fusion.groups import GROUP_SIZE, cut_groups, fusion_key
 from fedssl.metrics.drift import update_norms
 
 log = logging.getLogger("fedssl.fusion")

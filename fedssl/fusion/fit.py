@@ -3,9 +3,8 @@
 import copy
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from fedssl.core.slots import Tensors
 from fedssl.data.shard import Shard
 from fedssl.fusion.batches import GroupBatch, GroupLoader, Stream
 from fedssl.fusion.fusible import way_to_fuse, why_not_fusible
+from fedssl.fusion.groups import fusion_key
 from fedssl.fusion.loss import GroupLoss, group_loss
 from fedssl.fusion.stacked import Stacked
 from fedssl.methods.base import Progress
@@ -27,19 +27,6 @@ from fedssl.training.loop import FitReport, Recipe, fit
 from fedssl.training.optimization import Descent
 from fedssl.training.optimizer_set import OptimizerSet
 
-__all__ = [
-    "GROUP_SIZE",
-    "GroupFit",
-    "cut_groups",
-    "fit_together",
-    "fusion_key",
-    "why_not_fusible",
-    "worth_fusing",
-]
-
-GROUP_SIZE = 32
-"""Clients in a group where nobody measured: most of the gain; larger groups outgrow a core's cache."""
-
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
 """Group sizes that `worth_fusing` tries."""
 
@@ -48,30 +35,6 @@ WORTH = 1.15
 
 LONG = 0.02
 """Seconds of a step from which on nothing is tried: it is not calls that it waits for, and trying would take long."""
-
-
-def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
-    """Return what clients must have in common to be fused: their steps, and whether they have labels."""
-    labeled = num_labeled > 0 and bool(recipe.method.views().labeled)
-    return recipe.num_steps(num_labeled, num_examples), labeled
-
-
-def cut_groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
-    """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size`, in order.
-
-    A run of equal keys is cut into as few groups as it takes, of nearly equal size.
-
-    Args:
-        keys: The key of each place.
-        size: At least 1.
-    """
-    cut: list[list[int]] = []
-    for _, run in itertools.groupby(range(len(keys)), key=lambda place: keys[place]):
-        places = list(run)
-        count = -(-len(places) // size)
-        edges = [len(places) * i // count for i in range(count + 1)]
-        cut += [places[a:b] for a, b in itertools.pairwise(edges)]
-    return cut
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
 from fedssl.experiment.experiment import PhasePlan
-from fedssl.fusion.fit import GROUP_SIZE, cut_groups
+from fedssl.fusion.groups import GROUP_SIZE, cut_groups
 from fedssl.server.phase import Phase
 
 log = logging.getLogger("fedssl.fusion")

@@ -17,7 +17,8 @@ from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
 from fedssl.exchange.reduction import Reduction, by_examples
 from fedssl.exchange.unit_replies import Replies
-from fedssl.fusion.fit import GROUP_SIZE, SIZES
+from fedssl.fusion.fit import SIZES
+from fedssl.fusion.groups import GROUP_SIZE
 from fedssl.training.network import build_network
 from tests.helpers import small_experiment
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from fedssl.augment.policy import Augment
 from fedssl.fusion import fit as fusion
-from fedssl.fusion.fit import SIZES, cut_groups, fusion_key, why_not, worth_fusing
+from fedssl.fusion.fit import SIZES, worth_fusing
+from fedssl.fusion.fusible import why_not_fusible
+from fedssl.fusion.groups import cut_groups, fusion_key
 from fedssl.methods.base import METHODS
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -85,7 +87,7 @@ def check_parity(network, own, plan, tolerance):
 def test_every_method_fuses_to_the_same_weights_or_says_why_not(name, labeled):
     method = build(name)
     plan, network = recipe(method), network_for(method)
-    reason = why_not(plan, network, SPEC)
+    reason = why_not_fusible(plan, network, SPEC)
     assert (reason is None) or name not in FUSES, reason
     if reason is not None:
         assert len(reason) > 10
@@ -121,7 +123,7 @@ def test_architectures_with_branches_and_group_normalization_fuse(kind, norm):
     method = build("fixmatch")
     network = network_for(method, MODELS.build({"kind": kind, "norm": norm}), spec)
     plan = recipe(method, Train(local_steps=1, batch_size=2, lr=0.01))
-    assert why_not(plan, network, spec) is None
+    assert why_not_fusible(plan, network, spec) is None
     check_parity(network, shards(spec=spec), plan, TOLERANCE)
 
 
