@@ -14,7 +14,7 @@ FASHION_ROOT ?= data
 # The notice of what may become of MkDocs 2 is not about these pages. Never --quiet, under which --strict counts no warning (1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme check docs pictures format table table-fashion table-labels yardsticks benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels yardsticks benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -28,6 +28,9 @@ image: $(INSTALLED)  ## The one image of a deployment; DOCKER_BUILD=... are furt
 test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engine and that image; five minutes.
 	docker compose --file docker-compose.yml config --quiet
 	$(BIN)/python -m pytest -m containers tests/containers -s
+
+test-wheel: $(INSTALLED)  ## The wheel, built, installed where there is no checkout, and at work.
+	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py
 
 test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own, and the notebook.
 	$(BIN)/python -m pytest -m readme tests/docs tests/e2e -s

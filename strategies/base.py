@@ -1,7 +1,7 @@
 """What every strategy is, and the one that samples a seeded cohort and averages it.
 
 A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
-at most two of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
+some of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
 such as an optimizer, which is handed parameters only). How much a reply counts is a function that they are built with.
 What a hook keeps for the next round is an attribute.
 """

@@ -19,12 +19,12 @@ class FeatureSkew(Plugin):
     Example:
         A member defines `apply`. This one shows negatives to some clients.
 
-        >>> from fedssl.core.rng import numpy_generator
+        >>> from fedssl.core.rng import make_numpy_generator
         >>> class Negative(FeatureSkew):
         ...     def apply(self, images, *, law, noise):
         ...         return 255 - images if law.random() < 0.5 else images
         >>> image = torch.full((1, 1, 1, 1), 55, dtype=torch.uint8)
-        >>> laws = [numpy_generator(0, "features/law", client=client) for client in range(4)]
+        >>> laws = [make_numpy_generator(0, "features/law", client=client) for client in range(4)]
         >>> [Negative().apply(image, law=law, noise=torch.Generator()).item() for law in laws]
         [200, 200, 200, 55]
     """

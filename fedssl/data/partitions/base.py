@@ -58,12 +58,12 @@ class Partition(Plugin):
         A member defines `assign`; `deal_to` calls it, and then gives every client at least `min_size` examples.
 
         >>> import numpy as np
-        >>> from fedssl.core.rng import numpy_generator
+        >>> from fedssl.core.rng import make_numpy_generator
         >>> class FirstGetsAll(Partition):
         ...     def assign(self, examples, num_clients, draws):
         ...         return np.zeros(len(examples), dtype=np.int64)
         >>> examples = Examples(labels=np.array([0, 1, 0, 1]), num_classes=2)
-        >>> draws = Draws(numpy_generator(0, "law"), numpy_generator(0, "deal"))
+        >>> draws = Draws(make_numpy_generator(0, "law"), make_numpy_generator(0, "deal"))
         >>> FirstGetsAll().assign(examples, 2, draws).tolist()
         [0, 0, 0, 0]
         >>> sorted(FirstGetsAll(min_size=2).deal_to(examples, 2, draws).tolist())
