@@ -1,4 +1,4 @@
-"""Print the SHA-256 of the models that twenty-five settings give, to show that a change of the code changes no number.
+"""Print the SHA-256 of the models that twenty-eight settings give, to show that a change of the code changes no number.
 
     python benchmarks/bits.py > after.txt                            # this checkout
     python benchmarks/bits.py --checkout ../before > before.txt      # another one, with the same environment

@@ -1,1 +1,1 @@
-"""Server strategies, one a file, and the ServerApp that drives them."""
+"""The family of strategies: who takes part in a round, and how replies become the next global model."""

@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person sees of it."""
+"""What a run leaves behind: the run directory, its tables, and checkpoints from which it goes on."""

@@ -18,10 +18,10 @@ FIRST = "experiment"
 
 ACCURACIES = (
     "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
-    "seed by seed; right and used: share of pseudo-labels that match the hidden truth, and that "
-    "are accepted"
+    "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
+    "share of unlabeled images whose pseudo-label is accepted"
 )
-LEAST = "; least: of one seed"
+LEAST = "; least: smallest gain of one seed"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
