@@ -1,4 +1,4 @@
-"""What `fedssl deploy init` makes: certificates that say who the server is, keys that only their owner can read."""
+"""The files of `fedssl deploy init`: certificates that name the server, and keys that only their owner can read."""
 
 import os
 import ssl
