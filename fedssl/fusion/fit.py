@@ -112,9 +112,8 @@ def fit_together(
         loss = group_loss(recipe.method, stacked, batch, progress)
         if step == 0:
             loss.check(batch)
-        descent(
-            loss.total.sum(), "main"
-        )  # the gradient of the sum reaches each client's own weights only
+        # The gradient of the sum reaches each client's own weights only, so no loss mixes with another.
+        descent(loss.total.sum(), "main")
         if train.ema_decay is not None:
             followed = [weight.detach() for weight in weights]
             torch._foreach_lerp_(sent, followed, 1 - warm_decay(train.ema_decay, step))

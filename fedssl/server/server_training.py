@@ -77,12 +77,12 @@ class ServerTraining:
         Raises:
             RunFailed: It diverged.
         """
-        # Nothing to learn without labels. A new phase has a method of its own, so what was kept is dropped.
+        # Without labels at the server there is nothing to learn. A new phase starts with fresh state.
         if len(self._shard) == 0:
             return arrays
         if phase != self._phase:
             self._kept, self._phase = {}, phase
-        # Load the global weights, and the server's private weights, which no client has.
+        # Load the global weights, and the server's own values of the weights that the method does not share.
         private = protocol.slot_arrays(self._kept, PRIVATE)
         protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe

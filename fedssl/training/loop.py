@@ -121,7 +121,7 @@ def fit(
         phase_round, phase_rounds: The round's number in its phase and the phase's length, for schedules and ramps.
         optimizers: The method's optimizers over this network; the last client may have used them. None: make new ones.
     """
-    # Measure the round: views that the method asks for, and number of steps for this shard.
+    # Find the views that the method asks for, and the number of steps for this shard.
     began = time.perf_counter()
     method, train = recipe.method, recipe.train
     device = shard.images.device
@@ -153,7 +153,7 @@ def fit(
     tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
     total = torch.zeros((), dtype=torch.float64, device=device)
     numbers = StepMeans()
-    # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook is called.
+    # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
