@@ -1,15 +1,15 @@
 # One image for the SuperLink, the superexec and the clients: the base dependencies of pyproject.toml, and this package.
 #
-# On Linux, torch by its plain name brings CUDA along, 3 GB of it. For clients without a GPU name a CPU build, and where pip
-# finds it:
+# On Linux, plain `torch` installs 3 GB of CUDA libraries. For clients without a GPU, name a CPU build and the index that has
+# it:
 #   docker build --build-arg TORCH=torch==2.13.0+cpu --build-arg PIP_EXTRA_INDEX_URL=INDEX --tag fedssl .
 #
-# A change of the code builds its own small layer again and nothing else.
+# After a change of the code, only the small layer with the code is built again.
 
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS libraries
-# pip reads these by itself.
+# pip reads these variables by itself.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
@@ -32,8 +32,8 @@ COPY strategies strategies
 RUN pip install --no-deps --prefix /opt/package .
 
 FROM libraries AS lean
-# Nothing is compiled, tested or installed at run time: headers, test suites and installers stay behind. torch looks for its
-# torch_shm_manager whenever it is imported.
+# At run time, nothing is compiled, tested or installed, so headers, test suites and installers are removed. torch_shm_manager
+# stays, because torch looks for it at every import.
 RUN site=$(python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
     && pip check \
     && pip uninstall --yes pip \
@@ -52,7 +52,7 @@ RUN groupadd --gid "${UID}" fedssl \
     && install --directory --owner "${UID}" --group "${UID}" /state
 COPY --from=lean /opt/venv /opt/venv
 COPY --from=package /opt/package /opt/venv
-# Flower neither calls home nor installs anything. What is written goes to /state, where a volume belongs, or to /tmp.
+# Flower sends no telemetry and installs nothing. Files are written only to /state, which should be a volume, and to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

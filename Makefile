@@ -1,71 +1,72 @@
-# Everything starts from nothing but Python 3.11+ and pip: the first target makes .venv and installs into it once.
+# All targets need only Python 3.11+ and pip: the first target that runs makes .venv and installs the project there, once.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A folder's baselines first, the better one before the other: gains are over the first row. Supervised training with strong
-# views separates what unlabeled images are worth from what strong views are worth.
+# A folder's baselines come first, and the better baseline is the first row, because gains are measured over the first row.
+# Supervised training with strong views separates the gain from unlabeled images from the gain from strong views.
 baselines = $(addprefix $(1)/,supervised_strong.toml supervised.toml)
 baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)),$(sort $(wildcard $(1)/*.toml)))
 DIGITS := $(call baselines,experiments/digits) $(addprefix experiments/digits/,fixmatch.toml mean_teacher.toml)
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data
-# The notice of what may become of MkDocs 2 is not about these pages. Never --quiet, under which --strict counts no warning (1.6).
+# The variable silences a notice about MkDocs 2, which does not concern this site. Do not add --quiet: with it, --strict counts
+# no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels yardsticks benchmark soak clean
 
-quickstart: $(INSTALLED)  ## Two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
+quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
-test: $(INSTALLED)  ## All tests, two at a time.
+test: $(INSTALLED)  ## Run all tests, two at a time.
 	$(BIN)/python -m pytest -n 2
 
-image: $(INSTALLED)  ## The one image of a deployment; DOCKER_BUILD=... are further arguments of `docker build`.
+image: $(INSTALLED)  ## Build the image of a deployment; DOCKER_BUILD=... gives further arguments to `docker build`.
 	docker build --tag fedssl $(DOCKER_BUILD) .
 
-test-containers: $(INSTALLED)  ## A federation in containers, with a Docker engine and that image; five minutes.
+test-containers: $(INSTALLED)  ## Test a federation in containers; needs a Docker engine and the image; five minutes.
 	docker compose --file docker-compose.yml config --quiet
 	$(BIN)/python -m pytest -m containers tests/containers -s
 
 test-wheel: $(INSTALLED)  ## The wheel, built, installed where there is no checkout, and at work.
 	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py
 
-test-readme: $(INSTALLED)  ## README's make targets in full, in a clean clone with an environment of its own, and the notebook.
+test-readme: $(INSTALLED)  ## Test README's make targets in a clean clone with its own environment, and the notebook.
 	$(BIN)/python -m pytest -m readme tests/docs tests/e2e -s
 
-check: $(INSTALLED)  ## Format, lint, types, import layers; the site, where a warning is an error.
+check: $(INSTALLED)  ## Check format, lint, types and import layers; build the site, where a warning is an error.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MKDOCS) build --strict
 
-docs: $(INSTALLED)  ## The site of docs/, at http://127.0.0.1:8000 until Ctrl-C; `make check` leaves it in site/.
+docs: $(INSTALLED)  ## Serve the site of docs/ at http://127.0.0.1:8000 until Ctrl-C; `make check` builds it in site/.
 	$(MKDOCS) serve
 
-pictures: $(INSTALLED)  ## The pictures of docs/concepts.md from runs that are kept under runs/pictures; a quarter of an hour.
+pictures: $(INSTALLED)  ## Draw the pictures of docs/concepts.md; their runs are kept under runs/pictures; a quarter of an hour.
 	$(BIN)/python docs/pictures.py
 
-format: $(INSTALLED)  ## Format and mend what the linter can.
+format: $(INSTALLED)  ## Format the code, and let the linter fix what it can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-table: $(INSTALLED)  ## Every method on the 40 labels of the quickstart, five seeds; about an hour.
+table: $(INSTALLED)  ## Train every method on the 40 labels of the quickstart, five seeds; about an hour.
 	$(BIN)/fedssl run $(call baselines_first,experiments/digits) --seeds 5
 
-table-fashion: $(INSTALLED)  ## Methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER says where the data is.
+table-fashion: $(INSTALLED)  ## Train methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER names the data's folder.
 	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT)
 
-yardsticks: $(INSTALLED)  ## scikit-learn's logistic regression and label spreading on the same labels of digits; seconds.
+yardsticks: $(INSTALLED)  ## Fit scikit-learn's logistic regression and label spreading on the same labels of digits; seconds.
 	$(BIN)/python -m benchmarks.yardsticks
 
-table-labels: $(INSTALLED)  ## What it costs where labels are: five settings with the same 40, five seeds; half an hour.
+table-labels: $(INSTALLED)  ## Compare five places of the same 40 labels, supervised and FixMatch, five seeds; half an hour.
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
-benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
+benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python -m benchmarks.engines --fashion-root $(FASHION_ROOT)
 	$(BIN)/python -m benchmarks.scaling
@@ -75,11 +76,11 @@ benchmark: $(INSTALLED)  ## Start; beside the alternatives, scaling, augmentatio
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/fusion.py
 
-soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare bits; a quarter of an hour.
+soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare the results' bits; a quarter of an hour.
 	$(BIN)/python benchmarks/soak.py --kill-run 30
 	$(BIN)/python benchmarks/soak.py --kill-workers 200
 
-clean:  ## Remove what was installed and built; runs/ stays.
+clean:  ## Remove the environment, caches and builds; runs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

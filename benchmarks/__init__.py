@@ -1,1 +1,1 @@
-"""Benchmarks; README.md says what each measures and how fairness is kept."""
+"""Benchmarks. README.md says what each one measures and what makes the comparisons fair."""

@@ -1,13 +1,13 @@
-"""Images a second of our augmentation beside torchvision's, on one core, in one run, taking turns.
+"""Compare images per second of fedssl's augmentation with torchvision's, on one core, in one run, in turns.
 
-Ours is the whole strong view at its defaults: flip, shift, RandAugment (2 of 14 operations), cutout; a call takes a
-batch of bytes and returns floats in [0, 1]. Theirs is the same recipe put together from torchvision, an image at a
-time, as its loaders do: RandomHorizontalFlip, RandomCrop with reflected borders, RandAugment(num_ops=2) with the same
-resampling, conversion to floats, RandomErasing (gray, up to a quarter of the area). It is measured twice, on PIL
-images and on uint8 tensors (v2); images are held in memory as each side wants them, and nothing is collated. The
-ratio is to the faster of the two.
+fedssl's side is the whole strong view with its defaults: flip, shift, RandAugment (2 of 14 operations), cutout. A call
+takes a batch of bytes and returns floats in [0, 1]. torchvision's side is the same recipe, one image at a time, as in
+its data loaders: RandomHorizontalFlip, RandomCrop with reflected borders, RandAugment(num_ops=2) with the same
+resampling, conversion to floats, RandomErasing (gray, up to a quarter of the area). It is measured twice, on PIL images
+and on uint8 tensors (v2). Each side holds the images in memory in its own format, and nothing is collated. The printed
+ratio is to the faster of torchvision's two.
 
-What counts is the time of this process on its core (`time.process_time`), so that others on the machine disturb less.
+The measured time is the process time on the core (`time.process_time`), so that other processes disturb less.
 
     python benchmarks/augment.py [--repeats 9]
 """
@@ -27,18 +27,18 @@ from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.randaugment import RandAugment
 
 NUM_REFERENCE = 128
-"""Images a repeat of torchvision's pipelines."""
+"""The number of images in one repeat of torchvision's pipelines."""
 
 
 def photos(count: int, channels: int, size: int) -> torch.Tensor:
-    """Return smooth random images as bytes; the content has no influence on our time and little on PIL's."""
+    """Return smooth random images as bytes; their content has no influence on fedssl's time and little on PIL's."""
     coarse = torch.rand(count, channels, size // 4, size // 4)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp_(0, 1)
     return smooth.mul_(255).to(torch.uint8)
 
 
 def ours(policy: Augmentation, count: int, channels: int, size: int) -> Callable[[], int]:
-    """Return one repeat: calls of `count` images, enough of them for the clock; returns the number of images."""
+    """Return a function that shows `count` images per call, in enough calls for the clock, and returns their number."""
     images, generator = photos(count, channels, size), torch.Generator().manual_seed(0)
     calls = max(1, 1024 // count)
 
@@ -51,7 +51,7 @@ def ours(policy: Augmentation, count: int, channels: int, size: int) -> Callable
 
 
 def torchvision_pil() -> Callable[[], int]:
-    """Return one repeat of torchvision's pipeline on PIL images."""
+    """Return a function that runs torchvision's pipeline on PIL images once, and returns the number of images."""
     bilinear = InterpolationMode.BILINEAR
     pipeline = v1.Compose(
         [
@@ -67,7 +67,7 @@ def torchvision_pil() -> Callable[[], int]:
 
 
 def torchvision_tensors() -> Callable[[], int]:
-    """Return one repeat of torchvision's second pipeline on uint8 tensors, an image at a time."""
+    """Return a function that runs torchvision's v2 pipeline on uint8 tensors, one by one, and returns their number."""
     bilinear = InterpolationMode.BILINEAR
     pipeline = v2.Compose(
         [
@@ -83,7 +83,7 @@ def torchvision_tensors() -> Callable[[], int]:
 
 
 def main() -> None:
-    """Measure all in turn, several times, and print medians and ratios."""
+    """Measure all sides in turn, several times, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     repeats = parser.parse_args().repeats

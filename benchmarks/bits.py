@@ -1,10 +1,10 @@
-"""Print the SHA-256 of the models that twenty-eight settings give, to show that a change of the code changes no number.
+"""Print the SHA-256 of the models of twenty-eight settings, to show that a change of the code changes no number.
 
     python benchmarks/bits.py > after.txt                            # this checkout
-    python benchmarks/bits.py --checkout ../before > before.txt      # another one, with the same environment
+    python benchmarks/bits.py --checkout ../before > before.txt      # another checkout, with the same environment
     diff before.txt after.txt
 
-Every setting is a run of a few rounds through the command line, in a process of its own; all of them take five minutes.
+Every setting is a run of a few rounds by the command line, in a process of its own. All settings take five minutes.
 """
 
 import argparse
@@ -50,17 +50,19 @@ SETTINGS = {
     ],
     "Flower's runtime": [f"{DIGITS}/fixmatch.toml", *SERIAL[2:], "--engine", "flower", "--workers", "2"],
 }  # fmt: skip
-"""Command-line arguments of `fedssl run`, beside one setting for each file of experiments/digits and a resumed run."""
+"""Arguments of `fedssl run`, by the setting's name; all files of experiments/digits and a resumed run are added."""
 
 RESUMED = [f"{DIGITS}/temporal_ensembling.toml", *SERIAL[:2], "--set", "rounds=12"]
 KILLED_AFTER = "round-000003"
 
 
 def main() -> None:
-    """Run every setting and print a line for each model."""
+    """Run every setting, and print one line per model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkout", type=Path, default=Path(__file__).resolve().parents[1])
-    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="run only the settings whose name contains this text"
+    )
     arguments = parser.parse_args()
     files = sorted((arguments.checkout / DIGITS).glob("*.toml"))
     settings = {f.stem: [f"{DIGITS}/{f.name}", *SERIAL] for f in files} | SETTINGS
@@ -92,14 +94,14 @@ def start(checkout: Path, words: list[str], out: Path) -> subprocess.Popen[str]:
 
 
 def finish(run: subprocess.Popen[str]) -> None:
-    """Wait for a run to end well."""
+    """Wait for a run to end; exit with the run's output if it failed."""
     said, _ = run.communicate()
     if run.returncode:
         sys.exit(f"{' '.join(map(str, run.args))}\n{said}")  # type: ignore[arg-type]
 
 
 def kill_after_checkpoint(run: subprocess.Popen[str], out: Path) -> None:
-    """Kill a run as soon as it has written the checkpoint of some round."""
+    """Kill a run as soon as it has written the checkpoint `KILLED_AFTER`."""
     while not list(out.glob(f"**/{KILLED_AFTER}")):
         if run.poll() is not None:
             sys.exit("the run that was to be killed ended first")
@@ -110,7 +112,7 @@ def kill_after_checkpoint(run: subprocess.Popen[str], out: Path) -> None:
 
 
 def show(name: str, out: Path) -> None:
-    """Print the checksum of every model of a run."""
+    """Print the checksum of every model in a run directory."""
     for path in sorted(out.glob("**/*.safetensors")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         print(f"{digest}  {name}: {path.name}", flush=True)

@@ -1,4 +1,4 @@
-"""See that all contenders do the same work: the local step weight by weight, and a whole round of every contender."""
+"""Check that all contenders do the same work: compare the weights after local steps, and after a whole round."""
 
 import copy
 import dataclasses
@@ -18,14 +18,14 @@ from fedssl.training.batches import BatchLoader
 from fedssl.training.loop import fit
 
 TOLERANCE = 1e-5
-"""Weights are about .1; sums in another order move them by 1e-8 or so."""
+"""The largest difference of equal weights; weights are about .1, and another order of sums moves them by about 1e-8."""
 STEPS = 5
 
 WHOLE_ROUND = Workload("everybody takes part", "digits", 20, 20, Work(4, 12, 2), 1)
 
 
 def check(folder: Path, contenders: Sequence[str], workers: int) -> bool:
-    """Print how far each contender's weights are from the plain step's; say whether all agree."""
+    """Print how far each contender's weights are from those of the plain step; return whether all agree."""
     differences = {
         f"step, sizes of {name}, fedssl": step_difference(workload, folder)
         for name, workload in WORKLOADS.items()
@@ -38,9 +38,10 @@ def check(folder: Path, contenders: Sequence[str], workers: int) -> bool:
 
 
 def step_difference(workload: Workload, folder: Path) -> float:
-    """Train one network by fedssl's `fit` and one by the plain step on the very same views; compare weights.
+    """Train one network by fedssl's `fit` and one by the plain step on the same views; return the weights' difference.
 
-    It takes the workload's batch on digits, and some steps, so that momentum counts; clients with and without labels.
+    The sizes of the batches are the workload's, and the images are digits. Several steps are taken, so that momentum
+    counts. The comparison is made for the client with the most labels and for the client with the fewest.
     """
     sizes = dataclasses.replace(workload.work, steps=STEPS)
     same = dataclasses.replace(workload, source="digits", clients=100, sample=1, work=sizes)
@@ -76,16 +77,16 @@ def _distance(one: nn.Module, other: nn.Module) -> float:
 
 
 def weight_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return the largest difference of two models' weights."""
+    """Return the largest absolute difference of two models' weights."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def round_differences(folder: Path, contenders: Sequence[str], workers: int) -> dict[str, float]:
-    """Let every contender make one round with all clients; compare its global model with the plain loop's.
+    """Let every contender run one round with all clients, and return how far its global model is from a reference.
 
-    Draws derive from round and client, so those who make the plain step must come to the same model; fedssl draws by
-    streams of its own, so its engines are compared with its serial one.
+    Random numbers derive from round and client, so all contenders that take the plain step must reach the plain loop's
+    model. fedssl draws from its own streams, so its engines are compared with its serial engine.
     """
     table = WHOLE_ROUND.table(folder, folder)
     found: dict[str, dict[str, Tensor]] = {}

@@ -1,9 +1,9 @@
-"""Data: preparing against mapping, memory of several workers, a federation of 100,000 clients.
+"""Measure the data layer: preparing and mapping images, memory of several workers, a federation of 100,000 clients.
 
     python benchmarks/data.py [--hf FOLDER]
 
-Writes its own images; with --hf also prepares a local folder in the Hugging Face Hub's layout. Memory is proportional
-set size (a page shared by n processes counts 1/n for each), on Linux only.
+The benchmark writes its own images. With --hf it also prepares a local folder in the Hugging Face Hub's layout. Memory
+is the proportional set size: a page that n processes share counts 1/n for each process (Linux only).
 """
 
 import argparse
@@ -72,6 +72,7 @@ print(json.dumps([seconds, peak, imports, int(sizes[0].min())]))
 
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a program in a process of its own, with one thread."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE,
@@ -82,18 +83,20 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def answer(process: subprocess.Popen[str]) -> object:
+    """Return the next line of a process's output, read as JSON."""
     assert process.stdout is not None
     return json.loads(process.stdout.readline())
 
 
 def go_on(process: subprocess.Popen[str]) -> None:
+    """Let a process that waits for input go on."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
 def cold_and_warm(source: str) -> None:
-    """Prepare in a fresh cache, then again in fresh processes."""
+    """Time a source in an empty cache, and then again in fresh processes with the filled cache."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["FEDSSL_CACHE"] = cache
         times = [float(str(answer(python(PREPARE, source)))) for _ in range(1 + WARM_RUNS)]
@@ -104,6 +107,7 @@ def cold_and_warm(source: str) -> None:
 
 
 def write_pngs(root: Path, count: int) -> None:
+    """Write random images of ten classes as PNG files, one folder per class."""
     generator = np.random.default_rng(0)
     for i in range(count):
         folder = root / f"class_{i % 10}"
@@ -112,7 +116,7 @@ def write_pngs(root: Path, count: int) -> None:
 
 
 def shared_memory(source: str) -> None:
-    """Let one, two and four processes read all of a data set at once."""
+    """Print how much memory one, two and four processes take that read a whole data set at the same time."""
     for workers in (1, 2, 4):
         processes = [python(READ, source) for _ in range(workers)]
         for process in processes:
@@ -129,7 +133,7 @@ def shared_memory(source: str) -> None:
 
 
 def main() -> None:
-    """Print everything."""
+    """Measure everything, and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--hf", type=Path)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Seconds a round of every engine beside each other, on the same local step, in one run.
+"""Measure the seconds per round of all contenders with the same local step, in one run.
 
 python -m benchmarks.engines [--workloads S,M,L,XL] [--contenders plain,fedssl-ray,...] [--rounds N] [--repeats 3]
                              [--workers 2] [--fashion-root FOLDER] [--json FILE]
@@ -28,7 +28,7 @@ from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.experiment.experiment import Experiment
 
 REFERENCES = ("plain", "flower", "pfl")
-"""Whom the others are compared with."""
+"""All other contenders are compared with these."""
 PACKAGES = ("fedssl", "torch", "flwr", "ray", "pfl", "blazefl")
 
 Outcomes = dict[str, list[Outcome]]
@@ -37,7 +37,7 @@ Outcomes = dict[str, list[Outcome]]
 def measure_in_turn(
     table: dict[str, Any], names: Sequence[str], rounds: int, workers: int, repeats: int
 ) -> tuple[Outcomes, list[str]]:
-    """Run all contenders once, then all again: whatever else the machine does meets everybody.
+    """Run all contenders once, then all of them again, so that other load on the machine hits all contenders alike.
 
     Returns:
         Outcomes by contender, and the contenders that failed.
@@ -65,12 +65,12 @@ def measure_in_turn(
 
 
 def seconds_a_round(outcomes: Sequence[Outcome]) -> float:
-    """Return the median over repeats of each repeat's median over rounds."""
+    """Return the median over repeats of the median over rounds, in seconds."""
     return statistics.median(outcome.seconds_a_round for outcome in outcomes)
 
 
 def print_table(outcomes: Mapping[str, list[Outcome]], workers: int) -> None:
-    """Print a line a contender; ratios say how many times as fast as a reference it is."""
+    """Print one line per contender; a ratio says how many times as fast as a reference the contender is."""
     references = [name for name in REFERENCES if name in outcomes]
     ratios = "".join(f"{'x ' + name:>10}" for name in references)
     print(
@@ -95,7 +95,7 @@ def print_table(outcomes: Mapping[str, list[Outcome]], workers: int) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return what figures depend on beside the code."""
+    """Return what the figures depend on beside the code: versions, machine and cores."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -111,7 +111,7 @@ def environment() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print a table a workload, and write all there is to a file if asked to."""
+    """Measure, print one table per workload, and write all measurements to a file if --json is given."""
     given = _arguments()
     found: dict[str, Any] = {"environment": environment(), "workloads": {}}
     print(json.dumps(found["environment"]))
@@ -151,26 +151,30 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--contenders", type=_names(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, help="instead of each workload's own number")
+    parser.add_argument("--rounds", type=int, help="rounds, instead of each workload's own number")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--fashion-root", type=Path, default=Path("data"))
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--check", action="store_true", help="only see that all do the same work")
+    parser.add_argument(
+        "--check", action="store_true", help="only check that all contenders do the same work"
+    )
     given = parser.parse_args()
     if given.rounds is not None and given.rounds < FEWEST_ROUNDS:
-        parser.error(f"--rounds: at least {FEWEST_ROUNDS}, for the first and the last do not count")
+        parser.error(
+            f"--rounds: at least {FEWEST_ROUNDS}, because the first and the last do not count"
+        )
     return given
 
 
 def _names(known: Mapping[str, object]) -> Any:
-    """Return a reader of lists of known names, divided by commas."""
+    """Return a parser for lists of known names, separated by commas."""
 
     def read(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"there is no {name!r}; one of {list(known)}")
+                raise argparse.ArgumentTypeError(f"there is no {name!r}; choose from {list(known)}")
         return names
 
     return read

@@ -1,8 +1,9 @@
-"""Fused clients beside the same clients one by one, in one run, on one core.
+"""Compare the time of fused clients with that of the same clients one by one, in one run, on one core.
 
-FixMatch on gray images of 8x8 and 28x28 (conv16-conv32-fc64), one step a client, SGD with Nesterov momentum; "2 images" is
-one labeled and one unlabeled image a step, "16 images" four and twelve. Both sides take turns; what is printed are
-medians: milliseconds a client alone, and how many times as fast it is in groups of 2 to 50.
+The clients train FixMatch on gray images of 8x8 and 28x28 (conv16-conv32-fc64): one step per client, SGD with Nesterov
+momentum. "2 images" means one labeled and one unlabeled image per step, "16 images" four and twelve. Both sides take
+turns. The output shows medians: milliseconds per client alone, and how many times as fast a client is in groups of 2 to
+50.
 
     python benchmarks/fusion.py [--repeats 9] [--views default]
 """
@@ -26,10 +27,10 @@ from fedssl.training.optimizer_set import OptimizerSet
 
 SIZES = (2, 5, 10, 16, 32, 50)
 ALONE = 10
-"""Clients timed one by one in a turn."""
+"""The number of clients that one turn times one by one."""
 
 BATCHES = {"2 images": (1, 1), "16 images": (4, 3)}
-"""Name -> labeled images a step, unlabeled ones for each of them."""
+"""Name -> labeled images per step, unlabeled images for each labeled image."""
 
 VIEWS = {
     "cheap": Augment.model_validate({"weak": {"kind": "identity"}, "strong": {"kind": "noise"}}),
@@ -39,7 +40,7 @@ WHEN = {"seed": 0, "server_round": 1, "phase_round": 1, "phase_rounds": 1}
 
 
 def clients(side: int, labeled: int, unlabeled: int) -> list[Shard]:
-    """Return clients of random images."""
+    """Return the shards of clients that hold random images."""
     stream = torch.Generator().manual_seed(0)
     spec = ImageSpec((1, side, side), 10, (0.3,), (0.3,), flips=False)
     shards = []
@@ -53,19 +54,19 @@ def clients(side: int, labeled: int, unlabeled: int) -> list[Shard]:
 
 
 def medians(trials: dict[int, Callable[[], None]], repeats: int) -> dict[int, float]:
-    """Return each trial's median in milliseconds a client; the key is its number of clients."""
+    """Return each trial's median milliseconds per client; the key is the group size, or 0 for clients one by one."""
     taken: dict[int, list[float]] = {size: [] for size in trials}
     for turn in range(repeats + 1):
         for size, trial in trials.items():
             began = time.perf_counter()
             trial()
-            if turn:  # the first one warms up
+            if turn:  # the first turn warms up
                 taken[size].append((time.perf_counter() - began) * 1e3 / (size or ALONE))
     return {size: statistics.median(times) for size, times in taken.items()}
 
 
 def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
-    """Time one kind of client alone and in groups of every size."""
+    """Time one kind of client, alone and in groups of every size, and print the result."""
     batch_size, ratio = BATCHES[batch]
     shards = clients(side, batch_size, batch_size * ratio)
     method = FixMatch(unlabeled_ratio=ratio)
@@ -92,7 +93,7 @@ def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
 
 
 def main() -> None:
-    """Measure every kind of client."""
+    """Measure all kinds of clients."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--views", choices=VIEWS, default="cheap")

@@ -1,10 +1,10 @@
-"""Measure the plan of the package: rooms, floors, circles, sizes, and the rooms that a round passes through.
+"""Measure the structure of the package: rooms, floors, circles, sizes, and the rooms that a round enters.
 
     python benchmarks/house.py                          # this checkout
-    python benchmarks/house.py --checkout ../before     # another one, whatever its plan
+    python benchmarks/house.py --checkout ../before     # another checkout, whatever its structure
 
-A room is a folder of fedssl/, or a module that lies loose beside them. A floor is the longest chain of imports from room to
-room. Every import counts: those of types only and those inside functions, too.
+A room is a folder of fedssl/, or a loose module beside these folders. The number of floors is the length of the longest
+chain of imports from room to room. Every import counts, also imports inside functions and imports of types only.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LINKED = ("clients", "strategies")
-"""Folders of the repository that are imported as packages of fedssl."""
+"""These folders of the repository are imported as packages of fedssl."""
 
 WORDS = ("fused_size", "by_class")
-"""A thing that the server keeps from round to round, and a number that clients measure: lines that name each are counted."""
+"""Words whose lines are counted: a value that the server keeps between rounds, and a number that clients measure."""
 
 TRACED = """
 import sys
@@ -61,11 +61,11 @@ with tempfile.TemporaryDirectory() as folder:
             sys.setprofile(None)
 print(len(rooms), len(order), *sorted(rooms))
 """
-"""A program that runs two rounds and prints how many rooms they enter, and how often they go from one into another."""
+"""A program that runs two rounds and prints how many rooms they enter, how often the room changes, and the rooms."""
 
 
 def modules(checkout: Path) -> dict[str, Path]:
-    """Return the file of every module, by dotted name."""
+    """Return the file of every module, by the module's dotted name."""
     found = {}
     for top in ("fedssl", *LINKED):
         for path in sorted((checkout / top).rglob("*.py")):
@@ -78,7 +78,7 @@ def modules(checkout: Path) -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, known: set[str]) -> Iterator[str]:
-    """Yield the modules among those known that a file imports, anywhere in it."""
+    """Yield the known modules that a file imports, anywhere in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
@@ -89,12 +89,12 @@ def imports(tree: ast.AST, known: set[str]) -> Iterator[str]:
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module, by the name that follows ``fedssl``."""
+    """Return the room of a module: the name that follows ``fedssl``, or an empty text for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
 def room_graph(files: dict[str, Path]) -> dict[str, set[str]]:
-    """Return which rooms each room imports; the package's own door belongs to none."""
+    """Return the rooms that each room imports; the package's own `__init__` belongs to no room."""
     graph: dict[str, set[str]] = defaultdict(set)
     for module, path in files.items():
         here = room_of(module)
@@ -105,7 +105,7 @@ def room_graph(files: dict[str, Path]) -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> set[str]:
-    """Return the rooms from which imports lead back to themselves."""
+    """Return the rooms that import themselves by way of other rooms."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -130,7 +130,7 @@ def floors(graph: dict[str, set[str]]) -> int:
 
 
 def functions(files: dict[str, Path]) -> list[tuple[int, str]]:
-    """Return the length of every function, in lines, and where it is."""
+    """Return the length in lines and the dotted name of every function."""
     return [
         (node.end_lineno - node.lineno + 1, f"{module}.{node.name}")
         for module, path in files.items()
@@ -140,7 +140,7 @@ def functions(files: dict[str, Path]) -> list[tuple[int, str]]:
 
 
 def contract_lines(checkout: Path) -> int:
-    """Return how many layers, modules and exceptions the import contract lists."""
+    """Return the number of layers, modules and exceptions in the import contract."""
     with (checkout / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     keys = ("layers", "source_modules", "forbidden_modules", "ignore_imports")
@@ -148,13 +148,13 @@ def contract_lines(checkout: Path) -> int:
 
 
 def mentions(files: dict[str, Path], word: str) -> tuple[int, int]:
-    """Return how many lines name a word, and in how many files."""
+    """Return the number of lines that contain a word, and the number of their files."""
     counts = [len(re.findall(rf"^.*\b{word}\b.*$", p.read_text(), re.M)) for p in files.values()]
     return sum(counts), sum(count > 0 for count in counts)
 
 
 def main() -> None:
-    """Print one figure a line."""
+    """Print one figure per line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkout", type=Path, default=Path(__file__).resolve().parents[1])
     checkout = parser.parse_args().checkout.resolve()

@@ -1,7 +1,7 @@
-"""The local step that every contender makes, in plain PyTorch; ours makes the same one by its own code.
+"""The local step of every contender in plain PyTorch; fedssl takes the same step by its own code.
 
-FixMatch's loss (Sohn et al., NeurIPS 2020, arXiv:2001.07685) with noise as the strong view. `check.py` compares it with
-fedssl's, weight by weight.
+The loss is FixMatch's (Sohn et al., NeurIPS 2020, arXiv:2001.07685), with noise as the strong view. `check.py` compares
+this step with fedssl's, weight by weight.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,12 +29,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class ClientData:
-    """What a client holds, ready for use.
+    """The data of a client, ready for use.
 
     Args:
         images: Floats in [0, 1], shape (n, C, H, W).
-        labels: int64 (n,); -1 where there is none.
-        labeled: Rows with a label.
+        labels: Classes int64 (n,); -1 marks an image without a label.
+        labeled: Rows of the images with a label.
     """
 
     images: Tensor
@@ -47,7 +47,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Work:
-    """A client's round: how many labeled and unlabeled images a step shows, and how many steps."""
+    """A client's work in a round: the numbers of labeled and unlabeled images per step, and the number of steps."""
 
     labeled: int
     unlabeled: int
@@ -55,7 +55,7 @@ class Work:
 
 
 def normalizer(mean: Iterable[float], std: Iterable[float]) -> Normalize:
-    """Return what shifts and scales images, and lays them out channels last, as all contenders' networks are."""
+    """Return a function that normalizes images and lays them out channels last, like all contenders' networks."""
     shift = torch.tensor(tuple(mean)).view(1, -1, 1, 1)
     scale = torch.tensor(tuple(std)).view(1, -1, 1, 1)
     return lambda images: ((images - shift) / scale).contiguous(memory_format=torch.channels_last)
@@ -83,7 +83,7 @@ def batches(
 def fixmatch_loss(network: nn.Module, batch: Batch) -> Tensor:
     """Return CE(y, p(labeled)) + mean(1[max q >= tau] CE(argmax q, p(strong))), q = p(weak).
 
-    A client without labels has the second term only.
+    For a client without labels, only the second term counts.
     """
     with torch.no_grad():
         confidence, pseudo_labels = network(batch.weak).softmax(1).max(1)
@@ -96,7 +96,7 @@ def fixmatch_loss(network: nn.Module, batch: Batch) -> Tensor:
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float = LR) -> torch.optim.Optimizer:
-    """Return the optimizer that a client begins its round with."""
+    """Return a new optimizer for a client's round."""
     return torch.optim.SGD(
         parameters,
         lr=lr,
@@ -118,7 +118,7 @@ def train(network: nn.Module, shown: Iterable[Batch]) -> None:
 
 
 def _order(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` items of a pool in whole shuffled passes; none of an empty pool."""
+    """Return `count` items of a pool in whole shuffled passes, or no items if the pool is empty."""
     if len(pool) == 0:
         return pool
     passes = -(-count // len(pool))

@@ -1,16 +1,17 @@
-"""What one malicious client of ten does to the global model, under strategies that should limit it: a table of accuracies.
+"""Measure the harm of one malicious client of ten under strategies that should limit it; print a table of accuracies.
 
     python benchmarks/malicious.py [--rounds 12] [--seed 0]
 
-Ten clients of digits, all asked in every round; client 0 lies. What it sends is the worst of its kind that is accepted:
+Ten clients hold digits, and all train in every round. Client 0 lies. Each lie is as harmful as the server accepts:
 
-    far      the received model and a long step in a direction that is the same in all rounds
-    against  its own update turned round and made longer
-    still    the received model: nothing is learned from it
+    far      the received model plus a long step, in the same direction in all rounds
+    against  the received model minus the client's own update, made longer
+    still    the received model, so that nothing is learned from the client
 
-A long step has 10,000 times the length of an honest one, a longer one ten times; where the experiment bounds updates, both
-are as long as the bound. The bound is the longest honest update of a run without a liar. The clients are strangers to the
-server, as in a deployment, where `server.max_update_ratio` holds too, with its default unless the table says otherwise.
+`far` steps 10,000 times as far as an honest update, `against` ten times. If the experiment bounds updates, both steps
+are as long as the bound, which is the longest honest update of a run without a liar. The server does not know the
+clients, as in a deployment. So `server.max_update_ratio` applies too, with its default value unless the table says
+otherwise.
 """
 
 import argparse
@@ -74,27 +75,27 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "server": {"max_update_norm": math.nan},
     },
 }
-"""Sections by name; NaN stands for the bound."""
+"""Sections of the experiment, by the strategy's name in the table; NaN stands for the bound."""
 
 Lie = Callable[[NamedArrays, NamedArrays, float], NamedArrays]
-"""From the received arrays, the honest ones and the bound (infinity for none) to those that are sent."""
+"""A function of the received arrays, the honest arrays and the bound (infinity: none) that returns the lie."""
 
 
 def far(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
-    """Return the received model and a long step in one direction."""
+    """Return the received model plus a long step in a fixed direction."""
     draw = np.random.default_rng(0)
     step = {name: draw.standard_normal(array.shape) for name, array in before.items()}
     return _step(before, step, min(bound, 1e4 * update_norm(before, honest)))
 
 
 def against(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
-    """Return the received model and the honest update turned round."""
+    """Return the received model plus the honest update with its sign changed, made longer."""
     step = {name: before[name].astype(np.float64) - array for name, array in honest.items()}
     return _step(before, step, min(bound, 10 * update_norm(before, honest)))
 
 
 def still(before: NamedArrays, honest: NamedArrays, bound: float) -> NamedArrays:
-    """Return the received model."""
+    """Return the received model unchanged."""
     return before
 
 
@@ -102,7 +103,7 @@ LIES: dict[str, Lie | None] = {"nobody lies": None, "far": far, "against": again
 
 
 def _step(before: NamedArrays, step: dict[str, Any], length: float) -> NamedArrays:
-    """Return arrays this far from others in a direction."""
+    """Return arrays at a distance `length` from others, in the direction of `step`."""
     scale = length / math.sqrt(math.fsum(float(np.square(own).sum()) for own in step.values()))
     return {
         name: (array + scale * step[name]).astype(array.dtype) for name, array in before.items()
@@ -110,40 +111,40 @@ def _step(before: NamedArrays, step: dict[str, Any], length: float) -> NamedArra
 
 
 class Strangers(Grid):  # type: ignore[misc]
-    """Clients at a server that did not start them, as in a deployment: it asks each what it holds, and compares their replies."""
+    """Clients that the server did not start, as in a deployment: it asks them for counts and compares replies."""
 
     def __init__(self, answer: Any, num_clients: int) -> None:
         self._inner = SerialGrid(Apps(answer), num_clients)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes."""
+        """Return the ids of all nodes."""
         return self._inner.get_node_ids()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Return the replies."""
+        """Send messages, and return the replies."""
         return self._inner.send_and_receive(messages)
 
     set_run = run = create_message = push_messages = pull_messages = None
 
 
 class Norms(Observer):
-    """Keep the longest update of a run, and how many replies were refused."""
+    """Keep the length of a run's longest update, and the number of refused replies."""
 
     def __init__(self) -> None:
         self.longest = 0.0
         self.refused = 0
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Take note of a round."""
+        """Note the updates and the refusals of a round."""
         own = [row.update_norm for row in end.clients if row.status == "ok"]
         self.longest = max([self.longest, *own])
         self.refused += len(end.failures)
 
 
 def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float, Norms]:
-    """Run a federation and return its last accuracy (NaN: it ended as failed), and what was seen of its updates."""
+    """Run a federation; return its last accuracy (NaN if the run failed) and the norms of its updates."""
     said = []
 
     def answer(message: Message, context: Context) -> Message:
@@ -152,7 +153,7 @@ def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float,
         if lie is None or not is_liar or message.metadata.message_type != "train":
             return reply
         if reply.has_error():
-            # The model is so far gone that the liar cannot train either: it says the same again.
+            # The model is so damaged that the liar cannot train either, so it sends its last lie again.
             return Message(said[-1].content, reply_to=message) if said else reply
         before = protocol.from_record(message.content.array_records[protocol.ARRAYS])
         honest = protocol.from_record(reply.content.array_records[protocol.ARRAYS])
@@ -169,7 +170,7 @@ def run(sections: dict[str, Any], lie: Lie | None, bound: float) -> tuple[float,
 
 
 def main() -> None:
-    """Print the table."""
+    """Run every strategy with every lie, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Run one contender in a process of its own and read what it wrote."""
+"""Run a contender in a process of its own, and read the result that the process wrote."""
 
 import importlib.util
 import json
@@ -18,25 +18,25 @@ from benchmarks.contenders.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT_FIRST, LEFT_OUT_LAST = 2, 1
-"""Rounds that are no steady state: workers start in the first ones; the last one may be evaluated."""
+"""Rounds that are not measured: workers start in the first two rounds, and the last round may include an evaluation."""
 FEWEST_ROUNDS = LEFT_OUT_FIRST + LEFT_OUT_LAST + 1
 TIMEOUT = 3600.0
-"""Seconds that a contender may take."""
+"""A contender that takes longer than this (seconds) is ended."""
 
 
 class LeftOut(Exception):
-    """A contender cannot be run here; the message says why and what to do."""
+    """A contender cannot be run here; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of one contender came to.
+    """The result of one run of one contender.
 
     Args:
         ends: Seconds from the process's start to the end of each round.
-        driver_mib: Peak resident memory of the process that runs the server.
-        all_mib: The sum of the peaks of it and of its workers; pages they share count for each.
-        accuracy: Of the final model, on the test images.
+        driver_mib: Peak resident memory (MiB) of the process that runs the server.
+        all_mib: Sum of the peaks (MiB) of this process and its workers; shared pages count once per process.
+        accuracy: Accuracy of the final model on the test images, in [0, 1].
     """
 
     ends: tuple[float, ...]
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def seconds_a_round(self) -> float:
-        """Median over the steady state."""
+        """Median of the seconds per round, over the rounds that are measured."""
         seconds = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
         return statistics.median(seconds[LEFT_OUT_FIRST - 1 : len(seconds) - LEFT_OUT_LAST])
 
@@ -66,15 +66,15 @@ def measure(
     """Run a contender once.
 
     Args:
-        contender: Its name.
+        contender: Name of the contender.
         table: The experiment without rounds and engine.
-        rounds: To run.
-        workers: For those that run in parallel.
-        weights: Where to save the final model.
+        rounds: Number of rounds.
+        workers: Number of workers of a contender that runs in parallel.
+        weights: File for the final model; None: the model is not saved.
 
     Raises:
-        LeftOut: A package is missing, or this version of fedssl cannot do what the contender is about.
-        RuntimeError: It failed; the message is what it printed last.
+        LeftOut: A package is missing, or this version of fedssl lacks what the contender needs.
+        RuntimeError: The contender failed; the message is the end of its output.
     """
     one = CONTENDERS[contender]
     if one.package is not None and importlib.util.find_spec(one.package) is None:
@@ -98,8 +98,8 @@ def measure(
 
 
 def _run(command: list[str], output: Path) -> int:
-    """Return a command's exit status; what it started ends with it."""
-    # One thread each from the first import on: torch's own setting does not reach threads that are started later.
+    """Run a command, and return its exit status; if it takes too long, end it and all processes that it started."""
+    # One thread per process from the first import on: torch's own setting does not reach threads that start later.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -113,7 +113,7 @@ def _run(command: list[str], output: Path) -> int:
         try:
             return process.wait(TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"ended for taking more than {TIMEOUT:.0f} s: {command}") from error
+            raise RuntimeError(f"ended after more than {TIMEOUT:.0f} s: {command}") from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""How one engine's time grows with m and with K, and its server's memory with m.
+"""Measure how the time of one engine grows with m and with K, and how its server's memory grows with m.
 
     python -m benchmarks.scaling [--contender fedssl-ray] [--workers 2] [--rounds 8] [--json FILE]
     python -m benchmarks.scaling --memory
 
-Every client holds two 8x8 images and makes one step. Each case runs in a process of its own.
+Every client holds two 8x8 images and takes one step. Each case runs in a process of its own.
 """
 
 import argparse
@@ -29,25 +29,25 @@ MEMORY_SAMPLES = (10, 1_000)
 MEMORY_CLIENTS = 1_000
 MEMORY_ROUNDS = 2
 WIDE: dict[str, Any] = MODEL | {"hidden": 45_000}
-"""A model of about 25 MB on 8x8 images, nearly all of it in one layer."""
+"""A model of about 25 MB for 8x8 images; nearly all its weights are in one layer."""
 
 
 def case(clients: int, sample: int, model: dict[str, Any] = MODEL) -> Workload:
-    """Return the federation of one case."""
+    """Return the workload with K = `clients` and m = `sample`."""
     title = f"m = {sample:,} of K = {clients:,}"
     images, shape = 2 * clients, tuple(model.items())
     return Workload(title, "tiled", clients, sample, Work(1, 1, 1), 0, images, model=shape)
 
 
 def run(workload: Workload, contender: str, workers: int, rounds: int, folder: Path) -> Outcome:
-    """Measure one case; its images are prepared before."""
+    """Prepare the images of one case, and then measure it."""
     table = workload.table(folder, folder)
     Experiment.from_dict(table).data.prepare()
     return measure(contender, table, rounds, workers)
 
 
 def times(cases: list[Workload], given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Measure cases and print seconds a round, and the ratio to the first one's."""
+    """Measure cases, and print their seconds per round and the ratios to the first case."""
     first, found = 0.0, []
     for workload in cases:
         outcome = run(workload, given.contender, given.workers, given.rounds, folder)
@@ -63,7 +63,7 @@ def times(cases: list[Workload], given: argparse.Namespace, folder: Path) -> lis
 
 
 def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Print the server's peak memory with few and with many clients a round, and the difference in models."""
+    """Print the server's peak memory with few and with many clients per round, and the difference in models."""
     cases = [case(MEMORY_CLIENTS, sample, WIDE) for sample in MEMORY_SAMPLES]
     network = Plain(Experiment.from_dict(cases[0].table(folder, folder))).network()
     model = sum(w.numel() * w.element_size() for w in network.state_dict().values()) / 2**20
@@ -79,7 +79,7 @@ def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Measure time, or memory with --memory, and write the results to a file if --json is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     given = parser.parse_args()
     if given.rounds < FEWEST_ROUNDS:
-        parser.error(f"--rounds: at least {FEWEST_ROUNDS}, for the first and the last do not count")
+        parser.error(
+            f"--rounds: at least {FEWEST_ROUNDS}, because the first and the last do not count"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ[CACHE_VARIABLE] = str(folder / "cache")

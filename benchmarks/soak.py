@@ -1,10 +1,11 @@
-"""Kill runs, and workers of runs, at random moments, and compare what comes of it with a run that was left alone.
+"""Kill runs, and workers of runs, at random moments, and compare the results with those of an undisturbed run.
 
     python benchmarks/soak.py --kill-run 20                   # SIGKILL to the whole process group, then --resume
     python benchmarks/soak.py --kill-workers 200              # kill -9 to an actor every few rounds of one run
     python benchmarks/soak.py --kill-ray gcs_server --rounds 1500    # kill -9 to a process of Ray's own, then --resume
 
-Small clients with state of their own, an optimizer at the server, and phases; a bit that is lost anywhere shows at the end.
+The experiment has small clients with their own state, an optimizer at the server, and phases, so that a bit that is
+lost anywhere shows in the final files.
 """
 
 import argparse
@@ -46,7 +47,7 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def experiment_of(rounds: int, **engine: Any) -> Experiment:
-    """Return so many rounds in two phases."""
+    """Return an experiment of `rounds` rounds in two phases."""
     first = rounds // 2
     phases = [{"rounds": first}, {"rounds": rounds - first, "method": {"kind": "freematch"}}]
     table = {**EXPERIMENT, "phases": phases, "engine": {**EXPERIMENT["engine"], **engine}}
@@ -54,7 +55,7 @@ def experiment_of(rounds: int, **engine: Any) -> Experiment:
 
 
 def bits(run: Path) -> dict[str, str]:
-    """Return a checksum of everything that must not depend on what was killed when."""
+    """Return a checksum of every file that must not depend on the kills."""
     found = {p.name: p.read_bytes() for p in run.glob("*.safetensors")}
     for name in TABLES:
         table = pd.read_csv(run / name, dtype=str).drop(columns="seconds", errors="ignore")
@@ -63,16 +64,18 @@ def bits(run: Path) -> dict[str, str]:
 
 
 def command(file: Path, out: Path) -> list[str]:
+    """Return the command that starts a run, or resumes it."""
     return [sys.executable, "-m", "fedssl", "run", str(file), "--resume", "--plain", "--out", str(out)]  # fmt: skip
 
 
 def finished_rounds(out: Path) -> int:
+    """Return the number of rounds in a run's record."""
     path = out / ROUNDS
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def kill_run(kills: int, rounds: int, seed: int, folder: Path) -> Path:
-    """Run to the end in spite of so many kills; return the run directory."""
+    """Run to the end, killed and resumed `kills` times; return the run directory."""
     draw = random.Random(seed)
     file, out = folder / "soak.toml", folder / "killed"
     file.write_text(experiment_of(rounds).to_toml())
@@ -101,12 +104,12 @@ def kill_run(kills: int, rounds: int, seed: int, folder: Path) -> Path:
         if process.returncode != 0:
             sys.exit(f"exit {process.returncode} after {done} kills\n{text}")
         if done < kills:
-            sys.exit(f"done after {done} kills; more --rounds are needed")
+            sys.exit(f"the run finished after {done} kills; give more --rounds")
         return out
 
 
 def wait_for_progress(process: subprocess.Popen[str], out: Path, draw: random.Random) -> int:
-    """Wait for some rounds and then a moment, or, now and then, for less than it takes to begin."""
+    """Wait for some rounds and a moment or, in one of five calls, for up to 8 s: a run may not even have started."""
     if draw.random() < 0.2:
         time.sleep(draw.uniform(0.0, 8.0))
         return 0
@@ -114,7 +117,7 @@ def wait_for_progress(process: subprocess.Popen[str], out: Path, draw: random.Ra
     lowest = before
     while process.poll() is None:
         now = finished_rounds(out)
-        lowest = min(lowest, now)  # the record is cut back to the checkpoint first
+        lowest = min(lowest, now)  # a resumed run first cuts its record back to the checkpoint
         if now >= lowest + wanted and now != before:
             break
         time.sleep(0.01)
@@ -123,7 +126,7 @@ def wait_for_progress(process: subprocess.Popen[str], out: Path, draw: random.Ra
 
 
 class WorkerKiller(Observer):
-    """Kill a random actor of this process's Ray at a random moment of every few rounds."""
+    """Kill a random actor of this process's Ray at a random moment, once every few rounds."""
 
     def __init__(self, every: int, seed: int) -> None:
         self.every = every
@@ -131,7 +134,7 @@ class WorkerKiller(Observer):
         self._draw = random.Random(seed)
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Have somebody killed a little later, in the middle of the next rounds."""
+        """Schedule a kill for a little later, in the middle of the next rounds."""
         if end.row.round % self.every == 0:
             threading.Timer(self._draw.uniform(0.0, 0.2), self._kill).start()
 
@@ -143,14 +146,14 @@ class WorkerKiller(Observer):
 
 
 def workers_of(ancestor: int) -> list[int]:
-    """Return the processes below one that are Ray actors, as Linux lists them."""
+    """Return the Ray actors among the descendants of a process (Linux only)."""
     parents, actors = {}, []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
             name = (path / "cmdline").read_bytes()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
         parents[int(path.name)] = int(fields[1])
         if name.startswith(b"ray::") and b"Agent" not in name and b"IDLE" not in name:
             actors.append(int(path.name))
@@ -166,19 +169,19 @@ def workers_of(ancestor: int) -> list[int]:
 
 
 def kill_workers(rounds: int, every: int, seed: int, folder: Path) -> Path:
-    """Run with workers that are killed; return the run directory."""
+    """Run while workers are killed; return the run directory."""
     killer = WorkerKiller(every, seed)
     with Engine() as engine:
         engine.run(experiment_of(rounds), [RunDirectory(folder / "killed"), killer])
     clients = pd.read_csv(folder / "killed" / CLIENTS)
     print(f"  {killer.kills} workers killed, {(clients.status == 'failed').sum()} clients failed")
     if killer.kills < rounds // every // 2:
-        sys.exit("too few were killed for this to mean anything")
+        sys.exit("too few workers were killed for a meaningful test")
     return folder / "killed"
 
 
 def kill_ray(program: str, rounds: int, folder: Path) -> Path:
-    """Kill one of Ray's own processes, which must be said and recorded, and go on; return the run directory."""
+    """Kill a process of Ray's own, check that the run reports and records it, and resume; return the run directory."""
     file, out = folder / "soak.toml", folder / "killed"
     file.write_text(experiment_of(rounds).to_toml())
     process = subprocess.Popen(
@@ -198,23 +201,27 @@ def kill_ray(program: str, rounds: int, folder: Path) -> Path:
     print(f"  exit {process.returncode} after {time.monotonic() - began:.1f} s: {said}", flush=True)
     last = json.loads((out / EVENTS).read_text().splitlines()[-1])
     if process.returncode == 0 or len(said) != 1 or last["event"] != "failed":
-        sys.exit(f"it was not said once, and recorded: {text}\n{last}")
+        sys.exit(f"the run did not report the kill once and record it: {text}\n{last}")
     subprocess.run(command(file, out), check=True, stdout=subprocess.DEVNULL)
     return out
 
 
 def main() -> None:
-    """Run one of the modes, and one that is left alone, and compare."""
+    """Run undisturbed, then with kills, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--kill-run", type=int, metavar="N", help="kills of the whole run")
-    mode.add_argument("--kill-workers", type=int, metavar="ROUNDS", help="rounds with worker kills")
-    mode.add_argument("--kill-ray", choices=["gcs_server", "raylet"], help="process of Ray's")
+    mode.add_argument("--kill-run", type=int, metavar="N", help="number of kills of the whole run")
+    mode.add_argument(
+        "--kill-workers", type=int, metavar="ROUNDS", help="number of rounds with worker kills"
+    )
+    mode.add_argument(
+        "--kill-ray", choices=["gcs_server", "raylet"], help="process of Ray's to kill"
+    )
     parser.add_argument(
-        "--rounds", type=int, help="of --kill-run and --kill-ray; by default 16 a kill"
+        "--rounds", type=int, help="rounds for --kill-run and --kill-ray; by default 16 per kill"
     )
     parser.add_argument("--every", type=int, default=5, help="rounds between worker kills")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     arguments = parser.parse_args()
     rounds = arguments.kill_workers or arguments.rounds or 16 * (arguments.kill_run or 100)
     folder = Path(tempfile.mkdtemp(prefix="fedssl-soak-"))

@@ -1,11 +1,11 @@
-"""How long a user waits: for help, for a list, for a check, for the end of the first round and for the prompt again.
+"""Measure how long a user waits: for help, a list, a check, the end of the first round, and the end of a run.
 
-Every figure is of fresh processes, a median over --repeats; CPU seconds are those of all processes that a command
-starts, Ray's included. With --beside, another checkout's are measured in turn with this one's.
+Every command runs in fresh processes, and every figure is a median over --repeats. CPU seconds are the sum over all
+processes that a command starts, Ray's included. With --beside, another checkout is measured in turn with this one.
 
     python benchmarks/startup.py [--repeats 5] [--beside FOLDER] [--profile]
 
---profile prints the slowest imports of a driver and of a worker instead, with what each imports in turn.
+--profile prints the slowest imports of a driver and of a worker instead; a module's time includes its own imports.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "run, Ray, 2 workers": (*RUN, "--engine", "ray"),
 }
 ROUND = b"round 1/"
-"""Begins the line that tells of the first round."""
+"""The line that reports the first round starts with this."""
 
 IMPORTS = 15
 DRIVER = ("-m", "fedssl", *RUN, "--engine", "serial")
@@ -43,7 +43,7 @@ with quick_imports():
 
 
 class Spent(NamedTuple):
-    """What one process and those below it took, in seconds; `first_round` is NaN where there is none."""
+    """Time of a process and its descendants, in seconds; `first_round` is NaN if the command runs no round."""
 
     first_round: float
     wall: float
@@ -51,9 +51,9 @@ class Spent(NamedTuple):
 
 
 class CpuMeter:
-    """Add up the CPU time of all processes that carry a mark in their environment, orphans too (Linux).
+    """Add up the CPU time of all processes that carry a mark in their environment, orphans included (Linux only).
 
-    A process is looked at every 20 ms, so the last moments of each are missed.
+    The meter reads every process each 20 ms, so it misses the last moments of each process.
     """
 
     def __init__(self, mark: str) -> None:
@@ -65,7 +65,7 @@ class CpuMeter:
         self._thread.start()
 
     def stop(self) -> float:
-        """Return the seconds of a core."""
+        """Stop watching, and return the CPU time in seconds."""
         self._over.set()
         self._thread.join()
         return sum(self._seconds.values())
@@ -77,24 +77,24 @@ class CpuMeter:
                     try:
                         self._look_at(process)
                     except OSError:
-                        continue  # it has just ended
+                        continue  # the process has just ended
 
     def _look_at(self, process: Path) -> None:
         stat = (process / "stat").read_text().rpartition(")")[2].split()
-        name = (process.name, stat[19])  # with its start time: numbers are used again
+        name = (process.name, stat[19])  # with the start time: numbers of processes are reused
         if name in self._strangers:
             return
         if name not in self._seconds:
             environment = (process / "environ").read_bytes()
             if self._mark not in environment:
-                if environment:  # empty for a moment, while a new program takes the process over
+                if environment:  # empty for a moment, while a process starts a new program
                     self._strangers.add(name)
                 return
         self._seconds[name] = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(arguments: tuple[str, ...], checkout: Path) -> Spent:
-    """Run the command line once."""
+    """Run one command once, and return its times."""
     with tempfile.TemporaryDirectory() as folder:
         if arguments[0] == "run":
             arguments = (*arguments, "--out", f"{folder}/run")
@@ -121,14 +121,14 @@ def run(arguments: tuple[str, ...], checkout: Path) -> Spent:
 
 
 def measure(checkouts: list[Path], repeats: int) -> None:
-    """Print one line a command and checkout."""
+    """Measure every command, and print one line per command and checkout."""
     print(f"{'':22} {'first round s':>14} {'to the prompt s':>16} {'CPU s':>7}")
     for name, arguments in COMMANDS.items():
         found: dict[Path, list[Spent]] = {checkout: [] for checkout in checkouts}
         for turn in range(repeats + 1):
             for checkout in checkouts:
                 spent = run(arguments, checkout)
-                if turn:  # the first one fills the disk's cache
+                if turn:  # the first turn fills the disk's cache
                     found[checkout].append(spent)
         for checkout, runs in found.items():
             median = Spent(*map(statistics.median, zip(*runs, strict=True)))
@@ -138,7 +138,7 @@ def measure(checkouts: list[Path], repeats: int) -> None:
 
 
 def profile(name: str, arguments: tuple[str, ...]) -> None:
-    """Print the modules whose import took longest, with what they import in turn."""
+    """Print the modules with the slowest imports; a module's time includes the modules that it imports."""
     with tempfile.TemporaryDirectory() as folder:
         out = ("--out", f"{folder}/run") if "run" in arguments else ()
         done = subprocess.run(
@@ -153,10 +153,10 @@ def profile(name: str, arguments: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Measure, or profile."""
+    """Measure the commands, or profile the imports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--beside", type=Path, help="another checkout")
+    parser.add_argument("--beside", type=Path, help="another checkout to measure, too")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     if arguments.profile:

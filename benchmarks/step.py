@@ -1,12 +1,13 @@
-"""A FixMatch step beside a straightforward one, in one run, on one core, at 32x32x3 in fp32.
+"""Compare the time of fedssl's FixMatch step with that of a straightforward step: one run, one core, 32x32x3, fp32.
 
-The reference is what a first implementation looks like: every image a PIL image that torchvision's transforms
-augment by itself (flip, reflect-padded crop, RandAugment of two operations, an erased square), all views of a step in
-one batch through one graph, pseudo-labels from that batch's detached logits. Ours is `fedssl.training.loop.fit`. Both take
-the same model with the same normalization, B labeled and mu B unlabeled images, and SGD with Nesterov momentum.
+The reference is a typical first implementation. Every image is a PIL image, and torchvision's transforms augment each
+image separately (flip, reflect-padded crop, RandAugment of two operations, an erased square). All views of a step pass
+through one graph in one batch, and pseudo-labels come from that batch's detached logits. fedssl's side is
+`fedssl.training.loop.fit`. Both sides use the same model and normalization, B labeled and mu B unlabeled images, and
+SGD with Nesterov momentum.
 
-What the passes alone allow: the reference runs B (1 + 2 mu) images forward and backward, ours the same number forward
-but only B (1 + mu) backward. With a backward pass at twice the cost of a forward pass that is
+The passes alone set a limit: the reference runs B (1 + 2 mu) images forward and backward; fedssl runs the same number
+forward, but only B (1 + mu) backward. If a backward pass costs twice a forward pass, the ratio is
 3 (1 + 2 mu) / (3 (1 + mu) + mu).
 
     python benchmarks/step.py [--repeats 5]
@@ -37,11 +38,11 @@ WORKLOADS = {
     "WRN-28-2, B=8, mu=7": ({"kind": "wrn", "norm": "batch"}, 8, 7, 4),
     "cnn, B=32, mu=3": ({"kind": "cnn", "norm": "batch"}, 32, 3, 8),
 }
-"""Name -> model, B, mu, steps to time at once."""
+"""Name -> model, B, mu, number of steps that are timed together."""
 
 
 def shard_of_photos(count: int = 1024, labeled: int = 256) -> Shard:
-    """Return smooth random images; what they show does not matter here."""
+    """Return a shard of smooth random images; their content has no influence on the time."""
     stream = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 8, 8, generator=stream)
     images = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
@@ -51,7 +52,7 @@ def shard_of_photos(count: int = 1024, labeled: int = 256) -> Shard:
 
 
 class Straightforward:
-    """The reference: one image at a time, then one graph."""
+    """The reference: augmentation of one image at a time, then one graph for all views."""
 
     def __init__(self, shard: Shard, network: nn.Module, batch_size: int, ratio: int) -> None:
         self.images = [Image.fromarray(x) for x in shard.images.permute(0, 2, 3, 1).numpy()]
@@ -75,7 +76,7 @@ class Straightforward:
         )
 
     def view(self, rows: np.ndarray, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Augment the images one by one."""
+        """Return a batch of views, augmented image by image."""
         return torch.stack([transform(self.images[row]) for row in rows])
 
     def step(self) -> None:
@@ -99,7 +100,7 @@ class Straightforward:
 
 
 def measure(name: str, repeats: int) -> None:
-    """Time both sides in turn and print medians and their ratio."""
+    """Time both sides in turn, and print their medians and ratio."""
     table, batch_size, ratio, steps = WORKLOADS[name]
     shard, model, method = shard_of_photos(), MODELS.build(table), FixMatch(unlabeled_ratio=ratio)
     recipe = Recipe(method, Train(local_steps=steps, batch_size=batch_size), Augment())
@@ -116,7 +117,7 @@ def measure(name: str, repeats: int) -> None:
             seed=0, server_round=turn + 1, client=0, phase_round=turn + 1, phase_rounds=repeats + 1,
         )  # fmt: skip
         ended = time.perf_counter()
-        if turn:  # the first one warms up
+        if turn:  # the first turn warms up
             times["reference"].append((middle - began) / steps)
             times["fedssl"].append((ended - middle) / steps)
     reference, fedssl = (statistics.median(times[side]) for side in ("reference", "fedssl"))

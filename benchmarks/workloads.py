@@ -1,6 +1,7 @@
-"""The federations that are measured, as experiment files would write them, and as plain tensors for the peers.
+"""The measured federations, as tables of an experiment file, and as plain tensors for the other frameworks.
 
-A quarter of the images is labeled, and a quarter of a batch. A client's round shows about as many images as it holds.
+A quarter of the images is labeled, and so is a quarter of each batch. A client's round shows about as many images as
+the client holds.
 """
 
 from dataclasses import dataclass
@@ -35,22 +36,22 @@ Table = dict[str, Any]
 
 MODEL: Table = {"kind": "cnn", "widths": [16, 32], "hidden": 64, "norm": "none"}
 NEVER = 1_000_000
-"""Rounds between evaluations: the last one alone is evaluated."""
+"""The number of rounds between evaluations; it is so large that only the last round is evaluated."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A federation and its round.
+    """A federation and the work of a round.
 
     Args:
-        title: What it is, for people.
-        source: ``digits``, ``fashion_mnist`` or ``tiled``: digits repeated under noise, as many as wanted.
+        title: Title for the output.
+        source: ``digits``, ``fashion_mnist`` or ``tiled``; ``tiled`` repeats digits under noise, in any number.
         clients, sample: K and m.
-        work: A client's round.
-        rounds: So many are run unless told otherwise.
-        images: Training images of ``tiled``.
-        seed: Of everything.
-        model: The network.
+        work: Work of a client in a round.
+        rounds: Default number of rounds.
+        images: Number of training images of ``tiled``.
+        seed: Seed of the experiment.
+        model: The ``[model]`` section, as pairs of setting and value.
     """
 
     title: str
@@ -67,8 +68,8 @@ class Workload:
         """Return the experiment without its rounds and engine.
 
         Args:
-            folder: Where images that are made here are written.
-            fashion_root: Holds ``FashionMNIST/raw``.
+            folder: Folder for the images that the benchmark makes.
+            fashion_root: Folder that holds ``FashionMNIST/raw``.
         """
         work = self.work
         return {
@@ -116,7 +117,7 @@ WORKLOADS = {
 
 
 def tiled_digits(folder: Path, count: int, num_test: int = 1_000) -> Path:
-    """Write so many 8x8 digits, each under noise of its own, once; return the file."""
+    """Write `count` 8x8 digits, each under its own noise, unless the file exists; return the file."""
     path = folder / f"tiled-{count}.npz"
     if path.exists():
         return path
@@ -137,9 +138,9 @@ def tiled_digits(folder: Path, count: int, num_test: int = 1_000) -> Path:
 
 
 class Plain:
-    """An experiment for those who know nothing of fedssl: networks, tensors, numbers.
+    """An experiment as plain networks, tensors and numbers, for frameworks that know nothing of fedssl.
 
-    Everything is in memory as floats before the first round; nobody is kept waiting for data.
+    All images are in memory as floats before the first round, so no contender waits for data.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -154,12 +155,12 @@ class Plain:
 
     @cached_property
     def federation(self) -> Federation:
-        """The same one that fedssl's clients see."""
+        """The same federation that fedssl's clients see."""
         return simulated_federation(self._experiment)
 
     @cached_property
     def clients(self) -> list[ClientData]:
-        """What each client holds."""
+        """The data of each client."""
         federation = self.federation
         sizes = federation.sizes.tolist()
         rows = np.concatenate([federation.rows(k) for k in range(self.num_clients)])
@@ -172,7 +173,7 @@ class Plain:
 
     @property
     def normalize(self) -> Normalize:
-        """What every view passes through."""
+        """The function that normalizes every view."""
         spec = self.federation.data.spec
         return normalizer(spec.mean, spec.std)
 
@@ -190,5 +191,5 @@ class Plain:
 
 
 def draws_of(generator: torch.Generator, visit: int, client: int) -> torch.Generator:
-    """Return a generator set to a client's stream in its n-th round."""
+    """Set a generator to a client's stream for its round number `visit`, and return the generator."""
     return generator.manual_seed(visit * 1_000_003 + client)

@@ -1,11 +1,11 @@
-"""What scikit-learn makes of the labels that the published tables are about, on one machine and within seconds.
+"""Measure the accuracy of scikit-learn's classifiers on the labels of the published tables, on one machine, in seconds.
 
-For each seed, the federation of an experiment file is drawn by fedssl's own code. So the labels, the images that all
-clients hold together and the test images are exactly those of the runs; the classifiers see raw pixels in [0, 1], all
-in one place. Two classifiers are at scikit-learn's defaults: logistic regression, which learns from the labeled images
-alone (with `max_iter` raised until it converges), and label spreading over the graph of nearest neighbors, which learns
-from the unlabeled images too. Label spreading depends on the number of neighbors k (7 by default), so it is shown for
-several; only the default is a fair yardstick, because nothing chose k without the test images.
+For each seed, fedssl's own code draws the federation of an experiment file. So the labels, the images that all clients
+hold together and the test images are exactly those of the runs. The classifiers see raw pixels in [0, 1], all in one
+place. Both classifiers use scikit-learn's defaults. Logistic regression learns from the labeled images alone
+(`max_iter` is raised until it converges). Label spreading over the graph of nearest neighbors learns from the unlabeled
+images too; it depends on the number of neighbors k (7 by default), so the table shows several k. Only the default is a
+fair yardstick, because nothing chose k without the test images.
 
     python -m benchmarks.yardsticks [--seeds 5]
     python -m benchmarks.yardsticks experiments/fashion_mnist/supervised.toml --seeds 3 --root FOLDER
@@ -26,7 +26,7 @@ from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 
 NEIGHBORS = (3, 5, 7, 10)
-"""Numbers of neighbors that label spreading is shown for; scikit-learn's default is 7."""
+"""The table shows label spreading for these numbers of neighbors; scikit-learn's default is 7."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ def accuracies(federation: Federation) -> Iterator[tuple[str, float]]:
     linear = LogisticRegression(max_iter=1000).fit(train[labeled], federation.given[labeled])
     yield "LogisticRegression", float(linear.score(test, truth))
     for k in NEIGHBORS:
-        # scikit-learn's mark of an image without a label is -1, as ours is.
+        # scikit-learn marks an image without a label by -1, as fedssl does.
         graph = LabelSpreading(kernel="knn", n_neighbors=k).fit(train, federation.given)
         yield f"LabelSpreading, k = {k}", float(graph.score(test, truth))
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
     parser.add_argument("--root", help="data.root: the folder that holds the data set")
     given = parser.parse_args()
-    # A class of a small graph can be out of reach of every label; its images then have no class to be right about.
+    # In a small graph, some images are out of reach of every label. They get no class, and scikit-learn warns.
     warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
     settings = [] if given.root is None else [f"data.root={given.root}"]
     experiment = Experiment.load(given.experiment, settings)

@@ -1,7 +1,7 @@
-"""The pictures of concepts.md, from real draws and real runs: `make pictures`.
+"""Draw the pictures of concepts.md from real federations and real runs: `make pictures`.
 
-Runs are recorded under runs/pictures/ and kept: what is done there is not run again. All of it takes a quarter of an hour on
-two cores; some of it: ``python docs/pictures.py skew labels``.
+Runs are recorded and kept under runs/pictures/, and finished runs are not run again. All pictures take a quarter of an
+hour on two cores. To draw some of them, name them: ``python docs/pictures.py skew labels``.
 """
 
 import subprocess
@@ -32,12 +32,12 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#FFFFFF", BLUE])
 
 
 def recorded(file: str, *settings: str, out: str) -> Run:
-    """Return a run of an experiment file, run now if it is not there.
+    """Return a recorded run of an experiment file; run it now if it is not finished.
 
     Args:
-        file: From the repository's root.
-        settings: As after ``--set``.
-        out: Its folder below runs/pictures/.
+        file: The experiment file, relative to the repository's root.
+        settings: Settings, written as after ``--set``.
+        out: Name of the run's folder below runs/pictures/.
     """
     options = [word for setting in settings for word in ("--set", setting)]
     command = ["run", file, *options, "--resume", "--plain", "--out", str(RUNS / out)]
@@ -46,7 +46,7 @@ def recorded(file: str, *settings: str, out: str) -> Run:
 
 
 def seeds(file: str, *settings: str, name: str) -> list[Run]:
-    """Return the runs of seeds 0 and 1."""
+    """Return the recorded runs of an experiment file with seeds 0 and 1."""
     return [
         recorded(file, *settings, f"name={name}", f"seed={seed}", out=f"{name}-seed{seed}")
         for seed in (0, 1)
@@ -54,7 +54,7 @@ def seeds(file: str, *settings: str, name: str) -> list[Run]:
 
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels side by side, as all pictures have it."""
+    """Return a figure with panels side by side, in the common style of all pictures."""
     figure = Figure(figsize=(9.6, height), layout="constrained", dpi=130)
     axes = figure.subplots(1, count, squeeze=False)[0].tolist()
     for one in axes:
@@ -66,7 +66,7 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 def curve(
     axes: Axes, runs: Sequence[Run], column: str, color: str, label: str, style: str = "-"
 ) -> None:
-    """Draw the mean of a share over seeds, in percent and smoothed over five rounds, and its range as a band."""
+    """Draw the mean of a share over seeds (percent, smoothed over five rounds), with the range as a band."""
     table = pd.concat([run.rounds.set_index("round")[column] for run in runs], axis=1) * 100
     smooth = table.rolling(5, min_periods=1).mean()
     axes.plot(smooth.index, smooth.mean(axis=1), style, color=color, label=label, linewidth=1.7)
@@ -76,14 +76,14 @@ def curve(
 
 
 def titled(axes: Axes, title: str, x: str, y: str) -> None:
-    """Say what a panel shows and what its axes count."""
+    """Write the title of a panel and the labels of its axes."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
 
 
 def skew() -> Figure:
-    """Draw the share of each client's images that each class has, for four concentrations."""
+    """Draw the number of images of each class at each client, for four values of alpha."""
     figure, axes = panels(4, 2.9)
     for one, alpha in zip(axes, (100.0, 1.0, 0.5, 0.1), strict=True):
         partition = {"kind": "dirichlet", "alpha": alpha}
@@ -98,7 +98,7 @@ def skew() -> Figure:
 
 
 def labels() -> Figure:
-    """Draw where forty labels are in the four settings."""
+    """Draw which clients, or the server, hold forty labels, in four settings of ``federation.labels``."""
     figure, axes = panels(4, 2.7)
     settings = {
         "at_clients": {"kind": "at_clients", "per_class": 4},
@@ -119,7 +119,7 @@ def labels() -> Figure:
 
 
 def pseudo_labels() -> Figure:
-    """Draw what becomes of pseudo-labels by round, and of the model."""
+    """Draw coverage and accuracy of FixMatch's pseudo-labels by round, and the test accuracy."""
     figure, (left, right) = panels(2, 3.3)
     fixmatch = seeds(f"{DIGITS}/fixmatch.toml", name="digits-fixmatch")
     supervised = seeds(f"{DIGITS}/supervised.toml", name="digits-supervised")
@@ -135,7 +135,7 @@ def pseudo_labels() -> Figure:
 
 
 def teacher_scope() -> Figure:
-    """Draw Mean Teacher with its teacher at each of the three places."""
+    """Draw Mean Teacher with each of the three scopes of its teacher."""
     figure, (left, right) = panels(2, 3.3)
     scopes = {"reset": (BLUE, "-"), "client": (RED, "--"), "server": (GREEN, ":")}
     for scope, (color, style) in scopes.items():
@@ -151,7 +151,7 @@ def teacher_scope() -> Figure:
 
 
 def virtual_time() -> Figure:
-    """Draw who was asked in each round, and what became of it."""
+    """Draw the fate of each asked client in each round, and the length of each round."""
     figure, (left, right) = panels(2, 3.6)
     run = recorded("experiments/virtual_time.toml", out="virtual-time-seed0")
     meaning = {
@@ -202,7 +202,7 @@ def virtual_time() -> Figure:
 
 
 def determinism() -> Figure:
-    """Draw one seed on three engines, and two other seeds."""
+    """Draw the accuracy of one seed on three engines, and of three seeds on one engine."""
     figure, (left, right) = panels(2, 3.3)
     settings = ("rounds=30", "name=bits")
     engines = {
@@ -258,7 +258,7 @@ PICTURES = {
 
 
 def main(names: Sequence[str]) -> None:
-    """Draw the named pictures, or all."""
+    """Draw the named pictures, or all pictures if none is named."""
     for name in names or PICTURES:
         save_figure(PICTURES[name](), IMAGES / f"concept_{name}.png")
 

@@ -1,4 +1,4 @@
-"""Small clients, trained one by one and fused, for tests of both."""
+"""Small clients that are trained one by one and fused, for tests of both."""
 
 import torch
 

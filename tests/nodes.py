@@ -1,4 +1,4 @@
-"""A grid that is not ours: nodes with configs of their own, as a deployment's."""
+"""A grid that is not fedssl's: its nodes have configs of their own, as in a deployment."""
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid

@@ -1,4 +1,4 @@
-"""Ports that nobody listens at, for a deployment of a test's own."""
+"""Free ports for deployments that tests start."""
 
 import socket
 import tomllib

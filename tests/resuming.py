@@ -1,4 +1,4 @@
-"""What tests of resuming share: what a run leaves, ways to stop one, and to go on."""
+"""Helpers for tests of resuming: the files that a run leaves, and ways to stop and resume a run."""
 
 import shutil
 from pathlib import Path

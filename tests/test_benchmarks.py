@@ -1,4 +1,4 @@
-"""The benchmarks' own promises: valid workloads, the same step for all, a steady state without its ends."""
+"""Benchmarks: workloads are valid, all contenders take the same step, and the first and last rounds do not count."""
 
 from pathlib import Path
 

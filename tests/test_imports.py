@@ -1,4 +1,4 @@
-"""What a process must not import: each of these costs every start a tenth of a second to a second."""
+"""Modules that a process must not import, because each of them costs every start .1 to 1 s."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Who is measured, one contender a file; each runs in a process of its own (`python -m benchmarks.contenders`)."""
+"""The measured contenders, one file each; each runs in a process of its own (`python -m benchmarks.contenders`)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,12 @@ class Contender:
     """One row of the table.
 
     Args:
-        module: File of this package; its `run` is called.
-        variant: What `run` is told beside the job.
-        package: What must be installed beyond fedssl's own dependencies.
-        install: How.
-        parallel: Whether it uses as many workers as it is given; else one process.
-        torchrun: Whether torchrun starts it, once a worker.
+        module: Module of this package that holds the contender's `run`.
+        variant: Further arguments of `run`, beside the job.
+        package: Package that must be installed beyond fedssl's own dependencies.
+        install: How to install the package.
+        parallel: Whether the contender uses the given number of workers; else it uses one process.
+        torchrun: Whether torchrun starts the contender, once per worker.
     """
 
     module: str
@@ -44,4 +44,4 @@ CONTENDERS = {
     "blazefl-threads": Contender("blazefl", {"mode": "threads"}, "blazefl", BLAZEFL, True),
     "blazefl-processes": Contender("blazefl", {"mode": "processes"}, "blazefl", BLAZEFL, True),
 }
-"""Name on the command line -> contender."""
+"""The contenders, by their name on the command line."""

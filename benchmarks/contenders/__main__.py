@@ -1,4 +1,4 @@
-"""The process of one contender: `python -m benchmarks.contenders JOB`, the job being JSON."""
+"""The process of one contender: `python -m benchmarks.contenders JOB`, where JOB is JSON."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from fedssl.core.errors import InputError
 
 
 def main(text: str) -> None:
-    """Run a job and write what came of it: times, memory, final accuracy; or why it cannot be run."""
+    """Run a job, and write its times, memory and final accuracy, or why it cannot be run."""
     job = Job(**json.loads(text))
     torch.set_num_threads(1)
     contender, watch = CONTENDERS[job.contender], Stopwatch(job)
@@ -24,7 +24,7 @@ def main(text: str) -> None:
     except InputError as error:
         Path(job.result).write_text(json.dumps({"left_out": str(error)}))
         return
-    if weights is None:  # a process that serves another one's run
+    if weights is None:  # a further process of torchrun: the first one writes the result
         return
     if job.weights is not None:
         torch.save(weights, job.weights)

@@ -1,7 +1,7 @@
 """BlazeFL (Azuma & Nishio, 2026, arXiv:2604.03606): its FedAvg server with a serial, threaded or multi-process trainer.
 
-Trainers are written as its README says; kinder than its examples, a network stays in its thread or process, and clients'
-tensors reach processes by being there when they are forked. Threads run in parallel only on a Python without a global lock.
+The trainers are written as BlazeFL's README says, but are faster than its examples: a network stays in its thread or
+process, and clients' tensors reach processes by fork. Threads run in parallel only on a Python without a global lock.
 """
 
 import threading
@@ -33,7 +33,7 @@ from benchmarks.workloads import Plain, draws_of
 
 @dataclass
 class _Downlink:
-    """The global model and the round that it begins."""
+    """The global model, and the number of the round that starts from it."""
 
     model_parameters: Tensor
     round: int
@@ -45,15 +45,15 @@ def _serialized(network: nn.Module) -> Tensor:
 
 
 class _Server(FedAvgBaseServerHandler):
-    """BlazeFL's server; it says which round it is."""
+    """BlazeFL's server; it also sends the number of the round."""
 
     def downlink_package(self) -> _Downlink:
-        """Return what clients are sent."""
+        """Return the package that the server sends to clients."""
         return _Downlink(_serialized(self.model), self.round + 1)
 
 
 class _Clients:
-    """Trains any client; makes itself a network in each thread that asks."""
+    """Train any client, with one network for each thread."""
 
     def __init__(self, plain: Plain) -> None:
         self._plain = plain
@@ -74,7 +74,7 @@ class _Clients:
 
 
 class _Uploads:
-    """What trainers have in common: the list of packages for the server."""
+    """The common part of all trainers: the list of packages for the server."""
 
     cache: list[FedAvgUplinkPackage]
 
@@ -107,7 +107,7 @@ class _Threads(_Uploads, ThreadPoolClientTrainer):
 
 
 _forked: list[_Clients] = []
-"""What processes find when they are forked, at the start of every round."""
+"""The clients that a worker process inherits when it is forked, at the start of every round."""
 
 
 class _Processes(_Uploads, ProcessPoolClientTrainer):
@@ -120,15 +120,15 @@ class _Processes(_Uploads, ProcessPoolClientTrainer):
         _import_before_forks()
 
     def get_client_config(self, cid: int) -> int:
-        """Return all that a worker must be told of a client."""
+        """Return all that a worker must know about a client: its number."""
         return cid
 
     def prepare_uplink_package_buffer(self) -> FedAvgProcessPoolUplinkPackage:
-        """Return room for a model."""
+        """Return an empty package with room for a model."""
         return FedAvgProcessPoolUplinkPackage(-1, torch.empty(self._size), 0)
 
     def progress_fn(self, it: list[Any]) -> Iterable[Any]:
-        """Let replies pass, and look at the workers before they end."""
+        """Pass replies on, and note the workers' memory before they end."""
         yield from it
         if self._watch.in_last_round():
             self._watch.note_memory()
@@ -149,7 +149,7 @@ class _Processes(_Uploads, ProcessPoolClientTrainer):
 
 
 def _import_before_forks() -> None:
-    """Make torch import what its first optimizer step imports: 1.2 s that each round's new processes would pay anew."""
+    """Take an optimizer step, so that torch's late imports (1.2 s) are not made anew in each round's processes."""
     weight = nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     make_optimizer([weight]).step()
@@ -162,17 +162,17 @@ class _Selector:
         self._plain = plain
 
     def select_model(self, model_name: str) -> nn.Module:
-        """Return the only one."""
+        """Return the workload's network."""
         return self._plain.network()
 
 
 def run(job: Job, watch: Stopwatch, mode: str) -> dict[str, Tensor]:
-    """Run the job."""
+    """Run the job, and return the final weights."""
     plain = Plain(job.experiment())
     server = _Server(
         model_selector=_Selector(plain),
         model_name="cnn",
-        dataset=None,  # for evaluation, which is off
+        dataset=None,  # only for evaluation, which is off
         global_round=job.rounds,
         num_clients=plain.num_clients,
         sample_ratio=plain.sample / plain.num_clients,

@@ -1,6 +1,6 @@
-"""Flower at its best: its FedAvg under its own simulation runtime, with a ClientApp that does the plain step and no more.
+"""Flower at its best: its FedAvg in its own simulation runtime, with a ClientApp that takes the plain step only.
 
-Every actor keeps one network and all clients' tensors; a message carries the model and the round.
+Every actor keeps one network and all clients' tensors. A message carries the model and the number of the round.
 """
 
 import functools
@@ -24,7 +24,7 @@ app = ClientApp()
 
 
 class _Actor:
-    """What stays in a worker process."""
+    """The objects that stay in a worker process."""
 
     def __init__(self, plain: Plain) -> None:
         torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def fit(message: Message, context: Context) -> Message:
 
 
 class _TimedFedAvg(FedAvg):
-    """Flower's FedAvg; it notes when a round ends."""
+    """Flower's FedAvg, which also notes the end of each round."""
 
     def __init__(self, watch: Stopwatch, fraction: float, sample: int) -> None:
         super().__init__(fraction, fraction_evaluate=0.0, min_train_nodes=sample)
@@ -65,7 +65,7 @@ class _TimedFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate as Flower does, and refuse a round that lost clients: it would look fast."""
+        """Aggregate as Flower does, but refuse a round that lost clients, because it would look fast."""
         replies = list(replies)
         lost = [reply.error.reason for reply in replies if reply.has_error()]
         if lost or len(replies) < self.min_train_nodes:
@@ -76,7 +76,7 @@ class _TimedFedAvg(FedAvg):
 
 
 def run(job: Job, watch: Stopwatch) -> dict[str, Tensor]:
-    """Run the job."""
+    """Run the job, and return the final weights."""
     experiment = job.experiment(kind="flower", workers=job.workers)
     plain = Plain(experiment)
     strategy = _TimedFedAvg(watch, plain.sample / plain.num_clients, plain.sample)

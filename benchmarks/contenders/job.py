@@ -1,4 +1,4 @@
-"""What a contender is told, and what it notes while it runs."""
+"""The job that a contender is given, and the stopwatch that it uses."""
 
 import os
 import time
@@ -11,16 +11,16 @@ from fedssl.experiment.experiment import Experiment
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one contender; travels as JSON.
+    """One run of one contender; it is passed to the process as JSON.
 
     Args:
-        contender: Its name.
+        contender: Name of the contender.
         table: The experiment without rounds and engine.
-        rounds: To run.
-        workers: For those that run in parallel.
-        began: `time.monotonic` just before the process was started.
-        result: Where to write the outcome.
-        weights: Where to save the final model; none: nowhere.
+        rounds: Number of rounds.
+        workers: Number of workers of a contender that runs in parallel.
+        began: `time.monotonic` just before the start of the process, in seconds.
+        result: File for the outcome.
+        weights: File for the final model; None: the model is not saved.
     """
 
     contender: str
@@ -32,23 +32,23 @@ class Job:
     weights: str | None = None
 
     def experiment(self, **engine: Any) -> Experiment:
-        """Return the experiment, on some engine.
+        """Return the experiment with the given engine settings.
 
         Raises:
-            InputError: The engine cannot be set up like that.
+            InputError: The settings of the engine are not valid.
         """
         return Experiment.from_dict(self.table | {"rounds": self.rounds, "engine": engine})
 
 
 @dataclass
 class Stopwatch:
-    """Notes the end of every round, and the memory of this process and of all below it.
+    """Note the end of every round, and the memory of this process and its descendants.
 
     Args:
-        job: Says when the last round ends.
-        ends: Seconds since the process began.
-        driver_mib: Peak resident memory of the process that runs the server.
-        all_mib: The sum of the peaks of it and of its workers; pages they share count for each.
+        job: The job, which names the number of rounds and the start of the process.
+        ends: Seconds from the process's start to the end of each round.
+        driver_mib: Peak resident memory (MiB) of the process that runs the server.
+        all_mib: Sum of the peaks (MiB) of this process and its workers; shared pages count once per process.
     """
 
     job: Job
@@ -57,20 +57,20 @@ class Stopwatch:
     all_mib: float = 0.0
 
     def round_ended(self) -> None:
-        """Note the time; after the last round also the memory."""
+        """Note the time; after the last round, note the memory too."""
         self.ends.append(time.monotonic() - self.job.began)
         if self.in_last_round(over=True):
             self.note_memory()
 
     def in_last_round(self, *, over: bool = False) -> bool:
-        """Say whether the last round runs, or is over."""
+        """Return whether the last round is running, or with `over`, whether it is over."""
         return len(self.ends) == self.job.rounds - (not over)
 
     def note_memory(self, root: int | None = None) -> None:
-        """Note peaks; to be called while workers live.
+        """Note the peaks of memory; call this while the workers live.
 
         Args:
-            root: The process that started all; this one unless told otherwise.
+            root: Process whose descendants count; None: this process.
         """
         self.driver_mib = _peak_mib(os.getpid())
         self.all_mib = max(self.all_mib, sum(map(_peak_mib, _family(root or os.getpid()))))
@@ -79,7 +79,7 @@ class Stopwatch:
 def _peak_mib(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended meanwhile
         return 0.0
     peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(peaks[0]) / 1024 if peaks else 0.0

@@ -1,4 +1,4 @@
-"""fedssl, on one of its engines, as `fedssl run` would run it; the engine's settings are the variant."""
+"""fedssl on one of its engines, run as by `fedssl run`; the variant is the engine's settings."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class _Watched(Observer):
 
 
 def run(job: Job, watch: Stopwatch, **engine: Any) -> dict[str, Tensor]:
-    """Run the job.
+    """Run the job, and return the final weights.
 
     Raises:
         InputError: This version of fedssl does not know a setting of the variant.

@@ -1,7 +1,7 @@
 """pfl-research (Granqvist et al., NeurIPS 2024, arXiv:2404.06430) with its own PyTorch model and simulated backend.
 
-In one process, or started by torchrun, which is its way to several: each trains its part of the cohort and the sums are
-all-reduced. (Its other way, Horovod, must be compiled.)
+pfl runs in one process, or in several processes that torchrun starts. Then each process trains its part of the cohort,
+and the sums are all-reduced. pfl's other way to several processes, Horovod, must be compiled and is not measured.
 """
 
 import os
@@ -29,7 +29,7 @@ from benchmarks.workloads import Plain, draws_of
 
 
 class _FixMatch(nn.Module):
-    """A network with the loss that pfl minimizes."""
+    """A network with the loss that pfl minimizes, as pfl expects it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class _FixMatch(nn.Module):
         return fixmatch_loss(self.network, Batch(labeled, labels, weak, strong))
 
     def metrics(self, *batch: Tensor) -> dict[str, object]:
-        """Return nothing: pfl evaluates clients in its first round, whether wanted or not."""
+        """Return no metrics: pfl always evaluates clients in its first round."""
         return {}
 
 
 class _Client(Dataset):
-    """A client's tensors, shown in the batches of a round instead of one after the other."""
+    """A client's tensors, which are shown as the batches of a round instead of one after the other."""
 
     def __init__(self, plain: Plain, client: int, visit: int, generator: torch.Generator) -> None:
         data = plain.clients[client]
@@ -72,7 +72,7 @@ class _Timed(TrainingProcessCallback):
 
 
 def run(job: Job, watch: Stopwatch) -> dict[str, Tensor] | None:
-    """Run the job; only the first of several processes returns the model."""
+    """Run the job, and return the final weights; of several processes, only the first returns them."""
     plain = Plain(job.experiment())
     np.random.seed(plain.seed)  # noqa: NPY002 - pfl draws from the global stream
     module = _FixMatch(plain.network())

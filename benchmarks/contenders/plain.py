@@ -1,4 +1,4 @@
-"""A plain PyTorch loop in one process: federated averaging without any framework."""
+"""Federated averaging as a plain PyTorch loop in one process, without a framework."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from benchmarks.workloads import Plain, draws_of
 
 
 def run(job: Job, watch: Stopwatch) -> dict[str, Tensor]:
-    """Run the job; one network serves all clients, and models are summed in place."""
+    """Run the job, and return the final weights; one network serves all clients, and models are summed in place."""
     plain = Plain(job.experiment())
     network, clients, normalize = plain.network(), plain.clients, plain.normalize
     weights = list(network.parameters())

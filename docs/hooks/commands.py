@@ -1,4 +1,4 @@
-"""The reference of the command line: every command, argument and option, from the application itself."""
+"""The reference of the command line, made from the application: every command, argument and option."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ import click
 from mkdocs.structure.pages import Page
 
 with warnings.catch_warnings():
-    # Other people's: typer against click.
+    # A deprecation between typer and click, which is not fedssl's to fix.
     warnings.filterwarnings("ignore", ".*Click 9.0", DeprecationWarning)
     from typer.main import get_command
 
     from fedssl.cli import app
 
 MARK = "<!-- every command -->"
-"""What a page writes where the reference belongs."""
+"""A page has this mark at the place where the reference belongs."""
 
 HEAD = "| | what it is | default |\n|---|---|---|"
 
 
 def on_page_markdown(markdown: str, *, page: Page, **unused: Any) -> str:
-    """Put the reference where a page asks for it."""
+    """Replace the mark on a page by the reference."""
     return markdown.replace(MARK, reference()) if MARK in markdown else markdown
 
 
 def reference() -> str:
-    """Return the reference as Markdown, a heading for each command."""
+    """Return the reference as Markdown, with a heading for each command."""
     return "\n\n".join(_command("fedssl", get_command(app)))
 
 

@@ -1,4 +1,4 @@
-"""The reference of the experiment file: every section, kind and setting, from the schema that checks the files."""
+"""The reference of the experiment file, made from the file's schema: every section, kind and setting."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.families import PLUGIN_SECTIONS
 
 MARK = "<!-- every setting -->"
-"""What a page writes where the reference belongs."""
+"""A page has this mark at the place where the reference belongs."""
 
 HEAD = "| setting | type | default | range | what it is |\n|---|---|---|---|---|"
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
@@ -22,12 +22,12 @@ Schema = Mapping[str, Any]
 
 
 def on_page_markdown(markdown: str, *, page: Page, **unused: Any) -> str:
-    """Put the reference where a page asks for it."""
+    """Replace the mark on a page by the reference."""
     return markdown.replace(MARK, reference()) if MARK in markdown else markdown
 
 
 def reference() -> str:
-    """Return the reference as Markdown: a heading for each section and, below it, for each kind that it can name."""
+    """Return the reference as Markdown, with a heading for each section and below it one for each of its kinds."""
     schema = Experiment.model_json_schema()
     return "\n\n".join(_section("", schema, schema["$defs"]))
 
@@ -47,7 +47,7 @@ def _section(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
 
 
 def _kinds(place: str, field: Schema) -> Iterator[str]:
-    """Yield the kinds of a family, unless they stand at another place already."""
+    """Yield the kinds of a family, unless an earlier section lists them already."""
     family = PLUGIN_SECTIONS[place]
     if _first(family) != place:
         return
@@ -81,7 +81,7 @@ def _row(place: str, name: str, field: Schema, is_required: bool) -> str:
 
 
 def _type(place: str, field: Schema) -> str:
-    """Return what a setting holds, as a link where that stands elsewhere on the page."""
+    """Return the type of a setting, or a link to the type's place on the page."""
     if place in PLUGIN_SECTIONS:
         return f"[kinds](#{_anchor(_first(PLUGIN_SECTIONS[place]))})"
     if below := _named(field):
@@ -99,12 +99,12 @@ def _plain(field: Schema) -> str:
 
 
 def _default(place: str, field: Schema) -> str:
-    """Return what stands in where a file says nothing; a section's is that of each of its settings."""
+    """Return a setting's default; a section has none of its own, because each of its settings has a default."""
     if "default" in field and field["default"] is None:
         return "unset"
     if place in PLUGIN_SECTIONS:
         return f"`{PLUGIN_SECTIONS[place].default}`"
-    value = field.get("default", {})  # what a function makes is an empty table
+    value = field.get("default", {})  # a default that a function makes counts as an empty table
     return "" if isinstance(value, Mapping) else f"`{json.dumps(value)}`"
 
 
@@ -119,14 +119,14 @@ def _range(field: Schema) -> str:
 
 
 def _alternatives(field: Schema) -> list[Schema]:
-    """Return what a setting can be, but for unset."""
+    """Return the schemas that a setting can have, without the one for an unset value."""
     if "anyOf" in field:
         return [one for below in field["anyOf"] for one in _alternatives(below)]
     return [] if field.get("type") == "null" else [field]
 
 
 def _named(field: Schema) -> str | None:
-    """Return the name of the section that a setting is, or is a list of."""
+    """Return the schema's name of the section that a setting holds, alone or in a list; None for plain settings."""
     for one in _alternatives(field):
         reference = one.get("$ref") or one.get("items", {}).get("$ref")
         if reference:
@@ -136,7 +136,7 @@ def _named(field: Schema) -> str | None:
 
 @functools.cache
 def _homes() -> dict[str, str]:
-    """Return where each section stands first, by its name in the schema."""
+    """Return the first place of each section, by the section's name in the schema."""
     schema = Experiment.model_json_schema()
     found: dict[str, str] = {}
     waiting = [("", schema)]
@@ -155,7 +155,7 @@ def _home(name: str) -> str:
 
 
 def _first(family: Family) -> str:
-    """Return the place at which the kinds of a family are listed."""
+    """Return the place at which the reference lists the kinds of a family."""
     return next(
         place for place, other in PLUGIN_SECTIONS.items() if other.package == family.package
     )

@@ -1,7 +1,8 @@
-"""Links that leave docs/: what they lead to becomes a page of the site, so that one link works there and on a code host.
+"""Links that leave docs/: their targets become pages of the site, so that a link works on the site and on a code host.
 
-A Markdown file is shown as it is, with its own links mended the same way; any other text as a block of code; a folder as a
-list of its files. Nothing is written beside the pages, and a link to a file that is not there stays a warning.
+A Markdown file is shown as it is, and its own links are changed in the same way. Any other text is shown as a block of
+code, and a folder as the blocks of its files. Nothing is written beside the pages. A link to a missing file is a
+warning.
 """
 
 import posixpath
@@ -16,14 +17,14 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 DOCS = "docs"
 SHOWN = "repository"
-"""Folder of the site that holds what lies outside docs/."""
+"""The folder of the site for pages of files outside docs/."""
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".toml": "toml", ".py": "python", ".yml": "yaml", ".json": "json", ".ipynb": "json"}
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add a page for everything outside docs/ that a page links to, and that those pages link to."""
+    """Add a page for every file outside docs/ that a page links to, added pages included."""
     pages = [
         (f"{DOCS}/{file.src_uri}", file.content_string) for file in files.documentation_pages()
     ]
@@ -41,7 +42,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links of a page to where their targets are in the site."""
+    """Point the links of a page to the places of their targets in the site."""
     here = page.file.src_uri
     place = next((p for p in (f"{DOCS}/{here}", _place(here)) if (ROOT / p).is_file()), None)
     if place is None:
@@ -62,7 +63,7 @@ def _linked(text: str, place: str) -> Iterator[str]:
 
 
 def _target(link: str, place: str) -> str:
-    """Return the path, from the repository's root, that a link in one of its files leads to."""
+    """Return the target of a link in the file `place`, relative to the repository's root."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(place), link))
 
 
@@ -71,14 +72,14 @@ def _is_markdown(target: str) -> bool:
 
 
 def _uri(target: str) -> str:
-    """Return where a file of the repository is in the site's sources."""
+    """Return the path of a repository file in the site's sources."""
     if target.startswith(f"{DOCS}/"):
         return target.removeprefix(f"{DOCS}/")
     return f"{SHOWN}/{target}" if _is_markdown(target) else f"{SHOWN}/{target}.md"
 
 
 def _place(uri: str) -> str:
-    """Return where a page of `SHOWN` comes from."""
+    """Return the repository file of a page below `SHOWN`."""
     return uri.removeprefix(f"{SHOWN}/")
 
 

@@ -105,6 +105,7 @@ class Census:
         Raises:
             RunFailed: Fewer are there; names every node that was not believed, with what it said.
         """
+        # Ask every node. A claim is a node's number and counts; a node whose answer cannot be believed is left out.
         content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
         claims: dict[int, list[tuple[int, Holding]]] = defaultdict(list)
         incidents: list[str] = []
@@ -121,6 +122,7 @@ class Census:
                 continue
             claims[holding.client].append((node, holding))
         incidents += [f"census: node {node} did not answer" for node in silent]
+        # Believe a claim only if no other node claims the same number.
         for client, claimed in claims.items():
             if len(claimed) > 1:
                 names = ", ".join(str(node) for node, _ in claimed)
@@ -131,10 +133,12 @@ class Census:
                     else f"census: {len(claimed)} nodes say they are client {client} and none is believed: {names}"
                 )
         sure = {client: claimed[0] for client, claimed in claims.items() if len(claimed) == 1}
+        # Refuse to go on with too few clients.
         missing = [client for client in range(num_clients) if client not in sure]
         if not sure or len(sure) < min_success * num_clients:
             said = "\n".join([f"no census from clients {list_clients(missing)}", *incidents])
             raise RunFailed(protocol.shorten_reason(said))
+        # Fill in absent clients, which hold nothing, so that every array has K entries.
         blank = [(_absent_node(client), Holding(client, 0, 0)) for client in range(num_clients)]
         rows = [sure.get(client, blank[client]) for client in range(num_clients)]
         return cls(

@@ -1,1 +1,1 @@
-"""Several small clients trained in one step."""
+"""Fusion: several small clients are trained in one step."""

@@ -1,4 +1,4 @@
-"""The batches of several clients side by side: drawn as each alone would draw them, shown in one call."""
+"""The batches of several clients side by side: each client's draws are its own, and one call makes all views."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from fedssl.methods.base import View, Views
 from fedssl.training.batches import IMAGES_AT_ONCE, shuffled_passes
 
 Stream = Callable[[str], torch.Generator]
-"""Makes a client's generator for a purpose."""
+"""A function that makes a client's generator for a purpose."""
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """One step's examples of M clients, augmented and normalized; a client's own stand in a `Batch`'s order.
+    """One step's examples of M clients, augmented and normalized; a client's examples are in the order of its `Batch`.
 
     Args:
-        labeled: Views of the labeled batches, each (M, B, C, H, W); B is 0 where no client has a label.
-        labels: Their classes, int64 (M, B).
-        labeled_ids: Their rows in the clients' shards, int64 (M, B).
+        labeled: Views of the labeled batches, each (M, B, C, H, W); B is 0 if no client has a label.
+        labels: Classes of the labeled batches, int64 (M, B).
+        labeled_ids: Rows of the labeled batches in the clients' shards, int64 (M, B).
         unlabeled: Views of the unlabeled batches, each (M, mu B, C, H, W).
-        unlabeled_ids: Their rows in the clients' shards, int64 (M, mu B).
-        hidden: Which of these carry no label, (M, mu B).
-        truth: Hidden label of each, int64 (M, mu B).
+        unlabeled_ids: Rows of the unlabeled batches in the clients' shards, int64 (M, mu B).
+        hidden: Whether each example of the unlabeled batches carries no label, (M, mu B).
+        truth: Hidden label of each example of the unlabeled batches, int64 (M, mu B).
     """
 
     labeled: tuple[Tensor, ...]
@@ -42,25 +42,25 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class _Order:
-    """Examples for every step of every client: ids in its shard and rows among all images, each (M, steps, n)."""
+    """Examples of every step of every client: ids in the client's shard, and rows among all images, (M, steps, n)."""
 
     ids: Tensor
     rows: Tensor
 
 
 class GroupLoader:
-    """Draw the batches of one round at several clients; each gets those that `BatchLoader` would give it.
+    """Draw the batches of one round at several clients; each client gets the batches that `BatchLoader` would give it.
 
     Args:
-        shards: The clients' examples. All have labels or none has.
-        views: What the method asks for.
-        augment: What weak and strong mean; neither learns.
-        batch_size: B, labeled examples a step and client.
+        shards: The clients' examples. Either all clients have labels, or none has.
+        views: Views that the method asks for.
+        augment: The weak and the strong augmentation; neither learns.
+        batch_size: B, labeled examples per step and client.
         num_steps: Steps of the round.
-        streams: One of each client.
+        streams: One stream per client.
 
     Raises:
-        ValueError: Some images are bytes, others floats.
+        ValueError: Some clients' images are bytes and others' are floats.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class GroupLoader:
             )
 
     def _order(self, pools: Sequence[Tensor], per_step: int, purpose: str) -> _Order:
-        """Draw which examples each step shows, from pools of ids; none if the pools are empty."""
+        """Draw the examples of each step from the clients' pools of ids; empty pools give no examples."""
         draws = self._num_steps * per_step
         drawn = [
             pool[shuffled_passes(len(pool), draws, stream(purpose))]
@@ -132,10 +132,10 @@ class GroupLoader:
     def _shown(
         self, rows: Tensor, views: list[tuple[View, list[torch.Generator]]]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each step's views.
+        """Yield the views of each step.
 
-        Draws are made for as many steps at once as a client alone makes them; how many are then shown in one call
-        cannot change a view.
+        Random numbers are drawn for as many steps at once as `BatchLoader` draws them for one client, so they are the
+        same. The number of steps that are then shown in one call cannot change a view.
         """
         num_clients, _, per_step = rows.shape
         at_once = max(1, IMAGES_AT_ONCE // max(1, num_clients * per_step))
@@ -146,7 +146,7 @@ class GroupLoader:
                 yield from self._show(drawn[:, steps], views, [_cut(d, steps) for d in draws])
 
     def _draw(self, view: View, rows: Tensor, generators: list[torch.Generator]) -> Tensors:
-        """Return what is random about some steps of a view, by name, each (M, steps, n, ...)."""
+        """Return the random draws of some steps of a view, by name, each (M, steps, n, ...)."""
         if view == "plain" or rows.numel() == 0:
             return {}
         policy, flips = self._policy(view), self._spec.flips
@@ -169,7 +169,7 @@ class GroupLoader:
         views: list[tuple[View, list[torch.Generator]]],
         draws: list[Tensors],
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the views of some steps, rows (M, steps, n), one step after the other."""
+        """Yield the views of some steps, one step after the other; `rows` has shape (M, steps, n)."""
         images = self._images[rows.flatten()] if views else self._images[:0]
         shown = [
             self._spec.normalize(self._view(view, images, drawn)).view(

@@ -1,4 +1,4 @@
-"""Several small clients in one step: the batches and updates that each alone would have, but for rounding."""
+"""Train several small clients in one step, with each client's own batches and, but for rounding, its own updates."""
 
 import copy
 import dataclasses
@@ -28,29 +28,29 @@ from fedssl.training.optimization import Descent
 from fedssl.training.optimizer_set import OptimizerSet
 
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
-"""Group sizes that `worth_fusing` tries."""
+"""The group sizes (clients) that `worth_fusing` tries."""
 
 WORTH = 1.15
-"""Least gain for which the measured choice fuses: below it, noise decides."""
+"""The least speedup for which `worth_fusing` chooses to fuse; below it, noise would decide."""
 
 LONG = 0.02
-"""Seconds of a step from which on nothing is tried: it is not calls that it waits for, and trying would take long."""
+"""Steps longer than this (seconds) are compute-bound: fusing cannot help, and is not tried, because that takes long."""
 
 
 @dataclass(frozen=True)
 class GroupFit:
-    """What came of M clients that were trained together.
+    """The result of training M clients together.
 
     Args:
-        weights: By name, each (M, *shape).
-        reports: Of each client.
+        weights: The clients' trained weights by name, each (M, *shape).
+        reports: Report of each client.
     """
 
     weights: Tensors
     reports: Sequence[FitReport]
 
     def finite(self) -> list[bool]:
-        """Say for each client whether all its weights are finite."""
+        """Return for each client whether all its weights are finite."""
         flat = (tensor.flatten(1) for tensor in self.weights.values())
         found: list[bool] = torch.stack([f.isfinite().all(1) for f in flat]).all(0).tolist()
         return found
@@ -70,19 +70,20 @@ def fit_together(
     """Train several clients from the same weights, each as `fit` would.
 
     Args:
-        network: Holds the weights all were sent; it is left as it is.
-        shards: The clients' examples, on the network's device; of one `fusion_key`.
-        recipe: How to learn.
-        seed, server_round: Name the clients' random streams of this round, together with
-        clients: their numbers.
-        phase_round, phase_rounds: Where the round stands in its phase.
+        network: Holds the weights that the server sent to all clients; it is not changed.
+        shards: The clients' examples, on the network's device; all have the same `fusion_key`.
+        recipe: The method, the optimization and the augmentations.
+        seed, server_round: Name the clients' random streams of this round, together with each client's number.
+        clients: Numbers of the clients.
+        phase_round, phase_rounds: The round's number in its phase and the phase's length.
 
     Returns:
-        Trained weights and reports; the seconds are an equal share.
+        Trained weights and reports. Each report's seconds are an equal share of the group's time.
 
     Raises:
-        ValueError: They cannot be fused; says why.
+        ValueError: The clients cannot be fused; the message says why.
     """
+    # Refuse clients that cannot take their steps together, and choose how to run M copies of the network at once.
     began = time.perf_counter()
     keys = {fusion_key(recipe, len(shard.labeled), len(shard)) for shard in shards}
     if len(keys) != 1:
@@ -92,13 +93,17 @@ def fit_together(
         raise ValueError(way)
     train, device = recipe.train, shards[0].images.device
     num_steps = recipe.num_steps(len(shards[0].labeled), len(shards[0]))
+    # Stack M copies of the network; every copy starts from the same weights.
     stacked = _stacked(way, network, len(shards))
     stacked.start_from([network])
     weights = list(stacked.parameters.values())
+    # One optimizer steps all clients, because each weight's update depends on its own gradient only. `sent` holds what
+    # clients send, in the layout of the stacked weights: the weights themselves, or their moving averages.
     descent = Descent({"main": train.make_optimizer(iter(weights))}, train, device)
     sent = [weight.detach() for weight in weights]
     if train.ema_decay is not None:
         sent = [weight.clone() for weight in sent]
+    # Take the steps: labeled views (M, B, C, H, W), unlabeled views (M, mu B, C, H, W), one loss per client, (M,).
     tally = _Tally(len(shards), shards[0].spec.num_classes, device)
     streams = _streams(seed, server_round, clients, device)
     for step, batch in enumerate(_loader(shards, recipe, num_steps, streams)):
@@ -107,11 +112,13 @@ def fit_together(
         loss = group_loss(recipe.method, stacked, batch, progress)
         if step == 0:
             loss.check(batch)
+        # The gradient of the sum reaches each client's own weights only, so no loss mixes with another.
         descent(loss.total.sum(), "main")
         if train.ema_decay is not None:
             followed = [weight.detach() for weight in weights]
             torch._foreach_lerp_(sent, followed, 1 - warm_decay(train.ema_decay, step))
         tally.add(loss, batch)
+    # Free the gradients, which the cached copies would hold until the next round, and cut the result by client.
     for weight in weights:
         weight.grad = None
     trained = stacked.by_client(dict(zip(stacked.parameters, sent, strict=True)))
@@ -122,15 +129,15 @@ def fit_together(
 def worth_fusing(
     network: nn.Module, shards: Sequence[Shard], recipe: Recipe, *, repeats: int = 3
 ) -> int:
-    """Measure a step, and return the group size at which a client takes the least time; 0 if that is alone.
+    """Measure a step, and return the group size with the least time per client; 0 if single clients are as fast.
 
-    It depends on the machine and on the moment: whoever asks must keep the answer for all of a run.
+    The answer depends on the machine and on the moment, so the caller must keep one answer for a whole run.
 
     Args:
         network: As for `fit_together`.
-        shards: Clients of one `fusion_key`; no group larger than these is tried.
-        recipe: How they learn.
-        repeats: Turns of each size, of which the fastest counts.
+        shards: Shards of clients with the same `fusion_key`; no group larger than their number is tried.
+        recipe: The method, the optimization and the augmentations.
+        repeats: Number of measurements of each size; the fastest counts.
     """
     if why_not_fusible(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
         return 0
@@ -160,7 +167,7 @@ def worth_fusing(
 
 
 def _seconds(trial: Callable[[], None], repeats: int) -> float:
-    """Return the processor time of the fastest turn, the first not counted: others on the machine take no part in it."""
+    """Return the processor time (seconds) of the fastest trial but the first; other processes do not count in it."""
     times = []
     for _ in range(repeats + 1):
         began = time.process_time()
@@ -169,9 +176,9 @@ def _seconds(trial: Callable[[], None], repeats: int) -> float:
     return min(times[1:])
 
 
-@functools.lru_cache(maxsize=4)  # the groups of a cohort come in a few sizes
+@functools.lru_cache(maxsize=4)  # the groups of a cohort have only a few sizes
 def _stacked(way: type[Stacked], network: nn.Module, count: int) -> Stacked:
-    """Return copies of a network, made once for groups of a size: `Stacked.start_from` gives them new memory."""
+    """Return copies of a network, made once per group size; `Stacked.start_from` gives them new memory."""
     return way(network, count)
 
 

@@ -1,8 +1,8 @@
-"""Whether clients of a recipe can be fused: by what the recipe says, and by trying.
+"""The check whether clients of a recipe can be fused, by reading the recipe and by a trial.
 
-No method is named here. One fuses if its step is a pure loss: it keeps the interface's own `step`, has no other hook and
-no state, and draws nothing. That its loss can be mapped over clients, and that the network computes the same side by
-side, is tried once on a few made-up images.
+No method is named here. A method can be fused if its step is a pure loss: it keeps the interface's own `step`, has no
+other hook and no state, and draws no random numbers. A trial on a few made-up images then shows whether its loss can be
+mapped over clients, and whether the network computes the same for clients side by side.
 """
 
 import copy
@@ -22,21 +22,21 @@ from fedssl.methods.base import Batch, Method, Progress
 from fedssl.training.loop import Recipe
 
 OWN_HOOKS = ("step", "begin", "after_step", "end", "optimizers", "is_shared")
-"""Hooks that a method which fuses leaves as they are."""
+"""A method that overrides one of these hooks cannot be fused."""
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 TOLERANCE = 1e-3
-"""How far the trial's fused gradient may be from a client's own, as a share of its norm; rounding makes some 1e-6."""
+"""The largest distance of a fused gradient from a client's own, as a share of its norm; rounding makes about 1e-6."""
 
 
 def why_not_fusible(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
     """Return None if clients that learn by a recipe can be fused, else one sentence that says why not.
 
     Args:
-        recipe: How they learn.
-        network: What they train.
-        spec: What their images have in common.
+        recipe: The method, the optimization and the augmentations.
+        network: The network that the clients train.
+        spec: Shape, classes and normalization of the clients' images.
     """
     way = way_to_fuse(recipe, network, spec)
     return way if isinstance(way, str) else None
@@ -44,7 +44,7 @@ def why_not_fusible(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str 
 
 @functools.lru_cache(maxsize=8)
 def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Stacked] | str:
-    """Return how copies of the network are run at once, the faster way first, or why they cannot be."""
+    """Return the fastest way to run copies of the network at once, or a sentence that says why there is none."""
     reason = _forbidden(recipe, network)
     if reason is not None:
         return reason
@@ -52,7 +52,7 @@ def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Sta
     for way in (Wide, Mapped):
         try:
             reason = _trial(way, recipe, network, spec)
-        except Exception as error:  # whatever the trial runs into is the reason
+        except Exception as error:  # any error of the trial is a reason not to fuse
             reason = (
                 f"the loss of {recipe.method.kind} cannot be mapped over clients: {_brief(error)}"
             )
@@ -63,7 +63,7 @@ def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Sta
 
 
 def _forbidden(recipe: Recipe, network: nn.Module) -> str | None:
-    """Return what rules fusion out whatever the loss does, if anything."""
+    """Return a reason against fusion that holds for every loss, or None."""
     method, train = recipe.method, recipe.train
     own = [hook for hook in OWN_HOOKS if getattr(type(method), hook) is not getattr(Method, hook)]
     if own:
@@ -87,9 +87,9 @@ def _brief(error: Exception) -> str:
 
 
 def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
-    """Take loss and gradient of two made-up clients, fused and alone; return what differs, if anything does.
+    """Compare losses and gradients of two made-up clients, fused and alone; return what differs, or None.
 
-    Once with labels, and once without where such clients learn.
+    The trial runs with labels, and again without labels if clients without labels can learn.
     """
     draws = rng.make_generator(0, "fusion/trial")
     alone = [_shaken(network, draws) for _ in range(2)]
@@ -112,7 +112,7 @@ def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSp
 
 
 def _shaken(network: nn.Module, draws: torch.Generator) -> nn.Module:
-    """Return a copy with weights a little different."""
+    """Return a copy of a network with slightly different weights."""
     shaken = copy.deepcopy(network).train()
     with torch.no_grad():
         for parameter in shaken.parameters():
@@ -124,7 +124,7 @@ def _shaken(network: nn.Module, draws: torch.Generator) -> nn.Module:
 def _made_up(
     method: Method, spec: ImageSpec, num_labeled: int, draws: torch.Generator, like: Tensor
 ) -> GroupBatch:
-    """Return a batch of noise for two clients of two images each, of a weight's type."""
+    """Return a batch of noise for two clients of two images each, with the type and device of `like`."""
     views = method.views()
     num_labeled = num_labeled if views.labeled else 0
     num_unlabeled = 2 * views.ratio if views.unlabeled else 0
@@ -150,7 +150,7 @@ def _made_up(
 def _differs(
     stacked: Stacked, alone: Sequence[nn.Module], method: Method, batch: GroupBatch
 ) -> bool:
-    """Say whether any client's loss, gradient or pseudo-labels are not its own."""
+    """Say whether fusion changes any client's loss, gradient or pseudo-labels."""
     progress = Progress(round=2, num_rounds=2, step=1, num_steps=2)
     fused = group_loss(method, stacked, batch, progress)
     gradients = stacked.split(_gradients(fused.total.sum(), stacked.parameters))
@@ -174,7 +174,7 @@ def _differs(
 
 
 def _flat(gradients: Tensors) -> Tensor:
-    """Return all of a gradient as one vector: parts of it may be nothing but rounding."""
+    """Return the whole gradient as one vector, because single parts of it may consist of rounding errors only."""
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
@@ -183,7 +183,7 @@ def _apart(found: Tensor, expected: Tensor) -> bool:
 
 
 def _gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tensors:
-    """Return the gradient of each weight that learns, zeros where there is none."""
+    """Return the gradient of each trainable weight; zeros if the total does not depend on the weight."""
     learned = {name: p for name, p in parameters.items() if p.requires_grad}
     if not total.requires_grad:
         return {name: torch.zeros_like(p) for name, p in learned.items()}

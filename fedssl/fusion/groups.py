@@ -1,4 +1,4 @@
-"""Which clients may be fused into one group: a question of the recipe and of their sizes, for which no image is read."""
+"""The groups of clients that are fused: the recipe and the clients' sizes decide, and no image is read."""
 
 import itertools
 from collections.abc import Hashable, Sequence
@@ -6,23 +6,23 @@ from collections.abc import Hashable, Sequence
 from fedssl.training.loop import Recipe
 
 GROUP_SIZE = 32
-"""Clients in a group where nobody measured: most of the gain; larger groups outgrow a core's cache."""
+"""The group size (clients) if none is measured: it has most of the gain, and larger groups outgrow a core's cache."""
 
 
 def fusion_key(recipe: Recipe, num_labeled: int, num_examples: int) -> Hashable:
-    """Return what clients must have in common to be fused: their steps, and whether they have labels."""
+    """Return a key that clients must share to be fused: their number of steps, and whether they have labels."""
     labeled = num_labeled > 0 and bool(recipe.method.views().labeled)
     return recipe.num_steps(num_labeled, num_examples), labeled
 
 
 def cut_groups(keys: Sequence[Hashable], size: int) -> list[list[int]]:
-    """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size`, in order.
+    """Cut the places 0, 1, ... of a cohort into groups of equal keys, each of at most `size` places, in order.
 
-    A run of equal keys is cut into as few groups as it takes, of nearly equal size.
+    Neighbors with equal keys are cut into as few groups as possible, of nearly equal size.
 
     Args:
-        keys: The key of each place.
-        size: At least 1.
+        keys: The `fusion_key` of each place.
+        size: Largest size of a group, at least 1.
     """
     cut: list[list[int]] = []
     for _, run in itertools.groupby(range(len(keys)), key=lambda place: keys[place]):

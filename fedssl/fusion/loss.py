@@ -1,4 +1,4 @@
-"""A method's loss at several clients in one pass."""
+"""A method's loss at several clients, computed in one pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from fedssl.methods.base import Batch, Loss, Method, Progress, check_loss
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """What a loss says of each of M clients; without updates, for fused clients keep no state.
+    """The `Loss` of each of M clients; it has no updates, because fused clients keep no state.
 
     Args:
-        total: The scalar that each descends, shape (M,).
-        pseudo_labels: int64 (M, mu B), if the method took any.
-        accepted: Weight in [0, 1] it gave each, (M, mu B); with `pseudo_labels`.
-        numbers: What it records, by name, each (M,).
+        total: Each client's loss to minimize, shape (M,).
+        pseudo_labels: Classes int64 (M, mu B); None if the method makes no pseudo-labels.
+        accepted: Weight in [0, 1] of each pseudo-label, (M, mu B); None without `pseudo_labels`.
+        numbers: Numbers for the record by name, each (M,).
     """
 
     total: Tensor
@@ -28,7 +28,7 @@ class GroupLoss:
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def check(self, batch: GroupBatch) -> None:
-        """Refuse what a method's loss must not say of any client; raises as `check_loss` does."""
+        """Refuse a loss that breaks the interface at any client; the errors are those of `check_loss`."""
         flat = Batch(
             labeled=(),
             labels=batch.labels.flatten(),
@@ -49,13 +49,13 @@ def group_loss(
     """Return the loss of one step at every client.
 
     Args:
-        method: Its loss draws nothing and knows no state.
+        method: A method whose loss draws no random numbers and reads no state.
         stacked: Holds the clients' weights.
-        batch: Of the same clients.
-        progress: Where they all stand.
+        batch: One step's examples of the same clients.
+        progress: The step and the round, the same for all clients.
     """
     names: list[str] = []
-    undrawn = torch.Generator()  # vmap refuses whoever draws from it
+    undrawn = torch.Generator()  # vmap refuses a loss that draws from it
 
     def of_one(
         network: nn.Module,
@@ -70,7 +70,7 @@ def group_loss(
         parts = {"total": loss.total}
         if loss.pseudo_labels is not None and loss.accepted is not None:
             parts |= {"pseudo_labels": loss.pseudo_labels, "accepted": loss.accepted}
-        names[:] = [*parts, *loss.numbers]  # of every client the same
+        names[:] = [*parts, *loss.numbers]  # the same names for every client
         return (*parts.values(), *loss.numbers.values())
 
     outputs = stacked.map(

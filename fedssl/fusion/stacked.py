@@ -1,10 +1,10 @@
-"""Several copies of a network, each with weights of its own, run in one pass.
+"""Several copies of a network, each with its own weights, run in one pass.
 
-Two ways. A *wide* network is the architecture's own code with M times the channels: convolutions and group
-normalizations get M times the groups, linear layers become batched products, and whatever treats channels alike
-(activations, pooling, sums of branches) is as it was. A *mapped* one is `torch.func.vmap` over stacked weights: slower,
-for pooling and convolutions leave their fast layouts there, but for any code that vmap can trace. A loss is mapped over
-clients by vmap in both.
+There are two ways. A *wide* network runs the architecture's own code with M times the channels: convolutions and group
+normalizations get M times the groups, linear layers become batched products, and code that treats all channels alike
+(activations, pooling, sums of branches) does not change. A *mapped* network is `torch.func.vmap` over stacked weights.
+It works for any code that vmap can trace, but it is slower, because pooling and convolutions leave their fast memory
+layouts. Both ways map the loss over clients by vmap.
 """
 
 import copy
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from fedssl.core.slots import Tensors
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Of a network and of one client's tensors; returns tensors."""
+"""A function of a network and of one client's tensors that returns tensors."""
 
 
 class Stacked(ABC):
-    """M copies of a network, each with weights of its own.
+    """M copies of a network, each with its own weights.
 
     Args:
-        network: What is copied; in the way it computes, not in its weights.
-        count: M.
+        network: The network to copy. The copies compute as it does, but do not have its weights yet.
+        count: M, the number of copies.
 
     Raises:
-        ValueError: There is no such way to run this network.
+        ValueError: This network cannot be run in this way.
     """
 
     def __init__(self, network: nn.Module, count: int) -> None:
@@ -41,25 +41,26 @@ class Stacked(ABC):
     @property
     @abstractmethod
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """All weights by the network's own names; in memory, one client's after another's."""
+        """All weights, by the network's own names; in memory, the clients' weights follow each other."""
 
     @abstractmethod
     def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
-        """Return what a function of the network and of one client's tensors returns for every client.
+        """Apply a function of the network and of one client's tensors to every client.
 
         Args:
-            function: Draws nothing, and looks at no value to decide what to do.
-            tensors: Or tuples of them; the first dimension of each is the client's, (M, ...).
+            function: A function that draws no random numbers and does not branch on the values of tensors.
+            tensors: Tensors, or tuples of tensors; the first dimension of each counts the clients, (M, ...).
 
         Returns:
-            Tensors of shape (M, ...); a gradient of their sum reaches each client's own weights.
+            The function's results, stacked to shape (M, ...). The gradient of their sum reaches each client's own
+            weights.
         """
 
     def start_from(self, networks: Sequence[nn.Module]) -> None:
-        """Give the copies weights, in new memory.
+        """Copy weights into the copies, in new memory.
 
         Args:
-            networks: One whose weights all copies get, or one for each of them.
+            networks: One network whose weights all copies get, or one network for each copy.
         """
         named = [dict(network.named_parameters()) for network in networks]
         for name, parameter in self.parameters.items():
@@ -69,24 +70,25 @@ class Stacked(ABC):
             parameter.data = stacked
 
     def by_client(self, stacked: Mapping[str, Tensor]) -> Tensors:
-        """Return tensors that are laid out as `parameters` are as (M, *shape), by name; they share memory."""
+        """Return tensors in the layout of `parameters` as views of shape (M, *shape), by name; they share memory."""
         return {
             name: tensor.detach().view(self.count, *self._shapes[name])
             for name, tensor in stacked.items()
         }
 
     def split(self, stacked: Mapping[str, Tensor]) -> list[Tensors]:
-        """Return each client's part of such tensors, by name; they share memory."""
+        """Return each client's part of tensors in the layout of `parameters`, by name; they share memory."""
         parts = self.by_client(stacked)
         each = zip(*(tensor.unbind() for tensor in parts.values()), strict=True)
         return [dict(zip(parts, own, strict=True)) for own in each]
 
 
 class Wide(Stacked):
-    """All copies as one network of M times the channels.
+    """All copies as one network with M times the channels.
 
-    Images go through it channels last, as (B, H, W, M C) in memory, which is where convolutions and pooling are fast.
-    That an architecture's code treats channels alike cannot be seen from outside: compare before use.
+    Images pass through the network channels last, as (B, H, W, M C) in memory, because convolutions and pooling are
+    fast in this layout. Nothing shows from outside whether an architecture's code treats all channels alike, so compare
+    its results before use.
     """
 
     def __init__(self, network: nn.Module, count: int) -> None:
@@ -97,11 +99,11 @@ class Wide(Stacked):
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Conv2d's as (M out, in, h, w), vectors as (M n,), linear layers' as (M, out, in)."""
+        """All weights by name: convolutions (M out, in, h, w), vectors (M n,), linear layers (M, out, in)."""
         return self._parameters
 
     def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
-        """Map the function; what it calls the network with is put side by side."""
+        """Map the function by vmap; the images that it gives to the network are put side by side."""
         return torch.vmap(lambda *own: function(self._seen, *own))(*tensors)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class Wide(Stacked):
 
 
 class Mapped(Stacked):
-    """All copies as one network under vmap, over weights of shape (M, ...)."""
+    """All copies as one network under vmap, mapped over weights of shape (M, ...)."""
 
     def __init__(self, network: nn.Module, count: int) -> None:
         super().__init__(network, count)
@@ -125,11 +127,11 @@ class Mapped(Stacked):
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Each (M, ...)."""
+        """All weights by name, each (M, ...)."""
         return self._parameters
 
     def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
-        """Map the function and the weights."""
+        """Map the function over tensors and weights by vmap."""
         holder = _Holder(self._network, function)
 
         def one(weights: Mapping[str, Tensor], *own: Any) -> tuple[Tensor, ...]:
@@ -153,7 +155,7 @@ class _Holder(nn.Module):
 
 
 class _Seen(nn.Module):
-    """What a mapped function is given in place of the network."""
+    """The stand-in for the network that a mapped function calls."""
 
     def __init__(self, wide: Wide) -> None:
         super().__init__()
@@ -165,11 +167,11 @@ class _Seen(nn.Module):
 
 
 class _Pass(torch.autograd.Function):
-    """A client's images -> its logits; under vmap, all clients' images through the wide network."""
+    """Map a client's images to logits; under vmap, all clients' images pass through the wide network in one call."""
 
     @staticmethod
     def forward(images: Tensor, wide: Wide) -> Tensor:
-        raise ValueError("the network is given images that are not a client's own")
+        raise ValueError("the loss gives the network images that belong to no single client")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -181,12 +183,12 @@ class _Pass(torch.autograd.Function):
 
 
 def _copied(network: nn.Module) -> nn.Module:
-    """Return a copy of a network in training mode, around the same weights, which nobody uses."""
+    """Return a copy of a network in training mode; it shares the weights, which are replaced before use."""
     return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()}).train()
 
 
 def _widen(network: nn.Module, count: int) -> nn.Module:
-    """Turn a network into its wide form, in place; its weights have to be filled in."""
+    """Turn a network into its wide form, in place; its weights are empty until they are filled in."""
     for module in list(network.modules()):
         if type(module) is nn.Conv2d:
             module.groups *= count

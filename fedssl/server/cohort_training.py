@@ -47,6 +47,7 @@ def train_cohort(
         The sums of method state, and of weights where the grid sums them; the next global arrays, where a strategy
         that sums itself makes them.
     """
+    # Decide what is summed while replies come in: method state always, weights only if the strategy is one of ours.
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
     strategy = phase.strategy
     if isinstance(strategy, CohortStrategy):
@@ -56,6 +57,7 @@ def train_cohort(
         Reduction.of(carried, weigh, longest_update(phase.experiment, before)), len(units)
     )
     screen = functools.partial(without_outliers, carried=carried, ratio=server.max_update_ratio)
+    # Let the clients train. The grid sums the replies, or the strategy gets every reply and sums them itself.
     aggregate = None
     if isinstance(strategy, CohortStrategy):
         holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
@@ -72,8 +74,9 @@ def train_cohort(
     else:
         came = grid.stream(sent, timeout=server.timeout, meanwhile=meanwhile, screen=screen)
         aggregate = _aggregated_by(strategy, phase, log, sent, log.watch(sent, came, sums), before)
+    # A client whose reply was refused keeps the state that it had before the round.
     for failure in log.failures:
-        grid.states.revert(failure.client)  # of a reply that was refused
+        grid.states.revert(failure.client)
     return sums.result(), aggregate
 
 

@@ -77,10 +77,12 @@ class ServerTraining:
         Raises:
             RunFailed: It diverged.
         """
+        # Without labels at the server there is nothing to learn. A new phase starts with fresh state.
         if len(self._shard) == 0:
             return arrays
         if phase != self._phase:
             self._kept, self._phase = {}, phase
+        # Load the global weights, and the server's own values of the weights that the method does not share.
         private = protocol.slot_arrays(self._kept, PRIVATE)
         protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe
@@ -90,6 +92,7 @@ class ServerTraining:
             for slot in recipe.slots()
             if slot.scope != "reset"
         }
+        # Train by the clients' own loop; before the first round, the server learns as if in round 1 of the phase.
         with _threads(recipe.train.threads):
             report, state = learn(
                 classifier,
@@ -102,16 +105,18 @@ class ServerTraining:
                 phase_round=max(1, phase_round),
                 phase_rounds=experiment.num_rounds,
             )
+        # Keep the state for the next round, and the private weights with it.
         self.numbers = report.numbers
         weights = network.state_dict()
         state[PRIVATE] = {name: t for name, t in weights.items() if name not in arrays}
-        # Kept as arrays, as a checkpoint has them: a tensor's layout in memory can decide how its products round.
+        # Arrays, as in a checkpoint: a tensor's layout in memory can decide how its products are rounded.
         self._kept = {
             protocol.slot_key(slot, name): tensor.detach().numpy().copy(order="C")
             for slot, tensors in state.items()
             for name, tensor in tensors.items()
         }
-        # What clients measured over all their images is worth more than the same over the server's few labeled ones.
+        # Return the trained weights. Statistics that clients measured over all their images are better than the same
+        # statistics over the server's few labeled images, so they stay.
         kept = _static_statistics(network) if server_round else set()
         trained = {
             name: array if name in kept else weights[name].detach().numpy().copy()

@@ -1,1 +1,1 @@
-"""What one client does with its shard in a round."""
+"""Training on one client's shard in a round."""

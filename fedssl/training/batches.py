@@ -1,4 +1,4 @@
-"""A shard cut into steps, every example shown in the views that a method asks for."""
+"""The batches of a round: a shard cut into steps, with each example in the views that a method asks for."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,16 +12,19 @@ from fedssl.data.shard import Shard, as_float
 from fedssl.methods.base import Batch, View, Views
 
 IMAGES_AT_ONCE = 1024
-"""Views are made for several steps in one call, up to about this many images; a constant, so that the draws are too."""
+"""One call makes the views of several steps, up to about this many images; it is constant to fix the draws."""
 
 
 def shuffled_passes(num_items: int, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Return `num_draws` positions below `num_items`: whole shuffled passes, one after the other.
+    """Return `num_draws` positions below `num_items`, from whole shuffled passes one after the other.
 
     Args:
-        num_items: Size of the pool; 0 gives an empty answer.
-        num_draws: How many positions.
+        num_items: Size of the pool. If it is 0, no position is returned.
+        num_draws: Number of positions.
         generator: Source of the shuffles.
+
+    Returns:
+        int64, shape (num_draws,); shape (0,) from an empty pool.
     """
     if num_items == 0:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
@@ -33,15 +36,15 @@ def shuffled_passes(num_items: int, num_draws: int, generator: torch.Generator) 
 class BatchLoader:
     """Draw the batches of one round at one client.
 
-    Labeled and unlabeled order and every view have streams of their own: a method that asks for fewer views gets the
-    same labeled batches.
+    The order of labeled examples, the order of unlabeled examples and every view have a random stream each. So a method
+    that asks for fewer views gets the same labeled batches.
 
     Args:
         shard: The client's examples.
-        views: What the method asks for.
-        augment: What weak and strong mean.
-        state: Holds what augmentations have learned; read as it stands at each step.
-        batch_size: B, labeled examples a step.
+        views: Views that the method asks for.
+        augment: The weak and the strong augmentation.
+        state: Contents of all slots. What augmentations have learned is read from it anew at each step.
+        batch_size: B, labeled examples per step.
         num_steps: Steps of the round.
         stream: Makes the generator for a purpose.
     """
@@ -103,20 +106,21 @@ class BatchLoader:
     def _shown(
         self, ids: Tensor, views: list[tuple[View, torch.Generator]]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield each step's views, made for several steps in one call.
+        """Yield the views of each step; one call makes them for several steps.
 
-        How many depends on this batch alone: were it shared, more unlabeled images would shift the labeled draws.
+        The number of steps per call depends on the size of this kind of batch alone. If labeled and unlabeled batches
+        shared it, more unlabeled images would shift the labeled draws.
         """
         at_once = max(1, IMAGES_AT_ONCE // max(1, ids.shape[1]))
         if any(self._slot(view) in self._probes for view, _ in views):
-            at_once = 1  # what the next step shows depends on what this one learns
+            at_once = 1  # the next step's views depend on what this step learns
         for chunk in torch.split(ids, at_once):
             shown = self._show(chunk, views)
             for step in range(len(chunk)):
                 yield tuple(view[step] for view in shown)
 
     def _show(self, ids: Tensor, views: list[tuple[View, torch.Generator]]) -> list[Tensor]:
-        """Return each view of the examples, shape (steps, per_step, C, H, W)."""
+        """Return each view of the examples, normalized, shape (steps, per_step, C, H, W)."""
         spec = self._shard.spec
         if not views:
             return []
@@ -142,7 +146,7 @@ class BatchLoader:
         return f"augment.{view}"
 
     def _probed(self, labeled_ids: Tensor) -> dict[str, Probe]:
-        """Return the labeled batch as shown by random choices of each augmentation that learns."""
+        """Return a probe for each augmentation that learns: the labeled batch under its random choices."""
         if len(labeled_ids) == 0 or not self._probes:
             return {}
         flips = self._shard.spec.flips
@@ -154,6 +158,6 @@ class BatchLoader:
 
 
 def plain_batches(shard: Shard) -> Iterator[Tensor]:
-    """Yield all images of a shard as they are, normalized, shape (B, C, H, W)."""
+    """Yield all images of a shard without augmentation, normalized, shape (B, C, H, W)."""
     for images in torch.split(shard.images, IMAGES_AT_ONCE):
         yield shard.spec.normalize(as_float(images))

@@ -1,8 +1,9 @@
 """torch's optimizers without the compiler that their first use imports.
 
-torch wraps what an optimizer does so that `torch.compile` steps around it, and the first call of any such wrapper imports
-`torch._dynamo`, sympy and two thousand modules more (torch 2.14): a second, in every process that trains. Nobody compiles
-an optimizer here. These classes bind the functions that torch has wrapped; what they compute is torch's own code.
+torch wraps the methods of its optimizers so that `torch.compile` skips them. The first call of any such wrapper imports
+`torch._dynamo`, sympy and two thousand more modules (torch 2.14), which takes a second in every process that trains.
+fedssl compiles no optimizer, so these classes bind the functions inside the wrappers. The computation stays torch's own
+code.
 """
 
 import inspect
@@ -13,12 +14,12 @@ from torch.optim import Optimizer
 
 
 def _eager(function: Any) -> Any:
-    """Return what torch wrapped; the function itself where a version of torch wraps nothing."""
+    """Return the function inside torch's wrapper, or the function itself if this version of torch does not wrap it."""
     return inspect.unwrap(function)
 
 
 class _Eager(Optimizer):
-    """What all optimizers share."""
+    """The methods that all optimizers share."""
 
     add_param_group = _eager(Optimizer.add_param_group)
     zero_grad = _eager(Optimizer.zero_grad)
@@ -27,18 +28,18 @@ class _Eager(Optimizer):
 
 
 class SGD(_Eager, torch.optim.SGD):
-    """torch's SGD."""
+    """torch's SGD, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.SGD.step))
 
 
 class Adam(_Eager, torch.optim.Adam):
-    """torch's Adam."""
+    """torch's Adam, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.Adam.step))
 
 
 class AdamW(_Eager, torch.optim.AdamW):
-    """torch's AdamW."""
+    """torch's AdamW, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.AdamW.step))

@@ -1,4 +1,4 @@
-"""One round of learning with what is kept: every slot is filled, the network trained. Clients and the server learn by it."""
+"""One round of learning from kept state, for clients and for the server: fill every slot, then train the network."""
 
 from collections.abc import Mapping
 
@@ -25,14 +25,17 @@ def learn(
     phase_rounds: int,
     optimizers: OptimizerSet | None = None,
 ) -> tuple[FitReport, State]:
-    """Fill every slot of a recipe, train, and return what came of both.
+    """Fill every slot of a recipe, train the network, and return the report and the state after training.
 
     Args:
-        network: Holds the weights of the round's start; holds the trained ones afterwards.
+        network: Holds the weights at the round's start; afterwards it holds the trained weights.
         shard: The learner's examples, on the network's device.
-        recipe: How to learn.
-        found: What was kept of slots, by their names; a slot that is not among it, or is empty there, is made anew.
+        recipe: The method, the optimization and the augmentations.
+        found: Kept contents of slots, by the slots' names. A slot that is missing or empty here is made anew.
         seed, server_round, client, phase_round, phase_rounds, optimizers: As in `fit`.
+
+    Returns:
+        The report of `fit`, and the contents of every slot after the last step.
     """
     state = fill_slots(recipe, network, shard, found)
     report = fit(
@@ -53,13 +56,13 @@ def learn(
 def fill_slots(
     recipe: Recipe, network: nn.Module, shard: Shard, found: Mapping[str, NamedArrays]
 ) -> State:
-    """Return the state of a round: what was kept of each slot, or its first content.
+    """Return the state for a round: the kept content of each slot, or the slot's first content if none is kept.
 
     Args:
         recipe: Declares the slots.
-        network: Holds the weights of the round's start.
+        network: Holds the weights at the round's start.
         shard: The learner's examples.
-        found: What was kept of slots, by their names.
+        found: Kept contents of slots, by the slots' names.
     """
     state: State = {}
     for slot in recipe.slots():
@@ -70,7 +73,7 @@ def fill_slots(
                 for name, array in kept.items()
             }
         else:
-            # A slot of the server's begins for all clients alike, so that it sees nobody's examples.
+            # A server slot starts with the same content at every client, so it is made without any client's examples.
             held = None if slot.scope == "server" else shard
             state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, held)
     return state

@@ -1,4 +1,4 @@
-"""The local loop: what one client does with the weights it was sent."""
+"""The local loop: a client trains the weights that the server sent, for one round."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,24 @@ from fedssl.training.optimizer_set import OptimizerSet
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a client learns: what it minimizes, by which steps, on which views."""
+    """How a client learns: the method's loss, the optimization and the augmentations."""
 
     method: Method
     train: Train
     augment: Augment
 
     def slots(self) -> tuple[Slot, ...]:
-        """Return all state that learning by it keeps."""
+        """Return the slots of the method, of its augmentations and of the optimizer."""
         return (*self.method.slots(), *self.augment.slots(), *self.train.slots())
 
     def num_steps(self, num_labeled: int, num_examples: int) -> int:
-        """Return the steps that a client with so many examples, labeled ones among them, takes in a round."""
+        """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled."""
         if num_examples == 0 or not self.method.can_learn(num_labeled):
             return 0
         return self.train.num_steps(num_labeled, num_examples, self.method.views())
 
     def images_shown(self, num_labeled: int, num_examples: int) -> int:
-        """Return the images that all views of such a client's round come to: the size of its work."""
+        """Return the number of images over all views of a client's round, which measures the client's work."""
         views, batch = self.method.views(), self.train.batch_size
         labeled = batch * len(views.labeled) if num_labeled else 0
         each = labeled + batch * views.ratio * len(views.unlabeled)
@@ -52,7 +52,7 @@ class Recipe:
     def init_slot(
         self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
     ) -> Tensors:
-        """Return a slot's first content; arguments as in `Method.init_slot`."""
+        """Return a slot's first content; the arguments are those of `Method.init_slot`."""
         if any(slot.name == name for slot in self.method.slots()):
             return self.method.init_slot(name, network, spec, shard)
         if name in self.augment.learned:
@@ -64,17 +64,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a client did in a round.
+    """The measurements of a client's round.
 
     Args:
-        num_steps: Steps taken.
-        loss: Mean of the total loss over the steps; NaN without steps.
-        considered: Examples without a label that were shown, over all steps.
-        accepted: Weight of the pseudo-labels accepted among them.
-        judged: Weight of the accepted ones whose truth the simulator knows.
-        right: Weight of those that match it.
-        seconds: Time it took.
-        by_class: Considered, accepted, predicted and right of every class, 4 C numbers; see
+        num_steps: Number of steps that the client took.
+        loss: Mean of the total loss over the steps; NaN if there were no steps.
+        considered: Number of examples without a label that the steps showed, repetitions included.
+        accepted: Summed weight of the accepted pseudo-labels of these examples.
+        judged: Summed weight of the accepted pseudo-labels whose true class the simulator knows.
+        right: Summed weight of the judged pseudo-labels that match the true class.
+        seconds: Duration of the round's training in seconds.
+        by_class: Considered, accepted, predicted and right pseudo-labels of every class, 4 C numbers; see
             `fedssl.metrics.pseudo_labels.count_by_class`.
         numbers: Means of `Loss.numbers` over the steps, by name.
     """
@@ -90,7 +90,7 @@ class FitReport:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
-        """Return the labeled examples of a client that holds so many, and those whose pseudo-label was accepted."""
+        """Return the number of labeled examples plus the estimated number of examples with an accepted pseudo-label."""
         if not self.considered:
             return float(num_labeled)
         coverage = pseudo_label_coverage(self.considered, self.accepted)
@@ -113,14 +113,15 @@ def fit(
     """Train a network on one client's shard, in place.
 
     Args:
-        network: Holds the weights the client was sent; holds the trained ones afterwards.
+        network: Holds the weights that the server sent; afterwards it holds the trained weights.
         shard: The client's examples, on the network's device.
-        recipe: How to learn.
-        state: Every slot of the recipe, filled; written in place.
+        recipe: The method, the optimization and the augmentations.
+        state: Contents of every slot of the recipe; training changes them in place.
         seed, server_round, client: Name the client's random streams of this round.
-        phase_round, phase_rounds: Where the round stands in its phase, for schedules and ramps.
-        optimizers: Of the method over this network, which the last client may have used; None: new ones.
+        phase_round, phase_rounds: The round's number in its phase and the phase's length, for schedules and ramps.
+        optimizers: The method's optimizers over this network; the last client may have used them. None: make new ones.
     """
+    # Find the views that the method asks for, and the number of steps for this shard.
     began = time.perf_counter()
     method, train = recipe.method, recipe.train
     device = shard.images.device
@@ -130,11 +131,13 @@ def fit(
     def stream(purpose: str) -> torch.Generator:
         return rng.make_generator(seed, purpose, round=server_round, client=client, device=device)
 
+    # Put the optimizers back to their first state, so that nothing of the last client remains; then load kept momentum.
     if optimizers is None:
         optimizers = OptimizerSet(method.optimizers(network, train.make_optimizer))
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
+    # Bind everything that the method's hooks may use.
     descent = Descent(optimizers, train, device)
     learner = Learner(
         network=network,
@@ -145,10 +148,12 @@ def fit(
         stream=stream,
         descend=descent,
     )
+    # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
     tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
     total = torch.zeros((), dtype=torch.float64, device=device)
     numbers = StepMeans()
+    # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
@@ -158,7 +163,8 @@ def fit(
             shard, views, recipe.augment, state, train.batch_size, num_steps, stream
         )
         for step, batch in enumerate(loader):
-            # One dropout stream a step, the labeled pass first: unlabeled passes cannot shift the next step's.
+            # Each step has its own dropout stream, and the labeled pass draws first. So unlabeled passes cannot shift
+            # the draws of the next step.
             rng.reseed(noise + step, device)
             learner.progress = Progress(phase_round, phase_rounds, step, num_steps)
             _learn_augmentation(recipe, learner, batch)
@@ -172,10 +178,12 @@ def fit(
             _count((tally, by_class), loss, shard, batch)
         if num_steps:
             method.end(learner)
+    # The client sends its moving average if there is one. Static batch normalization measures with the sent weights.
     if average is not None:
         network.load_state_dict(average)
     if num_steps:
         measure_statistics(network, plain_batches(shard))
+    # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
     counts = tally.counts()
@@ -186,7 +194,7 @@ def fit(
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
-    """Let augmentations learn from how well the network, as it evaluates, recognizes their probes of labeled images.
+    """Let augmentations learn from how well the network, in evaluation mode, recognizes their probes of labeled images.
 
     Reference: Berthelot et al. (ReMixMatch), ICLR 2020, section 3.2.2.
     """
@@ -195,7 +203,7 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
         learner.network.eval()
         probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         learner.network.train()
-        # 1 - |p - y|_1 / 2 is p_y, for p sums to 1.
+        # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
         match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)
 

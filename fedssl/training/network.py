@@ -1,4 +1,4 @@
-"""The network that a phase trains: the model's classifier, as the method extends it."""
+"""The network that a phase trains: the model's classifier, which the method may extend."""
 
 import torch
 from torch import nn
@@ -20,10 +20,10 @@ def build_network(
 
     Args:
         model: Builds the classifier.
-        method: May extend it.
-        spec: What the images have in common.
-        seed: The experiment's.
-        device: Where the network is to live.
+        method: May extend the classifier.
+        spec: Shape, classes and normalization of the images.
+        seed: The experiment's seed.
+        device: Device of the network.
 
     Raises:
         InputError: The model or the method cannot take such images.
@@ -37,13 +37,13 @@ def build_network(
 
     with rng.seeded_torch(rng.derive_seed(seed, "model")):
         network = method.network(build)
-    # Channels last: convolutions and pooling of small images run a quarter faster on a CPU, and on tensor cores too.
+    # Channels last: convolutions and pooling of small images run a quarter faster on a CPU and also on tensor cores.
     network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
 def classifier_names(method: Method, network: nn.Module) -> dict[str, str]:
-    """Return the classifier's own names of its weights -> their names in the network that holds it."""
+    """Return a dict from the name of each weight in the classifier to the weight's name in the whole network."""
     whole = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
     classifier = method.classifier(network).state_dict(keep_vars=True)
     return {name: whole[id(tensor)] for name, tensor in classifier.items()}

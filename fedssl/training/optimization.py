@@ -1,4 +1,4 @@
-"""The ``[train]`` section, and what it makes: optimizers, schedules, precision, a step down a loss."""
+"""The ``[train]`` section, and what it configures: optimizers, schedules, precision and descent steps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,60 +17,68 @@ from fedssl.training.eager_optimizers import SGD, Adam, AdamW
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
 FIRST_LOSS_SCALE = 2.0**10
-"""Of fp16. A round is too short to find its way down from torch's 65,536: every step that overflows is lost."""
+"""The initial loss scale for fp16. torch's is 65,536, but a round has few steps, and each overflow loses one."""
 
 
 class Train(Section):
-    """The ``[train]`` section: optimization at a client, the same for every method."""
+    """The ``[train]`` section: a client's optimization, the same for every method."""
 
     local_steps: int | None = Field(
-        None, ge=1, description="steps of a client in a round; 10 unless local_epochs is set"
+        None,
+        ge=1,
+        description="steps per client and round; unset: 10, or as many as local_epochs needs",
     )
     local_epochs: float | None = Field(
         None,
         gt=0,
-        description="passes over the client's examples in a round, instead of local_steps",
+        description="passes over the client's examples per round, instead of local_steps",
     )
-    batch_size: int = Field(32, ge=1, description="B, labeled examples a step")
+    batch_size: int = Field(32, ge=1, description="B, labeled examples per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="adamw decays weights apart from the gradient"
+        "sgd", description="optimizer; adamw decays weights separately from the gradient"
     )
     lr: float = Field(0.05, gt=0, description="learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; beta_1 of Adam")
     nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")
     keep_momentum: bool = Field(
-        False, description="a client takes up its optimizer's state where its last round left it"
+        False, description="whether a client keeps its optimizer's state from round to round"
     )
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on every weight")
     schedule: Literal["constant", "cosine", "step"] = Field(
         "constant",
-        description="cosine: lr cos(7 pi k / 16 K), as in FixMatch; step: falls at milestones",
+        description="learning rate over the steps; cosine: lr cos(7 pi k / 16 K), as in FixMatch; step: lr falls at "
+        "milestones",
     )
     schedule_over: Literal["phase", "round"] = Field(
-        "phase", description="the schedule counts the steps of the whole phase, or of each round"
+        "phase",
+        description="whether the schedule spans the whole phase or starts anew in each round",
     )
     milestones: tuple[float, ...] = Field(
-        (0.5, 0.75), description="shares of the steps after which lr falls; of schedule = step"
+        (0.5, 0.75), description="for schedule = step: shares of the steps after which lr falls"
     )
     gamma: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="what lr is multiplied by at each milestone; of schedule = step",
+        description="for schedule = step: factor of lr at each milestone",
     )
-    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; unset: any")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest gradient norm; unset: no limit"
+    )
     ema_decay: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="decay of a client's moving average over its local steps, which it sends in "
-        "place of its last weights; unset: the last weights",
+        description="decay of the moving average of a client's weights over its local steps, which the client sends "
+        "instead of its last weights; unset: it sends its last weights",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="bf16, fp16: autocast; fp16 with a scaled loss"
+        "fp32", description="number format; bf16 and fp16 use autocast, fp16 also scales the loss"
     )
     threads: int = Field(
-        1, ge=1, description="threads of a client; part of the experiment, for sums round by it"
+        1,
+        ge=1,
+        description="threads per client; part of the experiment, because it changes how sums are rounded",
     )
 
     @model_validator(mode="after")
@@ -78,11 +86,13 @@ class Train(Section):
         if self.local_steps is not None and self.local_epochs is not None:
             raise ValueError("local_steps and local_epochs exclude each other; set one")
         if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":
-            raise ValueError("nesterov needs momentum above 0")
+            raise ValueError(
+                "nesterov needs momentum above 0; raise momentum or set nesterov = false"
+            )
         shares = list(self.milestones)
         if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
             raise ValueError(
-                f"milestones = {shares}; they are shares of the steps, rising, each between 0 and 1"
+                f"milestones = {shares}; give rising shares of the steps, each between 0 and 1"
             )
         unused = [name for name in ("milestones", "gamma") if self._is_set(name)]
         if unused and self.schedule != "step":
@@ -93,9 +103,9 @@ class Train(Section):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def num_steps(self, num_labeled: int, num_examples: int, views: Views) -> int:
-        """Return the steps of one round at a client that holds so many examples, labeled ones among them.
+        """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled.
 
-        An epoch passes once over the labeled or the unlabeled examples, whichever takes more steps.
+        An epoch is one pass over the labeled or over the unlabeled examples: the pass that takes more steps.
         """
         if self.local_epochs is None:
             return self.local_steps or 10
@@ -105,7 +115,7 @@ class Train(Section):
         return max(1, math.ceil(self.local_epochs * max(passes)))
 
     def make_optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimizer over some parameters."""
+        """Return a new optimizer over some parameters, with the settings of this section."""
         if self.optimizer == "sgd":
             return SGD(
                 parameters,
@@ -125,7 +135,7 @@ class Train(Section):
         )
 
     def lr_factor(self, progress: Progress) -> float:
-        """Return what multiplies a learning rate at a step.
+        """Return the factor of the learning rate at a step.
 
         Reference: Sohn et al. (FixMatch), NeurIPS 2020, section 2.4, for the cosine.
         """
@@ -139,49 +149,49 @@ class Train(Section):
         return 1.0
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the context in which passes run."""
+        """Return the context in which a round trains: autocast for bf16 and fp16, nothing for fp32."""
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        # No cache: it would keep the first step's weights for the whole round.
+        # No cache: autocast would use the first step's weights for the whole round.
         return torch.autocast(device.type, dtype, cache_enabled=False)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Return where momentum lives, if it is kept."""
+        """Return the client slot of the optimizer's state if momentum is kept, else nothing."""
         return (Slot(f"optimizer.{self.optimizer}", "client"),) if self.keep_momentum else ()
 
 
 class Descent:
-    """Take steps down scalars, scaled and clipped as the experiment says.
+    """Take descent steps, with the loss scaling and the clipping of the experiment.
 
     Args:
-        optimizers: By name.
-        train: How.
-        device: Where the network lives.
+        optimizers: The method's optimizers, by name.
+        train: Schedule, precision and clipping.
+        device: Device of the network.
     """
 
     def __init__(self, optimizers: Optimizers, train: Train, device: torch.device) -> None:
         self._optimizers = optimizers
         self._train = train
-        # One each: a scaler that serves two optimizers must be told when both have stepped.
+        # One scaler per optimizer: a shared scaler would have to be told when both have stepped.
         self._scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=FIRST_LOSS_SCALE)
             for name in (optimizers if train.precision == "fp16" else ())
         }
 
     def set_lr(self, progress: Progress) -> None:
-        """Set every learning rate to what the schedule says of a step."""
+        """Set every optimizer's learning rate to the schedule's value at a step."""
         factor = self._train.lr_factor(progress)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def __call__(self, total: Tensor, name: str) -> None:
-        """Minimize a scalar by one step of the named optimizer; one without a gradient leaves all as it is."""
+        """Minimize a scalar by one step of the named optimizer; a scalar without a gradient changes nothing."""
         optimizer, scaler = self._optimizers[name], self._scalers.get(name)
         own = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in own:
-            parameter.grad = None  # zero_grad does this too, inside a record for the profiler
+            parameter.grad = None  # zero_grad does the same, but also records it for the profiler
         if not total.requires_grad:
             return
         (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The optimizers of one network: as they were made, whatever a client did to them, and as a client keeps them."""
+"""The optimizers of one network, which can be put back to their first state, kept by a client, and restored."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -10,20 +10,20 @@ from torch import Tensor
 from fedssl.core.slots import Tensors
 
 GROUP = "group"
-"""Begins the place of what an optimizer keeps in a parameter group; places of parameters are numbers."""
+"""A place with this prefix is a parameter group; a place that is a plain number is a parameter."""
 
 MOVED_BY_SCHEDULES = ("params", "lr", "initial_lr")
-"""Entries of a parameter group that are not kept: the parameters are the network's, and every step sets the learning rate."""
+"""Entries of a parameter group that are not kept: the network holds the parameters, and each step sets the rates."""
 
 
 class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
-    """Optimizers by name, which can be put back to what they were when they were made.
+    """Optimizers by name, which can be put back to their first state.
 
-    One network serves many clients in turn. An optimizer may keep things in its state and in its parameter groups, and
-    nothing of it may pass from one client to the next.
+    One network serves many clients in turn. An optimizer may keep values in its state and in its parameter groups. None
+    of these values may pass from one client to the next.
 
     Args:
-        by_name: Optimizers that have not stepped.
+        by_name: The optimizers, which have taken no step yet.
     """
 
     def __init__(self, by_name: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -43,7 +43,7 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
         return len(self._by_name)
 
     def forget(self) -> None:
-        """Put every optimizer back to a copy of what it was when it was made, in place."""
+        """Put every optimizer back to a copy of its first state, in place."""
         for name, optimizer in self._by_name.items():
             state, groups = self._fresh[name]
             optimizer.state.clear()
@@ -54,13 +54,13 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
                 group.update(copy.deepcopy(fresh), params=parameters)
 
     def tensors(self) -> Tensors:
-        """Return what the optimizers keep as tensors, by ``NAME/PLACE/KEY``.
+        """Return the state of all optimizers as tensors, by ``NAME/PLACE/KEY``.
 
-        PLACE is a parameter's number, or ``groupN`` for what a parameter group holds otherwise than when it was made. A
-        number becomes a tensor without dimensions.
+        NAME is the optimizer's name. PLACE is a parameter's number, or ``groupN`` for a changed entry of a parameter
+        group. A number becomes a tensor without dimensions.
 
         Raises:
-            TypeError: An optimizer keeps something that is no tensor and no number.
+            TypeError: An optimizer keeps a value that is neither a tensor nor a number.
         """
         found: Tensors = {}
         for name, optimizer in self._by_name.items():
@@ -78,7 +78,7 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
         return found
 
     def restore(self, tensors: Tensors) -> None:
-        """Put back what `tensors` returned, in place, after `forget`; an optimizer without any stays as it is."""
+        """Load the result of `tensors`, in place, after `forget`; an optimizer without tensors stays as it is."""
         for name, optimizer in self._by_name.items():
             state: dict[int, dict[str, Tensor]] = {}
             for path, tensor in tensors.items():
@@ -111,7 +111,7 @@ def _as_tensor(value: Any, where: str) -> Tensor:
     if isinstance(value, bool | int | float):
         return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     raise TypeError(
-        f"train.keep_momentum keeps tensors and numbers, and the optimizer's {where} is a {type(value).__name__}"
+        f"train.keep_momentum keeps only tensors and numbers, but the optimizer's {where} is a {type(value).__name__}"
     )
 
 

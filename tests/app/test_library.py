@@ -1,4 +1,4 @@
-"""The library: the same run as the command line's, from Python, with a Run that shows itself."""
+"""fedssl as a library: Python gives the same run as the command line, and a `Run` that displays itself."""
 
 import json
 import subprocess

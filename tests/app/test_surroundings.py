@@ -1,4 +1,4 @@
-"""What a process is surrounded by: terminals of any encoding, proxies, no home folder, modules of the user's own, telemetry."""
+"""Surroundings of a process: terminals of any encoding, proxies, no home folder, the user's own modules, telemetry."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Images to compare on, and what it takes for two sides to agree."""
+"""Images for comparisons, and the tolerance within which two implementations agree."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""CTAugment: weights follow what is recognized, and views follow the weights."""
+"""CTAugment: the weights follow how well images are recognized, and the views follow the weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every operation on pixels agrees with torchvision's functional one or with PIL's, image by image."""
+"""Every operation on pixels agrees with torchvision's functional version or with PIL's, image by image."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a policy does at a level is what its paper's table says: built here from torchvision and PIL, one at a time."""
+"""At each level, a policy does what its paper's table says; the expected image is made by torchvision and PIL."""
 
 import math
 from collections.abc import Callable

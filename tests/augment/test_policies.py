@@ -1,4 +1,4 @@
-"""Weak and strong views: every image its own draw, by an explicit generator."""
+"""Weak and strong views: every image has its own draw, from an explicit generator."""
 
 import pytest
 import torch

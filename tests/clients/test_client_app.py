@@ -1,4 +1,4 @@
-"""The ClientApp over messages: what it answers, what it keeps, what it refuses."""
+"""The ClientApp over messages: its answers, its kept state, and its refusals."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A node's own privacy: no server lowers it, and no round is answered twice with fresh noise."""
+"""A node's own privacy: no server can lower it, and no round is answered twice with fresh noise."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Requests answered in one go: the replies that each client alone would give, but for rounding."""
+"""Requests that are answered together get the replies of single clients, up to rounding."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""A client's memory is measured in a process of its own, and workers are planned by it."""
+"""A client's memory is measured in a process of its own, and the number of workers follows from it."""
 
 import pytest
 

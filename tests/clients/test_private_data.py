@@ -1,4 +1,4 @@
-"""Clients that train on files of their own, over a grid whose nodes say where these are."""
+"""Clients that train on their own files, over a grid whose nodes name the files' places."""
 
 import csv
 

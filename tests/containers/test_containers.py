@@ -1,6 +1,6 @@
-"""A federation in containers: the bits of a simulation in the same image, few rights, and deaths that it outlives.
+"""A federation in containers: the bits of a simulation in the same image, few rights, and survival of killed parts.
 
-They need a Docker engine and the image `fedssl`, so they are not part of `make test`: run `make test-containers`.
+These tests need a Docker engine and the image `fedssl`. `make test` leaves them out; `make test-containers` runs them.
 """
 
 import json

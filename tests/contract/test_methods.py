@@ -1,4 +1,4 @@
-"""One contract for every method: trained in a federation, the same bits on every engine, state where it belongs."""
+"""One contract for every method: it trains in a federation, with the same bits and kept state on every engine."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a server's optimizer must not touch, and what one malicious client can do to the global model."""
+"""Trust: arrays that a server's optimizer must not change, and the harm that one malicious client can do."""
 
 import math
 

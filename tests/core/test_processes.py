@@ -1,4 +1,4 @@
-"""The collector at rest, and work in a thread that stays."""
+"""Imports without garbage collection, and work in a background thread."""
 
 import gc
 import threading

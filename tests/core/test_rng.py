@@ -1,4 +1,4 @@
-"""Streams are named, isolated, and leave torch's global one as it was."""
+"""Random streams are named and isolated, and leave torch's global stream unchanged."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Texts of users and clients: harmless on terminals and in spreadsheets, and what they were where that is possible."""
+"""Texts of users and clients: harmless on terminals and in spreadsheets, and otherwise unchanged where possible."""
 
 import csv
 import io

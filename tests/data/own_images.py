@@ -1,4 +1,4 @@
-"""What tests of a user's own images share: noise, files of it, and the one error that refuses them."""
+"""Helpers for tests of a user's own images: noise, files of noise, and the one error that refuses them."""
 
 import numpy as np
 import pytest

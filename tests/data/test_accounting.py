@@ -1,4 +1,4 @@
-"""Every file of a user's data is used, or named as left out, or refused in one error: nothing vanishes in silence."""
+"""Every file of a user's data is used, named as left out, or refused in one error; no file vanishes in silence."""
 
 import io
 import os

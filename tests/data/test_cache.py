@@ -1,4 +1,4 @@
-"""The cache: written once, whole or not at all, checked, mapped and never copied."""
+"""The cache: written once, complete or absent, checked, memory-mapped and never copied."""
 
 import errno
 import itertools

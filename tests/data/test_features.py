@@ -1,4 +1,4 @@
-"""Every feature skew: bytes in, bytes out, the client's own and the same at every call; each does what it says."""
+"""Every feature skew maps bytes to bytes, is the client's own, is the same at every call, and has its effect."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Labels drawn once over the federation, shards that hide what they must, splits without overlap."""
+"""Federations: labels are drawn once for all clients, shards hide their labels, and splits do not overlap."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Data sets of the Hub's layouts: exactly what was written, or counted, named and refused; never the network."""
+"""Data sets in the Hub's layouts are read exactly, or counted, named and refused; the network is never used."""
 
 import gc
 import io

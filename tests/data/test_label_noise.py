@@ -1,4 +1,4 @@
-"""Every label noise: as many wrong labels as it says, none of them right by chance, all equally likely to be wrong."""
+"""Every label noise: the right number of wrong labels, none right by chance, all labels equally likely to be wrong."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every label split: exact counts of every class, where its name says, reproducible; refusals with the field."""
+"""Every label split: exact counts of every class, at the right places, reproducible; refusals name the field."""
 
 import numpy as np
 import pytest

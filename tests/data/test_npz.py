@@ -1,4 +1,4 @@
-"""A user's own arrays: exactly what was written, or one error that says what does not fit."""
+"""A user's own arrays are read exactly as written, or refused in one error that says what does not fit."""
 
 import numpy as np
 import pytest

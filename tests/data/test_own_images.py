@@ -1,4 +1,4 @@
-"""A user's folder of images: exactly what was written, or counted, named and refused, or left out on request."""
+"""A user's folder of images is read exactly, or its flaws are counted, named and refused, or left out on request."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Every partition: disjoint, complete, reproducible, nobody below the minimum; no endless loop at any K or alpha."""
+"""Every partition is disjoint, complete, reproducible, above the minimum size, and ends at any K and alpha."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A client's own files as the federation wants them: converted, cached, matched by name, or refused in one error."""
+"""A client's own files: converted to the federation's form, cached, matched by name, or refused in one error."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sources: real images, the right shapes, and a clear word when data is missing."""
+"""Sources: real images, the right shapes, and a clear message when data is missing."""
 
 import gzip
 import pickle

@@ -1,4 +1,4 @@
-"""The split of a data set without test images of its own: scikit-learn's, without scikit-learn."""
+"""The split of a data set without its own test images equals scikit-learn's, without scikit-learn."""
 
 import numpy as np
 import pytest

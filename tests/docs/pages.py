@@ -1,4 +1,4 @@
-"""The pages that are held true, and the fenced blocks on them."""
+"""The tested pages, and the fenced code blocks on them."""
 
 import re
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""A new user who follows a page: saves its files, runs its Python and its commands, in an empty folder beside experiments/.
+"""A new user who follows a page in an empty folder: saves its files, and runs its Python and its commands.
 
-Three things are not as on the page, and no others. Experiments are cut, all by the same rule (`cut`); a pattern such as
-``experiments/digits/*.toml`` stands for the first two files that it matches; and `fedssl deploy` is given ``--no-containers``, which the page offers, and ports that are free here.
-A command that nobody taught the reader fails the test.
+The reader deviates from the page in three ways only. It shortens all experiments by the same rule (`cut`). A pattern
+such as ``experiments/digits/*.toml`` stands for the first two matching files. `fedssl deploy` gets ``--no-containers``,
+which the page offers, and free ports. A command that the reader does not know fails the test.
 """
 
 import os

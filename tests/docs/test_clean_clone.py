@@ -1,4 +1,4 @@
-"""README's `make` targets in full, as a new user has them: a clean clone, an environment of its own. `make test-readme`."""
+"""README's `make` targets in full, in a clean clone with its own environment: `make test-readme`."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What README and the pages of docs/ say is true: their commands run, their files are valid, what they name is there."""
+"""README and the pages of docs/ are true: their commands run, their files are valid, and the named things exist."""
 
 import re
 import sys

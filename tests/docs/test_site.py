@@ -1,4 +1,4 @@
-"""The site: built without a warning, whole without a network, and nothing missing in its references."""
+"""The site builds without a warning, works without a network, and has complete references."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: exit codes, one message, files where they should be."""
+"""The command line as a person uses it: exit codes, one message per error, files in the right places."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A user's own images from end to end: run cold and warm, killed while preparing, and refused in one message."""
+"""A user's own images from end to end: run cold and warm, killed while preparing, refused in one message."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What `fedssl export` writes, used as a stranger would: without this package."""
+"""The output of `fedssl export`, used as by a stranger: without this package."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one ends a run in order, two end it at once, and the terminal is as it was."""
+"""Ctrl-C and SIGTERM: one signal ends a run in order, two end it at once, and the terminal is restored."""
 
 import os
 import pty

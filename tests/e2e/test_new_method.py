@@ -1,4 +1,4 @@
-"""A new method is one file: written here into an empty folder, and run end to end."""
+"""A new method is one file: the test writes it into an empty folder, and runs it end to end."""
 
 import sys
 

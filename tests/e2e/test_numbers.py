@@ -1,4 +1,4 @@
-"""A number that a method returns is in the record, the report, the trackers and comparisons, and can be a weight."""
+"""A number that a method returns reaches record, report, trackers and comparisons, and can be a weight."""
 
 import csv
 import json

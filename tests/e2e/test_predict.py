@@ -1,4 +1,4 @@
-"""`fedssl predict`: files, folders and arrays, decoded as a run's own, and what evaluation says of them."""
+"""`fedssl predict`: files, folders and arrays are decoded as in the run, and predictions agree with its evaluation."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""A run that is killed at any point and goes on gives the bits of one that never was."""
+"""A run that is killed at any point and resumed gives the bits of a run that was never killed."""
 
 import json
 import os

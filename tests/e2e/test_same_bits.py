@@ -1,4 +1,4 @@
-"""Same file, same seed, same bits: serial, Ray with any number of workers, Flower's own runtime, twice in a row."""
+"""The same file and seed give the same bits: serial, Ray with any number of workers, Flower's own runtime, twice."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A sweep as a person uses it: killed and started again, with runs that fail, interrupted, listed, compared."""
+"""A sweep as a person uses it: killed and resumed, with failing runs, interrupted, listed, compared."""
 
 import json
 import os

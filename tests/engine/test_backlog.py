@@ -1,4 +1,4 @@
-"""What is still to be run: everything once, lost parts again, and nobody more often than allowed."""
+"""The backlog of a round: every request runs once, lost requests run again, and none runs more often than allowed."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What clients keep: staged and kept, in memory and beyond, and the same whatever the budget."""
+"""The kept state of clients: staged and committed, in memory and on disk, and the same for every memory budget."""
 
 import errno
 import tempfile

@@ -1,4 +1,4 @@
-"""Several Ray nodes: a run joins a cluster by its address, uses all of it, and survives the loss of a node."""
+"""Several Ray nodes: a run joins a cluster by its address, uses all nodes, and survives the loss of a node."""
 
 from tests.engine.ray.test_grid import in_a_process_of_its_own
 from tests.helpers import sha256, small_experiment, small_toml

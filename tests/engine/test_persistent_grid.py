@@ -1,4 +1,4 @@
-"""What a SuperLink loses is asked for again, and nothing else is."""
+"""Messages that a SuperLink loses are sent again, and no other messages are."""
 
 import threading
 import time

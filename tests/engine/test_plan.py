@@ -1,4 +1,4 @@
-"""How many workers and what each is given: arithmetic, with the refusals."""
+"""The number of workers and the share of each: the arithmetic, and what is refused."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a worker does, and the serial grid with it: tries, time limits and warnings, of single and of fused clients."""
+"""A worker, and with it the serial grid: retries, time limits and warnings, for single and for fused clients."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""No node ends a run by what it says of itself: a false answer is an incident, and its number is absent."""
+"""No node can end a run by its answer: a false answer becomes an incident, and the client of its number is absent."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Whatever a client replies is refused or within bounds: for its own place only, and with no memory by what it claims."""
+"""A client's reply is refused or stays within bounds: it counts for its client only, and its claims take no memory."""
 
 import dataclasses
 import math

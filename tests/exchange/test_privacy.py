@@ -1,4 +1,4 @@
-"""Clipped and noisy updates: the bound holds, the noise has its deviation, every engine does the same."""
+"""Clipped and noisy updates: the bound holds, the noise has its deviation, and every engine gives the same."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Records on the wire: exact, readable by Flower, and Flower's quirks in one place."""
+"""Records on the wire are exact and readable by Flower, and Flower's quirks are handled in one place."""
 
 import numpy as np
 import pytest

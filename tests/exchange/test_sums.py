@@ -1,4 +1,4 @@
-"""Weighted sums in a fixed tree, and the two right means."""
+"""Weighted sums in a fixed tree, and the two means that are right."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The experiment file: what is accepted, what is refused and how, phases, overrides, round trips."""
+"""The experiment file: valid and refused files, error messages, phases, overrides, round trips."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The experiment files are what they say: comparisons are fair, and SemiFL's figures stand beside SemiFL's steps."""
+"""The experiment files: comparisons are fair, and SemiFL's figures are compared with SemiFL's own steps."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Batches of several clients side by side: each client's are, bit for bit, those it draws alone."""
+"""Batches of several clients side by side: each client gets, bit for bit, the batches that it draws alone."""
 
 import dataclasses
 

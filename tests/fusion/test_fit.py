@@ -1,4 +1,4 @@
-"""Fused clients: what each gets is what it would have got alone, but for rounding."""
+"""Fused clients get the weights that each would get alone, up to rounding."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Whether clients can be fused: found by looking at the recipe and by trying, never by a list of methods."""
+"""The check whether clients can be fused looks at the recipe and makes a trial; it has no list of methods."""
 
 import re
 

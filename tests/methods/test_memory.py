@@ -1,4 +1,4 @@
-"""What is remembered by example: Temporal Ensembling."""
+"""Memory by example: Temporal Ensembling."""
 
 from dataclasses import replace
 

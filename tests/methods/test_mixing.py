@@ -1,4 +1,4 @@
-"""Sharpening, alignment and MixUp: MixMatch and ReMixMatch."""
+"""Sharpening, distribution alignment and MixUp: MixMatch and ReMixMatch."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Thresholds that learn: FlexMatch, FreeMatch, SoftMatch; annealing in UDA; the threshold of Pseudo-Label."""
+"""Adaptive thresholds: FlexMatch, FreeMatch and SoftMatch; annealing in UDA; the threshold of Pseudo-Label."""
 
 import math
 from dataclasses import replace

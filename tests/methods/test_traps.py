@@ -1,4 +1,4 @@
-"""The traps others fell into, each as a property that any right implementation satisfies."""
+"""Known mistakes of other implementations, each as a property that every right implementation has."""
 
 import math
 from dataclasses import replace

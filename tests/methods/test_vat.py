@@ -1,4 +1,4 @@
-"""Virtual adversarial training finds the direction that matters."""
+"""Virtual adversarial training finds the direction that changes the predictions most."""
 
 from dataclasses import replace
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Confusion, reliability and the worst tenth, each beside a naive loop."""
+"""Confusion, reliability and the worst tenth of the clients, each compared with a naive loop."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Client drift: the norm that a loop over all numbers gives, however they are laid out."""
+"""Client drift equals the norm of a plain loop over all numbers, for every layout of the arrays."""
 
 import math
 

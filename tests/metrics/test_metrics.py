@@ -1,4 +1,4 @@
-"""Quality of pseudo-labels: of what is counted, and of what is known to be right."""
+"""Quality of pseudo-labels: the counts, and the shares that are known to be right."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The published architectures: their sizes, their heads, images from one pixel to 32x32, what they refuse."""
+"""The published architectures: sizes, heads, images from one pixel to 32x32, and refused images."""
 
 import math
 

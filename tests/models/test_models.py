@@ -1,4 +1,4 @@
-"""Every model: the right output, both channel counts, its norm, seeded weights."""
+"""Every model: the right output, both channel counts, its norm, and seeded weights."""
 
 import pytest
 import torch

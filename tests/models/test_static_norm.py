@@ -1,4 +1,4 @@
-"""Static batch normalization: the batch in training, measured statistics in evaluation, exact averages of clients."""
+"""Static batch normalization: the batch in training, measured statistics in evaluation, exact averages over clients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A tracker that fails where it is told to, as one whose server has gone away."""
+"""A tracker that fails at a chosen call, as if its server had gone away."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

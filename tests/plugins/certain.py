@@ -1,4 +1,4 @@
-"""A method that records numbers, in one file: how certain the network is of unlabeled images, and one that is not always known."""
+"""A method in one file that records two numbers: the certainty on unlabeled images, and one that may be unknown."""
 
 import torch
 

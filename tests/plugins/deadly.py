@@ -1,4 +1,4 @@
-"""A method of a user's own that takes its process along, as one that uses up all memory does."""
+"""A user's own method that kills its process, as a method that uses up all memory does."""
 
 import os
 import signal

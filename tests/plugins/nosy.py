@@ -1,4 +1,4 @@
-"""Our clients, who also tell what their process has imported."""
+"""fedssl's clients, which also report the modules that their process has imported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A method of a user's own, by dotted name: supervised, but some clients raise."""
+"""A user's own method, given by dotted name: supervised, but it raises at some clients."""
 
 from pydantic import Field
 from torch import nn

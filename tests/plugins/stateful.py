@@ -1,7 +1,7 @@
-"""A method that uses every hook of the interface, so that the interface is proven and not promised.
+"""A method that uses every hook of the interface, which proves that the hooks work together.
 
-Two networks with an optimizer each, a private head, memory by example at the client, running statistics at the server,
-a pass over the shard before the steps, and a step of its own.
+The method has two networks with an optimizer each, a private head, memory by example at the client, running statistics
+at the server, a pass over the shard before the steps, and a step of its own.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Checkpoints and the files beside them: whole or not there, shared packs, and disks that are full."""
+"""Checkpoints and the files beside them: complete or absent, with shared packs, and with full disks."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The run directory and the screen: everything there, readable at any moment, NaN as an empty cell."""
+"""The run directory and the screen: all files, readable at any moment, with NaN as an empty cell."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a run says of itself when it went wrong, and that a healthy or a short one says nothing."""
+"""Remarks of a run that went wrong; a healthy run and a short run have none."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Evaluation shared out to workers is evaluation here, to the last bit."""
+"""Evaluation on workers gives the same bits as evaluation in the server's process."""
 
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish

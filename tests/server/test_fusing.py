@@ -1,4 +1,4 @@
-"""Fused clients in a run: the same bits on any number of workers, close to those of clients alone, and said if not."""
+"""Fused clients in a run: same bits on any number of workers, close to single clients, and reported if impossible."""
 
 import logging
 

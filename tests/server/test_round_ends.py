@@ -1,4 +1,4 @@
-"""The end of a round beside the next one's beginning: the same numbers, every round told of once, none lost."""
+"""A round's end runs beside the next round's start: numbers do not change, and each round is reported exactly once."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the server makes of a round's replies does not depend on who came first."""
+"""The server's log of a round does not depend on the order of the replies."""
 
 import itertools
 import math

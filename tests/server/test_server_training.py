@@ -1,4 +1,4 @@
-"""Labels at the server: it trains by the clients' own loop, on its own labels, the same on every engine."""
+"""Labels at the server: the server trains on them by the clients' own loop, the same on every engine."""
 
 import numpy as np
 import pytest

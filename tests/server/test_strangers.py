@@ -1,4 +1,4 @@
-"""A record or a request of somebody else's: nothing that it names is imported unless that was allowed."""
+"""Records and requests of strangers: the modules that they name are imported only if this is allowed."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""What a strategy keeps between rounds: any of Flower's, one of one's own, and what cannot be kept."""
+"""State that a strategy keeps between rounds: of any Flower strategy, of a user's own, and what cannot be kept."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The local loop: bits, isolated streams, schedules, what a method's hooks are given."""
+"""The local loop: reproducible bits, isolated streams, schedules, and the arguments of a method's hooks."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Optimizers, schedules, precision: every setting of ``[train]`` does what it says."""
+"""Optimizers, schedules and precision: every setting of ``[train]`` has its documented effect."""
 
 import math
 

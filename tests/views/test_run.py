@@ -1,4 +1,4 @@
-"""A run as it is read: while it goes on, where it was killed, and where its phases differ."""
+"""Reading a run: while it is running, after it was killed, and when its phases differ."""
 
 import json
 import shutil

@@ -66,10 +66,12 @@ def run(
     with quick_imports():
         from fedssl.app.interrupts import interruptible
 
+    # The options --engine and --workers are settings like any other; they come last, so they win.
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
     overrides += [f"engine.workers={workers}"] if workers else []
     console = Console()
+    # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:
         experiments = _load_experiments(files, overrides, seeds)
         finished = _run(

@@ -75,12 +75,14 @@ def sweep(
         from fedssl.app.sweep.ledger import Ledger
 
     console = Console()
+    # Span the points of the sweep and find those that are left to run.
     with interruptible():
         axes = parse_axes(settings or [])
         points = _make_points(files, axes, seeds)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
         todo = _unfinished_points(points, folder)
         packing = _pack(todo, jobs) if todo else None
+        # List them, or run them side by side; then compare all finished points.
         if dry_run:
             _list_points(points, folder, packing, console)
             return

@@ -14,6 +14,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
         unit: Unit of the values.
         zero: Whether 0, which means no difference, is marked.
     """
+    # Vertical axis: one entry for each line.
     names = [row["line"] for row in rows]
     y = {
         "field": "line",
@@ -29,6 +30,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
             "labelExpr": "split(replace(datum.label, ' (', ', ('), ', ')",
         },
     }
+    # Horizontal axis: wide enough for all seeds and intervals, and for 0 if it is marked.
     values = [{"v": row["value"]} for row in seeds]
     values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
     domain = span(values + ([{"v": 0.0}] if zero else []), ["v"])
@@ -36,6 +38,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
     def x(field: str) -> Spec:
         return quantity(field, unit, domain, nice=True)
 
+    # Layers, from back to front: the rule at 0, the seeds, the intervals, the means.
     rule = {"mark": {"type": "rule", "color": "var(--muted)"}, "encoding": {"x": {"datum": 0}}}
     tooltip = [{"field": name} for name in ("line", "mean", "low", "high")]
     color = {"value": COLORS[0]}

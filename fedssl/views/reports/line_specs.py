@@ -29,12 +29,15 @@ def lines(
         zero: Whether the axis of values includes 0.
         log: Whether the axis of values is logarithmic.
     """
+    # Axes, wide enough for all values.
     along = quantity(x, x, span(rows, [x]))
     up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
     if log:
         up["scale"] |= {"type": "log", "nice": False}
         up["axis"]["tickCount"] = 4
+    # Data: the columns become rows (line, value), so that one mark draws all lines; empty cells are left out.
     folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
+    # Layers, from back to front: shaded bands, the lines, the rule with the tooltip, a point on each line.
     drawn = {"x": along, "y": up, **palette(names, dashed=True)}
     tooltip = [{"field": x, "type": "quantitative"}]
     tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in names]
@@ -82,10 +85,11 @@ def curves(
         unit: Unit of the values.
         bands: Whether bands are drawn.
     """
+    # Axes, wide enough for the bands.
     along = quantity(x, x, span(rows, [x]))
     up = quantity("mean", unit, span(rows, ["mean", "worst", "best"]), nice=True)
     looks = palette(names, dashed=False)
-    # Unlike `lines`, not the nearest point: with it, Vega-Lite 6 drops texts from the tooltip.
+    # Layers. Unlike in `lines`, the tooltip is not that of the nearest point: there, Vega-Lite 6 drops texts.
     pointed = {
         "name": "pointed",
         "select": {"type": "point", "on": "pointerover", "clear": "pointerout"},

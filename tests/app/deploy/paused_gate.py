@@ -1,8 +1,9 @@
-"""Pause the gate of a running deployment for 100 s, and see its clients come back by themselves; four minutes.
+"""Pause the gate of a running deployment for 100 s, and check that its clients come back by themselves (4 minutes).
 
     python -m tests.app.deploy.paused_gate DEPLOYMENT
 
-SuperNodes of flwr 1.41 give up for good on a handshake that takes too long, and live on (`fedssl.app.deploy.supernode`).
+In flwr 1.41, a SuperNode whose handshake takes too long never connects again, but its process lives on
+(`fedssl.app.deploy.supernode`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Stands in for a SuperLink behind a live gate: answers each request with what arrived.
+"""A stand-in for a SuperLink behind a live gate: it answers each request with the content of the request.
 
 python -m tests.app.deploy.superlink_stand_in PORT CERTIFICATE KEY
 """

@@ -1,4 +1,4 @@
-"""Who is let in, by what key and number; and what a clock or a certificate that is wrong is told."""
+"""Admission to a deployment: by key and number; wrong clocks and wrong certificates get a clear message."""
 
 import datetime
 import json

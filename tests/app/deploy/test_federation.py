@@ -1,4 +1,4 @@
-"""A federation of processes on this host, TLS and keys on: the simulation's bits, and who is let in."""
+"""A federation of processes on this host, with TLS and keys: the bits of a simulation, and admission."""
 
 import json
 import os

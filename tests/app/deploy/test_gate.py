@@ -1,4 +1,4 @@
-"""The gate passes clients' requests on, and answers nothing else."""
+"""The gate passes the requests of clients on, and answers no other request."""
 
 import asyncio
 import base64

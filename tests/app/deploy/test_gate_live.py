@@ -1,4 +1,4 @@
-"""A gate that runs, against strangers who send too much, too slowly or nothing at all; clients are served all the while."""
+"""A live gate under strangers that send too much, too slowly or nothing: it still serves the clients."""
 
 import base64
 import datetime

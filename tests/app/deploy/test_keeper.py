@@ -1,4 +1,4 @@
-"""Keepers are known by their lock, and what they keep ends with them; a SuperNode's process ends with its loop."""
+"""Keepers are known by their lock, and their processes end with them; a SuperNode's process ends with its loop."""
 
 import json
 import os

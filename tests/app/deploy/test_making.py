@@ -1,4 +1,4 @@
-"""What `fedssl deploy init` makes: certificates that say who the server is, keys that only their owner can read."""
+"""The files of `fedssl deploy init`: certificates that name the server, and keys that only their owner can read."""
 
 import os
 import ssl
@@ -126,8 +126,8 @@ def test_the_repositorys_compose_file_is_what_is_written_for_two_clients():
 
 
 REMARK = """\
-Two clients and a server; `fedssl deploy init` makes the certificates and keys that it reads from ./deployment, and a
-file like this one for any number of clients. To write it again: python -m tests.app.deploy.test_making"""
+A server and two clients. `fedssl deploy init` makes their certificates and keys in ./deployment, and writes a file like
+this for any number of clients. To write this file again: python -m tests.app.deploy.test_making"""
 
 
 def test_no_service_has_more_rights_than_it_needs(made):

@@ -1,4 +1,4 @@
-"""A number that is bound to a key is no other client's, whatever that one says."""
+"""A client number that is bound to a key cannot be claimed by a client with another key."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Flower's own `flwr run .`: the experiment that runs is the submitted one, whatever lies beside the installed code."""
+"""Flower's own `flwr run .` runs the submitted experiment, whatever files are beside the installed code."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What `--set` spans, and names: every combination once, different settings under different names that a folder can have."""
+"""Axes of `--set`: every combination is run once, and different settings have different names that suit a folder."""
 
 import itertools
 import json

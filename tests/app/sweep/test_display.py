@@ -1,4 +1,4 @@
-"""What is shown of a sweep follows from what its processes said."""
+"""The display of a sweep follows from the messages of its processes."""
 
 import io
 import re

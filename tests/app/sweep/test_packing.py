@@ -1,4 +1,4 @@
-"""How many runs go side by side: by cores, GPUs and memory, and never fewer busy than one run alone would keep."""
+"""The number of runs side by side: limited by cores, GPUs and memory, and never with fewer busy cores than one run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Processes that do not do as they are told: the pool ends them, says so, and goes on."""
+"""The pool ends processes that do not behave, reports them, and goes on."""
 
 import os
 import sys

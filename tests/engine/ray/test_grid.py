@@ -1,4 +1,4 @@
-"""What only the Ray grid does: devices by Ray's count, lost workers, deadlines."""
+"""The parts that only the Ray grid has: devices by Ray's count, lost workers, deadlines."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The Ray that a run starts: who may join it, what it leaves behind, and what is said when it does not start or is lost."""
+"""The Ray that a run starts: who may join it, what it leaves behind, and the messages when it fails or is lost."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The witness: what it says and writes when the process that it watches ends, with processes that only sleep."""
+"""The witness: its output and its files when the watched process ends; the processes in the tests only sleep."""
 
 import fcntl
 import json

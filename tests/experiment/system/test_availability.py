@@ -1,4 +1,4 @@
-"""Every availability: a mask of K, the same whoever asks; waiting ends, or says that nobody will come."""
+"""Every availability gives a mask of K that is the same for all callers; waiting ends, or says that no client comes."""
 
 import time
 

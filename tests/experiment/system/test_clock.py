@@ -1,4 +1,4 @@
-"""Virtual time: who makes a round is computed, in seconds that add up, and the same for the same seed."""
+"""Virtual time: the clients that make a round are computed, in seconds that add up, the same for the same seed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every law: K finite numbers, the same for the same stream; each does what it says, and says what is wrong."""
+"""Every law gives K finite numbers, the same for the same stream, with its documented effect and clear errors."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run directories written by hand: what a comparison reads of a run, without training one."""
+"""Run directories that are written by hand, so that tests of comparisons need no training."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Runs on other data or another split are not compared by accident, and the reason is named."""
+"""Runs on different data or splits are not compared by accident, and the reason is named."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`fedssl compare` as a person uses it: tables, files, refusals; and the same at the end of `fedssl run`."""
+"""`fedssl compare` as a person uses it: tables, files and refusals; `fedssl run` ends with the same table."""
 
 import io
 

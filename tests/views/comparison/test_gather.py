@@ -1,4 +1,4 @@
-"""Which runs belong together, what they are called, and what is left out."""
+"""Comparisons: the runs that belong together, the names of these groups, and the runs that are left out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What seeds sum up to, against arithmetic by hand and against scipy's own intervals."""
+"""Statistics over seeds agree with arithmetic by hand and with scipy's own intervals."""
 
 import math
 

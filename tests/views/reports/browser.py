@@ -1,4 +1,4 @@
-"""Pages opened in headless Chromium, as a person would open them: from a file, with no network."""
+"""Open pages in headless Chromium as a person does: from a file, without a network."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""report.html: what stands in it is what was recorded, and a browser draws it."""
+"""The page report.html holds the recorded numbers, and a browser draws it."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""Event files, read back with TensorBoard."""
+"""Event files for TensorBoard, read back with TensorBoard."""
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,4 @@
-"""What holds for every tracker: no run depends on it, and none is hurt by it."""
+"""Rules for every tracker: no run depends on a tracker, and no failure of a tracker harms a run."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs of Weights & Biases in its offline mode: what it would upload is read back from its files."""
+"""Runs of Weights & Biases in its offline mode; the tests read its files back."""
 
 import json
 import os
