@@ -76,6 +76,7 @@ class FlexMatch(SemiSupervised):
             pseudo_labels,
             mask,
             {"confident": {"classes": remembered}},
+            {"threshold": thresholds.mean(), "lowest_threshold": thresholds.min()},
         )
 
     def end(self, learner: Learner) -> None:

@@ -75,7 +75,8 @@ class FreeMatch(SemiSupervised):
         unlabeled = masked_cross_entropy(logits, pseudo_labels, mask)
         unlabeled = unlabeled + self.fairness_weight * fairness_loss(logits, mask, statistics)
         total = supervised + self.unlabeled_weight * unlabeled
-        return Loss(total, pseudo_labels, mask, {"statistics": statistics})
+        numbers = {"threshold": thresholds.mean(), "lowest_threshold": thresholds.min()}
+        return Loss(total, pseudo_labels, mask, {"statistics": statistics}, numbers)
 
     def _move_statistics(
         self, statistics: Tensors, probs: Tensor, pseudo_labels: Tensor

@@ -87,7 +87,8 @@ class SoftMatch(SemiSupervised):
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, weights)
         total = supervised + self.unlabeled_weight * unlabeled
         updates = {"statistics": statistics | {"steps": steps + 1}}
-        return Loss(total, pseudo_labels, weights, updates)
+        numbers = {"mean_confidence": 1 - statistics["doubt"], "variance": variance}
+        return Loss(total, pseudo_labels, weights, updates, numbers)
 
     def _align_if_wanted(self, probs: Tensor, marginal: Tensor) -> Tensor:
         """Return the predictions whose confidence gives the weights: aligned to even classes, or as they are."""

@@ -123,6 +123,16 @@ def test_it_can_be_a_strategys_weight(run, tmp_path):
     assert sha256(plain / "model.safetensors") != sha256(tmp_path / "run" / "model.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["freematch", "flexmatch", "softmatch"])
+def test_methods_whose_thresholds_move_record_them(kind, tmp_path):
+    file = small_toml(tmp_path / "e.toml", method={"kind": kind, "unlabeled_ratio": 2})
+    assert fedssl("run", file, "--out", tmp_path / "run").exit_code == 0
+    names = {row["name"] for row in rows_of(tmp_path / "run")}
+    known = {"mean_confidence", "variance"} if kind == "softmatch" else {"threshold", "lowest_threshold"}  # fmt: skip
+    assert names == known
+    assert all(0 <= float(row["value"]) <= 1 for row in rows_of(tmp_path / "run"))
+
+
 def test_a_weight_that_no_client_sends_or_that_does_not_leave_is_one_error(tmp_path):
     file = small_toml(tmp_path / "e.toml", method=SUPERVISED)
     weight = ["--set", "strategy.weight=number:certainty"]
