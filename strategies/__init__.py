@@ -1,1 +1,1 @@
-"""Server strategies, one a file, and the ServerApp that drives them."""
+"""Server strategies, one per file."""
