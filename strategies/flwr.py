@@ -33,7 +33,7 @@ LOSS = "loss"
 """Name of the metric in which our clients report their loss."""
 
 NOT_OURS = {
-    "FedProx": "the clients would have to add its proximal term, and ours do not",
+    "FedProx": "our clients do not add its proximal term",
     "FedXgbBagging": "it aggregates trees, not networks",
     "FedXgbCyclic": "it aggregates trees, not networks",
 }
