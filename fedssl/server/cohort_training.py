@@ -1,4 +1,4 @@
-"""One round's requests at work: sent over a grid, their replies noted, checked and summed."""
+"""Send one round's requests over a grid, and note, check and sum the replies."""
 
 import functools
 from collections import deque
@@ -20,7 +20,7 @@ from fedssl.server.round_log import RoundLog
 from fedssl.strategies.base import CohortStrategy
 
 Sums = Mapping[str, Sum]
-"""What was summed of the replies, by record."""
+"""Sums over a round's replies, by record."""
 
 
 def train_cohort(
@@ -32,21 +32,23 @@ def train_cohort(
     carried: Mapping[str, NamedArrays],
     meanwhile: Callable[[], None],
 ) -> tuple[Sums, NamedArrays | None]:
-    """Let clients train.
+    """Let a round's clients train, and return what became of their replies.
 
     Args:
-        grid: Where they are.
-        phase: Says who sums their weights: the grid, where the strategy is one of ours, or the strategy.
+        grid: The grid that reaches the clients.
+        phase: The phase. Its strategy decides what sums the weights: the grid for a `CohortStrategy`, or else the
+            strategy itself.
         log: Takes note of every reply.
-        sent: Requests, longest first.
-        units: Which of them are answered together, as positions.
-        carried: Arrays that a reply must look like, by record.
-        meanwhile: What the server has to do while they work; called once.
+        sent: The requests, those that take longest first.
+        units: Requests that are answered together, as positions in `sent`.
+        carried: The arrays that were sent, by record; those of a reply must have the same shapes and types.
+        meanwhile: The server's own work while clients train; called once.
 
     Returns:
-        The sums of method state, and of weights where the grid sums them; the next global arrays, where a strategy
-        that sums itself makes them.
+        The sums of method state, and of weights if the grid sums them; and the next global arrays if the strategy sums
+        the weights itself, else None.
     """
+    # Say how replies are checked and summed; method state is always weighted by examples.
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
     strategy = phase.strategy
     if isinstance(strategy, CohortStrategy):
@@ -57,6 +59,7 @@ def train_cohort(
     )
     screen = functools.partial(without_outliers, carried=carried, ratio=server.max_update_ratio)
     aggregate = None
+    # Replies to a strategy of ours are summed in the workers; a strategy of Flower's needs every reply here.
     if isinstance(strategy, CohortStrategy):
         holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
         answers = grid.reduce(
@@ -73,7 +76,8 @@ def train_cohort(
         came = grid.stream(sent, timeout=server.timeout, meanwhile=meanwhile, screen=screen)
         aggregate = _aggregated_by(strategy, phase, log, sent, log.watch(sent, came, sums), before)
     for failure in log.failures:
-        grid.states.revert(failure.client)  # of a reply that was refused
+        # A client whose reply is refused must not keep what it trained.
+        grid.states.revert(failure.client)
     return sums.result(), aggregate
 
 
@@ -85,7 +89,7 @@ def _aggregated_by(
     replies: Iterator[Message],
     before: NamedArrays,
 ) -> NamedArrays | None:
-    """Return the next global arrays as a strategy of Flower's makes them of replies; None if it makes none."""
+    """Return the next global arrays that a strategy of Flower's makes of the replies; None if it makes none."""
     statistics = CohortStatistics(phase.buffers, sent)
     handed = statistics.set_aside(replies)
     aggregate, _ = strategy.aggregate_train(log.round, handed)
