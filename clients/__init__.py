@@ -1,1 +1,1 @@
-"""The Flower client: decode a request, train or evaluate on the local shard, encode the reply."""
+"""The Flower client: it reads a request, trains or evaluates on its shard, and replies."""

@@ -1,9 +1,9 @@
-"""What a node has answered: one answer a round, and no more than its owner allows in all.
+"""The account of a node's answers: a node answers each round once, and no more often than its owner allows.
 
-Noise hides an update once. Whoever gets the same update twice with fresh noise takes the mean of the two. So a node
-keeps its last reply and sends that very reply again to a request that is asked again, byte for byte, and refuses any
-other request for a round that it has answered. The account is a small file that outlives the node's process and every
-run, for a run's number, and what Flower keeps of a run, are the server's to choose.
+Noise hides an update only once: a server that gets the same update twice, with fresh noise each time, can take the
+mean of the two. So a node keeps its last reply. If the same request comes again, byte for byte, the node sends this
+very reply again. It refuses any other request for a round that it has answered. The account is a small file that
+outlives the node's process and every run, because the server chooses a run's number and what Flower keeps of the run.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from fedssl.exchange import protocol
 
 
 def account_of(context: Context) -> Path:
-    """Return the folder of a node's account: its owner's data and number name it, which no server can change."""
+    """Return the folder of a node's account; the node's data path and number name it, which no server can change."""
     config = context.node_config
     path = config.get(protocol.DATA_PATH)
     where = str(Path(str(path)).expanduser().resolve()) if path else ""
@@ -37,25 +37,26 @@ def answer_once(
     most: int | None,
     answer: Callable[[], Message],
 ) -> Message:
-    """Answer a request, or send the last reply again if the request is the last one.
+    """Answer a request, or send the last reply again if the request is the same as the last one.
 
-    The account is locked meanwhile, and says what is being answered before anything is: a process that dies before its
-    reply was kept has sent none, and may answer the same request.
+    The account is locked until the reply is kept. The request is entered into the account before the reply is made. If
+    the process dies before it keeps the reply, it has sent nothing, so the node may answer the same request again.
 
     Args:
         message: The request.
-        context: Of the node.
-        server_round: That it is for, as it says.
-        most: Answers in all; None: any number.
+        context: The node's context.
+        server_round: The round that the request names.
+        most: Most requests that the node answers in all; None: any number.
         answer: Makes the reply.
 
     Raises:
-        InputError: The node has answered this round, or as often as it may; or its account cannot be read.
+        InputError: The node has already answered this round, or has answered as often as its owner allows, or its
+            account cannot be read.
     """
     folder = account_of(context)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = message.metadata
-    # Flower takes "train.NAME" to the same function as "train".
+    # Flower calls the same function for "train.NAME" as for "train".
     series = f"{about.message_type.partition('.')[0]} in run {context.run_id}"
     digest = hashlib.sha256(f"{series}\n".encode() + _content(message)).hexdigest()
     kept = folder / "reply.bin"
@@ -82,14 +83,14 @@ def _refuse(account: dict[str, Any], series: str, server_round: int, most: int |
     if server_round <= last:
         raise InputError(
             "server-round",
-            f"is {server_round}, and this node has answered round {last}: {series}",
-            "it answers every round once, and sends the same reply again only to the same request",
+            f"is {server_round}, but this node has answered round {last} already: {series}",
+            "a node answers every round once; only the same request gets the same reply again",
         )
     if most is not None and account["answers"] >= most:
         raise InputError(
             "privacy-rounds",
-            f"is {most} at this node, and it has answered {account['answers']} requests",
-            "its owner decides whether it answers more",
+            f"is {most} at this node, and the node has answered {account['answers']} requests",
+            "the node's owner can raise it",
         )
 
 
@@ -105,11 +106,11 @@ def _read(folder: Path) -> dict[str, Any]:
         account: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kinds = [type(account[name]) for name in ("answers", "rounds", "last")]
         if kinds != [int, dict, str]:
-            raise ValueError("it holds other things than an account does")
+            raise ValueError("it does not hold 'answers', 'rounds' and 'last' as an account does")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             str(path),
             f"is damaged: {error}",
-            "this node cannot tell what it has answered; its owner decides whether the file may go",
+            "this node cannot tell what it has answered; its owner decides whether to delete the file",
         ) from None
     return account

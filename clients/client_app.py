@@ -1,4 +1,4 @@
-"""The Flower ClientApp: train, evaluate, query. The same in simulation and in containers."""
+"""The Flower ClientApp: it trains, evaluates and answers queries. Simulations and containers run the same app."""
 
 from collections.abc import Callable
 
@@ -26,13 +26,13 @@ from fedssl.training.learn import learn
 app = ClientApp()
 
 Work = Callable[[Message, Context, protocol.Request, Resident], Message]
-"""Makes the reply to a request that a node may answer."""
+"""A function that makes the reply to a request which the node may answer."""
 
 
 def with_allowed_plugins(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Run an app that imports built-in plug-ins and the modules that the node's config allows, and nothing else.
+    """Run an app that may import built-in plug-ins and the modules that the node's config allows, and no other module.
 
     A server can name any module in its request, and importing one runs its code.
     """
@@ -48,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _answered(work: Work, message: Message, context: Context) -> Message:
-    """Read a request, and return what comes of the work if the node may answer it."""
+    """Read a request, and return the reply that `work` makes, if the node may answer the request."""
     request = protocol.read_request(message)
     here = resident(request.experiment, device_of(context), request.terms)
     return answer_if_admitted(
@@ -63,6 +63,7 @@ def _answered(work: Work, message: Message, context: Context) -> Message:
 def _train(
     message: Message, context: Context, request: protocol.Request, here: Resident
 ) -> Message:
+    # Put the client into the process's network: its images, the server's weights, its private weights.
     experiment, recipe, weights = here.experiment, here.recipe, here.weights
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
@@ -80,8 +81,10 @@ def _train(
         phase_rounds=request.phase_rounds or experiment.num_rounds,
         optimizers=here.optimizers,
     )
+    # Refuse a diverged network before the client keeps or sends any of it.
     refuse_divergence(weights, state)
     save_state(recipe, weights, state, context.state, request.phase)
+    # Measure the update as it was trained, before clipping and noise change it.
     trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
     is_measured = may_leave(experiment, protocol.UPDATE_NORM)
     metrics = protocol.fit_metrics(
@@ -105,9 +108,9 @@ def _train(
 
 @app.evaluate(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the received weights on the held-out images dealt to this client, or on private ones that it has for it.
+    """Evaluate the received weights on this client's held-out images: those dealt to it, or its own private ones.
 
-    A client without any answers with zero examples.
+    A client without held-out images answers with zero examples.
     """
     return _answered(_evaluate, message, context)
 
@@ -136,7 +139,7 @@ def _evaluate(
 
 @app.query(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def query(message: Message, context: Context) -> Message:
-    """Say which client this is and how many images and labels it holds; nothing else leaves it."""
+    """Say which client this is and how many images and labels it holds; nothing else leaves the client."""
     request = protocol.read_request(message)
     experiment = ClientSettings.from_json(request.experiment)
     refuse_below_floor(experiment, context)
@@ -152,7 +155,7 @@ def query(message: Message, context: Context) -> Message:
 
 
 def device_of(context: Context) -> str:
-    """Return the device that the engine gave this node; by itself it takes a GPU if there is one."""
+    """Return the device that the engine gave this node; without one, a GPU if the machine has any, else the CPU."""
     given = context.node_config.get(protocol.DEVICE)
     return str(given) if given else "cuda" if torch.cuda.is_available() else "cpu"
 

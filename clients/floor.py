@@ -1,7 +1,7 @@
-"""A node's own privacy: what its owner asks of every experiment, whatever the server says.
+"""A node's privacy floor: the least privacy that the node's owner asks of every experiment, whatever the server says.
 
-``[privacy]`` comes with each request, from the party that it protects against. The floor is in the node's config, which
-no server can write to. What falls below it is refused.
+``[privacy]`` comes with each request, and so from the server, which it protects against. The floor is in the node's
+config, which no server can write to. The node refuses an experiment that falls below the floor.
 """
 
 import math
@@ -23,9 +23,10 @@ class Floor:
     """The least privacy under which a node answers.
 
     Args:
-        clipping_norm: Largest C that it takes; None: any, or none.
-        noise_multiplier: Least z that it adds before an update leaves it; 0: none.
-        rounds: Most requests to train or to evaluate that it answers in all, of all runs together; None: any number.
+        clipping_norm: Largest clipping norm C that the node accepts; None: any norm, or no clipping.
+        noise_multiplier: Least noise multiplier z that the node accepts for the noise that it adds to its updates; 0:
+            the floor asks for no noise.
+        rounds: Most requests to train or to evaluate that the node answers, over all runs; None: any number.
     """
 
     clipping_norm: float | None = None
@@ -34,10 +35,11 @@ class Floor:
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> "Floor":
-        """Return the floor of a node's config.
+        """Return the floor that a node's config sets.
 
         Raises:
-            InputError: A setting has no sense, or none has its name: a slip must not leave a node without its floor.
+            InputError: A setting's value makes no sense, or no setting has the name. A misspelled name must not leave a
+                node without its floor.
         """
         own = {name: value for name, value in config.items() if name.startswith(_PREFIX)}
         for name in own:
@@ -54,22 +56,22 @@ class Floor:
 
     @property
     def bounds_weights(self) -> bool:
-        """Say whether it asks anything of the weights that leave the node."""
+        """Say whether the floor asks anything of the weights that leave the node."""
         return self.clipping_norm is not None or self.noise_multiplier > 0
 
     @property
     def is_set(self) -> bool:
-        """Say whether it asks anything at all."""
+        """Say whether the floor asks anything at all."""
         return self.bounds_weights or self.rounds is not None
 
     def check(self, experiment: ClientSettings) -> None:
         """Refuse an experiment that falls below the floor.
 
         Args:
-            experiment: As it stands in the phase.
+            experiment: The experiment as it stands in the phase.
 
         Raises:
-            InputError: It does; names the node's setting and the experiment's.
+            InputError: The experiment falls below the floor; names the node's setting and the experiment's.
         """
         if not self.bounds_weights:
             return
@@ -77,26 +79,28 @@ class Floor:
         first = CLIPPING_NORM if self.clipping_norm is not None else NOISE_MULTIPLIER
         if privacy is None:
             raise InputError(
-                first, "is set at this node, and the experiment has no [privacy]", "give it one"
+                first,
+                "is set at this node, but the experiment has no [privacy]",
+                "give the experiment a [privacy] section",
             )
         if self.clipping_norm is not None and privacy.clipping_norm > self.clipping_norm:
             raise InputError(
                 CLIPPING_NORM,
-                f"is {self.clipping_norm:g} at this node, and the experiment's "
+                f"is {self.clipping_norm:g} at this node, but the experiment's "
                 f"privacy.clipping_norm is {privacy.clipping_norm:g}",
-                "lower the experiment's",
+                "lower privacy.clipping_norm",
             )
         if self.noise_multiplier and privacy.noise_at != "client":
             raise InputError(
                 NOISE_MULTIPLIER,
-                f"is {self.noise_multiplier:g} at this node, and the experiment's "
+                f"is {self.noise_multiplier:g} at this node, but the experiment's "
                 f"privacy.noise_at is {privacy.noise_at!r}",
-                "set it to 'client'",
+                "set privacy.noise_at = 'client'",
             )
         if privacy.deviation < self.noise_multiplier * privacy.clipping_norm:
             raise InputError(
                 NOISE_MULTIPLIER,
-                f"is {self.noise_multiplier:g} at this node, and the experiment's noise has a deviation of "
+                f"is {self.noise_multiplier:g} at this node, but the experiment's noise has a deviation of "
                 f"{privacy.deviation / privacy.clipping_norm:g} times its clipping_norm",
                 "raise privacy.noise_multiplier, or lower privacy.epsilon",
             )
@@ -104,9 +108,9 @@ class Floor:
         if sent:
             raise InputError(
                 first,
-                f"is set at this node, and {method.kind} sends {', '.join(map(repr, sent))} beside the weights, "
-                "which nobody clips",
-                "take another method, or keep this at the clients if it can be",
+                f"is set at this node, but {method.kind} sends {', '.join(map(repr, sent))} beside the weights, "
+                "and only weights are clipped",
+                "take another method, or let the method keep this state at the clients, if it can",
             )
 
 

@@ -1,4 +1,4 @@
-"""Training requests of several small clients answered in one go, with the replies that each alone would give."""
+"""Answer training requests of several small clients together, with the replies that each client would give alone."""
 
 import functools
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger("fedssl.fusion")
 
 @dataclass(frozen=True)
 class _Ready:
-    """A client whose request can be answered: where it stands among the messages, and what it holds."""
+    """A client whose request can be answered: its place among the messages, its number, and its images."""
 
     place: int
     client: int
@@ -43,15 +43,15 @@ class _Ready:
 
 
 class _Group(Replies):
-    """What was trained together.
+    """The replies of clients that were trained together.
 
     Args:
-        requests: To all clients of the unit.
-        errors: Replies of those that could not be trained, by place.
-        ready: The others.
-        fitted: What came of them; None if there are none.
-        request: What all were asked.
-        experiment: Says what of it leaves a client.
+        requests: The requests to all clients of the unit.
+        errors: Error replies of the clients that could not be trained, by their place among the requests.
+        ready: The clients that were trained.
+        fitted: Their weights and reports after training; None if no client was trained.
+        request: The content that all requests share.
+        experiment: The experiment as it stands in the phase; says what may leave a client.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class _Group(Replies):
         self._trained: dict[int, tuple[protocol.Metrics, NamedArrays]] = {}
         if fitted is None:
             return
+        # Weights are stacked: each array is (M, *shape), one row for each client in `ready`.
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
         finite = fitted.finite()
         norms: Sequence[float | None] = [None] * len(ready)
@@ -98,18 +99,18 @@ class _Group(Replies):
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
-        """One a client."""
+        """One reply for each client."""
         return [self._reply(place) for place in range(len(self._requests))]
 
     @property
     def failed(self) -> Sequence[bool]:
-        """Whether each has an error in place of a content."""
+        """Whether each client's reply is an error."""
         return [place in self._errors for place in range(len(self._requests))]
 
     def reduce(
         self, reduction: Reduction, holdings: Sequence[Holding | None]
     ) -> tuple[list[Answer], Mapping[str, Sum]]:
-        """Return what is left of each, and their sums: those of `messages`, which need not be made for it."""
+        """Return an answer for each client and the sums of all replies: those of `messages`, which need not be made."""
         sums = CohortSums(reduction, len(self._requests))
         answers = []
         for place, (request, holding) in enumerate(zip(self._requests, holdings, strict=True)):
@@ -131,14 +132,14 @@ class _Group(Replies):
 
 
 def why_not_together(experiment: ClientSettings, device: str = "cpu") -> str | None:
-    """Return None if this experiment's clients can be trained together, else one sentence that says why not."""
+    """Return why this experiment's clients cannot be trained together, in one sentence; None if they can."""
     spec = simulated_federation(experiment).data.spec
     here = resident(experiment.to_client_json(), device)
     return why_not_fusible(here.recipe, here.network, spec)
 
 
 def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[Hashable]:
-    """Return what each client must have in common with those it is trained together with; no image is read."""
+    """Return a key for each client; only clients with equal keys can be trained together. No image is read."""
     federation, recipe = simulated_federation(experiment), experiment.recipe
     sizes, labeled = federation.sizes, federation.labeled_sizes
     return [fusion_key(recipe, int(labeled[client]), int(sizes[client])) for client in clients]
@@ -151,14 +152,14 @@ def group_size(
     largest: int = GROUP_SIZE,
     device: str = "cpu",
 ) -> int:
-    """Return how many clients train together at most; 0 for one by one.
+    """Return how many clients train together at most; 0: each trains alone.
 
     Args:
-        experiment: As it stands in the phase.
-        fuse: What ``engine.fuse`` says; ``"auto"`` measures, so whoever asks must keep the answer for all of a run.
-        clients: A cohort; what is measured are clients of its longest group.
-        largest: Answer for ``"on"``, and the most for ``"auto"``.
-        device: Where they train.
+        experiment: The experiment as it stands in the phase.
+        fuse: The value of ``engine.fuse``. ``"auto"`` measures, so the caller must keep the answer for the whole run.
+        clients: The client numbers of a cohort; ``"auto"`` measures with clients of its longest group.
+        largest: The answer for ``"on"``, and the largest answer for ``"auto"``.
+        device: Device on which the clients train.
     """
     if fuse == "off" or why_not_together(experiment, device) is not None:
         return 0
@@ -174,22 +175,23 @@ def group_size(
 
 
 def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
-    """Return the replies to training requests that share one content, in their order.
+    """Return the replies to training requests that share one content, in the order of the requests.
 
-    They are those of ``[app(m, c) for m, c in zip(messages, contexts)]`` but for rounding. A client that raises or
-    diverges gets an error reply of its own and harms nobody else. Where the clients cannot be trained together, each
-    is trained alone.
+    The replies are those of ``[app(m, c) for m, c in zip(messages, contexts)]`` but for rounding. A client that raises
+    or diverges gets an error reply of its own and does not change the replies of the others. If the clients cannot be
+    trained together, each client is trained alone.
 
     Args:
-        messages: To clients of one of `fusion_keys`; that they share one content is looked at.
-        contexts: Of the same clients; written to, as the app does.
+        messages: Requests to clients with equal `fusion_keys`; the function checks that they share one content.
+        contexts: Contexts of the same clients; written to, as the app does.
 
     Raises:
-        MemoryError: Or what torch raises in its place: later there may be enough, and alone it would be other bits.
+        MemoryError: Memory ran out; torch may raise its own error instead. The clients are not trained alone then,
+            because that would give other bits, and there may be enough memory later.
     """
     try:
         return _train(messages, contexts)
-    except Exception as error:  # whoever is at fault says so when it is trained alone
+    except Exception as error:  # the client that caused it raises it again when it is trained alone
         if protocol.is_out_of_memory(error):
             raise
         log.warning("clients are trained one by one: %s", error)
@@ -197,14 +199,18 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
 
 
 def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
-    """Train all clients that can be prepared; who cannot gets an error reply."""
+    """Train all clients whose shards can be read; every other client gets an error reply.
+
+    Raises:
+        ValueError: The requests do not share one content.
+    """
     if any(message.content is not messages[0].content for message in messages):
-        raise ValueError("their requests do not share one content")
+        raise ValueError("the clients' requests do not share one content")
     request = protocol.read_request(messages[0])
     here = resident(request.experiment, device_of(contexts[0]), request.terms)
     experiment = here.experiment
     set_threads(experiment)
-    here.weights.load(request.arrays, contexts[0].state)  # fused clients have none of their own
+    here.weights.load(request.arrays, contexts[0].state)  # fused clients have no private weights
     errors: dict[int, Message] = {}
     ready = _prepare(experiment, request.terms, messages, contexts, errors)
     fitted = None
@@ -221,7 +227,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
         )
     group = _Group(messages, errors, ready, fitted, request, experiment)
     for context, failed in zip(contexts, group.failed, strict=True):
-        if context.state and not failed:  # of an earlier phase: whoever is fused keeps nothing
+        if context.state and not failed:  # drop an earlier phase's state; fused clients keep none
             save_state(here.recipe, here.weights, {}, context.state, request.phase)
     return group
 
@@ -233,7 +239,7 @@ def _prepare(
     contexts: Sequence[Context],
     errors: dict[int, Message],
 ) -> list[_Ready]:
-    """Read every client's shard; who cannot gets an error reply."""
+    """Return the clients whose shards can be read; put an error reply into `errors` for each of the others."""
     ready = []
     for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:

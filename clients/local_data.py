@@ -1,4 +1,4 @@
-"""From a node's config to this client's data: a part of a simulated federation, or files of its own."""
+"""Find a client's data from its node's config: a part of a simulated federation, or files of the client's own."""
 
 import functools
 from dataclasses import dataclass
@@ -19,29 +19,29 @@ from fedssl.experiment.client_settings import ClientSettings
 
 
 class LocalData(Protocol):
-    """What one client holds."""
+    """The data that one client holds."""
 
     @property
     def client(self) -> int:
-        """Its number."""
+        """The client's number."""
 
     @property
     def spec(self) -> ImageSpec:
-        """What its images have in common with everybody's."""
+        """What the images of all clients have in common."""
 
     @property
     def num_examples(self) -> int:
-        """Training images."""
+        """Number of training images, labeled and unlabeled."""
 
     @property
     def num_labeled(self) -> int:
-        """Labeled ones among them."""
+        """Number of labeled training images."""
 
     def shard(self) -> Shard:
-        """Return its training images, on the CPU; not to be written to."""
+        """Return the client's training images, on the CPU; the caller must not write to them."""
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """Return (images, labels) that it evaluates on: uint8 (n, C, H, W) and int64 (n,); n may be 0."""
+        """Return the (images, labels) to evaluate on: uint8 (n, C, H, W) and int64 (n,); n may be 0."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class SimulatedData:
     """A client's part of a simulated federation.
 
     Args:
-        client: Its number.
-        federation: The federation it is part of; the same in every process, for it derives from the seed.
+        client: The client's number.
+        federation: The client's federation; it derives from the seed, so it is the same in every process.
     """
 
     client: int
@@ -58,25 +58,25 @@ class SimulatedData:
 
     @property
     def spec(self) -> ImageSpec:
-        """The data set's."""
+        """The spec of the federation's data set."""
         return self.federation.data.spec
 
     @property
     def num_examples(self) -> int:
-        """As dealt; no image is read."""
+        """Number of training images that were dealt to the client; no image is read."""
         return int(self.federation.sizes[self.client])
 
     @property
     def num_labeled(self) -> int:
-        """As dealt; no image is read."""
+        """Number of labeled training images that were dealt to the client; no image is read."""
         return int(self.federation.labeled_sizes[self.client])
 
     def shard(self) -> Shard:
-        """Return its images as it sees them."""
+        """Return the client's training images as the client sees them."""
         return self.federation.shard(self.client)
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """Return the federation's held-out images that were dealt to it."""
+        """Return those of the federation's held-out images that were dealt to the client."""
         return self.federation.held_out_at(self.client)
 
 
@@ -85,9 +85,9 @@ class PrivateData:
     """A client's own images, which nobody else has.
 
     Args:
-        client: Its number.
-        terms: What they were made to fit.
-        prepared: They, in this machine's cache.
+        client: The client's number.
+        terms: The federation's terms, which the images were prepared to fit.
+        prepared: The prepared images in this machine's cache.
     """
 
     client: int
@@ -96,30 +96,30 @@ class PrivateData:
 
     @property
     def spec(self) -> ImageSpec:
-        """The server's."""
+        """The spec that the server sent."""
         return self.terms.spec
 
     @property
     def num_examples(self) -> int:
-        """Images in all, but for those to evaluate on."""
+        """Number of training images; held-out images do not count."""
         return len(self._part("train")[1])
 
     @property
     def num_labeled(self) -> int:
-        """Those with a label."""
+        """Number of training images with a label."""
         return int((self._part("train")[1] >= 0).sum())
 
     def shard(self) -> Shard:
-        """Return its images; nobody knows the truth about unlabeled ones, so pseudo-labels are never judged."""
+        """Return the training images; the true labels of unlabeled images are unknown, so no pseudo-label is judged."""
         images, labels = self._part("train")
         return Shard(images, labels, torch.full_like(labels, -1), self.spec)
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """Return the images of its own part ``test``; none if it has no such part."""
+        """Return the images of the data's part ``test``; no images if there is no such part."""
         return self._part("test")
 
     def _part(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return (images, labels), mapped from the cache: whoever trains on them only reads."""
+        """Return the (images, labels) of a part, mapped from the cache; the caller must only read them."""
         part = self.prepared.part(name)
         if part is None:
             shape = (0, *self.spec.shape)
@@ -131,14 +131,14 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
     """Return the data of the node that a context belongs to.
 
     Args:
-        experiment: Says whether clients bring their own.
-        terms: What the server sent of the federation's images, if they do.
-        context: Its config says who the client is and where its data lies.
+        experiment: Says whether clients bring private data.
+        terms: The federation's terms from the request; needed only if clients bring private data.
+        context: The node's context; its config holds the client's number and the path of its data.
 
     Raises:
         ValueError: The node has no ``partition-id``, or one beyond the experiment's clients.
-        InputError: It should bring data and does not, should not and does, or what it brings cannot be used; names the
-            client and the path.
+        InputError: The client should bring data and has none, or has data and should bring none, or its data cannot be
+            used; names the client and the path.
     """
     number = context.node_config.get(protocol.PARTITION_ID)
     clients = experiment.federation.clients
@@ -153,15 +153,15 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
         raise InputError(
             f"client {number}: {protocol.DATA_PATH}",
             f"is {path!r}, but the experiment does not ask clients for data of their own",
-            "set federation.private = true in the experiment file, or take it out of the node config",
+            "set federation.private = true in the experiment file, "
+            f"or take {protocol.DATA_PATH} out of the node config",
         )
     return SimulatedData(number, simulated_federation(experiment))
 
 
 def _private_data(client: int, path: object, terms: Terms | None, context: Context) -> PrivateData:
-    from fedssl.data.private import (
-        prepare_private,  # imported here: workers of simulations need none
-    )
+    # Imported here because workers of simulations do not need it.
+    from fedssl.data.private import prepare_private
 
     where = f"client {client}: "
     if not isinstance(path, str) or not path:
@@ -173,8 +173,8 @@ def _private_data(client: int, path: object, terms: Terms | None, context: Conte
     if terms is None:
         raise InputError(
             f"{where}{protocol.IMAGES}",
-            "is not in the request, so that nothing is known of the federation's images",
-            "let the server run fedssl.server.app",
+            "is not in the request, so this client cannot know the federation's image shape and classes",
+            "let the server run fedssl.server.app, which sends it",
         )
     skip = _skips(where, context.node_config.get(protocol.BAD_IMAGES))
     try:
@@ -190,7 +190,7 @@ def _skips(where: str, policy: object) -> bool:
 
 
 def simulated_federation(experiment: ClientSettings) -> Federation:
-    """Return the federation an experiment describes; drawn once a process."""
+    """Return the federation that an experiment describes; it is drawn once in each process."""
     return _draw(experiment.data, experiment.federation.deal, experiment.seed)
 
 

@@ -1,4 +1,4 @@
-"""What one client takes of a worker's memory, found by training one in a process of its own."""
+"""Measure the memory that a worker needs for one client, by training the client in a process of its own."""
 
 import functools
 import multiprocessing
@@ -19,7 +19,7 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.training.network import build_network
 
 MEASURING_TIMEOUT = 600.0
-"""Seconds in which one client must have been trained."""
+"""Training one client to measure its memory may take at most this long (seconds)."""
 
 _one_at_a_time = threading.Lock()
 
@@ -28,16 +28,16 @@ def measured_bytes(experiment: ClientSettings, device: str) -> int:
     """Return the peak memory of a worker that trains the client with the most images, in bytes of the device.
 
     Args:
-        experiment: Its first phase is what is trained.
-        device: ``"cpu"``: the whole process counts; ``"cuda:0"``: what is taken of the GPU, its context included.
+        experiment: The experiment; the client trains as in its first phase.
+        device: ``"cpu"``: the memory of the whole process counts; ``"cuda:0"``: the GPU's memory counts, including its
+            context.
 
     Raises:
-        InputError: The client could not be trained at all.
+        InputError: The client could not be trained.
     """
     experiment.data.prepare()
-    with (
-        _one_at_a_time
-    ):  # whoever asks second is given the answer, and does not disturb the measurement
+    # A second caller waits and gets the first caller's answer, and so does not disturb the measurement.
+    with _one_at_a_time:
         return _measured(experiment.to_client_json(), device)
 
 
@@ -53,7 +53,9 @@ def _measured(text: str, device: str) -> int:
             raise _unmeasured(f"no answer within {MEASURING_TIMEOUT:g} s")
         found = ours.recv()
     except EOFError:
-        raise _unmeasured("the process was lost; perhaps it took all memory") from None
+        raise _unmeasured(
+            "the process that trained a client died; it may have run out of memory"
+        ) from None
     finally:
         process.kill()
     if isinstance(found, str):
@@ -62,7 +64,11 @@ def _measured(text: str, device: str) -> int:
 
 
 def _unmeasured(why: str) -> InputError:
-    return InputError("engine.memory_per_worker", f"could not be measured: {why}", "set it in MB")
+    return InputError(
+        "engine.memory_per_worker",
+        f"could not be measured: {why}",
+        "set engine.memory_per_worker, in MB",
+    )
 
 
 def _report(pipe: Connection, text: str, device: str) -> None:
@@ -95,14 +101,14 @@ def _peak(device: str) -> int:
     if device == "cpu":
         return _peak_of_process()
     free, total = torch.cuda.mem_get_info(device)
-    # What others hold of the GPU counts too: it is not to be had.
+    # Memory of the GPU that other processes hold counts too, because workers cannot have it.
     cached = torch.cuda.memory_reserved(device)
     return total - free - cached + torch.cuda.max_memory_reserved(device)
 
 
 def _peak_of_process() -> int:
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says is inherited from whoever started this process
+    if status.exists():  # getrusage's peak would include the parent process's
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024

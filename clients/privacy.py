@@ -1,4 +1,4 @@
-"""What of a client's weights leaves it, under the experiment's ``[privacy]``."""
+"""Limit what a client's reply shows of its data: the experiment's ``[privacy]`` and the node's own floor."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,14 +27,15 @@ def clip_and_add_noise(
     client: int,
     secret: bool = False,
 ) -> Mapping[str, Any]:
-    """Return the weights that a client sends: trained ones, clipped and with noise where the experiment says so.
+    """Return the weights that a client sends: its trained weights, clipped and noisy where the experiment says so.
 
     Args:
-        experiment: As it stands in the phase.
+        experiment: The experiment as it stands in the phase.
         before: Weights that the server sent.
         after: Weights after training, arrays or tensors.
-        server_round, client: Name the stream of the noise.
-        secret: Whether nobody may be able to draw the noise again; see `is_secret`.
+        server_round: Round of the run, from 1.
+        client: The client's number. The round and the client select the stream of the noise.
+        secret: Whether nobody may be able to draw the noise again; see `needs_secret_noise`.
     """
     privacy = experiment.privacy
     if privacy is None:
@@ -48,20 +49,20 @@ def clip_and_add_noise(
 
 
 def needs_secret_noise(experiment: ClientSettings, config: Mapping[str, object]) -> bool:
-    """Say whether a client's noise must be such that nobody can draw it again: of private data, or above a floor.
+    """Say whether nobody may be able to draw a client's noise again: its data is private, or its node has a floor.
 
     Args:
-        experiment: As it stands in the phase.
-        config: The node's.
+        experiment: The experiment as it stands in the phase.
+        config: The node's config.
     """
     return experiment.federation.private or Floor.of(config).is_set
 
 
 def refuse_below_floor(experiment: ClientSettings, context: Context) -> None:
-    """Refuse an experiment that falls below the node's own floor, and log that.
+    """Refuse an experiment that falls below the node's own floor, and log the refusal.
 
     Raises:
-        InputError: It does; names the client.
+        InputError: The experiment falls below the floor; names the client.
     """
     try:
         Floor.of(context.node_config).check(experiment)
@@ -76,19 +77,20 @@ def answer_if_admitted(
     server_round: int,
     answer: Callable[[], Message],
 ) -> Message:
-    """Answer a request about a client's images as far as the node's own floor admits it.
+    """Answer a request about a client's images if the node's own floor admits it.
 
-    Where the data is private and the experiment promises privacy, or the node has a floor, a round is answered once.
+    A node answers a round only once if it has a floor, or if its data is private and the experiment has ``[privacy]``.
 
     Args:
         message: The request.
-        context: Of the node.
-        experiment: As it stands in the phase.
-        server_round: Of the request.
+        context: The node's context.
+        experiment: The experiment as it stands in the phase.
+        server_round: The round that the request names.
         answer: Makes the reply.
 
     Raises:
-        InputError: The experiment falls below the floor, or the node has answered; names the client.
+        InputError: The experiment falls below the floor, or the node has answered this round or as often as it may;
+            names the client.
     """
     refuse_below_floor(experiment, context)
     floor = Floor.of(context.node_config)
@@ -110,16 +112,17 @@ def _logged(error: InputError, context: Context) -> InputError:
 def noise_stream(
     experiment: ClientSettings, *, server_round: int, client: int, secret: bool = False
 ) -> np.random.Generator:
-    """Return the source of a party's noise in a round.
+    """Return the generator of a client's or the server's noise in a round.
 
-    In a simulation it derives from the seed, like all else. The seed is no secret: whoever knows it can take the noise
-    off again. Where clients have private data, or a floor of their own, the seed comes from the operating system, and
-    such a run is not repeatable. The generator is numpy's (PCG64), which is none for cryptography.
+    In a simulation the generator derives from the experiment's seed, as every other generator does. That seed is no
+    secret: anybody who knows it can subtract the noise. Where clients have private data, or a floor of their own, the
+    generator's seed comes from the operating system, and the run cannot be repeated. The generator is numpy's (PCG64),
+    which is not made for cryptography.
 
     Args:
-        experiment: Says which of them it is.
-        server_round: From 1.
-        client: Its number; -1 is the server.
+        experiment: Says whether clients have private data; holds the seed.
+        server_round: Round of the run, from 1.
+        client: The client's number; -1 is the server.
         secret: Whether nobody may be able to draw the noise again.
     """
     if secret or experiment.federation.private:

@@ -1,4 +1,4 @@
-"""What stays in a process from client to client: the experiment as parsed, one network, its optimizers."""
+"""What a process keeps from one client to the next: the parsed experiment, one network, and its optimizers."""
 
 import functools
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from fedssl.training.optimizer_set import OptimizerSet
 
 @dataclass(frozen=True)
 class Resident:
-    """What every client of a phase uses in turn.
+    """The parts of a process that every client of a phase uses in turn.
 
     Args:
-        experiment: As it stands in the phase.
-        recipe: How its clients learn.
-        network: Whoever uses it overwrites all its weights.
-        weights: Of the network.
-        optimizers: Over them; whoever uses them begins anew.
+        experiment: The experiment as it stands in the phase.
+        recipe: How the experiment's clients learn.
+        network: The network; each client overwrites all its weights before it trains.
+        weights: The network's weights.
+        optimizers: Optimizers of these weights; each client resets them before it trains.
     """
 
     experiment: ClientSettings
@@ -35,19 +35,18 @@ class Resident:
 
 
 def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
-    """Return this process's one resident of an experiment.
+    """Return the one resident that this process has for an experiment; build it if there is none yet.
 
     Args:
         text: The experiment as JSON.
-        device: Where the network lives.
-        terms: What the images of all clients have in common; None: what the experiment's data says.
+        device: Device of the network.
+        terms: What the images of all clients have in common; None: take it from the experiment's data.
 
     Raises:
         InputError: The experiment is wrong, or names a module that this client does not allow.
     """
-    ClientSettings.from_json(
-        text
-    )  # refuses such a module even if the resident was built under another trust
+    # Parsing refuses a module that this client does not allow, even if the resident was built when it was allowed.
+    ClientSettings.from_json(text)
     return _resident(text, device, terms)
 
 

@@ -1,4 +1,4 @@
-"""What learning keeps at a client: from Flower's context and the request, and back."""
+"""Move a client's state: from the request and Flower's context into training, and back."""
 
 import math
 
@@ -12,14 +12,18 @@ from fedssl.exchange import protocol
 from fedssl.training.loop import Recipe
 
 PHASE = "phase-"
-"""Begins the names of records that hold state, which belongs to its phase."""
+"""First part of the names of a context's records that hold state; the number of the state's phase follows."""
 
 
 def refuse_divergence(weights: Weights, state: State) -> None:
-    """Raise `FloatingPointError` if training left anything that is not finite, before it is kept or sent."""
+    """Refuse weights and state that are not finite, before the client keeps or sends them.
+
+    Raises:
+        FloatingPointError: A weight or a tensor of the state is not finite.
+    """
     everything = (tensor for one in (weights.all, *state.values()) for tensor in one.values())
     floats = [tensor for tensor in everything if tensor.is_floating_point() and tensor.numel()]
-    # One call for thousands of small tensors; where squares overflow, it is looked at again.
+    # One call checks thousands of small tensors. A norm can overflow, so such a tensor is checked by its elements.
     norms = torch._foreach_norm(floats) if floats else ()
     pairs = zip(floats, norms, strict=True)
     if not all(math.isfinite(norm) or bool(tensor.isfinite().all()) for tensor, norm in pairs):
@@ -31,12 +35,12 @@ def refuse_divergence(weights: Weights, state: State) -> None:
 def kept_slots(
     recipe: Recipe, shared: NamedArrays, kept: RecordDict, phase: int
 ) -> dict[str, NamedArrays]:
-    """Return what is kept of a recipe's slots, by their names; empty where nothing is.
+    """Return the state that a recipe's slots begin a round with, by the slots' names; empty where there is none.
 
     Args:
         recipe: Declares the slots.
-        shared: What the server sent of ``server`` slots; a stock strategy of Flower's sends none.
-        kept: What the client kept from its earlier rounds; what it kept in another phase is not used.
+        shared: State of the ``server`` slots that the server sent; a stock server app of Flower's sends none.
+        kept: Records that the client kept in its earlier rounds; state of another phase is not used.
         phase: Phase of the run, from 0.
     """
     found: dict[str, NamedArrays] = {}
@@ -51,10 +55,10 @@ def kept_slots(
 def save_state(
     recipe: Recipe, weights: Weights, state: State, kept: RecordDict, phase: int
 ) -> None:
-    """Keep ``client`` slots and private weights for the client's next round, in place.
+    """Keep ``client`` slots and private weights for the client's next round, in the records `kept`.
 
-    A phase begins with fresh state, at the client as at the server: what an earlier one left is dropped. Private
-    weights are weights, and go on.
+    A phase begins with fresh state, at the client as at the server, so state of other phases is dropped. Private
+    weights stay from phase to phase, as all weights do.
     """
     for name in list(kept):
         if name.startswith(PHASE) and not name.startswith(_in_phase(phase, "")):
@@ -66,7 +70,7 @@ def save_state(
 
 
 def shared_state(recipe: Recipe, state: State) -> Tensors:
-    """Return what goes back to the server of ``server`` slots, by ``SLOT/NAME``."""
+    """Return the state that goes back to the server: the tensors of ``server`` slots, by ``SLOT/NAME``."""
     return {
         protocol.slot_key(slot.name, name): tensor
         for slot in recipe.slots()

@@ -1,4 +1,4 @@
-"""A resident network's weights: whose they are, and how a client's come in and go out."""
+"""The weights of a resident network: which are shared and which are private, and how a client loads and keeps them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,17 @@ from fedssl.exchange import protocol
 from fedssl.methods.base import Method
 
 PRIVATE = "private"
-"""Begins the name of the record that holds the weights a method does not share."""
+"""First part of the name of the record that holds private weights, which the method does not share."""
 
 
 class Weights:
-    """Every parameter and buffer of a network, named once: they are its memory, and stay so while it lives.
+    """Every parameter and buffer of a network, by name, and which of them are shared.
+
+    The tensors are the network's own memory, so writing to them changes the network.
 
     Args:
         method: Says which weights are shared.
-        network: Holds its initial weights.
+        network: A network with its initial weights.
     """
 
     def __init__(self, method: Method, network: nn.Module) -> None:
@@ -30,17 +32,17 @@ class Weights:
         self._record = f"{PRIVATE}.{method.kind}"
 
     def load(self, arrays: Mapping[str, Any], kept: RecordDict) -> None:
-        """Overwrite every weight: shared ones with the server's, private ones with the client's own.
+        """Overwrite every weight: shared weights with the server's, private weights with the client's own.
 
-        The network may last have served another client, of which nothing must stay.
+        Another client may have used the network before, and none of its weights must stay.
 
         Args:
-            arrays: What the server sent.
-            kept: What the client kept from its earlier rounds; its private weights are the initial ones if there are
-                none among it.
+            arrays: Weights that the server sent.
+            kept: Records that the client kept in its earlier rounds. If they hold no private weights, the client takes
+                the initial ones.
 
         Raises:
-            ValueError: The server sent too little, or other shapes.
+            ValueError: The server did not send all shared weights, or sent other shapes.
         """
         protocol.load_tensors(self.shared, arrays)
         if not self.private:
@@ -49,7 +51,7 @@ class Weights:
         protocol.load_tensors(self.private, self._first() if own is None else own)
 
     def keep_private(self, kept: RecordDict) -> None:
-        """Keep private weights for the client's next round, in place."""
+        """Keep private weights for the client's next round, in the records `kept`."""
         if self.private:
             kept[self._record] = protocol.to_record(self.private)
 

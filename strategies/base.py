@@ -1,9 +1,9 @@
-"""What every strategy is, and the one that samples a seeded cohort and averages it.
+"""The base class of every strategy, and `CohortStrategy`, which samples a seeded cohort and averages its replies.
 
-A strategy is a frozen section that builds a Flower `Strategy`. Those of ours derive from `CohortStrategy` and override
-some of its hooks: `select` (who takes part), `combine` (sums to arrays), `after` (a step of the server's own,
-such as an optimizer, which is handed parameters only). How much a reply counts is a function that they are built with.
-What a hook keeps for the next round is an attribute.
+A strategy is a frozen section that builds a Flower `Strategy`. Our own Flower strategies derive from `CohortStrategy`
+and override some of its hooks: `select` (which clients take part), `combine` (from sums to arrays), and `after`
+(a step of the server's own, such as an optimizer's; it sees parameters only). The constructor takes the function that
+says how much a reply counts. A hook keeps what it needs in the next round as an attribute.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,24 @@ from fedssl.strategies.keeping import read_attributes, write_attributes
 
 
 class Strategy(Plugin):
-    """The ``[strategy]`` section: settings that build a Flower strategy."""
+    """The ``[strategy]`` section: settings that build a Flower strategy.
+
+    Example:
+        A new strategy defines `build`, and one hook of `CohortStrategy`. This one halves the way to the cohort's mean.
+
+        >>> import numpy as np
+        >>> from fedssl.exchange.census import Census
+        >>> class Halfway(CohortStrategy):
+        ...     def after(self, server_round, arrays, aggregate):
+        ...         return {name: (arrays[name] + aggregate[name]) / 2 for name in arrays}
+        >>> class HalfwaySection(Strategy):
+        ...     def build(self, cohorts):
+        ...         return Halfway(cohorts)
+        >>> strategy = HalfwaySection().build(Cohorts(Census.unknown(10), sample=2, seed=0))
+        >>> last, sums = {"w": np.zeros(1)}, {"w": np.array([8.0])}
+        >>> strategy.conclude(1, last, sums, total_weight=2.0)["w"].tolist()  # the cohort's mean is 8 / 2
+        [2.0]
+    """
 
     is_abstract: ClassVar[bool] = True
 
@@ -36,15 +53,15 @@ class Strategy(Plugin):
         """Return the Flower strategy that runs a phase.
 
         Args:
-            cohorts: Who is there and how many take part in a round.
+            cohorts: The clients of the run, and how many of them take part in a round.
         """
 
 
 def strategy_of(phase: PhasePlan) -> Strategy:
-    """Return the strategy of an experiment as it stands in a phase.
+    """Return a phase's strategy.
 
     Raises:
-        InputError: The section names a plugin that is no strategy.
+        InputError: The section ``[strategy]`` names a plug-in that is not a strategy.
     """
     if not isinstance(phase.strategy, Strategy):
         raise InputError("strategy.kind", f"{phase.strategy.kind!r} is not a strategy")
@@ -52,15 +69,15 @@ def strategy_of(phase: PhasePlan) -> Strategy:
 
 
 class CohortStrategy(FlowerStrategy):
-    """Sample m of K clients by seed and average their replies wherever they arise.
+    """Sample m of K clients by seed, and average their replies in the processes that make them.
 
-    Replies are added to a `WeightedSum` in the workers that made them, so that memory does not grow with m and the bits
-    do not depend on the order of arrival. A grid that knows nothing of that is served by `aggregate_train`.
+    Workers add their replies to a `WeightedSum`. So memory does not grow with m, and the bits do not depend on the
+    order in which replies arrive. For grids that cannot sum replies, `aggregate_train` sums them at the server.
 
     Args:
-        cohorts: Who is there and how many take part in a round.
-        weigh: How much a reply counts, by its metrics; a pure function, for it travels to the workers. By default its
-            number of examples.
+        cohorts: The clients of the run, and how many of them take part in a round.
+        weigh: Returns a reply's weight from its metrics; by default its number of examples. The function travels to the
+            workers, so it must be pure.
     """
 
     def __init__(self, cohorts: Cohorts, weigh: Weigh = by_examples) -> None:
@@ -78,30 +95,35 @@ class CohortStrategy(FlowerStrategy):
         return cohort_mean(sums, total_weight, arrays)
 
     def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
-        """Return the next parameters from the last ones and the aggregate's; by default the aggregate's.
+        """Return the next global parameters; by default the aggregate's.
 
-        Buffers, such as the statistics of batch normalization, are no parameters: no step may move them, so they are
-        in neither of the two, and those of the aggregate are taken.
+        Buffers, such as the statistics of batch normalization, are not parameters, and no step may move them. So
+        neither argument contains buffers; the server takes the buffers of the aggregate.
+
+        Args:
+            server_round: Round of the run, from 1.
+            arrays: The last global parameters.
+            aggregate: The parameters that `combine` returned.
         """
         return aggregate
 
     def numbers(self) -> Mapping[str, float]:
-        """Return what the strategy measured in the round that it has just concluded, by name; by default nothing.
+        """Return the numbers that the strategy measured in the round it has just concluded, by name; by default none.
 
-        The run's record holds each as ``strategy.NAME``.
+        The run's record holds each number as ``strategy.NAME``.
         """
         return {}
 
     def kept(self) -> NamedArrays:
-        """Return a copy of what is kept between rounds, for a checkpoint; by default all attributes.
+        """Return a copy of what the strategy keeps between rounds, for a checkpoint; by default all its attributes.
 
         Raises:
-            InputError: One of them is no number, text, array or tensor, nor made of them.
+            InputError: An attribute is not a number, a text, an array, a tensor, or a list or table of these.
         """
         return read_attributes(self, without=("_places", "_arrays"))
 
     def take_up(self, kept: NamedArrays) -> None:
-        """Take up what `kept` returned, in a strategy just built."""
+        """Give a strategy that was just built what `kept` returned."""
         write_attributes(self, kept)
 
     def conclude(
@@ -112,12 +134,12 @@ class CohortStrategy(FlowerStrategy):
         total_weight: float,
         buffers: Collection[str] = (),
     ) -> NamedArrays:
-        """Return the next global arrays from the last ones and a cohort's sums; the last ones if no reply counts.
+        """Return the next global arrays; the last global arrays if no reply counts.
 
         Args:
-            server_round: From 1.
+            server_round: Round of the run, from 1.
             arrays: The last global arrays.
-            sums, total_weight: As `WeightedSum.result` returns them.
+            sums, total_weight: The cohort's sums, as `WeightedSum.result` returns them; None if no reply counts.
             buffers: Names of the arrays that `after` must not move.
         """
         if sums is None:
@@ -131,7 +153,7 @@ class CohortStrategy(FlowerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one request a client of the round's cohort, all around the same content."""
+        """Return one request for each client of the round's cohort; all requests share one content."""
         nodes = self.cohorts.nodes(self.select(server_round))
         self._places = {node: place for place, node in enumerate(nodes)}
         self._arrays = protocol.from_record(arrays)
@@ -144,13 +166,13 @@ class CohortStrategy(FlowerStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the next global arrays and the weight behind them; the old arrays if no reply counts."""
+        """Return the next global arrays and the sum of the replies' weights; the old arrays if no reply counts."""
         reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {protocol.ARRAYS: self.weigh})
         total = CohortSums(reduction, len(self._places))
         missing = dict(self._places)
         for reply in replies:
             node = reply.metadata.src_node_id
-            if node in missing:  # of two replies of a node the first one counts
+            if node in missing:  # a node's second reply does not count
                 total.add(missing.pop(node), reply, self.cohorts.census.holding(node))
         total.skip(missing.values())
         sums, weight = total.result()[protocol.ARRAYS]
@@ -160,17 +182,17 @@ class CohortStrategy(FlowerStrategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask no client to evaluate: the server does, on images no client holds."""
+        """Ask no client to evaluate: the server evaluates, on images that no client holds."""
         return []
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return nothing, for nothing was asked."""
+        """Return None, because no client was asked to evaluate."""
         return None
 
     def summary(self) -> None:
-        """Log nothing: the record says what runs."""
+        """Log nothing: the run's record says which strategy runs."""
 
 
 def _content(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:

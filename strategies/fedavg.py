@@ -20,13 +20,14 @@ from fedssl.exchange.sums import Sums, cohort_mean, population_mean
 from fedssl.strategies.base import CohortStrategy, Strategy
 
 NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
-"""A weight that is a number of the method's own."""
+"""Value of ``strategy.weight`` that names a number which the method records."""
 
 WEIGHT_METRIC = {
     "all": protocol.NUM_EXAMPLES,
     "labeled": protocol.NUM_LABELED,
     "confident": protocol.NUM_CONFIDENT,
 }
+"""The metric of a reply that holds the weight, for each value of ``strategy.weight`` that counts images."""
 
 
 class FedAvg(Strategy):
@@ -34,21 +35,22 @@ class FedAvg(Strategy):
 
     weight: Literal["all", "labeled", "confident", "uniform"] | NumberName = Field(
         "all",
-        description="n_k: all images of a client, its labeled ones, the labeled ones and those "
-        "whose pseudo-label was accepted, or 1; number:NAME is a number that the method records, which must not be negative",
+        description="a client's weight n_k in the mean; all: its number of images; labeled: its "
+        "number of labeled images; confident: labeled images and images whose pseudo-label was accepted; uniform: 1; "
+        "number:NAME: a number that the method records, which must not be negative",
     )
     averaging: Literal["cohort", "population"] = Field(
         "cohort",
-        description="cohort: the sampled clients' weights sum to 1; population: clients that "
-        "were not sampled count with the old global model",
+        description="cohort: the mean is over the sampled clients; population: the mean is over "
+        "all clients, and a client that was not sampled counts with the old global model",
     )
 
     @model_validator(mode="after")
     def _check(self) -> "FedAvg":
         if self.averaging == "population" and self.weight not in ("all", "labeled", "uniform"):
             raise ValueError(
-                "averaging = 'population' needs a weight that is known of clients that were not "
-                f"sampled; {self.weight!r} is not"
+                "averaging = 'population' needs a weight that is known for clients that were not "
+                f"sampled; {self.weight!r} is not known; take 'all', 'labeled' or 'uniform'"
             )
         return self
 
@@ -56,7 +58,7 @@ class FedAvg(Strategy):
         """Return the strategy that runs a phase.
 
         Raises:
-            InputError: Every client would weigh nothing.
+            InputError: The weight is the number of labeled images, and no client holds a label: all weights would be 0.
         """
         if self.weight == "labeled" and not cohorts.census.num_labeled.any():
             raise InputError(
@@ -67,7 +69,7 @@ class FedAvg(Strategy):
         return _FedAvg(self, cohorts)
 
     def population_weight(self, cohorts: Cohorts) -> float:
-        """Return n, the sum of n_k over all K clients."""
+        """Return n, the sum of the weights n_k over all K clients."""
         census = cohorts.census
         if self.weight == "uniform":
             return float(len(census))
@@ -76,10 +78,10 @@ class FedAvg(Strategy):
 
 
 def _count(weight: str, metrics: Mapping[str, float]) -> float:
-    """Return n_k.
+    """Return n_k, the weight of a client's reply, from the reply's metrics.
 
     Raises:
-        ValueError: The client's method recorded no such number.
+        ValueError: The weight is a number of the method's, and the client's method did not record it.
     """
     if weight == "uniform":
         return 1.0

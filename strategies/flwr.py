@@ -1,4 +1,4 @@
-"""Any strategy of Flower's own by name: ``kind = "flwr:FedAdam"``, its arguments under ``options``."""
+"""Any of Flower's own strategies, by name: ``kind = "flwr:FedAdam"``, with its arguments under ``options``."""
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
@@ -19,45 +19,47 @@ from fedssl.strategies.base import Strategy
 from fedssl.strategies.keeping import read_attributes, write_attributes
 
 OURS = {
-    "fraction_train": "federation.sample decides this",
-    "fraction_evaluate": "the server evaluates",
-    "min_train_nodes": "federation.sample decides this",
-    "min_evaluate_nodes": "the server evaluates",
-    "min_available_nodes": "federation.sample decides this",
-    "arrayrecord_key": "requests have one form",
-    "configrecord_key": "requests have one form",
+    "fraction_train": "cannot be set: federation.sample decides it",
+    "fraction_evaluate": "cannot be set: the server evaluates, and no client does",
+    "min_train_nodes": "cannot be set: federation.sample decides it",
+    "min_evaluate_nodes": "cannot be set: the server evaluates, and no client does",
+    "min_available_nodes": "cannot be set: federation.sample decides it",
+    "arrayrecord_key": "cannot be set: fedssl fixes the form of requests",
+    "configrecord_key": "cannot be set: fedssl fixes the form of requests",
 }
-"""Arguments that are not the file's to set, and why."""
+"""Arguments of Flower's strategies that an experiment file must not set, each with the text of the error message."""
 
 LOSS = "loss"
-"""The metric in which our clients report their loss."""
+"""Name of the metric in which our clients report their loss."""
 
 NOT_OURS = {
-    "FedProx": "its proximal term is the client's to add, and ours do not",
+    "FedProx": "our clients do not add its proximal term",
     "FedXgbBagging": "it aggregates trees, not networks",
     "FedXgbCyclic": "it aggregates trees, not networks",
 }
-"""Strategies that would run and not do what they say, or not run."""
+"""Flower's strategies that cannot run here, or would run without doing what they say, each with the reason."""
 
 
 class Flwr(Strategy):
     """Hand the aggregation of a seeded cohort to one of Flower's strategies."""
 
-    name: str = Field(description="class in flwr.serverapp.strategy")
+    name: str = Field(description="name of a strategy class in flwr.serverapp.strategy")
     options: dict[str, float | int | str | bool] = Field(
-        default_factory=dict, description="its keyword arguments"
+        default_factory=dict, description="keyword arguments of the strategy class"
     )
 
     def __hash__(self) -> int:
-        """Hash by name: options are a plain table."""
+        """Hash the name alone: options are a dict, which has no hash."""
         return hash(self.name)
 
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
-        """Return the named strategy, restricted to our cohorts.
+        """Return the named strategy, which sees the cohorts that we sample and no other client.
 
         Raises:
-            InputError: There is no such strategy, or it does not take these options.
+            InputError: Flower has no such strategy, the strategy cannot be used here, it refuses the options, or the
+                cohort is too small for it.
         """
+        # Refuse strategies and options that cannot do what they say.
         known = [name for name in flower_strategies.__all__ if name not in ("Result", "Strategy")]
         if self.name not in known:
             raise InputError(
@@ -72,6 +74,7 @@ class Flwr(Strategy):
         _check_metric(self.options, "weighted_by_key", protocol.COUNTS)
         _check_metric(self.options, "train_loss_key", (LOSS,))
         make = getattr(flower_strategies, self.name)
+        # The strategy asks every client that it sees: `_Seeded` shows it the sampled cohort only.
         options: dict[str, Any] = dict(self.options)
         takes = inspect.signature(make).parameters
         options |= (
@@ -83,15 +86,16 @@ class Flwr(Strategy):
         try:
             inner: FlowerStrategy = make(**options)
         except (TypeError, ValueError) as error:
-            raise InputError("strategy.options", f"{self.name} refuses them: {error}") from None
+            raise InputError(
+                "strategy.options", f"{self.name} refuses these options: {error}"
+            ) from None
         if isinstance(inner, flower_strategies.Bulyan):
             least = 4 * inner.num_malicious_nodes + 3
-            if (
-                cohorts.sample < least
-            ):  # it would leave the model as it is, round by round (flwr 1.41)
+            # With fewer replies, Bulyan leaves the model as it is in every round (flwr 1.41).
+            if cohorts.sample < least:
                 raise InputError(
                     "federation.sample",
-                    f"is {cohorts.sample}, but Bulyan needs {least} replies to stand "
+                    f"is {cohorts.sample}, but Bulyan needs {least} replies to withstand "
                     f"{inner.num_malicious_nodes} malicious clients",
                     "sample more, or set strategy.options.num_malicious_nodes",
                 )
@@ -99,16 +103,26 @@ class Flwr(Strategy):
 
 
 def _check_metric(options: Mapping[str, object], option: str, known: Collection[str]) -> None:
-    """Refuse an option that names a metric which our clients do not send, or which cannot mean what it says."""
+    """Refuse an option that names a metric which our clients do not send, or which does not fit the option.
+
+    Args:
+        options: Options of the strategy.
+        option: The option that names a metric.
+        known: Metrics that the option may name.
+
+    Raises:
+        InputError: The option names another metric.
+    """
     if option in options and options[option] not in known:
         said = f"is {options[option]!r}"
         raise InputError(f"strategy.options.{option}", said, f"one of: {', '.join(known)}")
 
 
 class _Seeded(FlowerStrategy):
-    """Show a Flower strategy only the round's cohort, and its replies in the cohort's order.
+    """Show a Flower strategy the round's cohort only, and hand it the replies in the cohort's order.
 
-    Replies are made anew of the metrics that the strategy reads: it ends a run over one that has a metric more.
+    Each reply is made anew with only the metrics that the strategy reads. Flower's strategies end a run when one reply
+    has other metrics than the rest.
     """
 
     def __init__(self, inner: FlowerStrategy, cohorts: Cohorts) -> None:
@@ -126,7 +140,8 @@ class _Seeded(FlowerStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         if hasattr(self._inner, "current_arrays"):
-            # FedAvgM goes on from the arrays that it made last, whatever the server made of them since (flwr 1.41).
+            # FedAvgM would start from the arrays that it made last, not from those that it is given (flwr 1.41). The
+            # server may have changed the model since. None makes FedAvgM take the given arrays.
             self._inner.current_arrays = None
         nodes = self._cohorts.nodes(self._cohorts.draw(server_round))
         self._places = {node: place for place, node in enumerate(nodes)}
@@ -143,7 +158,7 @@ class _Seeded(FlowerStrategy):
         handed = [_with_metrics(reply, read) for reply in ordered]
         weighted_by = getattr(self._inner, "weighted_by_key", protocol.NUM_EXAMPLES)
         if not any(_metric(reply, weighted_by) for reply in handed):
-            return None, None  # nothing counts: the model stays as it is
+            return None, None  # no reply has a weight, so the model stays as it is
         try:
             return self._inner.aggregate_train(server_round, handed)
         except Exception as error:
@@ -167,7 +182,7 @@ class _Seeded(FlowerStrategy):
 
 
 def _with_metrics(reply: Message, names: Collection[str]) -> Message:
-    """Return a reply that carries these metrics and no other; an error where it lacks one."""
+    """Return the reply with the named metrics and no other; an error reply if it lacks one of them."""
     if reply.has_error():
         return reply
     metrics = protocol.metrics_of(reply)
@@ -181,12 +196,12 @@ def _with_metrics(reply: Message, names: Collection[str]) -> Message:
 
 
 def _metric(reply: Message, name: str) -> float:
-    """Return a metric of a reply; 0 of an error."""
+    """Return a metric of a reply; 0 if the reply is an error."""
     return 0.0 if reply.has_error() else protocol.metrics_of(reply)[name]
 
 
 class _CohortView(GridView):
-    """A grid as it would be if only the cohort were connected, for strategies that sample by themselves."""
+    """A grid that shows the cohort's nodes only, for strategies that sample by themselves."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
         super().__init__(grid)

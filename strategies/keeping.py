@@ -1,8 +1,9 @@
-"""What a strategy keeps between rounds, as named arrays: read from its attributes, whoever wrote it.
+"""Read what a strategy keeps between rounds from its attributes, as named arrays, for any Flower strategy.
 
-Numbers, texts, arrays, tensors, Flower's records, and lists and tables of them can be kept. Settings and functions need
-not be. Anything else, such as a generator, is refused when the run begins, and not when it should go on; where it comes up in
-a round, the run goes on without checkpoints.
+Numbers, texts, arrays, tensors, Flower's `ArrayRecord`, and lists and tables of them can be kept. Settings and
+functions are skipped, because they do not change. An attribute of any other type, such as a generator, is refused when
+the run begins, and not only when it is resumed. If such an attribute first appears in a round, the run goes on without
+checkpoints.
 """
 
 import functools
@@ -24,14 +25,14 @@ from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 
 STRUCTURE = "structure"
-"""Name of the array that says, as JSON, what the others are part of."""
+"""Name of the array that says, as JSON, how attributes are put together from the other arrays."""
 
 
 class KeptStrategy:
-    """What any Flower strategy keeps between rounds.
+    """Save and restore what any Flower strategy keeps between rounds.
 
     Args:
-        strategy: Says itself what it keeps (`Keeps`), or has its attributes read.
+        strategy: The strategy. If it implements `Keeps`, it says itself what it keeps; if not, its attributes are read.
     """
 
     def __init__(self, strategy: object) -> None:
@@ -41,13 +42,13 @@ class KeptStrategy:
         """Return what the strategy keeps.
 
         Raises:
-            InputError: The strategy keeps what cannot be stored.
+            InputError: The strategy keeps something that cannot be stored.
         """
         own = self._strategy
         return own.kept() if isinstance(own, Keeps) else read_attributes(own)
 
     def take_up(self, kept: NamedArrays) -> None:
-        """Let the strategy, just built, take up what `kept` returned."""
+        """Give the strategy, which was just built, what `kept` returned."""
         if isinstance(self._strategy, Keeps):
             self._strategy.take_up(kept)
         else:
@@ -59,10 +60,10 @@ def read_attributes(strategy: object, without: Collection[str] = ()) -> NamedArr
 
     Args:
         strategy: Any object.
-        without: Attributes that mean nothing from one round to the next.
+        without: Names of attributes that the next round does not need.
 
     Raises:
-        InputError: One of them cannot be kept.
+        InputError: An attribute cannot be kept.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     structure = {}
@@ -83,7 +84,7 @@ def read_attributes(strategy: object, without: Collection[str] = ()) -> NamedArr
 
 
 def write_attributes(strategy: object, state: NamedArrays) -> None:
-    """Give a strategy the attributes that `read_attributes` read."""
+    """Set the attributes that `read_attributes` has read on a strategy."""
     if not state:
         return
     structure = from_array(state[STRUCTURE])
@@ -97,7 +98,16 @@ def _never_changes(value: Any) -> bool:
 
 
 def _take_apart(value: Any, where: str, arrays: dict[str, npt.NDArray[Any]]) -> Any:
-    """Return what JSON can say of a value; arrays in it are copied aside under names that begin with `where`."""
+    """Return a value as JSON can hold it, and copy the arrays in it into `arrays`.
+
+    Args:
+        value: The value.
+        where: Path of the value among the strategy's attributes; the names of its arrays contain it.
+        arrays: Filled with the value's arrays.
+
+    Raises:
+        TypeError: The value, or a part of it, cannot be kept.
+    """
     if value is None or isinstance(value, bool | str) or type(value) in (int, float):
         return {"value": value}
     if isinstance(value, ArrayRecord):

@@ -1,4 +1,4 @@
-"""The ServerApp: drive a strategy over any grid, round by round, and keep the record."""
+"""The Flower ServerApp, and `serve`, which runs an experiment over any grid and tells observers of it."""
 
 import sys
 import traceback
@@ -28,9 +28,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run an experiment under Flower's own runtime or SuperLink.
 
-    Flower's run config names it: ``experiment`` is a file of the app that was submitted, or ``experiment-json`` the
-    experiment itself; ``run-directory``, if it is not empty, is where it is recorded; ``nodes`` says which node is which
-    client, where numbers are bound to keys.
+    Flower's run config names the experiment: ``experiment`` is a file of the submitted app, or ``experiment-json`` is
+    the experiment itself. ``run-directory`` is where the run is recorded; if it is empty, a new directory is made.
+    ``nodes`` says which node is which client, where numbers are bound to keys.
     """
     config = context.run_config
     text = str(config.get("experiment-json", ""))
@@ -49,17 +49,19 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _submitted(name: str) -> Path:
-    """Return the path of a file of the app that Flower runs, whose folder it puts in front of the import path (1.41).
+    """Return the path of a file of the app that Flower runs.
+
+    Flower puts the app's folder in front of the import path (flwr 1.41), so the file is searched there.
 
     Raises:
-        InputError: There is no such file.
+        InputError: The app holds no such file.
     """
     found = next((Path(folder, name) for folder in sys.path if Path(folder, name).is_file()), None)
     if found is None:
         raise InputError(
             "experiment",
-            f"is {name!r}, and the app holds no such file",
-            "name one below experiments/, as seen from the folder that `flwr run` is given",
+            f"is {name!r}, but the app holds no such file",
+            "name a file below experiments/, as seen from the folder that `flwr run` is given",
         )
     return found
 
@@ -76,40 +78,39 @@ def serve(
 
     Args:
         experiment: What to run.
-        grid: Where its clients are.
-        observers: Told of everything as it happens.
-        resume: Go on after this; None begins.
-        numbers: Node id -> the client number that is bound to it, on a grid that is not ours.
+        grid: The grid that reaches the experiment's clients.
+        observers: They are told of everything as it happens.
+        resume: The run goes on after this snapshot; None: it begins.
+        numbers: Node id -> the client number that is bound to it, on a grid that does not simulate clients.
 
     Raises:
-        InputError: The run cannot go on here, or clients of a simulation are to bring private data.
-        RunFailed: A round in which every client failed, or clients that are missing; observers are told first.
+        InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data.
+        RunFailed: Too few clients connected, answered the census, or succeeded in a round; observers are told first.
     """
     clients = as_client_grid(grid)
     if clients.is_simulation:
         refuse_private(experiment)
-    clients.states.discard()  # of a run that did not end
+    clients.states.discard()  # a run that was cut off may have left states
     run = ServerRun(experiment, clients, observers, numbers or {})
     try:
         return run.start(resume)
     except BaseException as error:
         reason = "\n".join([_reason(error, clients), *clients.incidents])
-        for observer in reversed(observers):  # the screen before the files, which can take a while
+        for observer in reversed(observers):  # the screen first: files can take a while
             try:
                 observer.failed(reason)
             except Exception as another:
-                # On a full disk, say. It must not hide why the run stopped or keep the others from it.
+                # An observer can fail too, such as on a full disk. Its error must not hide why the run stopped, and the
+                # other observers must still be told.
                 if str(another) != str(error):
-                    error.add_note(f"{type(observer).__name__} took no note of it: {another}")
+                    error.add_note(f"{type(observer).__name__} could not record this: {another}")
         raise
 
 
 def _reason(error: BaseException, grid: ClientGrid) -> str:
-    """Return why a run stops; what is nobody's mistake comes with its traceback."""
+    """Return why a run stops; an error that is neither a user's mistake nor a failed run comes with its traceback."""
     if isinstance(error, SystemExit) and not grid.is_simulation:
-        return (
-            "the server app was ended by a signal: the run was stopped, or the executor was ended"
-        )
+        return "a signal ended the server app: the run was stopped, or the executor was ended"
     said = f"{type(error).__name__}: {error}"
     if not isinstance(error, Exception) or isinstance(error, FedsslError):
         return said

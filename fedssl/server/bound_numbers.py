@@ -1,4 +1,4 @@
-"""Numbers that are bound to nodes: a client's number is what its operator registered, whatever another client says."""
+"""Client numbers that are bound to nodes: a client has the number that its operator registered, and no other."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,22 +8,23 @@ from flwr.app import Message
 from fedssl.exchange import protocol
 
 Ask = Callable[[Iterable[Message]], Iterable[Message]]
+"""A function that sends messages and returns the replies."""
 
 
 def numbers_of(text: str) -> dict[int, int]:
-    """Read which node is which client, as `fedssl deploy run` writes it: a JSON object, node id -> number."""
+    """Read which node is which client, from the JSON object that `fedssl deploy run` writes: node id -> number."""
     return {int(node): int(number) for node, number in json.loads(text or "{}").items()}
 
 
 def with_bound_numbers(ask: Ask, numbers: Mapping[int, int]) -> Ask:
-    """Return a way to ask for the census in which a false claim is an error of the node that made it.
+    """Return a function that asks as `ask` does, but makes an error of every reply that claims a false number.
 
-    A claim is false if its number is bound to another node, or its node to another number. Flower tells a server app the
-    ids of nodes, and neither their names nor their keys (1.41), so the numbers come with the run.
+    A claim is false if its number is bound to another node, or if its node is bound to another number. Flower tells a
+    server app the ids of nodes, but neither their names nor their keys (flwr 1.41), so the numbers come with the run.
 
     Args:
         ask: Sends messages and returns the replies.
-        numbers: Node id -> the number that is bound to it.
+        numbers: Node id -> the client number that is bound to it.
     """
     if not numbers:
         return ask
@@ -37,12 +38,12 @@ def with_bound_numbers(ask: Ask, numbers: Mapping[int, int]) -> Ask:
 
 
 def _falsehood(reply: Message, numbers: Mapping[int, int]) -> str:
-    """Say what is false in the number that a node says is its own; empty if nothing is, or it says none."""
+    """Say what is false in the number that a node claims; empty if the claim is true, or if there is none."""
     node = reply.metadata.src_node_id
     try:
         claim = protocol.metrics_of(reply)[protocol.CLIENT]
     except (KeyError, TypeError, ValueError):
-        return ""  # the census refuses it
+        return ""  # the census refuses a reply without a number
     if node in numbers:
         if claim == numbers[node]:
             return ""

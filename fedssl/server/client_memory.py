@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint: what clients keep must be this process's to know."""
+"""Decide whether a run can be resumed: a checkpoint must hold all that clients keep, so this process must know it."""
 
 from collections.abc import Iterator
 
@@ -10,17 +10,17 @@ from fedssl.training.network import build_network
 
 
 def can_resume(experiment: Experiment, grid: ClientGrid, spec: ImageSpec) -> bool:
-    """Say whether a checkpoint of a run over a grid holds everything."""
+    """Say whether a checkpoint of a run over a grid holds all that resuming needs."""
     return grid.is_simulation or not any(_kept_at_clients(experiment, spec))
 
 
 def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:
-    """Return the error that a run cannot go on over a grid that is not ours."""
+    """Return the error that a run over a grid of Flower's own cannot be resumed."""
     kept = ", ".join(dict.fromkeys(_kept_at_clients(experiment, spec)))
     return InputError(
         "--resume",
-        f"clients keep something between rounds ({kept}), and under Flower's own runtime it ends with the process",
-        "take engine.kind = 'ray' or 'serial', which give the same bits",
+        f"clients keep something between rounds ({kept}), and under Flower's own runtime it is lost with the process",
+        "set engine.kind = 'ray' or 'serial', which give the same bits",
     )
 
 

@@ -1,4 +1,4 @@
-"""One round's requests at work: sent over a grid, their replies noted, checked and summed."""
+"""Send one round's requests over a grid, and note, check and sum the replies."""
 
 import functools
 from collections import deque
@@ -20,7 +20,7 @@ from fedssl.server.round_log import RoundLog
 from fedssl.strategies.base import CohortStrategy
 
 Sums = Mapping[str, Sum]
-"""What was summed of the replies, by record."""
+"""Sums over a round's replies, by record."""
 
 
 def train_cohort(
@@ -32,20 +32,21 @@ def train_cohort(
     carried: Mapping[str, NamedArrays],
     meanwhile: Callable[[], None],
 ) -> tuple[Sums, NamedArrays | None]:
-    """Let clients train.
+    """Let a round's clients train, and return what became of their replies.
 
     Args:
-        grid: Where they are.
-        phase: Says who sums their weights: the grid, where the strategy is one of ours, or the strategy.
+        grid: The grid that reaches the clients.
+        phase: The phase. Its strategy decides what sums the weights: the grid for a `CohortStrategy`, or else the
+            strategy itself.
         log: Takes note of every reply.
-        sent: Requests, longest first.
-        units: Which of them are answered together, as positions.
-        carried: Arrays that a reply must look like, by record.
-        meanwhile: What the server has to do while they work; called once.
+        sent: The requests, those that take longest first.
+        units: Requests that are answered together, as positions in `sent`.
+        carried: The arrays that were sent, by record; those of a reply must have the same shapes and types.
+        meanwhile: The server's own work while clients train; called once.
 
     Returns:
-        The sums of method state, and of weights where the grid sums them; the next global arrays, where a strategy
-        that sums itself makes them.
+        The sums of method state, and of weights if the grid sums them; and the next global arrays if the strategy sums
+        the weights itself, else None.
     """
     # Decide what is summed while replies come in: method state always, weights only if the strategy is one of ours.
     weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
@@ -59,6 +60,7 @@ def train_cohort(
     screen = functools.partial(without_outliers, carried=carried, ratio=server.max_update_ratio)
     # Let the clients train. The grid sums the replies, or the strategy gets every reply and sums them itself.
     aggregate = None
+    # Replies to a strategy of ours are summed in the workers; a strategy of Flower's needs every reply here.
     if isinstance(strategy, CohortStrategy):
         holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
         answers = grid.reduce(
@@ -76,6 +78,7 @@ def train_cohort(
         aggregate = _aggregated_by(strategy, phase, log, sent, log.watch(sent, came, sums), before)
     # A client whose reply was refused keeps the state that it had before the round.
     for failure in log.failures:
+        # A client whose reply is refused must not keep what it trained.
         grid.states.revert(failure.client)
     return sums.result(), aggregate
 
@@ -88,7 +91,7 @@ def _aggregated_by(
     replies: Iterator[Message],
     before: NamedArrays,
 ) -> NamedArrays | None:
-    """Return the next global arrays as a strategy of Flower's makes them of replies; None if it makes none."""
+    """Return the next global arrays that a strategy of Flower's makes of the replies; None if it makes none."""
     statistics = CohortStatistics(phase.buffers, sent)
     handed = statistics.set_aside(replies)
     aggregate, _ = strategy.aggregate_train(log.round, handed)

@@ -1,4 +1,4 @@
-"""Evaluation of global models on the held-out images: here, or in shares on the workers where that is faster."""
+"""Evaluate global models on the held-out images: at the server, or in shares on the workers where that is faster."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from fedssl.engine.client_grid import ClientGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations, evaluate_batches
 
 WORTH_SHARING = 2048
-"""Held-out images from which on workers without GPUs are asked: of fewer, a call costs more than it saves."""
+"""Workers without GPUs evaluate only from this many held-out images on; with fewer, a call costs more than it saves."""
 
 
 def are_shared(workers: ClientGrid, num_images: int) -> bool:
-    """Say whether workers are asked to evaluate so many images; those with GPUs always are, for here it is done without."""
+    """Say whether workers evaluate so many images; workers with GPUs always do, because the server uses the CPU."""
     return workers.has_gpus or (workers.num_workers > 1 and num_images >= WORTH_SHARING)
 
 
@@ -29,19 +29,19 @@ def evaluate_models(
     workers: ClientGrid,
     timeout: float | None = None,
 ) -> list[Evaluation]:
-    """Return how each model does on the held-out images.
+    """Return the evaluation of each model on the held-out images.
 
     Args:
         text: The experiment of the phase, as JSON.
         models: Weights by name.
-        num_images: Held-out images.
-        workers: The grid whose workers may help.
-        timeout: Seconds that they may take.
+        num_images: Number of held-out images.
+        workers: The grid whose workers may evaluate.
+        timeout: Seconds that the workers may take; None: any time.
     """
     if are_shared(workers, num_images):
         try:
             return _by_workers(text, models, num_images, workers, timeout)
-        except RunFailed as error:  # not for this: here it comes to the same, only later
+        except RunFailed as error:  # the server gets the same result, only later
             workers.incidents.append(f"evaluated at the server: {error}")
     return [
         add_evaluations(evaluate_share("cpu", text, arrays, 0, num_images)) for arrays in models
@@ -56,7 +56,7 @@ def _by_workers(
     timeout: float | None,
 ) -> list[Evaluation]:
     batches = range(0, num_images, BATCH_SIZE)
-    # Every model goes to as many workers as there are for it, so that all of them are busy and none sends it twice.
+    # The workers are divided among the models, so that all are busy and each gets only one model.
     shares = max(1, workers.num_workers // len(models))
     each = -(-len(batches) // shares) * BATCH_SIZE
     starts = range(0, num_images, each)
@@ -68,13 +68,13 @@ def _by_workers(
 def evaluate_share(
     device: str, text: str, arrays: NamedArrays, start: int, end: int
 ) -> list[Evaluation]:
-    """Return how a model does on some held-out images, batch by batch; runs in a worker or at the server.
+    """Return the evaluation of a model on some held-out images, batch by batch; runs in a worker or at the server.
 
     Args:
-        device: Where.
+        device: Device on which the model is evaluated.
         text: The experiment of the phase, as JSON.
-        arrays: Weights by name; those that clients do not share are the initial ones.
-        start, end: Held-out images, as rows.
+        arrays: Shared weights by name; private weights are the initial ones.
+        start, end: Rows of the held-out images: from `start` up to and without `end`.
     """
     here = resident(text, device)
     set_threads(here.experiment)

@@ -1,4 +1,4 @@
-"""Which clients of a round are fused into one step: a fixed function of the cohort, whoever runs it."""
+"""Decide which clients of a round are fused into one step: a fixed function of the cohort, whatever engine runs it."""
 
 import logging
 from collections.abc import Sequence
@@ -16,14 +16,17 @@ from fedssl.server.phase import Phase
 log = logging.getLogger("fedssl.fusion")
 
 FEWEST_GROUPS = 8
-"""Groups of a large cohort at least, so that several workers have something to share."""
+"""A large cohort is cut into at least this many groups, so that several workers have something to do."""
 
 SMALLEST_CUT = 5
-"""Clients that are not torn apart for that."""
+"""Groups of this many clients are always allowed, even if a cohort then has fewer groups than `FEWEST_GROUPS`."""
 
 
 class Fusing:
-    """How many clients are fused into one step, by phase: decided in a phase's first round and kept, for it may be measured."""
+    """Decide how many clients are fused into one step in each phase.
+
+    The number is decided in a phase's first round and then kept, because a second measurement could differ.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -37,12 +40,12 @@ class Fusing:
         self._sizes = dict(zip(kept["phases"].tolist(), kept["sizes"].tolist(), strict=True))
 
     def units(self, phase: Phase, grid: ClientGrid, clients: Sequence[int]) -> list[Span]:
-        """Return which clients of a cohort train together, as positions; all single where nobody is fused.
+        """Return which clients of a cohort train together, as positions; units of one client each if none are fused.
 
         Args:
             phase: The phase.
-            grid: Where its clients are.
-            clients: The cohort's numbers, in the order in which they are sent.
+            grid: The grid that reaches its clients.
+            clients: The cohort's client numbers, in the order in which requests are sent.
         """
         if phase.index not in self._sizes:
             self._sizes[phase.index] = fused_size(phase, grid, clients)
@@ -50,12 +53,12 @@ class Fusing:
 
 
 def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
-    """Return how many clients of a phase are trained in one step at most; 0 for one by one, and says why.
+    """Return how many clients of a phase train in one step at most; 0: each trains alone, and the log says why.
 
     Args:
         phase: The phase.
-        grid: Where its clients are.
-        cohort: Clients of a round, by number; who is measured under ``engine.fuse = "auto"``.
+        grid: The grid that reaches its clients.
+        cohort: Client numbers of a round; some of these clients are measured under ``engine.fuse = "auto"``.
     """
     experiment, fuse = phase.experiment, phase.experiment.engine.fuse
     if fuse == "off":
@@ -72,19 +75,21 @@ def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
     largest = min(GROUP_SIZE, max(SMALLEST_CUT, -(-len(cohort) // FEWEST_GROUPS)))
     size = group_size(experiment, fuse, cohort, largest)
     if size == 0:
-        log.warning("engine.fuse: clients are trained one by one: that was measured to be faster")
+        log.warning(
+            "engine.fuse: clients are trained one by one: a measurement says that this is faster"
+        )
         return 0
     log.info("engine.fuse: clients are trained in groups of at most %d", size)
     return size
 
 
 def fused_units(experiment: PhasePlan, clients: Sequence[int], size: int) -> list[Span]:
-    """Return the groups of a cohort as positions, in order; all single where nobody is fused.
+    """Return the groups of a cohort as positions, in order; groups of one client each if none are fused.
 
     Args:
-        experiment: As it stands in the phase.
-        clients: The cohort's numbers, in the order in which they are sent.
-        size: Largest group; 0: nobody is fused.
+        experiment: The experiment as it stands in the phase.
+        clients: The cohort's client numbers, in the order in which requests are sent.
+        size: Largest number of clients in a group; 0: no clients are fused.
     """
     if size == 0:
         return [(place, place + 1) for place in range(len(clients))]

@@ -1,7 +1,7 @@
 """The state that methods keep at the server: it travels beside the weights and is always a plain mean.
 
-A strategy may average weights by any rule, or take an optimizer's step with them. Statistics survive none of that: a
-distribution that momentum has carried past zero is none. So strategies never see them.
+A strategy may average weights by any rule, or take an optimizer's step with them. Either can spoil statistics: momentum
+can make a probability negative, for example, and then the state is no distribution. So strategies never see the state.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from fedssl.training.loop import Recipe
 
 
 def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedArrays:
-    """Return what the server keeps of a method at the beginning of a phase, by ``SLOT/NAME``."""
+    """Return the method's state at the server when a phase begins, by ``SLOT/NAME``."""
     return {
         protocol.slot_key(slot.name, name): tensor.numpy()
         for slot in recipe.slots()
@@ -28,19 +28,19 @@ def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedA
 
 
 def attach_state(arrays: NamedArrays, messages: Iterable[Message]) -> None:
-    """Put state into a round's requests, in place; nothing if there is none."""
+    """Put the method's state into a round's requests, in place; do nothing if there is no state."""
     if not arrays:
         return
     record = protocol.to_record(arrays)
     done: set[int] = set()
     for message in messages:
-        if id(message.content) not in done:  # many share one content
+        if id(message.content) not in done:  # many messages share one content
             message.content[protocol.STATE] = record
             done.add(id(message.content))
 
 
 def merge_state(arrays: NamedArrays, part: Mapping[str, Sum]) -> NamedArrays:
-    """Return sum n_k s_k / sum n_k over a round's replies; the old state if none was summed.
+    """Return sum n_k s_k / sum n_k over a round's replies, the mean of their states; the old state if none was summed.
 
     Args:
         arrays: The old state, by ``SLOT/NAME``.

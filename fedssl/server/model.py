@@ -1,4 +1,4 @@
-"""The global model as rounds change it: begun with a phase, moved by a strategy's answer, averaged over the rounds."""
+"""The global model over a run: a phase begins it, the strategy's answers move it, and an average follows its rounds."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -27,8 +27,8 @@ from fedssl.training.network import classifier_names
 class ModelKeeper:
     """Hold the global model of a run.
 
-    Besides the model itself it keeps the names of the classifier's weights in the network of the last phase, and whether
-    the last answer of the strategy was not finite.
+    The keeper also keeps the names of the classifier's weights in the network of the last phase, and whether the
+    strategy's last answer was not finite.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class ModelKeeper:
         self._is_stale = False
 
     def kept(self) -> NamedArrays:
-        """Return what is kept beside the model itself."""
+        """Return all that is kept besides the model itself."""
         return {"names": as_array(dict(self._names)), "stale": np.array(self._is_stale)}
 
     def take_up(self, kept: NamedArrays) -> None:
@@ -45,14 +45,14 @@ class ModelKeeper:
         self._names, self._is_stale = from_array(kept["names"]), bool(kept["stale"])
 
     def begin_phase(self, recipe: Recipe, network: nn.Module, spec: ImageSpec) -> None:
-        """Keep every weight that a phase's network shares with the last one, and make the method's state anew.
+        """Keep the weights that a phase's network has in common with the last one, and make the method's state anew.
 
-        A classifier keeps its weights when a method puts it into another network, under other names.
+        If a method puts the classifier into another network, under other names, the classifier keeps its weights.
 
         Args:
             recipe: How clients of the phase learn.
             network: The phase's network with its initial weights; written to.
-            spec: What the images have in common.
+            spec: What all images have in common.
         """
         method, model = recipe.method, self.model
         own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -72,18 +72,18 @@ class ModelKeeper:
         self.model = GlobalModel(fresh, ema, initial_state(recipe, network, spec))
 
     def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
-        """Return the classifier's names in a new network -> its names in the last one."""
+        """Return the names of the classifier's weights: name in the new network -> name in the last network."""
         last, self._names = self._names, classifier_names(method, network)
         return {now: last[n] for n, now in self._names.items() if n in last}
 
     def accept(self, arrays: NamedArrays, log: RoundLog) -> None:
-        """Take the strategy's answer as the new weights; keep the old ones if the answer is not finite.
+        """Take the strategy's answer as the new weights; keep the old weights if the answer is not finite.
 
         Raises:
-            RunFailed: The answer is not finite for the second time on end: no later one will be.
+            RunFailed: Two answers in a row were not finite; later answers will not be finite either.
         """
         before = self.model.arrays
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+        with np.errstate(over="ignore", invalid="ignore"):  # the result is checked below
             taken = {name: as_type(arrays[name], old) for name, old in before.items()}
         if is_finite(arrays) and is_finite(taken):
             self._is_stale = False
@@ -92,7 +92,7 @@ class ModelKeeper:
             return
         problem = f"the strategy's answer to round {log.round} is not finite"
         if self._is_stale:
-            raise RunFailed(f"{problem}, nor was the one before")
+            raise RunFailed(f"{problem}, nor was the answer before it")
         self._is_stale = True
         clients = [row.client for row in log.clients if row.status == "ok"]
         log.incidents.append(
@@ -100,20 +100,20 @@ class ModelKeeper:
         )
 
     def replace(self, arrays: NamedArrays) -> None:
-        """Put other weights in place of the model's."""
+        """Replace the model's weights."""
         self.model = dataclasses.replace(self.model, arrays=arrays)
 
     def merge_state(self, sums: Mapping[str, Sum]) -> None:
-        """Make the method's state the mean of what the round's clients sent."""
+        """Make the method's state the mean of the states that the round's clients sent."""
         self.model = dataclasses.replace(self.model, state=merge_state(self.model.state, sums))
 
     def average(self, round: int, decay: float, buffers: Collection[str]) -> None:
-        """Move the moving average towards the weights after a round; buffers are the latest model's.
+        """Move the moving average towards the weights after a round; the average takes the buffers of the latest model.
 
         Args:
-            round: Round of the run, from 1; the average of the first rounds is their plain mean.
+            round: Round of the run, from 1. Over the first rounds, the average is their plain mean.
             decay: Share of the old average that stays.
-            buffers: Names of the arrays that are no parameters.
+            buffers: Names of the arrays that are not parameters.
         """
         warm = warm_decay(decay, round - 1)
         ema = move_average(self.model.ema, self.model.arrays, warm, buffers)

@@ -1,8 +1,8 @@
-"""Replies that are far from everybody else's: a deployed cohort's are compared before any of them is averaged.
+"""Refuse replies that are far from all others: a deployed cohort's replies are compared before any of them is averaged.
 
-A mean follows one wild reply wherever it goes, and from weights that lie far off honest clients diverge, which ends the run.
-Replies of a deployment are all there when the first is averaged, so that they can be compared with each other. Workers of a
-simulation sum theirs as they come; they are ours, and nobody there lies.
+One wild reply can move a mean anywhere. Honest clients that start from such weights diverge, and the run ends. In a
+deployment, all replies have arrived before the first is averaged, so they can be compared. In a simulation, workers sum
+their replies as they come, and nothing is compared: these workers are ours, and none of their replies lies.
 """
 
 import math
@@ -18,10 +18,10 @@ from fedssl.exchange import protocol
 from fedssl.metrics.drift import update_norm
 
 LEAST_SHARE = 0.5
-"""An update that is shorter than this share of what was sent is no outlier: where few clients hold labels, the others hardly move."""
+"""An update shorter than this share of the sent weights' length is no outlier; clients without labels hardly move."""
 
 LEAST_REPLIES = 3
-"""Of two replies, nobody can say which is the wild one."""
+"""Fewer replies than this are not compared; with two replies, nobody can say which is the outlier."""
 
 
 def without_outliers(
@@ -30,19 +30,22 @@ def without_outliers(
     carried: Mapping[str, NamedArrays],
     ratio: float,
 ) -> Iterator[Message]:
-    """Yield replies in their order, an error in place of each that is far from all others.
+    """Yield the replies in their order, with an error in place of each reply that is far from all others.
 
-    An update of the weights is measured as a whole, a method's state array by array. State that is nowhere negative, in what was
-    sent and in the other replies, is a count or a share, and must not be negative in one reply either.
+    An update of the weights is measured as a whole; a method's state is measured array by array. If an array of the
+    state is nowhere negative, neither as it was sent nor in the other replies, it is a count or a share. Then no single
+    reply may have negative values in it.
 
     Args:
-        sent: The requests that they answer.
-        replies: Of one round, from anybody; what cannot be read is passed on, for others to refuse.
-        carried: What was sent, by record: the global arrays, and the state of the method.
-        ratio: How many times as long as the longest of the others an update may be. Two that lie alike are each other's measure.
+        sent: The requests of the round.
+        replies: The replies of the round, from anybody. A reply that cannot be read is passed on, and refused later.
+        carried: The arrays that were sent, by record: the global arrays, and the state of the method.
+        ratio: An update may be this many times as long as the longest update of the others. So two clients that send
+            equally long wild updates are not refused.
     """
     requests = {message.metadata.dst_node_id: message for message in sent}
     flaws: dict[int, str] = {}
+    # Read the arrays of all replies that can be read: record -> node -> arrays.
     read = {
         name: {
             reply.metadata.src_node_id: arrays
@@ -52,14 +55,16 @@ def without_outliers(
         for name, received in carried.items()
         if received
     }
+    # Compare the updates of the weights, as a whole.
     for node, reason in _long(read.get(protocol.ARRAYS, {}), carried[protocol.ARRAYS], ratio, 0.0):
         flaws[node] = f"the reply's update {reason}"
+    # Compare the method's state, array by array; its sign first.
     state = read.get(protocol.STATE, {})
     for name, before in carried.get(protocol.STATE, {}).items():
         own = {node: {name: arrays[name]} for node, arrays in state.items()}
         below = [node for node, arrays in own.items() if _is_below_zero(arrays[name])]
         if len(own) >= LEAST_REPLIES and len(below) == 1 and not _is_below_zero(before):
-            flaws[below[0]] = f"the reply's state {name!r} is negative, and nobody else's is"
+            flaws[below[0]] = f"the reply's state {name!r} is negative, but no other reply's is"
         for node, reason in _long(own, {name: before}, ratio, math.sqrt(before.size)):
             flaws[node] = f"the reply's change of the state {name!r} {reason}"
     for reply in replies:
@@ -73,7 +78,14 @@ def without_outliers(
 def _long(
     replies: Mapping[int, NamedArrays], before: NamedArrays, ratio: float, least: float
 ) -> Iterator[tuple[int, str]]:
-    """Yield (node, why) of every reply whose update is longer than all others by more than it may be."""
+    """Yield (node, reason) for each reply whose update is too long, compared with the longest update of the others.
+
+    Args:
+        replies: Arrays by node.
+        before: The arrays that were sent.
+        ratio: See `without_outliers`.
+        least: An update of at most this length is never too long.
+    """
     lengths = {node: update_norm(before, arrays) for node, arrays in replies.items()}
     lengths = {node: length for node, length in lengths.items() if math.isfinite(length)}
     if len(lengths) < LEAST_REPLIES:
@@ -95,7 +107,7 @@ def _is_below_zero(array: npt.NDArray[Any]) -> bool:
 
 
 def _arrays_of(reply: Message, name: str, like: NamedArrays) -> NamedArrays | None:
-    """Return the arrays of a reply; None if they cannot be read, of which others make an error."""
+    """Return the arrays of a reply; None if they cannot be read, which makes an error later."""
     if reply.has_error():
         return None
     try:
@@ -103,6 +115,6 @@ def _arrays_of(reply: Message, name: str, like: NamedArrays) -> NamedArrays | No
         if not isinstance(record, ArrayRecord):
             return None
         arrays = protocol.arrays_like(record, protocol.layout_of(like))
-    except Exception:  # whatever a stranger has written
+    except Exception:  # a stranger's reply can hold anything
         return None
     return arrays

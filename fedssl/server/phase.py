@@ -1,4 +1,4 @@
-"""What stays the same over the rounds of a phase, as the server needs it."""
+"""The parts of a phase that stay the same over its rounds, as the server needs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Phase:
     """A phase of a run.
 
     Args:
-        index: From 0.
-        experiment: As it stands in the phase.
-        text: The same, as it travels to clients.
-        network: For scratch.
-        strategy: Drives it.
-        work: Images that every client trains on in a round, (K,).
+        index: Number of the phase, from 0.
+        experiment: The experiment as it stands in the phase.
+        text: The same experiment as JSON, as it travels to clients.
+        network: A network to write to at any time.
+        strategy: The Flower strategy that runs the phase.
+        work: Number of images that each client trains on in a round, (K,).
     """
 
     index: int
@@ -35,7 +35,7 @@ class Phase:
 
     @property
     def by_sums(self) -> bool:
-        """Whether the strategy needs no more of the replies than their weighted sums, which workers make."""
+        """Whether the strategy needs only weighted sums of the replies, which workers make."""
         return isinstance(self.strategy, CohortStrategy)
 
     @property
@@ -44,6 +44,6 @@ class Phase:
         return frozenset(name for name, _ in self.network.named_buffers())
 
     def longest_first(self, messages: Sequence[Message], census: Census) -> list[Message]:
-        """Return requests by falling work, so that nobody waits for one long client at the end; a stable order."""
+        """Return the requests by falling work, so that no long client is left for the end; the sort is stable."""
         client_at = census.client_at
         return sorted(messages, key=lambda m: -self.work[client_at[m.metadata.dst_node_id]])

@@ -1,4 +1,4 @@
-"""The server's part of ``[privacy]``: what it refuses to run under it, and its own noise."""
+"""The server's part of ``[privacy]``: experiments that it refuses, updates that are too long, and its own noise."""
 
 import math
 
@@ -17,15 +17,15 @@ from fedssl.experiment.privacy import add_noise
 from fedssl.strategies.fedavg import FedAvg
 
 RARE = 7.0
-"""Deviations by which noise may be longer than it is wont to be: one honest reply in 10^10 is."""
+"""Noise may be this many standard deviations longer than usual; one honest reply in 10^10 is longer than that."""
 
 
 def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
-    """Refuse what would leave clients beside their clipped updates, or what noise would break.
+    """Refuse an experiment whose clients would send more than clipped updates, or whose model cannot bear noise.
 
     Args:
         phase: The experiment as it stands in the phase.
-        network: What it trains.
+        network: The network that clients train.
 
     Raises:
         InputError: The method sends state, the model has statistics that noise would spoil, or the server cannot know
@@ -40,8 +40,8 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
     if sent:
         raise InputError(
             "privacy",
-            f"{method.kind} sends {', '.join(map(repr, sent))} beside the weights, which nobody clips",
-            "take another method, or keep this at the clients if it can be",
+            f"{method.kind} sends {', '.join(map(repr, sent))} beside the weights, and only weights are clipped",
+            "take another method, or let the method keep this state at the clients, if it can",
         )
     measured = [
         name
@@ -51,8 +51,8 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
     if privacy.deviation and measured:
         raise InputError(
             "privacy",
-            f"the model sends statistics such as {measured[0]!r}, which noise can make senseless (a negative variance)",
-            "take a normalization without: model.norm = 'group'",
+            f"the model sends statistics such as {measured[0]!r}, which noise can spoil (a negative variance)",
+            "take a normalization without statistics: model.norm = 'group'",
         )
     counts_alike = (
         isinstance(strategy, FedAvg)
@@ -62,26 +62,30 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
     if privacy.noise_at == "server" and not counts_alike:
         raise InputError(
             "privacy.noise_at",
-            "is 'server', which needs every client to count the same",
-            "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or noise_at = 'client'",
+            "is 'server', which needs every client to have the same weight",
+            "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or privacy.noise_at = 'client'",
         )
 
 
 def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:
-    """Refuse a weight that is a number which must not leave the clients."""
+    """Refuse a strategy's weight if it is a number that must not leave the clients.
+
+    Raises:
+        InputError: The number must not leave.
+    """
     if not may_leave(phase, f"{NUMBER}{weight.removeprefix(CHOSEN)}"):
         raise InputError(
             "strategy.weight",
-            f"is {weight!r}, and what a method records does not leave a client under [privacy] or with private data",
+            f"is {weight!r}, but a method's numbers do not leave a client under [privacy] or with private data",
             "take another weight: all, labeled, confident or uniform",
         )
 
 
 def longest_update(phase: PhasePlan, arrays: NamedArrays) -> float:
-    """Return the L2 norm beyond which an update is refused: what the experiment says of it; infinity for no bound.
+    """Return the L2 norm above which the server refuses an update; infinity if the experiment sets no bound.
 
-    Under ``[privacy]`` every honest client clips to C. Where it adds noise itself, d numbers of deviation s are longer
-    than s (sqrt(d) + t) with a probability below exp(-t^2 / 2).
+    Under ``[privacy]`` every honest client clips its update to C. If clients add noise, the bound allows for it:
+    d numbers of standard deviation s are longer than s (sqrt(d) + t) with a probability below exp(-t^2 / 2).
 
     Args:
         phase: The experiment as it stands in the phase.
@@ -102,13 +106,13 @@ def longest_update(phase: PhasePlan, arrays: NamedArrays) -> float:
 def with_server_noise(
     phase: PhasePlan, arrays: NamedArrays, num_clients: float, server_round: int
 ) -> NamedArrays:
-    """Return the mean of so many clipped updates with the server's noise, of deviation z C / m; as it is without.
+    """Return the new global weights with the server's noise, of deviation z C / m; unchanged if the server adds none.
 
     Args:
         phase: The experiment as it stands in the phase.
         arrays: The new global weights.
-        num_clients: Replies that are in the mean, each counting 1.
-        server_round: From 1.
+        num_clients: m, the number of replies in the mean; each has the weight 1.
+        server_round: Round of the run, from 1.
     """
     privacy = phase.privacy
     if privacy is None or privacy.noise_at != "server":

@@ -1,4 +1,4 @@
-"""The end of a round: evaluated and recorded, while the next round's clients train where that changes nothing."""
+"""Evaluate and record finished rounds, while the next round's clients train if that changes no result."""
 
 import dataclasses
 import time
@@ -17,16 +17,16 @@ from fedssl.server.round_log import RoundLog, row_of
 
 @dataclass(frozen=True)
 class Finished:
-    """A round as it stands when its weights are there; nothing in it is written to afterwards.
+    """A round whose new weights are known; nothing writes to its parts afterwards.
 
     Args:
-        phase: Its phase.
-        log: What was seen of it.
-        model: The global model after it.
-        virtual_seconds: The virtual clock after it; NaN without one.
-        seconds: It took.
-        is_evaluated: Whether its weights are to be evaluated.
-        snapshot: What the run could go on from, but for the rows of its rounds; None if it could not.
+        phase: The round's phase.
+        log: What the server saw of the round.
+        model: The global model after the round.
+        virtual_seconds: The virtual clock after the round; NaN without one.
+        seconds: Seconds that the round took.
+        is_evaluated: Whether the weights must be evaluated.
+        snapshot: What the run can be resumed from, but for the rows of its rounds; None if it cannot be resumed.
     """
 
     phase: Phase
@@ -41,38 +41,39 @@ class Finished:
 class RoundEnds:
     """Evaluate finished rounds and tell observers of them.
 
-    Where the server evaluates by itself, a round waits until the next one's clients are at work. Where workers share
-    the evaluation it is done at once: they can only do one thing at a time.
+    If the server evaluates alone, a finished round waits until the clients of the next round train. If workers share
+    the evaluation, a round is evaluated at once, because a worker can only do one thing at a time.
 
     Args:
-        grid: Whose workers may help.
-        observers: Told of every round.
-        num_images: Held-out images.
+        grid: The grid whose workers may evaluate.
+        observers: They are told of every round.
+        num_images: Number of held-out images.
     """
 
     def __init__(self, grid: ClientGrid, observers: Sequence[Observer], num_images: int) -> None:
         self.rows: list[RoundRow] = []
-        """Of the rounds that are recorded."""
+        """The rows of the rounds that are recorded."""
         self._workers = grid
         self._observers = observers
         self._num_images = num_images
         self._waiting: Finished | None = None
 
     def add(self, finished: Finished) -> None:
-        """Take a finished round."""
+        """Take a finished round; evaluate it at once if workers share the evaluation."""
         self.catch_up()
         self._waiting = finished
         if finished.is_evaluated and are_shared(self._workers, self._num_images):
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Evaluate and record the round that waits, if one does."""
+        """Evaluate and record the waiting round, if there is one."""
         finished = self._waiting
         if finished is None:
             return
         began = time.perf_counter()
         model, ema = self._evaluate(finished) if finished.is_evaluated else (None, None)
-        self._waiting = None  # until here it can be done again; from here on it is told, once
+        # An error above leaves the round waiting, to be evaluated again. From here on, observers are told, only once.
+        self._waiting = None
         seconds = finished.seconds + time.perf_counter() - began
         row = _row(finished, seconds, model, ema)
         self.rows.append(row)
@@ -82,20 +83,20 @@ class RoundEnds:
         self._tell(finished, row, snapshot)
 
     def rescue(self) -> None:
-        """Record the round that waits once the run has ended early: without it there is no checkpoint of the last rounds.
+        """Record the waiting round after the run has ended early, so that its checkpoint is written.
 
-        Not where workers share the evaluation, which they may be amid.
+        If workers share the evaluation, nothing is recorded: the workers may be in the middle of it.
         """
         if not are_shared(self._workers, self._num_images):
             self.catch_up()
 
     def record_failed(self, finished: Finished) -> None:
-        """Record a round after which the run ends: it is not evaluated, and no run goes on from it."""
+        """Record a failed round, which ends the run: it is not evaluated, and no run can be resumed from it."""
         self.catch_up()
         self._tell(finished, _row(finished, finished.seconds, None, None), None)
 
     def _evaluate(self, finished: Finished) -> list[Evaluation]:
-        """Return how the global model and its average do."""
+        """Return the evaluations of the global model and of its moving average."""
         phase, models = finished.phase, [finished.model.arrays, finished.model.ema]
         timeout = phase.experiment.server.timeout
         return evaluate_models(phase.text, models, self._num_images, self._workers, timeout)

@@ -1,4 +1,4 @@
-"""What the server saw of one round."""
+"""Record what the server sees of one round: replies, failures, bytes and numbers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ Fates = Mapping[int, Fate]
 
 
 class RoundLog:
-    """What the server saw of one round.
+    """Collect what the server sees of one round.
 
     Args:
         round: Round of the run, from 1.
-        census: Who is there.
-        fates: What virtual time makes of the clients that were asked; empty without it.
-        num_classes: Classes of the images.
+        census: The clients and what each of them holds.
+        fates: Outcome of the round in virtual time, by client that was asked; empty without virtual time.
+        num_classes: Number of classes of the images.
     """
 
     def __init__(self, round: int, census: Census, fates: Fates, num_classes: int) -> None:
@@ -36,9 +36,9 @@ class RoundLog:
         self.failures: list[Failure] = []
         self.bytes_down = 0
         self.update_norm = NAN
-        """Of the global model's step by what clients made; the server sets it."""
+        """L2 norm of the step that the clients' aggregate made the global model take; the server sets it."""
         self.incidents: list[str] = []
-        """What went wrong in the round and did not end the run."""
+        """Descriptions of what went wrong in the round without ending the run."""
         self.census = census
         self._fates = fates
         self._num_classes = num_classes
@@ -49,16 +49,19 @@ class RoundLog:
 
     @property
     def num_ok(self) -> int:
-        """Clients whose reply counts."""
+        """Number of clients whose reply counts."""
         return sum(row.status == "ok" for row in self.clients)
 
     @property
     def num_lost(self) -> int:
-        """Clients that virtual time left out."""
+        """Number of clients that virtual time left out."""
         return len(self.clients) - self.num_ok - len(self.failures)
 
     def sent(self, messages: list[Message]) -> list[Message]:
-        """Return the requests whose clients make it, and note the others; all that are there have been sent the weights."""
+        """Return the requests whose clients reply in virtual time, and note the other clients.
+
+        Every client that is not absent is sent the weights, so its request counts as bytes down.
+        """
         kept = []
         size = protocol.num_bytes(messages[0].content) if messages else 0
         for message in messages:
@@ -85,9 +88,14 @@ class RoundLog:
     def watch(
         self, messages: Sequence[Message], replies: Iterable[Message], sums: CohortSums
     ) -> Iterator[Message]:
-        """Pass replies on, an error in place of each that is refused; note them all.
+        """Yield the replies, with an error in place of each refused reply, and note them all.
 
-        What is summed is taken out of them, and into `sums`, which are filled once the iterator has ended.
+        Records that are summed move from the replies into `sums`, which are complete once the iterator has ended.
+
+        Args:
+            messages: The requests of the round.
+            replies: Replies to them, in any order.
+            sums: Sums with one place for each request.
         """
         places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
         for reply in replies:
@@ -97,7 +105,7 @@ class RoundLog:
             answer = sums.add(place, reply, self.census.holding(reply.metadata.src_node_id))
             self.note(answer)
             if answer.metrics is None:
-                # With the reason as it is recorded: strategies of Flower's write it into the log.
+                # The reason is the recorded one, because Flower's strategies write it into the log.
                 yield protocol.refuse_reply(reply, self.failures[-1].reason)
             else:
                 yield protocol.without_records(reply, sums.reduction.weigh)
@@ -105,7 +113,7 @@ class RoundLog:
             self.note(sums.leave_out(place, node, "no reply in time"))
 
     def note(self, answer: Answer) -> None:
-        """Note what came of a client's request."""
+        """Note the answer to a client's request, whether the client succeeded or failed."""
         client = self.census.client_at[answer.node]
         metrics = answer.metrics
         if metrics is None:
@@ -154,22 +162,22 @@ class RoundLog:
             self._by_class[client] = np.array(counts)
         else:
             self.incidents.append(
-                f"client {client}'s counts by class are left out: they are {len(counts)}, not 4 times "
+                f"client {client}'s counts by class are left out: there are {len(counts)} counts, not 4 times "
                 f"{self._num_classes}"
             )
 
     def record(self, source: str, numbers: Mapping[str, float]) -> None:
-        """Record numbers of the server's own, such as the strategy's, as ``SOURCE.NAME``; NaN is left out.
+        """Record numbers that the server measured, such as the strategy's, as ``SOURCE.NAME``; NaN is left out.
 
         Raises:
-            ValueError: A number has no name under which it can be recorded.
+            ValueError: A number's name is not allowed in records.
         """
         check_names(numbers)
         known = {name: float(value) for name, value in numbers.items() if value == value}
         self._server_numbers |= {f"{source}.{name}": value for name, value in known.items()}
 
     def close(self) -> None:
-        """Put clients into the order of their numbers: what is summed over them must not depend on who came first."""
+        """Sort clients by number, so that sums over them do not depend on the order in which replies came."""
         self.clients.sort(key=lambda row: row.client)
         self.failures.sort(key=lambda failure: failure.client)
 
@@ -182,7 +190,7 @@ class RoundLog:
         return tally
 
     def class_rows(self) -> list[ClassRow]:
-        """Return the sums over the replies of the round by class; none where nobody counted an example."""
+        """Return the sums over the round's replies, one row a class; no rows if no client counted an example."""
         counted = [
             self._by_class[row.client] for row in self.clients if row.client in self._by_class
         ]
@@ -192,9 +200,9 @@ class RoundLog:
         return [ClassRow(self.round, label, *own) for label, own in enumerate(counts.T.tolist())]
 
     def number_rows(self) -> list[NumberRow]:
-        """Return what the round's clients recorded, then what the server makes of it and records itself.
+        """Return the numbers that the round's clients recorded, and after them the server's numbers.
 
-        The server's row of a number that clients recorded is their mean, weighted by their steps.
+        For a number that clients recorded, the server's row holds their mean, weighted by their local steps.
         """
         trained = [row for row in self.clients if row.status == "ok"]
         rows = [
@@ -215,7 +223,7 @@ class RoundLog:
         return self._fates[client].seconds if client in self._fates else NAN
 
     def _fail(self, client: int, reason: str) -> None:
-        """Note a client that gave no usable reply; the reason may be the client's own words."""
+        """Note a client that gave no usable reply; the reason can be text from the client."""
         reason = protocol.shorten_reason(reason)
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         seconds = self._virtual_seconds(client)
@@ -238,7 +246,14 @@ class Tally:
     bytes_down: int = 0
 
     def add(self, steps: int, loss: float, counts: Sequence[float], size: int) -> None:
-        """Add one client's."""
+        """Add the numbers of one client.
+
+        Args:
+            steps: Local steps.
+            loss: Mean training loss over these steps.
+            counts: Pseudo-labels that were considered, accepted, judged and right.
+            size: Bytes of the reply.
+        """
         self.num_steps += steps
         self.loss_sum += steps * loss if steps else 0.0
         considered, accepted, judged, right = counts
@@ -258,15 +273,15 @@ def row_of(
     ema: Evaluation | None,
     virtual_seconds: float,
 ) -> RoundRow:
-    """Return the line of a round.
+    """Return the row of a round, as it is recorded.
 
     Args:
-        log: What was seen of it.
-        phase: From 0.
-        method: The phase's.
-        seconds: It took.
-        model, ema: How the global model and its average did; None where they were not evaluated.
-        virtual_seconds: The virtual clock after it; NaN without one.
+        log: What the server saw of the round.
+        phase: Number of the phase, from 0.
+        method: Kind of the phase's method.
+        seconds: Seconds that the round took.
+        model, ema: Evaluations of the global model and of its moving average; None if they were not evaluated.
+        virtual_seconds: The virtual clock after the round; NaN without one.
     """
     tally = log.tally()
     return RoundRow(

@@ -1,4 +1,4 @@
-"""One run at the server: its phases, their rounds, and what the run could go on from after each."""
+"""Run an experiment at the server: its phases, their rounds, and a snapshot after each round to resume from."""
 
 import logging
 import time
@@ -38,7 +38,7 @@ from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.network import build_network
 
 NODES_TIMEOUT = 300.0
-"""Seconds to wait for all K clients to connect to a grid that does not simulate them."""
+"""The server waits this long (seconds) for all K clients to connect to a grid that does not simulate them."""
 
 logger = logging.getLogger("fedssl.server")
 
@@ -48,8 +48,8 @@ class ServerRun:
 
     Args:
         experiment: What to run.
-        grid: Where its clients are.
-        observers: Told of everything as it happens.
+        grid: The grid that reaches the experiment's clients.
+        observers: They are told of everything as it happens.
         numbers: Node id -> the client number that is bound to it, on a grid that does not simulate clients.
     """
 
@@ -74,7 +74,7 @@ class ServerRun:
         self._clock = make_clock(experiment)
         self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
         self._began = 0.0
-        # What clients with private data must know of the federation's images; nobody else is sent it.
+        # Only clients with private data are sent the terms, because they must prepare their images to fit them.
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
 
@@ -89,13 +89,13 @@ class ServerRun:
         return parts if self._clock is None else parts | {"clock": self._clock}
 
     def start(self, resume: Snapshot | None) -> Outcome:
-        """Run every phase that is left, and return what came of the run.
+        """Run every phase that is left, and return the outcome of the run.
 
         Args:
-            resume: Go on after this; None begins.
+            resume: The run goes on after this snapshot; None: it begins.
 
         Raises:
-            InputError: The run cannot go on here.
+            InputError: The run cannot be resumed over this grid.
             RunFailed: Too few clients connected, answered the census, or succeeded in a round; or the weights diverged.
         """
         for observer in self._observers:
@@ -111,7 +111,7 @@ class ServerRun:
             for index in range(len(self._experiment.plans)):
                 self._run_phase(index, cohorts)
         except BaseException:
-            self._ends.rescue()  # a round that was over before this happened
+            self._ends.rescue()  # records a round that was over before the error
             raise
         seconds = time.perf_counter() - self._began
         share = most_frequent_share(self._federation.held_out.labels)
@@ -187,10 +187,10 @@ class ServerRun:
         self._finish_round(phase, log, began)
 
     def _requests(self, phase: Phase, phase_round: int) -> list[Message]:
-        """Return what the strategy asks of its cohort, around the global model and the method's state."""
+        """Return the strategy's requests to its cohort, with the global model and the method's state in them."""
         rounds, model = phase.experiment.num_rounds, self._model.model
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self._terms)
-        # A strategy of Flower's must not move buffers: it is handed the parameters.
+        # A strategy of Flower's must not move buffers, so it gets the parameters only.
         passing = () if phase.by_sums else phase.buffers
         arrays = protocol.to_record(without_buffers(model.arrays, passing))
         messages = list(phase.strategy.configure_train(self._round, arrays, config, self._grid))
@@ -199,10 +199,10 @@ class ServerRun:
         return messages
 
     def _learn(self, phase: Phase, log: RoundLog, sent: list[Message], began: float) -> None:
-        """Let clients train, and take what comes of it into the global model.
+        """Let clients train, and update the global model with the aggregate of their replies.
 
         Raises:
-            RunFailed: Too few of them succeeded; the round is recorded first.
+            RunFailed: Too few clients succeeded, and the round is recorded first; or the weights diverged.
         """
         model = self._model.model
         carried = {protocol.ARRAYS: model.arrays, protocol.STATE: model.state}
@@ -222,7 +222,7 @@ class ServerRun:
         self._model.merge_state(sums)
 
     def _train_at_server(self, phase: Phase, phase_round: int) -> None:
-        """Let the server train, where labels are at the server; `phase_round` is 0 before the first round of the run."""
+        """Let the server train, if it holds labels; `phase_round` is 0 before the first round of the run."""
         if self._clock is not None:
             labels = len(self._federation.server_rows)
             self._clock.train_at_server(phase.experiment.server_recipe.images_shown(labels, labels))
@@ -237,18 +237,28 @@ class ServerRun:
         self._model.replace(trained)
 
     def _fates_of(self, messages: list[Message], cohorts: Cohorts, work: Floats) -> Fates:
-        """Return what virtual time makes of the clients that are asked, each with so many images to train on."""
+        """Return the outcome of a round in virtual time for each client that is asked; empty without virtual time.
+
+        Args:
+            messages: The requests of the round.
+            cohorts: How clients are sampled.
+            work: Number of images that each client of the run trains on, (K,).
+        """
         if self._clock is None:
             return {}
         census = cohorts.census
         clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
-        # A reply brings back what a request takes along: weights and state.
+        # A reply carries the same arrays as a request, so it has the same size: weights and state.
         size = protocol.num_bytes(messages[0].content) if messages else 0
         seconds = self._clock.devices.round_seconds(work, size, size)
         return self._clock.close_round(self._round, clients, cohorts.sample, seconds)
 
     def _check_success(self, phase: Phase, log: RoundLog, began: float) -> None:
-        """Record a round in which too few clients succeeded, and end the run with the first reason."""
+        """Record the round and end the run if too few clients succeeded.
+
+        Raises:
+            RunFailed: No client succeeded, or a smaller share than ``server.min_success``; says the first reason.
+        """
         log.close()
         asked = log.num_ok + len(log.failures)
         least = phase.experiment.server.min_success
@@ -259,7 +269,7 @@ class ServerRun:
         first = log.failures[0].reason if log.failures else "no client was sampled"
         if log.num_ok == 0:
             raise RunFailed(
-                f"all clients of round {log.round} failed; the first one said:\n{first}"
+                f"all clients of round {log.round} failed; the first failure was:\n{first}"
             )
         raise RunFailed(
             f"{log.num_ok} of {asked} clients of round {log.round} succeeded, "
@@ -283,14 +293,13 @@ class ServerRun:
         self._ends.add(finished)
 
     def _snapshot(self) -> Snapshot | None:
-        """Return what the run could go on from, but for the rows of its rounds; None if it could not."""
+        """Return what the run can be resumed from, but for the rows of its rounds; None if it cannot be resumed."""
         if not self._resumable:
             return None
         try:
             kept = {name: part.kept() for name, part in self._keepers().items()}
-        except (
-            InputError
-        ) as error:  # an attribute that the strategy made in a round; the run is sound
+        except InputError as error:
+            # The strategy made an attribute in a round that cannot be kept. The run goes on without checkpoints.
             self._resumable = False
             logger.warning("no further checkpoint is written: %s", error)
             return None
@@ -303,7 +312,7 @@ class ServerRun:
         )
 
     def _restore(self, snapshot: Snapshot, cohorts: Cohorts) -> None:
-        """Be as the server was when the snapshot was taken."""
+        """Restore the server to what it was when the snapshot was taken."""
         if not self._resumable:
             raise cannot_resume(self._experiment, self._spec)
         self._began -= snapshot.seconds
@@ -317,5 +326,5 @@ class ServerRun:
 
     @property
     def _now(self) -> float:
-        """The virtual clock; NaN without one."""
+        """Virtual seconds since the run began; NaN without virtual time."""
         return NAN if self._clock is None else self._clock.now

@@ -1,6 +1,6 @@
-"""The server as one more learner: where labels are at the server, it trains on them by the clients' own `fit`.
+"""The server as one more learner: if it holds labels, it trains on them with `learn`, as the clients do.
 
-Diao et al. (SemiFL), NeurIPS 2022, arXiv:2106.01432, Algorithm 1, where server and clients take turns.
+Diao et al. (SemiFL), NeurIPS 2022, arXiv:2106.01432, Algorithm 1: server and clients take turns.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,20 +22,20 @@ from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.training.learn import learn
 
 PRIVATE = "(private)"
-"""Stands in place of a slot's name for weights that the method does not share: the server has its own, as clients do."""
+"""Replaces a slot's name for weights that the method does not share; the server has its own, as clients do."""
 
 PHASE = "(phase)"
-"""Name of the array that says, among those that are kept, to which phase they belong."""
+"""Name of the kept array that holds the number of the phase which the other kept arrays belong to."""
 
 
 class ServerTraining:
-    """Train on what the server holds, before the first round and after every aggregation.
+    """Train on the server's labeled images, before the first round and after every aggregation.
 
-    So clients never label with a network that has seen no label, and what is evaluated has just seen them. The state of
-    the server's method is the server's own; a phase begins with fresh state.
+    So clients never pseudo-label with a network that has seen no label, and a network that is evaluated has just
+    trained on labels. The state of the server's method stays at the server; a phase begins with fresh state.
 
     Args:
-        shard: Labeled images.
+        shard: The server's labeled images; may be empty.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -43,10 +43,10 @@ class ServerTraining:
         self._kept: NamedArrays = {}
         self._phase = -1
         self.numbers: Mapping[str, float] = {}
-        """What the server's method recorded in the last round; see `Loss.numbers`."""
+        """Numbers that the server's method recorded in the last round; see `Loss.numbers`."""
 
     def kept(self) -> NamedArrays:
-        """Return what is kept between rounds, by ``SLOT/NAME``: state, and weights that are not shared; and their phase."""
+        """Return what is kept between rounds, by ``SLOT/NAME``: state, weights that are not shared, and the phase."""
         return {**self._kept, PHASE: np.array(self._phase)}
 
     def take_up(self, kept: NamedArrays) -> None:
@@ -64,22 +64,23 @@ class ServerTraining:
         phase: int,
         phase_round: int,
     ) -> NamedArrays:
-        """Return the weights after one round's training; without labels at the server, as they are.
+        """Return the global weights after one round's training at the server; unchanged if it holds no labels.
 
         Args:
-            experiment: As it stands in the phase.
-            network: Of the phase, for scratch.
+            experiment: The experiment as it stands in the phase.
+            network: The phase's network; all its weights are overwritten.
             arrays: Global weights.
-            server_round: Round of the run; 0 before the first.
-            phase: Of the run, from 0.
-            phase_round: Round of the phase, likewise 0 before the first of the run.
+            server_round: Round of the run; 0 before the first round.
+            phase: Number of the phase, from 0.
+            phase_round: Round of the phase; 0 before the first round of the run.
 
         Raises:
-            RunFailed: It diverged.
+            RunFailed: The training diverged.
         """
         # Without labels at the server there is nothing to learn. A new phase starts with fresh state.
         if len(self._shard) == 0:
             return arrays
+        # A phase begins with fresh state.
         if phase != self._phase:
             self._kept, self._phase = {}, phase
         # Load the global weights, and the server's own values of the weights that the method does not share.
@@ -130,22 +131,22 @@ class ServerTraining:
 
 
 def check_server_method(phase: PhasePlan) -> None:
-    """Refuse a method for the server that wants a network of its own: the server trains the clients' classifier.
+    """Refuse a server method that needs a network of its own: the server trains the clients' classifier.
 
     Raises:
-        InputError: It does.
+        InputError: The server holds labels, and its method needs a network of its own.
     """
     method = phase.server.method
     if phase.federation.labels.at_server and type(method).network is not Method.network:
         raise InputError(
             "server.method.kind",
-            f"{method.kind!r} trains a network of its own; the server has the clients' classifier",
-            "supervised, fixmatch or another method that leaves the network as it is",
+            f"is {method.kind!r}, which trains a network of its own, but the server trains the clients' classifier",
+            "take 'supervised', 'fixmatch' or another method that does not change the network",
         )
 
 
 def _static_statistics(network: nn.Module) -> set[str]:
-    """Return the names of what static normalizations have measured."""
+    """Return the names of the statistics that static normalizations have measured."""
     return {
         f"{name}.{buffer}"
         for name, module in network.named_modules()
@@ -156,7 +157,7 @@ def _static_statistics(network: nn.Module) -> set[str]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Train with as many threads as clients do: how a sum is split decides how it rounds."""
+    """Let torch use as many threads as clients do, because the split of a sum over threads changes its rounding."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What virtual time needs to know of an experiment: how many are asked, and how much work each of them has."""
+"""Compute what virtual time needs of an experiment: how clients are sampled, and how much work each client has."""
 
 import numpy as np
 from flwr.app import RecordDict
@@ -15,10 +15,10 @@ from fedssl.training.network import build_network
 
 
 def make_clock(experiment: RunSettings) -> VirtualClock | None:
-    """Return the run's virtual clock, if it has a ``[system]``.
+    """Return the run's virtual clock; None if the experiment has no ``[system]``.
 
     Raises:
-        InputError: A law or a file of the section is not right.
+        InputError: A law or a file of the section is wrong.
     """
     if experiment.system is None:
         return None
@@ -32,7 +32,7 @@ def cohorts_of(experiment: RunSettings, census: Census) -> Cohorts:
 
 
 def work_of(phase: PhasePlan, census: Census) -> Floats:
-    """Return the images that every client trains on in a round of a phase, (K,)."""
+    """Return the number of images that each client trains on in a round of a phase, (K,)."""
     kinds, which = np.unique(
         np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
     )
@@ -41,7 +41,7 @@ def work_of(phase: PhasePlan, census: Census) -> Floats:
 
 
 def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> Floats:
-    """Return the virtual seconds that a round of a phase takes every client, (K,), before anything runs."""
+    """Return the virtual seconds that a round of a phase takes each client, (K,), before anything runs."""
     network = build_network(phase.model, phase.method, spec, phase.seed)
     weights = network.state_dict().items()
     shared = {name: tensor for name, tensor in weights if phase.method.is_shared(name)}
@@ -53,10 +53,10 @@ def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: I
 
 
 def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:
-    """Refuse a deadline that nobody can meet.
+    """Refuse a deadline that no client can meet.
 
     Raises:
-        InputError: With the time that the fastest client needs.
+        InputError: No client can meet the deadline; says how long the fastest client needs.
     """
     deadline = None if phase.system is None else phase.system.deadline
     if deadline is None:
@@ -66,6 +66,7 @@ def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: 
         raise InputError(
             "system.deadline",
             f"is {deadline:g} s, but the fastest client needs {seconds.min():.3g} s for a round, "
-            f"half of them {np.quantile(seconds, 0.5, method='inverted_cdf'):.3g} s, all {seconds.max():.3g} s",
-            "raise it, or give clients less to do",
+            f"half of the clients need at most {np.quantile(seconds, 0.5, method='inverted_cdf'):.3g} s, "
+            f"and the slowest needs {seconds.max():.3g} s",
+            "raise system.deadline, or give clients less to do",
         )

@@ -173,10 +173,10 @@ def test_hooks_are_enough_for_a_strategy_of_ones_own(ones):
     ("section", "message"),
     [
         ({"kind": "flwr:FedAvgg"}, r"strategy.kind: Flower has no strategy 'FedAvgg'; did you mean 'FedAvg'"),
-        ({"kind": "flwr:FedAdam", "options": {"etta": 1}}, r"strategy.options: FedAdam refuses them"),
-        ({"kind": "flwr:FedAvg", "options": {"fraction_train": 0.5}}, r"fraction_train: federation.sample decides this"),
+        ({"kind": "flwr:FedAdam", "options": {"etta": 1}}, r"strategy.options: FedAdam refuses these options"),
+        ({"kind": "flwr:FedAvg", "options": {"fraction_train": 0.5}}, r"fraction_train: cannot be set: federation.sample decides it"),
         ({"kind": "flwr:DifferentialPrivacyServerSideFixedClipping"}, r"strategy"),
-        ({"kind": "flwr:FedProx", "options": {"proximal_mu": 1.0}}, r"FedProx cannot be used: its proximal term"),
+        ({"kind": "flwr:FedProx", "options": {"proximal_mu": 1.0}}, r"FedProx cannot be used: our clients do not add its proximal term"),
         ({"kind": "flwr:FedXgbBagging"}, r"FedXgbBagging cannot be used"),
     ],
 )  # fmt: skip
