@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean T
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
 test: $(INSTALLED)  ## Run all tests, two at a time.
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 image: $(INSTALLED)  ## Build the image of a deployment; DOCKER_BUILD=... gives further arguments to `docker build`.
 	docker build --tag fedssl $(DOCKER_BUILD) .

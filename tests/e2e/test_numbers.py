@@ -68,7 +68,7 @@ def test_the_report_draws_it(run):
     assert charts.keys() == {"number-certainty", "number-rare"}
     rows = charts["number-certainty"].rows
     assert [row["round"] for row in rows] == [1, 2]
-    assert all(row["least client"] <= row["server"] <= row["largest client"] for row in rows)
+    assert all(row["lowest client"] <= row["server"] <= row["highest client"] for row in rows)
     assert "Recorded: certainty" in (run / "report.html").read_text()
 
 

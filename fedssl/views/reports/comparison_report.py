@@ -105,7 +105,11 @@ def _number_charts(comparison: Comparison) -> Iterator[Chart]:
             rows += thinned(points, MOST_POINTS)
         spec = curves(rows, "round", labels, str(name), bands=len(labels) <= len(COLORS))
         yield Chart(
-            f"number-{name}", f"Recorded: {name}", f"The server's value. {BAND}", rows, spec
+            f"number-{name}",
+            f"Recorded: {name}",
+            "The server's value. Lines are means over seeds, bands go from the lowest to the highest seed.",
+            rows,
+            spec,
         )
 
 

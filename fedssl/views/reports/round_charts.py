@@ -15,7 +15,7 @@ from fedssl.views.reports.material import Material
 MOST_COLUMNS = 80
 """A heat map by round has at most this many columns."""
 
-NUMBER_LINES = ("server", "least client", "largest client")
+NUMBER_LINES = ("server", "lowest client", "highest client")
 """Lines of the chart of a recorded number."""
 
 MOST_CELLS = 4000
@@ -194,8 +194,8 @@ def number_charts(material: Material) -> Iterator[Chart]:
             rows.append(line)
         names = [line for line in NUMBER_LINES if any(line in row for row in rows)]
         note = (
-            "A number that the method recorded: its mean over the round's clients, weighted by their steps, and the least and the "
-            "largest client."
+            "A number that the method recorded: its mean over the round's clients, weighted by their steps, and the lowest and the "
+            "highest client."
             if len(names) > 1
             else "A number that the server recorded."
         )
