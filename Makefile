@@ -20,7 +20,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
-test: $(INSTALLED)  ## Run all tests, two at a time.
+test: $(INSTALLED)  ## Run all tests, three at a time, for many of them only wait.
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 image: $(INSTALLED)  ## Build the image of a deployment; DOCKER_BUILD=... gives further arguments to `docker build`.

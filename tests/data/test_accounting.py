@@ -684,7 +684,7 @@ def test_a_script_in_the_cache_that_others_wrote_is_not_believed(tmp_path, monke
     library("first\r\nline")
     text = vega.javascript.__wrapped__()
     (kept,) = (tmp_path / "cache" / "vega").glob("*.js")
-    assert vega._own_text(kept).partition("\n")[2] == text
+    assert vega._read_own_file(kept).partition("\n")[2] == text
     library("anew")
     assert vega.javascript.__wrapped__() == text
     whole = kept.read_bytes()

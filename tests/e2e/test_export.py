@@ -137,7 +137,7 @@ def test_a_network_that_depends_on_the_batch_is_found_out(finished, monkeypatch)
         def forward(self, given):
             return given.flatten(1)[:, :10] * float(len(given))
 
-    monkeypatch.setattr(exporting, "classifier", lambda *given: Batchwise())
+    monkeypatch.setattr(exporting, "build_classifier", lambda *given: Batchwise())
     with pytest.raises(RunFailed, match="computes other logits"):
         exporting.export(finished, "torchscript")
 

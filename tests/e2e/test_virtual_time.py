@@ -81,8 +81,8 @@ def run(**overrides):
 
 def test_without_a_deadline_virtual_time_changes_no_bit():
     plain, timed = run(), run(system=SYSTEM)
-    for name, array in plain.arrays.items():
-        assert np.array_equal(timed.arrays[name], array)
+    for name, array in plain.model.arrays.items():
+        assert np.array_equal(timed.model.arrays[name], array)
     assert np.isnan(plain.rounds[-1].virtual_seconds)
     assert timed.rounds[-1].virtual_seconds > timed.rounds[0].virtual_seconds > 0
 
@@ -100,7 +100,7 @@ def test_a_round_that_nobody_makes_leaves_the_weights_and_the_run_goes_on():
     assert outcome.rounds[-1].virtual_seconds == 2000
     other = run(rounds=1, system={**SYSTEM, "dropout": 1.0, "deadline": 1000.0})
     for name, array in outcome.model.arrays.items():
-        assert np.array_equal(other.arrays[name], array)
+        assert np.array_equal(other.model.arrays[name], array)
 
 
 @pytest.mark.parametrize("kind", ["fedavg", "flwr:FedAvg", "flwr:FedAdam"])
