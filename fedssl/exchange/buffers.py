@@ -1,8 +1,8 @@
-"""Buffers, such as the running statistics of batch normalization, pass by every strategy that is not ours.
+"""Buffers, such as the running statistics of batch normalization, are kept away from Flower's own strategies.
 
-A strategy of Flower's may take an optimizer's step with what it is given, or take medians of it. Statistics and counts
-survive none of that. So such a strategy sees parameters only, and the buffers of the next global model are the mean of
-the cohort's, as under federated averaging.
+One of Flower's strategies may take an optimizer step with the arrays it is given, or take their median. Either makes
+statistics and counts wrong. So such a strategy sees parameters only, and the buffers of the next global model are the
+mean of the cohort's buffers, as in federated averaging.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,28 +16,28 @@ from fedssl.exchange.sums import WeightedSum, cohort_mean
 
 
 def without_buffers(arrays: NamedArrays, buffers: Collection[str]) -> NamedArrays:
-    """Return the arrays that are no buffers."""
+    """Return the arrays that are not buffers."""
     return {name: array for name, array in arrays.items() if name not in buffers}
 
 
 def attach_buffers(
     arrays: NamedArrays, buffers: Collection[str], messages: Iterable[Message]
 ) -> None:
-    """Put buffers beside the parameters in a round's requests, in the order of the global arrays.
+    """Add the buffers to the parameters in a round's requests, in the order of the global arrays.
 
-    The record that a request held stays as it is, for the strategy may keep it.
+    Each request gets a new record. Its old record does not change, because the strategy may keep it.
 
     Args:
         arrays: The global arrays.
-        buffers: Which of them are buffers.
-        messages: Requests that carry the others.
+        buffers: Names of the arrays that are buffers.
+        messages: Requests that carry the parameters.
     """
     encoded = protocol.to_record({name: arrays[name] for name in arrays if name in buffers})
     if not encoded:
         return
     done: set[int] = set()
     for message in messages:
-        if id(message.content) not in done:  # many share one content
+        if id(message.content) not in done:  # many messages share one content
             handed = message.content.array_records[protocol.ARRAYS]
             whole = {name: encoded.get(name) or handed[name] for name in arrays}
             message.content[protocol.ARRAYS] = ArrayRecord(whole)
@@ -45,7 +45,7 @@ def attach_buffers(
 
 
 class CohortStatistics:
-    """The cohort's mean of the buffers, weighted by examples, taken out of the replies that a strategy is handed.
+    """Take the buffers out of the replies before a strategy sees them, and average them, weighted by examples.
 
     Args:
         buffers: Names of the arrays that are buffers.
@@ -58,10 +58,10 @@ class CohortStatistics:
         self._sum = WeightedSum(len(sent))
 
     def set_aside(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the same replies, made anew of their parameters and their metrics; errors pass as they are.
+        """Yield each reply anew with its parameters and metrics only; an error reply passes unchanged.
 
         Args:
-            replies: Checked ones: each holds every array in its shape and type, or is an error.
+            replies: Checked replies: each holds every array in its shape and type, or is an error.
         """
         for reply in replies:
             if reply.has_error():
@@ -80,10 +80,12 @@ class CohortStatistics:
             self._sum.skip(place)
 
     def mean(self, arrays: NamedArrays) -> NamedArrays:
-        """Return the buffers of the next global model, once `set_aside` has ended; the old ones if nothing counts.
+        """Return the buffers of the next global model: the mean of the cohort's, or the old buffers if no reply counts.
+
+        Call this method after the iterator of `set_aside` has ended.
 
         Args:
-            arrays: The global arrays of the round's start.
+            arrays: The global arrays at the start of the round.
         """
         old = {name: array for name, array in arrays.items() if name in self._buffers}
         sums, weight = self._sum.result()

@@ -1,4 +1,4 @@
-"""Who is there: client numbers, node ids, and how much each client holds."""
+"""The census of a federation: client numbers, node ids, and how many images each client holds."""
 
 import functools
 import time
@@ -21,23 +21,25 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.system.section import num_asked
 
 AWAY_TIMEOUT = 150.0
-"""Seconds in which a client that is away may come back: one that died is let in again after about a minute (flwr 1.41)."""
+"""The census waits this long (seconds) for nodes that are away. Flower lets a dead node in again after about a minute
+(flwr 1.41)."""
 
 AWAY_PAUSE = 3.0
-"""Seconds before it is asked once more."""
+"""The census waits this long (seconds) before it asks the nodes that are away again."""
 
 
 @dataclass(frozen=True)
 class Census:
-    """The clients of a federation by number; counts only, never images or labels.
+    """The clients of a federation by number; it holds counts only, never images or labels.
 
     Args:
-        nodes: Node id of each client; Flower's are unsigned 64-bit, more than numpy's integers hold.
-        num_examples: Training images of each client, (K,).
-        num_labeled: Labeled ones among them, (K,).
-        absent: Clients whose number no node answered the census for as it should, and why. They count as failed in every
-            round that draws them. Their counts are 0, and their node ids are negative, which those of nodes never are.
-        incidents: What nodes said that could not be believed.
+        nodes: Node id of each client. They are a tuple because Flower's ids are unsigned 64-bit integers, which int64
+            cannot hold.
+        num_examples: Number of training images of each client, (K,).
+        num_labeled: Number of labeled training images of each client, (K,).
+        absent: Clients for which no node gave a valid answer, and why. An absent client counts as failed in every round
+            that draws it. Its counts are 0, and its node id is negative, which the id of a real node never is.
+        incidents: Answers of nodes that could not be believed, as sentences.
     """
 
     nodes: tuple[int, ...]
@@ -51,17 +53,17 @@ class Census:
 
     @functools.cached_property
     def client_at(self) -> dict[int, int]:
-        """Client number of each node id."""
+        """The client number of each node id."""
         return {node: client for client, node in enumerate(self.nodes)}
 
     def holding(self, node: int) -> Holding:
-        """Return what the census said of the client at a node."""
+        """Return what the census says about the client at a node."""
         client = self.client_at[node]
         return Holding(client, int(self.num_examples[client]), int(self.num_labeled[client]))
 
     @classmethod
     def of_simulation(cls, federation: Federation) -> "Census":
-        """Return the census of our own grids without asking anyone: the simulator dealt the data itself."""
+        """Return the census of a simulation without asking any client: the simulator dealt the data itself."""
         clients = range(federation.num_clients)
         return cls(
             tuple(protocol.node_of(client) for client in clients),
@@ -71,7 +73,7 @@ class Census:
 
     @classmethod
     def unknown(cls, num_clients: int) -> "Census":
-        """Return a census of one labeled image each, to try an experiment whose clients nobody has asked yet."""
+        """Return a census in which every client has one labeled image, to try an experiment before asking any."""
         nodes = tuple(protocol.node_of(client) for client in range(num_clients))
         ones = np.ones(num_clients, dtype=np.int64)
         return cls(nodes, ones, ones.copy())
@@ -88,24 +90,25 @@ class Census:
         min_success: float = 1.0,
         max_examples: int | None = None,
     ) -> "Census":
-        """Return the census of any grid by asking every node for its number and counts.
+        """Return the census of any grid by asking every node for its client number and counts.
 
-        No node ends a run by what it says: an answer that cannot be believed is an incident, and a number that no node is
-        left for is absent. Where two nodes say the same number, neither is believed: nobody can tell which one lies.
+        No answer of a single node ends a run. An answer that cannot be believed becomes an incident, and a client
+        number without a believed node becomes absent. If two nodes claim the same number, neither is believed, because
+        nobody can tell which node lies.
 
         Args:
             ask: Sends messages and returns the replies.
-            nodes: Connected node ids.
+            nodes: Ids of the connected nodes.
             experiment: The experiment as JSON.
-            num_clients: K.
-            terms: What clients with private data must know of the federation's images.
-            min_success: Share of the K clients that must be there, one at least.
-            max_examples: Training images that a client may say it holds; None: any number below 2^53.
+            num_clients: Number of clients, K.
+            terms: What clients with private data must know about the federation's images.
+            min_success: Share of the K clients that must be present; at least one client must be in any case.
+            max_examples: Largest number of training images that a client may claim; None: any number below 2^53.
 
         Raises:
-            RunFailed: Fewer are there; names every node that was not believed, with what it said.
+            RunFailed: Fewer clients are present. The message names every node that was not believed, with its answer.
         """
-        # Ask every node. A claim is a node's number and counts; a node whose answer cannot be believed is left out.
+        # Ask every node; sort its answer into claims by client number, or into incidents.
         content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
         claims: dict[int, list[tuple[int, Holding]]] = defaultdict(list)
         incidents: list[str] = []
@@ -113,7 +116,7 @@ class Census:
         for reply in _answers(ask, list(silent), content):
             node = reply.metadata.src_node_id
             if node not in silent:
-                continue  # of two replies of a node the first one counts
+                continue  # only the first reply of a node counts
             del silent[node]
             try:
                 holding = _claim(reply, num_clients, max_examples)
@@ -122,7 +125,7 @@ class Census:
                 continue
             claims[holding.client].append((node, holding))
         incidents += [f"census: node {node} did not answer" for node in silent]
-        # Believe a claim only if no other node claims the same number.
+        # Drop every client number that more than one node claims.
         for client, claimed in claims.items():
             if len(claimed) > 1:
                 names = ", ".join(str(node) for node, _ in claimed)
@@ -132,6 +135,7 @@ class Census:
                     if len(claimed) == 2
                     else f"census: {len(claimed)} nodes say they are client {client} and none is believed: {names}"
                 )
+        # Stop if too few clients are left; else give each absent client zero counts and a node id of its own.
         sure = {client: claimed[0] for client, claimed in claims.items() if len(claimed) == 1}
         # Refuse to go on with too few clients.
         missing = [client for client in range(num_clients) if client not in sure]
@@ -145,7 +149,7 @@ class Census:
             tuple(node for node, _ in rows),
             np.array([holding.num_examples for _, holding in rows], dtype=np.int64),
             np.array([holding.num_labeled for _, holding in rows], dtype=np.int64),
-            dict.fromkeys(missing, "the client is absent: the census has no answer of it"),
+            dict.fromkeys(missing, "the client is absent: it gave the census no valid answer"),
             tuple(incidents),
         )
 
@@ -155,16 +159,16 @@ def _absent_node(client: int) -> int:
 
 
 def list_clients(clients: Sequence[int]) -> str:
-    """Return client numbers for people to read, not more than twenty."""
+    """Return client numbers as text for people, at most twenty of them."""
     more = f" and {len(clients) - 20} more" if len(clients) > 20 else ""
     return f"{clients[:20]}{more}"
 
 
 def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holding:
-    """Return what a node says of itself.
+    """Return what a node says about its client.
 
     Raises:
-        ValueError: It cannot be so; says what it said.
+        ValueError: The answer cannot be true; the message quotes it.
     """
     if reply.has_error():
         raise ValueError(
@@ -173,7 +177,7 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
     try:
         metrics = protocol.metrics_of(reply)
         said = [metrics[name] for name in (CLIENT, NUM_EXAMPLES, NUM_LABELED)]
-    except Exception as error:  # whatever it is, it is this reply's and nobody else's
+    except Exception as error:  # a bad reply may fail in any way, and must hurt no other node
         problem = f"its answer cannot be read: {type(error).__name__}: {error}"
         raise ValueError(protocol.shorten_reason(problem)) from None
     client, num_examples, num_labeled = said
@@ -192,7 +196,7 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
 def _answers(
     ask: Callable[[Iterable[Message]], Iterable[Message]], nodes: list[int], content: RecordDict
 ) -> Iterator[Message]:
-    """Ask every node, and those that are away once more, as long as they may be coming back; yield the last replies."""
+    """Ask every node, ask nodes that are away again until `AWAY_TIMEOUT`, and yield the last reply of each."""
     deadline = time.monotonic() + AWAY_TIMEOUT
     while nodes:
         away = []
@@ -210,26 +214,27 @@ def refuse_private(experiment: ClientSettings) -> None:
     """Refuse to simulate clients that bring their own data.
 
     Raises:
-        InputError: They do.
+        InputError: The clients of the experiment bring their own data.
     """
     if experiment.federation.private:
         raise InputError(
             "federation.private",
-            "is true: clients bring data of their own, which a simulation has none of",
-            "deploy it, or simulate clients with data.source's images: --set federation.private=false",
+            "is true: clients bring their own data, and a simulation has none",
+            "deploy the experiment, or simulate clients with the images of [data]: --set federation.private=false",
         )
 
 
 @dataclass
 class Cohorts:
-    """How clients are sampled.
+    """Sample the cohort of each round.
 
     Args:
-        census: Who is there.
-        sample: m; the server sets it anew in every phase.
+        census: The clients of the federation.
+        sample: Number of clients wanted in a round, m; the server sets it in every phase.
         seed: The experiment's seed.
-        over_selection: Clients asked for every one of the m.
-        available: Clients that can be asked in this round, ascending; None: all. The server sets it anew.
+        over_selection: Clients asked for each client wanted; at least 1.
+        available: Numbers of the clients that can be asked in this round, ascending; None: all clients. The server sets
+            this attribute in every round.
     """
 
     census: Census
@@ -239,9 +244,9 @@ class Cohorts:
     available: npt.NDArray[np.int64] | None = None
 
     def draw(self, server_round: int) -> list[int]:
-        """Return the distinct client numbers that a round asks, ascending; uniform over those there.
+        """Return the client numbers that a round asks: distinct, ascending, uniform over the available clients.
 
-        They are m; more under over-selection, and fewer where fewer are there.
+        There are m of them; more with over-selection, and fewer if fewer clients are available.
         """
         stream = rng.make_numpy_generator(self.seed, "cohort", round=server_round)
         there = len(self.census) if self.available is None else self.available

@@ -1,6 +1,7 @@
-"""What a reply may say: its numbers must be finite, within their ranges, and what the census said of the client.
+"""Checks of a reply: its numbers must be finite, within their ranges, and agree with the census.
 
-A reply is written by somebody else, who may have failed, or lie. What is refused here is left out of every sum.
+A reply comes from another party, which may have failed or may lie. A reply that is refused here is left out of every
+sum.
 """
 
 import itertools
@@ -15,26 +16,27 @@ from fedssl.exchange import protocol
 from fedssl.exchange.sums import is_finite
 
 COUNT_LIMIT = 2.0**53
-"""A count must be below this: double precision holds every integer up to here."""
+"""A count must be below this number: double precision holds every integer up to it."""
 
 LARGEST_LOSS = 1e30
-"""A mean loss beyond this means that training diverged."""
+"""A mean loss beyond this number means that training diverged."""
 
 LARGEST_WEIGHT = 1e10
-"""The largest magnitude of a weight that is averaged. Networks that work stay ten thousand times below it; whatever is within it can
-be squared, summed and averaged in single precision."""
+"""A weight that is averaged has at most this magnitude. Networks that work stay ten thousand times below it. Any weight
+within it can be squared, summed and averaged in single precision."""
 
 LARGEST_NUMBER = 1e30
-"""The largest magnitude of a number that the protocol does not know."""
+"""A metric that the protocol does not know has at most this magnitude."""
 
 LONGEST_LIST = 400_000
 """A list among the metrics has at most this many numbers: four for each of 100,000 classes."""
 
 ROUNDING = 1e-6
-"""By how much, relatively, a sum of weights may be above the count that it is a part of."""
+"""A sum of weights may exceed the count that it is a part of by this relative amount."""
 
 VARIANCE = "running_var"
-"""What torch calls the variance that a batch normalization has measured; below zero, its square root is NaN at every client."""
+"""Torch gives this name to the variance that batch normalization measures. If it is below zero, its square root is NaN
+at every client."""
 
 UPPER = {
     protocol.NUM_STEPS: COUNT_LIMIT,
@@ -43,16 +45,16 @@ UPPER = {
     protocol.SECONDS: 1e9,
     protocol.UPDATE_NORM: 1e20,
 }
-"""What each known metric must be below; none is negative."""
+"""Each known metric must be below its value in this table, and none may be negative."""
 
 
 class Holding(NamedTuple):
-    """What the census said of a client.
+    """What the census says about a client.
 
     Args:
-        client: Its number.
-        num_examples: Its training images.
-        num_labeled: Labeled ones among them.
+        client: Number of the client.
+        num_examples: Number of its training images.
+        num_labeled: Number of its labeled training images.
     """
 
     client: int
@@ -63,12 +65,12 @@ class Holding(NamedTuple):
 def flaw_of_metrics(
     metrics: Mapping[str, float], lists: Mapping[str, Sequence[float]], holding: Holding | None
 ) -> str | None:
-    """Say why the metrics of a reply must not be believed, or None.
+    """Return why the metrics of a reply must not be believed, or None.
 
     Args:
-        metrics: The single-valued ones.
-        lists: Those that are lists.
-        holding: What the census said of the client; None: it is not known.
+        metrics: The single-valued metrics.
+        lists: The metrics that are lists.
+        holding: What the census says about the client; None: unknown.
     """
     return (
         _flaw_of_ranges(metrics)
@@ -93,7 +95,7 @@ def _flaw_of_ranges(metrics: Mapping[str, float]) -> str | None:
     for name in (protocol.NUM_EXAMPLES, protocol.NUM_LABELED, protocol.NUM_STEPS):
         value = metrics.get(name, 0.0)
         if value != int(value):
-            return f"the reply's {name} is {value:g}, no whole number"
+            return f"the reply's {name} is {value:g}, which is not a whole number"
     return None
 
 
@@ -102,28 +104,26 @@ def _flaw_of_loss(metrics: Mapping[str, float]) -> str | None:
     if abs(loss) <= LARGEST_LOSS:
         return None
     if math.isnan(loss) and not metrics.get(protocol.NUM_STEPS):
-        return None  # nothing was trained
+        return None  # a client that took no step has no loss
     return f"training diverged: the reply's loss is {loss:g}; lower train.lr"
 
 
 def _flaw_of_holding(metrics: Mapping[str, float], holding: Holding) -> str | None:
     client = metrics.get(protocol.CLIENT, holding.client)
     if client != holding.client:
-        return (
-            f"the reply says that it is client {client:g}'s, and client {holding.client} was asked"
-        )
+        return f"the reply says that it is from client {client:g}, but client {holding.client} was asked"
     said = {
         protocol.NUM_EXAMPLES: holding.num_examples,
         protocol.NUM_LABELED: holding.num_labeled,
     }
     for name, count in said.items():
         if metrics[name] != count:
-            return f"the reply's {name} is {metrics[name]:.0f}, and the census said {count}"
+            return f"the reply's {name} is {metrics[name]:.0f}, but the census says {count}"
     return None
 
 
 def _flaw_of_parts(metrics: Mapping[str, float]) -> str | None:
-    """Say which count is more than the one that it is a part of, or None."""
+    """Return which count exceeds the count that it is a part of, or None."""
     chains = (
         (protocol.NUM_EXAMPLES, protocol.NUM_LABELED),
         (protocol.NUM_EXAMPLES, protocol.NUM_CONFIDENT),
@@ -136,7 +136,7 @@ def _flaw_of_parts(metrics: Mapping[str, float]) -> str | None:
 
 
 def _flaw_of_lists(lists: Mapping[str, Sequence[float]]) -> str | None:
-    """Say which list of counts holds something else, or None."""
+    """Return which list is too long or holds a number that is not a count, or None."""
     for name, counts in lists.items():
         if len(counts) > LONGEST_LIST:
             return f"the reply's {name[:50]} has {len(counts)} numbers, more than {LONGEST_LIST}"
@@ -147,7 +147,7 @@ def _flaw_of_lists(lists: Mapping[str, Sequence[float]]) -> str | None:
 
 
 def flaw_of_arrays(arrays: NamedArrays) -> str | None:
-    """Say why arrays must not be averaged, or None."""
+    """Return why arrays must not be averaged, or None."""
     if all(_is_within(array) for array in arrays.values()):
         return _flaw_of_variances(arrays)
     if not is_finite(arrays):
@@ -163,5 +163,5 @@ def _flaw_of_variances(arrays: NamedArrays) -> str | None:
 
 
 def _is_within(array: npt.NDArray[Any]) -> bool:
-    # A NaN is what both return of an array that holds one, and is within nothing.
+    # If an array holds a NaN, max and min both return NaN, and a comparison with NaN is false.
     return not array.size or bool(array.max() <= LARGEST_WEIGHT and array.min() >= -LARGEST_WEIGHT)

@@ -1,8 +1,8 @@
-"""Which measurements may leave a client: decided here, by name, and nowhere else.
+"""Which measurements may leave a client: this module alone decides it, by the measurement's name.
 
-Under ``[privacy]``, and where clients have private data, a client sends its weights (clipped and blurred, see
-`fedssl.clients.privacy`) and the few metrics that the server cannot do without. Everything else that it measured stays:
-the length of its update, its pseudo-labels by class, and every number that a method records.
+Under ``[privacy]``, and where clients have private data, a client sends its weights (clipped and with noise, see
+`fedssl.clients.privacy`) and the few metrics that the server needs. All other measurements stay at the client: the
+length of its update, its pseudo-labels by class, and every number that a method records.
 """
 
 from fedssl.exchange import protocol
@@ -15,11 +15,11 @@ NEEDED = frozenset(
         *(protocol.NUM_STEPS, protocol.LOSS, protocol.SECONDS),
     )
 )
-"""Metrics that leave every client: the server averages, checks and reports with them."""
+"""These metrics leave every client: the server needs them to average, to check and to report."""
 
 
 def may_leave(experiment: ClientSettings, name: str) -> bool:
-    """Say whether a metric may leave a client.
+    """Return whether a metric may leave a client.
 
     Args:
         experiment: The experiment as it stands in the phase.
@@ -29,5 +29,5 @@ def may_leave(experiment: ClientSettings, name: str) -> bool:
 
 
 def metrics_that_may_leave(experiment: ClientSettings, metrics: Metrics) -> Metrics:
-    """Return the metrics of a reply without those that must stay at the client."""
+    """Return the metrics of a reply that may leave the client."""
     return {name: value for name, value in metrics.items() if may_leave(experiment, name)}

@@ -1,4 +1,4 @@
-"""Requests and replies as Flower records: the only place that knows the keys, and Flower's private quirks.
+"""Requests and replies as Flower records: this module alone knows their keys and Flower's private quirks.
 
 Written for flwr 1.41. A request carries the global arrays and one config record; a reply carries one array record and
 one metric record, as Flower's own strategies expect.
@@ -42,30 +42,31 @@ from fedssl.training.loop import FitReport
 
 ARRAYS = "arrays"
 STATE = "state"
-"""State of methods that the server keeps; beside the weights, for strategies are given weights only."""
+"""Record of the methods' state that the server keeps. It is a record apart, because strategies see weights only."""
 CONFIG = "config"
 METRICS = "metrics"
 
 EXPERIMENT = "experiment"
 VERSION = "fedssl-version"
 ROUND = "server-round"
-"""Flower's own name: its strategies write it into every config record."""
+"""Flower's strategies write the round into every config record under this name."""
 LARGEST_ROUND = 2**31
-"""Rounds and phases are below this."""
+"""The numbers of rounds and phases are below this number."""
 PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
 IMAGES = "images"
-"""What clients with private data must know of the federation's images, as JSON; in no other request."""
+"""What clients with private data must know about the federation's images, as JSON; other requests lack this entry."""
 
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 DEVICE = "device"
 DATA_PATH = "data-path"
-"""Of a client's private data, in its node's config."""
+"""A node's config holds the path of its client's private data under this name."""
 BAD_IMAGES = "bad-images"
 ALLOWED_PLUGINS = "allowed-plugins"
-"""Modules beside the built-in ones that a request's experiment may name, in the node's config; none by default."""
+"""A node's config lists under this name the plug-in modules that a request's experiment may name, in addition to the
+built-in modules; none by default."""
 
 CLIENT = "client"
 NUM_EXAMPLES = "num-examples"
@@ -77,11 +78,11 @@ NUM_STEPS = "num-steps"
 LOSS = "loss"
 SECONDS = "seconds"
 PSEUDO_COUNTS = ("pseudo-considered", "pseudo-accepted", "pseudo-judged", "pseudo-right")
-"""Each of them counts some of what the one before it counts; see `FitReport`."""
+"""Each of these metrics counts a part of what the metric before it counts; see `FitReport`."""
 BY_CLASS = "pseudo-by-class"
-"""Metric that is a list: 4 C counts of pseudo-labels, as `FitReport.by_class` has them."""
+"""This metric is a list: the 4 C counts of pseudo-labels of `FitReport.by_class`."""
 NUMBER = "number/"
-"""Begins the name of a metric that a method records: a mean over the steps of a round."""
+"""The names of metrics that a method records begin with this prefix; each is a mean over the steps of a round."""
 
 Metrics = Mapping[str, int | float | Sequence[float]]
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
@@ -89,7 +90,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
 
 NO_MEMORY = "can't allocate memory"
-"""What torch says on a CPU, in a plain RuntimeError."""
+"""Torch raises a plain RuntimeError with these words when a CPU's memory is used up."""
 
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
@@ -111,12 +112,12 @@ def client_of(node: int) -> int:
 
 
 _dtype_name = functools.lru_cache(str)
-"""Numpy spells a type's name out anew at every call."""
+"""Return the name of a numpy type; cached because numpy builds the name anew at every call."""
 
 
 @functools.lru_cache(maxsize=4096)
 def _npy_header(dtype: str, shape: tuple[int, ...], fortran_order: bool = False) -> bytes:
-    """Return the bytes that numpy's file format puts before an array's own; no array is made for it."""
+    """Return the header that numpy's file format puts before an array's bytes, without making an array."""
     buffer = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     header = {"descr": descr, "fortran_order": fortran_order, "shape": shape}
@@ -125,10 +126,10 @@ def _npy_header(dtype: str, shape: tuple[int, ...], fortran_order: bool = False)
 
 
 def _encode_array(array: npt.NDArray[Any]) -> Array:
-    """Build Flower's array around numpy's file format, with its header made once a shape.
+    """Encode an array in numpy's file format as Flower's array; each header is made once a type and shape.
 
-    Its constructor takes longer to look at its arguments than a small array takes to copy, so what it would set is set
-    here; a test holds the two against each other.
+    The constructor of Flower's array takes longer to check its arguments than a small array takes to copy. So this
+    function sets the same attributes itself; a test compares its arrays with the constructor's.
     """
     dtype, shape = _dtype_name(array.dtype), tuple(array.shape)
     encoded = Array.__new__(Array)
@@ -143,7 +144,7 @@ def _encode_array(array: npt.NDArray[Any]) -> Array:
 
 
 def _decode_array(array: Array) -> npt.NDArray[np.generic]:
-    """Read a Flower array without a copy where its header is the expected one."""
+    """Decode a Flower array, without a copy if its header is as expected."""
     header = _npy_header(array.dtype, tuple(array.shape))
     if array.stype == "numpy.ndarray" and array.data.startswith(header):
         flat = np.frombuffer(array.data, dtype=array.dtype, offset=len(header))
@@ -152,28 +153,28 @@ def _decode_array(array: Array) -> npt.NDArray[np.generic]:
 
 
 def _filled(record: Record, entries: Mapping[str, Any]) -> Record:
-    """Put entries of known types into an empty Flower record, past its checks of each (flwr 1.41)."""
+    """Put entries of known types into an empty Flower record without its check of each entry (flwr 1.41)."""
     record.__dict__["_data"].update(entries)
     return record
 
 
 def to_record(arrays: Mapping[str, npt.NDArray[Any] | Tensor]) -> ArrayRecord:
-    """Write named arrays or tensors as a Flower record."""
+    """Encode named arrays or tensors as a Flower record."""
     return _filled(ArrayRecord(), {n: _encode_array(as_numpy(a)) for n, a in arrays.items()})
 
 
 def as_numpy(array: npt.NDArray[Any] | Tensor) -> npt.NDArray[Any]:
-    """Return a tensor as a numpy array, of the same memory where that is the CPU's."""
+    """Return a tensor as a numpy array; a tensor on the CPU and its array share memory."""
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
 
 
 def from_record(record: ArrayRecord) -> NamedArrays:
-    """Read a Flower record as named arrays, which must not be written to."""
+    """Decode a Flower record as named arrays, which must not be written to."""
     return {name: _decode_array(array) for name, array in record.items()}
 
 
 def arrays_of(content: RecordDict, name: str) -> NamedArrays | None:
-    """Return the arrays of one record of a message; None if it has no such record."""
+    """Return the arrays of one record of a message; None if the message has no such record."""
     record = content.get(name)
     return from_record(record) if isinstance(record, ArrayRecord) else None
 
@@ -184,13 +185,13 @@ def layout_of(arrays: Mapping[str, npt.NDArray[Any]]) -> Layout:
 
 
 def arrays_like(record: ArrayRecord, layout: Layout) -> NamedArrays:
-    """Read a record that somebody else wrote, if it is of a layout; its arrays must not be written to.
+    """Decode a record of another party if it has the expected layout; its arrays must not be written to.
 
-    Nothing is decoded or allocated by what the record claims: names, types, shapes, headers and lengths are compared
-    with what the layout makes them, and the arrays are views of the bytes that came.
+    The record's claims decide no decoding and no allocation. Names, types, shapes, headers and lengths are compared
+    with those that the layout implies, and the arrays are views of the received bytes.
 
     Raises:
-        ValueError: The record is of another layout.
+        ValueError: The record has another layout.
     """
     if record.keys() != layout.keys():
         raise ValueError(DIFFERENT)
@@ -207,7 +208,7 @@ def _array_like(
     if (array.stype, array.dtype, tuple(array.shape)) != ("numpy.ndarray", name, shape):
         raise ValueError(DIFFERENT)
     size = math.prod(shape) * dtype.itemsize
-    for fortran_order in (False, True):  # Flower's own constructor keeps the order of columns
+    for fortran_order in (False, True):  # Flower's own constructor keeps column-major order
         header = _npy_header(name, shape, fortran_order)
         if len(array.data) == len(header) + size and array.data.startswith(header):
             flat = np.frombuffer(array.data, dtype=dtype, offset=len(header))
@@ -216,19 +217,19 @@ def _array_like(
 
 
 def encoded_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Return the bytes that arrays come to in a record; see `num_bytes`."""
+    """Return the number of bytes that arrays take in a record; see `num_bytes`."""
     headers = (_npy_header(_dtype_name(a.dtype), tuple(a.shape)) for a in arrays.values())
     return sum(map(len, headers)) + sum(array.nbytes for array in arrays.values())
 
 
 def num_bytes(content: RecordDict) -> int:
-    """Return the bytes of a message's arrays as they travel."""
+    """Return the number of bytes of a message's encoded arrays."""
     records = (record for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())
 
 
 def load_network(network: nn.Module, arrays: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Copy named arrays over a network's parameters and buffers, in place; else as `load_tensors`."""
+    """Copy named arrays over the named parameters and buffers of a network, in place; see `load_tensors`."""
     state = network.state_dict()
     load_tensors({name: state[name] for name in names}, arrays)
 
@@ -237,12 +238,12 @@ def load_tensors(tensors: Mapping[str, Tensor], arrays: Mapping[str, Any]) -> No
     """Copy named arrays over tensors of the same names, in place.
 
     Args:
-        tensors: Detached; written to.
-        arrays: Named arrays; those that no tensor is called after are ignored.
+        tensors: Detached tensors, which are overwritten.
+        arrays: Named arrays; an array without a tensor of its name is ignored.
 
     Raises:
-        ValueError: A name is missing among the arrays or of another shape: a network that stays in a process must not
-            keep what an earlier client left there.
+        ValueError: A tensor has no array of its name, or one of another shape. A network that stays in a process must
+            not keep numbers of an earlier client.
     """
     for name, tensor in tensors.items():
         array = arrays.get(name)
@@ -256,12 +257,12 @@ def load_tensors(tensors: Mapping[str, Tensor], arrays: Mapping[str, Any]) -> No
 
 
 def slot_key(slot: str, name: str) -> str:
-    """Return the name under which a slot's tensor travels."""
+    """Return the name of a slot's tensor in a message."""
     return f"{slot}/{name}"
 
 
 def slot_arrays(arrays: Mapping[str, Any], slot: str) -> dict[str, Any]:
-    """Return the tensors of one slot among travelling arrays, by their own names."""
+    """Return the arrays of one slot among the arrays of a message, by their names within the slot."""
     prefix = f"{slot}/"
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
@@ -270,12 +271,12 @@ def slot_arrays(arrays: Mapping[str, Any], slot: str) -> dict[str, Any]:
 
 
 def state_to_bytes(state: RecordDict) -> bytes | None:
-    """Write what a client left in its context; None if it left nothing."""
+    """Encode what a client keeps in its context; None if it keeps nothing."""
     return recorddict_to_proto(state).SerializeToString() if state else None
 
 
 def state_from_bytes(data: bytes | None) -> RecordDict:
-    """Read what `state_to_bytes` wrote."""
+    """Decode what `state_to_bytes` returned."""
     return RecordDict() if data is None else recorddict_from_proto(RecordDictProto.FromString(data))
 
 
@@ -284,17 +285,17 @@ def state_from_bytes(data: bytes | None) -> RecordDict:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks of a client.
+    """A request of the server to a client.
 
     Args:
         arrays: Global weights by name.
-        state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        state: The part of the method's state that the server keeps, by ``SLOT/NAME``.
         experiment: The experiment of the phase, as JSON.
         server_round: Round of the run, from 1.
         phase: Phase of the run, from 0.
         phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
-        phase_rounds: Rounds of the phase; None likewise.
-        terms: What the images of all clients have in common; None unless clients bring their own.
+        phase_rounds: Number of rounds of the phase; None from a stock Flower strategy.
+        terms: What the images of all clients have in common; None unless clients bring their own images.
     """
 
     arrays: NamedArrays
@@ -310,14 +311,14 @@ class Request:
 def request_config(
     experiment: str, phase: int, phase_round: int, phase_rounds: int, terms: Terms | None = None
 ) -> ConfigRecord:
-    """Return the config record of a request; strategies add the server round."""
+    """Return the config record of a training request; strategies add the server round."""
     config = query_config(experiment, terms)
     config.update({PHASE: phase, PHASE_ROUND: phase_round, PHASE_ROUNDS: phase_rounds})
     return config
 
 
 def query_config(experiment: str, terms: Terms | None) -> ConfigRecord:
-    """Return the config record of a request of no round; terms travel only where clients bring their own images."""
+    """Return the config record of a request outside any round; it has terms only if clients bring their own images."""
     config = ConfigRecord({EXPERIMENT: experiment, VERSION: __version__})
     if terms is not None:
         config[IMAGES] = terms.to_json()
@@ -325,16 +326,18 @@ def query_config(experiment: str, terms: Terms | None) -> ConfigRecord:
 
 
 def read_request(message: Message) -> Request:
-    """Read a request.
+    """Decode a request.
 
     Raises:
-        ValueError: The message is not a request of ours, and says which record is missing; or another version's, by
-            which other bits may come out.
+        ValueError: The message lacks the experiment, holds an invalid number of a round or phase, or comes from another
+            version of fedssl, which may compute other bits.
     """
     config = message.content.get(CONFIG)
     if not isinstance(config, ConfigRecord) or EXPERIMENT not in config:
         raise ValueError(f"the request carries no {EXPERIMENT!r} in its {CONFIG!r} record")
-    version = cast("str", config.get(VERSION, __version__))  # somebody else's server may name none
+    version = cast(
+        "str", config.get(VERSION, __version__)
+    )  # a server of another party may name no version
     if version != __version__:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
@@ -359,7 +362,7 @@ def read_request(message: Message) -> Request:
 def new_message(
     kind: str, node: int, content: RecordDict, group: str = "", ttl: float | None = None
 ) -> Message:
-    """Return a message to a node."""
+    """Return a new message to a node."""
     return Message(content=content, message_type=kind, dst_node_id=node, group_id=group, ttl=ttl)
 
 
@@ -374,13 +377,13 @@ def fit_metrics(
     num_examples: int,
     update_norm: float | None,
 ) -> Metrics:
-    """Return all that a client measured in a round; `fedssl.exchange.disclosure` says what of it may leave the client.
+    """Return every metric that a client measured in a round; `fedssl.exchange.disclosure` decides which may leave it.
 
     Args:
-        report: What the client did.
-        client: Its number.
-        num_labeled, num_examples: What it holds.
-        update_norm: L2 norm of what training changed of the weights that it shares; None where it was not measured.
+        report: Measurements of the client's training.
+        client: Number of the client.
+        num_labeled, num_examples: Number of its labeled and of all its training images.
+        update_norm: L2 norm of the change that training made to the shared weights; None: not measured.
     """
     measured = {} if update_norm is None else {UPDATE_NORM: update_norm}
     numbers = {f"{NUMBER}{n}": value for n, value in report.numbers.items() if value == value}
@@ -413,7 +416,7 @@ def fit_reply(
 ) -> Message:
     """Return the reply to a training request.
 
-    State goes back only to a server that sent some: Flower's own strategies take a reply with one array record only.
+    The reply has a state only if the request had one: Flower's own strategies accept one array record only.
     """
     records = {ARRAYS: to_record(arrays), METRICS: _filled(MetricRecord(), metrics)}
     if STATE in message.content:
@@ -422,7 +425,7 @@ def fit_reply(
 
 
 def without_records(reply: Message, records: Collection[str]) -> Message:
-    """Return the same reply less some records."""
+    """Return a reply without some of its records."""
     kept = {name: record for name, record in reply.content.items() if name not in records}
     return message_of(reply.metadata, _filled(RecordDict(), kept))
 
@@ -434,12 +437,12 @@ def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Messa
 
 
 def error_reply(message: Message, reason: str, *, raised: bool = True) -> Message:
-    """Return a reply that says why there is none.
+    """Return an error reply, which says why a client has no result.
 
     Args:
         message: The request.
-        reason: What happened; a client's traceback.
-        raised: Whether the client raised, or was lost.
+        reason: What went wrong, such as the client's traceback.
+        raised: True: the client raised an exception; False: the client was lost.
     """
     code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION if raised else ErrorCode.NODE_UNAVAILABLE
     return Message(error=Error(code=int(code), reason=reason), reply_to=message)
@@ -448,10 +451,10 @@ def error_reply(message: Message, reason: str, *, raised: bool = True) -> Messag
 def reply_or_explain(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Run an app and return its reply, or an error reply with the traceback if it raised.
+    """Run an app and return its reply, or an error reply with the traceback if the app raises.
 
-    It has the form of a Flower mod: Flower's own runtimes keep only the text of a client's exception (flwr 1.41), so
-    our app carries it along; our workers run any app through it.
+    The function has the form of a Flower mod. Flower's own runtimes keep only the text of a client's exception (flwr
+    1.41), so our client app uses this function as a mod. Our workers run every app through it.
     """
     try:
         return call_next(message, context)
@@ -460,22 +463,23 @@ def reply_or_explain(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether there was too little memory, of the machine or of its GPU."""
+    """Return whether an error means that the machine or its GPU ran out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)
 
 
 def explain_error(error: Exception) -> str:
-    """Return the traceback of an exception, and in so many words if it was for want of memory."""
+    """Return the traceback of an exception, with the words "out of memory" at its end if memory ran out."""
     said = "".join(traceback.format_exception(error))
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 
 
 MOST_CHARACTERS = 4000
-"""Characters of a reason that are kept: of a longer one the beginning and the end, where a traceback says most."""
+"""At most this many characters of a reason are kept. A longer reason keeps its beginning and its end, where a traceback
+says most."""
 
 
 def shorten_reason(reason: str) -> str:
-    """Return a reason that somebody else gave as it is recorded and shown: of limited length, without control characters."""
+    """Return the reason of another party with limited length and no control characters, to record and show it."""
     if len(reason) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
         left_out = len(reason) - 2 * half
@@ -484,12 +488,12 @@ def shorten_reason(reason: str) -> str:
 
 
 def is_away(reply: Message) -> bool:
-    """Say whether there is no reply because its node was not there."""
+    """Return whether a reply is an error because its node was not available."""
     return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def reply_of(message: Message, content: RecordDict) -> Message:
-    """Return the reply to a message by the node that was asked, whatever the content says of its sender."""
+    """Return a content as the reply to a message; the sender is the node that was asked, whatever the content says."""
     return Message(content=content, reply_to=message)
 
 
@@ -500,13 +504,13 @@ def refuse_reply(reply: Message, reason: str) -> Message:
 
 
 def metrics_of(reply: Message) -> dict[str, float]:
-    """Return the single-valued metrics of a reply; none if it carries none."""
+    """Return the single-valued metrics of a reply; empty if the reply carries none."""
     found = all_metrics_of(reply).items()
     return {name: float(value) for name, value in found if isinstance(value, int | float)}
 
 
 def all_metrics_of(reply: Message) -> Metrics:
-    """Return the metrics of a reply, lists among them; none if it carries none."""
+    """Return all metrics of a reply, including lists; empty if the reply carries none."""
     record = reply.content.get(METRICS)
     return record if isinstance(record, MetricRecord) else {}
 
@@ -515,19 +519,19 @@ def all_metrics_of(reply: Message) -> Metrics:
 
 
 def claim_identity(run_id: int) -> None:
-    """Say who is speaking: outside Flower's runners, flwr 1.41 refuses to make a message otherwise."""
+    """Set this process's identity to a run's server; without it, flwr 1.41 makes no message outside its own runners."""
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Give a message the id that the SuperLink would give it; flwr 1.41 has no public way."""
+    """Set the id of a message, as the SuperLink would; flwr 1.41 has no public way to do it."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def message_of(metadata: Metadata, content: RecordDict) -> Message:
-    """Return the message of some metadata around a content."""
+    """Return a message with the given metadata and content."""
     return make_message(metadata, content)
 
 
@@ -542,7 +546,7 @@ def new_context(
             PARTITION_ID: client,
             NUM_PARTITIONS: num_clients,
             DEVICE: device,
-            ALLOWED_PLUGINS: EVERY_MODULE,  # a simulation's experiment is that of its own process
+            ALLOWED_PLUGINS: EVERY_MODULE,  # a simulation's experiment comes from its own process
         },
         state=state_from_bytes(state),
         run_config={},

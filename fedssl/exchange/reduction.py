@@ -1,7 +1,7 @@
-"""What is made of a round's replies: checked, and summed in a fixed tree, in whatever process they arise.
+"""Check a round's replies and sum them in a fixed tree, in the process in which they arise.
 
-A worker reduces the replies of its clients to one sum and a few numbers of each, so that neither the traffic to the
-server nor its memory grows with m.
+A worker reduces the replies of its clients to one sum and a few numbers of each reply. So neither the traffic to the
+server nor the server's memory grows with m, the number of sampled clients.
 """
 
 import math
@@ -20,21 +20,21 @@ from fedssl.exchange.sums import Span, Sums, WeightedSum
 from fedssl.metrics.drift import rounding_norm, update_norm
 
 Weigh = Callable[[Mapping[str, float]], float]
-"""How much a reply counts by its metrics; a pure function that travels to the workers."""
+"""A function from the metrics of a reply to its weight in a sum. It is pure and is sent to the workers."""
 
 Sum = tuple[Sums | None, float]
-"""A sum and the weight behind it; None if nothing counted."""
+"""A weighted sum and its total weight; the sum is None if no reply counted."""
 
 
 class Answer(NamedTuple):
-    """What is left of a reply once what it carries has been summed.
+    """The part of a reply that remains after its arrays have been summed.
 
     Args:
-        node: Who replied.
-        metrics: Its single-valued metrics; None if there is no usable reply.
-        num_bytes: Bytes of the arrays that it carried.
-        reason: Why there is no usable reply; the client's traceback.
-        lists: Its metrics that are lists, by name.
+        node: Id of the node that replied.
+        metrics: The reply's single-valued metrics; None if there is no usable reply.
+        num_bytes: Number of bytes of the reply's arrays.
+        reason: Why there is no usable reply, such as the client's traceback.
+        lists: The reply's metrics that are lists, by name.
     """
 
     node: int
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
 
 def by_examples(metrics: Mapping[str, float]) -> float:
-    """Return a client's number of examples."""
+    """Return a client's number of examples, which is its weight in federated averaging."""
     return metrics[protocol.NUM_EXAMPLES]
 
 
@@ -55,9 +55,9 @@ class Reduction:
 
     Args:
         layouts: Shape and type of each array that a reply must carry, by record.
-        weigh: How much a reply counts in the sum of a record; records that are not named are not summed.
-        longest: L2 norm that an update may have, but for rounding.
-        received: Weights that updates are against; none where `longest` is infinite.
+        weigh: Weight of a reply in the sum of each record; a record that is not named here is not summed.
+        longest: Largest L2 norm of an update, up to rounding.
+        received: Weights that clients received, from which updates are measured; empty if `longest` is infinite.
     """
 
     layouts: Mapping[str, Layout]
@@ -72,7 +72,7 @@ class Reduction:
         weigh: Mapping[str, Weigh],
         longest: float = math.inf,
     ) -> "Reduction":
-        """Return the reduction of replies that must look like what was sent; records without arrays are left out."""
+        """Return the reduction for replies that must have the layout of the sent arrays; empty records are left out."""
         layouts = {name: layout_of(arrays) for name, arrays in sent.items() if arrays}
         known = {n: w for n, w in weigh.items() if n in layouts}
         received = {} if longest == math.inf else sent[protocol.ARRAYS]
@@ -80,11 +80,11 @@ class Reduction:
 
 
 class CohortSums:
-    """The sums of one round, or of a part of its cohort: replies are added at their places, in any order.
+    """The sums of a cohort, or of a part of it: replies are added at their places, in any order.
 
     Args:
-        reduction: What to do with each.
-        size: Places.
+        reduction: How replies are checked and summed.
+        size: Number of places.
     """
 
     def __init__(self, reduction: Reduction, size: int) -> None:
@@ -93,12 +93,12 @@ class CohortSums:
         self._sums = {name: WeightedSum(size) for name in reduction.weigh}
 
     def add(self, place: int, message: Message, holding: Holding | None = None) -> Answer:
-        """Add what a reply carries, or leave its place out if it must not be summed; return what is left of it.
+        """Check a reply and add its arrays, or leave its place out if the reply is refused; return its `Answer`.
 
         Args:
             place: The reply's place in the cohort.
-            message: Anything: nothing in it is believed, and no exception that it causes leaves this method.
-            holding: What the census said of its client; None: it is not known.
+            message: Any message: nothing in it is believed, and no exception that it causes leaves this method.
+            holding: What the census says about the client; None: unknown.
         """
         node = message.metadata.src_node_id
         if message.has_error():
@@ -110,14 +110,14 @@ class CohortSums:
         return self._add(place, reply, holding)
 
     def add_reply(self, place: int, reply: Reply, holding: Holding | None = None) -> Answer:
-        """Add a reply of which no message was made; as `add` else."""
+        """Add a reply that never was a message; otherwise the same as `add`."""
         for name, layout in self.reduction.layouts.items():
             if layout_of(reply.arrays.get(name, {})) != layout:
                 return self.leave_out(place, reply.node, f"refused: {protocol.DIFFERENT}")
         return self._add(place, reply, holding)
 
     def _add(self, place: int, reply: Reply, holding: Holding | None) -> Answer:
-        """Add a reply whose arrays are of the layout, and of whose metrics nothing is known."""
+        """Add a reply whose arrays have the right layout and whose metrics are not yet checked."""
         try:
             weights = self._weights_of(reply, holding)
         except ValueError as error:
@@ -127,10 +127,10 @@ class CohortSums:
         return Answer(reply.node, reply.metrics, reply.num_bytes, lists=reply.lists)
 
     def _weights_of(self, reply: Reply, holding: Holding | None) -> Mapping[str, float]:
-        """Return how much each record of a reply counts.
+        """Return the weight of each record of a reply.
 
         Raises:
-            ValueError: The reply cannot be believed, or must not be added.
+            ValueError: The reply cannot be believed or must not be added; the message says why.
         """
         try:
             flaw = flaw_of_metrics(reply.metrics, reply.lists, holding)
@@ -147,11 +147,11 @@ class CohortSums:
             raise ValueError(flaw)
         for weight in weights.values():
             if not 0 <= weight < math.inf:
-                raise ValueError(f"the reply counts {weight:g} times")
+                raise ValueError(f"the reply's weight in the sum is {weight:g}")
         return weights
 
     def leave_out(self, place: int, node: int, reason: str) -> Answer:
-        """Leave a place out; return the answer that says why."""
+        """Leave a place out, and return the answer that says why."""
         self.skip([place])
         return Answer(node, None, reason=reason)
 
@@ -162,16 +162,16 @@ class CohortSums:
                 total.skip(place)
 
     def add_part(self, span: Span, part: Mapping[str, Sum]) -> None:
-        """Add the result of the sums over a node of the tree; see `WeightedSum.add_part`."""
+        """Add the sums of a part of the cohort, which is a node of the tree; see `WeightedSum.add_part`."""
         for name, (sums, weight) in part.items():
             self._sums[name].add_part(span, sums, weight)
 
     def result(self) -> dict[str, Sum]:
-        """Return each record's sum over all places, every one of which was added or left out."""
+        """Return each record's sum over all places; every place must have been added or left out before."""
         return {name: total.result() for name, total in self._sums.items()}
 
     def _flaw_of_length(self, arrays: NamedArrays) -> str | None:
-        """Say why an update is too long to be summed, or None."""
+        """Return why an update is too long to be summed, or None."""
         reduction = self.reduction
         if reduction.longest == math.inf:
             return None

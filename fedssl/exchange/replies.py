@@ -1,4 +1,4 @@
-"""A client's reply, decoded once: whoever checks, sums, logs or records it reads the same `Reply`."""
+"""A client's reply, decoded once: the code that checks, sums, logs and records it reads the same `Reply`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ MOST_METRICS = 96
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client replied to a training request.
+    """A client's reply to a training request.
 
     Args:
         node: Node id of the client.
-        metrics: Single-valued metrics by name; a number of the method's own is called ``number/NAME``.
+        metrics: Single-valued metrics by name; the name of a number that the method records is ``number/NAME``.
         lists: Metrics that are lists, by name.
-        arrays: Named arrays of every record that was asked for, by the record's name.
-        num_bytes: Bytes of all its arrays as they travel.
+        arrays: Named arrays of every requested record, by the record's name.
+        num_bytes: Number of bytes of all encoded arrays of the reply.
     """
 
     node: int
@@ -33,14 +33,14 @@ class Reply:
 
 
 def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
-    """Decode a reply that somebody else wrote: as many and as large arrays as were asked for, and metrics.
+    """Decode the reply of another party: exactly the requested arrays, and metrics.
 
     Args:
-        message: Anything but an error; nothing in it is believed.
+        message: Any message but an error; nothing in it is believed.
         layouts: Shape and type of each array that the reply must carry, by record.
 
     Raises:
-        ValueError: The reply is another one, or cannot be read; says why.
+        ValueError: The reply cannot be read, or does not hold exactly what was requested; the message says why.
     """
     try:
         records = dict(message.content)
@@ -57,7 +57,7 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
         single, lists = split_metrics(metrics)
     except ValueError:
         raise
-    except Exception as error:  # whatever it is, it is this reply's and nobody else's
+    except Exception as error:  # a bad reply may fail in any way, and must hurt no other reply
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if not metrics or len(arrays) < len(found):
         raise ValueError("the reply lacks its arrays or its metrics")
@@ -71,6 +71,6 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
 def split_metrics(
     metrics: protocol.Metrics,
 ) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
-    """Return single-valued metrics, and those that are lists."""
+    """Return the single-valued metrics and the metrics that are lists, each by name."""
     single = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
     return single, {k: v for k, v in metrics.items() if not isinstance(v, int | float)}

@@ -1,4 +1,4 @@
-"""Weighted sums of models in a fixed tree, so that the order of arrival cannot change a bit."""
+"""Weighted sums of models in a fixed tree, so that the order in which models arrive cannot change a bit."""
 
 import heapq
 from collections.abc import Collection
@@ -12,21 +12,21 @@ from fedssl.core.arrays import NamedArrays
 Double = npt.NDArray[np.float64]
 Sums = dict[str, Double]
 Span = tuple[int, int]
-"""Positions from the first up to, and without, the second."""
+"""A range of positions (start, stop); stop is not included."""
 
 
 class WeightedSum:
-    """Sum of weight_i * arrays_i over positions 0 .. size-1, added in any order, one at a time or as sums of parts.
+    """Sum weight_i * arrays_i over positions 0 .. size-1, added in any order, one at a time or as sums of parts.
 
-    Positions are the leaves of a binary tree in which every node is cut in the middle; two siblings are added as soon
-    as both are there. The shape of the tree depends on `size` alone, so the bits depend neither on who came first nor
-    on where a node was summed: whoever has all positions of a node may sum them apart (`WeightedSum` of its length has
-    the same shape) and hand in the result. At most the unmatched siblings are held: about log2(size) models when
-    replies come roughly in order. Sums are double precision: the mean of equal single precision models is that model,
-    exactly.
+    Positions are the leaves of a binary tree in which every node is cut in the middle. Two siblings are added as soon
+    as both have arrived. The shape of the tree depends on `size` alone, so the bits depend neither on the order of
+    arrival nor on the process that sums a node: a process with all positions of a node may sum them in a `WeightedSum`
+    of the node's length, whose tree has the same shape, and hand in the result. Only siblings that wait for each other
+    are held: about log2(size) models if replies come roughly in order. Sums have double precision, so the mean of equal
+    models in single precision is exactly that model.
 
     Args:
-        size: Number of positions; every one must be added or skipped before `result`.
+        size: Number of positions; every position must be added or skipped before `result` is called.
     """
 
     def __init__(self, size: int) -> None:
@@ -41,12 +41,12 @@ class WeightedSum:
         Args:
             position: Place in the cohort, 0 .. size-1, each once.
             arrays: Named arrays, the same names and shapes at every position.
-            weight: Not negative; 0 leaves the model out.
+            weight: Weight of the model, not negative; 0 leaves the model out.
         """
         if weight == 0:
             self.skip(position)
             return
-        # asarray: numpy multiplies a 0-d array to a scalar, which cannot be added to in place.
+        # The product of a 0-d array is a numpy scalar, which cannot be added to in place; asarray makes it an array.
         sums = {
             name: np.asarray(np.multiply(array, weight, dtype=np.float64))
             for name, array in arrays.items()
@@ -58,12 +58,12 @@ class WeightedSum:
         self.add_part((position, position + 1), None, 0.0)
 
     def add_part(self, span: Span, sums: Sums | None, weight: float) -> None:
-        """Add the sum over all positions of a node, as a `WeightedSum` of its length gives it.
+        """Add the sum over all positions of a node, as a `WeightedSum` of the node's length returns it.
 
         Args:
-            span: First position, and the one behind the last; a node of this tree, as `parts` gives them.
-            sums: May be written to from now on, where they can be.
-            weight: Behind them.
+            span: Start and stop of the node's positions; it must be a node of this tree, as `parts` returns them.
+            sums: Sums of the node. Arrays that are writeable may be overwritten from now on.
+            weight: Total weight of the sums.
         """
         *above, node = self._path(span)
         if node in self._nodes:
@@ -77,13 +77,13 @@ class WeightedSum:
         self._nodes[node] = (sums, weight)
 
     def result(self) -> tuple[Sums | None, float]:
-        """Return (sums, total weight); sums are None if every position was left out."""
+        """Return (sums, total weight); the sums are None if every position was left out."""
         if set(self._nodes) != {(0, self._size)}:
             raise ValueError("some positions were neither added nor skipped")
         return self._nodes[0, self._size]
 
     def _path(self, span: Span) -> list[Span]:
-        """Return the nodes from the root down to one."""
+        """Return the nodes of the tree from the root down to the given node."""
         path = [(0, self._size)]
         low, high = span
         if not 0 <= low < high <= self._size:
@@ -97,15 +97,15 @@ class WeightedSum:
 
 
 def halves(span: Span) -> tuple[Span, Span]:
-    """Return the two children of a node of more than one position; the right one is the longer, if one is."""
+    """Return the two children of a node of more than one position; the right child is the longer, if one is."""
     low, high = span
     middle = low + (high - low) // 2
     return (low, middle), (middle, high)
 
 
 def parts(span: Span, count: int) -> list[Span]:
-    """Cut a node into `count` nodes, or as many as its length allows, the longest first; in order."""
-    # The longest node comes out first, among equals the first one.
+    """Return the `count` nodes, in order, into which a node is cut by halving the longest; fewer if it is too short."""
+    # The heap yields the longest node; among nodes of equal length, the node with the lowest positions.
     cut = [(span[0] - span[1], span)]
     while len(cut) < min(count, span[1] - span[0]):
         _, longest = heapq.heappop(cut)
@@ -115,7 +115,7 @@ def parts(span: Span, count: int) -> list[Span]:
 
 
 def without(span: Span, position: int) -> list[Span]:
-    """Return the nodes that make up a node but for one position; in order."""
+    """Return the nodes, in order, that together make up a node without one position."""
     before: list[Span] = []
     after: list[Span] = []
     while span[1] - span[0] > 1:
@@ -135,14 +135,14 @@ def _other_half(parent: Span, node: Span) -> Span:
 
 
 def _plus(first: Sums | None, second: Sums | None) -> Sums | None:
-    """Add two sums, into the memory of one that may be written to, if one may."""
+    """Return the sum of two sums, in the memory of either if it is writeable."""
     if first is None or second is None:
         return second if first is None else first
     return {name: _add(array, second[name]) for name, array in first.items()}
 
 
 def _add(first: Double, second: Double) -> Double:
-    # What comes out of shared memory is read-only.
+    # Arrays out of shared memory are read-only.
     into = next((array for array in (first, second) if array.flags.writeable), None)
     return np.asarray(np.add(first, second, out=into))
 
@@ -155,7 +155,7 @@ def cohort_mean(
     Integer arrays, such as BatchNorm's step counter, are rounded and stay integers.
 
     Args:
-        sums, total_weight: As `WeightedSum.result` returns them; the weight is positive.
+        sums, total_weight: As `WeightedSum.result` returns them; the weight must be positive.
         like: The global arrays.
 
     Reference:
@@ -168,7 +168,7 @@ def cohort_mean(
 def population_mean(
     sums: Sums, total_weight: float, population_weight: float, like: NamedArrays
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Return w + sum_{k in S} (n_k / n) (w_k - w): clients that were not sampled keep the global model.
+    """Return w + sum_{k in S} (n_k / n) (w_k - w): clients that were not sampled count with the global model.
 
     Args:
         sums, total_weight: As `WeightedSum.result` returns them.
@@ -188,19 +188,20 @@ def population_mean(
 def move_average(
     average: NamedArrays, arrays: NamedArrays, decay: float, buffers: Collection[str] = ()
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Return decay * average + (1 - decay) * arrays for weights; buffers and integer arrays are taken as they are.
+    """Return decay * average + (1 - decay) * arrays for weights; buffers and integers are copied from `arrays`.
 
-    Args:
-        average, arrays: By name.
-        decay: In [0, 1].
-        buffers: Names of what is no weight, such as the statistics of batch normalization.
-
-    So an average of a network with batch statistics (``norm = "batch"`` or ``"static"``) is evaluated under the
+    So the average of a network with batch statistics (``norm = "batch"`` or ``"static"``) is evaluated with the
     statistics of the last model.
 
+    Args:
+        average: The average so far, by name.
+        arrays: The newest model, by name.
+        decay: Weight of the average so far, in [0, 1].
+        buffers: Names of arrays that are not weights, such as the statistics of batch normalization.
+
     Reference:
-        The averaged model of Sohn et al. (FixMatch), NeurIPS 2020, whose official code averages the weights that are
-        trained and shares the others. (The teacher of Mean Teacher's code has batch statistics of its own passes.)
+        The averaged model of Sohn et al. (FixMatch), NeurIPS 2020, whose official code averages the trained weights and
+        shares the others. (In the code of Mean Teacher, the teacher has batch statistics of its own passes.)
     """
 
     def moved(name: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -213,12 +214,12 @@ def move_average(
 
 
 def is_finite(arrays: NamedArrays) -> bool:
-    """Say whether no array holds a NaN or an infinity."""
+    """Return whether no array holds a NaN or an infinity."""
     return all(bool(np.isfinite(array).all()) for array in arrays.values())
 
 
 def as_type(values: npt.NDArray[Any], like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Return values in the type of `like`; towards integers they are rounded, not cut."""
+    """Return values in the type of `like`; values that become integers are rounded, not truncated."""
     if np.issubdtype(like.dtype, np.integer):
         values = np.rint(values)
     return np.asarray(values).astype(like.dtype, copy=False)

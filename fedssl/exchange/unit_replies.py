@@ -1,4 +1,4 @@
-"""What the clients of a unit answer: as messages, or summed where they arise."""
+"""The replies of the clients of a unit: as messages, or summed in the process in which they arise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,10 +11,11 @@ from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
 class Replies:
     """The replies of a unit's clients, in order.
 
-    An app that runs several together may know a shorter way from what they learned to its sum: it derives from this.
+    An app that runs several clients together may be able to sum their results without making messages. Such an app
+    derives its own class from this class.
 
     Args:
-        messages: One a client.
+        messages: One reply a client.
     """
 
     def __init__(self, messages: Sequence[Message]) -> None:
@@ -22,22 +23,22 @@ class Replies:
 
     @property
     def messages(self) -> Sequence[Message]:
-        """One a client."""
+        """The replies as messages, one a client."""
         return self._messages
 
     @property
     def failed(self) -> Sequence[bool]:
-        """Whether each has an error in place of a content."""
+        """Whether each reply is an error, in order."""
         return [message.has_error() for message in self.messages]
 
     def reduce(
         self, reduction: Reduction, holdings: Sequence[Holding | None]
     ) -> tuple[list[Answer], Mapping[str, Sum]]:
-        """Return what is left of each, and their sums.
+        """Return the answer of each client, and the sums of their replies.
 
         Args:
-            reduction: How they are checked and summed.
-            holdings: What the census said of each client; None of one that is not known.
+            reduction: How replies are checked and summed.
+            holdings: What the census says about each client; None for an unknown client.
         """
         sums = CohortSums(reduction, len(self.messages))
         pairs = zip(self.messages, holdings, strict=True)

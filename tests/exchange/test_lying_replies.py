@@ -79,12 +79,12 @@ def test_an_honest_reply_is_added():
 @pytest.mark.parametrize(
     ("metric", "value", "reason"),
     [
-        ("num-examples", 10**12, "num-examples is 1000000000000, and the census said 20"),
+        ("num-examples", 10**12, "num-examples is 1000000000000, but the census says 20"),
         ("num-examples", 1.7e308, "num-examples is 1.7e+308"),
-        ("num-examples", 20.5, "num-examples is 20.5, no whole number"),
-        ("num-labeled", 20, "num-labeled is 20, and the census said 4"),
+        ("num-examples", 20.5, "num-examples is 20.5, which is not a whole number"),
+        ("num-labeled", 20, "num-labeled is 20, but the census says 4"),
         ("num-confident", 20.1, "num-confident is 20.1, more than its num-examples"),
-        ("client", 2, "says that it is client 2's, and client 1 was asked"),
+        ("client", 2, "says that it is from client 2, but client 1 was asked"),
         ("client", math.nan, "client is nan"),
         ("num-steps", math.nan, "num-steps is nan"),
         ("num-steps", math.inf, "num-steps is inf"),
@@ -209,8 +209,8 @@ def test_arrays_in_the_order_of_columns_are_read():
 def test_what_a_weight_function_makes_of_a_reply_is_that_replys():
     for weigh, reason in (
         (lambda metrics: metrics["none"], "KeyError: 'none'"),
-        (lambda metrics: math.nan, "counts nan times"),
-        (lambda metrics: -1.0, "counts -1 times"),
+        (lambda metrics: math.nan, "weight in the sum is nan"),
+        (lambda metrics: -1.0, "weight in the sum is -1"),
     ):
         sums = CohortSums(Reduction.of({protocol.ARRAYS: MODEL}, {protocol.ARRAYS: weigh}), 1)
         message = reply()
