@@ -276,7 +276,7 @@ def test_counts_of_other_classes_are_left_out_and_said(counts):
     log = RoundLog(1, Census.unknown(2), {}, CLASSES)
     log.note(answer)
     assert log.class_rows() == []
-    assert not counts or f"they are {len(counts)}, not 4 times 2" in log.incidents[0]
+    assert not counts or f"there are {len(counts)} counts, not 4 times 2" in log.incidents[0]
 
 
 @pytest.mark.parametrize("name", ["number/a/b", "number/", "number/=1+1", "number/" + "x" * 60])
