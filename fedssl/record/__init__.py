@@ -1,1 +1,1 @@
-"""What a run leaves behind and what a person sees of it."""
+"""The record of a run: its files, its checkpoints, and how a run goes on from them."""
