@@ -37,7 +37,7 @@ class Patience:
     """The limits after which a grid calls a client failed.
 
     Args:
-        retries: How often a client is tried again that raised, hung or lost its worker.
+        retries: How often a client that raised, hung or lost its worker is tried again.
         client_timeout: Seconds that one client may take; None: as long as the round.
     """
 

@@ -48,7 +48,7 @@ class ClientSettings(Section):
     train: Train = Field(Train(), description="a client's local training in a round")
     privacy: Privacy | None = Field(
         None,
-        description="how updates are clipped and get noise; unset: a client sends the weights as it trained them",
+        description="clipping and noise of a client's update; unset: a client sends the weights as it trained them",
     )
 
     _trust: Trust = PrivateAttr(default_factory=current_trust)

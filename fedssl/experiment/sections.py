@@ -136,7 +136,7 @@ class EngineSection(Section):
     retries: int = Field(
         1,
         ge=0,
-        description="how often a client is tried again that raised, hung or lost its worker; not with flower",
+        description="how often a client that raised, hung or lost its worker is tried again; not with flower",
     )
     client_timeout: float | None = Field(
         None,
