@@ -1,4 +1,4 @@
-"""What the server's rounds ask of any grid: replies as they come, sums of them, and what clients keep."""
+"""The interface of a grid to the server's rounds: replies as they arrive, sums of replies, and what clients keep."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from fedssl.record.snapshot import KeptStates
 Result = TypeVar("Result")
 
 Screen = Callable[[Sequence[Message], Sequence[Message]], Iterable[Message]]
-"""Turns the requests and all replies of a round into the replies that are used, such as one without outliers."""
+"""A function from the requests and all replies of a round to the replies that are used, such as all but outliers."""
 
 
 def do_nothing() -> None:
@@ -28,30 +28,30 @@ def pass_all(sent: Sequence[Message], replies: Sequence[Message]) -> Iterable[Me
 
 
 class States(Protocol):
-    """What clients keep between rounds, as far as the server has a say in it."""
+    """What clients keep between rounds, as far as the server controls it."""
 
     @property
     def to_snapshot(self) -> KeptStates | None:
-        """What a checkpoint stores; None where clients keep their states themselves."""
+        """The states that a checkpoint stores; None if clients keep their states themselves."""
 
     def commit(self) -> None:
-        """Keep what clients staged: the round is over."""
+        """Keep the states that clients staged, because the round is over."""
 
     def revert(self, client: int) -> None:
-        """Forget what a client staged: its reply was refused."""
+        """Forget the state that a client staged, because its reply was refused."""
 
     def discard(self) -> None:
-        """Forget what all clients staged: the round did not end."""
+        """Forget the states that all clients staged, because the round did not end."""
 
     def restore(self, round: int, states: KeptStates | None) -> None:
-        """Begin after a round, with what clients kept then; None: nothing."""
+        """Begin after a round with the states that clients kept then; None: without states."""
 
 
 class ClientGrid(Grid):
     """A Flower grid that the server's rounds can run on: one of this machine, or an adapter around any other."""
 
     incidents: list[str]
-    """What went wrong and was mended, such as a lost worker; whoever records an incident takes it out."""
+    """Problems that did not end the run, such as a lost worker. Code that records an incident removes it here."""
 
     @property
     @abstractmethod
@@ -61,7 +61,7 @@ class ClientGrid(Grid):
     @property
     @abstractmethod
     def is_simulation(self) -> bool:
-        """Whether clients are simulated here: their data is dealt by the server, and their states are this process's."""
+        """Whether clients are simulated here: then the server deals their data, and this process holds their states."""
 
     @abstractmethod
     def stream(
@@ -72,13 +72,14 @@ class ClientGrid(Grid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Message]:
-        """Send messages and yield each reply as it comes.
+        """Send messages and yield each reply as it arrives.
 
         Args:
             messages: Requests, each to one client.
-            timeout: Seconds after which nothing more is waited for; None waits.
-            meanwhile: Called once: when all workers have something to do, or first where there are none but this process.
-            screen: Is shown all replies together before the first is used, where others than this process made them.
+            timeout: Seconds after which the grid waits for no more replies; None: no limit.
+            meanwhile: Function that is called once, as soon as all workers are busy; first if there are no workers.
+            screen: Function that selects the replies to use. It sees all replies together before the first is used. It
+                is called only if other parties than this process's own workers make the replies.
         """
 
     @abstractmethod
@@ -93,13 +94,14 @@ class ClientGrid(Grid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Answer]:
-        """Send messages, add what comes back to sums where it arises, and yield what is left of each reply.
+        """Send messages, sum the replies in the process in which they arise, and yield the answer to each message.
 
         Args:
-            messages: Requests, those that take longest first.
-            sums: Of as many places as there are units; filled once the iterator has ended.
-            units: Messages whose clients are fused into one step, as positions, in order; by default each is alone.
-            holdings: What the census said of each message's client; a reply that says otherwise is refused.
+            messages: Requests; those that take longest come first.
+            sums: Sums with as many places as there are units. They are complete once the iterator has ended.
+            units: Ranges of positions among the messages, in order. The clients of a unit are fused into one step. By
+                default every message is a unit of its own.
+            holdings: What the census says about each message's client; a reply that contradicts it is refused.
             timeout, meanwhile, screen: As in `stream`.
         """
 
@@ -111,20 +113,20 @@ class ClientGrid(Grid):
         *,
         timeout: float | None = None,
     ) -> list[Result]:
-        """Call a function of some module once for each tuple of arguments, on the workers.
+        """Call a function once for each tuple of arguments, on the workers.
 
         Args:
-            function: What to call, with the name of the worker's device and the arguments.
-            arguments: One call each.
-            timeout: Seconds that all of it may take; None waits.
+            function: A function of a module. Its first argument is the name of the worker's device.
+            arguments: The other arguments of each call.
+            timeout: Seconds that all calls together may take; None: no limit.
 
         Returns:
-            Results in order.
+            The results, in the order of the arguments.
         """
 
     @property
     def num_workers(self) -> int:
-        """How many workers of this process run clients at once."""
+        """The number of workers of this process that run clients at the same time."""
         return 1
 
     @property

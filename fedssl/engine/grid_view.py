@@ -1,4 +1,4 @@
-"""A Flower grid as another one shows it: everything is passed on, but for what a view overrides."""
+"""A view of a Flower grid: it passes every call on to that grid, except for the methods that a subclass overrides."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ from flwr.supercore.run import Run
 
 
 class GridView(Grid):
-    """Pass everything on to another grid.
+    """Pass every call on to another grid.
 
     Args:
-        inner: The other grid.
+        inner: The grid that gets the calls.
     """
 
     def __init__(self, inner: Grid) -> None:
@@ -23,7 +23,7 @@ class GridView(Grid):
 
     @property
     def run(self) -> Run:
-        """Run that messages belong to."""
+        """The run that messages belong to."""
         return self._inner.run
 
     def create_message(
@@ -46,11 +46,11 @@ class GridView(Grid):
         return self._inner.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
+        """Return the replies that have arrived so far."""
         return self._inner.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return the replies that came in time."""
+        """Send messages and return the replies that arrive in time."""
         return self._inner.send_and_receive(messages, timeout=timeout)

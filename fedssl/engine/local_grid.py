@@ -1,4 +1,4 @@
-"""What the grids of this machine have in common: clients by number, replies as they come, sums where they arise."""
+"""The common part of the grids of this machine: numbered clients, streams of replies, and sums of replies."""
 
 import itertools
 from abc import abstractmethod
@@ -21,11 +21,11 @@ from fedssl.exchange.sums import Span
 
 @dataclass(frozen=True)
 class Apps:
-    """What runs clients.
+    """The apps that run clients.
 
     Args:
-        one: The Flower app of one client.
-        together: Runs several clients fused into one step; needed only where units of several are sent.
+        one: The Flower app that runs one client.
+        together: The app that runs several clients fused into one step; needed only for units of several clients.
     """
 
     one: App
@@ -34,7 +34,7 @@ class Apps:
 
 @dataclass(frozen=True)
 class Patience:
-    """What a grid bears with before it calls a client failed.
+    """The limits after which a grid calls a client failed.
 
     Args:
         retries: How often a client that raised, hung or lost its worker is tried again.
@@ -46,14 +46,14 @@ class Patience:
 
 
 IMPATIENT = Patience()
-"""One try, and no limit but the round's."""
+"""A client gets one try, and no time limit except the round's."""
 
 
 class LocalGrid(ClientGrid):
     """A Flower grid whose nodes are the numbered clients of a simulation.
 
     Args:
-        num_clients: K.
+        num_clients: Number of clients, K.
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -63,7 +63,7 @@ class LocalGrid(ClientGrid):
         self.restart(num_clients)
 
     def restart(self, num_clients: int) -> None:
-        """Begin another run over the same workers: forget every client's state."""
+        """Begin another run on the same workers, and forget every client's state."""
         self._run = Run.create_empty(run_id=next(self._run_ids))
         self._num_clients = num_clients
         self._states.close()
@@ -74,7 +74,7 @@ class LocalGrid(ClientGrid):
 
     @property
     def is_simulation(self) -> bool:
-        """Whether clients are simulated here; they are."""
+        """Whether clients are simulated here; always true."""
         return True
 
     @property
@@ -92,17 +92,17 @@ class LocalGrid(ClientGrid):
         timeout: float | None,
         meanwhile: Callable[[], None],
     ) -> Iterator[tuple[Span, Done | str]]:
-        """Run units of messages, and yield what came of each part of them.
+        """Run units of messages on the workers, and yield the outcome of each span of units.
 
         Args:
             messages: Requests.
-            units: Which of them run together, as positions.
-            reduction: How replies are summed; None: they come back as they are.
-            holdings: What the census said of each message's client; None: nothing.
+            units: Ranges of positions among the messages; the messages of a unit run together.
+            reduction: How replies are summed; None: replies are returned as messages.
+            holdings: What the census says about each message's client; None: unknown.
             timeout, meanwhile: As in `ClientGrid.stream`.
 
         Yields:
-            A span of units, and what their worker did, or why nobody did it.
+            A span of units, and the results of their worker, or the reason why no worker ran them.
         """
 
     def stream(
@@ -113,9 +113,9 @@ class LocalGrid(ClientGrid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Message]:
-        """Yield replies as parts of the cohort finish, one a message, an error reply if need be.
+        """Yield one reply a message as parts of the cohort finish; a message without a result gets an error reply.
 
-        Nothing is screened: the workers are ours.
+        Replies are not screened, because the workers are our own.
         """
         sent = self._stamped(messages)
         each_alone = single_units(sent)
@@ -137,7 +137,7 @@ class LocalGrid(ClientGrid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Answer]:
-        """Yield answers as parts of the cohort finish; their sums are added here. Nothing is screened."""
+        """Add the sums of the cohort's parts as they finish, and yield their answers. Replies are not screened."""
         sent = self._stamped(messages)
         spans = units or single_units(sent)
         worked = self._work_off(sent, spans, sums.reduction, holdings, timeout, meanwhile)
@@ -152,7 +152,7 @@ class LocalGrid(ClientGrid):
                     yield Answer(message.metadata.dst_node_id, None, reason=outcome)
 
     def recording(self, record: Record | None) -> AbstractContextManager[None]:
-        """Return a block within which a run goes on; if the workers' machinery ends this process, it is recorded there.
+        """Return a block for a run; if the software behind the workers ends this process within it, the record says so.
 
         Args:
             record: Where the run is recorded; None: nowhere.
@@ -160,7 +160,7 @@ class LocalGrid(ClientGrid):
         return nullcontext()
 
     def close(self) -> None:
-        """Let go of the workers."""
+        """Release the workers."""
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""
@@ -169,7 +169,7 @@ class LocalGrid(ClientGrid):
 
     @property
     def run(self) -> Run:
-        """Run that messages belong to."""
+        """The run that messages belong to."""
         return self._run
 
     def create_message(
@@ -188,13 +188,13 @@ class LocalGrid(ClientGrid):
         return [protocol.node_of(client) for client in range(self._num_clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept messages and return their ids; the work is done when their replies are pulled."""
+        """Accept messages and return their ids; their clients run when the replies are pulled."""
         accepted = self._stamped(messages)
         self._pushed |= {message.metadata.message_id: message for message in accepted}
         return [message.metadata.message_id for message in accepted]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to accepted messages; each is given once."""
+        """Return the replies to accepted messages; each message has one reply, once."""
         known = [self._pushed.pop(name) for name in message_ids if name in self._pushed]
         return self.send_and_receive(known)
 
@@ -222,5 +222,5 @@ class LocalGrid(ClientGrid):
 
 
 def single_units(messages: Sequence[Message]) -> list[Span]:
-    """Return units in which every message is alone."""
+    """Return units of one message each."""
     return [(i, i + 1) for i in range(len(messages))]

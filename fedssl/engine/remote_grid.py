@@ -1,4 +1,4 @@
-"""Any other Flower grid as the server's rounds use it: its clients are other processes, and all replies come together."""
+"""An adapter from any other Flower grid to `ClientGrid`: clients are other processes, and replies arrive together."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from fedssl.exchange.sums import Span
 from fedssl.record.snapshot import KeptStates
 
 MISSING = "no reply in time"
-"""Reason of a client whose reply did not come."""
+"""A client whose reply did not arrive fails with this reason."""
 
 
 class StatesAtClients:
-    """States that clients keep themselves, in Flower's memory: the server has no say in them."""
+    """The states of clients that keep them themselves, in Flower's memory, where the server cannot change them."""
 
     to_snapshot: KeptStates | None = None
 
@@ -26,7 +26,7 @@ class StatesAtClients:
         """Do nothing."""
 
     def revert(self, client: int) -> None:
-        """Do nothing: the client has kept what it kept."""
+        """Do nothing, because the client has already kept its state."""
 
     def discard(self) -> None:
         """Do nothing."""
@@ -57,7 +57,7 @@ class RemoteGrid(GridView, ClientGrid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Message]:
-        """Send messages and yield the replies that came in time; see `ClientGrid.stream`."""
+        """Send messages and yield the replies that arrive in time; see `ClientGrid.stream`."""
         meanwhile()
         sent = list(messages)
         yield from screen(sent, list(self.send_and_receive(sent, timeout=timeout)))
@@ -73,11 +73,11 @@ class RemoteGrid(GridView, ClientGrid):
         meanwhile: Callable[[], None] = do_nothing,
         screen: Screen = pass_all,
     ) -> Iterator[Answer]:
-        """Add the replies here, each at the place of its client; see `ClientGrid.reduce`. Every unit is one client."""
+        """Add each reply here, at the place of its client; see `ClientGrid.reduce`. Every unit is one client."""
         places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
         for reply in self.stream(messages, timeout=timeout, meanwhile=meanwhile, screen=screen):
             place = places.pop(reply.metadata.src_node_id, None)
-            if place is not None:  # of two replies of a client the first one counts
+            if place is not None:  # only the first reply of a client counts
                 yield sums.add(place, reply, holdings[place] if holdings else None)
         for node, place in places.items():
             yield sums.leave_out(place, node, MISSING)
@@ -89,10 +89,10 @@ class RemoteGrid(GridView, ClientGrid):
         *,
         timeout: float | None = None,
     ) -> list[Result]:
-        """Call the function here: there are no workers of this process."""
+        """Call the function in this process, which has no workers."""
         return [function("cpu", *each) for each in arguments]
 
 
 def as_client_grid(grid: Grid) -> ClientGrid:
-    """Return a grid as the server's rounds use it."""
+    """Return a grid as a `ClientGrid`, inside a `RemoteGrid` if it is none."""
     return grid if isinstance(grid, ClientGrid) else RemoteGrid(grid)

@@ -1,4 +1,4 @@
-"""The reference grid: one client after the other in this process."""
+"""The reference grid: it runs one client after the other in this process."""
 
 import signal
 import threading
@@ -26,10 +26,10 @@ class SerialGrid(LocalGrid):
     """Run every client in turn.
 
     Args:
-        apps: What runs clients.
-        num_clients: K.
-        device: Where clients train; by default the first GPU, if there is one.
-        patience: What it bears with. A client that hangs is stopped where Python can stop it: in the main thread, and
+        apps: The apps that run clients.
+        num_clients: Number of clients, K.
+        device: Device on which clients train; by default the first GPU, or the CPU if there is no GPU.
+        patience: Retries and time limit of a client. Python can stop a client that hangs only in the main thread, and
             not inside a call that never returns.
     """
 
@@ -57,7 +57,7 @@ class SerialGrid(LocalGrid):
         *,
         timeout: float | None = None,
     ) -> list[Result]:
-        """Call a function once for each tuple of arguments; results in order."""
+        """Call a function once for each tuple of arguments, in this process; see `ClientGrid.map`."""
         return [function(self._device, *each) for each in arguments]
 
     @property
@@ -74,7 +74,7 @@ class SerialGrid(LocalGrid):
         timeout: float | None,
         meanwhile: Callable[[], None],
     ) -> Iterator[tuple[Span, Done | str]]:
-        """Run one unit after the other; past the timeout no further one is begun."""
+        """Run one unit after the other; no unit begins after the timeout."""
         meanwhile()
         deadline = None if timeout is None else time.monotonic() + timeout
         rules = Rules(self._run.run_id, self._num_clients, self._patience.retries, reduction)
@@ -97,7 +97,7 @@ class SerialGrid(LocalGrid):
 
 
 def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, Answered]:
-    """Return an app that raises `TimeoutError` if it takes longer, where it can be interrupted."""
+    """Return an app that raises `TimeoutError` if it takes longer than a limit (seconds) and can be interrupted."""
 
     def run(*args: Asked.args, **kwargs: Asked.kwargs) -> Answered:
         with _alarm(seconds):
@@ -108,7 +108,7 @@ def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in this block after some seconds; in the main thread only, for signals arrive nowhere else."""
+    """Raise `TimeoutError` in this block after some seconds; only in the main thread, because only it gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

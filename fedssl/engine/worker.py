@@ -1,4 +1,4 @@
-"""What a worker does with the clients it is handed, in whatever process it lives: run, try again, reduce."""
+"""A worker, in any process: it runs clients, tries failed clients again, and sums their replies."""
 
 import logging
 import time
@@ -15,19 +15,19 @@ from fedssl.exchange.unit_replies import Replies
 
 App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[Message], Sequence[Context]], Replies]
-"""An app that takes several clients in one go."""
+"""An app that runs several clients together."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One message on its way to a worker, its content apart.
+    """One message to a worker, without its content, which may be shared by many messages.
 
     Args:
-        metadata: The message's.
-        content: Key of its content.
-        client: Number of the client it is for.
-        state: What the client keeps from its earlier rounds.
-        holding: What the census said of the client; None: it is not known.
+        metadata: Metadata of the message.
+        content: Key of the message's content among the contents.
+        client: Number of the client that gets the message.
+        state: What the client keeps from earlier rounds; None: nothing.
+        holding: What the census says about the client; None: unknown.
     """
 
     metadata: Metadata
@@ -38,7 +38,7 @@ class Job:
 
 
 Unit = tuple[Job, ...]
-"""Clients that run together: one, or several that are fused into one step."""
+"""The jobs of clients that run together: one client, or several clients that are fused into one step."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Rules:
 
     Args:
         run_id: Flower's number of the run.
-        num_clients: K.
+        num_clients: Number of clients, K.
         retries: How often a client that fails is tried again.
-        reduction: How replies are summed; None: they go back as they are.
+        reduction: How replies are summed; None: replies are returned as messages.
     """
 
     run_id: int
@@ -60,15 +60,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of some units.
+    """The results of some units.
 
     Args:
-        replies: One a job, in order; empty if they were reduced.
-        answers: Likewise, if they were.
-        part: Their sums.
-        states: Client and what it keeps from now on.
-        notes: What was warned of meanwhile.
-        seconds: It took.
+        replies: The reply to each job, in order; empty if replies were summed.
+        answers: The answer to each job, in order; empty if replies were not summed.
+        part: The sums of the replies, by record.
+        states: Each client that succeeded, and what it keeps from now on; None: nothing.
+        notes: Warnings that our loggers gave meanwhile.
+        seconds: Time that the units took (seconds).
     """
 
     replies: Sequence[Message]
@@ -80,12 +80,12 @@ class Done:
 
 
 class Worker:
-    """Run clients one after the other, or those of a unit together.
+    """Run units one after the other; the clients of a unit run together.
 
     Args:
-        app: The client app.
-        device: Where clients train.
-        together: Runs units of several clients; needed only if there are any.
+        app: The app that runs one client.
+        device: Device on which clients train.
+        together: The app that runs units of several clients; needed only for such units.
     """
 
     def __init__(self, app: App, device: str, together: Together | None = None) -> None:
@@ -93,10 +93,11 @@ class Worker:
         self._device = device
         self._together = together
         self.busy_since: tuple[int, float] | None = None
-        """Place of the unit that runs now, and when it began; read by whoever watches."""
+        """The place of the running unit and the time at which it began (seconds of a monotonic clock); None: no unit
+        runs. Code that watches the worker reads it."""
 
     def run(self, units: Sequence[Unit], contents: Mapping[int, RecordDict], rules: Rules) -> Done:
-        """Run units in order; a client that raises is an answer and stops nobody else."""
+        """Run units in order; a client that raises gets an error as its reply and stops no other client."""
         began = time.perf_counter()
         sums = None if rules.reduction is None else CohortSums(rules.reduction, len(units))
         replies: list[Message] = []
@@ -119,7 +120,7 @@ class Worker:
     def _run_unit(
         self, place: int, unit: Unit, contents: Mapping[int, RecordDict], rules: Rules
     ) -> tuple[Replies, list[tuple[int, bytes | None]]]:
-        """Run a unit, and run it again as long as one of its clients fails and it may be."""
+        """Run a unit, and run it again while one of its clients fails and retries are left."""
         for attempt in range(1 + rules.retries):
             self.busy_since = (place, time.monotonic())
             opened = [self._open(job, contents, rules) for job in unit]
@@ -128,7 +129,7 @@ class Worker:
             failed = replies.failed
             if attempt == rules.retries or not any(failed):
                 break
-        # One that failed keeps what it had.
+        # A client that failed keeps its old state, so it is left out here.
         kept = [
             (job.client, protocol.state_to_bytes(context.state))
             for job, context, has_failed in zip(unit, contexts, failed, strict=True)
@@ -139,7 +140,9 @@ class Worker:
     def _ask(self, messages: list[Message], contexts: list[Context]) -> Replies:
         if len(messages) == 1:
             return Replies([protocol.reply_or_explain(messages[0], contexts[0], self._app)])
-        assert self._together is not None, "units of several clients need an app that takes them"
+        assert self._together is not None, (
+            "a unit of several clients needs an app that runs them together"
+        )
         try:
             return self._together(messages, contexts)
         except Exception as error:
@@ -157,7 +160,7 @@ class Worker:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect what our own loggers warn of: in a worker of another process nobody would see it."""
+    """Collect the warnings of our own loggers, which nobody would see in a worker of another process."""
     collector = _Collector(logging.WARNING)
     logger = logging.getLogger("fedssl")
     logger.addHandler(collector)
@@ -168,7 +171,7 @@ def _warnings() -> Iterator[list[str]]:
 
 
 class _Collector(logging.Handler):
-    """Keep what is said."""
+    """Keep the messages of log records."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)

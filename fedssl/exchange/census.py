@@ -149,7 +149,7 @@ class Census:
             tuple(node for node, _ in rows),
             np.array([holding.num_examples for _, holding in rows], dtype=np.int64),
             np.array([holding.num_labeled for _, holding in rows], dtype=np.int64),
-            dict.fromkeys(missing, "the client is absent: it gave the census no valid answer"),
+            dict.fromkeys(missing, "the client is absent: the census has no valid answer for it"),
             tuple(incidents),
         )
 

@@ -1,4 +1,4 @@
-"""What a client needs to know of an experiment: how it learns, on which data, and what may leave it."""
+"""The settings that a client needs: how it learns, on which data, and what may leave it."""
 
 import functools
 import json
@@ -26,21 +26,21 @@ DEFAULT_ROUNDS = 40
 
 
 class ClientSettings(Section):
-    """The settings that travel to clients: a client parses no other, and needs no plug-in that only the server has."""
+    """The settings that are sent to clients. A client parses no others and needs no plug-ins of the server."""
 
     name: str = Field(
         "experiment",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
-        description="what its runs are called, in tables and below runs/",
+        description="name of the experiment's runs, in tables and in the folder runs/",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="decides every random draw")
-    rounds: int | None = Field(None, ge=1, description="rounds, where no phases script them")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
+    rounds: int | None = Field(None, ge=1, description="rounds of an experiment without phases")
     data: Annotated[Source, SOURCES] = Field(description="where images come from")
     federation: FederationSection = Field(
-        FederationSection(), description="who takes part and what they hold"
+        FederationSection(), description="the clients, and which images and labels they hold"
     )
-    augment: Augment = Field(Augment(), description="what weak and strong views are")
+    augment: Augment = Field(Augment(), description="how weak and strong views are made")
     model: Annotated[Model, MODELS] = Field(CNN(), description="the network")
     method: Annotated[Method, METHODS] = Field(
         FixMatch(), description="how clients learn from labeled and unlabeled images"
@@ -48,20 +48,20 @@ class ClientSettings(Section):
     train: Train = Field(Train(), description="a client's local training in a round")
     privacy: Privacy | None = Field(
         None,
-        description="clipped and noisy updates; unset: a client sends the weights as it trained them",
+        description="clipping and noise of a client's update; unset: a client sends the weights as it trained them",
     )
 
     _trust: Trust = PrivateAttr(default_factory=current_trust)
-    """Whose code its own reading may import; what is made of it may import no more."""
+    """The modules that reading these settings may import. Settings that are derived from them may import no others."""
 
     @property
     def recipe(self) -> Recipe:
-        """Return how a client learns."""
+        """The method, the training settings and the augmentation with which a client learns."""
         return Recipe(self.method, self.train, self.augment)
 
     @property
     def num_rounds(self) -> int:
-        """Return the number of rounds."""
+        """The number of rounds."""
         return self.rounds or DEFAULT_ROUNDS
 
     @classmethod
@@ -69,7 +69,7 @@ class ClientSettings(Section):
         """Validate a table of settings.
 
         Raises:
-            InputError: With the dotted field, its value and what to do.
+            InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
         try:
             return cls.model_validate(dict(table))
@@ -78,14 +78,14 @@ class ClientSettings(Section):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read settings from JSON; a process parses each text once, and anew if it may import other modules."""
+        """Return the settings of a JSON text; a process parses each text once for each set of modules it may import."""
         trust = current_trust()
         parsed = _parsed(cls, text, trust.modules, trust.keeps_tables)
         assert isinstance(parsed, cls)
         return parsed
 
     def to_client_json(self) -> str:
-        """Return the settings that clients need as one line of text, as they travel."""
+        """Return the settings that clients need as one line of JSON, as they are sent."""
         names = set(ClientSettings.model_fields)
         table = self.model_dump(mode="json", exclude_none=True, include=names)
         return json.dumps(without_none(table))
@@ -95,6 +95,6 @@ class ClientSettings(Section):
 def _parsed(
     kind: type[ClientSettings], text: str, modules: tuple[str, ...] | None, keeps_tables: bool
 ) -> ClientSettings:
-    """Read JSON under a trust, whose parts are told apart here and nowhere else."""
+    """Parse a JSON text under a trust; the trust's parts are arguments, so that they are part of the cache's key."""
     with trusting(Trust(modules, keeps_tables)):
         return kind.from_dict(json.loads(text))

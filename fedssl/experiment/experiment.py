@@ -1,4 +1,4 @@
-"""The experiment file: load, override, validate, and resolve phase by phase. Every setting comes through this one gate."""
+"""The experiment file: load, override, validate, and resolve it phase by phase. Every setting passes through here."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from fedssl.training.loop import Recipe
 
 
 class Phase(Section):
-    """One of the ``[[phases]]`` that script the rounds: a number of rounds and what differs in them."""
+    """One of the ``[[phases]]``: a number of rounds, and the settings that differ in them from the experiment's."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -30,40 +30,40 @@ class Phase(Section):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Return the tables that this phase lays over the experiment's own."""
+        """The tables of settings that this phase lays over the experiment's own."""
         return dict(self.model_extra or {})
 
 
 MOST_PHASES = 1000
-"""Phases that an experiment has at most; each is validated like an experiment of its own."""
+"""An experiment has at most this many phases; each phase is validated like an experiment of its own."""
 
 PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federation")
-"""What a phase may override; of the federation, only the number of sampled clients."""
+"""A phase may override these sections; in ``federation``, only the number of sampled clients."""
 
 WITHOUT_EFFECT = ("engine", "record", "tracker")
-"""Sections that say where and with what record a run goes and who is told, and change nothing that clients learn."""
+"""These sections say where clients run, how the run is reported and where it is tracked. No result depends on them."""
 
 
 class RunSettings(ClientSettings):
-    """All settings but the phases: what a whole experiment and one phase of it have in common."""
+    """All settings but the phases: the settings that a whole experiment and one of its phases have in common."""
 
     strategy: Annotated[Plugin, STRATEGIES] = Field(
         default_factory=lambda: STRATEGIES.build({}),
         validate_default=True,
-        description="how the server makes one model of the clients'",
+        description="how the server makes one model out of the clients' models",
     )
     server: ServerSection = Field(
-        ServerSection(), description="what the server does beside aggregating"
+        ServerSection(), description="what the server does in addition to aggregating"
     )
     system: System | None = Field(
         None, description="virtual devices and virtual time; unset: every client answers at once"
     )
     engine: EngineSection = Field(EngineSection(), description="where clients run")
     record: RecordSection = Field(
-        RecordSection(), description="what is made of the record beside the record itself"
+        RecordSection(), description="the report that is made of a run's record"
     )
     tracker: Annotated[Plugin, TRACKERS] | None = Field(
-        None, description="where the run is tracked beside its record; unset: nowhere"
+        None, description="where the run is tracked in addition to its record; unset: nowhere"
     )
 
     @model_validator(mode="after")
@@ -74,33 +74,33 @@ class RunSettings(ClientSettings):
             )
         if self.system is not None and self.federation.private:
             raise ValueError(
-                "system is virtual time, which clients with private data (federation.private) do not live in; drop system"
+                "system is virtual time, but clients with private data (federation.private) run in real time; drop system"
             )
         return self
 
     @property
     def server_recipe(self) -> Recipe:
-        """Return how the server learns, where labels are at the server."""
+        """The method, the training settings and the augmentation with which the server learns if it holds labels."""
         return Recipe(self.server.method, self.server.train or self.train, self.augment)
 
     @property
     def evaluated_on(self) -> str:
-        """Return what the global model is evaluated on: ``"test"`` or ``"validation"`` images."""
+        """The kind of images on which the global model is evaluated: ``"test"`` or ``"validation"``."""
         held = self.data.validation or self.federation.labels.validation
         return "validation" if held else "test"
 
 
 class PhasePlan(RunSettings):
-    """The settings of one phase: the experiment's, with what the phase overrides laid over them."""
+    """The settings of one phase: the experiment's settings, with the phase's overrides laid over them."""
 
 
 class Experiment(RunSettings):
-    """Everything that defines a run."""
+    """All settings that define a run."""
 
     phases: tuple[Phase, ...] = Field(
         (),
         max_length=MOST_PHASES,
-        description="the script of the rounds; none: one phase of `rounds`, 40 if unset",
+        description="the phases of a run, in order; none: one phase of `rounds` rounds, or of 40 if that is unset",
     )
 
     @model_validator(mode="after")
@@ -113,10 +113,10 @@ class Experiment(RunSettings):
 
     @functools.cached_property
     def plans(self) -> tuple[PhasePlan, ...]:
-        """Return the settings of every phase, resolved once; a file without phases is one phase.
+        """The settings of every phase, resolved once; an experiment without phases has one plan.
 
         Raises:
-            InputError: A phase overrides what it may not, or with something invalid.
+            InputError: A phase overrides a setting that it may not override, or with an invalid value.
         """
         if not self.phases:
             own = {name: getattr(self, name) for name in PhasePlan.model_fields}
@@ -131,12 +131,12 @@ class Experiment(RunSettings):
 
     @property
     def largest_sample(self) -> int:
-        """Return the most clients that any phase samples."""
+        """The largest number of clients that any phase samples in a round."""
         return max(plan.federation.sample for plan in self.plans)
 
     @property
     def num_rounds(self) -> int:
-        """Return the rounds of all phases."""
+        """The number of rounds of all phases together."""
         return sum(phase.rounds for phase in self.phases) or super().num_rounds
 
     def phase_of(self, round: int) -> int:
@@ -153,10 +153,10 @@ class Experiment(RunSettings):
         """Validate a table of settings, phases included.
 
         Raises:
-            InputError: With the dotted field, its value and what to do.
+            InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
         experiment = super().from_dict(table)
-        _ = experiment.plans  # refuses a phase that is wrong
+        _ = experiment.plans  # raises if a phase is invalid
         return experiment
 
     @classmethod
@@ -168,7 +168,7 @@ class Experiment(RunSettings):
             settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
 
         Raises:
-            InputError: No such file, a syntax error (with its line), or an invalid setting.
+            InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
         """
         table = read_toml(Path(path))
         overrides = tables_of(settings)
@@ -184,13 +184,13 @@ class Experiment(RunSettings):
             settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
 
         Raises:
-            InputError: An invalid setting.
+            InputError: A setting is invalid.
         """
         with trusting(self._trust):
             return self.from_dict(merge(self.to_dict(), tables_of(settings)))
 
     def _own_settings(self) -> dict[str, Any]:
-        """Return every setting but the phases, as `to_dict` does."""
+        """Return every setting but the phases, in the form of `to_dict`."""
         table: dict[str, Any] = self.model_dump(mode="json", exclude_none=True, exclude={"phases"})
         pruned: dict[str, Any] = without_none(table)
         return pruned
@@ -205,7 +205,7 @@ class Experiment(RunSettings):
         return json.dumps({k: v for k, v in self.to_dict().items() if k not in WITHOUT_EFFECT})
 
     def to_toml(self) -> str:
-        """Return the experiment file that says the same with every default written out."""
+        """Return the text of an equal experiment file, with every default written out."""
         table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
         return tomli_w.dumps(table)
 
@@ -215,11 +215,11 @@ def _resolved(table: Mapping[str, Any], phase: Phase, where: str) -> PhasePlan:
 
     Args:
         table: The experiment's own settings.
-        phase: The phase.
-        where: Begins the field that an error names.
+        phase: The phase, with its overrides.
+        where: Prefix of the field that an error names, such as ``phases[0].``.
 
     Raises:
-        InputError: The phase overrides what it may not, or with something invalid.
+        InputError: The phase overrides a setting that it may not override, or with an invalid value.
     """
     for section, value in phase.overrides.items():
         if section not in PHASE_SECTIONS:

@@ -1,4 +1,4 @@
-"""Every family of plug-ins that a section of the experiment file names, by where the section stands."""
+"""Every family of plug-ins, by the section of the experiment file that names one of its members."""
 
 from fedssl.augment.policy import STRONG, WEAK
 from fedssl.core.registry import Family, Plugin
@@ -23,4 +23,4 @@ PLUGIN_SECTIONS = {
         *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, TRACKERS, WEAK, STRONG, *SYSTEM_FAMILIES),
     )
 }
-"""Sections that name a plugin, by where they stand."""
+"""The family of each section that names a plug-in, by the section's dotted name."""

@@ -1,12 +1,12 @@
-"""The ``[privacy]`` section: a client's update is clipped before it leaves, and Gaussian noise hides what is left.
+"""The ``[privacy]`` section: a client clips its update before it leaves, and Gaussian noise hides the rest.
 
 Clipping: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, arXiv:1710.06963 (flat
 clipping). Noise: the Gaussian mechanism of Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", 2014,
 theorem A.1.
 
 Flower 1.41 has mods and strategies for the same (`fixedclipping_mod`, `LocalDpMod`,
-`DifferentialPrivacyClientSideFixedClipping`). They do not fit: they draw from numpy's global stream, divide by zero for a
-client that took no step, fail on integer buffers, and are given every reply, where ours are summed in the workers.
+`DifferentialPrivacyClientSideFixedClipping`). They do not fit: they draw from numpy's global stream, divide by zero for
+a client that took no step, fail on integer buffers, and need every reply at the server, but our workers sum replies.
 """
 
 import math
@@ -21,28 +21,28 @@ from fedssl.core.registry import Section
 
 
 class Privacy(Section):
-    """How much of a client its update may show."""
+    """The ``[privacy]`` section: how clipping and noise limit what an update shows of its client."""
 
     clipping_norm: float = Field(
         gt=0,
-        description="C, largest L2 norm of a client's update: all its weights' changes together",
+        description="C, largest L2 norm of a client's update: the changes of all its weights together",
     )
     noise_multiplier: float = Field(
-        0.0, ge=0, description="z: noise has deviation z C in each weight of an update"
+        0.0, ge=0, description="z: the noise in each weight of an update has standard deviation z C"
     )
     epsilon: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="instead of noise_multiplier, with delta: z = 2 sqrt(2 ln(1.25 / delta)) / epsilon, so that the weights of "
-        "one round are (epsilon, delta)-private when all data of one client is replaced by another's; loss and counts, which "
-        "are sent as they are, are not covered",
+        description="with delta, instead of noise_multiplier: z = 2 sqrt(2 ln(1.25 / delta)) / epsilon, so that the weights of "
+        "one round are (epsilon, delta)-private if all data of one client is replaced by another's; this does not cover loss "
+        "and counts, which are sent without noise",
     )
     delta: float | None = Field(None, gt=0, lt=1, description="see epsilon")
     noise_at: Literal["client", "server"] = Field(
         "client",
-        description="client: before an update leaves it; server: on the mean of the m updates that arrived, with deviation "
-        "z C / m, for clients that trust the server",
+        description="where noise is added; client: before an update leaves the client; server: to the mean of the m updates "
+        "that arrived, with standard deviation z C / m, for clients that trust the server",
     )
 
     @model_validator(mode="after")
@@ -55,10 +55,10 @@ class Privacy(Section):
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise that one update needs; 0 for none.
+        """The standard deviation of the noise that one update needs; 0: no noise.
 
-        The sensitivity behind epsilon is 2 C: as much as an update moves when a client's data is replaced by another's.
-        Whether a client takes part at all is not hidden: m is the number of updates that arrived.
+        The sensitivity behind epsilon is 2 C: the largest change of an update if a client's data is replaced by
+        another's. The noise does not hide whether a client takes part: m is the number of updates that arrived.
         """
         if self.epsilon is None or self.delta is None:
             return self.noise_multiplier * self.clipping_norm
@@ -68,15 +68,16 @@ class Privacy(Section):
 def clip_update(
     before: NamedArrays, after: NamedArrays, norm: float
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return weights whose update has an L2 norm of at most C; those that have it already come back as they are.
+    """Return weights whose update has an L2 norm of at most C; an update within C does not change.
 
-    x + u min(1, C / |u|), where u is the update of all floating-point arrays together, in double precision. Rounding to
-    the arrays' own type can leave the norm off by as much as their last digit. Integers, which count steps, stay.
+    The result is x + u min(1, C / |u|), where u is the update of all floating-point arrays together, in double
+    precision. Rounding to the arrays' own type can change the norm in its last digit. Integers, which count
+    steps, do not change.
 
     Args:
-        before: Weights that the update is against, x.
-        after: Weights after it, x + u, of the same names and shapes.
-        norm: C.
+        before: Weights before the update, x.
+        after: Weights after the update, x + u, of the same names and shapes.
+        norm: Largest L2 norm of an update, C.
     """
     updates = {
         name: array.astype(np.float64) - before[name].astype(np.float64)
@@ -98,12 +99,12 @@ def clip_update(
 def add_noise(
     arrays: NamedArrays, deviation: float, generator: np.random.Generator
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return weights with independent Gaussian noise in every floating-point number; integers stay.
+    """Return weights with independent Gaussian noise in every floating-point number; integers do not change.
 
     Args:
         arrays: Weights by name.
-        deviation: Standard deviation; 0 returns them as they are.
-        generator: Source of the noise, drawn array by array in their order.
+        deviation: Standard deviation of the noise; 0 adds none.
+        generator: Source of the noise, which is drawn array by array in the order of `arrays`.
     """
     if deviation == 0:
         return dict(arrays)

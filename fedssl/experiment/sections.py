@@ -1,4 +1,4 @@
-"""Sections of the experiment file that belong to no other part: who takes part, what the server does, where clients run."""
+"""The sections ``[federation]``, ``[server]``, ``[record]`` and ``[engine]`` of the experiment file."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ SERVER_METHODS = METHODS.at("server.method", "supervised")
 
 
 class FederationSection(Deal):
-    """The ``[federation]`` section: who takes part and what they hold."""
+    """The ``[federation]`` section: the clients, and which images and labels they hold."""
 
     sample: int = Field(5, ge=1, description="m, clients sampled each round")
 
@@ -29,80 +29,83 @@ class FederationSection(Deal):
 
     @property
     def deal(self) -> Deal:
-        """Return what the data depends on, which no phase can change."""
+        """The settings that decide which client holds which images and labels; no phase can change them."""
         return Deal.model_construct(**{name: getattr(self, name) for name in Deal.model_fields})
 
 
 class ServerSection(Section):
-    """The ``[server]`` section: what the server does beside aggregating."""
+    """The ``[server]`` section: what the server does in addition to aggregating."""
 
     ema_decay: float = Field(
         0.9, ge=0, lt=1, description="decay of the moving average of the global model, per round"
     )
     evaluate_every: int = Field(
-        1, ge=1, description="rounds between evaluations; the last always is"
+        1, ge=1, description="rounds between evaluations; the last round is always evaluated"
     )
     last_rounds: int = Field(
         10, ge=1, description="evaluations at the end whose mean is the reported accuracy"
     )
     checkpoint_every: int = Field(
-        10, ge=1, description="rounds between checkpoints, from which --resume goes on"
+        10,
+        ge=1,
+        description="rounds between checkpoints; --resume goes on from the last checkpoint",
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
     min_success: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of a round's clients that must succeed for the run to go on, and of all clients that must answer the "
-        "census of a deployment; one must in any case",
+        description="share of a round's clients that must succeed, or the run stops; also the share of all clients that must "
+        "answer the census of a deployment; at least one client must in any case",
     )
     max_client_examples: int | None = Field(
         None,
         ge=1,
-        description="training images that a deployed client may say it holds; one that says more takes no part; unset: any number",
+        description="largest number of training images that a deployed client may claim; a client that claims more takes no part; "
+        "unset: any number",
     )
     max_update_norm: float | None = Field(
         None,
         gt=0,
-        description="largest L2 norm of a client's update, all its arrays together; a reply beyond it is refused; "
-        "unset: privacy.clipping_norm's if there is one, else none",
+        description="largest L2 norm of a client's update, all its arrays together; a reply with a longer update is refused; "
+        "unset: privacy.clipping_norm, or no limit without [privacy]",
     )
     max_update_ratio: float = Field(
         10.0,
         ge=1,
-        description="a deployed client's update that is more than so many times as long as the longest of the round's others, and "
-        "longer than half the model itself (L2), is refused",
+        description="largest ratio of the L2 norm of a deployed client's update to that of the longest other update of the round; "
+        "an update beyond it is refused if it is also longer than half the model itself",
     )
     method: Annotated[Method, SERVER_METHODS] = Field(
-        Supervised(), description="how the server learns, where labels are at the server"
+        Supervised(), description="how the server learns if it holds labels"
     )
     train: Train | None = Field(
-        None, description="its [train] settings; unset: those of the clients"
+        None, description="the server's own [train] settings; unset: those of the clients"
     )
 
 
 class RecordSection(Section):
-    """The ``[record]`` section: what is made of the record beside the record itself. It cannot change a result."""
+    """The ``[record]`` section: which report is made of a run's record. It cannot change a result."""
 
     report: bool = Field(True, description="whether report.html is written")
     report_every: int = Field(
-        0, ge=0, description="rounds between reports while the run goes on; 0: only at its end"
+        0, ge=0, description="rounds between reports during the run; 0: one report at its end"
     )
 
 
 class EngineSection(Section):
-    """The ``[engine]`` section: where clients run. It cannot change a result, but for how sums round under ``fuse``.
+    """The ``[engine]`` section: where clients run. It cannot change a result, except how sums round with ``fuse``.
 
-    An engine leaves unused what it does not know: a file can be run on each.
+    An engine ignores the settings that it has no use for, so any engine can run any experiment file.
     """
 
     kind: Literal["serial", "ray", "flower"] = Field(
         "ray",
-        description="serial: one after the other; ray: actors on cores and GPUs; "
+        description="serial: one client after the other; ray: actors on cores and GPUs; "
         "flower: Flower's own simulation runtime",
     )
     workers: int | Literal["auto"] = Field(
-        "auto", description="actors; auto: as many as fit; serial has none"
+        "auto", description="number of actors; auto: as many as fit; serial has no actors"
     )
     gpus_per_worker: float | None = Field(
         None,
@@ -112,33 +115,33 @@ class EngineSection(Section):
     state_memory: float = Field(
         1024.0,
         ge=0,
-        description="MB of what clients keep that are held in memory; the rest is in a temporary file (TMPDIR moves it)",
+        description="MB of memory for what clients keep between rounds; the rest goes to a temporary file (in TMPDIR)",
     )
     fuse: int | Literal["off", "on", "auto"] = Field(
         "off",
-        description="clients trained in one step at most: a number, or on for an eighth of the cohort, 5 to 32; auto: what is fastest "
-        "here, measured once a run; changes the rounding of every sum; not under flower",
+        description="largest number of clients trained in one step; on: an eighth of the cohort, 5 to 32; auto: the fastest number, "
+        "measured once a run; changes the rounding of every sum; not with flower",
     )
     cpu_workers: int = Field(
-        0, ge=0, description="further actors without a GPU, beside those with one"
+        0, ge=0, description="number of actors without a GPU, in addition to those with a GPU"
     )
     memory_per_worker: float | Literal["measured"] | None = Field(
         None,
-        description="MB of each actor, or measured: what the client with the most images takes, a GPU's memory where "
-        "there is one; more than there is is refused; unset: not counted",
+        description="MB of memory of each actor, a GPU's memory if it has one; measured: as much as the client with the most "
+        "images takes; more memory than the machine has is refused; unset: memory is not counted",
     )
     address: str | None = Field(
-        None, description="of a Ray cluster that runs already, for ray; unset: one is started here"
+        None, description="address of a running Ray cluster; unset: Ray is started on this machine"
     )
     retries: int = Field(
         1,
         ge=0,
-        description="how often a client that raised, hung or lost its worker is tried again; not under flower",
+        description="how often a client that raised, hung or lost its worker is tried again; not with flower",
     )
     client_timeout: float | None = Field(
         None,
         gt=0,
-        description="seconds a client may take; unset: as long as server.timeout; not under flower",
+        description="seconds that a client may take; unset: server.timeout; not with flower",
     )
 
     @model_validator(mode="after")
@@ -153,6 +156,6 @@ class EngineSection(Section):
         gpus = self.gpus_per_worker
         if gpus is not None and gpus > 1:
             raise ValueError(
-                f"gpus_per_worker = {gpus:g}; a client trains on one GPU, so that further ones would idle; at most 1"
+                f"gpus_per_worker = {gpus:g}; a client trains on one GPU, so more would be idle; set at most 1"
             )
         return self

@@ -1,4 +1,4 @@
-"""Tables of settings: read from TOML, laid over each other, and changed by ``--set KEY=VALUE``."""
+"""Tables of settings: read them from TOML, merge them, and change them by ``--set KEY=VALUE``."""
 
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -9,18 +9,24 @@ from fedssl.core.errors import InputError
 from fedssl.experiment.families import PLUGIN_SECTIONS
 
 LARGEST_FILE = 4 << 20
-"""An experiment file has at most this many bytes; a longer file is something else."""
+"""An experiment file has at most this many bytes; a longer file is not an experiment file."""
 
 UNSET = "unset"
-"""What ``--set KEY=unset`` takes out of a file; `fedssl list` says so of what has no default."""
+"""``--set KEY=unset`` removes a setting with this word. `fedssl list` prints it for a setting without a default."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Lay one table of settings over another.
+    """Return one table of settings laid over another.
 
-    Tables merge key by key, but a section that names another plugin (``method.kind``) replaces the old one: settings of
-    one method mean nothing to the next. Only what all of a family have stays, such as how many labels there are. None
-    takes a setting out. Numbered keys (``phases.0.rounds``) reach into lists.
+    Tables merge key by key. But a section that names another plug-in (``method.kind``) replaces the old section,
+    because settings of one method mean nothing to another method. Only settings that all members of the family have
+    stay, such as the number of labels. A value of None removes a setting. Numbered keys (``phases.0.rounds``) reach
+    into lists.
+
+    Args:
+        base: The table below.
+        over: The table on top.
+        path: Dotted name of the section that both tables are; empty for a whole experiment.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -49,7 +55,7 @@ def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[A
             raise InputError(f"{where}.{key}", f"there are {len(merged)}, counted from 0")
         item = merged[int(key)]
         if isinstance(item, Mapping) and isinstance(value, Mapping):
-            # What a phase holds are sections of the experiment, so paths begin anew.
+            # A phase holds sections of the experiment, so their dotted names begin anew.
             merged[int(key)] = merge(item, value, "" if where == "phases" else f"{where}.{key}")
         else:
             merged[int(key)] = value
@@ -60,7 +66,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: No such file; or it cannot be read, is too large, or is not valid TOML.
+        InputError: The file does not exist, cannot be read, is too large, or is not valid TOML.
     """
     try:
         with path.open("rb") as file:
@@ -68,20 +74,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
         raise InputError(str(path), f"cannot be read: {error}") from None
     if len(content) > LARGEST_FILE:
         raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
     try:
         return tomllib.loads(text)
-    except ValueError as error:  # of a number of too many digits, Python itself
+    except ValueError as error:  # Python itself raises it for a number of too many digits
         raise InputError(str(path), f"is not valid TOML: {error}") from None
     except RecursionError:
         raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
 
 
 def tables_of(settings: Iterable[str]) -> dict[str, Any]:
-    """Return ``a.b=value`` settings as nested tables."""
+    """Return ``a.b=value`` settings as nested tables.
+
+    Raises:
+        InputError: A setting is not of this form, or reaches into a value that is not a table.
+    """
     table: dict[str, Any] = {}
     for setting in settings:
         _put(table, setting)
@@ -102,7 +112,11 @@ def _put(table: dict[str, Any], setting: str) -> None:
 
 
 def read_value(text: str) -> Any:
-    """Read a setting's value as TOML would; a bare word is a string, but for ``unset``, which is None."""
+    """Return the value of a setting, read as TOML; a bare word is a string, except ``unset``, which is None.
+
+    Raises:
+        InputError: The text is not one valid value.
+    """
     if text == UNSET:
         return None
     try:
@@ -110,9 +124,11 @@ def read_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     except (ValueError, RecursionError) as error:
-        raise InputError("--set", f"{text[:40]!r}... is no value: {error}") from None
+        raise InputError("--set", f"{text[:40]!r}... is not a value: {error}") from None
     if len(found) > 1:
-        raise InputError("--set", f"{text[:40]!r} is more than one value", "give each a --set")
+        raise InputError(
+            "--set", f"{text[:40]!r} is more than one value", "give each its own --set"
+        )
     return found["value"]
 
 

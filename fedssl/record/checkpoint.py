@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, verified when read, the last two kept.
+"""Checkpoints of a run: each is written whole or not at all and is verified when read; the last two stay on disk.
 
-One is a folder ``checkpoint/round-000010`` of safetensors files and a ``manifest.json`` with the size and checksum of
-each, and how long the files of the record were. What clients keep lies beside it, in packs that checkpoints share. In
-nothing of this is code: no file is unpickled.
+A checkpoint is a folder ``checkpoint/round-000010``. It holds safetensors files, and a ``manifest.json`` with the size
+and checksum of each file and the lengths of the record's files at that time. What clients keep lies next to these
+folders, in packs that checkpoints share. No file contains code: nothing is unpickled.
 """
 
 import contextlib
@@ -35,32 +35,32 @@ from fedssl.record.run_path import EXPERIMENT, ROUNDS
 from fedssl.record.snapshot import Snapshot
 
 FORMAT = 2
-"""Raise it when the layout changes."""
+"""Version of the layout of a checkpoint. Raise this number when the layout changes."""
 
 CHECKPOINTS = "checkpoint"
-"""Folder of a run directory."""
+"""Name of the folder of checkpoints in a run directory."""
 
 KEPT = 2
-"""Checkpoints on disk: the newest, and the one before should it turn out to be damaged."""
+"""Number of checkpoints on disk: the newest, and the previous one in case the newest is damaged."""
 
 MANIFEST = "manifest.json"
 
 Lengths = Mapping[str, int]
-"""Bytes of every file of the record."""
+"""The length of each file of the record (bytes), by name."""
 
 
 class _Damaged(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint's files differ from what was written."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to go on from.
+    """The checkpoint from which a run can go on.
 
     Args:
-        snapshot: The newest one that is whole; None: there is none.
-        lengths: Of the record's files then.
-        damaged: What is wrong with those that are newer.
+        snapshot: The snapshot of the newest undamaged checkpoint; None: there is no such checkpoint.
+        lengths: Lengths of the record's files at the time of that checkpoint.
+        damaged: What is wrong with each newer checkpoint, as sentences.
     """
 
     snapshot: Snapshot | None
@@ -84,14 +84,14 @@ class Checkpoints:
         self._newest = 0
 
     def save(self, snapshot: Snapshot, lengths: Lengths) -> None:
-        """Write a checkpoint, and remove those before the last two.
+        """Write a checkpoint, and remove all checkpoints before the last two.
 
         Args:
-            snapshot: What the run can go on from.
-            lengths: Of the record's files, which have been written through to the disk.
+            snapshot: The run after a finished round.
+            lengths: Lengths of the record's files, which must already be flushed to the disk.
 
         Raises:
-            OSError: It cannot be written; nothing of it is left, and the earlier ones stay.
+            OSError: The checkpoint cannot be written. Its files are removed, and earlier checkpoints stay.
         """
         if snapshot.round == self._newest:
             return
@@ -146,10 +146,10 @@ class Checkpoints:
         return index, packs
 
     def find(self) -> Found:
-        """Return the newest checkpoint that is whole, and remove the damaged ones after it.
+        """Return the newest undamaged checkpoint, and remove the damaged checkpoints after it.
 
         Raises:
-            InputError: It is another experiment's, or another version's.
+            InputError: A checkpoint belongs to another experiment or another version of fedssl.
         """
         damaged = []
         for number in (numbered := checkpoint_rounds(self._path)):
@@ -167,7 +167,7 @@ class Checkpoints:
         return Found(snapshot, lengths, tuple(damaged))
 
     def remove(self) -> None:
-        """Remove all of them: the run is over."""
+        """Remove all checkpoints, because the run is over."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, number: int) -> tuple[Snapshot, Lengths]:
@@ -178,12 +178,14 @@ class Checkpoints:
                 raise InputError(
                     "--resume",
                     f"{self._path / EXPERIMENT} was changed after the run began",
-                    "put it back, or run without --resume to begin anew",
+                    "restore that file, or run without --resume to begin anew",
                 )
             parts = {}
             for name, stamp in manifest["files"].items():
                 arrays = load(_verified(folder / f"{name}.safetensors", stamp))
-                parts[name] = {key: arrays[key] for key in stamp["names"]}  # in their old order
+                parts[name] = {
+                    key: arrays[key] for key in stamp["names"]
+                }  # in the order in which they were written
             for pack, stamp in manifest["packs"].items():
                 _verify(self._packs / pack_name(int(pack)), stamp)
             for name, length in manifest["record"].items():
@@ -220,13 +222,13 @@ class Checkpoints:
         return hashlib.sha256((self._path / EXPERIMENT).read_bytes()).hexdigest()
 
     def _forget(self, numbers: list[int]) -> None:
-        """Remove checkpoints, and the packs that no other one needs."""
+        """Remove checkpoints, and all packs that no remaining checkpoint needs."""
         for number in numbers:
             shutil.rmtree(checkpoint_folder(self._path, number))
         needed = set()
         for number in checkpoint_rounds(self._path):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, _Damaged):
-                # One that cannot be read needs nothing any more.
+                # A checkpoint that cannot be read needs no packs any more.
                 manifest = _read_manifest(checkpoint_folder(self._path, number))
                 needed |= {pack_name(int(pack)) for pack in manifest["packs"]}
         for path in self._packs.glob("*"):
@@ -234,7 +236,7 @@ class Checkpoints:
                 path.unlink()
 
     def _clean(self) -> None:
-        """Remove what was being written when it was stopped."""
+        """Remove unfinished files and folders of a save that was interrupted."""
         for path in self._folder.glob(f"round-*{PARTIAL}"):
             shutil.rmtree(path)
         for path in self._packs.glob(f"*{PARTIAL}"):
@@ -242,22 +244,22 @@ class Checkpoints:
 
 
 def checkpoint_folder(path: Path, round: int) -> Path:
-    """Return where a run directory has the checkpoint of a round."""
+    """Return the folder of the checkpoint of a round in a run directory."""
     return path / CHECKPOINTS / f"round-{round:06d}"
 
 
 def checkpoint_rounds(path: Path) -> list[int]:
-    """Return the rounds that a run directory has checkpoints of, newest first."""
+    """Return the rounds whose checkpoints a run directory holds, newest first."""
     names = [folder.name.removeprefix("round-") for folder in (path / CHECKPOINTS).glob("round-*")]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def other_version(path: Path) -> InputError:
-    """Return the error that a run cannot go on with this version."""
+    """Return the error for a file or folder that another version of fedssl wrote, from which no run can go on."""
     return InputError(
         "--resume",
         f"{path} was written by another version of fedssl",
-        "go on with that one (environment.json says which), or run without --resume to begin anew",
+        "use that version (environment.json names it), or run without --resume to begin anew",
     )
 
 
@@ -276,7 +278,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _verified(path: Path, stamp: Stamp) -> bytes:
-    """Return a file's content if it is what was written."""
+    """Return the content of a file; raise `_Damaged` if its checksum differs from the manifest's."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != stamp["sha256"]:
         raise _Damaged(f"{path.name} is not what was written")
@@ -284,7 +286,7 @@ def _verified(path: Path, stamp: Stamp) -> bytes:
 
 
 def _verify(path: Path, stamp: Stamp) -> None:
-    """Raise unless a file, which may be large, is what was written."""
+    """Raise `_Damaged` if the checksum of a file, which may be large, differs from the manifest's."""
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != stamp["sha256"]:
             raise _Damaged(f"{path.name} is not what was written")

@@ -1,11 +1,11 @@
-"""What runs on what, in one line."""
+"""A description of a run in one line: its methods, clients, labels and images."""
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 
 
 def describe(experiment: Experiment, federation: Federation) -> str:
-    """Say in one line what runs on what."""
+    """Return a line that describes a run: its methods, clients, labels and images."""
     section = experiment.federation
     if section.private:
         return _describe_private(experiment, federation)
@@ -40,6 +40,6 @@ def _describe_private(experiment: Experiment, federation: Federation) -> str:
 
 
 def remarks_on_data(federation: Federation) -> list[str]:
-    """Return a line for each sentence about how the data was read, and about what was left out of it."""
+    """Return sentences about the data, one a line: how it was read, and which images were left out."""
     data = federation.data
     return [*data.remarks, *(f"left out: {note}" for note in data.notes)]

@@ -1,4 +1,4 @@
-"""The global model: what the server has after a round."""
+"""The global model: the server's weights, their average, and the methods' state after a round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ class GlobalModel:
 
     Args:
         arrays: Weights that clients share, by name.
-        ema: Their moving average over the rounds.
-        state: What the server keeps of the method's state, by ``SLOT/NAME``.
+        ema: The moving average of these weights over the rounds.
+        state: The part of the method's state that the server keeps, by ``SLOT/NAME``.
     """
 
     arrays: NamedArrays = field(default_factory=dict)
@@ -21,5 +21,5 @@ class GlobalModel:
     state: NamedArrays = field(default_factory=dict)
 
     def parts(self) -> Mapping[str, NamedArrays]:
-        """Return its three parts by the names of the files that hold them."""
+        """Return the three parts of the model, by the names of the files that hold them."""
         return {"model": self.arrays, "ema": self.ema, "state": self.state}

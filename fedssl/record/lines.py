@@ -1,4 +1,4 @@
-"""Files that grow by whole lines: what is there stays readable, whatever happens while the next is written."""
+"""Files that grow by whole lines: written lines stay readable even if the next write fails."""
 
 import csv
 import dataclasses
@@ -16,11 +16,11 @@ Row = TypeVar("Row")
 
 
 class Lines:
-    """A text file that grows by one write at a time, of which nothing stays if it fails.
+    """A text file that grows by one write at a time; a write that fails leaves nothing behind.
 
     Args:
-        path: The file; made if it is not there.
-        length: Bytes to keep of what it holds.
+        path: The file, which is created if it does not exist.
+        length: Number of bytes of an existing file to keep; the rest is cut off.
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
@@ -30,11 +30,11 @@ class Lines:
 
     @property
     def length(self) -> int:
-        """Bytes written, in whole lines."""
+        """The length of the file (bytes), which holds whole lines."""
         return self._length
 
     def append(self, text: str) -> None:
-        """Write lines at the end."""
+        """Append lines to the file, or nothing if the write fails."""
         content = memoryview(text.encode())
         before = self._length
         try:
@@ -46,27 +46,27 @@ class Lines:
         self._length = self._file.tell()
 
     def cut(self, length: int) -> None:
-        """Forget everything after so many bytes."""
+        """Cut the file off after the first `length` bytes."""
         self._file.truncate(length)
         self._file.seek(length)
         self._length = length
 
     def sync(self) -> None:
-        """Write through to the disk."""
+        """Flush the file to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 class Table(Lines):
-    """A CSV file with a line for every row of one kind, NaN as an empty cell.
+    """A CSV file with a line for every row of one dataclass; NaN becomes an empty cell.
 
     Args:
-        path: The file.
-        kind: Dataclass of its rows.
-        length: Bytes to keep of what it holds.
+        path: The file, which is created if it does not exist.
+        kind: Dataclass of the rows.
+        length: Number of bytes of an existing file to keep; the rest is cut off.
     """
 
     def __init__(self, path: Path, kind: type[Any], length: int = 0) -> None:
@@ -92,16 +92,16 @@ class Table(Lines):
 def _written(value: Any) -> Any:
     if isinstance(value, str):
         return as_cell(value)
-    return "" if value != value else value  # what differs from itself is NaN
+    return "" if value != value else value  # only NaN differs from itself
 
 
 def columns_of(kind: type[Any]) -> list[str]:
-    """Return the columns of a table of rows of one kind."""
+    """Return the column names of a table whose rows are of a dataclass."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
 def has_other_columns(path: Path, kind: type[Any]) -> bool:
-    """Say whether a table has a first line that is not that of this kind."""
+    """Return whether a table has a whole first line with other column names than those of a dataclass."""
     if not path.exists():
         return False
     with path.open(encoding="utf-8", newline="") as file:
@@ -110,11 +110,13 @@ def has_other_columns(path: Path, kind: type[Any]) -> bool:
 
 
 def whole_lines(path: Path, length: int | None = None) -> str:
-    """Read a file up to the end of its last whole line: one without an end is being written, or will never be.
+    """Return the text of a file up to the end of its last whole line.
+
+    A last line without an end is still being written, or its write was interrupted.
 
     Args:
         path: The file.
-        length: Bytes of it to read; None: all.
+        length: Number of bytes to read; None: the whole file.
     """
     with path.open("rb") as file:
         content = file.read(-1 if length is None else length)
@@ -122,15 +124,15 @@ def whole_lines(path: Path, length: int | None = None) -> str:
 
 
 def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[Row, ...]:
-    """Read what a `Table` holds in whole lines, to the bit.
+    """Return the rows of a `Table`, equal to the written rows to the bit; an unfinished last line is ignored.
 
     Args:
-        path: The file.
-        kind: Dataclass of its rows.
-        length: Bytes of it to read; None: all.
+        path: The file of the table.
+        kind: Dataclass of the rows.
+        length: Number of bytes to read; None: the whole file.
 
     Raises:
-        ValueError: It is not what was written.
+        ValueError: The file is not as a `Table` writes it.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     lines = csv.DictReader(io.StringIO(whole_lines(path, length), newline=""))
@@ -140,10 +142,10 @@ def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[R
 
 
 def read_rounds(path: Path, length: int | None = None) -> tuple[RoundRow, ...]:
-    """Read the rounds that a `Table` holds; arguments as in `read_rows`.
+    """Return the rounds of a `Table`; the arguments are those of `read_rows`.
 
     Raises:
-        ValueError: It is not what was written, or lacks a round.
+        ValueError: The file is not as a `Table` writes it, lacks a round, or has a round twice.
     """
     rows = read_rows(path, RoundRow, length)
     if [row.round for row in rows] != list(range(1, len(rows) + 1)):

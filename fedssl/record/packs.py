@@ -1,6 +1,6 @@
-"""What clients keep, in checkpoints: each one writes what has changed since the last, and points at the rest.
+"""Packs hold what clients keep. A checkpoint writes only changed states and points at the other ones.
 
-A pack is an immutable file of states one after the other. An index says for every client in which pack its state is.
+A pack is a file of concatenated states that is never changed. An index says which pack holds a client's state.
 """
 
 import hashlib
@@ -19,7 +19,14 @@ from fedssl.record.snapshot import KeptStates
 
 
 class Spot(NamedTuple):
-    """Where a client's state is, and of which round."""
+    """The place of a client's state.
+
+    Args:
+        version: Round in which the client kept the state.
+        pack: Number of the pack that holds the state: the round of the checkpoint that wrote the pack.
+        offset: Offset of the state in the pack (bytes).
+        size: Size of the state (bytes).
+    """
 
     version: int
     pack: int
@@ -29,29 +36,30 @@ class Spot(NamedTuple):
 
 Index = dict[int, Spot]
 Stamp = Mapping[str, Any]
-"""Size and checksum of a file."""
+"""The size (``bytes``) and the checksum (``sha256``) of a file."""
 
 
 def pack_name(round: int) -> str:
-    """Return the file of what a round's checkpoint added."""
+    """Return the file name of the pack that the checkpoint of a round wrote."""
     return f"round-{round:06d}.pack"
 
 
 def write_pack(
     folder: Path, states: KeptStates, last: Index, stamps: Mapping[int, Stamp]
 ) -> tuple[Index, dict[int, Stamp]]:
-    """Write what has changed since an index was made; packs of which less than half is still wanted are left behind.
+    """Write a pack of the states that have changed since the last checkpoint.
 
-    So all packs together are no more than about twice as large as what clients keep.
+    If less than half of an older pack is still needed, its states are written again and the pack is given up. So all
+    packs together are at most about twice as large as what clients keep.
 
     Args:
-        folder: Where packs are.
+        folder: Folder of the packs.
         states: What clients keep now.
-        last: The last checkpoint's index.
-        stamps: Of the packs it points at.
+        last: Index of the last checkpoint.
+        stamps: Stamps of the packs that this index points at.
 
     Returns:
-        The new index, and the stamps of the packs it points at.
+        The new index, and the stamps of the packs that it points at.
     """
     versions = states.versions()
     same = {c: spot for c, spot in last.items() if versions.get(c) == spot.version}
@@ -81,24 +89,24 @@ def write_pack(
 
 
 def index_arrays(index: Index) -> NamedArrays:
-    """Return an index as named arrays, a line a client."""
+    """Return an index as named arrays, one for each column; each array has one entry a client."""
     columns = np.array([[c, *spot] for c, spot in index.items()], np.int64).reshape(-1, 5).T
     return dict(zip(("client", *Spot._fields), columns, strict=True))
 
 
 def index_of(arrays: NamedArrays) -> Index:
-    """Read what `index_arrays` wrote."""
+    """Return the index that `index_arrays` turned into arrays."""
     columns = [arrays[name].tolist() for name in ("client", *Spot._fields)]
     return {client: Spot(*spot) for client, *spot in zip(*columns, strict=True)}
 
 
 class PackedStates:
-    """What clients kept when a round was over, as a checkpoint has it.
+    """What clients kept after a round, read from a checkpoint's packs.
 
     Args:
         round: The round.
-        folder: Where packs are.
-        index: Which of them holds what.
+        folder: Folder of the packs.
+        index: Place of each client's state.
     """
 
     def __init__(self, round: int, folder: Path, index: Index) -> None:
@@ -109,15 +117,15 @@ class PackedStates:
 
     @property
     def round(self) -> int:
-        """The last round that is over."""
+        """The round after which clients kept these states."""
         return self._round
 
     def versions(self) -> Mapping[int, int]:
-        """Return, for every client that keeps something, the round that it kept it in."""
+        """Return the round in which each client kept its state; clients that keep nothing are left out."""
         return {client: spot.version for client, spot in self._index.items()}
 
     def kept(self, client: int) -> bytes:
-        """Return what a client keeps."""
+        """Return the state that a client keeps, as bytes."""
         _, pack, offset, size = self._index[client]
         if pack not in self._packs:
             self._packs[pack] = np.memmap(self._folder / pack_name(pack), np.uint8, "r")

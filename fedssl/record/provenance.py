@@ -1,4 +1,4 @@
-"""What a run ran on: machine, versions, and who held which image."""
+"""The provenance of a run: its machine, its software versions, and which client held which image."""
 
 import dataclasses
 import hashlib
@@ -21,11 +21,11 @@ from fedssl.record.description import describe
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
 
 FINGERPRINTED = 500
-"""Held-out images that go into the checksum of a data set."""
+"""The checksum of a data set covers this many of its held-out images."""
 
 
 def environment() -> dict[str, Any]:
-    """Return what a run ran on: machine, versions, command."""
+    """Return the machine, the software versions and the command of this process."""
     versions = {}
     for name in VERSIONED:
         try:
@@ -43,11 +43,11 @@ def environment() -> dict[str, Any]:
 
 
 def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]:
-    """Return what a record says of the images: enough to build the run's network without them, and to know them again.
+    """Return facts about the images: enough to build the run's network without them, and to recognize them later.
 
     Args:
-        experiment: What runs.
-        federation: What it runs on.
+        experiment: The experiment that runs.
+        federation: The federation that it runs on.
     """
     data, held_out = federation.data, federation.held_out
     return {
@@ -66,7 +66,10 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
 
 
 def fingerprint(images: Images) -> str:
-    """Return a checksum of labels and of images spread over all: reading every one of a large set would take minutes."""
+    """Return a checksum of all labels and of `FINGERPRINTED` evenly spread images.
+
+    Reading every image of a large data set would take minutes.
+    """
     digest = hashlib.sha256(images.labels.tobytes())
     if len(images):
         rows = np.linspace(0, len(images) - 1, FINGERPRINTED).astype(np.int64)
@@ -75,11 +78,11 @@ def fingerprint(images: Images) -> str:
 
 
 def partition_table(federation: Federation) -> bytes:
-    """Return a CSV file of one line a training image.
+    """Return a CSV file with one line for each training image.
 
-    Its row and client (-1: at the server, -2: held back for validation, -3: not used, for clients bring private data,
-    of which nothing is recorded but the counts in ``clients.csv``), its true class (-1: unknown), whether it is
-    labeled, and with what label.
+    The columns are the image's row, its client (-1: the server, -2: held back for validation, -3: not used, because
+    clients bring private data), its true class (-1: unknown), whether it is labeled, and the given label. Private data
+    is not recorded, except its counts in ``clients.csv``.
     """
     columns: dict[str, npt.NDArray[Any]] = {
         "row": np.arange(len(federation.owner)),
@@ -93,10 +96,10 @@ def partition_table(federation: Federation) -> bytes:
 
 
 def check_partition(file: Path, federation: Federation) -> None:
-    """Raise `InputError` if others hold the images now, or there are others."""
+    """Raise `InputError` if the images, or which clients hold them, differ from those in a partition file."""
     if file.exists() and file.read_bytes() != partition_table(federation):
         raise InputError(
             "--resume",
-            f"the images, or who holds them, are no longer those of {file}",
+            f"the images, or which clients hold them, are no longer those of {file}",
             "put the data back, or run without --resume to begin anew",
         )

@@ -1,4 +1,4 @@
-"""What a run that went wrong says of itself at its end: facts of its record, in one line."""
+"""Remarks on a run that went wrong, for its end: facts of its record, in one line."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from fedssl.record.rows import RoundRow
 
 FEWEST_ROUNDS = 5
-"""A run with fewer evaluated rounds is too short to be judged, and nothing is said of it."""
+"""A run with fewer evaluated rounds is too short to be judged, so it gets no remark."""
 
 EXPLODED = 50.0
-"""A held-out loss above this (nats per image) is called diverged; a guess among a thousand classes has 6.9."""
+"""A model with a held-out loss above this (nats per image) has diverged; a guess among a thousand classes has 6.9."""
 
 
 def remark_on(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> str:
-    """Return what went wrong in a run, as sentences on one line; empty if nothing of the kind was measured.
+    """Return what went wrong in a run, as sentences on one line; empty if nothing did.
 
     Args:
-        rows: Every round.
+        rows: Every round of the run.
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
-        evaluated_on: What these images are called: ``"test"`` or ``"validation"``.
+        evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
     """
     return " ".join(_remarks(rows, most_frequent, evaluated_on))
 

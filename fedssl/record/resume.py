@@ -1,4 +1,4 @@
-"""Which run an experiment goes on with: found by its name, seed and settings, which must be the same."""
+"""Find the run that an experiment goes on with: its name, its seed and its settings must be the same."""
 
 import json
 import math
@@ -29,21 +29,21 @@ from fedssl.record.run_path import (
 )
 
 MOST_NAMED = 8
-"""Differences that a message names."""
+"""An error message names at most this many differences between two experiments."""
 
 
 def directory_to_resume(
     experiment: Experiment, folder: Path | None, root: Path = Path("runs")
 ) -> RunDirectory:
-    """Return the directory of the run that an experiment goes on with; a fresh one where there is none.
+    """Return the directory of the run that an experiment goes on with; a new directory if there is no such run.
 
     Args:
-        experiment: What to run.
-        folder: Where its run is; None: the newest one below `root` that has its name, seed and settings.
+        experiment: The experiment to run.
+        folder: Folder of the run; None: the newest run below `root` with the experiment's name, seed and settings.
         root: Folder of all runs.
 
     Raises:
-        InputError: The run has other settings, or another process is at it.
+        InputError: The run has other settings, or another process uses its folder.
     """
     if folder is not None:
         if has_begun(folder):
@@ -55,14 +55,14 @@ def directory_to_resume(
     if same:
         return RunDirectory(same[0], resume=True)
     if runs and never_began(runs[0]):
-        return RunDirectory(runs[0])  # of several runs, it had not come to this one
+        return RunDirectory(runs[0])  # a series of runs was stopped before this run began
     if begun:
         refuse_changes(begun[0], experiment)
     return RunDirectory(new_run_path(experiment, root))
 
 
 def outcome_of(path: Path) -> Outcome:
-    """Read what came of a run that is over."""
+    """Return the outcome of a finished run, read from its folder."""
     state = path / STATE
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
     share = summary.get("most_frequent_class")
@@ -79,7 +79,7 @@ def outcome_of(path: Path) -> Outcome:
 
 
 def _runs_of(experiment: Experiment, root: Path) -> list[Path]:
-    """Return the folders of an experiment's runs, newest first, as `new_run_path` names them."""
+    """Return the folders of an experiment's runs with names as `new_run_path` gives them, newest first."""
     wanted = re.compile(rf"(\d{{8}}-\d{{6}})-seed{experiment.seed}(?:-(\d+))?")
     found = [
         ((match[1], int(match[2] or 1)), path)
@@ -96,12 +96,12 @@ def refuse_changes(
     field: str = "--resume",
     remedy: str = "put them back, or run without --resume to begin anew",
 ) -> None:
-    """Raise `InputError` with the difference if the run in a folder has other settings than an experiment.
+    """Raise `InputError` with the differences if the run in a folder has other settings than an experiment.
 
     Args:
         path: Folder of a run that has begun.
-        experiment: What should go on.
-        field, remedy: Of the error.
+        experiment: The experiment that should go on with the run.
+        field, remedy: Field and remedy of the error.
     """
     changes = list(_changes(path, experiment))
     if not changes:
@@ -115,7 +115,7 @@ def refuse_changes(
 
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
-    """Yield how an experiment differs from the one that a folder holds."""
+    """Yield each difference between an experiment and the experiment of the run in a folder, as text."""
     with trusting(NOBODY):
         before = settings_as_text(settings_that_change_results(Experiment.load(path / EXPERIMENT)))
     now = settings_as_text(settings_that_change_results(experiment))
@@ -126,28 +126,32 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
 
 
 def settings_that_change_results(experiment: Experiment) -> dict[str, Any]:
-    """Return what can change a round that is over; of the engine, that is who is fused."""
+    """Return the settings that can change the result of a round; of the engine, only those that decide fusing."""
     whole = experiment.to_dict()
     table = {name: section for name, section in whole.items() if name not in WITHOUT_EFFECT}
-    for name in ("checkpoint_every", "timeout", "min_success"):  # a run they ended may go on
+    for name in (
+        "checkpoint_every",
+        "timeout",
+        "min_success",
+    ):  # a run that they stopped may go on with others
         del table["server"][name]
     for name in experiment.data.places:
         del table["data"][name]
     engine = whole["engine"]
     if engine["fuse"] != "off":
         table["engine"] = {"fuse": engine["fuse"]}
-        if engine["kind"] == "flower":  # it fuses nobody
+        if engine["kind"] == "flower":  # the flower engine fuses no clients
             table["engine"]["kind"] = "flower"
     return table
 
 
 def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings as a comparison takes them: by dotted name, each as JSON text."""
+    """Return each setting as JSON text, by its dotted name, so that settings can be compared."""
     return {key: json.dumps(value) for key, value in leaves(table)}
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting of nested tables by its dotted name, as a file would have it."""
+    """Yield the dotted name and the value of every setting in nested tables."""
     if isinstance(value, Mapping):
         for name, below in value.items():
             yield from leaves(below, f"{key}.{name}" if key else name)

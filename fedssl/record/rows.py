@@ -1,4 +1,4 @@
-"""The rows of a run's record, and what they sum up to."""
+"""The rows of a run's record, the events that observers see, and the summary of a run."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 STATUSES = ("ok", "failed", "late", "dropped", "surplus")
-"""What can become of a client in a round; the last three by virtual time."""
+"""The status that a client can have in a round; the last three occur in virtual time only."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,21 @@ class ClientRow:
     """One client in one round.
 
     Args:
-        round, client: Which.
-        status: ``"ok"`` or ``"failed"``; or what virtual time made of it: ``"late"``, ``"dropped"``, ``"surplus"``.
+        round: Number of the round, from 1.
+        client: Number of the client.
+        status: ``"ok"`` or ``"failed"``; in virtual time also ``"late"``, ``"dropped"`` or ``"surplus"``.
         reason: Last line of what went wrong; empty if nothing did.
-        num_examples, num_labeled: What the client holds.
-        num_confident: Its labeled images and those whose pseudo-label was accepted.
-        num_steps: Local steps taken.
-        loss: Mean training loss over them.
-        pseudo_label_accuracy, pseudo_label_coverage: Against the labels the simulator hides, in [0, 1].
-        seconds: Time of the local loop.
-        bytes_up: Size of its reply's arrays.
-        virtual_seconds: Its round on its own virtual device; NaN without ``[system]``.
-        update_norm: L2 norm of what training changed of all weights it shares, before any clipping or noise; NaN
-            where the client does not say: under ``[privacy]``, and with private data.
+        num_examples, num_labeled: Number of all and of the labeled training images of the client.
+        num_confident: Number of labeled images and of images whose pseudo-label was accepted.
+        num_steps: Number of local steps.
+        loss: Mean training loss over these steps.
+        pseudo_label_accuracy: Share of accepted pseudo-labels that match the hidden labels, in [0, 1].
+        pseudo_label_coverage: Share of unlabeled images whose pseudo-label was accepted, in [0, 1].
+        seconds: Time of the local training (seconds).
+        bytes_up: Size of the reply's arrays (bytes).
+        virtual_seconds: Duration of the round on the client's virtual device (seconds); NaN without ``[system]``.
+        update_norm: L2 norm of the change that training made to all shared weights, before any clipping or noise; NaN
+            if the client does not send it: with ``[privacy]``, and with private data.
     """
 
     round: int
@@ -62,21 +64,22 @@ class RoundRow:
     """One round.
 
     Args:
-        round: From 1.
-        phase: From 0.
-        method: The phase's method.
-        seconds: Time of the round and of its evaluation, which the next round may have begun during.
-        server_accuracy, server_loss: Of the global model on the held-out images; NaN where not evaluated.
-        ema_accuracy, ema_loss: Of its moving average.
-        loss: Mean training loss over the cohort's steps.
-        pseudo_label_accuracy: Share of accepted pseudo-labels that match the hidden truth.
-        pseudo_label_coverage: Share of unlabeled images whose pseudo-label was accepted.
-        bytes_up, bytes_down: Of all replies and all requests.
-        clients_ok, clients_failed: Of the cohort.
-        clients_lost: Of the cohort too: late, dropped out or beyond those wanted, in virtual time.
-        virtual_seconds: The virtual clock at its end; NaN without ``[system]``.
+        round: Number of the round, from 1.
+        phase: Number of its phase, from 0.
+        method: Name of the phase's method.
+        seconds: Time of the round and of its evaluation (seconds); the next round may begin during the evaluation.
+        server_accuracy, server_loss: Accuracy, in [0, 1], and loss of the global model on the held-out images; NaN if
+            the round was not evaluated.
+        ema_accuracy, ema_loss: The same of the global model's moving average.
+        loss: Mean training loss over the steps of the cohort.
+        pseudo_label_accuracy: Share of accepted pseudo-labels that match the hidden labels, in [0, 1].
+        pseudo_label_coverage: Share of unlabeled images whose pseudo-label was accepted, in [0, 1].
+        bytes_up, bytes_down: Size of all replies and of all requests (bytes).
+        clients_ok, clients_failed: Number of clients of the cohort that succeeded and that failed.
+        clients_lost: Number of clients of the cohort that were late, dropped out or were surplus, in virtual time.
+        virtual_seconds: Virtual clock at the end of the round (seconds); NaN without ``[system]``.
         update_norm: L2 norm of the step that the clients' aggregate made the global model take, before any training
-            at the server; NaN where there was none.
+            at the server; NaN if there was no such step.
     """
 
     round: int
@@ -106,17 +109,17 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Pseudo-labels of one class in one round, over the steps of its clients.
+    """Pseudo-labels of one class in one round, over the steps of all clients.
 
-    Only unlabeled examples whose truth the simulator knows count; an example counts as often as it was shown.
+    Only unlabeled examples whose true class the simulator knows count. An example counts as often as it was shown.
 
     Args:
-        round: Which.
+        round: Number of the round, from 1.
         label: Number of the class, from 0.
-        considered: Examples of this class that were shown.
-        accepted: Weight of the pseudo-labels accepted among them.
-        predicted: Weight of accepted pseudo-labels that name this class, whatever the truth.
-        right: Weight of those whose truth it is.
+        considered: Number of shown examples whose true class is this class.
+        accepted: Weight of the accepted pseudo-labels of these examples.
+        predicted: Weight of the accepted pseudo-labels that name this class, whatever the true class.
+        right: Weight of the accepted pseudo-labels that name this class and are right.
     """
 
     round: int
@@ -132,10 +135,11 @@ class NumberRow:
     """A number that a method, a strategy or the server's own training recorded in one round.
 
     Args:
-        round: The round, from 1.
-        client: The client whose mean over the steps of the round it is; -1: the server's, which is the mean over the round's
-            clients, weighted by their steps, where clients recorded the number.
-        name: The number's name. The strategy's begin with ``strategy.``, those of the server's training with ``server.``.
+        round: Number of the round, from 1.
+        client: Number of the client, whose value is a mean over its steps of the round; -1: the server. If clients
+            recorded the number, the server's value is their mean, weighted by their steps.
+        name: Name of the number. It begins with ``strategy.`` if the strategy recorded it, and with ``server.`` if the
+            server's training did.
         value: The number.
     """
 
@@ -147,7 +151,7 @@ class NumberRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that gave no usable reply, with all that is known why."""
+    """A client that gave no usable reply, and the full reason."""
 
     round: int
     client: int
@@ -159,14 +163,14 @@ class RoundEnd:
     """A finished round.
 
     Args:
-        row: What came of it.
-        clients: Its cohort, by number.
-        failures: Those of them that gave no usable reply.
-        model: The global model after it.
-        incidents: What went wrong and was mended, such as a worker that was lost and replaced.
-        snapshot: What the run could go on from; None if it could not.
-        classes: Its pseudo-labels by class; empty where there were none of known truth.
-        numbers: Numbers that methods and the strategy recorded.
+        row: The row of the round.
+        clients: The rows of the cohort, ordered by client number.
+        failures: The clients of the cohort that gave no usable reply.
+        model: The global model after the round.
+        incidents: Problems that did not end the run, such as a worker that was lost and replaced, as sentences.
+        snapshot: The state of the run, from which it can go on; None if it cannot go on from this round.
+        classes: Pseudo-labels of the round by class; empty if no pseudo-label has a known true class.
+        numbers: Numbers that methods, the strategy and the server's training recorded.
     """
 
     row: RoundRow
@@ -185,8 +189,8 @@ class Outcome:
 
     Args:
         model: The global model of the last round.
-        rounds: Every round.
-        seconds: From the first round to the end.
+        rounds: The rows of all rounds.
+        seconds: Time from the first round to the end (seconds).
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
     """
 
@@ -197,20 +201,31 @@ class Outcome:
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
-"""In the reason of a run that failed, this comes before the traceback of an error that nobody expected."""
+"""The reason of a failed run has these words before the traceback of an unexpected error."""
 
 
 class Observer:
-    """Somebody who is told of a run as it goes; derive from it and override what matters to you."""
+    """The base class of everything that follows a run; override the methods for the events that you need.
+
+    Example:
+        >>> class LastRound(Observer):
+        ...     def round_ended(self, end):
+        ...         self.round = end.row.round
+        >>> row = RoundRow(7, 0, "fixmatch", 1.0, 0.9, 0.1, 0.9, 0.1, 0.2, 1.0, 0.5, 10, 10, 5, 0)
+        >>> observer = LastRound()
+        >>> observer.round_ended(RoundEnd(row, [], [], GlobalModel()))
+        >>> observer.round
+        7
+    """
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Take note that a run begins."""
 
     def resumed(self, snapshot: "Snapshot") -> None:
-        """Take note that a run that has begun goes on after some rounds."""
+        """Take note that a run goes on from the snapshot of a finished round."""
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Take note of a finished round and of the weights after it."""
+        """Take note of a finished round and of the global model after it."""
 
     def ended(self, outcome: Outcome) -> None:
         """Take note that the run is over."""
@@ -220,14 +235,14 @@ class Observer:
 
 
 def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
-    """Sum a run up; accuracies are means over the last evaluated rounds, never the best one.
+    """Return the summary of a run. Its accuracies are means over the last evaluated rounds, never those of the best.
 
-    ``most_frequent_class`` is the share of that class among the held-out images; ``remark`` says in words that the run
-    diverged, learned nothing or used no pseudo-label, and is empty otherwise.
+    ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
+    that the run diverged, learned nothing or used no pseudo-label; otherwise it is empty.
 
     Args:
-        experiment: What ran.
-        outcome: What came of it.
+        experiment: The experiment that ran.
+        outcome: The outcome of its run.
     """
     last = [row for row in outcome.rounds if row.evaluated][-experiment.server.last_rounds :]
     rounds = outcome.rounds
@@ -255,6 +270,6 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
 
 
 def nan_mean(values: Any) -> float:
-    """Return the mean of the values that are not NaN; NaN of none."""
+    """Return the mean of the values that are not NaN; NaN if there are no such values."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else NAN

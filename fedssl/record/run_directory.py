@@ -1,4 +1,4 @@
-"""The run directory: written as the run goes, so that a killed run leaves every finished round readable."""
+"""The run directory: written during the run, so that a killed run leaves every finished round readable."""
 
 import contextlib
 import dataclasses
@@ -59,14 +59,14 @@ TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow, NUMBERS: Numb
 
 
 class RunDirectory(Observer):
-    """Record a run under one folder, and go on with one that did not end.
+    """Record a run in a folder, and go on with a run that did not end.
 
     Args:
-        path: The folder; made when the run begins.
-        resume: Go on with the run that it holds, if it holds one.
+        path: The folder, which is created when the run begins.
+        resume: Whether to go on with the run in the folder, if there is one.
 
     Raises:
-        InputError: It cannot be written to, or already holds something; or another process is at it.
+        InputError: The folder cannot be written to, already holds something, or is in use by another process.
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
@@ -93,19 +93,19 @@ class RunDirectory(Observer):
 
     @property
     def continues(self) -> bool:
-        """Whether it holds a run that has begun."""
+        """Whether the folder held a run that had begun when this object was made."""
         return self._continues
 
     @property
     def is_finished(self) -> bool:
-        """Whether it holds a run that came to its end."""
+        """Whether the folder holds a run that came to its end."""
         return (self.path / SUMMARY).exists()
 
     def load(self) -> Found:
-        """Return what the run can go on from; of the record, only what goes with it is kept.
+        """Return the checkpoint from which the run can go on. The record will be cut back to that checkpoint.
 
         Raises:
-            InputError: It is another experiment's, or another version's.
+            InputError: The record or a checkpoint belongs to another experiment or another version of fedssl.
         """
         for name, kind in TABLES.items():
             if has_other_columns(self.path / name, kind):
@@ -115,7 +115,10 @@ class RunDirectory(Observer):
         return found
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Write what runs, on what, and who holds which image; or take up what was recorded until a checkpoint."""
+        """Write the environment, the data's facts, the partition and the experiment; or open the record of a resumed run.
+
+        The record of a resumed run is cut back to its checkpoint.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -139,13 +142,13 @@ class RunDirectory(Observer):
                 self._event("began", name=experiment.name, seed=experiment.seed)
 
     def resumed(self, snapshot: Snapshot) -> None:
-        """Note that the run goes on, and on what."""
+        """Record that the run goes on, and the machine and software that it goes on with."""
         with self._recording():
             self._event("resumed", after_round=snapshot.round, environment=environment())
         self._last = snapshot, self._now()
 
     def round_ended(self, end: RoundEnd) -> None:
-        """Append the round and its clients, and every so often write a checkpoint."""
+        """Append the round and its clients to the record, and write a checkpoint if one is due."""
         assert self._experiment is not None
         with self._recording():
             self._table(CLIENTS).add(end.clients)
@@ -164,7 +167,7 @@ class RunDirectory(Observer):
             self._checkpoint()
 
     def ended(self, outcome: Outcome) -> None:
-        """Write the final weights and the summary, which says that the run is over; checkpoints go."""
+        """Write the final weights and the summary, which marks the run as finished; then remove the checkpoints."""
         assert self._experiment is not None
         with self._recording():
             self._write(MODEL, as_safetensors(outcome.model.arrays))
@@ -178,13 +181,13 @@ class RunDirectory(Observer):
         self.close()
 
     def note(self, round: int, incident: str) -> None:
-        """Write what went wrong after a round and does not end the run; nothing once the run is over."""
+        """Record a problem after a round that does not end the run; once the run is over, do nothing."""
         if EVENTS in self._files:
             with self._recording():
                 self._event("incident", round=round, what=incident)
 
     def failed(self, reason: str) -> None:
-        """Write why the run stopped, if it had begun, and a checkpoint of its last finished round."""
+        """Record why the run stopped, and write a checkpoint of its last finished round, if the run had begun."""
         try:
             if self._experiment is not None:
                 with self._recording():
@@ -194,7 +197,7 @@ class RunDirectory(Observer):
             self.close()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the files of the record and unlock the folder."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -202,7 +205,7 @@ class RunDirectory(Observer):
 
     def _checkpoint(self) -> None:
         if self._last is None or not self._last[0].is_whole:
-            return  # until the first round is over; or it ended, but could not be recorded
+            return  # no round is over yet, or the last one could not be recorded
         with self._recording():
             for file in self._files.values():
                 file.sync()
@@ -225,12 +228,14 @@ class RunDirectory(Observer):
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
-        """Record something whole or not at all, and say what to do if it cannot be."""
+        """Return a block that is recorded whole or not at all; its error says what to do if the disk fails."""
         before = self._now()
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a disk that can do nothing at all: resuming cuts
+            with contextlib.suppress(
+                OSError
+            ):  # if even cutting fails, resuming the run cuts the files
                 for name, length in before.items():
                     self._files[name].cut(length)
             if not isinstance(error, OSError):
@@ -254,15 +259,15 @@ class RunDirectory(Observer):
 
 
 def as_json(table: Mapping[str, Any]) -> bytes:
-    """Return a table as JSON, NaN as null."""
+    """Return a table as JSON text in bytes; NaN becomes null."""
     clean = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in table.items()}
     return (json.dumps(clean, indent=2) + "\n").encode()
 
 
 def stops(events: Path, length: int) -> str:
-    """Return the lines after so many bytes that say how often the run had stopped and gone on, and why.
+    """Return the lines of the events ``failed`` and ``resumed`` that come after the first `length` bytes of a file.
 
-    What a power cut has garbled is no line.
+    They say how often the run stopped and went on, and why. Lines that a power cut has garbled are left out.
     """
     if not events.exists():
         return ""

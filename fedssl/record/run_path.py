@@ -1,4 +1,4 @@
-"""Where runs are recorded: a fresh folder for a new one, and whether a folder holds one."""
+"""The folders and files of a run's record: a new folder for a new run, and whether a folder holds a run."""
 
 import itertools
 import time
@@ -23,22 +23,22 @@ EMA = "ema.safetensors"
 STATE = "state.safetensors"
 REPORT = "report.html"
 SWEEP = "sweep.json"
-"""Of a sweep's folder: its runs in their order."""
+"""This file in a sweep's folder lists the sweep's runs in their order."""
 
 LOCK = ".lock"
 
 
 def unwritable_error(path: Path, why: str) -> InputError:
-    """Return the error that a folder cannot be written to."""
+    """Return the error for a folder that cannot be written to."""
     return InputError("--out", f"cannot write to {path}: {why}", "name a folder you may write to")
 
 
 def check_output(path: Path, suffix: str) -> None:
-    """Raise `InputError` if writing a file would destroy something that is not an older one of its kind.
+    """Raise `InputError` if writing a file would destroy anything but an older output of the same kind.
 
     Args:
-        path: The file.
-        suffix: Of its kind, such as ``".csv"``.
+        path: The file to write.
+        suffix: Suffix of files of this kind, such as ``".csv"``.
     """
     if not path.exists():
         return
@@ -47,7 +47,7 @@ def check_output(path: Path, suffix: str) -> None:
 
 
 def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
-    """Make and return a fresh folder ``runs/NAME/ID``, the ID of time and seed; no two processes get the same.
+    """Create and return a new folder ``runs/NAME/ID``. The ID has the time and the seed; no two processes get the same.
 
     Raises:
         InputError: The folder cannot be made.
@@ -68,12 +68,12 @@ def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
 
 
 def has_begun(path: Path) -> bool:
-    """Say whether a folder holds a run; its experiment file is the last that is written before the first round."""
+    """Return whether a folder holds a run. Its experiment file is the last file that is written before round 1."""
     return (path / EXPERIMENT).exists()
 
 
 def never_began(path: Path) -> bool:
-    """Say whether a folder holds nothing, or only what a run that was killed at once leaves."""
+    """Return whether a folder does not exist, is empty, or holds only files of a run killed before it began."""
     early = {ENVIRONMENT, DATA, PARTITION}
     leftovers = {LOCK, *early, *(name + PARTIAL for name in (*early, EXPERIMENT))}
     return not path.exists() or {item.name for item in path.iterdir()} <= leftovers

@@ -1,4 +1,7 @@
-"""Everything that a run needs to go on after a finished round; random streams need nothing, for they derive from it."""
+"""The state from which a run can go on after a finished round.
+
+Random streams need no state, because they derive from seed, purpose, round and client.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,29 +13,29 @@ from fedssl.record.rows import RoundRow
 
 
 class KeptStates(Protocol):
-    """What clients kept when a round was over."""
+    """What clients keep after a finished round."""
 
     @property
     def round(self) -> int:
-        """The last round that is over."""
+        """The last finished round."""
 
     def versions(self) -> Mapping[int, int]:
-        """Return, for every client that keeps something, the round that it kept it in."""
+        """Return the round in which each client kept its state; clients that keep nothing are left out."""
 
     def kept(self, client: int) -> bytes:
-        """Return what a client keeps."""
+        """Return the state that a client keeps, as bytes."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run as it stands after a finished round; nothing in it is written to afterwards.
+    """The state of a run after a finished round; its contents are never changed afterwards.
 
     Args:
-        rounds: Every round so far; they say which phase the run is in.
+        rounds: The rows of all rounds so far; the last row says which phase the run is in.
         model: The global model.
-        kept: What each part of the server keeps between rounds, by the part's name and its own names.
-        seconds: Time that the run has taken.
-        clients: What clients keep; None where that is not the grid's to know, and nothing is kept.
+        kept: What each part of the server keeps between rounds: named arrays, by the part's name.
+        seconds: Time that the run has taken (seconds).
+        clients: What clients keep; None if clients keep their states themselves, which the grid cannot read.
     """
 
     rounds: tuple[RoundRow, ...]
@@ -48,10 +51,10 @@ class Snapshot:
 
     @property
     def phase(self) -> int:
-        """Its phase, from 0."""
+        """The phase of the last finished round, from 0."""
         return self.rounds[-1].phase
 
     @property
     def is_whole(self) -> bool:
-        """Whether what clients keep is still what it was; it is until another round is over."""
+        """Whether `clients` still holds the states of this snapshot's round; it does until the next round is over."""
         return self.clients is None or self.clients.round == self.round

@@ -98,7 +98,7 @@ def test_sums_are_those_of_the_messages_to_the_bit(fusible, state):
     expected, summed = Replies(replies.messages).reduce(reduction, holdings)
     assert [answer.metrics is None for answer in answers] == [False, False, True, True]
     assert replies.failed == [False, False, True, False]
-    assert "the census said 1" in answers[3].reason
+    assert "the census says 1" in answers[3].reason
     assert answers == expected
     assert part.keys() == summed.keys() == {protocol.ARRAYS}
     (sums, weight), (others, other_weight) = part[protocol.ARRAYS], summed[protocol.ARRAYS]

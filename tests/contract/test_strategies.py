@@ -222,7 +222,7 @@ SPOILT = {
     "more labels": (lambda r: with_metric(r, "num-labeled", r.content["metrics"]["num-examples"]), "but the census says"),
     "steps": (lambda r: with_metric(r, "num-steps", float("nan")), "num-steps is nan"),
     "loss": (lambda r: with_metric(r, "loss", 1e308), "training diverged"),
-    "another": (lambda r: with_metric(r, "client", 77), "says that it is client 77's"),
+    "another": (lambda r: with_metric(r, "client", 77), "says that it is from client 77"),
     "large": (lambda r: with_arrays(r, lambda a: {k: (v + np.float32(1e30)).astype(v.dtype) if v.dtype == np.float32 else v for k, v in a.items()}), "reach beyond"),
     "names": (lambda r: with_arrays(r, lambda a: {f"x{k}": v for k, v in a.items()}), "name, shape or type"),
 }  # fmt: skip

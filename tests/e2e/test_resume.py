@@ -326,7 +326,7 @@ def test_changed_data_is_refused(killed, tmp_path):
     file = tmp_path / "e.toml"
     file.write_text(experiment.to_toml())
     result = fedssl("run", file, "--resume", "--out", tmp_path / "run", "--plain")
-    refused(result, "who holds them, are no longer those of")
+    refused(result, "which clients hold them, are no longer those of")
     assert len(pd.read_csv(tmp_path / "run" / "rounds.csv")) == 5
 
 
