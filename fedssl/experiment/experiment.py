@@ -129,6 +129,12 @@ class Experiment(RunSettings):
                 _resolved(table, phase, f"phases[{i}].") for i, phase in enumerate(self.phases)
             )
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some fields replaced, whose phases are resolved anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("plans", None)
+        return copied
+
     @property
     def largest_sample(self) -> int:
         """The largest number of clients that any phase samples in a round."""

@@ -345,3 +345,10 @@ def test_experiments_of_the_repository_are_valid():
     assert len(files) >= 4
     for file in files:
         Experiment.load(file)
+
+
+def test_a_copy_resolves_its_phases_anew():
+    experiment = Experiment.from_dict({"data": {"source": "digits"}, "phases": [{"rounds": 2}]})
+    copied = experiment.model_copy(update={"seed": 5})
+    assert [plan.seed for plan in experiment.plans + copied.plans] == [0, 5]
+    assert experiment.plans is experiment.plans
