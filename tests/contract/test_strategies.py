@@ -265,7 +265,7 @@ def test_an_answer_that_is_not_finite_leaves_the_old_model_and_is_an_incident():
         assert outcome.rounds[0].server_loss == outcome.rounds[1].server_loss
         assert outcome.rounds[1].server_loss != outcome.rounds[2].server_loss
         patch.setattr(kind, "build", lambda self, cohorts: Unusable(cohorts, (2, 3)))
-        with pytest.raises(RunFailed, match="answer to round 3 is not finite, nor was the one"):
+        with pytest.raises(RunFailed, match="answer to round 3 is not finite, nor was the answer"):
             serve(experiment, SerialGrid(Apps(app), 6), [])
 
 

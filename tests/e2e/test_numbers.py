@@ -140,7 +140,7 @@ def test_a_weight_that_no_client_sends_or_that_does_not_leave_is_one_error(tmp_p
     assert done.exit_code == 1
     assert "recorded no 'certainty'" in done.output
     private = ["--set", "privacy.clipping_norm=1"]
-    refused(fedssl("validate", file, *weight, *private), "strategy.weight", "does not leave")
+    refused(fedssl("validate", file, *weight, *private), "strategy.weight", "do not leave a client")
     refused(fedssl("validate", file, "--set", "strategy.weight=number:"), "strategy.weight")
 
 

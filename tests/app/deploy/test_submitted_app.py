@@ -25,5 +25,5 @@ def test_a_file_of_the_submitted_app_comes_before_one_beside_the_code(tmp_path, 
 
 def test_a_file_that_is_nowhere_is_named(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(InputError, match=r"experiment: is 'experiments/none.toml', and the app"):
+    with pytest.raises(InputError, match=r"experiment: is 'experiments/none.toml', but the app"):
         _submitted("experiments/none.toml")
