@@ -106,7 +106,9 @@ def test_its_method_can_be_another_and_its_memory_lasts_a_phase():
 
 
 def test_a_method_with_a_network_of_its_own_is_refused():
-    with pytest.raises(InputError, match=r"server.method.kind: is 'remixmatch', which trains a network"):
+    with pytest.raises(
+        InputError, match=r"server.method.kind: is 'remixmatch', which trains a network"
+    ):
         check_experiment(at_server(server={"method": {"kind": "remixmatch"}}))
     check_experiment(
         small_experiment(server={"method": {"kind": "remixmatch"}})
