@@ -22,7 +22,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
-from fedssl.exchange.replies import Reply, split_metrics
+from fedssl.exchange.replies import Reply
 from fedssl.exchange.unit_replies import Replies
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.fusion.fit import GroupFit, fit_together, worth_fusing
@@ -120,7 +120,7 @@ class _Group(Replies):
             metrics, arrays = self._trained[place]
             node, size = request.metadata.dst_node_id, protocol.encoded_bytes(arrays)
             found = {name: arrays if name == protocol.ARRAYS else {} for name in reduction.layouts}
-            reply = Reply(node, *split_metrics(metrics), found, size)
+            reply = Reply(node, *protocol.split_metrics(metrics), found, size)
             answers.append(sums.add_reply(place, reply, holding))
         return answers, sums.result()
 

@@ -9,12 +9,9 @@ from flwr.serverapp import Grid
 from fedssl.engine.client_grid import ClientGrid, Result, Screen, do_nothing, pass_all
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange.checks import Holding
-from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.exchange.reduction import NO_REPLY, Answer, CohortSums
 from fedssl.exchange.sums import Span
 from fedssl.record.snapshot import KeptStates
-
-MISSING = "no reply in time"
-"""A client whose reply did not arrive fails with this reason."""
 
 
 class StatesAtClients:
@@ -80,7 +77,7 @@ class RemoteGrid(GridView, ClientGrid):
             if place is not None:  # only the first reply of a client counts
                 yield sums.add(place, reply, holdings[place] if holdings else None)
         for node, place in places.items():
-            yield sums.leave_out(place, node, MISSING)
+            yield sums.leave_out(place, node, NO_REPLY)
 
     def map(
         self,

@@ -505,14 +505,22 @@ def refuse_reply(reply: Message, reason: str) -> Message:
 
 def metrics_of(reply: Message) -> dict[str, float]:
     """Return the single-valued metrics of a reply; empty if the reply carries none."""
-    found = all_metrics_of(reply).items()
-    return {name: float(value) for name, value in found if isinstance(value, int | float)}
+    single, _ = split_metrics(all_metrics_of(reply))
+    return single
 
 
 def all_metrics_of(reply: Message) -> Metrics:
     """Return all metrics of a reply, including lists; empty if the reply carries none."""
     record = reply.content.get(METRICS)
     return record if isinstance(record, MetricRecord) else {}
+
+
+def split_metrics(
+    metrics: Metrics,
+) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+    """Return the single-valued metrics and the metrics that are lists, each by name."""
+    single = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+    return single, {k: v for k, v in metrics.items() if not isinstance(v, int | float)}
 
 
 # ---- what Flower's own runners would have set ----

@@ -26,6 +26,10 @@ Sum = tuple[Sums | None, float]
 """A weighted sum and its total weight; the sum is None if no reply counted."""
 
 
+NO_REPLY = "no reply in time"
+"""The reason for a client whose reply did not arrive."""
+
+
 class Answer(NamedTuple):
     """The part of a reply that remains after its arrays have been summed.
 

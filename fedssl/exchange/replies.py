@@ -54,7 +54,7 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
         }
         num_bytes = protocol.num_bytes(message.content)
         num_metrics = len(metrics)
-        single, lists = split_metrics(metrics)
+        single, lists = protocol.split_metrics(metrics)
     except ValueError:
         raise
     except Exception as error:  # a bad reply may fail in any way, and must hurt no other reply
@@ -66,11 +66,3 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
     if num_metrics > MOST_METRICS:
         raise ValueError(f"the reply holds {num_metrics} metrics, more than {MOST_METRICS}")
     return Reply(message.metadata.src_node_id, single, lists, arrays, num_bytes)
-
-
-def split_metrics(
-    metrics: protocol.Metrics,
-) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
-    """Return the single-valued metrics and the metrics that are lists, each by name."""
-    single = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-    return single, {k: v for k, v in metrics.items() if not isinstance(v, int | float)}

@@ -11,7 +11,7 @@ from fedssl.core.numbers import check_names
 from fedssl.core.rng import SERVER
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
-from fedssl.exchange.reduction import Answer, CohortSums
+from fedssl.exchange.reduction import NO_REPLY, Answer, CohortSums
 from fedssl.experiment.system.clock import Fate
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
@@ -110,7 +110,7 @@ class RoundLog:
             else:
                 yield protocol.without_records(reply, sums.reduction.weigh)
         for node, place in places.items():
-            self.note(sums.leave_out(place, node, "no reply in time"))
+            self.note(sums.leave_out(place, node, NO_REPLY))
 
     def note(self, answer: Answer) -> None:
         """Note the answer to a client's request, whether the client succeeded or failed."""
@@ -204,15 +204,11 @@ class RoundLog:
 
         For a number that clients recorded, the server's row holds their mean, weighted by their local steps.
         """
-        trained = [row for row in self.clients if row.status == "ok"]
-        rows = [
-            NumberRow(self.round, row.client, name, value)
-            for row in trained
-            for name, value in self._numbers.get(row.client, {}).items()
-        ]
+        rows = []
         means: dict[str, tuple[float, float]] = {}
-        for row in trained:
+        for row in self.clients:
             for name, value in self._numbers.get(row.client, {}).items():
+                rows.append(NumberRow(self.round, row.client, name, value))
                 total, steps = means.get(name, (0.0, 0.0))
                 means[name] = total + row.num_steps * value, steps + row.num_steps
         own = {name: total / steps for name, (total, steps) in means.items() if steps}

@@ -84,9 +84,11 @@ class Tracking(Observer):
 
     def resumed(self, snapshot: Snapshot) -> None:
         """Log the finished rounds, which a tracker that is new to the run does not have."""
-        rows = read_rows(self._path / NUMBERS, NumberRow)
+        recorded: dict[int, list[NumberRow]] = {}
+        for number in read_rows(self._path / NUMBERS, NumberRow):
+            recorded.setdefault(number.round, []).append(number)
         for row in snapshot.rounds:
-            self._log(row, [number for number in rows if number.round == row.round])
+            self._log(row, recorded.get(row.round, []))
 
     def round_ended(self, end: RoundEnd) -> None:
         """Log the numbers of the round."""
