@@ -9,7 +9,7 @@ from fedssl.clients.weights import Weights
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.slots import State, Tensors
 from fedssl.exchange import protocol
-from fedssl.training.loop import Recipe
+from fedssl.training.recipe import Recipe
 
 PHASE = "phase-"
 """First part of the names of a context's records that hold state; the number of the state's phase follows."""

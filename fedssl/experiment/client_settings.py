@@ -18,8 +18,8 @@ from fedssl.methods.base import METHODS, Method
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
-from fedssl.training.loop import Recipe
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 
 DEFAULT_ROUNDS = 40
 """An experiment without `rounds` and without phases has this many rounds."""

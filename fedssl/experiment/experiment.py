@@ -18,7 +18,7 @@ from fedssl.experiment.families import STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, read_toml, tables_of, without_none
 from fedssl.experiment.system.section import System
-from fedssl.training.loop import Recipe
+from fedssl.training.recipe import Recipe
 
 
 class Phase(Section):

@@ -6,9 +6,20 @@ from fedssl.methods.base import (
     Learner,
     Loss,
     Method,
+    Pools,
     Progress,
     SemiSupervised,
     Views,
 )
 
-__all__ = ["METHODS", "Batch", "Learner", "Loss", "Method", "Progress", "SemiSupervised", "Views"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Learner",
+    "Loss",
+    "Method",
+    "Pools",
+    "Progress",
+    "SemiSupervised",
+    "Views",
+]

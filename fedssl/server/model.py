@@ -20,8 +20,8 @@ from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
 from fedssl.server.method_state import initial_state, merge_state
 from fedssl.server.round_log import RoundLog
-from fedssl.training.loop import Recipe
 from fedssl.training.network import classifier_names
+from fedssl.training.recipe import Recipe
 
 
 class ModelKeeper:

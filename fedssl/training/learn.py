@@ -8,8 +8,9 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.slots import State
 from fedssl.data.shard import Shard
-from fedssl.training.loop import FitReport, Recipe, fit
+from fedssl.training.loop import FitReport, fit
 from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.recipe import Recipe
 
 
 def learn(
