@@ -3,6 +3,7 @@
 from fedssl.methods.base import (
     METHODS,
     Batch,
+    Fresh,
     Learner,
     Loss,
     Method,
@@ -11,4 +12,14 @@ from fedssl.methods.base import (
     Views,
 )
 
-__all__ = ["METHODS", "Batch", "Learner", "Loss", "Method", "Progress", "SemiSupervised", "Views"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Fresh",
+    "Learner",
+    "Loss",
+    "Method",
+    "Progress",
+    "SemiSupervised",
+    "Views",
+]

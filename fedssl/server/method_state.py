@@ -14,16 +14,18 @@ from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import cohort_mean
+from fedssl.methods.base import Fresh
 from fedssl.training.loop import Recipe
 
 
 def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedArrays:
     """Return the method's state at the server when a phase begins, by ``SLOT/NAME``."""
+    fresh = Fresh(network, spec, shard=None)
     return {
         protocol.slot_key(slot.name, name): tensor.numpy()
         for slot in recipe.slots()
         if slot.scope == "server"
-        for name, tensor in recipe.init_slot(slot.name, network, spec, None).items()
+        for name, tensor in recipe.init_slot(slot.name, fresh).items()
     }
 
 
