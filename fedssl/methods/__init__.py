@@ -3,6 +3,7 @@
 from fedssl.methods.base import (
     METHODS,
     Batch,
+    Fresh,
     Learner,
     Loss,
     Method,
@@ -15,6 +16,7 @@ from fedssl.methods.base import (
 __all__ = [
     "METHODS",
     "Batch",
+    "Fresh",
     "Learner",
     "Loss",
     "Method",

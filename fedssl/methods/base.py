@@ -204,6 +204,26 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
                 raise ValueError(f"{where} carries a gradient; detach it")
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """What a slot's first content is made from.
+
+    Args:
+        network: Network with the current global weights.
+        spec: What the images have in common.
+        shard: The client's examples; None at the server, which makes ``server`` slots without any client's examples.
+    """
+
+    network: nn.Module
+    spec: ImageSpec
+    shard: Shard | None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network, on which the content of slots lives too."""
+        return next(self.network.parameters()).device
+
+
 class Show(Protocol):
     """Shows examples once, in order, each in one view."""
 
@@ -320,16 +340,12 @@ class Method(Plugin):
         """Return the slots of the method's state; none by default."""
         return ()
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Return a slot's first content.
 
         Args:
             name: Name of the slot.
-            network: Network with the current global weights.
-            spec: What the images have in common.
-            shard: The client's examples; None at the server, for ``server`` slots.
+            fresh: What the content is made from, such as the current global weights.
         """
         raise NotImplementedError(f"{self.kind} declares slot {name!r} but does not make it")
 

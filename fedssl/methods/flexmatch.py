@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised
+from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
 
 UNUSED = -1
@@ -42,16 +41,14 @@ class FlexMatch(SemiSupervised):
         shared = (Slot("status", "server"),) if self.status_scope == "server" else ()
         return (Slot("confident", "client"), *shared)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with no confident prediction: classes of shape (n,); shares of shape (1 + num_classes,)."""
         if name == "status":
-            shares = torch.zeros(1 + spec.num_classes, device=next(network.parameters()).device)
+            shares = torch.zeros(1 + fresh.spec.num_classes, device=fresh.device)
             shares[0] = 1
             return {"shares": shares}
-        assert shard is not None, "memory by example lives at the client"
-        return {"classes": torch.full_like(shard.labels, UNUSED)}
+        assert fresh.shard is not None, "memory by example lives at the client"
+        return {"classes": torch.full_like(fresh.shard.labels, UNUSED)}
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau_c] CE(c, p(strong))), q = p(weak), c = argmax q.

@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
+from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import (
     class_shares,
     masked_cross_entropy,
@@ -44,12 +43,10 @@ class FreeMatch(SemiSupervised):
         """Keep the running statistics in the scope that the experiment says."""
         return (Slot("statistics", self.statistics_scope),)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start at chance, after no step: confidence 1/C, every class with probability and share 1/C."""
-        device = next(network.parameters()).device
-        chance = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
+        num_classes, device = fresh.spec.num_classes, fresh.device
+        chance = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
             "confidence": chance[0].clone(),
             "probs": chance,

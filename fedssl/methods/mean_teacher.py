@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     call_with,
     ema_update,
@@ -68,11 +67,9 @@ class MeanTeacher(SemiSupervised):
         """Keep the teacher in the scope that the experiment says."""
         return (Slot("teacher", self.teacher_scope),)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start the teacher at the network's weights."""
-        return snapshot(network)
+        return snapshot(fresh.network)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + w(t) MSE(p_student(view), sg p_teacher(another view)).

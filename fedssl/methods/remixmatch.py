@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedssl.core.errors import InputError
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Learner, Loss, Progress, SemiSupervised, View, Views
+from fedssl.data.shard import ImageSpec
+from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     Mixing,
     align_distribution,
@@ -114,16 +114,14 @@ class ReMixMatch(SemiSupervised):
         """Keep the running distributions in the scope that the experiment says."""
         return (Slot("alignment", self.alignment_scope),)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with no labels, no steps, and even mean predictions of the last batches, (window, C).
 
         ``labels``, shape (C,), is the client's number of labels of each class per image, summed over rounds. Its mean
         over clients, weighted by their images, is the cohort's number of labels of each class per image.
         """
-        device = next(network.parameters()).device
-        even = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
+        num_classes, device = fresh.spec.num_classes, fresh.device
+        even = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
             "labels": torch.zeros_like(even),
             "steps": torch.zeros((), device=device),

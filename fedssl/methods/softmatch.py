@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
+from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised
 from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
@@ -54,12 +53,10 @@ class SoftMatch(SemiSupervised):
         """Keep the running statistics in the scope that the experiment says."""
         return (Slot("statistics", self.statistics_scope),)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start at chance, after no step: confidence 1/C, variance 1, every class with probability 1/C."""
-        device = next(network.parameters()).device
-        chance = torch.full((spec.num_classes,), 1 / spec.num_classes, device=device)
+        num_classes, device = fresh.spec.num_classes, fresh.device
+        chance = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
             "doubt": 1 - chance[0],
             "doubt_square": (1 - chance[0]).square() + 1,

@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     mean_by_example,
     probability_mse,
@@ -47,15 +46,13 @@ class TemporalEnsembling(SemiSupervised):
         """Keep an average and a count of visits for every example, at the client."""
         return (Slot("ensemble", "client"),)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with no prediction: Z of shape (n, num_classes), visits t of shape (n,)."""
-        assert shard is not None, "the ensemble lives at the client"
-        device = shard.images.device
+        assert fresh.shard is not None, "the ensemble lives at the client"
+        num_examples, device = len(fresh.shard), fresh.device
         return {
-            "average": torch.zeros(len(shard), spec.num_classes, device=device),
-            "visits": torch.zeros(len(shard), dtype=torch.int64, device=device),
+            "average": torch.zeros(num_examples, fresh.spec.num_classes, device=device),
+            "visits": torch.zeros(num_examples, dtype=torch.int64, device=device),
         }
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:

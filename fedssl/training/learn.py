@@ -8,6 +8,7 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.slots import State
 from fedssl.data.shard import Shard
+from fedssl.methods.base import Fresh
 from fedssl.training.loop import FitReport, fit
 from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.recipe import Recipe
@@ -76,5 +77,5 @@ def fill_slots(
         else:
             # A server slot starts with the same content at every client, so it is made without any client's examples.
             held = None if slot.scope == "server" else shard
-            state[slot.name] = recipe.init_slot(slot.name, network, shard.spec, held)
+            state[slot.name] = recipe.init_slot(slot.name, Fresh(network, shard.spec, held))
     return state

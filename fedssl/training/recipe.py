@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Scope, Slot, Tensors
-from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Method
+from fedssl.methods.base import Fresh, Method
 from fedssl.training.correction import Correction
 from fedssl.training.optimization import Train
 
@@ -50,14 +47,13 @@ class Recipe:
         each = labeled + batch * views.ratio * len(views.unlabeled)
         return each * self.num_steps(num_labeled, num_examples)
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Return a slot's first content; the arguments are those of `Method.init_slot`."""
         if any(slot.name == name for slot in self.method.slots()):
-            return self.method.init_slot(name, network, spec, shard)
+            return self.method.init_slot(name, fresh)
+        if self.correction is not None and any(s.name == name for s in self.correction.slots()):
+            return self.correction.init_slot(name, fresh)
         if name in self.augment.learned:
-            device = next(network.parameters()).device
-            fresh = self.augment.learned[name].initial()
-            return {key: tensor.to(device) for key, tensor in fresh.items()}
+            initial = self.augment.learned[name].initial()
+            return {key: tensor.to(fresh.device) for key, tensor in initial.items()}
         return {}  # an optimizer that has not stepped has no state

@@ -29,8 +29,8 @@ class EntropyMinimization(SemiSupervised):
     def slots(self):
         return (Slot("shown", "client"),)
 
-    def init_slot(self, name, network, spec, shard):
-        return {"times": torch.zeros(len(shard))}
+    def init_slot(self, name, fresh):
+        return {"times": torch.zeros(len(fresh.shard))}
 
     def loss(self, network, batch, state, progress):
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Progress, Views
+from fedssl.methods.base import Batch, Fresh, Progress, Views
 
 SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
 PROGRESS = Progress(round=5, num_rounds=5, step=9, num_steps=10)
@@ -62,7 +62,7 @@ def shard():
 def state_of(method, network):
     return {
         slot.name: method.init_slot(
-            slot.name, network, SPEC, None if slot.scope == "server" else shard()
+            slot.name, Fresh(network, SPEC, None if slot.scope == "server" else shard())
         )
         for slot in method.slots()
     }

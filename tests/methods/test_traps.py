@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fedssl.core.slots import Slot
 from fedssl.methods import functional as pieces
-from fedssl.methods.base import METHODS, Learner, Loss, Progress, SemiSupervised
+from fedssl.methods.base import METHODS, Fresh, Learner, Loss, Progress, SemiSupervised
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
@@ -229,7 +229,7 @@ def test_buffers_are_copied_and_counters_stay_integers():
 
 def test_a_teacher_never_shares_memory_with_the_student():
     network = linear()
-    teacher = MeanTeacher().init_slot("teacher", network, SPEC, None)
+    teacher = MeanTeacher().init_slot("teacher", Fresh(network, SPEC, None))
     before = {name: tensor.clone() for name, tensor in teacher.items()}
     with torch.no_grad():
         for p in network.parameters():
@@ -461,7 +461,7 @@ class Careless(SemiSupervised):
     def slots(self):
         return (Slot("memory", "client"),)
 
-    def init_slot(self, name, network, spec, shard):
+    def init_slot(self, name, fresh):
         return {"seen": torch.zeros(12)}
 
     def loss(self, network, batch, state, progress):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import (
     Batch,
+    Fresh,
     Learner,
     Loss,
     Method,
@@ -43,14 +43,15 @@ class Stateful(Method):
     def slots(self) -> tuple[Slot, ...]:
         return (Slot("memory", "client"), Slot("marginal", "server"), Slot("scratch", "reset"))
 
-    def init_slot(
-        self, name: str, network: nn.Module, spec: ImageSpec, shard: Shard | None
-    ) -> Tensors:
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         if name == "memory":
-            assert shard is not None
-            return {"seen": torch.zeros(len(shard), dtype=torch.int64), "rounds": torch.zeros(1)}
+            assert fresh.shard is not None
+            return {
+                "seen": torch.zeros(len(fresh.shard), dtype=torch.int64),
+                "rounds": torch.zeros(1),
+            }
         if name == "marginal":
-            assert shard is None, "server state is made at the server"
+            assert fresh.shard is None, "server state is made at the server"
             return {"mass": torch.zeros(10)}
         return {"loss": torch.zeros(1)}
 

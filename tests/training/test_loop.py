@@ -9,7 +9,7 @@ from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core import rng
 from fedssl.engine.local_grid import Apps
-from fedssl.methods.base import METHODS, SemiSupervised, Views
+from fedssl.methods.base import METHODS, Fresh, SemiSupervised, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
@@ -32,9 +32,8 @@ def train_client(
     network = build_network(model, method, shard.spec, 0)
     recipe = Recipe(method, train, augment)
     if state is None:
-        state = {
-            s.name: recipe.init_slot(s.name, network, shard.spec, shard) for s in recipe.slots()
-        }
+        fresh = Fresh(network, shard.spec, shard)
+        state = {s.name: recipe.init_slot(s.name, fresh) for s in recipe.slots()}
     report = fit(
         network, shard, recipe, state,
         seed=seed, server_round=round, client=client, phase_round=round, phase_rounds=10,
