@@ -181,6 +181,16 @@ def as_numpy(array: npt.NDArray[Any] | Tensor) -> npt.NDArray[Any]:
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
 
 
+def as_tensors(
+    records: Mapping[str, NamedArrays], device: torch.device
+) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the arrays of several records as tensors on a device."""
+    return {
+        record: {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+        for record, arrays in records.items()
+    }
+
+
 def from_record(record: ArrayRecord) -> NamedArrays:
     """Decode a Flower record as named arrays, which must not be written to."""
     return {name: _decode_array(array) for name, array in record.items()}
@@ -469,9 +479,9 @@ def without_records(reply: Message, records: Collection[str]) -> Message:
     return message_of(reply.metadata, _filled(RecordDict(), kept))
 
 
-def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Message:
+def metrics_reply(message: Message, metrics: Metrics) -> Message:
     """Return a reply that carries metrics only."""
-    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
+    content = RecordDict({METRICS: _filled(MetricRecord(), metrics)})
     return Message(content=content, reply_to=message)
 
 

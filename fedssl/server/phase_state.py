@@ -1,6 +1,6 @@
 """The state that stays the same over a phase, such as a frozen teacher: it travels once to each client that needs it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -12,6 +12,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.server.method_state import attach_state, initial_state
+from fedssl.server.round_log import RoundLog
 from fedssl.training.recipe import Recipe
 
 HOLDERS = "(holders)"
@@ -70,8 +71,9 @@ class PhaseState:
         config = ConfigRecord(dict(content.config_records[protocol.CONFIG]))
         config[protocol.KEEP_STATE] = True
         state = protocol.to_record(self._arrays)
-        own = {protocol.CONFIG: config, protocol.PHASE_STATE: state}
-        return RecordDict({**dict(content), **own})
+        extended = RecordDict(dict(content.items()))
+        extended[protocol.CONFIG], extended[protocol.PHASE_STATE] = config, state
+        return extended
 
     def request_bytes(self, message: Message, client: int) -> int:
         """Return the bytes of a request's arrays that must travel: the state does not if the client has it already."""
@@ -79,7 +81,9 @@ class PhaseState:
         is_saved = client in self._holders and protocol.PHASE_STATE in message.content
         return size - protocol.encoded_bytes(self._arrays) if is_saved else size
 
-    def note(self, succeeded: Iterable[int], failed: Iterable[int]) -> None:
-        """Note which clients have the state after a round."""
+    def note(self, log: RoundLog) -> None:
+        """Note which clients have the state after a round, and which may have lost it."""
         if self._arrays:
-            self._holders = (self._holders | set(succeeded)) - set(failed)
+            answered = {row.client for row in log.clients if row.status in ("ok", "inactive")}
+            failed = {failure.client for failure in log.failures}
+            self._holders = (self._holders | answered) - failed

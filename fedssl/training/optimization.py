@@ -266,7 +266,7 @@ class BoundCorrection:
         for parameter in shared.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in shared.values()]
+        gradients = [p.grad for p in shared.values() if p.grad is not None]
         norms = torch._foreach_norm(gradients) if gradients else ()
         if all(math.isfinite(norm) for norm in norms):
             self._correction.correct(self._learner, shared)
