@@ -73,7 +73,7 @@ def test_training_depends_on_the_named_streams_alone(shard, name):
         assert not equal(first, train_client(method, shard, **other)[0])
 
 
-MIXING = {"mixmatch", "remixmatch"}
+MIXING = {"dividemix", "mixmatch", "remixmatch"}
 """Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
 
 WITHOUT = {
