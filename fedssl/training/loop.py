@@ -20,7 +20,7 @@ from fedssl.training.judged import Judged
 from fedssl.training.learner_functions import LearnerFunctions
 from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.optimizer_set import OptimizerSet
-from fedssl.training.recipe import Recipe
+from fedssl.training.recipe import Recipe, shared_parameters
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def fit(
     )
     functions.learner = learner
     if correction is not None:
-        shared = {n: p for n, p in network.named_parameters() if method.is_shared(n)}
+        shared = shared_parameters(method, network)
         descent.correct_with(BoundCorrection(correction, learner, shared))
     # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
