@@ -213,6 +213,6 @@ def _count(
 ) -> None:
     if loss.pseudo_labels is not None and loss.accepted is not None:
         ids = batch.unlabeled_ids
-        hidden, truth = shard.labels[ids] < 0, shard.hidden_labels[ids]
+        hidden, truth = shard.labels[ids] < 0, shard.truth[ids]
         for tally in tallies:
             tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)
