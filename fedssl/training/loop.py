@@ -198,5 +198,6 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
         probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         learner.network.train()
         # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
-        match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
+        classes = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
+        match = probs.gather(1, classes.unsqueeze(1)).squeeze(1)
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)
