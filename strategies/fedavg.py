@@ -58,7 +58,16 @@ class FedAvg(Strategy):
         """Return the strategy that runs a phase.
 
         Raises:
-            InputError: The weight is the number of labeled images, and no client holds a label: all weights would be 0.
+            InputError: All weights would be 0.
+        """
+        self.check_weight(cohorts)
+        return AveragingStrategy(self, cohorts)
+
+    def check_weight(self, cohorts: Cohorts) -> None:
+        """Refuse a weight that is 0 for every client.
+
+        Raises:
+            InputError: The weight is the number of labeled images, and no client holds a label.
         """
         if self.weight == "labeled" and not cohorts.census.num_labeled.any():
             raise InputError(
@@ -66,7 +75,6 @@ class FedAvg(Strategy):
                 "is 'labeled', but no client holds a label",
                 "take another weight",
             )
-        return _FedAvg(self, cohorts)
 
     def population_weight(self, cohorts: Cohorts) -> float:
         """Return n, the sum of the weights n_k over all K clients."""
@@ -96,7 +104,14 @@ def _count(weight: str, metrics: Mapping[str, float]) -> float:
     return value
 
 
-class _FedAvg(CohortStrategy):
+class AveragingStrategy(CohortStrategy):
+    """Average a cohort's replies with the weights and over the clients that the settings say.
+
+    Args:
+        settings: The section ``[strategy]``.
+        cohorts: The clients of the run, and how many of them take part in a round.
+    """
+
     def __init__(self, settings: FedAvg, cohorts: Cohorts) -> None:
         super().__init__(cohorts, functools.partial(_count, settings.weight))
         self._settings = settings
