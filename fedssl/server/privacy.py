@@ -28,8 +28,8 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
         network: The network that clients train.
 
     Raises:
-        InputError: The method sends state, the model has statistics that noise would spoil, or the server cannot know
-            how much one client counts.
+        InputError: The method sends state, the model has statistics that noise would spoil, or the server adds noise
+            and its strategy is not a plain mean in which every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
     if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):
@@ -54,15 +54,15 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
             f"the model sends statistics such as {measured[0]!r}, which noise can spoil (a negative variance)",
             "take a normalization without statistics: model.norm = 'group'",
         )
+    # The noise of deviation z C / m fits a mean of m updates. Strategies that derive from FedAvg, such as server
+    # optimizers, do more than average: a momentum, for one, carries an update on into later rounds.
     counts_alike = (
-        isinstance(strategy, FedAvg)
-        and strategy.weight == "uniform"
-        and strategy.averaging == "cohort"
+        type(strategy) is FedAvg and strategy.weight == "uniform" and strategy.averaging == "cohort"
     )
     if privacy.noise_at == "server" and not counts_alike:
         raise InputError(
             "privacy.noise_at",
-            "is 'server', which needs every client to have the same weight",
+            "is 'server', which needs a plain mean in which every client has the same weight",
             "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or privacy.noise_at = 'client'",
         )
 
