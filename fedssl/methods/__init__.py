@@ -11,6 +11,7 @@ from fedssl.methods.base import (
     SemiSupervised,
     Views,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 __all__ = [
     "METHODS",
@@ -20,6 +21,7 @@ __all__ = [
     "Loss",
     "Method",
     "Progress",
+    "PseudoLabeling",
     "SemiSupervised",
     "Views",
 ]
