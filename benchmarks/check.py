@@ -14,7 +14,7 @@ from benchmarks.processes import LeftOut, measure
 from benchmarks.workloads import WORKLOADS, Plain, Workload
 from fedssl.core import rng
 from fedssl.experiment.experiment import Experiment
-from fedssl.training.batches import BatchLoader
+from fedssl.training.batches import BatchLoader, default_pools
 from fedssl.training.loop import fit
 
 TOLERANCE = 1e-5
@@ -62,7 +62,9 @@ def _step_difference(experiment: Experiment, plain: Plain, client: int) -> float
         return rng.make_generator(experiment.seed, purpose, round=1, client=client)
 
     size, steps = recipe.train.batch_size, plain.work.steps
-    loader = BatchLoader(shard, recipe.method.views(), recipe.augment, {}, size, steps, stream)
+    loader = BatchLoader(
+        shard, default_pools(shard), recipe.method.views(), recipe.augment, {}, size, steps, stream
+    )
     train(theirs, (Batch(*b.labeled, b.labels, *b.unlabeled) for b in loader))
     fit(
         ours, shard, recipe, {},

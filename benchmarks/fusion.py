@@ -20,10 +20,11 @@ from fedssl.data.shard import ImageSpec, Shard
 from fedssl.fusion.fit import fit_together, worth_fusing
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.cnn import CNN
-from fedssl.training.loop import Recipe, fit
+from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
 from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.recipe import Recipe
 
 SIZES = (2, 5, 10, 16, 32, 50)
 ALONE = 10

@@ -29,9 +29,10 @@ from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS
-from fedssl.training.loop import Recipe, fit
+from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 
 SPEC = ImageSpec((3, 32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), flips=True)
 WORKLOADS = {

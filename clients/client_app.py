@@ -16,12 +16,14 @@ from fedssl.clients.privacy import (
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
 from fedssl.core.trust import trust_only, trusting
+from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
 from fedssl.training.learn import learn
+from fedssl.training.loop import FitReport
 
 app = ClientApp()
 
@@ -73,27 +75,26 @@ def _train(
         here.network,
         shard,
         recipe,
-        kept_slots(recipe, request.state, context.state, request.phase),
+        kept_slots(recipe, request, context.state),
         seed=experiment.seed,
         server_round=request.server_round,
         client=local.client,
         phase_round=request.phase_round or request.server_round,
         phase_rounds=request.phase_rounds or experiment.num_rounds,
         optimizers=here.optimizers,
+        extra=protocol.as_tensors(request.extra, shard.images.device),
     )
     # Refuse a diverged network before the client keeps or sends any of it.
     refuse_divergence(weights, state)
-    save_state(recipe, weights, state, context.state, request.phase)
+    save_state(recipe, weights, state, context.state, request)
+    if report.is_inactive:
+        return protocol.metrics_reply(
+            message, _own_metrics(experiment, report, local.client, shard, None)
+        )
     # Measure the update as it was trained, before clipping and noise change it.
     trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
     is_measured = may_leave(experiment, protocol.UPDATE_NORM)
-    metrics = protocol.fit_metrics(
-        report,
-        client=local.client,
-        num_labeled=len(shard.labeled),
-        num_examples=len(shard),
-        update_norm=update_norm(request.arrays, trained) if is_measured else None,
-    )
+    norm = update_norm(request.arrays, trained) if is_measured else None
     sent = clip_and_add_noise(
         experiment,
         request.arrays,
@@ -102,8 +103,22 @@ def _train(
         client=local.client,
         secret=needs_secret_noise(experiment, context.node_config),
     )
-    metrics = metrics_that_may_leave(experiment, metrics)
+    metrics = _own_metrics(experiment, report, local.client, shard, norm)
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
+
+
+def _own_metrics(
+    experiment: ClientSettings, report: FitReport, client: int, shard: Shard, norm: float | None
+) -> protocol.Metrics:
+    """Return the metrics of a client's round that may leave the client; `norm` is the length of its update."""
+    metrics = protocol.fit_metrics(
+        report,
+        client=client,
+        num_labeled=len(shard.labeled),
+        num_examples=len(shard),
+        update_norm=norm,
+    )
+    return metrics_that_may_leave(experiment, metrics)
 
 
 @app.evaluate(mods=[protocol.reply_or_explain, with_allowed_plugins])

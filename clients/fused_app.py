@@ -228,7 +228,7 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     group = _Group(messages, errors, ready, fitted, request, experiment)
     for context, failed in zip(contexts, group.failed, strict=True):
         if context.state and not failed:  # drop an earlier phase's state; fused clients keep none
-            save_state(here.recipe, here.weights, {}, context.state, request.phase)
+            save_state(here.recipe, here.weights, {}, context.state, request)
     return group
 
 

@@ -10,9 +10,9 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.weights import Weights
 from fedssl.data.terms import Terms
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.training.loop import Recipe
 from fedssl.training.network import build_network
 from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""The base class of every strategy, and `CohortStrategy`, which samples a seeded cohort and averages its replies.
+"""The family of strategies, and `SeededStrategy`, from which our own Flower strategies derive.
 
-A strategy is a frozen section that builds a Flower `Strategy`. Our own Flower strategies derive from `CohortStrategy`
-and override some of its hooks: `select` (which clients take part), `combine` (from sums to arrays), and `after`
-(a step of the server's own, such as an optimizer's; it sees parameters only). The constructor takes the function that
-says how much a reply counts. A hook keeps what it needs in the next round as an attribute.
+A strategy is a frozen section that builds a Flower `Strategy`. Ours are of two kinds, by what they need of the replies:
+`fedssl.strategies.by_sums.SumStrategy` needs weighted sums, which workers make, and
+`fedssl.strategies.by_replies.ReplyStrategy` needs the reply of each client. A strategy may also have a client half: the
+section's `correction` (`fedssl.training.correction`).
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,25 +16,23 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
-from fedssl.core.registry import Plugin
 from fedssl.exchange import protocol
-from fedssl.exchange.buffers import without_buffers
 from fedssl.exchange.census import Cohorts
-from fedssl.exchange.reduction import CohortSums, Reduction, Weigh, by_examples
-from fedssl.exchange.sums import Sums, cohort_mean
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.strategies.keeping import read_attributes, write_attributes
+from fedssl.training.correction import WithClientHalf
 
 
-class Strategy(Plugin):
+class Strategy(WithClientHalf):
     """The ``[strategy]`` section: settings that build a Flower strategy.
 
     Example:
-        A new strategy defines `build`, and one hook of `CohortStrategy`. This one halves the way to the cohort's mean.
+        A new strategy defines `build`, and one hook of `SumStrategy`. This one halves the way to the cohort's mean.
 
         >>> import numpy as np
         >>> from fedssl.exchange.census import Census
-        >>> class Halfway(CohortStrategy):
+        >>> from fedssl.strategies.by_sums import SumStrategy
+        >>> class Halfway(SumStrategy):
         ...     def after(self, server_round, arrays, aggregate):
         ...         return {name: (arrays[name] + aggregate[name]) / 2 for name in arrays}
         >>> class HalfwaySection(Strategy):
@@ -68,44 +66,28 @@ def strategy_of(phase: PhasePlan) -> Strategy:
     return phase.strategy
 
 
-class CohortStrategy(FlowerStrategy):
-    """Sample m of K clients by seed, and average their replies in the processes that make them.
-
-    Workers add their replies to a `WeightedSum`. So memory does not grow with m, and the bits do not depend on the
-    order in which replies arrive. For grids that cannot sum replies, `aggregate_train` sums them at the server.
+class SeededStrategy(FlowerStrategy):
+    """Sample m of K clients by seed, and send them the global model.
 
     Args:
         cohorts: The clients of the run, and how many of them take part in a round.
-        weigh: Returns a reply's weight from its metrics; by default its number of examples. The function travels to the
-            workers, so it must be pure.
     """
 
-    def __init__(self, cohorts: Cohorts, weigh: Weigh = by_examples) -> None:
+    def __init__(self, cohorts: Cohorts) -> None:
         self.cohorts = cohorts
-        self.weigh = weigh
-        self._places: dict[int, int] = {}
+        self._nodes: list[int] = []
         self._arrays: NamedArrays = {}
 
     def select(self, server_round: int) -> list[int]:
         """Return the client numbers of a round; by default m of K, uniformly."""
         return self.cohorts.draw(server_round)
 
-    def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:
-        """Return the aggregate of a cohort's weighted sums; by default their mean."""
-        return cohort_mean(sums, total_weight, arrays)
+    def extra(self, server_round: int, client: int) -> Mapping[str, NamedArrays]:
+        """Return arrays for one client alone, by record and name; by default none.
 
-    def after(self, server_round: int, arrays: NamedArrays, aggregate: NamedArrays) -> NamedArrays:
-        """Return the next global parameters; by default the aggregate's.
-
-        Buffers, such as the statistics of batch normalization, are not parameters, and no step may move them. So
-        neither argument contains buffers; the server takes the buffers of the aggregate.
-
-        Args:
-            server_round: Round of the run, from 1.
-            arrays: The last global parameters.
-            aggregate: The parameters that `combine` returned.
+        The client finds them in `Learner.extra`. They come on top of the global model, which all clients share.
         """
-        return aggregate
+        return {}
 
     def numbers(self) -> Mapping[str, float]:
         """Return the numbers that the strategy measured in the round it has just concluded, by name; by default none.
@@ -120,64 +102,27 @@ class CohortStrategy(FlowerStrategy):
         Raises:
             InputError: An attribute is not a number, a text, an array, a tensor, or a list or table of these.
         """
-        return read_attributes(self, without=("_places", "_arrays"))
+        return read_attributes(self, without=("_nodes", "_arrays"))
 
     def take_up(self, kept: NamedArrays) -> None:
         """Give a strategy that was just built what `kept` returned."""
         write_attributes(self, kept)
 
-    def conclude(
-        self,
-        server_round: int,
-        arrays: NamedArrays,
-        sums: Sums | None,
-        total_weight: float,
-        buffers: Collection[str] = (),
-    ) -> NamedArrays:
-        """Return the next global arrays; the last global arrays if no reply counts.
-
-        Args:
-            server_round: Round of the run, from 1.
-            arrays: The last global arrays.
-            sums, total_weight: The cohort's sums, as `WeightedSum.result` returns them; None if no reply counts.
-            buffers: Names of the arrays that `after` must not move.
-        """
-        if sums is None:
-            return arrays
-        aggregate = self.combine(sums, total_weight, arrays)
-        moved = self.after(
-            server_round, without_buffers(arrays, buffers), without_buffers(aggregate, buffers)
-        )
-        return {name: aggregate[name] if name in buffers else moved[name] for name in arrays}
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one request for each client of the round's cohort; all requests share one content."""
-        nodes = self.cohorts.nodes(self.select(server_round))
-        self._places = {node: place for place, node in enumerate(nodes)}
+        """Return one request for each entry of `select`, in its order; requests without extra arrays share one content."""
+        clients = self.select(server_round)
+        self._nodes = self.cohorts.nodes(clients)
         self._arrays = protocol.from_record(arrays)
-        content = _content(server_round, arrays, config)
-        return [
-            protocol.new_message(MessageType.TRAIN, node, content, str(server_round))
-            for node in nodes
-        ]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the next global arrays and the sum of the replies' weights; the old arrays if no reply counts."""
-        reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {protocol.ARRAYS: self.weigh})
-        total = CohortSums(reduction, len(self._places))
-        missing = dict(self._places)
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node in missing:  # a node's second reply does not count
-                total.add(missing.pop(node), reply, self.cohorts.census.holding(node))
-        total.skip(missing.values())
-        sums, weight = total.result()[protocol.ARRAYS]
-        arrays = self.conclude(server_round, self._arrays, sums, weight)
-        return protocol.to_record(arrays), MetricRecord({"total-weight": weight})
+        shared = _content(server_round, arrays, config)
+        messages = []
+        for client, node in zip(clients, self._nodes, strict=True):
+            own = self.extra(server_round, client)
+            content = _with_extra(shared, own) if own else shared
+            group = str(server_round)
+            messages.append(protocol.new_message(MessageType.TRAIN, node, content, group))
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -199,3 +144,9 @@ def _content(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> Re
     own = ConfigRecord(dict(config))
     own[protocol.ROUND] = server_round
     return RecordDict({protocol.ARRAYS: arrays, protocol.CONFIG: own})
+
+
+def _with_extra(content: RecordDict, extra: Mapping[str, NamedArrays]) -> RecordDict:
+    """Return a content with further records; the records of the old content are shared."""
+    records = {f"{protocol.EXTRA}{name}": protocol.to_record(own) for name, own in extra.items()}
+    return RecordDict({**dict(content), **records})

@@ -17,7 +17,8 @@ from fedssl.core.numbers import CHOSEN, NAME
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.sums import Sums, cohort_mean, population_mean
-from fedssl.strategies.base import CohortStrategy, Strategy
+from fedssl.strategies.base import Strategy
+from fedssl.strategies.by_sums import SumStrategy
 
 NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
 """Value of ``strategy.weight`` that names a number which the method records."""
@@ -96,7 +97,7 @@ def _count(weight: str, metrics: Mapping[str, float]) -> float:
     return value
 
 
-class _FedAvg(CohortStrategy):
+class _FedAvg(SumStrategy):
     def __init__(self, settings: FedAvg, cohorts: Cohorts) -> None:
         super().__init__(cohorts, functools.partial(_count, settings.weight))
         self._settings = settings

@@ -7,9 +7,10 @@ from fedssl.data.shard import ImageSpec, Shard
 from fedssl.fusion.fit import fit_together
 from fedssl.methods.functional import snapshot
 from fedssl.models.cnn import CNN
-from fedssl.training.loop import Recipe, fit
+from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 
 SPEC = ImageSpec((1, 8, 8), 4, (0.4,), (0.3,), flips=True)
 MODEL = CNN(widths=(6, 8), hidden=12, norm="none")

@@ -12,7 +12,7 @@ from fedssl.experiment.client_settings import ClientSettings
 NEEDED = frozenset(
     (
         *(protocol.CLIENT, *protocol.COUNTS, *protocol.PSEUDO_COUNTS),
-        *(protocol.NUM_STEPS, protocol.LOSS, protocol.SECONDS),
+        *(protocol.NUM_STEPS, protocol.LOSS, protocol.SECONDS, protocol.INACTIVE),
     )
 )
 """These metrics leave every client: the server needs them to average, to check and to report."""

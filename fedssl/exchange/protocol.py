@@ -9,7 +9,7 @@ import io
 import math
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -42,7 +42,18 @@ from fedssl.training.loop import FitReport
 
 ARRAYS = "arrays"
 STATE = "state"
-"""Record of the methods' state that the server keeps. It is a record apart, because strategies see weights only."""
+"""Record of the state that the server merges, weighted by examples. It is a record apart, because strategies see weights
+only."""
+UNIFORM_STATE = "state.uniform"
+"""Record of the state that the server merges with the same weight for every client."""
+STATE_RECORDS: Mapping[str, str] = {"examples": STATE, "uniform": UNIFORM_STATE}
+"""The record of ``server`` state, by the weight with which it is merged; see `fedssl.core.slots.Merge`."""
+PHASE_STATE = "state.phase"
+"""Record of the state that stays the same over a phase; it never comes back."""
+KEEP_STATE = "keep-state"
+"""This entry of a request's config says that the client keeps the state of the phase, because it is sent only once."""
+EXTRA = "extra."
+"""The names of records that a strategy sends to one client alone begin with this prefix."""
 CONFIG = "config"
 METRICS = "metrics"
 
@@ -75,6 +86,8 @@ NUM_CONFIDENT = "num-confident"
 COUNTS = (NUM_EXAMPLES, NUM_LABELED, NUM_CONFIDENT)
 UPDATE_NORM = "update-norm"
 NUM_STEPS = "num-steps"
+INACTIVE = "inactive"
+"""This metric is 1 if the client sat the round out: its reply carries no arrays and does not count in any sum."""
 LOSS = "loss"
 SECONDS = "seconds"
 PSEUDO_COUNTS = ("pseudo-considered", "pseudo-accepted", "pseudo-judged", "pseudo-right")
@@ -166,6 +179,16 @@ def to_record(arrays: Mapping[str, npt.NDArray[Any] | Tensor]) -> ArrayRecord:
 def as_numpy(array: npt.NDArray[Any] | Tensor) -> npt.NDArray[Any]:
     """Return a tensor as a numpy array; a tensor on the CPU and its array share memory."""
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+
+
+def as_tensors(
+    records: Mapping[str, NamedArrays], device: torch.device
+) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the arrays of several records as tensors on a device."""
+    return {
+        record: {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+        for record, arrays in records.items()
+    }
 
 
 def from_record(record: ArrayRecord) -> NamedArrays:
@@ -289,13 +312,16 @@ class Request:
 
     Args:
         arrays: Global weights by name.
-        state: The part of the method's state that the server keeps, by ``SLOT/NAME``.
+        state: The state that the server merges, by ``SLOT/NAME``.
         experiment: The experiment of the phase, as JSON.
         server_round: Round of the run, from 1.
         phase: Phase of the run, from 0.
         phase_round: Round of the phase, from 1; None from a stock Flower strategy, which knows no phases.
         phase_rounds: Number of rounds of the phase; None from a stock Flower strategy.
         terms: What the images of all clients have in common; None unless clients bring their own images.
+        phase_state: The state that stays the same over the phase, by ``SLOT/NAME``; empty if the request has none.
+        keeps_phase_state: Whether the client must keep `phase_state`, because it will not be sent again.
+        extra: Arrays for this client alone, by record and name.
     """
 
     arrays: NamedArrays
@@ -306,6 +332,9 @@ class Request:
     phase_round: int | None
     phase_rounds: int | None
     terms: Terms | None = None
+    phase_state: NamedArrays = field(default_factory=dict)
+    keeps_phase_state: bool = False
+    extra: Mapping[str, NamedArrays] = field(default_factory=dict)
 
 
 def request_config(
@@ -349,14 +378,30 @@ def read_request(message: Message) -> Request:
     images = cast("str | None", config.get(IMAGES))
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},
-        state=arrays_of(message.content, STATE) or {},
+        state=_state_of(message.content),
         experiment=cast("str", config[EXPERIMENT]),
         server_round=cast("int", config.get(ROUND, 1)),
         phase=cast("int", config.get(PHASE, 0)),
         phase_round=cast("int | None", config.get(PHASE_ROUND)),
         phase_rounds=cast("int | None", config.get(PHASE_ROUNDS)),
         terms=None if images is None else Terms.from_json(images),
+        phase_state=arrays_of(message.content, PHASE_STATE) or {},
+        keeps_phase_state=bool(config.get(KEEP_STATE, False)),
+        extra={
+            name.removeprefix(EXTRA): arrays_of(message.content, name) or {}
+            for name in message.content
+            if name.startswith(EXTRA)
+        },
     )
+
+
+def _state_of(content: RecordDict) -> NamedArrays:
+    """Return the arrays of all records of ``server`` state."""
+    return {
+        name: array
+        for record in STATE_RECORDS.values()
+        for name, array in (arrays_of(content, record) or {}).items()
+    }
 
 
 def new_message(
@@ -385,7 +430,9 @@ def fit_metrics(
         num_labeled, num_examples: Number of its labeled and of all its training images.
         update_norm: L2 norm of the change that training made to the shared weights; None: not measured.
     """
-    measured = {} if update_norm is None else {UPDATE_NORM: update_norm}
+    measured: dict[str, float] = {} if update_norm is None else {UPDATE_NORM: update_norm}
+    if report.is_inactive:
+        measured[INACTIVE] = 1
     numbers = {f"{NUMBER}{n}": value for n, value in report.numbers.items() if value == value}
     return {
         CLIENT: client,
@@ -419,8 +466,10 @@ def fit_reply(
     The reply has a state only if the request had one: Flower's own strategies accept one array record only.
     """
     records = {ARRAYS: to_record(arrays), METRICS: _filled(MetricRecord(), metrics)}
-    if STATE in message.content:
-        records[STATE] = to_record(state)
+    for record in STATE_RECORDS.values():
+        if record in message.content:
+            names = message.content.array_records[record]
+            records[record] = to_record({name: state[name] for name in names})
     return Message(content=_filled(RecordDict(), records), reply_to=message)
 
 
@@ -430,9 +479,9 @@ def without_records(reply: Message, records: Collection[str]) -> Message:
     return message_of(reply.metadata, _filled(RecordDict(), kept))
 
 
-def metrics_reply(message: Message, metrics: Mapping[str, int | float]) -> Message:
+def metrics_reply(message: Message, metrics: Metrics) -> Message:
     """Return a reply that carries metrics only."""
-    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
+    content = RecordDict({METRICS: _filled(MetricRecord(), metrics)})
     return Message(content=content, reply_to=message)
 
 

@@ -53,6 +53,15 @@ def by_examples(metrics: Mapping[str, float]) -> float:
     return metrics[protocol.NUM_EXAMPLES]
 
 
+def uniformly(metrics: Mapping[str, float]) -> float:
+    """Return 1, the same weight for every client."""
+    return 1.0
+
+
+WEIGH_STATE: Mapping[str, Weigh] = {protocol.STATE: by_examples, protocol.UNIFORM_STATE: uniformly}
+"""The weight of a reply in the sum of each record of ``server`` state."""
+
+
 @dataclass(frozen=True)
 class Reduction:
     """How the replies of a round are checked and summed.
@@ -89,11 +98,15 @@ class CohortSums:
     Args:
         reduction: How replies are checked and summed.
         size: Number of places.
+        keeps_replies: Whether every reply that counts is also kept, for strategies that need single replies.
     """
 
-    def __init__(self, reduction: Reduction, size: int) -> None:
+    def __init__(self, reduction: Reduction, size: int, *, keeps_replies: bool = False) -> None:
         self.reduction = reduction
         self.size = size
+        self.replies: dict[int, Reply] = {}
+        """The replies that count, by place, if they are kept; a client that sat the round out has none."""
+        self._keeps_replies = keeps_replies
         self._sums = {name: WeightedSum(size) for name in reduction.weigh}
 
     def add(self, place: int, message: Message, holding: Holding | None = None) -> Answer:
@@ -126,6 +139,10 @@ class CohortSums:
             weights = self._weights_of(reply, holding)
         except ValueError as error:
             return self.leave_out(place, reply.node, f"refused: {error}")
+        if reply.is_inactive:
+            self.skip([place])
+        elif self._keeps_replies:
+            self.replies[place] = reply
         for name, weight in weights.items():
             self._sums[name].add(place, reply.arrays[name], weight)
         return Answer(reply.node, reply.metrics, reply.num_bytes, lists=reply.lists)
@@ -138,10 +155,11 @@ class CohortSums:
         """
         try:
             flaw = flaw_of_metrics(reply.metrics, reply.lists, holding)
-            for name in self.reduction.layouts:
-                flaw = flaw or flaw_of_arrays(reply.arrays[name])
-            flaw = flaw or self._flaw_of_length(reply.arrays.get(protocol.ARRAYS, {}))
-            weigh = {} if flaw else self.reduction.weigh
+            for arrays in reply.arrays.values():
+                flaw = flaw or flaw_of_arrays(arrays)
+            if not reply.is_inactive:
+                flaw = flaw or self._flaw_of_length(reply.arrays.get(protocol.ARRAYS, {}))
+            weigh = {} if flaw or reply.is_inactive else self.reduction.weigh
             weights = {name: of_metrics(reply.metrics) for name, of_metrics in weigh.items()}
         except ValueError:
             raise

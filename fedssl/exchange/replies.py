@@ -31,13 +31,24 @@ class Reply:
     arrays: Mapping[str, NamedArrays] = field(default_factory=dict)
     num_bytes: int = 0
 
+    @property
+    def is_inactive(self) -> bool:
+        """Whether the client sat the round out; then the reply carries no arrays."""
+        return is_inactive(self.metrics)
+
+
+def is_inactive(metrics: Mapping[str, float]) -> bool:
+    """Return whether the metrics of a reply say that the client sat the round out."""
+    return bool(metrics.get(protocol.INACTIVE))
+
 
 def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
     """Decode the reply of another party: exactly the requested arrays, and metrics.
 
     Args:
         message: Any message but an error; nothing in it is believed.
-        layouts: Shape and type of each array that the reply must carry, by record.
+        layouts: Shape and type of each array that the reply must carry, by record. The reply of a client that sat the
+            round out carries none of them.
 
     Raises:
         ValueError: The reply cannot be read, or does not hold exactly what was requested; the message says why.
@@ -45,7 +56,9 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
     try:
         records = dict(message.content)
         metrics = protocol.all_metrics_of(message)
-        found = {name: records.pop(name, None) for name in layouts}
+        single, lists = protocol.split_metrics(metrics)
+        wanted = () if is_inactive(single) else layouts
+        found = {name: records.pop(name, None) for name in wanted}
         records.pop(protocol.METRICS, None)
         arrays = {
             name: protocol.arrays_like(record, layouts[name])
@@ -54,7 +67,6 @@ def read_reply(message: Message, layouts: Mapping[str, Layout]) -> Reply:
         }
         num_bytes = protocol.num_bytes(message.content)
         num_metrics = len(metrics)
-        single, lists = protocol.split_metrics(metrics)
     except ValueError:
         raise
     except Exception as error:  # a bad reply may fail in any way, and must hurt no other reply

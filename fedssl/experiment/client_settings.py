@@ -11,6 +11,7 @@ from fedssl.augment.policy import Augment
 from fedssl.core.registry import Section, input_error
 from fedssl.core.trust import Trust, current_trust, trusting
 from fedssl.data.sources.base import SOURCES, Source
+from fedssl.experiment.families import STRATEGIES
 from fedssl.experiment.privacy import Privacy
 from fedssl.experiment.sections import FederationSection
 from fedssl.experiment.settings import without_none
@@ -18,8 +19,9 @@ from fedssl.methods.base import METHODS, Method
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
-from fedssl.training.loop import Recipe
+from fedssl.training.correction import WithClientHalf
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 
 DEFAULT_ROUNDS = 40
 """An experiment without `rounds` and without phases has this many rounds."""
@@ -46,6 +48,9 @@ class ClientSettings(Section):
         FixMatch(), description="how clients learn from labeled and unlabeled images"
     )
     train: Train = Field(Train(), description="a client's local training in a round")
+    strategy: Annotated[WithClientHalf, STRATEGIES] | None = Field(
+        None, description="the strategy, if it has a client half; else clients do not see it"
+    )
     privacy: Privacy | None = Field(
         None,
         description="clipping and noise of a client's update; unset: a client sends the weights as it trained them",
@@ -56,8 +61,9 @@ class ClientSettings(Section):
 
     @property
     def recipe(self) -> Recipe:
-        """The method, the training settings and the augmentation with which a client learns."""
-        return Recipe(self.method, self.train, self.augment)
+        """The method, training settings, augmentation and correction with which a client learns."""
+        correction = None if self.strategy is None else self.strategy.correction()
+        return Recipe(self.method, self.train, self.augment, correction)
 
     @property
     def num_rounds(self) -> int:
@@ -87,6 +93,8 @@ class ClientSettings(Section):
     def to_client_json(self) -> str:
         """Return the settings that clients need as one line of JSON, as they are sent."""
         names = set(ClientSettings.model_fields)
+        if self.recipe.correction is None:
+            names.remove("strategy")
         table = self.model_dump(mode="json", exclude_none=True, include=names)
         return json.dumps(without_none(table))
 

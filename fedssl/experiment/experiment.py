@@ -18,7 +18,8 @@ from fedssl.experiment.families import STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, read_toml, tables_of, without_none
 from fedssl.experiment.system.section import System
-from fedssl.training.loop import Recipe
+from fedssl.training.correction import WithClientHalf
+from fedssl.training.recipe import Recipe
 
 
 class Phase(Section):
@@ -47,7 +48,7 @@ WITHOUT_EFFECT = ("engine", "record", "tracker")
 class RunSettings(ClientSettings):
     """All settings but the phases: the settings that a whole experiment and one of its phases have in common."""
 
-    strategy: Annotated[Plugin, STRATEGIES] = Field(
+    strategy: Annotated[WithClientHalf, STRATEGIES] = Field(
         default_factory=lambda: STRATEGIES.build({}),
         validate_default=True,
         description="how the server makes one model out of the clients' models",

@@ -12,8 +12,9 @@ from fedssl.experiment.sections import SERVER_METHODS
 from fedssl.experiment.system.section import SYSTEM_FAMILIES
 from fedssl.methods.base import METHODS
 from fedssl.models.base import MODELS
+from fedssl.training.correction import WithClientHalf
 
-STRATEGIES = Family("strategy", "fedssl.strategies", Plugin, "strategy", default="fedavg")
+STRATEGIES = Family("strategy", "fedssl.strategies", WithClientHalf, "strategy", default="fedavg")
 TRACKERS = Family("tracker", "fedssl.views.trackers", Plugin, "tracker", default=None)
 
 PLUGIN_SECTIONS = {

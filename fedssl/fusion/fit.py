@@ -23,9 +23,10 @@ from fedssl.methods.base import Progress
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
-from fedssl.training.loop import FitReport, Recipe, fit
+from fedssl.training.loop import FitReport, fit
 from fedssl.training.optimization import Descent
 from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.recipe import Recipe
 
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
 """The group sizes (clients) that `worth_fusing` tries."""

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Hashable, Sequence
 
-from fedssl.training.loop import Recipe
+from fedssl.training.recipe import Recipe
 
 GROUP_SIZE = 32
 """The group size (clients) if none is measured: it has most of the gain, and larger groups outgrow a core's cache."""

@@ -16,28 +16,34 @@ mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `l
 pseudo-labels by its own or by the received model       nothing: `PseudoLabeling` has `guess`
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
                                                         rows of it; `Loss.updates` writes it
+memory by example for one round, such as its labels     a ``reset`` slot of shape (n, ...), written by `begin`
+choice of the round's examples and of their labels      `pools`; empty pools mean that the client sits the round out
 a number of its own in the record                       `loss`: `Loss.numbers`
 running statistics, merged at the server                a ``server`` slot, written by `Loss.updates`: it comes back as
-                                                        the cohort's weighted mean (a ratio of sums is a ratio of two
-                                                        such means)
+                                                        the slot's `Merge` says, by default as the cohort's weighted
+                                                        mean (a ratio of sums is a ratio of two such means)
 randomness in the loss (mixing, adversarial directions) nothing: `Batch.generator`
 a second network, an extra head                         `network` (a module that holds them all), `classifier`
 weights that never leave the client                     `is_shared` (those keys stay in the client's own slot)
 several optimizers, a step of its own                   `optimizers`, `step`
 a queue or a bank of features                           a ``reset`` or ``client`` slot
-a pass over the whole shard before the steps            `begin` (`Learner.shard` holds it, `Learner.stream` draws)
+a pass over the whole shard before the steps            `begin` (`Learner.show` shows it in order)
+batches of its own beside the main ones                 `Learner.batches`
+the weights as they were received                       `Learner.received`
+gradients that move no weight                           `Learner.gradients`
+something between its hooks, for this round only        `Learner.scratch`
 something after the steps (statistics of BatchNorm)     `end`
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
-the model of an earlier phase (a frozen teacher)        a ``server`` slot: `init_slot` is given the global network
-                                                        when the phase begins; if the method never writes the slot,
-                                                        its content stays
+the model of an earlier phase (a frozen teacher)        a ``phase`` slot: `init_slot` is given the global network
+                                                        when the phase begins, and the content travels once
 ======================================================= ==========================================================
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -48,6 +54,7 @@ from fedssl.core.numbers import check_names
 from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
+from fedssl.methods.functional import snapshot
 
 View = Literal["weak", "strong", "plain"]
 """How an image is shown: weakly or strongly augmented, or as it is."""
@@ -74,7 +81,7 @@ class Batch:
 
     Args:
         labeled: Views of the labeled batch, each (B, C, H, W); B is 0 at a client without labels.
-        labels: Classes of the labeled batch, int64 (B,).
+        labels: Classes of the labeled batch, int64 (B,); or the targets that the round's `Pools` give it.
         labeled_ids: Rows of the labeled batch in the shard, int64 (B,).
         unlabeled: Views of the unlabeled batch, each (mu B, C, H, W).
         unlabeled_ids: Rows of the unlabeled batch in the shard, int64 (mu B,).
@@ -90,6 +97,27 @@ class Batch:
     unlabeled_ids: Tensor
     generator: torch.Generator
     probes: Mapping[str, Probe] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The examples that batches are drawn from.
+
+    Args:
+        labeled: Ids of the examples of labeled batches, int64 (n_l,); an id may be there several times.
+        unlabeled: Ids of the examples of unlabeled batches, int64 (n_u,).
+        targets: Labels of `labeled`, in its order: classes, int64 (n_l,), or probabilities (n_l, num_classes). None:
+            the labels that the client was given.
+        replacement: Whether every draw is from the whole pool; if not, batches come from shuffled passes.
+    """
+
+    labeled: Tensor
+    unlabeled: Tensor
+    targets: Tensor | None = None
+    replacement: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labeled) + len(self.unlabeled)
 
 
 @dataclass(frozen=True)
@@ -197,6 +225,34 @@ class Fresh:
         return next(self.network.parameters()).device
 
 
+class Show(Protocol):
+    """Shows examples once, in order, each in one view."""
+
+    def __call__(
+        self, view: View, ids: Tensor | None = None, *, name: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the ids (B,) and the normalized images (B, C, H, W) of some examples.
+
+        Args:
+            view: How the images are shown.
+            ids: Examples to show, int64; by default the whole shard in order.
+            name: Name of the pass. It has a random stream of its own, so it cannot shift the draws of the steps.
+        """
+
+
+class Batches(Protocol):
+    """Makes further batches beside those that every step is given."""
+
+    def __call__(self, pools: Pools, views: Views, *, name: str) -> Iterator[Batch]:
+        """Yield one batch for each step of the round, with random streams of its own.
+
+        Args:
+            pools: Examples that the batches are drawn from.
+            views: Views of the batches.
+            name: Name of the batches' streams.
+        """
+
+
 @dataclass
 class Learner:
     """One client's training in one round, as a method's hooks see it.
@@ -209,6 +265,12 @@ class Learner:
         progress: How far the round has come; `fit` updates it.
         stream: Function that returns the generator for a purpose, derived from (seed, purpose, round, client).
         descend: Function that takes one step of the named optimizer down a scalar, clipped as the experiment says.
+        gradients: Function that returns the gradients of a scalar for the named optimizer's parameters, by the
+            parameters' names in the network; nothing moves.
+        show: Function that shows examples once, in order.
+        batches: Function that makes further batches.
+        extra: Arrays that the strategy sent to this client alone, as tensors: record -> name -> tensor.
+        scratch: What a method's hooks note for each other during this round.
     """
 
     network: nn.Module
@@ -218,6 +280,24 @@ class Learner:
     progress: Progress
     stream: Callable[[str], torch.Generator]
     descend: Callable[[Tensor, str], None]
+    gradients: Callable[[Tensor, str], Tensors]
+    show: Show
+    batches: Batches
+    extra: Mapping[str, Tensors] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def received(self) -> Tensors:
+        """The parameters and buffers as the client received them, by name; they must not be written to.
+
+        Ask for them before the first step, in `Method.begin` for example, because the copy is made then.
+
+        Raises:
+            RuntimeError: The round's first step is over, and the network holds other weights.
+        """
+        if self.progress.step > 0:
+            raise RuntimeError("ask for Learner.received before the first step of a round")
+        return snapshot(self.network)
 
 
 class Method(Plugin):
@@ -293,6 +373,15 @@ class Method(Plugin):
     def begin(self, learner: Learner) -> None:
         """Do something before the first step of a round, such as a pass over the shard."""
 
+    def pools(self, learner: Learner) -> Pools | None:
+        """Return the examples of this round's batches, after `begin`.
+
+        None, the default: labeled batches come from the labeled examples, unlabeled batches from all examples. Pools
+        without any example: the client sits the round out. It takes no step, sends no weights, and does not count in
+        the mean.
+        """
+        return None
+
     def step(self, learner: Learner, batch: Batch) -> Loss:
         """Take one step; by default, the main optimizer takes one step down the loss."""
         loss = self.loss(learner.network, batch, learner.state, learner.progress)
@@ -305,8 +394,8 @@ class Method(Plugin):
             learner.state[slot].update(tensors)
         return loss
 
-    def after_step(self, learner: Learner) -> None:
-        """Do something after every step, such as moving a teacher."""
+    def after_step(self, learner: Learner, batch: Batch, loss: Loss) -> None:
+        """Do something after every step, such as moving a teacher; `loss` is what `step` returned for `batch`."""
 
     def end(self, learner: Learner) -> None:
         """Do something after the last step of a round."""

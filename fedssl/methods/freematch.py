@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.core.slots import Scope, Slot, State, Tensors
+from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.methods.base import Batch, Fresh, Loss, Progress
 from fedssl.methods.functional import (
     class_shares,
@@ -33,7 +33,7 @@ class FreeMatch(PseudoLabeling):
         0.99, ge=0, lt=1, description="decay of the statistics, per step; 0.999 in the paper"
     )
     fairness_weight: float = Field(0.01, ge=0, description="w_f, weight of the fairness loss")
-    statistics_scope: Scope = Field(
+    statistics_scope: ChangingScope = Field(
         "server",
         description="where the statistics live: they start anew each round (reset), stay with the client, "
         "or are averaged by the server",

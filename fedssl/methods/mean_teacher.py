@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fedssl.core.slots import Scope, Slot, State, Tensors
+from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised, Views
 from fedssl.methods.functional import (
     call_with,
@@ -53,7 +53,7 @@ class MeanTeacher(SemiSupervised):
     student_view: Literal["weak", "strong"] = Field(
         "weak", description="view that the student sees; the paper's is weak, like the teacher's"
     )
-    teacher_scope: Scope = Field(
+    teacher_scope: ChangingScope = Field(
         "reset",
         description="where the teacher lives: it starts each round from the global model (reset), stays with "
         "its client, or is averaged by the server",
@@ -89,7 +89,7 @@ class MeanTeacher(SemiSupervised):
         weight = self.unlabeled_weight * sigmoid_ramp(progress.fraction, self.ramp_up)
         return Loss(supervised + weight * consistency, pseudo_labels, mask)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, learner: Learner, batch: Batch, loss: Loss) -> None:
         """Move the teacher towards the student, with the paper's warm-up of the decay."""
         decay = warm_decay(self.ema_decay, learner.progress.global_step)
         ema_update(learner.state["teacher"], learner.network, decay)

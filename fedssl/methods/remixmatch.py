@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.errors import InputError
-from fedssl.core.slots import Scope, Slot, State, Tensors
+from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec
 from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, View, Views
 from fedssl.methods.functional import (
@@ -79,7 +79,7 @@ class ReMixMatch(PseudoLabeling):
         lt=1,
         description="decay, per step, of the even classes from which the wanted class distribution starts",
     )
-    alignment_scope: Scope = Field(
+    alignment_scope: ChangingScope = Field(
         "server",
         description="where the running distributions live: they start anew each round (reset), stay with the "
         "client, or are averaged by the server",

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedssl.core.slots import Scope, Slot, State, Tensors
+from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.methods.base import Batch, Fresh, Loss, Progress
 from fedssl.methods.functional import (
     align_distribution,
@@ -43,7 +43,7 @@ class SoftMatch(PseudoLabeling):
         True,
         description="whether predictions aligned to even classes give the weights (the paper's UA)",
     )
-    statistics_scope: Scope = Field(
+    statistics_scope: ChangingScope = Field(
         "server",
         description="where the statistics live: they start anew each round (reset), stay with the client, "
         "or are averaged by the server",

@@ -1,23 +1,25 @@
 """Send one round's requests over a grid, and note, check and sum the replies."""
 
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.engine.client_grid import ClientGrid
+from fedssl.engine.client_grid import ClientGrid, Screen, do_nothing
 from fedssl.exchange import protocol
 from fedssl.exchange.buffers import CohortStatistics
-from fedssl.exchange.reduction import CohortSums, Reduction, Sum, Weigh, by_examples
+from fedssl.exchange.reduction import WEIGH_STATE, CohortSums, Reduction, Sum, Weigh
 from fedssl.exchange.sums import Span
 from fedssl.server.outliers import without_outliers
 from fedssl.server.phase import Phase
-from fedssl.server.privacy import longest_update
+from fedssl.server.privacy import longest_update, with_server_noise
 from fedssl.server.round_log import RoundLog
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.base import SeededStrategy
+from fedssl.strategies.by_replies import ReplyStrategy
+from fedssl.strategies.by_sums import SumStrategy
 
 Sums = Mapping[str, Sum]
 """Sums over a round's replies, by record."""
@@ -27,6 +29,7 @@ def train_cohort(
     grid: ClientGrid,
     phase: Phase,
     log: RoundLog,
+    asked: Sequence[Message],
     sent: Sequence[Message],
     units: Sequence[Span],
     carried: Mapping[str, NamedArrays],
@@ -36,51 +39,112 @@ def train_cohort(
 
     Args:
         grid: The grid that reaches the clients.
-        phase: The phase. Its strategy decides what sums the weights: the grid for a `CohortStrategy`, or else the
-            strategy itself.
+        phase: The phase. Its strategy decides what sums the weights: the grid for a `SumStrategy`, or else the strategy
+            itself.
         log: Takes note of every reply.
-        sent: The requests, those that take longest first.
+        asked: The requests of the strategy, in its order.
+        sent: The requests that are sent, a part of `asked`, those that take longest first.
         units: Requests that are answered together, as positions in `sent`.
         carried: The arrays that were sent, by record; those of a reply must have the same shapes and types.
         meanwhile: The server's own work while clients train; called once.
 
     Returns:
-        The sums of method state, and of weights if the grid sums them; and the next global arrays if the strategy sums
-        the weights itself, else None.
+        The sums of method state, and of weights if the grid sums them; and the next global arrays, which are None if
+        the strategy made none.
     """
-    # Decide what is summed while replies come in: method state always, weights only if the strategy is one of ours.
-    weigh: dict[str, Weigh] = {protocol.STATE: by_examples}
-    strategy = phase.strategy
-    if isinstance(strategy, CohortStrategy):
+    # Decide what is summed while replies come in: method state always, weights only if the strategy needs their sum.
+    strategy, before = phase.strategy, carried[protocol.ARRAYS]
+    weigh: dict[str, Weigh] = dict(WEIGH_STATE)
+    if isinstance(strategy, SumStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
-    server, before = phase.experiment.server, carried[protocol.ARRAYS]
-    sums = CohortSums(
-        Reduction.of(carried, weigh, longest_update(phase.experiment, before)), len(units)
+    reduction = Reduction.of(carried, weigh, longest_update(phase.experiment, before))
+    sums = CohortSums(reduction, len(units), keeps_replies=isinstance(strategy, ReplyStrategy))
+    ratio = phase.experiment.server.max_update_ratio
+    screen = functools.partial(without_outliers, carried=carried, ratio=ratio)
+    # Let the clients train. Workers sum the replies, or every reply comes to the server.
+    aggregate: NamedArrays | None
+    if isinstance(strategy, SumStrategy):
+        _reduce(grid, phase, log, sent, units, sums, meanwhile, screen)
+        weight_sums, weight = sums.result()[protocol.ARRAYS]
+        arrays = strategy.conclude(log.round, before, weight_sums, weight, phase.buffers)
+        aggregate = with_server_noise(phase.experiment, arrays, weight, log.round)
+    elif isinstance(strategy, ReplyStrategy):
+        came = _in_waves(grid, phase, log, sent, sums, meanwhile, screen)
+        deque(came, maxlen=0)  # `sums` keeps the replies that count
+        place_of = {id(message): place for place, message in enumerate(asked)}
+        replies = {place_of[id(sent[i])]: reply for i, reply in sums.replies.items()}
+        aggregate = strategy.conclude(log.round, before, replies, phase.buffers)
+    else:
+        came = _in_waves(grid, phase, log, sent, sums, meanwhile, screen)
+        aggregate = _aggregated_by(strategy, phase, log, sent, came, before)
+    # A client whose reply was refused must not keep what it trained: it keeps the state that it had before the round.
+    for failure in log.failures:
+        grid.states.revert(failure.client)
+    if isinstance(strategy, SeededStrategy):
+        log.record("strategy", strategy.numbers())
+    return sums.result(), aggregate
+
+
+def _reduce(
+    grid: ClientGrid,
+    phase: Phase,
+    log: RoundLog,
+    sent: Sequence[Message],
+    units: Sequence[Span],
+    sums: CohortSums,
+    meanwhile: Callable[[], None],
+    screen: Screen,
+) -> None:
+    """Let clients train, and let workers add their replies to `sums`; each client is asked once at most."""
+    holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
+    answers = grid.reduce(
+        *(sent, sums),
+        units=units,
+        holdings=holdings,
+        timeout=phase.experiment.server.timeout,
+        meanwhile=meanwhile,
+        screen=screen,
     )
-    screen = functools.partial(without_outliers, carried=carried, ratio=server.max_update_ratio)
-    # Let the clients train. The grid sums the replies, or the strategy gets every reply and sums them itself.
-    aggregate = None
-    # Replies to a strategy of ours are summed in the workers; a strategy of Flower's needs every reply here.
-    if isinstance(strategy, CohortStrategy):
-        holdings = [log.census.holding(message.metadata.dst_node_id) for message in sent]
-        answers = grid.reduce(
-            *(sent, sums),
-            units=units,
-            holdings=holdings,
-            timeout=server.timeout,
-            meanwhile=meanwhile,
+    for answer in answers:
+        log.note(answer)
+
+
+def _in_waves(
+    grid: ClientGrid,
+    phase: Phase,
+    log: RoundLog,
+    sent: Sequence[Message],
+    sums: CohortSums,
+    meanwhile: Callable[[], None],
+    screen: Screen,
+) -> Iterator[Message]:
+    """Let clients train, note their replies, add method state to `sums`, and yield the replies that count.
+
+    A client that is asked several times goes on from its own state each time. So its requests are sent one after the
+    other: the first request to each client, then every second request, and so on.
+    """
+    for number, places in enumerate(waves(sent)):
+        messages = [sent[place] for place in places]
+        replies = grid.stream(
+            messages,
+            timeout=phase.experiment.server.timeout,
+            meanwhile=do_nothing if number else meanwhile,
             screen=screen,
         )
-        for answer in answers:
-            log.note(answer)
-    else:
-        came = grid.stream(sent, timeout=server.timeout, meanwhile=meanwhile, screen=screen)
-        aggregate = _aggregated_by(strategy, phase, log, sent, log.watch(sent, came, sums), before)
-    # A client whose reply was refused keeps the state that it had before the round.
-    for failure in log.failures:
-        # A client whose reply is refused must not keep what it trained.
-        grid.states.revert(failure.client)
-    return sums.result(), aggregate
+        yield from log.watch(messages, replies, sums, places)
+
+
+def waves(sent: Sequence[Message]) -> list[list[int]]:
+    """Return the places of requests in waves: wave k holds the k-th request to each client, in order."""
+    found: list[list[int]] = []
+    counts: Counter[int] = Counter()
+    for place, message in enumerate(sent):
+        node = message.metadata.dst_node_id
+        if counts[node] == len(found):
+            found.append([])
+        found[counts[node]].append(place)
+        counts[node] += 1
+    return found
 
 
 def _aggregated_by(

@@ -1,52 +1,94 @@
-"""The state that methods keep at the server: it travels beside the weights and is always a plain mean.
+"""The state that methods keep at the server: it travels beside the weights and is merged as its slot says.
 
 A strategy may average weights by any rule, or take an optimizer's step with them. Either can spoil statistics: momentum
 can make a probability negative, for example, and then the state is no distribution. So strategies never see the state.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from flwr.app import Message
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.slots import Scope, Slot
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
+from fedssl.exchange.census import Census
 from fedssl.exchange.reduction import Sum
-from fedssl.exchange.sums import cohort_mean
+from fedssl.exchange.sums import cohort_mean, population_mean
 from fedssl.methods.base import Fresh
-from fedssl.training.loop import Recipe
+from fedssl.training.recipe import Recipe
 
 
-def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> NamedArrays:
-    """Return the method's state at the server when a phase begins, by ``SLOT/NAME``."""
-    fresh = Fresh(network, spec, shard=None)
+def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec, scope: Scope) -> NamedArrays:
+    """Return the state of the slots of one scope when a phase begins, by ``SLOT/NAME``.
+
+    Args:
+        recipe: How clients of the phase learn.
+        network: The phase's network with the current global weights.
+        spec: What all images have in common.
+        scope: ``"server"`` or ``"phase"``: no client's images are needed to make the state.
+    """
+    fresh = Fresh(network, spec, None)
     return {
-        protocol.slot_key(slot.name, name): tensor.numpy()
-        for slot in recipe.slots()
-        if slot.scope == "server"
+        protocol.slot_key(slot.name, name): tensor.detach().numpy()
+        for slot in recipe.slots_in(scope)
         for name, tensor in recipe.init_slot(slot.name, fresh).items()
     }
 
 
-def attach_state(arrays: NamedArrays, messages: Iterable[Message]) -> None:
-    """Put the method's state into a round's requests, in place; do nothing if there is no state."""
-    if not arrays:
-        return
-    record = protocol.to_record(arrays)
+def by_record(slots: Sequence[Slot], state: NamedArrays) -> dict[str, NamedArrays]:
+    """Return the ``server`` state by the record that it travels in, which depends on the weight of each slot's mean.
+
+    Args:
+        slots: The ``server`` slots.
+        state: Their state, by ``SLOT/NAME``.
+    """
+    record_of = {slot.name: protocol.STATE_RECORDS[slot.merge.weight] for slot in slots}
+    records: dict[str, NamedArrays] = {record: {} for record in protocol.STATE_RECORDS.values()}
+    for name, array in state.items():
+        records[record_of[_slot_in(name)]] = {**records[record_of[_slot_in(name)]], name: array}
+    return records
+
+
+def attach_state(records: Mapping[str, NamedArrays], messages: Iterable[Message]) -> None:
+    """Put the state into a round's requests, in place; a record without arrays is left out."""
+    encoded = {name: protocol.to_record(arrays) for name, arrays in records.items() if arrays}
     done: set[int] = set()
     for message in messages:
         if id(message.content) not in done:  # many messages share one content
-            message.content[protocol.STATE] = record
+            for name, record in encoded.items():
+                message.content[name] = record
             done.add(id(message.content))
 
 
-def merge_state(arrays: NamedArrays, part: Mapping[str, Sum]) -> NamedArrays:
-    """Return sum n_k s_k / sum n_k over a round's replies, the mean of their states; the old state if none was summed.
+def merge_state(
+    slots: Sequence[Slot], state: NamedArrays, sums: Mapping[str, Sum], census: Census
+) -> NamedArrays:
+    """Return the state after a round, merged as each slot's `Merge` says; the old state where nothing was summed.
 
     Args:
-        arrays: The old state, by ``SLOT/NAME``.
-        part: The round's sums, by record.
+        slots: The ``server`` slots.
+        state: The old state, by ``SLOT/NAME``.
+        sums: The round's sums, by record.
+        census: The clients; it says how much all K of them weigh together.
     """
-    sums, weight = part.get(protocol.STATE, (None, 0.0))
-    return arrays if sums is None else cohort_mean(sums, weight, arrays)
+    merge_of = {slot.name: slot.merge for slot in slots}
+    population = {"examples": float(np.sum(census.num_examples)), "uniform": float(len(census))}
+    merged = dict(state)
+    for name, old in state.items():
+        merge = merge_of[_slot_in(name)]
+        total, weight = sums.get(protocol.STATE_RECORDS[merge.weight], (None, 0.0))
+        if total is None:
+            continue
+        if merge.over == "cohort":
+            merged |= cohort_mean(total, weight, {name: old})
+        else:
+            merged |= population_mean(total, weight, population[merge.weight], {name: old})
+    return merged
+
+
+def _slot_in(name: str) -> str:
+    """Return the slot in an array's name ``SLOT/NAME``."""
+    return name.partition("/")[0]

@@ -1,7 +1,7 @@
 """The global model over a run: a phase begins it, the strategy's answers move it, and an average follows its rounds."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -9,9 +9,10 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import RunFailed
 from fedssl.core.kept import as_array, from_array
+from fedssl.core.slots import Slot
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
-from fedssl.exchange.census import list_clients
+from fedssl.exchange.census import Census, list_clients
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import as_type, is_finite, move_average
 from fedssl.methods.base import Method
@@ -20,8 +21,8 @@ from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
 from fedssl.server.method_state import initial_state, merge_state
 from fedssl.server.round_log import RoundLog
-from fedssl.training.loop import Recipe
 from fedssl.training.network import classifier_names
+from fedssl.training.recipe import Recipe
 
 
 class ModelKeeper:
@@ -69,7 +70,7 @@ class ModelKeeper:
             if method.is_shared(name)
         }
         ema = {n: model.ema[same[n]] if n in same else array for n, array in fresh.items()}
-        self.model = GlobalModel(fresh, ema, initial_state(recipe, network, spec))
+        self.model = GlobalModel(fresh, ema, initial_state(recipe, network, spec, "server"))
 
     def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
         """Return the names of the classifier's weights: name in the new network -> name in the last network."""
@@ -103,9 +104,10 @@ class ModelKeeper:
         """Replace the model's weights."""
         self.model = dataclasses.replace(self.model, arrays=arrays)
 
-    def merge_state(self, sums: Mapping[str, Sum]) -> None:
-        """Make the method's state the mean of the states that the round's clients sent."""
-        self.model = dataclasses.replace(self.model, state=merge_state(self.model.state, sums))
+    def merge_state(self, slots: Sequence[Slot], sums: Mapping[str, Sum], census: Census) -> None:
+        """Merge the states that the round's clients sent into the method's state, as each slot says."""
+        merged = merge_state(slots, self.model.state, sums, census)
+        self.model = dataclasses.replace(self.model, state=merged)
 
     def average(self, round: int, decay: float, buffers: Collection[str]) -> None:
         """Move the moving average towards the weights after a round; the average takes the buffers of the latest model.

@@ -7,10 +7,12 @@ from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fedssl.core.slots import Slot
 from fedssl.exchange.census import Census
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.system.devices import Floats
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.base import SeededStrategy
+from fedssl.strategies.by_sums import SumStrategy
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,17 @@ class Phase:
     @property
     def by_sums(self) -> bool:
         """Whether the strategy needs only weighted sums of the replies, which workers make."""
-        return isinstance(self.strategy, CohortStrategy)
+        return isinstance(self.strategy, SumStrategy)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the strategy knows which arrays are buffers; a strategy of Flower's does not."""
+        return isinstance(self.strategy, SeededStrategy)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots whose state the server merges."""
+        return self.experiment.recipe.slots_in("server")
 
     @property
     def buffers(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,29 @@ from fedssl.core.rng import SERVER
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.exchange.reduction import NO_REPLY, Answer, CohortSums
+from fedssl.exchange.replies import is_inactive
 from fedssl.experiment.system.clock import Fate
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
 from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, NumberRow, RoundRow
 
 Fates = Mapping[int, Fate]
+
+
+class Measured(NamedTuple):
+    """What a reply that was not refused measured, beside its row.
+
+    Args:
+        row: The client's row.
+        counts: Pseudo-labels that were considered, accepted, judged and right.
+        numbers: Numbers that the method recorded, by name.
+        classes: Counts of pseudo-labels by class, (4 C,); None if the client sent none.
+    """
+
+    row: ClientRow
+    counts: Sequence[float]
+    numbers: Mapping[str, float]
+    classes: npt.NDArray[np.float64] | None
 
 
 class RoundLog:
@@ -42,29 +60,35 @@ class RoundLog:
         self.census = census
         self._fates = fates
         self._num_classes = num_classes
-        self._numbers: dict[int, Mapping[str, float]] = {}
+        self._measured: list[Measured] = []
         self._server_numbers: dict[str, float] = {}
-        self._counts: dict[int, Sequence[float]] = {}
-        self._by_class: dict[int, npt.NDArray[np.float64]] = {}
 
     @property
     def num_ok(self) -> int:
-        """Number of clients whose reply counts."""
+        """Number of replies that count."""
         return sum(row.status == "ok" for row in self.clients)
+
+    @property
+    def num_inactive(self) -> int:
+        """Number of clients that sat the round out."""
+        return sum(row.status == "inactive" for row in self.clients)
 
     @property
     def num_lost(self) -> int:
         """Number of clients that virtual time left out."""
-        return len(self.clients) - self.num_ok - len(self.failures)
+        return len(self.clients) - self.num_ok - self.num_inactive - len(self.failures)
 
-    def sent(self, messages: list[Message]) -> list[Message]:
+    def sent(self, messages: Sequence[Message], sizes: Sequence[int]) -> list[Message]:
         """Return the requests whose clients reply in virtual time, and note the other clients.
 
         Every client that is not absent is sent the weights, so its request counts as bytes down.
+
+        Args:
+            messages: The requests of the round.
+            sizes: Bytes of each request's arrays that travel.
         """
         kept = []
-        size = protocol.num_bytes(messages[0].content) if messages else 0
-        for message in messages:
+        for message, size in zip(messages, sizes, strict=True):
             client = self.census.client_at[message.metadata.dst_node_id]
             if client in self.census.absent:
                 self._fail(client, self.census.absent[client])
@@ -86,24 +110,34 @@ class RoundLog:
         return kept
 
     def watch(
-        self, messages: Sequence[Message], replies: Iterable[Message], sums: CohortSums
+        self,
+        messages: Sequence[Message],
+        replies: Iterable[Message],
+        sums: CohortSums,
+        at: Sequence[int] | None = None,
     ) -> Iterator[Message]:
         """Yield the replies, with an error in place of each refused reply, and note them all.
 
-        Records that are summed move from the replies into `sums`, which are complete once the iterator has ended.
+        Records that are summed move from the replies into `sums`, whose places of these requests are filled once the
+        iterator has ended. The reply of a client that sat the round out is not yielded.
 
         Args:
-            messages: The requests of the round.
+            messages: Requests, one for each client.
             replies: Replies to them, in any order.
             sums: Sums with one place for each request.
+            at: The place of each request in `sums`; by default their order.
         """
-        places = {message.metadata.dst_node_id: place for place, message in enumerate(messages)}
+        order = range(len(messages)) if at is None else at
+        nodes = [message.metadata.dst_node_id for message in messages]
+        places = dict(zip(nodes, order, strict=True))
         for reply in replies:
             place = places.pop(reply.metadata.src_node_id, None)
             if place is None:
                 continue
             answer = sums.add(place, reply, self.census.holding(reply.metadata.src_node_id))
             self.note(answer)
+            if answer.metrics is not None and is_inactive(answer.metrics):
+                continue
             if answer.metrics is None:
                 # The reason is the recorded one, because Flower's strategies write it into the log.
                 yield protocol.refuse_reply(reply, self.failures[-1].reason)
@@ -119,30 +153,30 @@ class RoundLog:
         if metrics is None:
             self._fail(client, answer.reason)
             return
-        self._counts[client] = [metrics.get(count, 0.0) for count in protocol.PSEUDO_COUNTS]
-        considered, accepted, judged, right = self._counts[client]
-        self._note_numbers(client, metrics)
-        self._note_classes(client, answer.lists.get(protocol.BY_CLASS))
-        self.clients.append(
-            ClientRow(
-                round=self.round,
-                client=client,
-                status="ok",
-                num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
-                num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
-                num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
-                num_steps=int(metrics.get(protocol.NUM_STEPS, 0)),
-                loss=metrics.get(protocol.LOSS, NAN),
-                pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
-                pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
-                seconds=metrics.get(protocol.SECONDS, NAN),
-                bytes_up=answer.num_bytes,
-                virtual_seconds=self._virtual_seconds(client),
-                update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
-            )
+        counts = [metrics.get(count, 0.0) for count in protocol.PSEUDO_COUNTS]
+        considered, accepted, judged, right = counts
+        row = ClientRow(
+            round=self.round,
+            client=client,
+            status="inactive" if is_inactive(metrics) else "ok",
+            num_examples=int(metrics.get(protocol.NUM_EXAMPLES, 0)),
+            num_labeled=int(metrics.get(protocol.NUM_LABELED, 0)),
+            num_confident=metrics.get(protocol.NUM_CONFIDENT, 0.0),
+            num_steps=int(metrics.get(protocol.NUM_STEPS, 0)),
+            loss=metrics.get(protocol.LOSS, NAN),
+            pseudo_label_accuracy=pseudo_label_accuracy(judged, right),
+            pseudo_label_coverage=pseudo_label_coverage(considered, accepted),
+            seconds=metrics.get(protocol.SECONDS, NAN),
+            bytes_up=answer.num_bytes,
+            virtual_seconds=self._virtual_seconds(client),
+            update_norm=metrics.get(protocol.UPDATE_NORM, NAN),
         )
+        numbers = self._numbers_of(client, metrics)
+        classes = self._classes_of(client, answer.lists.get(protocol.BY_CLASS))
+        self.clients.append(row)
+        self._measured.append(Measured(row, counts, numbers, classes))
 
-    def _note_numbers(self, client: int, metrics: Mapping[str, float]) -> None:
+    def _numbers_of(self, client: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
         own = {
             name.removeprefix(protocol.NUMBER): value
             for name, value in metrics.items()
@@ -152,19 +186,21 @@ class RoundLog:
             check_names(own)
         except ValueError as error:
             self.incidents.append(f"client {client}'s numbers are left out: {error}")
-        else:
-            self._numbers[client] = own
+            return {}
+        return own
 
-    def _note_classes(self, client: int, counts: Sequence[float] | None) -> None:
+    def _classes_of(
+        self, client: int, counts: Sequence[float] | None
+    ) -> npt.NDArray[np.float64] | None:
         if counts is None:
-            return
+            return None
         if len(counts) == 4 * self._num_classes:
-            self._by_class[client] = np.array(counts)
-        else:
-            self.incidents.append(
-                f"client {client}'s counts by class are left out: there are {len(counts)} counts, not 4 times "
-                f"{self._num_classes}"
-            )
+            return np.array(counts)
+        self.incidents.append(
+            f"client {client}'s counts by class are left out: there are {len(counts)} counts, not 4 times "
+            f"{self._num_classes}"
+        )
+        return None
 
     def record(self, source: str, numbers: Mapping[str, float]) -> None:
         """Record numbers that the server measured, such as the strategy's, as ``SOURCE.NAME``; NaN is left out.
@@ -180,20 +216,18 @@ class RoundLog:
         """Sort clients by number, so that sums over them do not depend on the order in which replies came."""
         self.clients.sort(key=lambda row: row.client)
         self.failures.sort(key=lambda failure: failure.client)
+        self._measured.sort(key=lambda measured: measured.row.client)
 
     def tally(self) -> "Tally":
         """Return the sums over the replies of the round."""
         tally = Tally(bytes_down=self.bytes_down)
-        for row in self.clients:
-            if row.status == "ok":
-                tally.add(row.num_steps, row.loss, self._counts[row.client], row.bytes_up)
+        for row, counts, _, _ in self._measured:
+            tally.add(row.num_steps, row.loss, counts, row.bytes_up)
         return tally
 
     def class_rows(self) -> list[ClassRow]:
         """Return the sums over the round's replies, one row a class; no rows if no client counted an example."""
-        counted = [
-            self._by_class[row.client] for row in self.clients if row.client in self._by_class
-        ]
+        counted = [measured.classes for measured in self._measured if measured.classes is not None]
         counts = np.sum(counted, axis=0).reshape(4, -1) if counted else np.zeros((4, 0))
         if not counts[0].any():
             return []
@@ -206,8 +240,8 @@ class RoundLog:
         """
         rows = []
         means: dict[str, tuple[float, float]] = {}
-        for row in self.clients:
-            for name, value in self._numbers.get(row.client, {}).items():
+        for row, _, numbers, _ in self._measured:
+            for name, value in numbers.items():
                 rows.append(NumberRow(self.round, row.client, name, value))
                 total, steps = means.get(name, (0.0, 0.0))
                 means[name] = total + row.num_steps * value, steps + row.num_steps

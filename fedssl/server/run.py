@@ -25,15 +25,16 @@ from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.fusing import Fusing
-from fedssl.server.method_state import attach_state
+from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
 from fedssl.server.phase import Phase
-from fedssl.server.privacy import check_privacy, with_server_noise
+from fedssl.server.phase_state import PhaseState
+from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
 from fedssl.server.round_log import Fates, RoundLog
 from fedssl.server.server_training import ServerTraining
-from fedssl.server.virtual_time import cohorts_of, make_clock, work_of
-from fedssl.strategies.base import CohortStrategy, strategy_of
+from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
+from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.network import build_network
 
@@ -69,6 +70,7 @@ class ServerRun:
         self._round = 0
         self._model = ModelKeeper()
         self._strategy: FlowerStrategy | None = None
+        self._phase_state = PhaseState()
         self._training = ServerTraining(self._federation.server_shard())
         self._fusing = Fusing()
         self._clock = make_clock(experiment)
@@ -83,6 +85,7 @@ class ServerRun:
         parts: dict[str, Keeps] = {
             "model": self._model,
             "strategy": KeptStrategy(self._strategy),
+            "phase-state": self._phase_state,
             "training": self._training,
             "fusing": self._fusing,
         }
@@ -155,6 +158,7 @@ class ServerRun:
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._model.begin_phase(experiment.recipe, network, self._spec)
+            self._phase_state.begin_phase(experiment.recipe, network, self._spec)
             last = self._experiment.plans[index - 1].strategy
             if self._strategy is None or experiment.strategy != last:
                 self._strategy = strategy_of(experiment).build(cohorts)
@@ -172,54 +176,73 @@ class ServerRun:
         self._round += 1
         if self._clock is not None:
             cohorts.available = self._clock.open_round(self._round)
-        messages = self._requests(phase, phase_round)
-        fates = self._fates_of(messages, cohorts, phase.work)
+        messages = self._requests(phase, phase_round, cohorts.census)
+        sizes = self._request_sizes(messages, cohorts.census)
+        fates = self._fates_of(messages, sizes, cohorts, phase.work)
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
         if self._round == 1:
             log.incidents += cohorts.census.incidents
-        sent = log.sent(messages)
+        sent = log.sent(messages, sizes)
         if not sent and (not messages or log.failures):
             self._check_success(phase, log, began)
         if sent:
-            self._learn(phase, log, phase.longest_first(sent, cohorts.census), began)
+            self._learn(phase, log, messages, phase.longest_first(sent, cohorts.census), began)
         self._train_at_server(phase, phase_round)
         log.record("server", self._training.numbers)
         self._finish_round(phase, log, began)
 
-    def _requests(self, phase: Phase, phase_round: int) -> list[Message]:
+    def _requests(self, phase: Phase, phase_round: int, census: Census) -> list[Message]:
         """Return the strategy's requests to its cohort, with the global model and the method's state in them."""
         rounds, model = phase.experiment.num_rounds, self._model.model
         config = protocol.request_config(phase.text, phase.index, phase_round, rounds, self._terms)
         # A strategy of Flower's must not move buffers, so it gets the parameters only.
-        passing = () if phase.by_sums else phase.buffers
+        passing = () if phase.is_ours else phase.buffers
         arrays = protocol.to_record(without_buffers(model.arrays, passing))
         messages = list(phase.strategy.configure_train(self._round, arrays, config, self._grid))
         attach_buffers(model.arrays, passing, messages)
-        attach_state(model.state, messages)
+        attach_state(by_record(phase.slots, model.state), messages)
+        self._phase_state.attach(messages, census, is_simulation=self._grid.is_simulation)
         return messages
 
-    def _learn(self, phase: Phase, log: RoundLog, sent: list[Message], began: float) -> None:
+    def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
+        """Return the bytes of each request's arrays that travel."""
+        return [
+            self._phase_state.request_bytes(message, census.client_at[message.metadata.dst_node_id])
+            for message in messages
+        ]
+
+    def _learn(
+        self,
+        phase: Phase,
+        log: RoundLog,
+        asked: Sequence[Message],
+        sent: Sequence[Message],
+        began: float,
+    ) -> None:
         """Let clients train, and update the global model with the aggregate of their replies.
+
+        Args:
+            phase: The phase.
+            log: What the server sees of the round.
+            asked: The strategy's requests, in its order.
+            sent: The requests that are sent, those that take longest first.
+            began: Time at which the round began.
 
         Raises:
             RunFailed: Too few clients succeeded, and the round is recorded first; or the weights diverged.
         """
         model = self._model.model
-        carried = {protocol.ARRAYS: model.arrays, protocol.STATE: model.state}
+        carried = {protocol.ARRAYS: model.arrays, **by_record(phase.slots, model.state)}
         clients = [log.census.client_at[message.metadata.dst_node_id] for message in sent]
         units = self._fusing.units(phase, self._grid, clients)
         sums, aggregate = train_cohort(
-            self._grid, phase, log, sent, units, carried, self._ends.catch_up
+            self._grid, phase, log, asked, sent, units, carried, self._ends.catch_up
         )
         self._check_success(phase, log, began)
-        if isinstance(phase.strategy, CohortStrategy):
-            total, weight = sums[protocol.ARRAYS]
-            arrays = phase.strategy.conclude(log.round, model.arrays, total, weight, phase.buffers)
-            self._model.accept(with_server_noise(phase.experiment, arrays, weight, log.round), log)
-            log.record("strategy", phase.strategy.numbers())
-        elif aggregate is not None:
+        if aggregate is not None:
             self._model.accept(aggregate, log)
-        self._model.merge_state(sums)
+        self._model.merge_state(phase.slots, sums, log.census)
+        self._phase_state.note(log)
 
     def _train_at_server(self, phase: Phase, phase_round: int) -> None:
         """Let the server train, if it holds labels; `phase_round` is 0 before the first round of the run."""
@@ -236,11 +259,14 @@ class ServerRun:
         )
         self._model.replace(trained)
 
-    def _fates_of(self, messages: list[Message], cohorts: Cohorts, work: Floats) -> Fates:
+    def _fates_of(
+        self, messages: Sequence[Message], sizes: Sequence[int], cohorts: Cohorts, work: Floats
+    ) -> Fates:
         """Return the outcome of a round in virtual time for each client that is asked; empty without virtual time.
 
         Args:
             messages: The requests of the round.
+            sizes: Bytes of each request's arrays that travel.
             cohorts: How clients are sampled.
             work: Number of images that each client of the run trains on, (K,).
         """
@@ -248,10 +274,14 @@ class ServerRun:
             return {}
         census = cohorts.census
         clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
-        # A reply carries the same arrays as a request, so it has the same size: weights and state.
-        size = protocol.num_bytes(messages[0].content) if messages else 0
-        seconds = self._clock.devices.round_seconds(work, size, size)
-        return self._clock.close_round(self._round, clients, cohorts.sample, seconds)
+        return fates_of(
+            self._clock, self._round, clients, sizes, self._reply_bytes(), cohorts, work
+        )
+
+    def _reply_bytes(self) -> int:
+        """Return the bytes of a reply: the weights and the state that the server merges."""
+        model = self._model.model
+        return protocol.encoded_bytes(model.arrays) + protocol.encoded_bytes(model.state)
 
     def _check_success(self, phase: Phase, log: RoundLog, began: float) -> None:
         """Record the round and end the run if too few clients succeeded.
@@ -260,19 +290,21 @@ class ServerRun:
             RunFailed: No client succeeded, or a smaller share than ``server.min_success``; says the first reason.
         """
         log.close()
-        asked = log.num_ok + len(log.failures)
+        # A client that sat the round out has answered, and is no failure.
+        answered = log.num_ok + log.num_inactive
+        asked = answered + len(log.failures)
         least = phase.experiment.server.min_success
-        if log.num_ok and log.num_ok >= least * asked:
+        if answered and answered >= least * asked:
             return
         seconds = time.perf_counter() - began
         self._ends.record_failed(Finished(phase, log, self._model.model, self._now, seconds))
         first = log.failures[0].reason if log.failures else "no client was sampled"
-        if log.num_ok == 0:
+        if answered == 0:
             raise RunFailed(
                 f"all clients of round {log.round} failed; the first failure was:\n{first}"
             )
         raise RunFailed(
-            f"{log.num_ok} of {asked} clients of round {log.round} succeeded, "
+            f"{answered} of {asked} clients of round {log.round} succeeded, "
             f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
         )
 

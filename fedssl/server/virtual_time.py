@@ -1,14 +1,15 @@
 """Compute what virtual time needs of an experiment: how clients are sampled, and how much work each client has."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from flwr.app import RecordDict
 
 from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import PhasePlan, RunSettings
-from fedssl.experiment.system.clock import VirtualClock
+from fedssl.experiment.system.clock import Fate, VirtualClock
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.method_state import initial_state
 from fedssl.training.network import build_network
@@ -40,16 +41,46 @@ def work_of(phase: PhasePlan, census: Census) -> Floats:
     return np.array(shown, dtype=np.float64)[which.reshape(-1)]
 
 
+def fates_of(
+    clock: VirtualClock,
+    server_round: int,
+    clients: Sequence[int],
+    sizes: Sequence[int],
+    reply_bytes: int,
+    cohorts: Cohorts,
+    work: Floats,
+) -> dict[int, Fate]:
+    """Return the outcome of a round in virtual time for each client that is asked.
+
+    A client that is asked several times answers its requests one after the other, and its last reply must come in time.
+
+    Args:
+        clock: The run's clock; the round's time passes on it.
+        server_round: Round of the run, from 1.
+        clients: The client of each request.
+        sizes: Bytes of each request's arrays that travel.
+        reply_bytes: Bytes of a reply's arrays.
+        cohorts: How clients are sampled.
+        work: Number of images that each client of the run trains on, (K,).
+    """
+    times = np.bincount(clients, minlength=len(work)).astype(np.float64)
+    down = np.bincount(clients, weights=sizes, minlength=len(work)).astype(np.float64)
+    seconds = clock.devices.round_seconds(work * times, down, reply_bytes * times)
+    distinct = list(dict.fromkeys(clients))
+    wanted = cohorts.sample if len(distinct) == len(clients) else len(distinct)
+    return clock.close_round(server_round, distinct, wanted, seconds)
+
+
 def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> Floats:
     """Return the virtual seconds that a round of a phase takes each client, (K,), before anything runs."""
     network = build_network(phase.model, phase.method, spec, phase.seed)
-    weights = network.state_dict().items()
-    shared = {name: tensor for name, tensor in weights if phase.method.is_shared(name)}
-    request = RecordDict()
-    request[protocol.ARRAYS] = protocol.to_record(shared)
-    request[protocol.STATE] = protocol.to_record(initial_state(phase.recipe, network, spec))
-    size = protocol.num_bytes(request)
-    return clock.devices.round_seconds(work_of(phase, census), size, size)
+    everything = network.state_dict().items()
+    shared = {name: tensor for name, tensor in everything if phase.method.is_shared(name)}
+    recipe = phase.recipe
+    weights = {name: protocol.as_numpy(tensor) for name, tensor in shared.items()}
+    up = protocol.encoded_bytes({**weights, **initial_state(recipe, network, spec, "server")})
+    down = up + protocol.encoded_bytes(initial_state(recipe, network, spec, "phase"))
+    return clock.devices.round_seconds(work_of(phase, census), down, up)
 
 
 def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import State
-from fedssl.data.shard import Shard, as_float
-from fedssl.methods.base import Batch, View, Views
+from fedssl.data.shard import ImageSpec, Shard, as_float
+from fedssl.methods.base import Batch, Pools, View, Views
 
 IMAGES_AT_ONCE = 1024
 """One call makes the views of several steps, up to about this many images; it is constant to fix the draws."""
@@ -33,6 +33,18 @@ def shuffled_passes(num_items: int, num_draws: int, generator: torch.Generator) 
     return keys.argsort(dim=1).flatten()[:num_draws]
 
 
+def draws_with_replacement(num_items: int, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Return `num_draws` independent, uniform positions below `num_items`; the arguments of `shuffled_passes`."""
+    if num_items == 0:
+        return torch.empty(0, dtype=torch.int64, device=generator.device)
+    return torch.randint(num_items, (num_draws,), generator=generator, device=generator.device)
+
+
+def default_pools(shard: Shard) -> Pools:
+    """Return the pools of a method that chooses none: all labeled examples, and all examples as unlabeled ones."""
+    return Pools(shard.labeled, shard.unlabeled)
+
+
 class BatchLoader:
     """Draw the batches of one round at one client.
 
@@ -41,6 +53,7 @@ class BatchLoader:
 
     Args:
         shard: The client's examples.
+        pools: Examples that the batches are drawn from.
         views: Views that the method asks for.
         augment: The weak and the strong augmentation.
         state: Contents of all slots. What augmentations have learned is read from it anew at each step.
@@ -52,6 +65,7 @@ class BatchLoader:
     def __init__(
         self,
         shard: Shard,
+        pools: Pools,
         views: Views,
         augment: Augment,
         state: State,
@@ -63,19 +77,20 @@ class BatchLoader:
         self._augment = augment
         self._state = state
         self._generator = stream("loss")
-        shown = {self._slot(view) for view in (*views.labeled, *views.unlabeled)}
+        shown = {slot_of(view) for view in (*views.labeled, *views.unlabeled)}
         self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned if slot in shown}
         self._num_steps = num_steps
-        self._labeled = self._order(
-            shard.labeled if views.labeled else shard.labeled[:0],
-            batch_size,
-            stream("order/labeled"),
-        )
-        self._unlabeled = self._order(
-            shard.unlabeled if views.unlabeled else shard.unlabeled[:0],
-            batch_size * views.ratio,
-            stream("order/unlabeled"),
-        )
+        self._draw = draws_with_replacement if pools.replacement else shuffled_passes
+        labeled = pools.labeled if views.labeled else pools.labeled[:0]
+        unlabeled = pools.unlabeled if views.unlabeled else pools.unlabeled[:0]
+        # A labeled example is drawn by its place in the pool, because the pool may hold targets in the same order.
+        places = self._order(len(labeled), batch_size, stream("order/labeled"))
+        self._labeled = labeled[places]
+        targets = shard.labels[labeled] if pools.targets is None else pools.targets
+        self._targets = targets[places]
+        self._unlabeled = unlabeled[
+            self._order(len(unlabeled), batch_size * views.ratio, stream("order/unlabeled"))
+        ]
         self._labeled_views = [
             (view, stream(f"augment/labeled/{i}")) for i, view in enumerate(views.labeled)
         ]
@@ -90,7 +105,7 @@ class BatchLoader:
             labeled_ids = self._labeled[step]
             yield Batch(
                 labeled=next(labeled),
-                labels=self._shard.labels[labeled_ids],
+                labels=self._targets[step],
                 labeled_ids=labeled_ids,
                 unlabeled=next(unlabeled),
                 unlabeled_ids=self._unlabeled[step],
@@ -98,10 +113,10 @@ class BatchLoader:
                 probes=self._probed(labeled_ids),
             )
 
-    def _order(self, pool: Tensor, per_step: int, generator: torch.Generator) -> Tensor:
-        """Return ids for every step, shape (num_steps, per_step); (num_steps, 0) from an empty pool."""
-        positions = shuffled_passes(len(pool), self._num_steps * per_step, generator)
-        return pool[positions].view(self._num_steps, per_step if len(pool) else 0)
+    def _order(self, size: int, per_step: int, generator: torch.Generator) -> Tensor:
+        """Return places in a pool for every step, shape (num_steps, per_step); (num_steps, 0) for an empty pool."""
+        places = self._draw(size, self._num_steps * per_step, generator)
+        return places.view(self._num_steps, per_step if size else 0)
 
     def _shown(
         self, ids: Tensor, views: list[tuple[View, torch.Generator]]
@@ -112,7 +127,7 @@ class BatchLoader:
         shared it, more unlabeled images would shift the labeled draws.
         """
         at_once = max(1, IMAGES_AT_ONCE // max(1, ids.shape[1]))
-        if any(self._slot(view) in self._probes for view, _ in views):
+        if any(slot_of(view) in self._probes for view, _ in views):
             at_once = 1  # the next step's views depend on what this step learns
         for chunk in torch.split(ids, at_once):
             shown = self._show(chunk, views)
@@ -127,23 +142,9 @@ class BatchLoader:
         images = self._shard.images[ids.flatten()]
         shown = []
         for view, generator in views:
-            plain = view == "plain" or len(images) == 0
-            seen = as_float(images) if plain else self._view(view, images, generator)
-            shown.append(spec.normalize(seen).view(*ids.shape, *spec.shape))
+            seen = show_view(view, images, self._augment, self._state, generator, spec)
+            shown.append(seen.view(*ids.shape, *spec.shape))
         return shown
-
-    def _view(self, view: View, images: Tensor, generator: torch.Generator) -> Tensor:
-        policy, flips = self._policy(view), self._shard.spec.flips
-        if isinstance(policy, LearnedAugmentation):
-            return policy.show(images, generator, self._state[self._slot(view)], flips=flips)
-        return policy(images, generator, flips=flips)
-
-    def _policy(self, view: View) -> Augmentation:
-        return self._augment.weak if view == "weak" else self._augment.strong
-
-    @staticmethod
-    def _slot(view: View) -> str:
-        return f"augment.{view}"
 
     def _probed(self, labeled_ids: Tensor) -> dict[str, Probe]:
         """Return a probe for each augmentation that learns: the labeled batch under its random choices."""
@@ -155,6 +156,52 @@ class BatchLoader:
             slot: self._augment.learned[slot].probe(images, generator, flips=flips)
             for slot, generator in self._probes.items()
         }
+
+
+def slot_of(view: View) -> str:
+    """Return the name of the slot in which the augmentation of a view keeps what it learns."""
+    return f"augment.{view}"
+
+
+def show_view(
+    view: View,
+    images: Tensor,
+    augment: Augment,
+    state: State,
+    generator: torch.Generator,
+    spec: ImageSpec,
+) -> Tensor:
+    """Return one view of images, normalized, shape (B, C, H, W).
+
+    Args:
+        view: How the images are shown.
+        images: uint8, shape (B, C, H, W).
+        augment: The weak and the strong augmentation.
+        state: Contents of all slots, among them what augmentations have learned.
+        generator: Source of the augmentation's draws.
+        spec: Normalization of the images, and whether they may be mirrored.
+    """
+    if view == "plain" or len(images) == 0:
+        return spec.normalize(as_float(images))
+    policy: Augmentation = augment.weak if view == "weak" else augment.strong
+    if isinstance(policy, LearnedAugmentation):
+        seen = policy.show(images, generator, state[slot_of(view)], flips=spec.flips)
+    else:
+        seen = policy(images, generator, flips=spec.flips)
+    return spec.normalize(seen)
+
+
+def show_in_order(
+    view: View,
+    ids: Tensor,
+    shard: Shard,
+    augment: Augment,
+    state: State,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids (B,) and one view (B, C, H, W) of some examples of a shard, in order; see `show_view`."""
+    for chunk in torch.split(ids, IMAGES_AT_ONCE):
+        yield chunk, show_view(view, shard.images[chunk], augment, state, generator, shard.spec)
 
 
 def plain_batches(shard: Shard) -> Iterator[Tensor]:

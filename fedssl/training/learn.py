@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.slots import State
+from fedssl.core.slots import State, Tensors
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Fresh
-from fedssl.training.loop import FitReport, Recipe, fit
+from fedssl.training.loop import FitReport, fit
 from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.recipe import Recipe
 
 
 def learn(
@@ -25,6 +26,7 @@ def learn(
     phase_round: int,
     phase_rounds: int,
     optimizers: OptimizerSet | None = None,
+    extra: Mapping[str, Tensors] | None = None,
 ) -> tuple[FitReport, State]:
     """Fill every slot of a recipe, train the network, and return the report and the state after training.
 
@@ -33,7 +35,7 @@ def learn(
         shard: The learner's examples, on the network's device.
         recipe: The method, the optimization and the augmentations.
         found: Kept contents of slots, by the slots' names. A slot that is missing or empty here is made anew.
-        seed, server_round, client, phase_round, phase_rounds, optimizers: As in `fit`.
+        seed, server_round, client, phase_round, phase_rounds, optimizers, extra: As in `fit`.
 
     Returns:
         The report of `fit`, and the contents of every slot after the last step.
@@ -50,6 +52,7 @@ def learn(
         phase_round=phase_round,
         phase_rounds=phase_rounds,
         optimizers=optimizers,
+        extra=extra,
     )
     return report, state
 
@@ -74,7 +77,7 @@ def fill_slots(
                 for name, array in kept.items()
             }
         else:
-            # A server slot starts with the same content at every client, so it is made without any client's examples.
-            held = None if slot.scope == "server" else shard
+            # Such a slot starts with the same content at every client, so it is made without any client's examples.
+            held = None if slot.scope in ("server", "phase") else shard
             state[slot.name] = recipe.init_slot(slot.name, Fresh(network, shard.spec, held))
     return state

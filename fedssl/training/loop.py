@@ -7,56 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from fedssl.augment.policy import Augment
 from fedssl.core import rng
-from fedssl.core.slots import Slot, State, Tensors
+from fedssl.core.slots import State, Tensors
 from fedssl.data.shard import Shard
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Method, Progress
+from fedssl.methods.base import Batch, Learner, Pools, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
 from fedssl.models.static_norm import measure_statistics
-from fedssl.training.batches import BatchLoader, plain_batches
-from fedssl.training.optimization import (
-    Descent,
-    Train,
-)
+from fedssl.training.batches import plain_batches
+from fedssl.training.judged import Judged
+from fedssl.training.learner_functions import LearnerFunctions
+from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.optimizer_set import OptimizerSet
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a client learns: the method's loss, the optimization and the augmentations."""
-
-    method: Method
-    train: Train
-    augment: Augment
-
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the slots of the method, of its augmentations and of the optimizer."""
-        return (*self.method.slots(), *self.augment.slots(), *self.train.slots())
-
-    def num_steps(self, num_labeled: int, num_examples: int) -> int:
-        """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled."""
-        if num_examples == 0 or not self.method.can_learn(num_labeled):
-            return 0
-        return self.train.num_steps(num_labeled, num_examples, self.method.views())
-
-    def images_shown(self, num_labeled: int, num_examples: int) -> int:
-        """Return the number of images over all views of a client's round, which measures the client's work."""
-        views, batch = self.method.views(), self.train.batch_size
-        labeled = batch * len(views.labeled) if num_labeled else 0
-        each = labeled + batch * views.ratio * len(views.unlabeled)
-        return each * self.num_steps(num_labeled, num_examples)
-
-    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
-        """Return a slot's first content; the arguments are those of `Method.init_slot`."""
-        if any(slot.name == name for slot in self.method.slots()):
-            return self.method.init_slot(name, fresh)
-        if name in self.augment.learned:
-            initial = self.augment.learned[name].initial()
-            return {key: tensor.to(fresh.device) for key, tensor in initial.items()}
-        return {}  # an optimizer that has not stepped has no state
+from fedssl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -74,6 +38,7 @@ class FitReport:
         by_class: Considered, accepted, predicted and right pseudo-labels of every class, 4 C numbers; see
             `fedssl.metrics.pseudo_labels.count_by_class`.
         numbers: Means of `Loss.numbers` over the steps, by name.
+        is_inactive: Whether the client sat the round out, because its method found nothing to train on.
     """
 
     num_steps: int
@@ -85,6 +50,7 @@ class FitReport:
     seconds: float
     by_class: Sequence[float]
     numbers: Mapping[str, float] = field(default_factory=dict)
+    is_inactive: bool = False
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the number of labeled examples plus the estimated number of examples with an accepted pseudo-label."""
@@ -106,6 +72,7 @@ def fit(
     phase_round: int,
     phase_rounds: int,
     optimizers: OptimizerSet | None = None,
+    extra: Mapping[str, Tensors] | None = None,
 ) -> FitReport:
     """Train a network on one client's shard, in place.
 
@@ -117,10 +84,11 @@ def fit(
         seed, server_round, client: Name the client's random streams of this round.
         phase_round, phase_rounds: The round's number in its phase and the phase's length, for schedules and ramps.
         optimizers: The method's optimizers over this network; the last client may have used them. None: make new ones.
+        extra: What the strategy sent to this client alone; see `Learner.extra`.
     """
     # Find the views that the method asks for, and the number of steps for this shard.
     began = time.perf_counter()
-    method, train = recipe.method, recipe.train
+    method, train, correction = recipe.method, recipe.train, recipe.correction
     device = shard.images.device
     views = method.views()
     num_steps = recipe.num_steps(len(shard.labeled), len(shard))
@@ -134,8 +102,9 @@ def fit(
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
-    # Bind everything that the method's hooks may use.
+    # Bind everything that the hooks of the method and of the correction may use.
     descent = Descent(optimizers, train, device)
+    functions = LearnerFunctions(network, shard, recipe, state, descent, stream)
     learner = Learner(
         network=network,
         optimizers=dict(optimizers),
@@ -144,7 +113,15 @@ def fit(
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
         descend=descent,
+        gradients=functions.gradients,
+        show=functions.show,
+        batches=functions.batches,
+        extra=extra or {},
     )
+    functions.learner = learner
+    if correction is not None:
+        shared = {n: p for n, p in network.named_parameters() if method.is_shared(n)}
+        descent.correct_with(BoundCorrection(correction, learner, shared))
     # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
     tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
@@ -152,14 +129,21 @@ def fit(
     numbers = StepMeans()
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
+    pools: Pools | None = None
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
+            if correction is not None:
+                correction.begin(learner)
             method.begin(learner)
-        loader = BatchLoader(
-            shard, views, recipe.augment, state, train.batch_size, num_steps, stream
-        )
-        for step, batch in enumerate(loader):
+            pools = method.pools(learner)
+        if pools is not None:
+            if not len(pools):
+                return sit_out(shard.spec.num_classes, time.perf_counter() - began)
+            num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
+            learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
+        judged = Judged(shard, pools)
+        for step, batch in enumerate(functions.main_batches(pools, num_steps)):
             # Each step has its own dropout stream, and the labeled pass draws first. So unlabeled passes cannot shift
             # the draws of the next step.
             rng.reseed(noise + step, device)
@@ -167,12 +151,12 @@ def fit(
             _learn_augmentation(recipe, learner, batch)
             descent.set_lr(learner.progress)
             loss = method.step(learner, batch)
-            method.after_step(learner)
+            method.after_step(learner, batch, loss)
             if average is not None and train.ema_decay is not None:
                 ema_update(average, network, warm_decay(train.ema_decay, step))
             total += loss.total.detach()
             numbers.add(loss.numbers)
-            _count((tally, by_class), loss, shard, batch)
+            judged.count((tally, by_class), loss, batch)
         if num_steps:
             method.end(learner)
     # The client sends its moving average if there is one. Static batch normalization measures with the sent weights.
@@ -180,6 +164,8 @@ def fit(
         network.load_state_dict(average)
     if num_steps:
         measure_statistics(network, plain_batches(shard))
+    if num_steps and correction is not None:
+        correction.end(learner)
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
@@ -188,6 +174,17 @@ def fit(
     seconds = time.perf_counter() - began
     means = {name: float(mean) for name, mean in numbers.means().items()}
     return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
+
+
+def sit_out(num_classes: int, seconds: float) -> FitReport:
+    """Return the report of a client that took no step, because its method found nothing to train on.
+
+    Args:
+        num_classes: C.
+        seconds: Duration of the client's look at its examples (seconds).
+    """
+    nothing = (0.0,) * (4 * num_classes)
+    return FitReport(0, float("nan"), 0.0, 0.0, 0.0, 0.0, seconds, nothing, is_inactive=True)
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
@@ -203,13 +200,3 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
         # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
         match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)
-
-
-def _count(
-    tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, shard: Shard, batch: Batch
-) -> None:
-    if loss.pseudo_labels is not None and loss.accepted is not None:
-        ids = batch.unlabeled_ids
-        hidden, truth = shard.labels[ids] < 0, shard.hidden_labels[ids]
-        for tally in tallies:
-            tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)

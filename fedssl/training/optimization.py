@@ -1,7 +1,7 @@
 """The ``[train]`` section, and what it configures: optimizers, schedules, precision and descent steps."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fedssl.core.registry import Section
 from fedssl.core.slots import Slot
-from fedssl.methods.base import Progress, Views
+from fedssl.methods.base import Learner, Progress, Views
+from fedssl.training.correction import Correction
 from fedssl.training.eager_optimizers import SGD, Adam, AdamW
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
@@ -74,6 +75,12 @@ class Train(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="number format; bf16 and fp16 use autocast, fp16 also scales the loss"
+    )
+    max_state_age: int | None = Field(
+        None,
+        ge=1,
+        description="rounds after which a client that was not sampled forgets what its method, augmentations and optimizer "
+        "kept; unset: it never forgets",
     )
     threads: int = Field(
         1,
@@ -173,11 +180,16 @@ class Descent:
     def __init__(self, optimizers: Optimizers, train: Train, device: torch.device) -> None:
         self._optimizers = optimizers
         self._train = train
+        self._bound: BoundCorrection | None = None
         # One scaler per optimizer: a shared scaler would have to be told when both have stepped.
         self._scalers = {
             name: torch.amp.GradScaler(device.type, init_scale=FIRST_LOSS_SCALE)
             for name in (optimizers if train.precision == "fp16" else ())
         }
+
+    def correct_with(self, bound: "BoundCorrection") -> None:
+        """Apply a strategy's correction in every step from now on."""
+        self._bound = bound
 
     def set_lr(self, progress: Progress) -> None:
         """Set every optimizer's learning rate to the schedule's value at a step."""
@@ -188,19 +200,76 @@ class Descent:
 
     def __call__(self, total: Tensor, name: str) -> None:
         """Minimize a scalar by one step of the named optimizer; a scalar without a gradient changes nothing."""
-        optimizer, scaler = self._optimizers[name], self._scalers.get(name)
-        own = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer, scaler, own = self._optimizers[name], self._scalers.get(name), self._own(name)
         for parameter in own:
             parameter.grad = None  # zero_grad does the same, but also records it for the profiler
         if not total.requires_grad:
             return
+        if self._bound is not None:
+            total = self._bound.with_term(total, own)
         (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
+        if scaler is not None and (self._bound is not None or self._train.clip_norm is not None):
+            scaler.unscale_(optimizer)
+        # The gradient is corrected first and clipped then, so that the limit holds for the step that is taken.
+        if self._bound is not None:
+            self._bound.correct(own)
         if self._train.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(own, self._train.clip_norm)
         if scaler is None:
             optimizer.step()
         else:
             scaler.step(optimizer)
             scaler.update()
+
+    def gradients(self, total: Tensor, name: str) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return each parameter of the named optimizer with its gradient of a scalar, unscaled; nothing moves."""
+        own, scaler = self._own(name), self._scalers.get(name)
+        if not total.requires_grad:
+            return [(parameter, torch.zeros_like(parameter)) for parameter in own]
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        found = torch.autograd.grad(
+            total * scale, own, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [(parameter, g / scale) for parameter, g in zip(own, found, strict=True)]
+
+    def _own(self, name: str) -> list[nn.Parameter]:
+        return [p for group in self._optimizers[name].param_groups for p in group["params"]]
+
+
+class BoundCorrection:
+    """A strategy's correction, bound to one client's training in one round.
+
+    Args:
+        correction: The correction.
+        learner: The client's training.
+        shared: The parameters that travel to the server, by name.
+    """
+
+    def __init__(
+        self, correction: Correction, learner: Learner, shared: Mapping[str, nn.Parameter]
+    ) -> None:
+        self._correction = correction
+        self._learner = learner
+        self._names = {id(parameter): name for name, parameter in shared.items()}
+
+    def with_term(self, total: Tensor, own: Sequence[nn.Parameter]) -> Tensor:
+        """Return a loss with the correction's term for the parameters that a step moves."""
+        term = self._correction.term(self._learner, self._shared_of(own))
+        return total if term is None else total + term
+
+    def correct(self, own: Sequence[nn.Parameter]) -> None:
+        """Correct the gradients of the parameters that a step moves.
+
+        Gradients that overflowed in half precision stay as they are: their step is not taken.
+        """
+        shared = self._shared_of(own)
+        for parameter in shared.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in shared.values() if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        if all(math.isfinite(norm) for norm in norms):
+            self._correction.correct(self._learner, shared)
+
+    def _shared_of(self, own: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+        return {self._names[id(p)]: p for p in own if id(p) in self._names}

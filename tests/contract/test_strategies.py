@@ -17,7 +17,7 @@ from fedssl.experiment.families import STRATEGIES
 from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.by_sums import SumStrategy
 from fedssl.strategies.fedavg import FedAvg
 from tests.helpers import federation_of, kept_states, small_experiment
 
@@ -149,7 +149,7 @@ def test_errors_and_silence_are_left_out(ones):
 
 
 def test_hooks_are_enough_for_a_strategy_of_ones_own(ones):
-    class Halfway(CohortStrategy):
+    class Halfway(SumStrategy):
         def select(self, server_round):
             return [5, 1]
 
@@ -240,7 +240,7 @@ def test_replies_that_must_not_be_averaged(case, section):
     assert len(seen.failures) == 2
 
 
-class Unusable(CohortStrategy):
+class Unusable(SumStrategy):
     """Answer with a model that is not finite in some rounds."""
 
     def __init__(self, cohorts, rounds):
@@ -282,7 +282,7 @@ def test_whose_reply_is_refused_keeps_what_it_had(strategy):
 
 
 def test_a_round_that_asks_nobody_ends_the_run():
-    class Nobody(CohortStrategy):
+    class Nobody(SumStrategy):
         def select(self, server_round):
             return []
 

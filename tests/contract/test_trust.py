@@ -16,7 +16,7 @@ from fedssl.exchange import protocol
 from fedssl.metrics.drift import update_norm
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.by_sums import SumStrategy
 from tests.helpers import small_experiment
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -79,7 +79,7 @@ def test_a_step_of_a_strategy_of_ones_own_is_handed_parameters_only(monkeypatch)
         return {name: array + 1 for name, array in aggregate.items()}
 
     plain = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).model.arrays
-    monkeypatch.setattr(CohortStrategy, "after", after)
+    monkeypatch.setattr(SumStrategy, "after", after)
     moved = serve(with_statistics("fedavg"), SerialGrid(Apps(app), 6), []).model.arrays
     parameters = set(plain) - set(statistics(plain))
     assert seen == [(parameters, parameters)]

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
 from fedssl.exchange import protocol
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.by_sums import SumStrategy
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.round_charts import number_charts
@@ -168,7 +168,7 @@ def test_a_name_that_is_none_and_a_number_that_is_none_are_refused(tmp_path):
             check_names(names)
 
 
-class Measuring(CohortStrategy):
+class Measuring(SumStrategy):
     """Says how long it has been there."""
 
     def numbers(self):

@@ -11,7 +11,7 @@ from fedssl.core import rng
 from fedssl.data.shard import as_float
 from fedssl.fusion.batches import GroupLoader
 from fedssl.methods.base import Views
-from fedssl.training.batches import BatchLoader
+from fedssl.training.batches import BatchLoader, default_pools
 from tests.fused import SPEC, shards
 
 DRAWN = [
@@ -33,7 +33,9 @@ def check(own, views, augment, batch_size=3, steps=4):
         lambda purpose, c=c: rng.make_generator(1, purpose, client=c) for c in range(len(own))
     ]
     loaders = [
-        iter(BatchLoader(shard, views, augment, {}, batch_size, steps, stream))
+        iter(
+            BatchLoader(shard, default_pools(shard), views, augment, {}, batch_size, steps, stream)
+        )
         for shard, stream in zip(own, streams, strict=True)
     ]
     seen = 0

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Fresh, Progress, Views
+from fedssl.methods.base import Batch, Fresh, Learner, Progress, Views
 
 SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
 PROGRESS = Progress(round=5, num_rounds=5, step=9, num_steps=10)
@@ -88,3 +88,23 @@ class Watched(nn.Module):
     @property
     def images_outside(self):
         return sum(count for count, graph in self.passes if not graph)
+
+
+def learner(network, state, own=None, progress=PROGRESS):
+    """Return a learner whose descents move nothing; `own` is its shard."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("this learner has no training loop behind it")
+
+    return Learner(
+        network=network,
+        optimizers={},
+        state=state,
+        shard=shard() if own is None else own,
+        progress=progress,
+        stream=lambda purpose: stream(),
+        descend=lambda total, name: None,
+        gradients=refuse,
+        show=refuse,
+        batches=refuse,
+    )

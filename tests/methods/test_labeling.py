@@ -16,9 +16,9 @@ from fedssl.methods.pseudo_label import PseudoLabel
 from fedssl.methods.supervised import Supervised
 from fedssl.models.cnn import CNN
 from fedssl.training.learn import learn
-from fedssl.training.loop import Recipe
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 from tests.fused import SPEC as IMAGES
 from tests.fused import shard as client
 from tests.methods.examples import (

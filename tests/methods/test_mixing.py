@@ -14,13 +14,22 @@ from fedssl.core.errors import InputError
 from fedssl.data.shard import Shard
 from fedssl.methods import functional as pieces
 from fedssl.methods import remixmatch as module
-from fedssl.methods.base import Learner, Progress
+from fedssl.methods.base import Progress
 from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.methods.mixmatch import MixMatch
 from fedssl.methods.remixmatch import ReMixMatch
 from fedssl.models.cnn import CNN
 from fedssl.training.network import build_network
-from tests.methods.examples import PROGRESS, SPEC, batch_for, linear, network_of, state_of, stream
+from tests.methods.examples import (
+    PROGRESS,
+    SPEC,
+    batch_for,
+    learner,
+    linear,
+    network_of,
+    state_of,
+    stream,
+)
 
 
 def distributions(count, seed=0, classes=10):
@@ -84,8 +93,7 @@ def alignment_after(method, classes, size, alignment=None):
     own = Shard(torch.zeros(size, 1, 4, 4, dtype=torch.uint8), labels, torch.zeros(size), SPEC)
     network = network_of(method)
     state = {"alignment": alignment or state_of(method, network)["alignment"]}
-    none = torch.Generator()
-    method.end(Learner(network, {}, state, own, PROGRESS, lambda purpose: none, lambda *_: None))
+    method.end(learner(network, state, own))
     return state["alignment"]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fedssl.core.slots import Slot
 from fedssl.methods import functional as pieces
-from fedssl.methods.base import METHODS, Fresh, Learner, Loss, Progress, SemiSupervised
+from fedssl.methods.base import METHODS, Fresh, Loss, Progress, SemiSupervised
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
@@ -19,9 +19,9 @@ from tests.methods.examples import (
     Watched,
     batch,
     batch_for,
+    learner,
     linear,
     network_of,
-    shard,
     state_of,
     stream,
 )
@@ -357,24 +357,13 @@ def test_mean_teachers_threshold_and_temperature():
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def learner_of(method, network, state, round=1, step=0):
-    return Learner(
-        network=network,
-        optimizers={},
-        state=state,
-        shard=shard(),
-        progress=Progress(round, 100, step, 10),
-        stream=lambda purpose: stream(),
-        descend=lambda total, name: None,
-    )
-
-
 def test_the_teacher_moves_after_each_step_and_warms_up_over_all_rounds():
     """At the first step of all it is the student; at step 10 of them it keeps 10/11 of itself; then the decay."""
     method, student, teacher = MeanTeacher(ema_decay=0.95), linear(0), linear(1)
     for (round, step), kept in {(1, 0): 0.0, (2, 0): 10 / 11, (50, 3): 0.95}.items():
         state = {"teacher": pieces.snapshot(teacher)}
-        method.after_step(learner_of(method, student, state, round, step))
+        now = Progress(round, 100, step, 10)
+        method.after_step(learner(student, state, progress=now), None, None)
         for name, weight in student.state_dict().items():
             expected = kept * teacher.state_dict()[name] + (1 - kept) * weight
             assert torch.allclose(state["teacher"][name], expected, atol=1e-6)
@@ -384,8 +373,8 @@ def test_a_step_writes_what_the_loss_returns():
     method, network = METHODS.build("freematch"), linear()
     state = state_of(method, network)
     expected = method.loss(network, batch_for(method), state, PROGRESS).updates["statistics"]
-    learner = learner_of(method, network, state)
-    method.step(learner, batch_for(method))
+    training = learner(network, state)
+    method.step(training, batch_for(method))
     assert state["statistics"].keys() == expected.keys()
     assert all(torch.equal(state["statistics"][k], v) for k, v in expected.items())
     assert state["statistics"]["steps"] == 1
@@ -395,7 +384,7 @@ def test_flexmatch_tells_the_server_how_far_its_client_has_come():
     method, network = METHODS.build("flexmatch"), linear()
     state = state_of(method, network)
     state["confident"]["classes"] = torch.tensor([-1] * 6 + [2] * 3 + [9] * 3)
-    method.end(learner_of(method, network, state))
+    method.end(learner(network, state))
     expected = torch.zeros(11)
     expected[[0, 3, 10]] = torch.tensor([0.5, 0.25, 0.25])
     assert torch.equal(state["status"]["shares"], expected)
@@ -487,9 +476,10 @@ WRONG = []
 def test_a_loss_that_is_none_says_what_is_wrong(wrong, message):
     WRONG[:] = [wrong]
     method, network = Careless(), linear()
-    learner = learner_of(method, network, state_of(method, network))
+    first = Progress(round=1, num_rounds=100, step=0, num_steps=10)
+    training = learner(network, state_of(method, network), progress=first)
     with pytest.raises((TypeError, ValueError), match=message):
-        method.step(learner, batch())
+        method.step(training, batch())
 
 
 def test_a_scope_that_is_none_is_refused():

@@ -99,7 +99,7 @@ class Stateful(Method):
         learner.state["marginal"]["mass"].copy_(features.softmax(1).mean(0))
         return second
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, learner: Learner, batch: Batch, loss: Loss) -> None:
         learner.state["scratch"]["loss"] += 1
 
     def end(self, learner: Learner) -> None:

@@ -15,7 +15,7 @@ from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.server import round_ends
 from fedssl.server.app import serve
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.by_sums import SumStrategy
 from tests.helpers import small_experiment
 
 
@@ -90,7 +90,7 @@ def test_it_changes_no_number(events, monkeypatch):
         )
 
 
-class Refuses(CohortStrategy):
+class Refuses(SumStrategy):
     """Fails in its third round."""
 
     def configure_train(self, server_round, arrays, config: ConfigRecord, grid):

@@ -10,7 +10,7 @@ from fedssl.core.errors import InputError
 from fedssl.core.files import as_safetensors
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.families import STRATEGIES
-from fedssl.strategies.base import CohortStrategy
+from fedssl.strategies.by_sums import SumStrategy
 from fedssl.strategies.keeping import KeptStrategy
 from tests.helpers import federation_of, small_experiment
 from tests.resuming import Stop, Stopper, bits, go_on, run
@@ -38,7 +38,7 @@ def test_flowers_strategies_go_on_where_they_were(name, tmp_path):
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
-class Own(CohortStrategy):
+class Own(SumStrategy):
     """Keeps something of every kind."""
 
     def __init__(self, cohorts):
@@ -69,7 +69,7 @@ def test_ones_own_is_kept_without_a_word(cohorts):
 
 
 def test_one_can_say_it_oneself(cohorts):
-    class Counting(CohortStrategy):
+    class Counting(SumStrategy):
         stream = np.random.default_rng(0)
         calls = 0
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_kept_is_refused_when_the_run_begins(cohorts):
         KeptStrategy(own).kept()
 
 
-class Grows(CohortStrategy):
+class Grows(SumStrategy):
     """From its second round on it holds what nobody can keep."""
 
     def after(self, server_round, arrays, aggregate):

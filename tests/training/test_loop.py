@@ -14,10 +14,11 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.supervised import Supervised
-from fedssl.training.batches import BatchLoader, shuffled_passes
-from fedssl.training.loop import Recipe, fit
+from fedssl.training.batches import BatchLoader, default_pools, shuffled_passes
+from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 from tests.helpers import federation_of, kept_states, small_experiment
 
 TRAIN = Train(local_steps=3, batch_size=8)
@@ -177,7 +178,7 @@ def test_fewer_views_do_not_shift_the_labeled_batches(shard):
         def stream(purpose):
             return rng.make_generator(0, purpose)
 
-        return list(BatchLoader(shard, views, Augment(), {}, 4, 5, stream))
+        return list(BatchLoader(shard, default_pools(shard), views, Augment(), {}, 4, 5, stream))
 
     few, many = batches(Views()), batches(Views(("weak",), ("weak", "strong", "weak"), ratio=3))
     huge = batches(
@@ -227,7 +228,7 @@ def test_what_it_learned_decides_the_next_views(shard):
 
         state = {"augment.strong": {"weights": weights}}
         wanted = Views(("weak",), ("weak", "strong"), ratio=2)
-        return list(BatchLoader(shard, wanted, LEARNED, state, 8, 2, stream))
+        return list(BatchLoader(shard, default_pools(shard), wanted, LEARNED, state, 8, 2, stream))
 
     fresh = CTAugment().initial()["weights"]
     gentle = fresh.clone()

@@ -141,7 +141,7 @@ def test_a_local_average_is_what_is_sent(shard):
     iterates = []
 
     class Noted(Supervised):
-        def after_step(self, learner):
+        def after_step(self, learner, batch, loss):
             iterates.append(snapshot(learner.network))
 
     train = Train(local_steps=3, batch_size=8, ema_decay=0.9)

@@ -30,12 +30,14 @@ class Devices:
     upload: Floats
     dropout: Floats
 
-    def round_seconds(self, images: Floats, bytes_down: float, bytes_up: float) -> Floats:
+    def round_seconds(
+        self, images: Floats, bytes_down: float | Floats, bytes_up: float | Floats
+    ) -> Floats:
         """Return the virtual seconds that each client's round takes, (K,).
 
         Args:
             images: Number of images in all views of each client's round, (K,).
-            bytes_down, bytes_up: Sizes of a request and of a reply, bytes.
+            bytes_down, bytes_up: Sizes of a request and of a reply, bytes; one for all clients, or (K,).
         """
         line = bytes_down / self.download + bytes_up / self.upload
         return line * (BITS_PER_BYTE / MEGA) + images / self.speed

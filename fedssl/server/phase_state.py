@@ -1,0 +1,89 @@
+"""The state that stays the same over a phase, such as a frozen teacher: it travels once to each client that needs it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import nn
+
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.kept import as_array, from_array
+from fedssl.data.shard import ImageSpec
+from fedssl.exchange import protocol
+from fedssl.exchange.census import Census
+from fedssl.server.method_state import attach_state, initial_state
+from fedssl.server.round_log import RoundLog
+from fedssl.training.recipe import Recipe
+
+HOLDERS = "(holders)"
+"""Name of the kept array that lists the clients which have the state; no slot has this name."""
+
+
+class PhaseState:
+    """Hold the state of a phase at the server, and know which clients have it.
+
+    Clients of a simulation are given the state in every request, because all requests of a round share one content and
+    nothing is copied. Only the first time counts as traffic. Other clients keep the state themselves. If one of them
+    fails, it may have lost the state, and its next request carries the state again.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: NamedArrays = {}
+        self._holders: set[int] = set()
+
+    def kept(self) -> NamedArrays:
+        """Return the state and the clients that have it."""
+        return {**self._arrays, HOLDERS: as_array(sorted(self._holders))}
+
+    def take_up(self, kept: NamedArrays) -> None:
+        """Go on with what `kept` returned."""
+        self._arrays = {name: array for name, array in kept.items() if name != HOLDERS}
+        self._holders = set(from_array(kept[HOLDERS])) if HOLDERS in kept else set()
+
+    def begin_phase(self, recipe: Recipe, network: nn.Module, spec: ImageSpec) -> None:
+        """Make the state anew from the weights with which a phase begins; no client has it yet."""
+        made = initial_state(recipe, network, spec, "phase")
+        self._arrays = {name: np.array(array) for name, array in made.items()}
+        self._holders = set()
+
+    def attach(self, messages: Sequence[Message], census: Census, *, is_simulation: bool) -> None:
+        """Put the state into the requests that need it, in place.
+
+        Args:
+            messages: The requests of the round.
+            census: The clients.
+            is_simulation: Whether clients are simulated here.
+        """
+        if not self._arrays:
+            return
+        if is_simulation:
+            attach_state({protocol.PHASE_STATE: self._arrays}, messages)
+            return
+        client_at = census.client_at
+        lacking = [m for m in messages if client_at[m.metadata.dst_node_id] not in self._holders]
+        contents = {id(message.content): message.content for message in lacking}
+        extended = {key: self._extended(content) for key, content in contents.items()}
+        for message in lacking:
+            message.content = extended[id(message.content)]
+
+    def _extended(self, content: RecordDict) -> RecordDict:
+        """Return a content with the state, and with the request to keep it; other messages may share the old content."""
+        config = ConfigRecord(dict(content.config_records[protocol.CONFIG]))
+        config[protocol.KEEP_STATE] = True
+        state = protocol.to_record(self._arrays)
+        extended = RecordDict(dict(content.items()))
+        extended[protocol.CONFIG], extended[protocol.PHASE_STATE] = config, state
+        return extended
+
+    def request_bytes(self, message: Message, client: int) -> int:
+        """Return the bytes of a request's arrays that must travel: the state does not if the client has it already."""
+        size = protocol.num_bytes(message.content)
+        is_saved = client in self._holders and protocol.PHASE_STATE in message.content
+        return size - protocol.encoded_bytes(self._arrays) if is_saved else size
+
+    def note(self, log: RoundLog) -> None:
+        """Note which clients have the state after a round, and which may have lost it."""
+        if self._arrays:
+            answered = {row.client for row in log.clients if row.status in ("ok", "inactive")}
+            failed = {failure.client for failure in log.failures}
+            self._holders = (self._holders | answered) - failed

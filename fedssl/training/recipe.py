@@ -1,0 +1,59 @@
+"""The recipe of a phase: everything that decides how one client learns."""
+
+from dataclasses import dataclass
+
+from fedssl.augment.policy import Augment
+from fedssl.core.slots import Scope, Slot, Tensors
+from fedssl.methods.base import Fresh, Method
+from fedssl.training.correction import Correction
+from fedssl.training.optimization import Train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client learns: the method's loss, the optimization, the augmentations and the strategy's correction."""
+
+    method: Method
+    train: Train
+    augment: Augment
+    correction: Correction | None = None
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the slots of the method, of its augmentations, of the optimizer and of the correction."""
+        own = (*self.method.slots(), *self.augment.slots(), *self.train.slots())
+        return own if self.correction is None else (*own, *self.correction.slots())
+
+    def slots_in(self, scope: Scope) -> tuple[Slot, ...]:
+        """Return the slots of one scope."""
+        return tuple(slot for slot in self.slots() if slot.scope == scope)
+
+    def is_forgettable(self, slot: Slot) -> bool:
+        """Say whether a client may forget a slot's state by its age (`Train.max_state_age`).
+
+        A correction's state may not be forgotten: its sum over all clients is a part of the server's state.
+        """
+        return self.correction is None or slot not in self.correction.slots()
+
+    def num_steps(self, num_labeled: int, num_examples: int) -> int:
+        """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled."""
+        if num_examples == 0 or not self.method.can_learn(num_labeled):
+            return 0
+        return self.train.num_steps(num_labeled, num_examples, self.method.views())
+
+    def images_shown(self, num_labeled: int, num_examples: int) -> int:
+        """Return the number of images over all views of a client's round, which measures the client's work."""
+        views, batch = self.method.views(), self.train.batch_size
+        labeled = batch * len(views.labeled) if num_labeled else 0
+        each = labeled + batch * views.ratio * len(views.unlabeled)
+        return each * self.num_steps(num_labeled, num_examples)
+
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
+        """Return a slot's first content; the arguments are those of `Method.init_slot`."""
+        if any(slot.name == name for slot in self.method.slots()):
+            return self.method.init_slot(name, fresh)
+        if self.correction is not None and any(s.name == name for s in self.correction.slots()):
+            return self.correction.init_slot(name, fresh)
+        if name in self.augment.learned:
+            initial = self.augment.learned[name].initial()
+            return {key: tensor.to(fresh.device) for key, tensor in initial.items()}
+        return {}  # an optimizer that has not stepped has no state
