@@ -318,6 +318,8 @@ class Method(Plugin):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "other"
+    """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
 
     @abstractmethod
     def views(self) -> Views:

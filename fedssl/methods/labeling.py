@@ -29,6 +29,7 @@ class PseudoLabeling(SemiSupervised):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "pseudo-labels"
 
     labeler: Literal["local", "received"] = Field(
         "local",

@@ -3,6 +3,8 @@
 Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019, arXiv:1905.02249.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -28,6 +30,8 @@ class MixMatch(PseudoLabeling):
     Deviation: mixed labeled and mixed unlabeled images run through the network one after the other; the official code
     interleaves the images for the sake of batch normalization.
     """
+
+    group: ClassVar[str] = "mixing"
 
     unlabeled_weight: float = Field(75.0, ge=0, description="largest weight of the unlabeled loss")
     unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")

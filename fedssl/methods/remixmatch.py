@@ -5,6 +5,7 @@ ICLR 2020, arXiv:1911.09785. Its strong views are those of CTAugment: ``augment.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class ReMixMatch(PseudoLabeling):
     whichever client holds it. It moves at the end of a client's round. Both distributions are the cohort's by default,
     because a skewed client's own guesses would be wrong if they were aligned to even classes.
     """
+
+    group: ClassVar[str] = "mixing"
 
     unlabeled_weight: float = Field(
         1.5, ge=0, description="lambda_U, weight of the mixed unlabeled loss"
