@@ -1,4 +1,4 @@
-"""The data of one client: its images, the labels it may see, and the labels that the simulator hides from it."""
+"""The data of one client: its images, the labels it may see, and the true classes as far as the simulator knows them."""
 
 import functools
 from dataclasses import dataclass
@@ -52,14 +52,15 @@ class Shard:
     Args:
         images: uint8, shape (n, C, H, W).
         labels: Labels that the client has, int64, shape (n,); -1 where it has none.
-        hidden_labels: True classes that the simulator knows and hides from the client, int64, shape (n,); -1 elsewhere.
-            They only measure pseudo-labels: no method ever gets them.
+        truth: True class of every example, int64, shape (n,); -1 where nobody knows it, as in a client's private data.
+            Under label noise a given label may differ from it. It only measures: no view or batch carries it, and a
+            method must not read it.
         spec: Common properties of the images.
     """
 
     images: Tensor
     labels: Tensor
-    hidden_labels: Tensor
+    truth: Tensor
     spec: ImageSpec
 
     def __len__(self) -> int:
@@ -85,6 +86,6 @@ class Shard:
         return Shard(
             self.images.to(device),
             self.labels.to(device),
-            self.hidden_labels.to(device),
+            self.truth.to(device),
             self.spec,
         )

@@ -35,5 +35,5 @@ class Judged:
                 loss.pseudo_labels,
                 loss.accepted,
                 self._is_judged[ids],
-                self._shard.hidden_labels[ids],
+                self._shard.truth[ids],
             )

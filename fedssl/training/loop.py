@@ -20,7 +20,7 @@ from fedssl.training.judged import Judged
 from fedssl.training.learner_functions import LearnerFunctions
 from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.optimizer_set import OptimizerSet
-from fedssl.training.recipe import Recipe
+from fedssl.training.recipe import Recipe, shared_parameters
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def fit(
     )
     functions.learner = learner
     if correction is not None:
-        shared = {n: p for n, p in network.named_parameters() if method.is_shared(n)}
+        shared = shared_parameters(method, network)
         descent.correct_with(BoundCorrection(correction, learner, shared))
     # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
@@ -198,5 +198,6 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
         probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         learner.network.train()
         # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
-        match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
+        classes = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
+        match = probs.gather(1, classes.unsqueeze(1)).squeeze(1)
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)

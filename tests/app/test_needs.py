@@ -20,7 +20,6 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange.census import Cohorts
 from fedssl.methods import METHODS, Method, Views
-from fedssl.methods.functional import snapshot
 from fedssl.server.app import serve
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.by_sums import SumStrategy
@@ -52,8 +51,8 @@ class Control(Correction):
     def slots(self):
         return (Slot("mean", "server"), Slot("own", "client"))
 
-    def init_slot(self, name, fresh):
-        return snapshot(fresh.network)
+    def init_slot(self, name, parameters):
+        return {key: parameter.detach().clone() for key, parameter in parameters.items()}
 
 
 class Controlled(Strategy):
@@ -122,6 +121,8 @@ def test_traffic_is_what_a_run_measures():
     [
         ("fedavg", ("sums", "none", "1x")),
         ("flwr:NAME", ("each reply", "none", "1x")),
+        ("fedprox", ("sums", "no state", "1x")),
+        ("scaffold", ("sums", "client: scaffold.own; server: scaffold.server", "2x")),
         (Controlled(), ("sums", "client: own; server: mean", "2x")),
         (Stateless(), ("sums", "no state", "1x")),
     ],
