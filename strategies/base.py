@@ -45,6 +45,8 @@ class Strategy(WithClientHalf):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "other"
+    """The sort of strategies to which this one belongs, in the field's terms; `fedssl list strategies` groups by it."""
 
     @abstractmethod
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
