@@ -102,14 +102,15 @@ def fit(
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
-    # Bind everything that the hooks of the method and of the correction may use.
+    # Bind everything that the hooks of the method and of the correction may use. No hook sees the truth.
+    seen = shard.without_truth()
     descent = Descent(optimizers, train, device)
-    functions = LearnerFunctions(network, shard, recipe, state, descent, stream)
+    functions = LearnerFunctions(network, seen, recipe, state, descent, stream)
     learner = Learner(
         network=network,
         optimizers=dict(optimizers),
         state=state,
-        shard=shard,
+        shard=seen,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
         descend=descent,

@@ -5,11 +5,17 @@ import dataclasses
 import pytest
 import torch
 
+from fedssl.augment.policy import Augment
+from fedssl.core.slots import Slot
 from fedssl.methods.base import Loss, Method, Pools, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot, supervised_loss
 from fedssl.methods.supervised import Supervised
+from fedssl.training.learn import learn
+from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
+from tests.helpers import small_experiment
 from tests.training.test_loop import TRAIN, equal, shard, train_client  # noqa: F401
 
 NOTED = {}
@@ -245,3 +251,26 @@ def test_gradients_are_unscaled_and_move_nothing(shard, precision):  # noqa: F81
         assert torch.allclose(gradient, NOTED["wanted"][name], rtol=1e-2, atol=1e-3), name
     if precision == "fp32":
         assert equal(weights, train_client(Supervised(), shard, train)[0])
+
+
+class Nosy(Supervised):
+    """Look for the truth wherever a hook may look."""
+
+    def slots(self):
+        return (Slot("looked", "client"),)
+
+    def init_slot(self, name, fresh):
+        NOTED["slot"] = fresh.shard.truth
+        return {"once": torch.zeros(())}
+
+    def begin(self, learner):
+        NOTED["begin"] = learner.shard.truth
+
+
+def test_no_hook_sees_the_truth(shard):  # noqa: F811
+    network = build_network(small_experiment().model, Nosy(), shard.spec, 0)
+    recipe = Recipe(Nosy(), TRAIN, Augment())
+    learn(network, shard, recipe, {}, seed=0, server_round=1, client=0, phase_round=1, phase_rounds=2)  # fmt: skip
+    assert (shard.truth >= 0).all()
+    assert (NOTED["slot"] == -1).all()
+    assert (NOTED["begin"] == -1).all()
