@@ -39,6 +39,7 @@ class FitReport:
             `fedssl.metrics.pseudo_labels.count_by_class`.
         numbers: Means of `Loss.numbers` over the steps, by name.
         is_inactive: Whether the client sat the round out, because its method found nothing to train on.
+        num_candidates: Number of examples without a given label that unlabeled batches were drawn from; None: all.
     """
 
     num_steps: int
@@ -51,13 +52,16 @@ class FitReport:
     by_class: Sequence[float]
     numbers: Mapping[str, float] = field(default_factory=dict)
     is_inactive: bool = False
+    num_candidates: int | None = None
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the number of labeled examples plus the estimated number of examples with an accepted pseudo-label."""
         if not self.considered:
             return float(num_labeled)
         coverage = pseudo_label_coverage(self.considered, self.accepted)
-        return num_labeled + coverage * (num_examples - num_labeled)
+        hidden = num_examples - num_labeled
+        candidates = hidden if self.num_candidates is None else self.num_candidates
+        return num_labeled + coverage * candidates
 
 
 def fit(
@@ -131,6 +135,7 @@ def fit(
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
+    candidates: int | None = None
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
@@ -142,6 +147,7 @@ def fit(
             if not len(pools):
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
             num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
+            candidates = int((shard.labels[pools.unlabeled.unique()] < 0).sum())
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
@@ -174,7 +180,10 @@ def fit(
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
     means = {name: float(mean) for name, mean in numbers.means().items()}
-    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
+    return FitReport(
+        *(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means),
+        num_candidates=candidates,
+    )
 
 
 def sit_out(num_classes: int, seconds: float) -> FitReport:
