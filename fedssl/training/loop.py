@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedssl.core import rng
 from fedssl.core.slots import State, Tensors
@@ -146,8 +146,9 @@ def fit(
         if pools is not None:
             if not len(pools):
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
-            num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
-            candidates = int((shard.labels[pools.unlabeled.unique()] < 0).sum())
+            passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
+            num_steps = train.num_steps(passed, len(pools.unlabeled), views)
+            candidates = num_without_label(shard, pools.unlabeled)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
@@ -184,6 +185,11 @@ def fit(
         *(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means),
         num_candidates=candidates,
     )
+
+
+def num_without_label(shard: Shard, ids: Tensor) -> int:
+    """Return the number of different examples without a given label among ids (int64), which may repeat."""
+    return int((shard.labels[torch.unique(ids)] < 0).sum())
 
 
 def sit_out(num_classes: int, seconds: float) -> FitReport:

@@ -128,7 +128,7 @@ def test_draws_with_replacement_need_not_pass_over_everything(shard):  # noqa: F
     eight = torch.arange(8)
     chosen(Pools(eight, eight, eight), shard)
     assert all(sorted(b.labeled_ids.tolist()) == list(range(8)) for b, _, _ in CHOICE.batches)
-    chosen(Pools(eight, eight, eight, replacement=True), shard)
+    chosen(Pools(eight, eight, eight, replacement="labeled"), shard)
     drawn = [b.labeled_ids.tolist() for b, _, _ in CHOICE.batches]
     assert any(len(set(ids)) < 8 for ids in drawn)
     assert {i for ids in drawn for i in ids} <= set(range(8))
@@ -274,3 +274,14 @@ def test_no_hook_sees_the_truth(shard):  # noqa: F811
     assert (shard.truth >= 0).all()
     assert (NOTED["slot"] == -1).all()
     assert (NOTED["begin"] == -1).all()
+
+
+def test_an_epoch_does_not_count_a_pool_that_is_drawn_with_replacement(shard):  # noqa: F811
+    """Two epochs over four unlabeled examples in batches of 8 are one step; the labeled pool would give three."""
+    twelve = torch.arange(12)
+    for replacement, steps in (("labeled", 1), ("both", 3), ("none", 3)):
+        pools = Pools(twelve, twelve[:4], twelve % 10, replacement=replacement)
+        _, report = chosen(pools, shard, local_steps=None, local_epochs=2)
+        assert report.num_steps == steps
+        counts = torch.bincount(CHOICE.batches[0][0].unlabeled_ids, minlength=4)
+        assert (counts.tolist() == [2] * 4) == (replacement != "both")
