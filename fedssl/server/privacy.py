@@ -14,6 +14,7 @@ from fedssl.exchange.disclosure import may_leave
 from fedssl.exchange.protocol import NUMBER
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
+from fedssl.strategies.base import Strategy
 from fedssl.strategies.fedavg import FedAvg
 
 RARE = 7.0
@@ -28,14 +29,20 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
         network: The network that clients train.
 
     Raises:
-        InputError: The method sends state, the model has statistics that noise would spoil, or the server cannot know
-            how much one client counts.
+        InputError: The strategy may ask a client several times a round, the method sends state, the model has statistics
+            that noise would spoil, or the server cannot know how much one client counts.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
     if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):
         _refuse_to_weigh_by_number(phase, strategy.weight)
     if privacy is None:
         return
+    if isinstance(strategy, Strategy) and strategy.repeats_clients:
+        raise InputError(
+            "privacy",
+            f"{strategy.kind} may ask a client several times a round, but the noise hides one update a round",
+            "take a strategy that asks each client once, such as strategy.kind = 'fedavg'",
+        )
     sent = [slot.name for slot in phase.recipe.slots() if slot.scope == "server"]
     if sent:
         raise InputError(
