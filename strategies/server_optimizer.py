@@ -51,6 +51,7 @@ class ServerOptimizer(FedAvg):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "server optimizers"
 
     server_lr: ServerRate = 1.0
 

@@ -108,13 +108,14 @@ class Pools:
         unlabeled: Ids of the examples of unlabeled batches, int64 (n_u,).
         targets: Labels of `labeled`, in its order: classes, int64 (n_l,), or probabilities (n_l, num_classes). None:
             the labels that the client was given.
-        replacement: Whether every draw is from the whole pool; if not, batches come from shuffled passes.
+        replacement: The pools of which every draw is from the whole pool; batches of the other pools come from shuffled
+            passes. With ``"labeled"``, an epoch is one pass over the unlabeled pool.
     """
 
     labeled: Tensor
     unlabeled: Tensor
     targets: Tensor | None = None
-    replacement: bool = False
+    replacement: Literal["none", "labeled", "both"] = "none"
 
     def __len__(self) -> int:
         return len(self.labeled) + len(self.unlabeled)

@@ -23,17 +23,17 @@ LABELS = "labels"
 class SemiFL(Method):
     """Label all images once a round with the received model, train on the confident ones, and mix them with any others.
 
-    The confident images are the fix set. The mix set has as many images, drawn with replacement from all images of the
-    client. Both have hard labels, which stay the same for the whole round. A client without a confident image sits the
+    The confident images are the fix set. As many images of the mix set are drawn with replacement from all images of the
+    client, anew in every batch. All have hard labels, which stay the same for the whole round. A client without a confident image sits the
     round out. An epoch is one pass over the fix set, so a client with more confident images takes more steps.
 
     SemiFL is this method at the clients together with settings: labels at the server, `server.method` supervised with
     epochs of its own, a uniform mean, server momentum, momentum that clients keep, and static batch normalization.
     `experiments/digits/semifl.toml` has them all.
 
-    Deviations from the official code: it draws the mix set anew in every epoch, and here the set stays for the round.
-    It ends each epoch with a smaller batch, and here all batches are full, so E epochs over F images in batches of B are
-    ceil(E F / B) steps. A label that a client was given counts as confident; SemiFL's clients have none.
+    Deviations: the official code ends each epoch with a smaller batch, and here all batches are full, so E epochs over F
+    images in batches of B are ceil(E F / B) steps. A label that a client was given counts as confident; SemiFL's clients
+    have none.
     """
 
     group: ClassVar[str] = "pseudo-labels"
@@ -73,12 +73,11 @@ class SemiFL(Method):
         labels["confidence"][given] = 1
 
     def pools(self, learner: Learner) -> Pools:
-        """Return the mix set with its labels, and the fix set; both are empty if no label is confident."""
+        """Return all images with their labels, as the mix set, and the fix set; both are empty if no label is confident."""
         classes, confidence = learner.state[LABELS]["classes"], learner.state[LABELS]["confidence"]
         fixed = (confidence >= self.threshold).nonzero().squeeze(1)
-        draws = learner.stream("mix")
-        mixed = torch.randint(len(classes), (len(fixed),), generator=draws, device=classes.device)
-        return Pools(labeled=mixed, unlabeled=fixed, targets=classes[mixed])
+        mixed = learner.shard.unlabeled if len(fixed) else fixed
+        return Pools(mixed, fixed, targets=classes[mixed], replacement="labeled")
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(strong)) + w (l CE(y, p(mixed)) + (1 - l) CE(y', p(mixed))), mixed = l weak + (1 - l) weak'.

@@ -14,6 +14,7 @@ from fedssl.exchange.disclosure import may_leave
 from fedssl.exchange.protocol import NUMBER
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
+from fedssl.strategies.base import Strategy
 from fedssl.strategies.fedavg import FedAvg
 from fedssl.strategies.fedprox import FedProx
 
@@ -32,14 +33,21 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
         network: The network that clients train.
 
     Raises:
-        InputError: The method sends state, the model has statistics that noise would spoil, or the server adds noise
-            and its strategy is not a plain mean in which every client counts alike.
+        InputError: The strategy may ask a client several times a round, the method or the strategy sends state, the model
+            has statistics that noise would spoil, or the server adds noise and its strategy is not a plain mean in which
+            every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
     if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):
         _refuse_to_weigh_by_number(phase, strategy.weight)
     if privacy is None:
         return
+    if isinstance(strategy, Strategy) and strategy.repeats_clients:
+        raise InputError(
+            "privacy",
+            f"{strategy.kind} may ask a client several times a round, but the noise hides one update a round",
+            "take a strategy that asks each client once, such as strategy.kind = 'fedavg'",
+        )
     _refuse_to_send_state(phase)
     measured = [
         name

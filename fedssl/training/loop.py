@@ -106,14 +106,15 @@ def fit(
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
-    # Bind everything that the hooks of the method and of the correction may use.
+    # Bind everything that the hooks of the method and of the correction may use. No hook sees the truth.
+    seen = shard.without_truth()
     descent = Descent(optimizers, train, device)
-    functions = LearnerFunctions(network, shard, recipe, state, descent, stream)
+    functions = LearnerFunctions(network, seen, recipe, state, descent, stream)
     learner = Learner(
         network=network,
         optimizers=dict(optimizers),
         state=state,
-        shard=shard,
+        shard=seen,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
         descend=descent,
@@ -145,7 +146,8 @@ def fit(
         if pools is not None:
             if not len(pools):
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
-            num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
+            passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
+            num_steps = train.num_steps(passed, len(pools.unlabeled), views)
             candidates = num_without_label(shard, pools.unlabeled)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)

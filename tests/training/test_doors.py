@@ -5,11 +5,17 @@ import dataclasses
 import pytest
 import torch
 
+from fedssl.augment.policy import Augment
+from fedssl.core.slots import Slot
 from fedssl.methods.base import Loss, Method, Pools, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot, supervised_loss
 from fedssl.methods.supervised import Supervised
+from fedssl.training.learn import learn
+from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
+from tests.helpers import small_experiment
 from tests.training.test_loop import TRAIN, equal, shard, train_client  # noqa: F401
 
 NOTED = {}
@@ -122,7 +128,7 @@ def test_draws_with_replacement_need_not_pass_over_everything(shard):  # noqa: F
     eight = torch.arange(8)
     chosen(Pools(eight, eight, eight), shard)
     assert all(sorted(b.labeled_ids.tolist()) == list(range(8)) for b, _, _ in CHOICE.batches)
-    chosen(Pools(eight, eight, eight, replacement=True), shard)
+    chosen(Pools(eight, eight, eight, replacement="labeled"), shard)
     drawn = [b.labeled_ids.tolist() for b, _, _ in CHOICE.batches]
     assert any(len(set(ids)) < 8 for ids in drawn)
     assert {i for ids in drawn for i in ids} <= set(range(8))
@@ -245,3 +251,37 @@ def test_gradients_are_unscaled_and_move_nothing(shard, precision):  # noqa: F81
         assert torch.allclose(gradient, NOTED["wanted"][name], rtol=1e-2, atol=1e-3), name
     if precision == "fp32":
         assert equal(weights, train_client(Supervised(), shard, train)[0])
+
+
+class Nosy(Supervised):
+    """Look for the truth wherever a hook may look."""
+
+    def slots(self):
+        return (Slot("looked", "client"),)
+
+    def init_slot(self, name, fresh):
+        NOTED["slot"] = fresh.shard.truth
+        return {"once": torch.zeros(())}
+
+    def begin(self, learner):
+        NOTED["begin"] = learner.shard.truth
+
+
+def test_no_hook_sees_the_truth(shard):  # noqa: F811
+    network = build_network(small_experiment().model, Nosy(), shard.spec, 0)
+    recipe = Recipe(Nosy(), TRAIN, Augment())
+    learn(network, shard, recipe, {}, seed=0, server_round=1, client=0, phase_round=1, phase_rounds=2)  # fmt: skip
+    assert (shard.truth >= 0).all()
+    assert (NOTED["slot"] == -1).all()
+    assert (NOTED["begin"] == -1).all()
+
+
+def test_an_epoch_does_not_count_a_pool_that_is_drawn_with_replacement(shard):  # noqa: F811
+    """Two epochs over four unlabeled examples in batches of 8 are one step; the labeled pool would give three."""
+    twelve = torch.arange(12)
+    for replacement, steps in (("labeled", 1), ("both", 3), ("none", 3)):
+        pools = Pools(twelve, twelve[:4], twelve % 10, replacement=replacement)
+        _, report = chosen(pools, shard, local_steps=None, local_epochs=2)
+        assert report.num_steps == steps
+        counts = torch.bincount(CHOICE.batches[0][0].unlabeled_ids, minlength=4)
+        assert (counts.tolist() == [2] * 4) == (replacement != "both")
