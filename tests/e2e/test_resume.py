@@ -34,6 +34,11 @@ CASES: dict[str, dict[str, Any]] = {
     "fused": {"engine": {"fuse": 3}},
     "FedAdam": {"strategy": {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}},
     "FedAvgM": {"strategy": {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}}},
+    "sub-cohorts": {
+        "method": {"kind": "mean_teacher", "teacher_scope": "client"},
+        "train": {"keep_momentum": True},
+        "strategy": {"kind": "rscfed", "distance_weight": 100.0},
+    },
     "labels at the server, virtual time": {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"method": {"kind": "mean_teacher", "teacher_scope": "client"}},
