@@ -44,6 +44,11 @@ CASES: dict[str, dict[str, Any]] = {
         "server": {"train": {"local_steps": 20}},
     },
     "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
+    "sub-cohorts": {
+        "method": {"kind": "mean_teacher", "teacher_scope": "client"},
+        "train": {"keep_momentum": True},
+        "strategy": {"kind": "rscfed", "distance_weight": 100.0},
+    },
     "labels at the server, virtual time": {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"method": {"kind": "mean_teacher", "teacher_scope": "client"}},
