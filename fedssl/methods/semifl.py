@@ -30,7 +30,7 @@ class SemiFL(Method):
 
     SemiFL is this method at the clients together with settings: labels at the server, which trains on them by epochs of
     its own; a uniform mean; server momentum; momentum that clients keep; clipping; static batch normalization.
-    `experiments/digits/semifl.toml` has them all.
+    `experiments/labels_at_server/semifl.toml` has them all.
 
     Deviations:
 

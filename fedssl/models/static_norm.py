@@ -23,8 +23,11 @@ class StaticBatchNorm(nn.Module):
     how far the clients' means lie apart. Before that pass, evaluation only scales and shifts.
 
     Deviations: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
-    Here each client measures with the weights that it has just trained, so the mean of the buffers is close to the
-    statistics under the averaged weights, and not equal to them.
+    Here each client that takes part measures with the weights that it has just trained, so the mean of the buffers is
+    close to the statistics under the averaged weights, and not equal to them. A server with labels may measure on its own
+    images instead (`server.statistics`), with the weights that it has just trained. SemiFL measures on the images of the
+    server and of all clients, before each round; this is not offered, because it reads the images of clients that take no
+    part in the round.
 
     Args:
         channels: C, the channels of images (B, C, H, W).
