@@ -4,6 +4,8 @@ Diao, Ding & Tarokh, "SemiFL: Semi-Supervised Federated Learning for Unlabeled C
 2022, arXiv:2106.01432.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -12,6 +14,7 @@ from torch import nn
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.methods.base import Batch, Fresh, Learner, Loss, Method, Pools, Progress, Views
 from fedssl.methods.functional import draw_mixing_shares, predict
+from fedssl.models.modes import evaluation_mode
 
 LABELS = "labels"
 """Slot of the round's labels: the class of every example of the shard, and the confidence in it."""
@@ -32,6 +35,8 @@ class SemiFL(Method):
     images in batches of B are ceil(E F / B) steps. A label that a client was given counts as confident; SemiFL's clients
     have none.
     """
+
+    group: ClassVar[str] = "pseudo-labels"
 
     threshold: float = Field(
         0.95, ge=0, le=1, description="least confidence of the label of an image in the fix set"
@@ -60,12 +65,10 @@ class SemiFL(Method):
     def begin(self, learner: Learner) -> None:
         """Label a weak view of every example in evaluation mode; a label that the client was given stays."""
         labels, given = learner.state[LABELS], learner.shard.labels >= 0
-        learner.network.eval()
-        for ids, weak in learner.show("weak", name=LABELS):
-            labels["confidence"][ids], labels["classes"][ids] = predict(learner.network, weak).max(
-                1
-            )
-        learner.network.train()
+        with evaluation_mode(learner.network):
+            for ids, weak in learner.show("weak", name=LABELS):
+                confidence, classes = predict(learner.network, weak).max(1)
+                labels["confidence"][ids], labels["classes"][ids] = confidence, classes
         labels["classes"][given] = learner.shard.labels[given]
         labels["confidence"][given] = 1
 
