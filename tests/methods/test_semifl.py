@@ -224,12 +224,12 @@ def test_steps_move_the_weights_and_not_the_labels(hidden):
 # the two sets
 
 
-def chosen(confidence, threshold=0.95, seed=0):
+def chosen(confidence):
     """Return the pools of a client with these confidences, whose labels are 0, 1, 2, ..."""
-    state = labels_of(list(range(len(confidence))), confidence)
-    one = learner_of(linear(), state)
-    one.stream = lambda purpose: rng.make_generator(seed, purpose)
-    return SemiFL(threshold=threshold).pools(one)
+    count = len(confidence)
+    images = torch.zeros(count, 1, 4, 4, dtype=torch.uint8)
+    own = Shard(images, torch.full((count,), -1), torch.zeros(count), SPEC)
+    return SemiFL().pools(learner_of(linear(), labels_of(list(range(count)), confidence), own))
 
 
 def test_the_fix_set_is_what_reaches_the_threshold():
@@ -237,15 +237,28 @@ def test_the_fix_set_is_what_reaches_the_threshold():
     assert found.unlabeled.tolist() == [0, 3, 4]
 
 
-def test_the_mix_set_has_the_size_of_the_fix_set_and_is_drawn_from_all_examples():
-    confidence = [0.99, 0.1, 0.99, 0.2, 0.3, 0.99, 0.1, 0.1]
-    drawn = [chosen(confidence, seed=seed) for seed in range(200)]
-    assert all(len(pools.labeled) == 3 for pools in drawn)
-    assert all(torch.equal(pools.targets, pools.labeled) for pools in drawn)  # label i of example i
-    counts = torch.cat([pools.labeled for pools in drawn]).bincount(minlength=8)
-    assert (counts - 75).abs().max() < 5 * math.sqrt(600 / 8 * 7 / 8)
-    assert any(len(pools.labeled.unique()) < 3 for pools in drawn)  # with replacement
-    assert torch.equal(drawn[0].labeled, chosen(confidence).labeled)
+def test_the_mix_set_is_all_examples_with_their_labels_whatever_their_confidence():
+    found = chosen([0.99, 0.1, 0.99, 0.2, 0.3])
+    assert found.labeled.tolist() == found.targets.tolist() == [0, 1, 2, 3, 4]
+    assert found.replacement == "labeled"
+    nothing = chosen([0.1, 0.2])
+    assert (len(nothing), len(nothing.targets)) == (0, 0)
+
+
+def test_as_many_images_are_mixed_in_as_are_fixed_drawn_anew_in_every_batch(hidden):
+    """A fix set of one image makes batches of that image alone; its partners come from the whole shard, evenly."""
+    network, weak = received_by(hidden)
+    sure = predict(network.eval(), weak).amax(1)
+    train = Train(local_steps=100, batch_size=8, lr=1e-9)
+    train_client(Noted(threshold=float(sure.max())), hidden, train, model=MODEL)
+    ids = torch.stack([batch.labeled_ids for batch, _, _ in LABELS])
+    assert ids.shape == (100, 8)
+    assert {i for batch, _, _ in LABELS for i in batch.unlabeled_ids.tolist()} == {
+        int(sure.argmax())
+    }
+    counts, mean = ids.flatten().bincount(minlength=len(hidden)), 800 / len(hidden)
+    assert (counts - mean).abs().max() < 5 * math.sqrt(mean)
+    assert any(len(set(row)) < 8 for row in ids.tolist())  # with replacement
 
 
 def test_a_client_without_a_confident_image_sits_out(hidden):
