@@ -34,6 +34,14 @@ OTHER_FEDERATION = {
     }
 }
 
+SUB_COHORTS = {
+    "federation": {"labels": {"kind": "some_clients", "labeled_clients": 1}},
+    "method": {"kind": "mean_teacher", "teacher_scope": "client", "temperature": 0.5},
+    "train": {"keep_momentum": True},
+    "strategy": {"kind": "rscfed", "distance_weight": 100.0, "labeled_distance_weight": 1.0},
+}
+"""Three sub-cohorts of three of six clients: in each round, some client trains several times from its own state."""
+
 CASES = {
     "every method": (
         {"federation": {"sample": 5}, **EVERY_METHOD},
@@ -46,6 +54,15 @@ CASES = {
     "labels at the server, noise by client": (
         OTHER_FEDERATION,
         [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, [*THREE_WORKERS, "--plain"]],
+    ),
+    "sub-cohorts": (
+        SUB_COHORTS,
+        [
+            SERIAL,
+            ["--engine", "ray", "--workers", "1"],
+            THREE_WORKERS,
+            ["--engine", "flower", "--workers", "2"],
+        ],
     ),
 }
 """What is run, and in which ways; a way that is there twice is run twice."""

@@ -207,6 +207,7 @@ def _sections(experiment):
         ({"method": {"kind": "freematch"}}, "freematch sends .* beside the weights"),
         ({"model": {"norm": "batch"}}, "statistics such as .*running_mean"),
         ({"model": {"norm": "static"}}, "statistics such as"),
+        ({"strategy": "rscfed"}, "rscfed may ask a client several times a round"),
     ],
 )
 def test_what_noise_would_not_cover_or_would_break_is_refused(sections, said):
