@@ -46,6 +46,8 @@ class Strategy(WithClientHalf):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "other"
+    """The sort of strategies to which this one belongs, in the field's terms; `fedssl list strategies` groups by it."""
     repeats_clients: ClassVar[bool] = False
     """Whether a round may ask a client several times. Such a strategy is refused under ``[privacy]``."""
 

@@ -6,7 +6,7 @@ arXiv:1602.05629.
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field, StringConstraints, model_validator
@@ -36,6 +36,8 @@ WEIGHT_METRIC = {
 
 class FedAvg(Strategy):
     """Average the models of the sampled clients."""
+
+    group: ClassVar[str] = "averaging"
 
     weight: Weight = Field(
         "all",

@@ -4,6 +4,7 @@ Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, ar
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ class FedDyn(Strategy):
     code hides alpha in it. Only weights travel. Clients keep h_i, and the server keeps H, the mean of h_i over all K
     clients. With pseudo-labels, the loss changes from round to round, so an old h_i is the gradient of an old loss.
     """
+
+    group: ClassVar[str] = "drift correction"
 
     alpha: float = Field(
         0.1,

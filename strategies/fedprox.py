@@ -4,6 +4,7 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,8 @@ class FedProx(FedAvg):
     The term is right for any optimizer. Its gradient is 0 at a round's first step, so it changes nothing for clients that
     take one step. Some published code leaves out the half: its mu is half of this one.
     """
+
+    group: ClassVar[str] = "drift correction"
 
     mu: float = Field(
         0.01, ge=0, description="weight of the proximal term; 0 is federated averaging"

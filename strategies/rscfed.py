@@ -40,6 +40,7 @@ class RSCFed(Strategy):
     there are any, they outweigh all parameters. Here distances are between parameters only.
     """
 
+    group: ClassVar[str] = "reweighting"
     repeats_clients: ClassVar[bool] = True
 
     sub_cohorts: int = Field(

@@ -5,6 +5,7 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class Scaffold(FedAvg):
     a client is not sampled. With pseudo-labels, the loss itself changes from round to round, so an old c_i is also the
     gradient of an old loss.
     """
+
+    group: ClassVar[str] = "drift correction"
 
     weight: Weight = Field(
         "uniform",

@@ -1,5 +1,6 @@
 """The data of one client: its images, the labels it may see, and the true classes as far as the simulator knows them."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -78,6 +79,10 @@ class Shard:
         As in FixMatch, these are all examples: labeled examples are used a second time without their label.
         """
         return torch.arange(len(self), device=self.images.device)
+
+    def without_truth(self) -> "Shard":
+        """Return the same shard with every true class unknown, which is all that a method may see."""
+        return dataclasses.replace(self, truth=torch.full_like(self.truth, -1))
 
     def to(self, device: torch.device) -> "Shard":
         """Return the same shard on a device."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.models.modes import evaluation_mode
+
 
 class StaticBatchNorm(nn.Module):
     """Normalize each channel by the batch's own mean and variance, and track neither.
@@ -116,12 +118,7 @@ class _Tally:
 
 @contextmanager
 def _normalize_by_batch(network: nn.Module, layers: list[StaticBatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    for layer in layers:
-        layer.train()
-    try:
+    with evaluation_mode(network):
+        for layer in layers:
+            layer.train()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -79,7 +79,17 @@ class Correction:
 
 
 class WithClientHalf(Plugin):
-    """A section that may bring a client half. Sections of strategies derive from it."""
+    """A section that may bring a client half. Sections of strategies derive from it.
+
+    Example:
+        A section with a client half overrides `correction`. This one's clients do what any client does, and nothing more.
+
+        >>> class Watched(WithClientHalf):
+        ...     def correction(self):
+        ...         return Correction()
+        >>> Watched().correction().slots()
+        ()
+    """
 
     is_abstract: ClassVar[bool] = True
 

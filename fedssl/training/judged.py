@@ -10,8 +10,9 @@ from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally
 class Judged:
     """The examples whose pseudo-labels are measured.
 
-    By default, these are the examples without a given label. If the method chose the round's pools, the labels that it
-    gave are measured at every example that it did not take for a labeled one.
+    By default, these are the examples without a given label. If the method chose the round's labeled pool and took its
+    given labels, it decided which given labels to believe: the labels that it gave are measured at all other examples.
+    If the method put labels of its own in place of the given ones (`Pools.targets`), the default holds.
 
     Args:
         shard: The client's examples.
@@ -21,7 +22,7 @@ class Judged:
     def __init__(self, shard: Shard, pools: Pools | None) -> None:
         self._shard = shard
         self._is_judged = shard.labels < 0
-        if pools is not None:
+        if pools is not None and pools.targets is None:
             self._is_judged = torch.ones_like(self._is_judged)
             self._is_judged[pools.labeled] = False
 

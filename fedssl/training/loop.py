@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedssl.core import rng
 from fedssl.core.slots import State, Tensors
@@ -39,6 +39,7 @@ class FitReport:
             `fedssl.metrics.pseudo_labels.count_by_class`.
         numbers: Means of `Loss.numbers` over the steps, by name.
         is_inactive: Whether the client sat the round out, because its method found nothing to train on.
+        num_candidates: Number of examples without a given label that unlabeled batches were drawn from; None: all.
     """
 
     num_steps: int
@@ -51,13 +52,16 @@ class FitReport:
     by_class: Sequence[float]
     numbers: Mapping[str, float] = field(default_factory=dict)
     is_inactive: bool = False
+    num_candidates: int | None = None
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the number of labeled examples plus the estimated number of examples with an accepted pseudo-label."""
         if not self.considered:
             return float(num_labeled)
         coverage = pseudo_label_coverage(self.considered, self.accepted)
-        return num_labeled + coverage * (num_examples - num_labeled)
+        hidden = num_examples - num_labeled
+        candidates = hidden if self.num_candidates is None else self.num_candidates
+        return num_labeled + coverage * candidates
 
 
 def fit(
@@ -102,14 +106,15 @@ def fit(
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
-    # Bind everything that the hooks of the method and of the correction may use.
+    # Bind everything that the hooks of the method and of the correction may use. No hook sees the truth.
+    seen = shard.without_truth()
     descent = Descent(optimizers, train, device)
-    functions = LearnerFunctions(network, shard, recipe, state, descent, stream)
+    functions = LearnerFunctions(network, seen, recipe, state, descent, stream)
     learner = Learner(
         network=network,
         optimizers=dict(optimizers),
         state=state,
-        shard=shard,
+        shard=seen,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
         descend=descent,
@@ -130,6 +135,7 @@ def fit(
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
+    candidates: int | None = None
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
@@ -140,7 +146,9 @@ def fit(
         if pools is not None:
             if not len(pools):
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
-            num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
+            passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
+            num_steps = train.num_steps(passed, len(pools.unlabeled), views)
+            candidates = num_without_label(shard, pools.unlabeled)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
@@ -173,7 +181,15 @@ def fit(
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
     means = {name: float(mean) for name, mean in numbers.means().items()}
-    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
+    return FitReport(
+        *(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means),
+        num_candidates=candidates,
+    )
+
+
+def num_without_label(shard: Shard, ids: Tensor) -> int:
+    """Return the number of different examples without a given label among ids (int64), which may repeat."""
+    return int((shard.labels[torch.unique(ids)] < 0).sum())
 
 
 def sit_out(num_classes: int, seconds: float) -> FitReport:

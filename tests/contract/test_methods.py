@@ -20,6 +20,8 @@ TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "freematch", "statistics_scope": "client"},
     {"kind": "softmatch", "statistics_scope": "reset"},
     {"kind": "remixmatch", "alignment_scope": "client"},
+    {"kind": "fixmatch", "labeler": "received"},
+    {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},
 ]
 

@@ -34,6 +34,9 @@ CASES: dict[str, dict[str, Any]] = {
     "fused": {"engine": {"fuse": 3}},
     "FedAdam": {"strategy": {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}},
     "FedAvgM": {"strategy": {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}}},
+    "SCAFFOLD, every hook": {"strategy": "scaffold", "method": {"kind": "tests.plugins.stateful"}},
+    "FedDyn": {"strategy": {"kind": "feddyn", "alpha": 1.0}},
+    "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
     "sub-cohorts": {
         "method": {"kind": "mean_teacher", "teacher_scope": "client"},
         "train": {"keep_momentum": True},

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedssl.experiment.families import STRATEGIES
 from fedssl.methods.base import METHODS
 from tests.helpers import fedssl, in_a_process, sha256, small_toml
 from tests.resuming import bits
@@ -16,6 +17,14 @@ EVERY_METHOD = {
 }
 """Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
 
+
+EVERY_STRATEGY = {
+    "rounds": None,
+    "phases": [
+        {"rounds": 2, "strategy": {"kind": name}} for name in STRATEGIES.names() if name != "flwr"
+    ],
+}
+"""Two rounds of each strategy of ours, one after the other."""
 
 OTHER_FEDERATION = {
     "federation": {
@@ -37,6 +46,10 @@ CASES = {
     "every method": (
         {"federation": {"sample": 5}, **EVERY_METHOD},
         [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
+    ),
+    "every strategy": (
+        {"federation": {"sample": 4}, **EVERY_STRATEGY},
+        [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, ["--engine", "flower"]],
     ),
     "labels at the server, noise by client": (
         OTHER_FEDERATION,

@@ -220,15 +220,43 @@ def test_what_noise_would_not_cover_or_would_break_is_refused(sections, said):
         serve(experiment, SerialGrid(Apps(app), 6), [])
 
 
+def with_noise(strategy, at):
+    return small_experiment(
+        strategy=strategy,
+        privacy={"clipping_norm": 1.0, "noise_multiplier": 0.1, "noise_at": at},
+    )
+
+
 @pytest.mark.parametrize(
     "strategy", ["fedavg", "flwr:FedAvg", {"weight": "uniform", "averaging": "population"}]
 )
 def test_noise_at_the_server_needs_clients_that_count_alike(strategy):
-    experiment = small_experiment(
-        strategy=strategy, privacy={"clipping_norm": 1.0, "noise_at": "server"}
-    )
     with pytest.raises(InputError, match=r"privacy.noise_at(.|\n)*uniform"):
-        check_experiment(experiment)
+        check_experiment(with_noise(strategy, "server"))
+
+
+def test_a_strategy_that_sends_state_is_refused_and_one_that_sends_none_is_not():
+    """SCAFFOLD's variates travel unclipped; FedProx changes only how a client trains, and the mean stays plain."""
+    with pytest.raises(InputError, match=r"scaffold sends 'scaffold.server'.*another strategy"):
+        check_experiment(with_noise("scaffold", "client"))
+    check_experiment(with_noise({"kind": "fedprox", "weight": "uniform"}, "server"))
+    check_experiment(with_noise("feddyn", "client"))
+
+
+@pytest.mark.parametrize("kind", ["fedadagrad", "fedadam", "fedavgm", "fedyogi"])
+def test_noise_at_the_server_needs_a_plain_mean(kind):
+    """Noise for one round's mean does not cover a step in which updates of earlier rounds count too."""
+    check_experiment(with_noise(UNIFORM, "server"))
+    optimizer = {"kind": kind, "weight": "uniform"}
+    with pytest.raises(InputError, match=r"privacy.noise_at(.|\n)*plain mean(.|\n)*'fedavg'"):
+        check_experiment(with_noise(optimizer, "server"))
+    check_experiment(with_noise(optimizer, "client"))
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedavgm"])
+def test_a_number_of_the_method_is_no_weight_where_it_does_not_leave(kind):
+    with pytest.raises(InputError, match=r"strategy.weight.*numbers do not leave a client"):
+        check_experiment(with_noise({"kind": kind, "weight": "number:certainty"}, "client"))
 
 
 def test_clipping_alone_goes_with_statistics():

@@ -88,7 +88,7 @@ def test_a_batch_has_no_way_to_the_truth(shard):
 
     def batches(own):
         views = Views(("weak",), ("weak", "strong"))
-        return list(BatchLoader(own, views, Augment(), {}, 8, 2, stream))
+        return list(BatchLoader(own, default_pools(own), views, Augment(), {}, 8, 2, stream))
 
     assert not {field.name for field in dataclasses.fields(Batch)} & {"truth", "shard"}
     lied_to = dataclasses.replace(shard, truth=(shard.truth + 1) % 10)
