@@ -4,6 +4,8 @@ Diao, Ding & Tarokh, "SemiFL: Semi-Supervised Federated Learning for Unlabeled C
 2022, arXiv:2106.01432.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -12,6 +14,7 @@ from torch import nn
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.methods.base import Batch, Fresh, Learner, Loss, Method, Pools, Progress, Views
 from fedssl.methods.functional import draw_mixing_shares, predict
+from fedssl.models.modes import evaluation_mode
 
 LABELS = "labels"
 """Slot of the round's labels: the class of every example of the shard, and the confidence in it."""
@@ -20,18 +23,26 @@ LABELS = "labels"
 class SemiFL(Method):
     """Label all images once a round with the received model, train on the confident ones, and mix them with any others.
 
-    The confident images are the fix set. As many images of the mix set are drawn with replacement from all images of the
-    client, anew in every batch. All have hard labels, which stay the same for the whole round. A client without a confident image sits the
-    round out. An epoch is one pass over the fix set, so a client with more confident images takes more steps.
+    The confident images are the fix set. Each batch of the fix set is mixed with as many images of the mix set, which are
+    drawn with replacement from all images of the client. All labels are hard, and stay the same for the whole round. A
+    client without a confident image sits the round out. An epoch is one pass over the fix set, so a client with more
+    confident images takes more steps.
 
-    SemiFL is this method at the clients together with settings: labels at the server, `server.method` supervised with
-    epochs of its own, a uniform mean, server momentum, momentum that clients keep, and static batch normalization.
+    SemiFL is this method at the clients together with settings: labels at the server, which trains on them by epochs of
+    its own; a uniform mean; server momentum; momentum that clients keep; clipping; static batch normalization.
     `experiments/digits/semifl.toml` has them all.
 
-    Deviations: the official code ends each epoch with a smaller batch, and here all batches are full, so E epochs over F
-    images in batches of B are ceil(E F / B) steps. A label that a client was given counts as confident; SemiFL's clients
-    have none.
+    Deviations:
+
+    - The official code ends each epoch with a smaller batch. Here all batches are full, so E epochs over F images in
+      batches of B are ceil(E F / B) steps.
+    - A label that a client was given counts as confident. SemiFL's clients have none.
+    - Before each round, SemiFL measures the statistics of static batch normalization over the images of the server and of
+      all clients, also of those that do not take part. This is a pass over the whole federation in every round, and no
+      client could be absent. `server.statistics` offers the images of the round's clients, or those of the server.
     """
+
+    group: ClassVar[str] = "pseudo-labels"
 
     threshold: float = Field(
         0.95, ge=0, le=1, description="least confidence of the label of an image in the fix set"
@@ -60,12 +71,10 @@ class SemiFL(Method):
     def begin(self, learner: Learner) -> None:
         """Label a weak view of every example in evaluation mode; a label that the client was given stays."""
         labels, given = learner.state[LABELS], learner.shard.labels >= 0
-        learner.network.eval()
-        for ids, weak in learner.show("weak", name=LABELS):
-            labels["confidence"][ids], labels["classes"][ids] = predict(learner.network, weak).max(
-                1
-            )
-        learner.network.train()
+        with evaluation_mode(learner.network):
+            for ids, weak in learner.show("weak", name=LABELS):
+                confidence, classes = predict(learner.network, weak).max(1)
+                labels["confidence"][ids], labels["classes"][ids] = confidence, classes
         labels["classes"][given] = learner.shard.labels[given]
         labels["confidence"][given] = 1
 

@@ -180,6 +180,7 @@ PASSES = {
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
     "mixmatch": (24, 24),  # two mixed views; two guesses
+    "semifl": (24, 0),  # the strong view and the mixed images
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
 """Method -> unlabeled images that pass through the network (with a graph, without), of 12 in a batch."""
@@ -301,6 +302,7 @@ VIEWS = {
     "vat": (("weak",), ("weak",), 3),
     "mixmatch": (("weak",), ("weak", "weak"), 1),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
+    "semifl": (("weak",), ("weak", "strong"), 1),
 }
 """Method -> (labeled views, unlabeled views, mu), as it is by default."""
 

@@ -33,8 +33,9 @@ def server_round(experiment, arrays=None, training=None, number=1, phase=0):
     training = training or ServerTraining(federation_of(experiment).server_shard())
     arrays = start if arrays is None else arrays
     return arrays, training.train(
-        experiment, network, arrays, server_round=number, phase=phase, phase_round=number
-    )
+        experiment, network, arrays,
+        server_round=number, phase=phase, phase_round=number, is_measured=number > 0,
+    )  # fmt: skip
 
 
 def test_the_servers_round_is_a_clients_round_on_its_shard():
