@@ -187,7 +187,8 @@ class ServerRun:
             self._check_success(phase, log, began)
         if sent:
             self._learn(phase, log, messages, phase.longest_first(sent, cohorts.census), began)
-        self._train_at_server(phase, phase_round, is_measured=log.num_ok > 0)
+        # Clients measure the statistics of static normalizations after their steps; clients without steps do not.
+        self._train_at_server(phase, phase_round, is_measured=log.tally().num_steps > 0)
         log.record("server", self._training.numbers)
         self._finish_round(phase, log, began)
 

@@ -25,6 +25,10 @@ class Judged:
         if pools is not None and pools.targets is None:
             self._is_judged = torch.ones_like(self._is_judged)
             self._is_judged[pools.labeled] = False
+        self._is_left_out = torch.zeros_like(self._is_judged)
+        if pools is not None:
+            self._is_left_out = self._is_judged.clone()
+            self._is_left_out[pools.unlabeled] = False
 
     def count(self, tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, batch: Batch) -> None:
         """Add a step's pseudo-labels to tallies, if the method gave any."""
@@ -38,3 +42,17 @@ class Judged:
                 self._is_judged[ids],
                 self._shard.truth[ids],
             )
+
+    def count_left_out(self, tally: PseudoLabelTally, by_class: ClassTally) -> None:
+        """Add the judged examples that the method left out of its unlabeled pool: considered, and not accepted.
+
+        So the coverage is a share of all examples, and a method that chooses confident examples before the steps can be
+        compared with a method that masks the other examples in each step. An example that was left out counts as often
+        as the other examples do on average.
+        """
+        truth = self._shard.truth[self._is_left_out]
+        considered = tally.counts()[0]
+        if len(truth) and considered:
+            num_shown = int(self._is_judged.sum()) - len(truth)
+            for each in (tally, by_class):
+                each.add_left_out(truth, considered / num_shown)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl.core import rng
 from fedssl.core.slots import State, Tensors
@@ -31,7 +31,8 @@ class FitReport:
     Args:
         num_steps: Number of steps that the client took.
         loss: Mean of the total loss over the steps; NaN if there were no steps.
-        considered: Number of examples without a label that the steps showed, repetitions included.
+        considered: Number of examples without a label that the steps showed, repetitions included. Examples that the
+            method left out of its pools count as if they had been shown as often as the others, without being accepted.
         accepted: Summed weight of the accepted pseudo-labels of these examples.
         judged: Summed weight of the accepted pseudo-labels whose true class the simulator knows.
         right: Summed weight of the judged pseudo-labels that match the true class.
@@ -40,7 +41,6 @@ class FitReport:
             `fedssl.metrics.pseudo_labels.count_by_class`.
         numbers: Means of `Loss.numbers` over the steps, by name.
         is_inactive: Whether the client sat the round out, because its method found nothing to train on.
-        num_candidates: Number of examples without a given label that unlabeled batches were drawn from; None: all.
     """
 
     num_steps: int
@@ -53,16 +53,13 @@ class FitReport:
     by_class: Sequence[float]
     numbers: Mapping[str, float] = field(default_factory=dict)
     is_inactive: bool = False
-    num_candidates: int | None = None
 
     def num_confident(self, num_labeled: int, num_examples: int) -> float:
         """Return the number of labeled examples plus the estimated number of examples with an accepted pseudo-label."""
         if not self.considered:
             return float(num_labeled)
         coverage = pseudo_label_coverage(self.considered, self.accepted)
-        hidden = num_examples - num_labeled
-        candidates = hidden if self.num_candidates is None else self.num_candidates
-        return num_labeled + coverage * candidates
+        return num_labeled + coverage * (num_examples - num_labeled)
 
 
 def fit(
@@ -136,7 +133,6 @@ def fit(
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
-    candidates: int | None = None
     network.train()
     with rng.seeded_torch(noise, device), train.autocast(device):
         if num_steps:
@@ -149,7 +145,6 @@ def fit(
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
             passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
             num_steps = train.num_steps(passed, len(pools.unlabeled), views)
-            candidates = num_without_label(shard, pools.unlabeled)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
@@ -178,19 +173,12 @@ def fit(
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
+    judged.count_left_out(tally, by_class)
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
     means = {name: float(mean) for name, mean in numbers.means().items()}
-    return FitReport(
-        *(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means),
-        num_candidates=candidates,
-    )
-
-
-def num_without_label(shard: Shard, ids: Tensor) -> int:
-    """Return the number of different examples without a given label among ids (int64), which may repeat."""
-    return int((shard.labels[torch.unique(ids)] < 0).sum())
+    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
 
 
 def sit_out(num_classes: int, seconds: float) -> FitReport:

@@ -287,7 +287,7 @@ def test_an_epoch_is_a_pass_over_the_fix_set(hidden, epochs):
     assert report.num_steps == math.ceil(epochs * size / 8)
     shown = torch.cat([batch.unlabeled_ids for batch, _, _ in LABELS]).unique(return_counts=True)
     assert shown[1].max() <= math.ceil(8 * report.num_steps / size)
-    assert report.considered == 8 * report.num_steps
+    assert report.accepted == 8 * report.num_steps
     assert report.num_confident(0, len(hidden)) == pytest.approx(size)
 
 

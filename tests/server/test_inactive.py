@@ -182,11 +182,13 @@ def statistics(arrays):
     return {n: a for n, a in arrays.items() if n.endswith((".mean", ".mean_square"))}
 
 
-def test_statistics_that_nobody_measured_in_the_round_are_the_servers():
+@pytest.mark.parametrize("method", [NOBODY["method"], {"kind": "supervised"}])
+def test_statistics_that_nobody_measured_in_the_round_are_the_servers(method):
     """Statistics that stayed would belong to weights that the server has left behind."""
     model = {"kind": "cnn", "norm": "static", "widths": [8, 16], "hidden": 16}
-    outcome, ends, _ = run(small_experiment(**NOBODY, model=model))
-    by_server, _, _ = run(small_experiment(**NOBODY, model=model, server={"statistics": "server"}))
+    settings = NOBODY | {"method": method, "model": model}
+    outcome, ends, _ = run(small_experiment(**settings))
+    by_server, _, _ = run(small_experiment(**settings, server={"statistics": "server"}))
     last = statistics(outcome.model.arrays)
     assert last
     for name, array in last.items():

@@ -161,9 +161,29 @@ def test_labels_that_a_method_gives_are_measured_at_every_example_that_it_took_f
     """Given labels do not excuse an example: a method that doubts labels is measured where it replaced them."""
     labeled = shard.labeled
     _, report = chosen(Pools(labeled[:1], labeled[1:3]), shard)
-    assert report.considered == report.judged == 3 * 8
+    assert report.accepted == report.judged == 3 * 8
     _, report = chosen(Pools(labeled, labeled), shard)
     assert report.considered == 0
+
+
+def test_examples_that_the_method_left_out_lower_the_coverage(shard):  # noqa: F811
+    """Three of four unlabeled examples are left out; each counts as often as the others on average, by class too."""
+    own = dataclasses.replace(
+        shard, labels=torch.zeros_like(shard.labels), truth=shard.truth.clone()
+    )
+    hidden = torch.tensor([0, 1, 2, 3])
+    own.labels[hidden] = -1
+    own.truth[hidden] = torch.tensor([5, 5, 6, -1])
+    for kept, times in (([0], 24), ([0, 1], 12), ([0, 1, 2, 3], 0)):
+        pools = Pools(hidden[:0], torch.tensor(kept), targets=torch.empty(0, dtype=torch.int64))
+        _, report = chosen(pools, own)
+        assert report.accepted == 24
+        assert report.considered == 24 + times * (4 - len(kept))
+        assert report.num_confident(len(shard) - 4, len(shard)) == len(shard) - 4 + len(kept)
+    _, report = chosen(dataclasses.replace(pools, unlabeled=hidden[1:2]), own)
+    considered = report.by_class[: shard.spec.num_classes]
+    assert considered[5:7] == [24 + 24, 24]
+    assert sum(considered) == 72  # nobody knows the class of the fourth
 
 
 class Further(Method):
