@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Merge
