@@ -303,3 +303,19 @@ def test_the_share_of_clean_labels_is_recorded():
     _, _, reports = learned(DivideMix(warm_up=0.5), torch.tensor([0, 1, 2, 3] * 3), rounds=2)
     assert reports[0].numbers["clean_share"] == 1
     assert 0 < reports[1].numbers["clean_share"] <= 1
+
+
+def test_the_penalty_uses_the_prior_that_the_state_holds():
+    """Two priors: the losses differ by the difference of the divergences, and by nothing else."""
+    method = DivideMix(alpha=0.0, unlabeled_weight=0.0)
+    network, batch = network_of(method), batch_for(method)
+    state = state_of(method, network)
+    logits = network.first(torch.cat([*batch.labeled, *batch.unlabeled]))
+    even, skewed = torch.full((10,), 0.1), torch.tensor([0.55, *[0.05] * 9])
+    losses = []
+    for prior in (even, skewed):
+        state["prior"]["counts"] = 40 * prior
+        losses.append(method.loss(network, batch, state, AFTER).total)
+    expected = prior_penalty(logits, skewed) - prior_penalty(logits, even)
+    assert torch.allclose(losses[1] - losses[0], expected, atol=1e-5)
+    assert abs(float(expected.detach())) > 0.01
