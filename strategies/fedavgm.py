@@ -17,7 +17,8 @@ VELOCITY = "velocity"
 class FedAvgM(ServerOptimizer):
     """Move the global parameters by a running sum of the mean updates: SGD with momentum at the server.
 
-    Without momentum and with a server_lr of 1, this is fedavg, but for rounding.
+    Updates that stay the same add up to steps that are server_lr / (1 - momentum) times as long as an update: ten times
+    with the default settings. Without momentum and with a server_lr of 1, this is fedavg, but for rounding.
     """
 
     momentum: Decay = Field(0.9, description="share of the velocity that stays in each round")

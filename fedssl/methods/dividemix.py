@@ -6,7 +6,7 @@ Li, Socher & Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Lear
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ from fedssl.methods.base import (
 )
 from fedssl.methods.functional import (
     entropy,
-    evaluating,
     linear_ramp,
     mix_with_shuffled,
     mixing_weights,
@@ -37,6 +36,7 @@ from fedssl.methods.functional import (
 )
 from fedssl.methods.mixture import judge_labels, scale_to_unit
 from fedssl.methods.two_networks import NUM_VIEWS, TwoNetworks, mean_predictions
+from fedssl.models.modes import evaluation_mode
 
 
 class DivideMix(SemiSupervised):
@@ -63,6 +63,8 @@ class DivideMix(SemiSupervised):
     - Warm-up and ramp are shares of the rounds; the official code has 10 (CIFAR-10) or 30 (CIFAR-100) epochs and 16
       epochs, of 300.
     """
+
+    group: ClassVar[str] = "noisy labels"
 
     unlabeled_weight: float = Field(
         25.0,
@@ -235,7 +237,7 @@ class DivideMix(SemiSupervised):
             return Loss(warm_up_loss(own(batch.labeled[0]), batch.labels, self.entropy_weight))
         images = torch.cat([*batch.labeled, *batch.unlabeled])
         num_labeled = NUM_VIEWS * len(batch.labels)
-        with evaluating(network):
+        with evaluation_mode(network):
             refining, guesses = mean_predictions(own, other, images, num_labeled)
         clean_probs = state["clean"]["probs"][batch.labeled_ids, 1 - place]
         labels = refine_labels(batch.labels, clean_probs, refining)
@@ -265,7 +267,7 @@ def losses_of_labels(learner: Learner) -> Tensor:
     network, labels = learner.network, learner.shard.labels
     assert isinstance(network, TwoNetworks)
     found = []
-    with evaluating(network):
+    with evaluation_mode(network):
         for ids, images in learner.show("plain", learner.shard.labeled, name="judge"):
             logits = [widen_half_precision(own(images)) for own in network.both()]
             each = [F.cross_entropy(z, labels[ids], reduction="none") for z in logits]

@@ -1,8 +1,6 @@
 """Functions that methods share; they take tensors and return tensors."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -34,17 +32,6 @@ def widen_half_precision(logits: Tensor) -> Tensor:
     In half precision .9479 reaches a threshold of .95, and a divergence can be negative.
     """
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode inside the block: no dropout, and no running statistic moves."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
 
 
 @torch.no_grad()

@@ -206,9 +206,12 @@ class ServerRun:
         return messages
 
     def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
-        """Return the bytes of each request's arrays that travel."""
+        """Return the bytes of each request's arrays that travel; many requests share one content, which is measured once."""
+        contents = {id(message.content): message.content for message in messages}
+        whole = {key: protocol.num_bytes(content) for key, content in contents.items()}
         return [
-            self._phase_state.request_bytes(message, census.client_at[message.metadata.dst_node_id])
+            whole[id(message.content)]
+            - self._phase_state.saved_bytes(message, census.client_at[message.metadata.dst_node_id])
             for message in messages
         ]
 

@@ -14,6 +14,7 @@ from fedssl.methods.base import Batch, Learner, Pools, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
+from fedssl.models.modes import evaluation_mode
 from fedssl.models.static_norm import measure_statistics
 from fedssl.training.batches import plain_batches
 from fedssl.training.judged import Judged
@@ -198,9 +199,8 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
     """
     for slot, probe in batch.probes.items():
         classifier = recipe.method.classifier(learner.network)
-        learner.network.eval()
-        probs = predict(classifier, learner.shard.spec.normalize(probe.views))
-        learner.network.train()
+        with evaluation_mode(learner.network):
+            probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
         classes = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
         match = probs.gather(1, classes.unsqueeze(1)).squeeze(1)

@@ -95,6 +95,12 @@ def test_a_second_head_and_running_distributions_travel():
     assert traffic(METHODS.build("remixmatch")) == 1 + extra / MODEL_BYTES
 
 
+def test_both_networks_of_dividemix_travel():
+    """And with them the number of given labels of each of the 10 classes."""
+    assert needs("dividemix")["traffic"] == "2x"
+    assert traffic(METHODS.build("dividemix")) == 2 + 4 * 10 / MODEL_BYTES
+
+
 def test_weights_that_stay_at_the_client_do_not_travel():
     """The plug-in has two classifiers and a private head, and sends 10 numbers to the server."""
     stateful = METHODS.build("tests.plugins.stateful")
@@ -164,7 +170,7 @@ def test_groups_are_in_order_and_hold_their_members():
     overview = fedssl("list", "methods").output.partition("\n\n")[0]
     cells = [line.partition("│")[0] for line in overview.splitlines()[2:]]
     groups = [cell.strip() for cell in cells if cell[1] != " "]
-    assert groups == ["baseline", "consistency", "mixing", "pseudo-labels"]
+    assert groups == ["baseline", "consistency", "mixing", "noisy labels", "pseudo-labels"]
     order = [cell.strip() for cell in cells if cell.strip()]
     assert order.index("vat") < order.index("mixing") < order.index("mixmatch")
     assert order[:2] == ["baseline", "supervised"]

@@ -97,11 +97,22 @@ def test_every_request_is_a_row_and_counts_as_traffic(tmp_path):
     assert clients.bytes_up.tolist() == [model] * 3
     (row,) = outcome.rounds
     assert (row.clients_ok, row.bytes_down, row.bytes_up) == (3, 3 * model, 3 * model)
-    # The strategy was given the replies at the places of its requests.
+
+
+def test_the_strategy_is_given_replies_by_the_place_of_their_requests(tmp_path):
+    """Clients with more work are sent their requests first, so the order of sending is another one."""
+    sizes = simulated_federation(experiment_of()).sizes
+    small, large = int(np.argmin(sizes)), int(np.argmax(sizes))
+    asked = [small, large, small, large, large]
+    strategy, grid = {**LISTED, "clients": asked}, Tapped()
+    experiment = experiment_of(
+        strategy=strategy, method="supervised", train={"local_steps": None, "local_epochs": 4}
+    )
+    serve(experiment, grid, [RunDirectory(tmp_path)])
+    assert [client for client, *_ in grid.seen] == [large, small, large, small, large]
     numbers = pd.read_csv(tmp_path / "numbers.csv").set_index("name").value
-    assert [numbers[f"strategy.place.{place}"] for place in range(3)] == [
-        protocol.node_of(client) for client in LISTED["clients"]
-    ]
+    given = [numbers[f"strategy.place.{place}"] for place in range(5)]
+    assert given == [protocol.node_of(client) for client in asked]
 
 
 def test_a_request_that_fails_takes_its_own_reply_only(tmp_path):

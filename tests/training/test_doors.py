@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedssl.augment.policy import Augment
+from fedssl.core import rng
 from fedssl.core.slots import Slot
 from fedssl.methods.base import Loss, Method, Pools, Views
 from fedssl.methods.fixmatch import FixMatch
@@ -57,6 +58,26 @@ def test_a_pass_shows_every_example_once_in_order(shard):  # noqa: F811
 
 def test_a_pass_over_the_shard_cannot_shift_the_steps(shard):  # noqa: F811
     assert equal(train_client(Shown(), shard)[0], train_client(FixMatch(), shard)[0])
+
+
+def test_every_stream_of_a_round_has_a_purpose_of_its_own(shard, monkeypatch):  # noqa: F811
+    """Otherwise a pass over the shard would show the views that the steps then train on."""
+    purposes = []
+    real = rng.make_generator
+
+    def noted(seed, purpose, **name):
+        purposes.append(purpose)
+        return real(seed, purpose, **name)
+
+    monkeypatch.setattr(rng, "make_generator", noted)
+    for method, own in ((Shown(), "show/few"), (Further(), "own/augment/labeled/0")):
+        purposes.clear()
+        train_client(method, shard)
+        once = [
+            purpose for purpose in purposes if purpose != "show/look"
+        ]  # `Shown` asks for it twice
+        assert {own, "augment/labeled/0"} <= set(once)
+        assert len(set(once)) == len(once)
 
 
 @dataclasses.dataclass

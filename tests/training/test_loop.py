@@ -101,7 +101,7 @@ def test_a_batch_has_no_way_to_the_truth(shard):
             assert torch.equal(one, other)
 
 
-MIXING = {"mixmatch", "remixmatch", "semifl"}
+MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl"}
 """Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
 
 WITHOUT = {

@@ -92,7 +92,7 @@ def describe_state(slots: Sequence[Slot]) -> str:
 
 
 def traffic(method: Method, correction: Correction | None = None) -> float:
-    """Return the size of a round's weights and ``server`` state as a multiple of the classifier's size.
+    """Return the size of a round's weights and ``server`` state as a multiple of the plain model's size.
 
     A client receives as much as it sends. State of other scopes does not travel in every round.
 
@@ -105,8 +105,8 @@ def traffic(method: Method, correction: Correction | None = None) -> float:
     weights = [tensor for name, tensor in network.state_dict().items() if method.is_shared(name)]
     fresh = Fresh(network, SPEC, shard=None)
     state = [recipe.init_slot(slot.name, fresh).values() for slot in recipe.slots_in("server")]
-    classifier = method.classifier(network).state_dict().values()
-    return (_bytes(weights) + sum(map(_bytes, state))) / _bytes(classifier)
+    model = build_network(MODEL, Supervised(), SPEC, seed=0).state_dict().values()
+    return (_bytes(weights) + sum(map(_bytes, state))) / _bytes(model)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
