@@ -3,6 +3,7 @@
 Li, Socher & Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020, arXiv:2002.07394.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from fedssl.methods.base import (
     Views,
 )
 from fedssl.methods.functional import (
+    call_with,
     entropy,
     linear_ramp,
     mix_with_shuffled,
@@ -35,8 +37,11 @@ from fedssl.methods.functional import (
     widen_half_precision,
 )
 from fedssl.methods.mixture import judge_labels, scale_to_unit
-from fedssl.methods.two_networks import NUM_VIEWS, TwoNetworks, mean_predictions
+from fedssl.methods.two_networks import TwoNetworks, mean_prediction
 from fedssl.models.modes import evaluation_mode
+
+NUM_VIEWS = 2
+"""Weak views of each image; the mean of their predictions refines a label or is a guess."""
 
 
 class DivideMix(SemiSupervised):
@@ -55,8 +60,8 @@ class DivideMix(SemiSupervised):
 
     - The official code trains one network for an epoch and then the other. Here they take turns at every step. In both
       cases, the second network's partner has been updated when it guesses.
-    - Both networks guess in evaluation mode. In the official code, the network in training guesses in training mode, so
-      that its running statistics move five times per step.
+    - The network in training guesses in training mode and its partner in evaluation mode, as in the official code. But
+      here, guesses move no running statistics. In the official code, they move five times per step.
     - Predictions are pulled towards the class distribution of the federation's given labels and not towards even
       classes, which would be wrong if classes are skewed (``prior``).
     - If no label is judged clean or if all losses are equal, all given labels count as clean; the official code fails.
@@ -235,19 +240,26 @@ class DivideMix(SemiSupervised):
         own, other = network.both()[place], network.both()[1 - place]
         if self.is_warming_up(progress):
             return Loss(warm_up_loss(own(batch.labeled[0]), batch.labels, self.entropy_weight))
-        images = torch.cat([*batch.labeled, *batch.unlabeled])
-        num_labeled = NUM_VIEWS * len(batch.labels)
-        with evaluation_mode(network):
-            refining, guesses = mean_predictions(own, other, images, num_labeled)
+        prior = class_distribution(state["prior"]["counts"])
+        # Targets (B + mu B, C): the own network refines labels, and both networks guess where there are none.
+        quietly = functools.partial(call_with, own, {})
+        refining = mean_prediction(quietly, batch.labeled, len(prior))
+        guesses = mean_prediction(quietly, batch.unlabeled, len(prior))
+        with evaluation_mode(other):
+            guesses = (guesses + mean_prediction(other, batch.unlabeled, len(prior))) / 2
         clean_probs = state["clean"]["probs"][batch.labeled_ids, 1 - place]
         labels = refine_labels(batch.labels, clean_probs, refining)
-        classes = torch.cat([labels] * NUM_VIEWS + [guesses] * NUM_VIEWS)
-        targets = sharpen(classes, self.temperature)
+        targets = sharpen(
+            torch.cat([*[labels] * NUM_VIEWS, *[guesses] * NUM_VIEWS]), self.temperature
+        )
+        # All views are mixed with each other, and one pass takes all of them.
+        images = torch.cat([*batch.labeled, *batch.unlabeled])
         weights = mixing_weights(len(images), self.alpha, "batch", batch.generator)
         images, targets = mix_with_shuffled(images, targets, weights, batch.generator)
         logits = own(images)
+        num_labeled = NUM_VIEWS * len(labels)
         total = mixed_loss(logits, targets, num_labeled, self.weight_at(progress))
-        total = total + prior_penalty(logits, class_distribution(state["prior"]["counts"]))
+        total = total + prior_penalty(logits, prior)
         return Loss(total, guesses.argmax(1), guesses.new_ones(len(guesses)))
 
     def end(self, learner: Learner) -> None:

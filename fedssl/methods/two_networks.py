@@ -1,12 +1,11 @@
 """Two networks that learn side by side and guess labels together."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from fedssl.methods.functional import predict
-
-NUM_VIEWS = 2
-"""Views of each image; their mean prediction is the guess."""
+from fedssl.methods.functional import widen_half_precision
 
 
 class TwoNetworks(nn.Module):
@@ -31,25 +30,18 @@ class TwoNetworks(nn.Module):
         return self.first, self.second
 
 
-def mean_predictions(
-    own: nn.Module, other: nn.Module, images: Tensor, num_labeled: int
-) -> tuple[Tensor, Tensor]:
-    """Return what labels are refined by, (B, C), and the guesses for unlabeled images, (mu B, C), outside the graph.
-
-    Labels are refined by the mean of the own network's predictions over the views. A guess is the mean of both networks'
-    predictions over the views.
+@torch.no_grad()
+def mean_prediction(
+    classify: Callable[[Tensor], Tensor], views: Sequence[Tensor], num_classes: int
+) -> Tensor:
+    """Return the class probabilities of images, mean over their views, outside the graph, shape (B, num_classes).
 
     Args:
-        own, other: The network in training and its partner, both in evaluation mode.
-        images: Views of the labeled images, one view after the other, and then of the unlabeled images.
-        num_labeled: Number of views of labeled images.
+        classify: Maps images to logits. It is not called for an empty batch, which some networks cannot take.
+        views: Views of the same images, each (B, C, H, W).
+        num_classes: Number of classes.
     """
-    probs = predict(own, images)
-    refining, guesses = probs[:num_labeled], probs[num_labeled:]
-    if len(guesses) > 0:
-        guesses = (guesses + predict(other, images[num_labeled:])) / 2
-    return _mean_of_views(refining), _mean_of_views(guesses)
-
-
-def _mean_of_views(probs: Tensor) -> Tensor:
-    return torch.stack(probs.tensor_split(NUM_VIEWS)).mean(0)
+    if len(views[0]) == 0:
+        return views[0].new_zeros(0, num_classes)
+    probs = [widen_half_precision(classify(view)).softmax(1) for view in views]
+    return torch.stack(probs).mean(0)

@@ -1,17 +1,19 @@
-"""DivideMix: a mixture divides the losses, each network trains with the other one's judgment, labels are refined."""
+"""DivideMix: two networks judge given labels for each other, refine and guess labels, and learn by MixMatch."""
 
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fedssl.augment.policy import Augment
-from fedssl.core.slots import Merge
+from fedssl.core.slots import Merge, Slot
 from fedssl.data.shard import Shard
+from fedssl.methods import dividemix as module
 from fedssl.methods import functional as pieces
-from fedssl.methods.base import Fresh, Pools, Progress
+from fedssl.methods.base import Fresh, Progress
 from fedssl.methods.dividemix import (
     DivideMix,
     class_distribution,
@@ -21,301 +23,466 @@ from fedssl.methods.dividemix import (
     refine_labels,
     warm_up_loss,
 )
-from fedssl.methods.mixture import (
-    judge_labels,
-    posterior_of_lower,
-    scale_to_unit,
-    split_by_two_means,
-)
-from fedssl.methods.two_networks import TwoNetworks
-from fedssl.training.learn import learn
-from fedssl.training.optimization import Train
+from fedssl.methods.two_networks import TwoNetworks, mean_prediction
+from fedssl.models.cnn import CNN
+from fedssl.training.loop import fit
+from fedssl.training.network import build_network
+from fedssl.training.optimization import Descent, Train
+from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.recipe import Recipe
-from tests.methods.examples import SPEC, batch_for, linear, network_of, state_of, stream
+from tests.methods.examples import (
+    PROGRESS,
+    SPEC,
+    batch_for,
+    learner,
+    network_of,
+    state_of,
+    stream,
+)
 
-AFTER = Progress(round=5, num_rounds=5, step=0, num_steps=2)
-DURING = Progress(round=1, num_rounds=5, step=0, num_steps=2)
-
-
-def logits_of(*probs):
-    return torch.tensor(probs).log()
-
-
-# the mixture
-
-
-def test_two_heaps_of_losses_are_told_apart():
-    losses = scale_to_unit(torch.tensor([[0.1, 0.1]] * 50 + [[2.0, 2.0]] * 50).double())
-    probs = judge_labels(losses[:, 0], 0.5)
-    assert torch.allclose(probs[:50], torch.ones(50).double(), atol=1e-6)
-    assert torch.allclose(probs[50:], torch.zeros(50).double(), atol=1e-6)
+FIRST_ROUND = Progress(round=1, num_rounds=10, step=0, num_steps=2)
+THIRD_ROUND = Progress(round=3, num_rounds=10, step=0, num_steps=2)
 
 
-def test_equal_losses_make_every_label_clean():
-    losses = scale_to_unit(torch.full((7, 2), 1.3).double())
-    assert not losses.any()
-    assert torch.equal(judge_labels(losses[:, 0], 0.5), torch.ones(7).double())
-    assert torch.equal(judge_labels(torch.zeros(1).double(), 0.5), torch.ones(1).double())
+def of(*rows):
+    return torch.tensor(rows, dtype=torch.float32)
 
 
-def test_a_judgment_that_leaves_nothing_is_not_used():
-    losses = torch.linspace(0, 1, 40).double()
-    probs = posterior_of_lower(losses)
-    highest = float(probs.max())
-    assert torch.equal(judge_labels(losses, highest - 1e-9), probs)
-    assert torch.equal(judge_labels(losses, highest), torch.ones(40).double())
+def shard_of(labels):
+    """A client whose images are all different; -1 stands for no label."""
+    images = torch.randint(256, (len(labels), 1, 4, 4), generator=stream(), dtype=torch.uint8)
+    given = torch.tensor(labels, dtype=torch.int64)
+    return Shard(images, given, torch.full_like(given, -1), SPEC)
 
 
-def test_losses_are_scaled_for_each_network_by_itself():
-    scaled = scale_to_unit(torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 50.0]]).double())
-    assert scaled.tolist() == [[0, 0], [0.5, 0.25], [1, 1]]
+def learner_of(method, network, own, progress=THIRD_ROUND):
+    """A learner that shows images as they are, and whose further batches are the pools that were asked for."""
+    fresh = Fresh(network, SPEC, own)
+    state = {slot.name: method.init_slot(slot.name, fresh) for slot in method.slots()}
+
+    def show(view, ids=None, *, name):
+        assert view == "plain"
+        for chunk in ids.split(3):
+            yield chunk, SPEC.normalize(own.images[chunk].float() / 255)
+
+    def batches(pools, views, *, name):
+        return iter([pools])
+
+    return replace(learner(network, state, own, progress), show=show, batches=batches)
 
 
-def test_the_first_split_is_the_best_of_all():
-    """No threshold leaves a smaller sum of squares within the clusters."""
-    values = torch.rand(40, generator=stream()).double() ** 3
+class Certain(nn.Module):
+    """Call every image the same class."""
 
-    def within(high):
-        return sum(
-            float((values[side] - values[side].mean()).square().sum()) for side in (high, ~high)
-        )
+    def __init__(self, favorite):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(10).index_fill(0, torch.tensor([favorite]), 3.0))
 
-    best = min(within(values >= threshold) for threshold in values.sort().values[1:])
-    assert within(split_by_two_means(values)) == pytest.approx(best)
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
 
 
-def test_the_mixture_finds_the_gaussians_that_made_the_losses():
-    draws = stream()
-    clean = 0.2 + 0.05 * torch.randn(600, generator=draws).double()
-    noisy = 0.7 + 0.1 * torch.randn(400, generator=draws).double()
-    probs = posterior_of_lower(torch.cat([clean, noisy]))
-    assert float((probs[:600] > 0.5).double().mean()) > 0.99
-    assert float((probs[600:] > 0.5).double().mean()) < 0.01
-    assert ((probs >= 0) & (probs <= 1)).all()
+# the pieces, by hand
 
 
-# labels, losses and the penalty
+def test_a_doubted_label_is_refined_by_the_prediction():
+    refined = refine_labels(torch.tensor([0]), torch.tensor([0.8]), of([0.5, 0.5]))
+    assert torch.allclose(refined, of([0.9, 0.1]))
+    assert torch.allclose(pieces.sharpen(refined, 0.5), of([0.9878, 0.0122]), atol=5e-5)
+    assert torch.allclose(pieces.sharpen(of([0.6, 0.4]), 0.5), of([0.6923, 0.3077]), atol=5e-5)
 
 
-def test_a_label_is_refined_and_sharpened():
-    """w = .8: .8 [1, 0] + .2 [.5, .5] = [.9, .1]; squares over their sum: [.9878, .0122]."""
-    refined = refine_labels(torch.tensor([0]), torch.tensor([0.8]), torch.tensor([[0.5, 0.5]]))
-    assert torch.allclose(refined, torch.tensor([[0.9, 0.1]]))
-    assert pieces.sharpen(refined, 0.5)[0].tolist() == pytest.approx([0.9878, 0.0122], abs=1e-4)
-    guess = pieces.sharpen(torch.tensor([[0.6, 0.4]]), 0.5)
-    assert guess[0].tolist() == pytest.approx([0.6923, 0.3077], abs=1e-4)
+def test_a_trusted_label_stays_and_a_rejected_one_is_gone():
+    probs, labels = of([0.3, 0.7], [0.3, 0.7]), torch.tensor([0, 0])
+    refined = refine_labels(labels, torch.tensor([1.0, 0.0]), probs)
+    assert torch.equal(refined, of([1.0, 0.0], [0.3, 0.7]))
 
 
-def test_a_trusted_label_stays_and_a_distrusted_one_goes():
-    probs = torch.tensor([[0.3, 0.7], [0.3, 0.7]])
-    refined = refine_labels(torch.tensor([0, 0]), torch.tensor([1.0, 0.0]), probs)
-    assert torch.allclose(refined, torch.tensor([[1.0, 0.0], [0.3, 0.7]]))
+def test_the_mean_prediction_is_over_views():
+    told = iter([of([0.9, 0.1], [0.5, 0.5]), of([0.7, 0.3], [0.1, 0.9])])
+    found = mean_prediction(lambda images: next(told).log(), [torch.zeros(2, 1)] * 2, 2)
+    assert torch.allclose(found, of([0.8, 0.2], [0.3, 0.7]))
+    assert mean_prediction(lambda images: 1 / 0, [torch.zeros(0, 1)] * 2, 5).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
-    ("prior", "expected"),
-    [([0.5, 0.5], 0.5108), ([0.9, 0.1], 0.0), ([1.0, 0.0], math.log(1 / 0.9))],
+    ("prior", "value"), [([0.5, 0.5], 0.5108), ([0.9, 0.1], 0.0), ([1.0, 0.0], -math.log(0.9))]
 )
-def test_the_penalty_measures_the_distance_to_the_prior(prior, expected):
-    """KL to a mean prediction of [.9, .1]; a class that the prior does not have costs nothing by itself."""
-    logits = logits_of([0.98, 0.02], [0.82, 0.18])
-    assert float(prior_penalty(logits, torch.tensor(prior))) == pytest.approx(expected, abs=1e-4)
+def test_the_penalty_compares_the_mean_prediction_with_the_prior(prior, value):
+    """Two rows whose mean is .9 and .1; a class of prior 0 costs nothing."""
+    logits = of([0.98, 0.02], [0.82, 0.18]).log()
+    assert float(prior_penalty(logits, torch.tensor(prior))) == pytest.approx(value, abs=5e-5)
 
 
-def test_the_penalty_is_finite_for_certain_predictions():
-    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+def test_the_penalty_of_a_class_that_nobody_predicts_is_finite():
+    logits = of([0.0, -500.0]).requires_grad_()
     penalty = prior_penalty(logits, torch.tensor([0.5, 0.5]))
+    assert float(penalty.detach()) == pytest.approx(250 - math.log(2), rel=1e-5)
     penalty.backward()
-    assert penalty.isfinite()
-    assert logits.grad.isfinite().all()
+    assert torch.isfinite(logits.grad).all()
 
 
-def test_the_mixed_loss_by_hand():
-    """Row one: CE with its target, ln 2. Row two: mean over classes of (.9 - .5)^2, weighed by 25."""
-    logits, targets = logits_of([0.5, 0.5], [0.9, 0.1]), torch.tensor([[0.3, 0.7], [0.5, 0.5]])
-    assert float(mixed_loss(logits, targets, 1, 25.0)) == pytest.approx(math.log(2) + 25 * 0.16)
-    assert float(mixed_loss(logits[:1], targets[:1], 1, 25.0)) == pytest.approx(math.log(2))
-    assert float(mixed_loss(logits[1:], targets[1:], 0, 25.0)) == pytest.approx(25 * 0.16)
-    assert float(mixed_loss(logits[:0], targets[:0], 0, 25.0)) == 0
+def test_labeled_rows_cost_cross_entropy_and_the_rest_squared_errors():
+    logits, targets = of([0.5, 0.5], [0.75, 0.25]).log(), of([1.0, 0.0], [0.25, 0.75])
+    supervised, squared = math.log(2), 0.25
+    for num_labeled, expected in ((1, supervised + 8 * squared), (0, 8 * (0.25 + 0.25) / 2)):
+        loss = float(mixed_loss(logits, targets, num_labeled, weight=8.0))
+        assert loss == pytest.approx(expected, rel=1e-5)
+    alone = float(mixed_loss(logits[:1], targets[:1], 1, weight=8.0))
+    assert alone == pytest.approx(supervised, rel=1e-5)
 
 
-def test_the_warm_up_may_reward_doubt():
-    """CE of [.5, .5] is ln 2 and so is its entropy: a weight of 1 leaves nothing."""
-    logits, labels = logits_of([0.5, 0.5]), torch.tensor([1])
-    assert float(warm_up_loss(logits, labels, 0.0)) == pytest.approx(math.log(2))
-    assert float(warm_up_loss(logits, labels, 1.0)) == pytest.approx(0, abs=1e-6)
+def test_the_warm_up_may_reward_entropy():
+    logits = of([0.8, 0.2]).log()
+    cost, doubt = -math.log(0.8), -0.8 * math.log(0.8) - 0.2 * math.log(0.2)
+    for weight in (0.0, 1.0, 0.5):
+        loss = float(warm_up_loss(logits, torch.tensor([0]), weight))
+        assert loss == pytest.approx(cost - weight * doubt, rel=1e-5)
 
 
-def test_half_of_the_ramp_gives_half_of_the_weight():
-    """Sixteen of a hundred rounds after a warm-up of ten: at round 18 and a half of them, 12.5 of 25."""
-    method = DivideMix(warm_up=0.1, ramp_up=0.16)
-    weights = [method.weight_at(Progress(1 + round, 100, 0, 10)) for round in (0, 10, 18, 26, 60)]
-    assert weights == pytest.approx([0, 0, 12.5, 25, 25])
-    assert [method.is_warming_up(Progress(r, 100, 0, 10)) for r in (1, 10, 11)] == [
-        True,
-        True,
-        False,
-    ]
-
-
-def test_the_prior_is_of_the_given_labels():
-    counts = count_labels(torch.tensor([0, 0, 2]), 3)
-    assert counts.tolist() == [2, 0, 1]
-    assert class_distribution(counts).tolist() == pytest.approx([2 / 3, 0, 1 / 3])
+def test_counts_give_the_prior():
+    counts = count_labels(torch.tensor([0, 2, 2, 2]), 4)
+    assert counts.tolist() == [1, 0, 3, 0]
+    assert class_distribution(counts).tolist() == [0.25, 0, 0.75, 0]
     assert class_distribution(torch.zeros(4)).tolist() == [0.25] * 4
 
 
-def test_the_federations_prior_is_the_only_state_that_travels():
-    (_, prior) = DivideMix().slots()
-    assert (prior.scope, prior.merge) == ("server", Merge("uniform", over="cohort"))
-    for kind in ("client", "uniform"):
-        assert all(slot.scope == "reset" for slot in DivideMix(prior=kind).slots())
-    assert [slot.scope for slot in DivideMix(history=5).slots()][-1] == "client"
+def test_the_prior_is_the_cohorts_and_not_the_mean_of_the_clients():
+    """Nine labels of class 0 at one client and one of class 1 at another are .9 and .1."""
+    method = DivideMix()
+    assert Slot("prior", "server", Merge("uniform", "cohort")) in method.slots()
+    sent = []
+    for labels in ([0] * 9, [1] + [-1] * 20):
+        ready = learner_of(method, network_of(method), shard_of(labels))
+        method.end(ready)
+        sent.append(ready.state["prior"]["counts"])
+    assert class_distribution(sum(sent) / 2)[:2].tolist() == pytest.approx([0.9, 0.1])
 
 
-# two networks
+@pytest.mark.parametrize("prior", ["client", "uniform"])
+def test_other_priors_travel_nowhere(prior):
+    method, own = DivideMix(prior=prior), shard_of([0, 0, 0, 1, -1])
+    assert all(slot.scope == "reset" for slot in method.slots())
+    ready = learner_of(method, network_of(method), own)
+    method.end(ready)
+    shares = class_distribution(ready.state["prior"]["counts"])
+    expected = [0.75, 0.25] + [0] * 8 if prior == "client" else [0.1] * 10
+    assert shares.tolist() == pytest.approx(expected)
 
 
-def learned(method, labels, rounds=1, truth=None):
-    """Train one client for some rounds of two steps; return the weights before and after, and the reports."""
-    generator = stream(3)
-    images = torch.randint(0, 256, (len(labels), 1, 4, 4), generator=generator, dtype=torch.uint8)
-    shard = Shard(images, labels, labels if truth is None else truth, SPEC)
-    network = network_of(method)
-    before = pieces.snapshot(network)
-    recipe = Recipe(method, Train(local_steps=2, batch_size=4, lr=0.05), Augment())
-    kept, reports = {}, []
-    for round in range(1, rounds + 1):
-        report, state = learn(
-            network, shard, recipe, kept,
-            seed=0, server_round=round, client=0, phase_round=round, phase_rounds=rounds,
-        )  # fmt: skip
-        kept = {name: {k: t.numpy() for k, t in tensors.items()} for name, tensors in state.items()}
-        reports.append(report)
-    return before, pieces.snapshot(network), reports
+def test_the_first_cohort_starts_from_even_classes():
+    method = DivideMix()
+    content = method.init_slot("prior", Fresh(network_of(method), SPEC, None))
+    assert torch.allclose(class_distribution(content["counts"]), torch.full((10,), 0.1))
 
 
-@pytest.mark.parametrize(
-    "labels", [[1] * 12, [-1] * 12, [0, 1, 2, 3] * 3, [5, *[-1] * 11], [5]], ids=len
-)
-def test_any_division_trains(labels):
-    """All labels equal, none at all, all clean, a single one, a single image: no part may be empty and crash."""
-    before, after, reports = learned(DivideMix(warm_up=0.0), torch.tensor(labels), rounds=2)
-    assert all(tensor.isfinite().all() for tensor in after.values())
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert reports[0].num_steps == 2
+# the schedule
 
 
-def test_a_client_without_labels_sits_the_warm_up_out():
-    _, _, reports = learned(DivideMix(warm_up=0.5), torch.full((12,), -1), rounds=2)
-    assert [report.is_inactive for report in reports] == [True, False]
+def test_the_warm_up_is_a_share_of_the_rounds():
+    method = DivideMix(warm_up=0.3)
+    rounds = range(1, 11)
+    assert [method.is_warming_up(Progress(r, 10, 0, 1)) for r in rounds] == [True] * 3 + [False] * 7
 
 
-@pytest.mark.parametrize("progress", [DURING, AFTER], ids=["warm-up", "later"])
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_networks_loss_moves_no_weight_of_the_other(place, progress):
+def test_the_unlabeled_weight_grows_after_the_warm_up():
+    method = DivideMix(warm_up=0.25, ramp_up=0.5)
+    at = {r: method.weight_at(Progress(r, 100, 0, 1)) for r in (1, 26, 51, 76, 100)}
+    assert at == {1: 0, 26: 0, 51: 12.5, 76: 25, 100: 25}
+
+
+# the two networks
+
+
+def test_the_sum_of_both_networks_logits_classifies():
     method = DivideMix()
     network = network_of(method)
-    loss = method.loss_of(place, network, batch_for(method), state_of(method, network), progress)
-    loss.total.backward()
-    own, other = network.both()[place], network.both()[1 - place]
-    assert all(p.grad is not None for p in own.parameters())
-    assert all(p.grad is None for p in other.parameters())
+    images = torch.randn(5, 1, 4, 4, generator=stream())
+    assert method.classifier(network) is network
+    assert torch.equal(network(images), network.first(images) + network.second(images))
 
 
-def test_each_network_trains_with_the_judgment_of_the_other():
-    """The second judges labels 0 and 1 clean, the first all but them: the pools of each are the other one's."""
-    method = DivideMix(warm_up=0.0)
+def test_the_networks_start_apart():
+    network = build_network(CNN(widths=(4,), hidden=4), DivideMix(), SPEC, seed=0)
+    first, second = network.first.state_dict(), network.second.state_dict()
+    drawn = [name for name, tensor in first.items() if tensor.dim() > 1]
+    assert len(drawn) > 1
+    assert not any(torch.equal(first[name], second[name]) for name in drawn)
 
-    probs = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.9, 0.1], [0.7, 0.5]])
-    learner = SimpleNamespace(progress=AFTER, state={"clean": {"probs": probs}})
-    first, second = (method._pools_of(place, learner) for place in (0, 1))
-    assert isinstance(first, Pools)
-    assert first.labeled.tolist() == [0, 1]
-    assert first.unlabeled.tolist() == [2, 3]
-    assert second.labeled.tolist() == [2, 3]
-    assert second.unlabeled.tolist() == [0, 1]
+
+@pytest.mark.parametrize("progress", [FIRST_ROUND, PROGRESS])
+def test_a_networks_step_moves_that_network_alone(progress):
+    method = DivideMix()
+    network = network_of(method)
+    state = state_of(method, network)
+    optimizers = OptimizerSet(method.optimizers(network, Train().make_optimizer))
+    descent = Descent(optimizers, Train(), torch.device("cpu"))
+    moved = {}
+
+    def descend(total, name):
+        before = pieces.snapshot(network)
+        descent(total, name)
+        after = network.state_dict()
+        moved[name] = {key for key in before if not torch.equal(before[key], after[key])}
+
+    ready = replace(learner(network, state, progress=progress), descend=descend)
+    ready.scratch.update(second=iter([batch_for(method, seed=5)]), clean_share=torch.tensor(1.0))
+    method.step(ready, batch_for(method))
+    keys = set(network.state_dict())
+    assert moved["main"] == {key for key in keys if key.startswith("first.")}
+    assert moved["second"] == {key for key in keys if key.startswith("second.")}
+
+
+def test_the_second_network_learns_from_its_own_batch_and_the_updated_first_network():
+    method = DivideMix()
+    network = network_of(method)
+    state = state_of(method, network)
+    own = batch_for(method, seed=5)
+    totals = {}
+
+    def descend(total, name):
+        totals[name] = float(total.detach())
+        with torch.no_grad():  # a step that can be told
+            for parameter in network.first.parameters():
+                parameter.add_(0.1)
+
+    ready = replace(learner(network, state), descend=descend)
+    ready.scratch.update(second=iter([own]), clean_share=torch.tensor(0.25))
+    untouched = network_of(method)
+    loss = method.step(ready, batch_for(method))
+    with torch.no_grad():
+        for parameter in untouched.first.parameters():
+            parameter.add_(0.1)
+    again = batch_for(method, seed=5)
+    expected = method.loss_of(1, untouched, again, state, PROGRESS).total
+    assert totals["second"] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(loss.total.detach()) == pytest.approx((totals["main"] + totals["second"]) / 2)
+    assert float(loss.numbers["clean_share"]) == 0.25
+    assert loss.pseudo_labels.shape == own.unlabeled_ids.shape
+
+
+# who judges whom
+
+
+def test_a_network_trains_with_the_labels_that_the_other_one_judges_clean():
+    """The first network believes in class 0, the second in class 1; two images have no label."""
+    method = DivideMix()
+    network = TwoNetworks(Certain(0), Certain(1))
+    ready = learner_of(method, network, shard_of([0, 0, 0, 1, 1, -1, -1]))
+    method.begin(ready)
+    first = method.pools(ready)
+    second = next(ready.scratch["second"])
+    assert first.labeled.tolist() == [3, 4]
+    assert first.unlabeled.tolist() == [0, 1, 2, 5, 6]
+    assert second.labeled.tolist() == [0, 1, 2]
+    assert second.unlabeled.tolist() == [3, 4, 5, 6]
+    assert first.targets is None
+    assert float(ready.scratch["clean_share"]) == pytest.approx(5 / 10)
+    assert network.training
+
+
+def test_a_network_trusts_labels_as_the_other_one_does():
+    method = DivideMix()
+    network, given = network_of(method), batch_for(method)
+
+    def total(place, *columns):
+        probs = torch.full((12, 2), 0.9)
+        probs[:, list(columns)] = 0.6
+        state = state_of(method, network) | {"clean": {"probs": probs}}
+        again = replace(given, generator=stream(1))
+        return float(method.loss_of(place, network, again, state, PROGRESS).total.detach())
+
+    assert total(0) == total(0, 0) != total(0, 1) == total(0, 0, 1)
+    assert total(1) == total(1, 1) != total(1, 0) == total(1, 0, 1)
+
+
+def test_labels_are_trusted_by_example():
+    method = DivideMix()
+    network, given = network_of(method), batch_for(method)
+    ids = torch.tensor([7, 2, 9, 11])
+    probs = torch.rand(12, 2, generator=stream())
+    there = state_of(method, network) | {"clean": {"probs": probs}}
+    here = there | {"clean": {"probs": torch.cat([probs[ids], torch.zeros(8, 2)])}}
+    first, second = (
+        method.loss(network, replace(given, labeled_ids=at, generator=stream(1)), state, PROGRESS)
+        for at, state in ((ids, there), (torch.arange(4), here))
+    )
+    assert torch.equal(first.total, second.total)
+
+
+def test_losses_are_averaged_over_the_last_rounds(monkeypatch):
+    """Rounds with losses (0, 1), (1, 0) and (1, 0) of two labels; the last two say that the second one is clean."""
+    method, own = DivideMix(history=2), shard_of([3, -1, 4])
+    assert Slot("losses", "client") in method.slots()
+    ready = learner_of(method, network_of(method), own)
+    judged = []
+    monkeypatch.setattr(
+        module, "judge_labels", lambda losses, _: judged.append(losses.tolist()) or losses
+    )
+    for rows in ([2.0, 6.0], [9.0, 5.0], [9.0, 5.0]):
+        both = torch.tensor(rows, dtype=torch.float64).unsqueeze(1).repeat(1, 2)
+        monkeypatch.setattr(module, "losses_of_labels", lambda _, both=both: both)
+        method.begin(ready)
+    assert judged[::2] == judged[1::2] == [[0, 1], [0.5, 0.5], [1, 0]]
+    kept = ready.state["losses"]
+    assert kept["values"][:, :, 0].tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert kept["rounds"] == 3
+    assert DivideMix().slots() == tuple(s for s in method.slots() if s.name != "losses")
+
+
+# the loss
+
+
+def naive_loss(method, network, given, clean, prior, place=0):
+    """The loss written down from the paper, with the mixing's draws repeated."""
+    own, other = (network.first, network.second)[:: 1 - 2 * place]
+    with torch.no_grad():
+        seen = torch.stack([own(view).softmax(1) for view in given.labeled]).mean(0)
+        views = [net(view).softmax(1) for net in (own, other) for view in given.unlabeled]
+    guess = torch.stack(views).mean(0)
+    labels = torch.zeros_like(seen)
+    for i, label in enumerate(given.labels):
+        labels[i] = (1 - clean[i]) * seen[i]
+        labels[i, label] += clean[i]
+    sharp = [t**2 / (t**2).sum(1, keepdim=True) for t in (labels, guess)]
+    rows = torch.cat([*given.labeled, *given.unlabeled])
+    targets = torch.cat([sharp[0], sharp[0], sharp[1], sharp[1]])
+    draws = stream(1)
+    share = float(pieces.mixing_weights(1, method.alpha, "batch", draws))
+    assert 0.5 <= share < 1
+    order = torch.randperm(len(rows), generator=draws)
+    rows, targets = (share * t + (1 - share) * t[order] for t in (rows, targets))
+    logits, split = own(rows), 2 * len(given.labels)
+    supervised = -(targets[:split] * logits[:split].log_softmax(1)).sum(1).mean()
+    errors = (logits[split:].softmax(1) - targets[split:]).square().mean()
+    mean = logits.softmax(1).mean(0)
+    return supervised + 25 * errors + (prior * (prior / mean).log()).sum()
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_labels_are_refined_by_the_other_networks_trust(place):
-    """Only if the other network trusts the labels are they the targets, whatever the network itself thinks of them."""
-    method = DivideMix(alpha=0.0, prior="client")
-    network = TwoNetworks(linear(0), linear(1))
-    batch = batch_for(method, unlabeled=0)
-    state = state_of(method, network)
-    even = torch.full((10,), 0.1)
-    state["prior"]["counts"] = even
-    logits = network.both()[place](torch.cat(batch.labeled))
-    given = nn.functional.cross_entropy(logits, batch.labels.repeat(2)) + prior_penalty(
-        logits, even
+def test_the_loss_and_its_gradient_are_the_papers(place):
+    """Targets are constants: the gradient is that of the loss with targets made outside the graph."""
+    method = DivideMix()
+    network, given = network_of(method), batch_for(method)
+    counts = torch.arange(1.0, 11.0)
+    probs = torch.rand(12, 2, generator=stream())
+    state = {"clean": {"probs": probs}, "prior": {"counts": counts}}
+    loss = method.loss_of(place, network, given, state, PROGRESS)
+    clean, prior = probs[:4, 1 - place], counts / counts.sum()
+    expected = naive_loss(method, network, given, clean, prior, place)
+    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    ours, theirs = (
+        torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+        for total in (loss.total, expected)
     )
-    for trusting in (0, 1):
-        state["clean"]["probs"] = torch.zeros(12, 2)
-        state["clean"]["probs"][:, trusting] = 1
-        loss = method.loss_of(place, network, batch, state, AFTER).total
-        is_given = torch.allclose(loss, given, atol=1e-5)
-        assert is_given == (trusting == 1 - place)
+    assert sum(gradient is None for gradient in ours) == len(ours) / 2  # the other network's
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or torch.allclose(mine, other, atol=1e-5)
 
 
-def test_targets_carry_no_gradient():
-    """The partner and the guesses are outside the graph: the loss's gradient reaches one network only, once a view."""
-    method = DivideMix(alpha=0.0)
+def test_the_warm_up_learns_every_given_label():
+    method = DivideMix()
+    network, own = network_of(method), shard_of([0, 1, -1])
+    ready = learner_of(method, network, own, FIRST_ROUND)
+    method.begin(ready)
+    for pools in (method.pools(ready), next(ready.scratch["second"])):
+        assert (pools.labeled.tolist(), pools.unlabeled.tolist()) == ([0, 1], [])
+    given = batch_for(method)
+    loss = method.loss(network, given, ready.state, FIRST_ROUND)
+    expected = F.cross_entropy(network.first(given.labeled[0]), given.labels)
+    assert torch.equal(loss.total, expected)
+    assert loss.pseudo_labels is None
+
+
+def test_guesses_move_no_running_statistics():
+    """Only the pass over the mixed images does."""
+    method = DivideMix()
+    network = network_of(method, norm=True)
+    method.loss(network, batch_for(method), state_of(method, network), PROGRESS)
+    counts = [int(net[2].num_batches_tracked) for net in network.both()]
+    assert counts == [1, 0]
+    assert network.training
+    assert all(net[2].training for net in network.both())
+
+
+def test_a_network_in_training_normalizes_by_its_batch_and_its_partner_by_its_statistics():
+    method = DivideMix()
+    given = batch_for(method)
+
+    def total(place=None):
+        network = network_of(method, norm=True)
+        if place is not None:
+            network.both()[place][2].running_var.fill_(9.0)
+        again = replace(given, generator=stream(1))
+        return method.loss(network, again, state_of(method, network), PROGRESS).total
+
+    assert torch.equal(total(), total(0))
+    assert not torch.equal(total(), total(1))
+
+
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(0, 1), (1, 0), (4, 0), (0, 12), (4, 1)])
+def test_empty_parts_have_a_loss(labeled, unlabeled):
+    method = DivideMix()
     network = network_of(method)
-    calls = []
-    network.second.register_forward_hook(
-        lambda module, inputs, out: calls.append(out.requires_grad)
-    )
-    method.loss(network, batch_for(method), state_of(method, network), AFTER)
-    assert calls == [False]
+    given = batch_for(method, labeled=labeled, unlabeled=unlabeled)
+    loss = method.loss(network, given, state_of(method, network), PROGRESS)
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert all(torch.isfinite(p.grad).all() for p in network.first.parameters())
+    assert len(loss.pseudo_labels) == unlabeled
 
 
-def test_the_same_bits_twice_and_other_bits_by_round():
-    labels = torch.tensor([0, 1, 2, 3] * 3)
-    first, second = (learned(DivideMix(warm_up=0.0), labels)[1] for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(
-        torch.equal(first[n], learned(DivideMix(warm_up=0.5), labels)[1][n]) for n in first
-    )
+# whole rounds
 
 
-def test_evaluation_adds_the_logits():
-    network = TwoNetworks(linear(0), linear(1))
-    images = torch.randn(3, 1, 4, 4, generator=stream())
-    assert torch.equal(network(images), network.first(images) + network.second(images))
-    assert DivideMix().classifier(network) is network
+def train(method, own, round=3):
+    network = build_network(CNN(widths=(4,), hidden=8), method, SPEC, seed=0)
+    start = pieces.snapshot(network)
+    recipe = Recipe(method, Train(local_steps=3, batch_size=4), Augment())
+    fresh = Fresh(network, SPEC, own)
+    state = {slot.name: recipe.init_slot(slot.name, fresh) for slot in recipe.slots()}
+    report = fit(
+        network, own, recipe, state,
+        seed=0, server_round=round, client=0, phase_round=round, phase_rounds=10,
+    )  # fmt: skip
+    return report, start, pieces.snapshot(network)
 
 
-def test_the_history_is_the_mean_of_the_last_rounds():
-    """Three rounds of one image's loss, .2, .4 and .9, under a history of two."""
-    method = DivideMix(history=2)
-    labels = torch.tensor([0, -1])
-    shard = Shard(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels, labels, SPEC)
-    kept = method.init_slot("losses", Fresh(network_of(method), SPEC, shard))
-    found = [
-        method._mean_with_earlier(kept, torch.tensor([[loss, 0.0]]), torch.tensor([0]))[0, 0]
-        for loss in (0.2, 0.4, 0.9)
-    ]
-    assert [float(mean) for mean in found] == pytest.approx([0.2, 0.3, 0.65])
+def learned(report, before, after):
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert math.isfinite(report.loss)
+    return report.num_steps == 3 and all(not torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("unlabeled", [0, 1])
+@pytest.mark.parametrize("num_clean", [0, 1, 11, 12])
+def test_a_client_trains_whatever_is_judged_clean(num_clean, unlabeled, monkeypatch):
+    """No image or one is left without a label, too."""
+    probs = torch.tensor([1.0] * num_clean + [0.0] * (12 - num_clean), dtype=torch.float64)
+    monkeypatch.setattr(module, "judge_labels", lambda losses, threshold: probs)
+    labels = [i % 10 for i in range(12)] + [-1] * unlabeled
+    assert learned(*train(DivideMix(), shard_of(labels)))
+
+
+@pytest.mark.parametrize("labels", [[3], [3, 3], [3, -1]])
+def test_a_client_of_a_label_or_two_trains(labels):
+    assert learned(*train(DivideMix(), shard_of(labels)))
+
+
+def test_a_client_without_labels_sits_the_warm_up_out_and_learns_later():
+    own = shard_of([-1] * 9)
+    report, before, after = train(DivideMix(), own, round=1)
+    assert report.is_inactive
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    report, before, after = train(DivideMix(), own, round=3)
+    assert learned(report, before, after)
+    assert math.isnan(report.numbers["clean_share"])
+    assert report.considered == 3 * 4
 
 
 def test_the_share_of_clean_labels_is_recorded():
-    _, _, reports = learned(DivideMix(warm_up=0.5), torch.tensor([0, 1, 2, 3] * 3), rounds=2)
-    assert reports[0].numbers["clean_share"] == 1
-    assert 0 < reports[1].numbers["clean_share"] <= 1
-
-
-def test_the_penalty_uses_the_prior_that_the_state_holds():
-    """Two priors: the losses differ by the difference of the divergences, and by nothing else."""
-    method = DivideMix(alpha=0.0, unlabeled_weight=0.0)
-    network, batch = network_of(method), batch_for(method)
-    state = state_of(method, network)
-    logits = network.first(torch.cat([*batch.labeled, *batch.unlabeled]))
-    even, skewed = torch.full((10,), 0.1), torch.tensor([0.55, *[0.05] * 9])
-    losses = []
-    for prior in (even, skewed):
-        state["prior"]["counts"] = 40 * prior
-        losses.append(method.loss(network, batch, state, AFTER).total)
-    expected = prior_penalty(logits, skewed) - prior_penalty(logits, even)
-    assert torch.allclose(losses[1] - losses[0], expected, atol=1e-5)
-    assert abs(float(expected.detach())) > 0.01
+    report, *_ = train(DivideMix(), shard_of([i % 10 for i in range(12)]), round=1)
+    assert report.numbers == {"clean_share": 1}
+    report, *_ = train(DivideMix(), shard_of([i % 10 for i in range(12)]), round=3)
+    assert 0 < report.numbers["clean_share"] < 1
