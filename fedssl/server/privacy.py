@@ -14,6 +14,7 @@ from fedssl.exchange.disclosure import may_leave
 from fedssl.exchange.protocol import NUMBER
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
+from fedssl.methods.base import Method
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.fedavg import FedAvg
 from fedssl.strategies.fedprox import FedProx
@@ -33,8 +34,8 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
         network: The network that clients train.
 
     Raises:
-        InputError: The strategy may ask a client several times a round, the method or the strategy sends state, the model
-            has statistics that noise would spoil, or the server adds noise and its strategy is not a plain mean in which
+        InputError: The strategy may ask a client several times a round, clients may sit a round out, the method or the
+            strategy sends state, the model has statistics that noise would spoil, or the server adds noise and its strategy is not a plain mean in which
             every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
@@ -47,6 +48,12 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
             "privacy",
             f"{strategy.kind} may ask a client several times a round, but the noise hides one update a round",
             "take a strategy that asks each client once, such as strategy.kind = 'fedavg'",
+        )
+    if type(method).pools is not Method.pools:
+        raise InputError(
+            "privacy",
+            f"clients of {method.kind} may sit a round out, which tells something of their images that no noise hides",
+            "take a method whose clients take part in every round that samples them",
         )
     _refuse_to_send_state(phase)
     measured = [

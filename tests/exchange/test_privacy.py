@@ -235,6 +235,16 @@ def test_noise_at_the_server_needs_clients_that_count_alike(strategy):
         check_experiment(with_noise(strategy, "server"))
 
 
+@pytest.mark.parametrize("method", [{"kind": "semifl"}, {"kind": "dividemix", "prior": "client"}])
+def test_a_method_whose_clients_may_sit_out_is_refused(method):
+    """Whether a client takes part depends on its images, and nothing hides that."""
+    private = {"clipping_norm": 1.0, "noise_multiplier": 0.1}
+    with pytest.raises(
+        InputError, match="may sit a round out, which tells something of their images"
+    ):
+        check_experiment(small_experiment(method=method, privacy=private))
+
+
 def test_a_strategy_that_sends_state_is_refused_and_one_that_sends_none_is_not():
     """SCAFFOLD's variates travel unclipped; FedProx changes only how a client trains, and the mean stays plain."""
     with pytest.raises(InputError, match=r"scaffold sends 'scaffold.server'.*another strategy"):
