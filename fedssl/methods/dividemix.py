@@ -51,10 +51,14 @@ class DivideMix(SemiSupervised):
     the loss of every given label with the weights as received. A mixture of two Gaussians divides the losses. Each
     network then trains with the labels that the other network judges clean; all other images are unlabeled.
 
-    Both networks travel, so the traffic is twice the model's. A step costs two steps of MixMatch, and a round begins
-    with one pass of both networks over the labeled images. Nothing stays at the client, unless ``history`` is above 1:
-    then the last losses of every label do. A client without labels sits the warm-up out and learns from its unlabeled
-    images afterwards. If a client has few labels, the mixture tells little.
+    The warm-up must last until the networks know every class. Labels of a class that they do not know have high losses,
+    so all of them are judged wrong, and the networks never learn the class.
+
+    Both networks travel, so the traffic is twice the model's. A step costs about twelve times a supervised step, because
+    each network trains on four batches of views and guesses on six. A round begins with one pass of both networks over
+    the labeled images. Nothing stays at the client, unless ``history`` is above 1: then the last losses of every label
+    do. A client without labels sits the warm-up out and learns from its unlabeled images afterwards. If a client has few
+    labels, the mixture tells little.
 
     Deviations:
 
@@ -65,8 +69,8 @@ class DivideMix(SemiSupervised):
     - Predictions are pulled towards the class distribution of the federation's given labels and not towards even
       classes, which would be wrong if classes are skewed (``prior``).
     - If no label is judged clean or if all losses are equal, all given labels count as clean; the official code fails.
-    - Warm-up and ramp are shares of the rounds; the official code has 10 (CIFAR-10) or 30 (CIFAR-100) epochs and 16
-      epochs, of 300.
+    - Warm-up and ramp are shares of the rounds. Of its 300 epochs, the official code has 10 (CIFAR-10) or 30 (CIFAR-100)
+      and 16. The default warm-up is longer, because a federation takes fewer steps.
     """
 
     group: ClassVar[str] = "noisy labels"
@@ -78,7 +82,7 @@ class DivideMix(SemiSupervised):
     )
     unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
     warm_up: float = Field(
-        0.1, ge=0, le=1, description="share of the rounds that learn all given labels, at the start"
+        0.3, ge=0, le=1, description="share of the rounds that learn all given labels, at the start"
     )
     entropy_weight: float = Field(
         0.0,

@@ -9,7 +9,7 @@ from fedssl.experiment.experiment import Experiment
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 OTHERS = [
     path
-    for folder in ("digits", "fashion_mnist")
+    for folder in ("digits", "fashion_mnist", "noisy_labels")
     for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
     if path.name != "supervised.toml"
 ]

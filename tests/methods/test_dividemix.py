@@ -41,7 +41,7 @@ from tests.methods.examples import (
 )
 
 FIRST_ROUND = Progress(round=1, num_rounds=10, step=0, num_steps=2)
-THIRD_ROUND = Progress(round=3, num_rounds=10, step=0, num_steps=2)
+FOURTH_ROUND = Progress(round=4, num_rounds=10, step=0, num_steps=2)
 
 
 def of(*rows):
@@ -55,7 +55,7 @@ def shard_of(labels):
     return Shard(images, given, torch.full_like(given, -1), SPEC)
 
 
-def learner_of(method, network, own, progress=THIRD_ROUND):
+def learner_of(method, network, own, progress=FOURTH_ROUND):
     """A learner that shows images as they are, and whose further batches are the pools that were asked for."""
     fresh = Fresh(network, SPEC, own)
     state = {slot.name: method.init_slot(slot.name, fresh) for slot in method.slots()}
@@ -185,10 +185,12 @@ def test_the_warm_up_is_a_share_of_the_rounds():
     assert [method.is_warming_up(Progress(r, 10, 0, 1)) for r in rounds] == [True] * 3 + [False] * 7
 
 
-def test_the_unlabeled_weight_grows_after_the_warm_up():
-    method = DivideMix(warm_up=0.25, ramp_up=0.5)
-    at = {r: method.weight_at(Progress(r, 100, 0, 1)) for r in (1, 26, 51, 76, 100)}
-    assert at == {1: 0, 26: 0, 51: 12.5, 76: 25, 100: 25}
+@pytest.mark.parametrize("half", [39, 51])
+def test_the_unlabeled_weight_grows_after_the_warm_up(half):
+    """Half-way up the ramp, 12.5 of 25."""
+    method = DivideMix(warm_up=0.25, ramp_up=2 * (half - 26) / 100)
+    at = {r: method.weight_at(Progress(r, 100, 0, 1)) for r in (1, 26, half, 76, 100)}
+    assert at == pytest.approx({1: 0, 26: 0, half: 12.5, 76: 25, 100: 25})
 
 
 # the two networks
@@ -279,6 +281,16 @@ def test_a_network_trains_with_the_labels_that_the_other_one_judges_clean():
     assert first.targets is None
     assert float(ready.scratch["clean_share"]) == pytest.approx(5 / 10)
     assert network.training
+
+
+def test_labels_are_judged_without_moving_running_statistics():
+    method = DivideMix()
+    network = network_of(method, norm=True)
+    ready = learner_of(method, network, shard_of([0, 1, 2, 3, 4]))
+    before = pieces.snapshot(network)
+    method.begin(ready)
+    assert all(torch.equal(before[name], now) for name, now in network.state_dict().items())
+    assert 0 < float(ready.state["clean"]["probs"].sum()) < 10
 
 
 def test_a_network_trusts_labels_as_the_other_one_does():
@@ -436,7 +448,7 @@ def test_empty_parts_have_a_loss(labeled, unlabeled):
 # whole rounds
 
 
-def train(method, own, round=3):
+def train(method, own, round=4):
     network = build_network(CNN(widths=(4,), hidden=8), method, SPEC, seed=0)
     start = pieces.snapshot(network)
     recipe = Recipe(method, Train(local_steps=3, batch_size=4), Augment())
@@ -475,7 +487,7 @@ def test_a_client_without_labels_sits_the_warm_up_out_and_learns_later():
     report, before, after = train(DivideMix(), own, round=1)
     assert report.is_inactive
     assert all(torch.equal(before[k], after[k]) for k in before)
-    report, before, after = train(DivideMix(), own, round=3)
+    report, before, after = train(DivideMix(), own, round=4)
     assert learned(report, before, after)
     assert math.isnan(report.numbers["clean_share"])
     assert report.considered == 3 * 4
@@ -484,5 +496,5 @@ def test_a_client_without_labels_sits_the_warm_up_out_and_learns_later():
 def test_the_share_of_clean_labels_is_recorded():
     report, *_ = train(DivideMix(), shard_of([i % 10 for i in range(12)]), round=1)
     assert report.numbers == {"clean_share": 1}
-    report, *_ = train(DivideMix(), shard_of([i % 10 for i in range(12)]), round=3)
+    report, *_ = train(DivideMix(), shard_of([i % 10 for i in range(12)]), round=4)
     assert 0 < report.numbers["clean_share"] < 1
