@@ -7,8 +7,7 @@ INSTALLED := $(VENV)/.installed
 # A folder's baselines come first, and the better baseline is the first row, because gains are measured over the first row.
 # Supervised training with strong views separates the gain from unlabeled images from the gain from strong views.
 baselines = $(addprefix $(1)/,supervised_strong.toml supervised.toml)
-# RSCFed's labels are at one client, so its accuracy is not compared with the others'.
-baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)) %/rscfed.toml,$(sort $(wildcard $(1)/*.toml)))
+baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)),$(sort $(wildcard $(1)/*.toml)))
 DIGITS := $(call baselines,experiments/digits) $(addprefix experiments/digits/,fixmatch.toml mean_teacher.toml)
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 FASHION_ROOT ?= data

@@ -31,7 +31,7 @@ class RSCFed(Strategy):
 
     The clients' method is a setting, not a part of this strategy. The paper's clients without labels are Mean Teachers
     with two weak views, sharpened targets, and a teacher and a momentum that stay with the client; its labeled client
-    trains on labels alone. experiments/digits/rscfed.toml has these settings. Here all clients have the same method,
+    trains on labels alone. experiments/one_labeled_client/rscfed.toml has these settings. Here all clients have the same method,
     and differ by their data only (``federation.labels.kind = "some_clients"``).
 
     Deviations: the paper has one beta, and the norm of all weights together. The official code has two, sums the norms of

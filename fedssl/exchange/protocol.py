@@ -475,7 +475,7 @@ def fit_reply(
     for record in STATE_RECORDS.values():
         if record in message.content:
             names = message.content.array_records[record]
-            records[record] = to_record({name: state[name] for name in names})
+            records[record] = to_record({name: state[name] for name in names if name in state})
     return Message(content=_filled(RecordDict(), records), reply_to=message)
 
 
