@@ -50,7 +50,7 @@ def clients(side: int, labeled: int, unlabeled: int) -> list[Shard]:
         images = torch.randint(256, shape, generator=stream, dtype=torch.uint8)
         labels = torch.randint(10, (len(images),), generator=stream)
         seen = torch.where(torch.arange(len(images)) < labeled, labels, -1)
-        shards.append(Shard(images, seen, torch.where(seen < 0, labels, -1), spec))
+        shards.append(Shard(images, seen, labels, spec))
     return shards
 
 

@@ -49,7 +49,7 @@ def shard_of_photos(count: int = 1024, labeled: int = 256) -> Shard:
     images = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
     labels = torch.randint(10, (count,), generator=stream)
     seen = torch.where(torch.arange(count) < labeled, labels, -1)
-    return Shard(images, seen, torch.where(seen < 0, labels, -1), SPEC)
+    return Shard(images, seen, labels, SPEC)
 
 
 class Straightforward:

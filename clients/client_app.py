@@ -15,6 +15,7 @@ from fedssl.clients.privacy import (
 )
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
+from fedssl.core import rng
 from fedssl.core.trust import trust_only, trusting
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
@@ -76,7 +77,7 @@ def _train(
         shard,
         recipe,
         kept_slots(recipe, request, context.state),
-        seed=experiment.seed,
+        seed=training_seed(experiment, request),
         server_round=request.server_round,
         client=local.client,
         phase_round=request.phase_round or request.server_round,
@@ -105,6 +106,18 @@ def _train(
     )
     metrics = _own_metrics(experiment, report, local.client, shard, norm)
     return protocol.fit_reply(message, sent, shared_state(recipe, state), metrics)
+
+
+def training_seed(experiment: ClientSettings, request: protocol.Request) -> int:
+    """Return the seed of a client's training; a client that is asked again in a round draws other batches and views.
+
+    Args:
+        experiment: The experiment as it stands in the phase.
+        request: The request to train.
+    """
+    if not request.repeat:
+        return experiment.seed
+    return rng.derive_seed(experiment.seed, "repeat", round=request.repeat)
 
 
 def _own_metrics(

@@ -110,9 +110,9 @@ class PrivateData:
         return int((self._part("train")[1] >= 0).sum())
 
     def shard(self) -> Shard:
-        """Return the training images; the true labels of unlabeled images are unknown, so no pseudo-label is judged."""
+        """Return the training images; nobody knows their true classes, so no pseudo-label is judged."""
         images, labels = self._part("train")
-        return Shard(images, labels, torch.full_like(labels, -1), self.spec)
+        return Shard(images, labels, truth=torch.full_like(labels, -1), spec=self.spec)
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return the images of the data's part ``test``; no images if there is no such part."""

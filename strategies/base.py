@@ -7,6 +7,7 @@ section's `correction` (`fedssl.training.correction`).
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -45,6 +46,10 @@ class Strategy(WithClientHalf):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "other"
+    """The sort of strategies to which this one belongs, in the field's terms; `fedssl list strategies` groups by it."""
+    repeats_clients: ClassVar[bool] = False
+    """Whether a round may ask a client several times. Such a strategy is refused under ``[privacy]``."""
 
     @abstractmethod
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
@@ -111,17 +116,25 @@ class SeededStrategy(FlowerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one request for each entry of `select`, in its order; requests without extra arrays share one content."""
+        """Return one request for each entry of `select`, in its order.
+
+        Requests without extra arrays share one content; second requests to a client share another one, and so on.
+        """
         clients = self.select(server_round)
         self._nodes = self.cohorts.nodes(clients)
         self._arrays = protocol.from_record(arrays)
-        shared = _content(server_round, arrays, config)
+        times = Counter(clients)
+        shared = [
+            _content(server_round, arrays, config, n) for n in range(max(times.values(), default=0))
+        ]
+        asked: Counter[int] = Counter()
         messages = []
         for client, node in zip(clients, self._nodes, strict=True):
-            own = self.extra(server_round, client)
-            content = _with_extra(shared, own) if own else shared
+            content, own = shared[asked[client]], self.extra(server_round, client)
+            content = _with_extra(content, own) if own else content
             group = str(server_round)
             messages.append(protocol.new_message(MessageType.TRAIN, node, content, group))
+            asked[client] += 1
         return messages
 
     def configure_evaluate(
@@ -140,9 +153,13 @@ class SeededStrategy(FlowerStrategy):
         """Log nothing: the run's record says which strategy runs."""
 
 
-def _content(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+def _content(
+    server_round: int, arrays: ArrayRecord, config: ConfigRecord, repeat: int
+) -> RecordDict:
     own = ConfigRecord(dict(config))
     own[protocol.ROUND] = server_round
+    if repeat:
+        own[protocol.REPEAT] = repeat
     return RecordDict({protocol.ARRAYS: arrays, protocol.CONFIG: own})
 
 

@@ -17,8 +17,9 @@ class ReplyStrategy(SeededStrategy):
     """Make the next global model from the single replies of a seeded cohort, in the cohort's order.
 
     The server holds all replies of a round at once, so its memory grows with m. `select` may name a client several
-    times: the client then trains once for each entry, always from the global model, and its own state goes on from one
-    time to the next.
+    times: the client then trains once for each entry, always from the global model, on other batches each time, and its
+    own state goes on from one time to the next. If one of its replies of a round fails, the client goes back to the
+    state that it had before the round. A section whose strategy asks clients several times sets `repeats_clients`.
 
     Args:
         cohorts: The clients of the run, and how many of them take part in a round.

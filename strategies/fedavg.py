@@ -6,7 +6,7 @@ arXiv:1602.05629.
 
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field, StringConstraints, model_validator
@@ -23,6 +23,9 @@ from fedssl.strategies.by_sums import SumStrategy
 NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
 """Value of ``strategy.weight`` that names a number which the method records."""
 
+Weight = Literal["all", "labeled", "confident", "uniform"] | NumberName
+"""How much a client counts in a mean."""
+
 WEIGHT_METRIC = {
     "all": protocol.NUM_EXAMPLES,
     "labeled": protocol.NUM_LABELED,
@@ -34,7 +37,9 @@ WEIGHT_METRIC = {
 class FedAvg(Strategy):
     """Average the models of the sampled clients."""
 
-    weight: Literal["all", "labeled", "confident", "uniform"] | NumberName = Field(
+    group: ClassVar[str] = "averaging"
+
+    weight: Weight = Field(
         "all",
         description="a client's weight n_k in the mean; all: its number of images; labeled: its "
         "number of labeled images; confident: labeled images and images whose pseudo-label was accepted; uniform: 1; "
@@ -61,13 +66,21 @@ class FedAvg(Strategy):
         Raises:
             InputError: The weight is the number of labeled images, and no client holds a label: all weights would be 0.
         """
+        self.check_weight(cohorts)
+        return AveragingStrategy(self, cohorts)
+
+    def check_weight(self, cohorts: Cohorts) -> None:
+        """Refuse a weight that is 0 for every client.
+
+        Raises:
+            InputError: The weight is the number of labeled images, and no client holds a label.
+        """
         if self.weight == "labeled" and not cohorts.census.num_labeled.any():
             raise InputError(
                 "strategy.weight",
                 "is 'labeled', but no client holds a label",
                 "take another weight",
             )
-        return _FedAvg(self, cohorts)
 
     def population_weight(self, cohorts: Cohorts) -> float:
         """Return n, the sum of the weights n_k over all K clients."""
@@ -97,15 +110,22 @@ def _count(weight: str, metrics: Mapping[str, float]) -> float:
     return value
 
 
-class _FedAvg(SumStrategy):
+class AveragingStrategy(SumStrategy):
+    """Average models with the weights and over the clients that a `FedAvg` section names.
+
+    Args:
+        settings: The section.
+        cohorts: The clients of the run, and how many of them take part in a round.
+    """
+
     def __init__(self, settings: FedAvg, cohorts: Cohorts) -> None:
         super().__init__(cohorts, functools.partial(_count, settings.weight))
-        self._settings = settings
+        self.settings = settings
 
     def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:
         """Return the mean over the cohort or over the population."""
-        if self._settings.averaging == "cohort":
+        if self.settings.averaging == "cohort":
             return cohort_mean(sums, total_weight, arrays)
         return population_mean(
-            sums, total_weight, self._settings.population_weight(self.cohorts), arrays
+            sums, total_weight, self.settings.population_weight(self.cohorts), arrays
         )

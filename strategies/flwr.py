@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -43,7 +43,11 @@ NOT_OURS = {
 class Flwr(Strategy):
     """Hand the aggregation of a seeded cohort to one of Flower's strategies."""
 
-    name: str = Field(description="name of a strategy class in flwr.serverapp.strategy")
+    group: ClassVar[str] = "Flower's own"
+
+    name: str = Field(
+        description="name of a strategy class in flwr.serverapp.strategy", examples=["FedMedian"]
+    )
     options: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="keyword arguments of the strategy class"
     )

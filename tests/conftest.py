@@ -2,6 +2,7 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[CACHE_VARIABLE] = folder
     # Ray's workers run at niceness 15 by default, and starve beside another test.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
+    # A busy machine is no fault of a property, so examples have no deadline; pytest's own timeout ends a test that hangs.
+    hypothesis.settings.register_profile("no-deadline", deadline=None)
+    hypothesis.settings.load_profile("no-deadline")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 

@@ -27,7 +27,7 @@ def shard(size=9, labeled=4, seed=0, spec=SPEC, dtype=torch.uint8):
     seen = torch.where(torch.arange(size) < labeled, labels, -1)
     if dtype != torch.uint8:
         images = images.to(dtype) / 255
-    return Shard(images, seen, torch.where(seen < 0, labels, -1), spec)
+    return Shard(images, seen, labels, spec)
 
 
 def shards(labeled=True, **kwargs):

@@ -132,7 +132,7 @@ class Federation:
         rows = self.rows(client)
         shard = self._shard(rows)
         images = self._as_client_sees(shard.images, client, "train")
-        return Shard(images, shard.labels, shard.hidden_labels, shard.spec)
+        return Shard(images, shard.labels, shard.truth, shard.spec)
 
     def server_shard(self) -> Shard:
         """Return the labeled images that the server holds; the shard is empty if the clients hold the labels."""
@@ -194,11 +194,10 @@ class Federation:
         return _sort_by_client(self.held_out_owner, self.num_clients)
 
     def _shard(self, rows: Rows) -> Shard:
-        truth, given = self.data.train.labels[rows], self.given[rows]
         return Shard(
             images=torch.from_numpy(self.data.train.read(rows)),
-            labels=torch.from_numpy(given),
-            hidden_labels=torch.from_numpy(np.where(given >= 0, -1, truth)),
+            labels=torch.from_numpy(self.given[rows]),
+            truth=torch.from_numpy(self.data.train.labels[rows]),
             spec=self.data.spec,
         )
 

@@ -1,5 +1,6 @@
-"""The data of one client: its images, the labels it may see, and the labels that the simulator hides from it."""
+"""The data of one client: its images, the labels it may see, and the true classes as far as the simulator knows them."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -52,14 +53,15 @@ class Shard:
     Args:
         images: uint8, shape (n, C, H, W).
         labels: Labels that the client has, int64, shape (n,); -1 where it has none.
-        hidden_labels: True classes that the simulator knows and hides from the client, int64, shape (n,); -1 elsewhere.
-            They only measure pseudo-labels: no method ever gets them.
+        truth: True class of every example, int64, shape (n,); -1 where nobody knows it, as in a client's private data.
+            Under label noise a given label may differ from it. It only measures: no view or batch carries it, and a
+            method must not read it.
         spec: Common properties of the images.
     """
 
     images: Tensor
     labels: Tensor
-    hidden_labels: Tensor
+    truth: Tensor
     spec: ImageSpec
 
     def __len__(self) -> int:
@@ -78,6 +80,10 @@ class Shard:
         """
         return torch.arange(len(self), device=self.images.device)
 
+    def without_truth(self) -> "Shard":
+        """Return the same shard with every true class unknown, which is all that a method may see."""
+        return dataclasses.replace(self, truth=torch.full_like(self.truth, -1))
+
     def to(self, device: torch.device) -> "Shard":
         """Return the same shard on a device."""
         if self.images.device == device:
@@ -85,6 +91,6 @@ class Shard:
         return Shard(
             self.images.to(device),
             self.labels.to(device),
-            self.hidden_labels.to(device),
+            self.truth.to(device),
             self.spec,
         )

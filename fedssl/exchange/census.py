@@ -1,6 +1,7 @@
 """The census of a federation: client numbers, node ids, and how many images each client holds."""
 
 import functools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -243,17 +244,34 @@ class Cohorts:
     over_selection: float = 1.0
     available: npt.NDArray[np.int64] | None = None
 
-    def draw(self, server_round: int) -> list[int]:
+    def draw(self, server_round: int, purpose: str = "cohort") -> list[int]:
         """Return the client numbers that a round asks: distinct, ascending, uniform over the available clients.
 
         There are m of them; more with over-selection, and fewer if fewer clients are available.
+
+        Args:
+            server_round: Round of the run, from 1.
+            purpose: Name of the draw's random stream. Draws of other purposes are independent of each other.
         """
-        stream = rng.make_numpy_generator(self.seed, "cohort", round=server_round)
+        stream = rng.make_numpy_generator(self.seed, purpose, round=server_round)
         there = len(self.census) if self.available is None else self.available
         most = len(self.census) if self.available is None else len(self.available)
         asked = min(most, num_asked(self.sample, self.over_selection))
         drawn = stream.choice(there, size=asked, replace=False)
         return sorted(int(client) for client in drawn)
+
+    def num_wanted(self, asked: Sequence[int]) -> int:
+        """Return how many different clients must answer before a round is complete.
+
+        This number is m for one cohort. If a round asks several cohorts, which may share clients, it is the number of
+        different clients without the share that over-selection adds.
+
+        Args:
+            asked: The client of each request of the round.
+        """
+        if len(asked) <= num_asked(self.sample, self.over_selection):
+            return self.sample
+        return math.ceil(round(len(set(asked)) / self.over_selection, 9))
 
     def nodes(self, clients: Iterable[int]) -> list[int]:
         """Return the node ids of clients."""

@@ -61,6 +61,9 @@ EXPERIMENT = "experiment"
 VERSION = "fedssl-version"
 ROUND = "server-round"
 """Flower's strategies write the round into every config record under this name."""
+REPEAT = "repeat"
+"""A request's config holds under this name how often the client was asked before in this round; a first request lacks
+it."""
 LARGEST_ROUND = 2**31
 """The numbers of rounds and phases are below this number."""
 PHASE = "phase"
@@ -322,6 +325,7 @@ class Request:
         phase_state: The state that stays the same over the phase, by ``SLOT/NAME``; empty if the request has none.
         keeps_phase_state: Whether the client must keep `phase_state`, because it will not be sent again.
         extra: Arrays for this client alone, by record and name.
+        repeat: How often the client was asked before in this round.
     """
 
     arrays: NamedArrays
@@ -335,6 +339,7 @@ class Request:
     phase_state: NamedArrays = field(default_factory=dict)
     keeps_phase_state: bool = False
     extra: Mapping[str, NamedArrays] = field(default_factory=dict)
+    repeat: int = 0
 
 
 def request_config(
@@ -371,7 +376,7 @@ def read_request(message: Message) -> Request:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
         )
-    for name in (ROUND, PHASE, PHASE_ROUND, PHASE_ROUNDS):
+    for name in (ROUND, PHASE, PHASE_ROUND, PHASE_ROUNDS, REPEAT):
         value = config.get(name, 1)
         if type(value) is not int or not 0 <= value < LARGEST_ROUND:
             raise ValueError(f"the request's {name} is {value!r}, no number of a round or a phase")
@@ -392,6 +397,7 @@ def read_request(message: Message) -> Request:
             for name in message.content
             if name.startswith(EXTRA)
         },
+        repeat=cast("int", config.get(REPEAT, 0)),
     )
 
 
@@ -469,7 +475,7 @@ def fit_reply(
     for record in STATE_RECORDS.values():
         if record in message.content:
             names = message.content.array_records[record]
-            records[record] = to_record({name: state[name] for name in names})
+            records[record] = to_record({name: state[name] for name in names if name in state})
     return Message(content=_filled(RecordDict(), records), reply_to=message)
 
 

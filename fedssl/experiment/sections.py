@@ -76,6 +76,11 @@ class ServerSection(Section):
         description="largest ratio of the L2 norm of a deployed client's update to that of the longest other update of the round; "
         "an update beyond it is refused if it is also longer than half the model itself",
     )
+    statistics: Literal["cohort", "server"] = Field(
+        "cohort",
+        description="images that the statistics of static normalization are measured on; cohort: those of the clients that "
+        "trained in the round, by each client after its training; server: only the server's own, after its training",
+    )
     method: Annotated[Method, SERVER_METHODS] = Field(
         Supervised(), description="how the server learns if it holds labels"
     )

@@ -28,7 +28,7 @@ class GroupBatch:
         unlabeled: Views of the unlabeled batches, each (M, mu B, C, H, W).
         unlabeled_ids: Rows of the unlabeled batches in the clients' shards, int64 (M, mu B).
         hidden: Whether each example of the unlabeled batches carries no label, (M, mu B).
-        truth: Hidden label of each example of the unlabeled batches, int64 (M, mu B).
+        truth: True class of each example of the unlabeled batches, int64 (M, mu B); -1 where nobody knows it.
     """
 
     labeled: tuple[Tensor, ...]
@@ -80,7 +80,7 @@ class GroupLoader:
         self._streams = streams
         self._images = torch.cat([shard.images for shard in shards])
         self._labels = torch.cat([shard.labels for shard in shards])
-        self._hidden_labels = torch.cat([shard.hidden_labels for shard in shards])
+        self._truth = torch.cat([shard.truth for shard in shards])
         ends = torch.tensor([len(shard) for shard in shards], device=self._images.device).cumsum(0)
         self._starts = (ends - ends.diff(prepend=ends.new_zeros(1))).view(-1, 1, 1)
         self._labeled = self._order(
@@ -108,7 +108,7 @@ class GroupLoader:
                 unlabeled=next(unlabeled),
                 unlabeled_ids=self._unlabeled.ids[:, step],
                 hidden=self._labels[rows] < 0,
-                truth=self._hidden_labels[rows],
+                truth=self._truth[rows],
             )
 
     def _order(self, pools: Sequence[Tensor], per_step: int, purpose: str) -> _Order:

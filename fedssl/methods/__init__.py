@@ -12,6 +12,7 @@ from fedssl.methods.base import (
     SemiSupervised,
     Views,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 __all__ = [
     "METHODS",
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "Pools",
     "Progress",
+    "PseudoLabeling",
     "SemiSupervised",
     "Views",
 ]

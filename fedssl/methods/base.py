@@ -13,6 +13,7 @@ a teacher (an average of the student)                   `slots` and `init_slot` 
                                                         with the client or travels through the server
 the model as a function, gradients of the input         nothing: `loss` is given the network
 mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `loss` (it is given the whole batch)
+pseudo-labels by its own or by the received model       nothing: `PseudoLabeling` has `guess`
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
                                                         rows of it; `Loss.updates` writes it
 memory by example for one round, such as its labels     a ``reset`` slot of shape (n, ...), written by `begin`
@@ -107,13 +108,14 @@ class Pools:
         unlabeled: Ids of the examples of unlabeled batches, int64 (n_u,).
         targets: Labels of `labeled`, in its order: classes, int64 (n_l,), or probabilities (n_l, num_classes). None:
             the labels that the client was given.
-        replacement: Whether every draw is from the whole pool; if not, batches come from shuffled passes.
+        replacement: The pools of which every draw is from the whole pool; batches of the other pools come from shuffled
+            passes. With ``"labeled"``, an epoch is one pass over the unlabeled pool.
     """
 
     labeled: Tensor
     unlabeled: Tensor
     targets: Tensor | None = None
-    replacement: bool = False
+    replacement: Literal["none", "labeled", "both"] = "none"
 
     def __len__(self) -> int:
         return len(self.labeled) + len(self.unlabeled)
@@ -317,6 +319,8 @@ class Method(Plugin):
     """
 
     is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "other"
+    """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
 
     @abstractmethod
     def views(self) -> Views:

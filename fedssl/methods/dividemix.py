@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,6 @@ from fedssl.methods.base import (
 from fedssl.methods.functional import (
     call_with,
     entropy,
-    evaluating,
     linear_ramp,
     mix_with_shuffled,
     mixing_weights,
@@ -39,6 +38,7 @@ from fedssl.methods.functional import (
 )
 from fedssl.methods.mixture import judge_labels, scale_to_unit
 from fedssl.methods.two_networks import TwoNetworks, mean_prediction
+from fedssl.models.modes import evaluation_mode
 
 NUM_VIEWS = 2
 """Weak views of each image; the mean of their predictions refines a label or is a guess."""
@@ -72,6 +72,8 @@ class DivideMix(SemiSupervised):
     - Warm-up and ramp are shares of the rounds. Of its 300 epochs, the official code has 10 (CIFAR-10) or 30 (CIFAR-100)
       and 16. The default warm-up is longer, because a federation takes fewer steps.
     """
+
+    group: ClassVar[str] = "noisy labels"
 
     unlabeled_weight: float = Field(
         25.0,
@@ -247,7 +249,7 @@ class DivideMix(SemiSupervised):
         quietly = functools.partial(call_with, own, {})
         refining = mean_prediction(quietly, batch.labeled, len(prior))
         guesses = mean_prediction(quietly, batch.unlabeled, len(prior))
-        with evaluating(other):
+        with evaluation_mode(other):
             guesses = (guesses + mean_prediction(other, batch.unlabeled, len(prior))) / 2
         clean_probs = state["clean"]["probs"][batch.labeled_ids, 1 - place]
         labels = refine_labels(batch.labels, clean_probs, refining)
@@ -281,7 +283,7 @@ def losses_of_labels(learner: Learner) -> Tensor:
     network, labels = learner.network, learner.shard.labels
     assert isinstance(network, TwoNetworks)
     found = []
-    with evaluating(network):
+    with evaluation_mode(network):
         for ids, images in learner.show("plain", learner.shard.labeled, name="judge"):
             logits = [widen_half_precision(own(images)) for own in network.both()]
             each = [F.cross_entropy(z, labels[ids], reduction="none") for z in logits]

@@ -8,11 +8,12 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
-from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
+from fedssl.methods.base import Batch, Loss, Progress
+from fedssl.methods.functional import masked_cross_entropy, supervised_loss
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class FixMatch(SemiSupervised):
+class FixMatch(PseudoLabeling):
     """Let the confident prediction on a weak view be the label of the strong view.
 
     Deviation: labeled and strong views run through the network one after the other, not concatenated, so that
@@ -30,7 +31,7 @@ class FixMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        confidence, pseudo_labels = predict(network, weak).max(1)
+        confidence, pseudo_labels = self.guess(network, weak, state).max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
         unlabeled = masked_cross_entropy(network(strong), pseudo_labels, mask)
         total = supervised + self.unlabeled_weight * unlabeled

@@ -11,14 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised
-from fedssl.methods.functional import masked_cross_entropy, predict, supervised_loss
+from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress
+from fedssl.methods.functional import masked_cross_entropy, supervised_loss
+from fedssl.methods.labeling import PseudoLabeling
 
 UNUSED = -1
 """Class of an image that has had no confident prediction yet."""
 
 
-class FlexMatch(SemiSupervised):
+class FlexMatch(PseudoLabeling):
     """FixMatch with a threshold for each class, which is lower for classes that are learned more slowly.
 
     Each client remembers, between rounds, the class that each image was last confidently given. The paper judges by its
@@ -39,7 +40,7 @@ class FlexMatch(SemiSupervised):
     def slots(self) -> tuple[Slot, ...]:
         """Keep every example's confident class at the client, and the cohort's shares if the scope is the server."""
         shared = (Slot("status", "server"),) if self.status_scope == "server" else ()
-        return (Slot("confident", "client"), *shared)
+        return (*super().slots(), Slot("confident", "client"), *shared)
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with no confident prediction: classes of shape (n,); shares of shape (1 + num_classes,)."""
@@ -47,6 +48,8 @@ class FlexMatch(SemiSupervised):
             shares = torch.zeros(1 + fresh.spec.num_classes, device=fresh.device)
             shares[0] = 1
             return {"shares": shares}
+        if name != "confident":
+            return super().init_slot(name, fresh)
         assert fresh.shard is not None, "memory by example lives at the client"
         return {"classes": torch.full_like(fresh.shard.labels, UNUSED)}
 
@@ -57,7 +60,7 @@ class FlexMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak)
+        probs = self.guess(network, weak, state)
         confidence, pseudo_labels = probs.max(1)
         classes = state["confident"]["classes"]
         if self.status_scope == "server":

@@ -8,18 +8,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised
+from fedssl.methods.base import Batch, Fresh, Loss, Progress
 from fedssl.methods.functional import (
     class_shares,
     masked_cross_entropy,
-    predict,
     running_mean,
     supervised_loss,
     widen_half_precision,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class FreeMatch(SemiSupervised):
+class FreeMatch(PseudoLabeling):
     """FixMatch with thresholds that follow the network's confidence, globally and by class, and a fairness loss.
 
     The running statistics are averages, so the mean of the clients' statistics is the cohort's. Deviations: the paper
@@ -41,10 +41,12 @@ class FreeMatch(SemiSupervised):
 
     def slots(self) -> tuple[Slot, ...]:
         """Keep the running statistics in the scope that the experiment says."""
-        return (Slot("statistics", self.statistics_scope),)
+        return (*super().slots(), Slot("statistics", self.statistics_scope))
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start at chance, after no step: confidence 1/C, every class with probability and share 1/C."""
+        if name != "statistics":
+            return super().init_slot(name, fresh)
         num_classes, device = fresh.spec.num_classes, fresh.device
         chance = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
@@ -63,7 +65,7 @@ class FreeMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak)
+        probs = self.guess(network, weak, state)
         confidence, pseudo_labels = probs.max(1)
         statistics = self._move_statistics(state["statistics"], probs, pseudo_labels)
         thresholds = statistics["confidence"] * statistics["probs"] / statistics["probs"].max()

@@ -1,8 +1,6 @@
 """Functions that methods share; they take tensors and return tensors."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -34,17 +32,6 @@ def widen_half_precision(logits: Tensor) -> Tensor:
     In half precision .9479 reaches a threshold of .95, and a divergence can be negative.
     """
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode inside the block: no dropout, and no running statistic moves."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
 
 
 @torch.no_grad()
@@ -135,6 +122,27 @@ def align_distribution(probs: Tensor, prior: Tensor, marginal: Tensor) -> Tensor
     return aligned / aligned.sum(1, keepdim=True)
 
 
+def draw_mixing_shares(count: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Return lambda drawn from Beta(alpha, alpha), shape (count,): the share of the first of two images that are mixed.
+
+    Args:
+        count: Number of draws.
+        alpha: Parameter of the Beta distribution; 0 mixes nothing, so every share is 1.
+        generator: Source of the draws.
+
+    Reference:
+        Zhang et al. (MixUp), ICLR 2018, arXiv:1710.09412, section 2.
+    """
+    device = generator.device
+    if alpha == 0 or count == 0:
+        return torch.ones(count, device=device)
+    uniform = torch.rand(count, generator=generator, device=device)
+    from scipy.special import betaincinv  # imported here: most methods mix nothing
+
+    quantiles = betaincinv(alpha, alpha, uniform.cpu().numpy())
+    return torch.from_numpy(quantiles).to(uniform)
+
+
 def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Generator) -> Tensor:
     """Return lambda' = max(lambda, 1 - lambda) with lambda drawn from Beta(alpha, alpha), shape (count,).
 
@@ -147,15 +155,7 @@ def mixing_weights(count: int, alpha: float, mixing: Mixing, generator: torch.Ge
     Reference:
         Berthelot et al. (MixMatch), NeurIPS 2019, equations 8 and 9.
     """
-    draws = count if mixing == "example" else 1
-    device = generator.device
-    if alpha == 0 or count == 0:
-        return torch.ones(count, device=device)
-    uniform = torch.rand(draws, generator=generator, device=device)
-    from scipy.special import betaincinv  # imported here: most methods mix nothing
-
-    quantiles = betaincinv(alpha, alpha, uniform.cpu().numpy())
-    share = torch.from_numpy(quantiles).to(uniform)
+    share = draw_mixing_shares(count if mixing == "example" else min(count, 1), alpha, generator)
     return torch.maximum(share, 1 - share).expand(count)
 
 

@@ -4,7 +4,7 @@ Tarvainen & Valpola, "Mean teachers are better role models: Weight-averaged cons
 semi-supervised deep learning results", NeurIPS 2017, arXiv:1703.01780.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,8 @@ class MeanTeacher(SemiSupervised):
     Deviation: the paper weighs consistency by up to 100 over CIFAR-10's whole training set; here each experiment sets
     the weight that suits its federation.
     """
+
+    group: ClassVar[str] = "consistency"
 
     unlabeled_weight: float = Field(
         10.0, ge=0, description="largest weight of the consistency loss"

@@ -3,31 +3,35 @@
 Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019, arXiv:1905.02249.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.base import Batch, Loss, Progress, View, Views
 from fedssl.methods.functional import (
     Mixing,
     linear_ramp,
     mix_with_shuffled,
     mixing_weights,
-    predict,
     probability_mse,
     sharpen,
     supervised_loss,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class MixMatch(SemiSupervised):
+class MixMatch(PseudoLabeling):
     """Guess labels from the mean of several weak views, sharpen them, and mix labeled and unlabeled images.
 
     Deviation: mixed labeled and mixed unlabeled images run through the network one after the other; the official code
     interleaves the images for the sake of batch normalization.
     """
+
+    group: ClassVar[str] = "mixing"
 
     unlabeled_weight: float = Field(75.0, ge=0, description="largest weight of the unlabeled loss")
     unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled image")
@@ -54,7 +58,9 @@ class MixMatch(SemiSupervised):
 
         Reference: Algorithm 1, equations 3 to 5.
         """
-        guesses = torch.stack([predict(network, view) for view in batch.unlabeled]).mean(0)
+        guesses = torch.stack([self.guess(network, view, state) for view in batch.unlabeled]).mean(
+            0
+        )
         targets = sharpen(guesses, self.temperature)
         labels = F.one_hot(batch.labels, targets.shape[1]).to(targets.dtype)
         images = torch.cat([*batch.labeled, *batch.unlabeled])

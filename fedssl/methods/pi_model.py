@@ -3,6 +3,8 @@
 Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, arXiv:1610.02242.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import nn
 
@@ -22,6 +24,8 @@ class PiModel(SemiSupervised):
     Deviation: each term is the mean over its own batch. The paper takes the cross-entropy over the whole mixed batch
     and scales the other term by the share of labeled images, which is the same as a weight of 100 here.
     """
+
+    group: ClassVar[str] = "consistency"
 
     unlabeled_weight: float = Field(
         100.0, ge=0, description="largest weight of the consistency loss"

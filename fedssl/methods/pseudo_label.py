@@ -9,17 +9,18 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import Batch, Loss, Progress, Views
 from fedssl.methods.functional import (
     linear_ramp,
     masked_cross_entropy,
     supervised_loss,
     widen_half_precision,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class PseudoLabel(SemiSupervised):
-    """Train on the network's own confident predictions, with the same view that they were made on."""
+class PseudoLabel(PseudoLabeling):
+    """Train on confident predictions, with the same view that they were made on."""
 
     threshold: float = Field(
         0.95,
@@ -39,13 +40,19 @@ class PseudoLabel(SemiSupervised):
         return Views(("weak",), ("weak",), self.unlabeled_ratio)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return CE(y, p(weak)) + a(t) mean(1[max p >= tau] CE(argmax p, p)), p = p(weak) in one pass.
+        """Return CE(y, p(weak)) + a(t) mean(1[max q >= tau] CE(argmax q, p)), p = p(weak).
+
+        q is the labeler's prediction on the same view; for the local labeler it is p, of the same pass.
 
         Reference: Lee 2013, equations 15 and 16.
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         logits = network(batch.unlabeled[0])
-        confidence, pseudo_labels = widen_half_precision(logits.detach()).softmax(1).max(1)
+        if self.labeler == "local":  # the pass that learns also gives the labels
+            probs = widen_half_precision(logits.detach()).softmax(1)
+        else:
+            probs = self.guess(network, batch.unlabeled[0], state)
+        confidence, pseudo_labels = probs.max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
         weight = self.unlabeled_weight * linear_ramp(progress.fraction, self.ramp_up)
         total = supervised + weight * masked_cross_entropy(logits, pseudo_labels, mask)

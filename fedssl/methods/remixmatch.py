@@ -5,6 +5,7 @@ ICLR 2020, arXiv:1911.09785. Its strong views are those of CTAugment: ``augment.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fedssl.core.errors import InputError
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, View, Views
 from fedssl.methods.functional import (
     Mixing,
     align_distribution,
@@ -22,14 +23,14 @@ from fedssl.methods.functional import (
     linear_ramp,
     mix_with_shuffled,
     mixing_weights,
-    predict,
     sharpen,
     supervised_loss,
 )
 from fedssl.methods.heads import TwoHeads, quarter_turns
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class ReMixMatch(SemiSupervised):
+class ReMixMatch(PseudoLabeling):
     """Anchor several strong views to one weak view's aligned and sharpened guess, mix images, and predict rotations.
 
     Deviations: mixed labeled and mixed unlabeled images run through the network one after the other, as in our
@@ -39,6 +40,8 @@ class ReMixMatch(SemiSupervised):
     whichever client holds it. It moves at the end of a client's round. Both distributions are the cohort's by default,
     because a skewed client's own guesses would be wrong if they were aligned to even classes.
     """
+
+    group: ClassVar[str] = "mixing"
 
     unlabeled_weight: float = Field(
         1.5, ge=0, description="lambda_U, weight of the mixed unlabeled loss"
@@ -112,7 +115,7 @@ class ReMixMatch(SemiSupervised):
 
     def slots(self) -> tuple[Slot, ...]:
         """Keep the running distributions in the scope that the experiment says."""
-        return (Slot("alignment", self.alignment_scope),)
+        return (*super().slots(), Slot("alignment", self.alignment_scope))
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with no labels, no steps, and even mean predictions of the last batches, (window, C).
@@ -120,6 +123,8 @@ class ReMixMatch(SemiSupervised):
         ``labels``, shape (C,), is the client's number of labels of each class per image, summed over rounds. Its mean
         over clients, weighted by their images, is the cohort's number of labels of each class per image.
         """
+        if name != "alignment":
+            return super().init_slot(name, fresh)
         num_classes, device = fresh.spec.num_classes, fresh.device
         even = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
@@ -135,7 +140,7 @@ class ReMixMatch(SemiSupervised):
         """
         assert isinstance(network, TwoHeads)
         weak, *strong = batch.unlabeled
-        guesses = predict(network, weak)
+        guesses = self.guess(network, weak, state)
         alignment = state["alignment"]
         wanted = self.wanted_distribution(alignment)
         aligned = align_distribution(guesses, wanted, alignment["recent"].mean(0))

@@ -9,17 +9,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised
+from fedssl.methods.base import Batch, Fresh, Loss, Progress
 from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
-    predict,
     running_mean,
     supervised_loss,
 )
+from fedssl.methods.labeling import PseudoLabeling
 
 
-class SoftMatch(SemiSupervised):
+class SoftMatch(PseudoLabeling):
     """FixMatch with a weight in place of the threshold: a truncated Gaussian of the confidence.
 
     The class marginal and the first two moments of the doubt 1 - max p are running averages, so the mean of the
@@ -51,10 +51,12 @@ class SoftMatch(SemiSupervised):
 
     def slots(self) -> tuple[Slot, ...]:
         """Keep the running statistics in the scope that the experiment says."""
-        return (Slot("statistics", self.statistics_scope),)
+        return (*super().slots(), Slot("statistics", self.statistics_scope))
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start at chance, after no step: confidence 1/C, variance 1, every class with probability 1/C."""
+        if name != "statistics":
+            return super().init_slot(name, fresh)
         num_classes, device = fresh.spec.num_classes, fresh.device
         chance = torch.full((num_classes,), 1 / num_classes, device=device)
         return {
@@ -71,7 +73,7 @@ class SoftMatch(SemiSupervised):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak)
+        probs = self.guess(network, weak, state)
         before = state["statistics"]
         steps, decay = before["steps"], self.ema_decay
         statistics = running_mean(before, {"probs": probs.mean(0)}, steps, decay)

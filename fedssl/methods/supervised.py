@@ -1,5 +1,7 @@
 """Supervised learning on the labeled images alone: the baseline of every comparison."""
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import nn
 
@@ -14,6 +16,8 @@ class Supervised(Method):
     Methods that train on strong views gain by the views as well as by the unlabeled images. The fair baseline of such a
     method shows the labeled images in strong views too: ``labeled_view = "strong"``.
     """
+
+    group: ClassVar[str] = "baseline"
 
     labeled_view: View = Field("weak", description="view of the labeled batch")
 

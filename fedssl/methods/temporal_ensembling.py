@@ -3,6 +3,8 @@
 Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, arXiv:1610.02242.
 """
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -26,6 +28,8 @@ class TemporalEnsembling(SemiSupervised):
     updates all averages when an epoch ends; here an average is updated when its image has been visited, which is the
     same if every image is visited once per epoch.
     """
+
+    group: ClassVar[str] = "consistency"
 
     unlabeled_weight: float = Field(
         30.0, ge=0, description="largest weight of the consistency loss"

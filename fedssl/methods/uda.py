@@ -12,13 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, SemiSupervised
-from fedssl.methods.functional import masked_cross_entropy, predict, sharpen, widen_half_precision
+from fedssl.methods.base import Batch, Loss, Progress
+from fedssl.methods.functional import masked_cross_entropy, sharpen, widen_half_precision
+from fedssl.methods.labeling import PseudoLabeling
 
 Annealing = Literal["none", "linear", "log", "exp"]
 
 
-class UDA(SemiSupervised):
+class UDA(PseudoLabeling):
     """Let the sharpened prediction on a weak view be the soft target of the strong view.
 
     Training-signal annealing leaves out labeled images that the network already gets right with more confidence than
@@ -43,7 +44,7 @@ class UDA(SemiSupervised):
         """
         supervised = self.annealed_loss(network, batch.labeled[0], batch.labels, progress.fraction)
         weak, strong = batch.unlabeled
-        probs = predict(network, weak)
+        probs = self.guess(network, weak, state)
         confidence, pseudo_labels = probs.max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
         targets = sharpen(probs, self.temperature)

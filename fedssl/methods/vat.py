@@ -5,6 +5,7 @@ Semi-Supervised Learning", TPAMI 2018, arXiv:1704.03976.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +35,8 @@ class VAT(SemiSupervised):
     Algorithms", NeurIPS 2018, arXiv:1804.09170; the entropy weight is that of the USB library. Miyato et al. weigh both
     terms by 1 and push by 10 (CIFAR-10), by 8 (CIFAR-10 with augmentation) and by 2.5 or 3.5 (SVHN).
     """
+
+    group: ClassVar[str] = "consistency"
 
     unlabeled_weight: float = Field(0.3, ge=0, description="weight of the adversarial loss")
     unlabeled_ratio: int = Field(3, ge=1, description="mu, unlabeled images for each labeled image")

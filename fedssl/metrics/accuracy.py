@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedssl.data.shard import ImageSpec, as_float
+from fedssl.models.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,8 @@ def evaluate_batches(
         labels: True classes, int64, shape (n,).
         spec: Says how to normalize the images.
     """
-    training = network.training
-    network.eval()
     results = []
-    try:
+    with evaluation_mode(network):
         for start in range(0, len(images), BATCH_SIZE):
             part = as_float(images[start : start + BATCH_SIZE])
             target = labels[start : start + BATCH_SIZE]
@@ -63,8 +62,6 @@ def evaluate_batches(
             correct = int((logits.argmax(1) == target).sum())
             loss = float(F.cross_entropy(logits, target, reduction="sum"))
             results.append(Evaluation(len(target), correct, loss))
-    finally:
-        network.train(training)
     return results
 
 

@@ -64,6 +64,15 @@ class PseudoLabelTally:
         """Count one step; arguments as in `count_pseudo_labels`, each of shape (n,)."""
         self._counts += count_pseudo_labels(pseudo_labels, accepted, hidden, truth)
 
+    def add_left_out(self, truth: Tensor, times: float) -> None:
+        """Count examples without an accepted pseudo-label.
+
+        Args:
+            truth: True class of each example, int64 (n,); -1 if it is unknown.
+            times: How often each example counts.
+        """
+        self._counts[0] += times * len(truth)
+
     def counts(self) -> tuple[float, float, float, float]:
         """Return the round's (considered, accepted, judged, right), as `count_pseudo_labels` defines them."""
         considered, accepted, judged, right = self._counts.tolist()
@@ -84,10 +93,15 @@ class ClassTally:
     def __init__(self, num_clients: int, num_classes: int) -> None:
         self._shape = num_clients, num_classes
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._left_out: list[tuple[Tensor, float]] = []
 
     def add(self, pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor) -> None:
         """Keep one step; arguments as in `count_pseudo_labels`, each (M, n), or (n,) for a single client."""
         self._steps.append((pseudo_labels, accepted.detach(), hidden, truth))
+
+    def add_left_out(self, truth: Tensor, times: float) -> None:
+        """Count examples of every client; arguments as in `PseudoLabelTally.add_left_out`."""
+        self._left_out.append((truth, times))
 
     def counts(self) -> list[list[float]]:
         """Return each client's 4 C counts, the result of `count_by_class` row after row; zeros without steps."""
@@ -98,6 +112,9 @@ class ClassTally:
         columns = (torch.cat(column, dim=-1).cpu() for column in zip(*self._steps, strict=True))
         pseudo_labels, accepted, hidden, truth = columns
         counts = count_by_class(pseudo_labels, accepted, hidden, truth, num_classes)
+        for left_out, times in self._left_out:
+            known = left_out[left_out >= 0].cpu()
+            counts[..., 0, :] += times * torch.bincount(known, minlength=num_classes)
         each: list[list[float]] = counts.view(num_clients, -1).tolist()
         return each
 

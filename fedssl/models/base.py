@@ -9,6 +9,7 @@ from torch import nn
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
+from fedssl.models.modes import evaluation_mode
 from fedssl.models.static_norm import StaticBatchNorm
 
 Norm = Literal["group", "batch", "static", "none"]
@@ -109,10 +110,8 @@ def init_he(network: nn.Module) -> None:
 
 def check_takes_images(network: nn.Module, image_shape: Sequence[int], kind: str) -> None:
     """Raise `InputError` if a network cannot take two images of this shape."""
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(network):
             network(torch.zeros(2, *image_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(
@@ -120,5 +119,3 @@ def check_takes_images(network: nn.Module, image_shape: Sequence[int], kind: str
             f"{kind} cannot take images of {tuple(image_shape)}: {error}",
             "set model.resize, or take another model",
         ) from None
-    finally:
-        network.train(training)

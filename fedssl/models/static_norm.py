@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedssl.models.modes import evaluation_mode
+
 
 class StaticBatchNorm(nn.Module):
     """Normalize each channel by the batch's own mean and variance, and track neither.
@@ -21,8 +23,11 @@ class StaticBatchNorm(nn.Module):
     how far the clients' means lie apart. Before that pass, evaluation only scales and shifts.
 
     Deviations: HeteroFL keeps a mean and a variance, and measures them by querying the clients with the final model.
-    Here each client measures with the weights that it has just trained, so the mean of the buffers is close to the
-    statistics under the averaged weights, and not equal to them.
+    Here each client that takes part measures with the weights that it has just trained, so the mean of the buffers is
+    close to the statistics under the averaged weights, and not equal to them. A server with labels may measure on its own
+    images instead (`server.statistics`), with the weights that it has just trained. SemiFL measures on the images of the
+    server and of all clients, before each round; this is not offered, because it reads the images of clients that take no
+    part in the round.
 
     Args:
         channels: C, the channels of images (B, C, H, W).
@@ -116,12 +121,7 @@ class _Tally:
 
 @contextmanager
 def _normalize_by_batch(network: nn.Module, layers: list[StaticBatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    for layer in layers:
-        layer.train()
-    try:
+    with evaluation_mode(network):
+        for layer in layers:
+            layer.train()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedssl.record.snapshot import Snapshot
 
 NAN = float("nan")
-STATUSES = ("ok", "failed", "late", "dropped", "surplus")
+STATUSES = ("ok", "failed", "inactive", "late", "dropped", "surplus")
 """The status that a client can have in a round; the last three occur in virtual time only."""
 
 
@@ -27,7 +27,8 @@ class ClientRow:
     Args:
         round: Number of the round, from 1.
         client: Number of the client.
-        status: ``"ok"`` or ``"failed"``; in virtual time also ``"late"``, ``"dropped"`` or ``"surplus"``.
+        status: ``"ok"``, ``"failed"`` or ``"inactive"``; in virtual time also ``"late"``, ``"dropped"`` or ``"surplus"``. An
+            inactive client had nothing to train on: it sends no weights, is no failure and does not count in the mean.
         reason: Last line of what went wrong; empty if nothing did.
         num_examples, num_labeled: Number of all and of the labeled training images of the client.
         num_confident: Number of labeled images and of images whose pseudo-label was accepted.
@@ -77,6 +78,7 @@ class RoundRow:
         bytes_up, bytes_down: Size of all replies and of all requests (bytes).
         clients_ok, clients_failed: Number of clients of the cohort that succeeded and that failed.
         clients_lost: Number of clients of the cohort that were late, dropped out or were surplus, in virtual time.
+        clients_inactive: Number of clients of the cohort that had nothing to train on.
         virtual_seconds: Virtual clock at the end of the round (seconds); NaN without ``[system]``.
         update_norm: L2 norm of the step that the clients' aggregate made the global model take, before any training
             at the server; NaN if there was no such step.
@@ -98,6 +100,7 @@ class RoundRow:
     clients_ok: int
     clients_failed: int
     clients_lost: int = 0
+    clients_inactive: int = 0
     virtual_seconds: float = NAN
     update_norm: float = NAN
 
@@ -105,6 +108,11 @@ class RoundRow:
     def evaluated(self) -> bool:
         """Whether the global model was evaluated in this round."""
         return not math.isnan(self.server_accuracy)
+
+    @property
+    def cohort_size(self) -> int:
+        """Number of clients that were asked to train in this round."""
+        return self.clients_ok + self.clients_failed + self.clients_lost + self.clients_inactive
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "clients_ok": sum(row.clients_ok for row in rounds),
         "clients_failed": sum(row.clients_failed for row in rounds),
         "clients_lost": sum(row.clients_lost for row in rounds),
+        "clients_inactive": sum(row.clients_inactive for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "seconds": outcome.seconds,

@@ -75,11 +75,10 @@ class PhaseState:
         extended[protocol.CONFIG], extended[protocol.PHASE_STATE] = config, state
         return extended
 
-    def request_bytes(self, message: Message, client: int) -> int:
-        """Return the bytes of a request's arrays that must travel: the state does not if the client has it already."""
-        size = protocol.num_bytes(message.content)
+    def saved_bytes(self, message: Message, client: int) -> int:
+        """Return how many bytes of a request need not travel: the state, if the client has it already."""
         is_saved = client in self._holders and protocol.PHASE_STATE in message.content
-        return size - protocol.encoded_bytes(self._arrays) if is_saved else size
+        return protocol.encoded_bytes(self._arrays) if is_saved else 0
 
     def note(self, log: RoundLog) -> None:
         """Note which clients have the state after a round, and which may have lost it."""

@@ -14,7 +14,13 @@ from fedssl.exchange.disclosure import may_leave
 from fedssl.exchange.protocol import NUMBER
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
+from fedssl.methods.base import Method
+from fedssl.strategies.base import Strategy
 from fedssl.strategies.fedavg import FedAvg
+from fedssl.strategies.fedprox import FedProx
+
+PLAIN_MEANS = (FedAvg, FedProx)
+"""Sections of strategies whose server does nothing but average; sections that derive from them may do more."""
 
 RARE = 7.0
 """Noise may be this many standard deviations longer than usual; one honest reply in 10^10 is longer than that."""
@@ -28,21 +34,28 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
         network: The network that clients train.
 
     Raises:
-        InputError: The method sends state, the model has statistics that noise would spoil, or the server cannot know
-            how much one client counts.
+        InputError: The strategy may ask a client several times a round, clients may sit a round out, the method or the
+            strategy sends state, the model has statistics that noise would spoil, or the server adds noise and its strategy is not a plain mean in which
+            every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
     if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):
         _refuse_to_weigh_by_number(phase, strategy.weight)
     if privacy is None:
         return
-    sent = [slot.name for slot in phase.recipe.slots() if slot.scope == "server"]
-    if sent:
+    if isinstance(strategy, Strategy) and strategy.repeats_clients:
         raise InputError(
             "privacy",
-            f"{method.kind} sends {', '.join(map(repr, sent))} beside the weights, and only weights are clipped",
-            "take another method, or let the method keep this state at the clients, if it can",
+            f"{strategy.kind} may ask a client several times a round, but the noise hides one update a round",
+            "take a strategy that asks each client once, such as strategy.kind = 'fedavg'",
         )
+    if type(method).pools is not Method.pools:
+        raise InputError(
+            "privacy",
+            f"clients of {method.kind} may sit a round out, which tells something of their images that no noise hides",
+            "take a method whose clients take part in every round that samples them",
+        )
+    _refuse_to_send_state(phase)
     measured = [
         name
         for name, buffer in network.named_buffers()
@@ -54,17 +67,41 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
             f"the model sends statistics such as {measured[0]!r}, which noise can spoil (a negative variance)",
             "take a normalization without statistics: model.norm = 'group'",
         )
+    # The noise of deviation z C / m fits a mean of m updates. Strategies that derive from FedAvg, such as server
+    # optimizers, do more than average: a momentum, for one, carries an update on into later rounds.
     counts_alike = (
         isinstance(strategy, FedAvg)
+        and type(strategy) in PLAIN_MEANS
         and strategy.weight == "uniform"
         and strategy.averaging == "cohort"
     )
     if privacy.noise_at == "server" and not counts_alike:
         raise InputError(
             "privacy.noise_at",
-            "is 'server', which needs every client to have the same weight",
+            "is 'server', which needs a plain mean in which every client has the same weight",
             "set strategy.kind = 'fedavg' and strategy.weight = 'uniform', or privacy.noise_at = 'client'",
         )
+
+
+def _refuse_to_send_state(phase: PhasePlan) -> None:
+    """Refuse state that travels beside the weights, because only weights are clipped.
+
+    Raises:
+        InputError: The method, its augmentation or the strategy sends state.
+    """
+    correction = phase.recipe.correction
+    corrected = () if correction is None else correction.slots()
+    sent = phase.recipe.slots_in("server")
+    for owner, section, names in (
+        (phase.method.kind, "method", [slot.name for slot in sent if slot not in corrected]),
+        (phase.strategy.kind, "strategy", [slot.name for slot in sent if slot in corrected]),
+    ):
+        if names:
+            raise InputError(
+                "privacy",
+                f"{owner} sends {', '.join(map(repr, names))} beside the weights, and only weights are clipped",
+                f"take another {section}, or let it keep this state at the clients, if it can",
+            )
 
 
 def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:

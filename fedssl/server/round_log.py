@@ -331,6 +331,7 @@ def row_of(
         clients_ok=log.num_ok,
         clients_failed=len(log.failures),
         clients_lost=log.num_lost,
+        clients_inactive=log.num_inactive,
         virtual_seconds=virtual_seconds,
         update_norm=log.update_norm,
     )

@@ -166,7 +166,7 @@ class ServerRun:
         work = work_of(experiment, cohorts.census)
         phase = Phase(index, experiment, experiment.to_client_json(), network, self._strategy, work)
         if self._round == 0:
-            self._train_at_server(phase, 0)
+            self._train_at_server(phase, 0, is_measured=False)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
         self._ends.catch_up()
@@ -187,7 +187,8 @@ class ServerRun:
             self._check_success(phase, log, began)
         if sent:
             self._learn(phase, log, messages, phase.longest_first(sent, cohorts.census), began)
-        self._train_at_server(phase, phase_round)
+        # Clients measure the statistics of static normalizations after their steps; clients without steps do not.
+        self._train_at_server(phase, phase_round, is_measured=log.tally().num_steps > 0)
         log.record("server", self._training.numbers)
         self._finish_round(phase, log, began)
 
@@ -205,9 +206,12 @@ class ServerRun:
         return messages
 
     def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
-        """Return the bytes of each request's arrays that travel."""
+        """Return the bytes of each request's arrays that travel; many requests share one content, which is measured once."""
+        contents = {id(message.content): message.content for message in messages}
+        whole = {key: protocol.num_bytes(content) for key, content in contents.items()}
         return [
-            self._phase_state.request_bytes(message, census.client_at[message.metadata.dst_node_id])
+            whole[id(message.content)]
+            - self._phase_state.saved_bytes(message, census.client_at[message.metadata.dst_node_id])
             for message in messages
         ]
 
@@ -244,8 +248,8 @@ class ServerRun:
         self._model.merge_state(phase.slots, sums, log.census)
         self._phase_state.note(log)
 
-    def _train_at_server(self, phase: Phase, phase_round: int) -> None:
-        """Let the server train, if it holds labels; `phase_round` is 0 before the first round of the run."""
+    def _train_at_server(self, phase: Phase, phase_round: int, *, is_measured: bool) -> None:
+        """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""
         if self._clock is not None:
             labels = len(self._federation.server_rows)
             self._clock.train_at_server(phase.experiment.server_recipe.images_shown(labels, labels))
@@ -256,6 +260,7 @@ class ServerRun:
             server_round=self._round,
             phase=phase.index,
             phase_round=phase_round,
+            is_measured=is_measured,
         )
         self._model.replace(trained)
 

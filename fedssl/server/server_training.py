@@ -63,6 +63,7 @@ class ServerTraining:
         server_round: int,
         phase: int,
         phase_round: int,
+        is_measured: bool,
     ) -> NamedArrays:
         """Return the global weights after one round's training at the server; unchanged if it holds no labels.
 
@@ -73,6 +74,7 @@ class ServerTraining:
             server_round: Round of the run; 0 before the first round.
             phase: Number of the phase, from 0.
             phase_round: Round of the phase; 0 before the first round of the run.
+            is_measured: Whether clients have measured the statistics of static normalizations in this round.
 
         Raises:
             RunFailed: The training diverged.
@@ -116,9 +118,10 @@ class ServerTraining:
             for slot, tensors in state.items()
             for name, tensor in tensors.items()
         }
-        # Return the trained weights. Statistics that clients measured over all their images are better than the same
-        # statistics over the server's few labeled images, so they stay.
-        kept = _static_statistics(network) if server_round else set()
+        # Return the trained weights. Statistics that clients measured in this round stay, if the experiment says so.
+        # Older statistics do not stay, because they belong to other weights.
+        stay = is_measured and experiment.server.statistics == "cohort"
+        kept = _static_statistics(network) if stay else set()
         trained = {
             name: array if name in kept else weights[name].detach().numpy().copy()
             for name, array in arrays.items()
@@ -142,6 +145,32 @@ def check_server_method(phase: PhasePlan) -> None:
             "server.method.kind",
             f"is {method.kind!r}, which trains a network of its own, but the server trains the clients' classifier",
             "take 'supervised', 'fixmatch' or another method that does not change the network",
+        )
+
+
+def check_statistics(phase: PhasePlan, network: nn.Module) -> None:
+    """Refuse to let the server measure statistics if it holds no images, or if the model has no such statistics.
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        network: The network that clients train.
+
+    Raises:
+        InputError: ``server.statistics`` is ``"server"``, and cannot be.
+    """
+    if phase.server.statistics != "server":
+        return
+    if not phase.federation.labels.at_server:
+        raise InputError(
+            "server.statistics",
+            "is 'server', but the server holds no images to measure statistics on",
+            "take 'cohort', or set federation.labels.kind = 'at_server'",
+        )
+    if not _static_statistics(network):
+        raise InputError(
+            "server.statistics",
+            "is 'server', but the model has no static normalization",
+            "take 'cohort', or set model.norm = 'static' if the model has this setting",
         )
 
 

@@ -67,8 +67,7 @@ def fates_of(
     down = np.bincount(clients, weights=sizes, minlength=len(work)).astype(np.float64)
     seconds = clock.devices.round_seconds(work * times, down, reply_bytes * times)
     distinct = list(dict.fromkeys(clients))
-    wanted = cohorts.sample if len(distinct) == len(clients) else len(distinct)
-    return clock.close_round(server_round, distinct, wanted, seconds)
+    return clock.close_round(server_round, distinct, cohorts.num_wanted(clients), seconds)
 
 
 def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> Floats:

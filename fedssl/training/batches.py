@@ -15,6 +15,10 @@ IMAGES_AT_ONCE = 1024
 """One call makes the views of several steps, up to about this many images; it is constant to fix the draws."""
 
 
+Draw = Callable[[int, int, torch.Generator], Tensor]
+"""A function that draws places in a pool; see `shuffled_passes`."""
+
+
 def shuffled_passes(num_items: int, num_draws: int, generator: torch.Generator) -> Tensor:
     """Return `num_draws` positions below `num_items`, from whole shuffled passes one after the other.
 
@@ -80,17 +84,17 @@ class BatchLoader:
         shown = {slot_of(view) for view in (*views.labeled, *views.unlabeled)}
         self._probes = {slot: stream(f"probe/{slot}") for slot in augment.learned if slot in shown}
         self._num_steps = num_steps
-        self._draw = draws_with_replacement if pools.replacement else shuffled_passes
+        draw_labeled = shuffled_passes if pools.replacement == "none" else draws_with_replacement
+        draw_unlabeled = draws_with_replacement if pools.replacement == "both" else shuffled_passes
         labeled = pools.labeled if views.labeled else pools.labeled[:0]
         unlabeled = pools.unlabeled if views.unlabeled else pools.unlabeled[:0]
         # A labeled example is drawn by its place in the pool, because the pool may hold targets in the same order.
-        places = self._order(len(labeled), batch_size, stream("order/labeled"))
-        self._labeled = labeled[places]
+        places = self._order(draw_labeled, len(labeled), batch_size, stream("order/labeled"))
         targets = shard.labels[labeled] if pools.targets is None else pools.targets
-        self._targets = targets[places]
-        self._unlabeled = unlabeled[
-            self._order(len(unlabeled), batch_size * views.ratio, stream("order/unlabeled"))
-        ]
+        self._labeled, self._targets = labeled[places], targets[places]
+        per_step = batch_size * views.ratio
+        places = self._order(draw_unlabeled, len(unlabeled), per_step, stream("order/unlabeled"))
+        self._unlabeled = unlabeled[places]
         self._labeled_views = [
             (view, stream(f"augment/labeled/{i}")) for i, view in enumerate(views.labeled)
         ]
@@ -113,9 +117,9 @@ class BatchLoader:
                 probes=self._probed(labeled_ids),
             )
 
-    def _order(self, size: int, per_step: int, generator: torch.Generator) -> Tensor:
+    def _order(self, draw: Draw, size: int, per_step: int, generator: torch.Generator) -> Tensor:
         """Return places in a pool for every step, shape (num_steps, per_step); (num_steps, 0) for an empty pool."""
-        places = self._draw(size, self._num_steps * per_step, generator)
+        places = draw(size, self._num_steps * per_step, generator)
         return places.view(self._num_steps, per_step if size else 0)
 
     def _shown(

@@ -7,11 +7,12 @@ behind `Learner.descend`. No method knows of them, and they work with any optimi
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fedssl.core.registry import Plugin
 from fedssl.core.slots import Slot, Tensors
-from fedssl.methods.base import Fresh, Learner
+from fedssl.methods.base import Learner
 
 Parameters = Mapping[str, nn.Parameter]
 """Trained parameters by their names in the network. Only shared parameters are corrected, and no buffer ever is."""
@@ -41,8 +42,13 @@ class Correction:
         """Return the slots of the correction's state; none by default."""
         return ()
 
-    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
-        """Return a slot's first content; as `Method.init_slot`."""
+    def init_slot(self, name: str, parameters: Parameters) -> Tensors:
+        """Return a slot's first content.
+
+        Args:
+            name: Name of the slot.
+            parameters: All shared parameters of the network, with the current global weights.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} declares slot {name!r} but does not make it"
         )
@@ -73,10 +79,32 @@ class Correction:
 
 
 class WithClientHalf(Plugin):
-    """A section that may bring a client half. Sections of strategies derive from it."""
+    """A section that may bring a client half. Sections of strategies derive from it.
+
+    Example:
+        A section with a client half overrides `correction`. This one's clients do what any client does, and nothing more.
+
+        >>> class Watched(WithClientHalf):
+        ...     def correction(self):
+        ...         return Correction()
+        >>> Watched().correction().slots()
+        ()
+    """
 
     is_abstract: ClassVar[bool] = True
 
     def correction(self) -> Correction | None:
         """Return what clients do in each round; None, the default: nothing, and clients never see the section."""
         return None
+
+
+def squared_distance(parameters: Parameters, received: Mapping[str, Tensor]) -> Tensor:
+    """Return ||w - w_received||^2 over all given parameters, a scalar; gradients flow into the parameters.
+
+    Args:
+        parameters: Parameters by name; at least one.
+        received: Tensors of the same names and shapes.
+    """
+    return torch.stack(
+        [(parameter - received[name]).square().sum() for name, parameter in parameters.items()]
+    ).sum()

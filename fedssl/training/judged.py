@@ -10,8 +10,9 @@ from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally
 class Judged:
     """The examples whose pseudo-labels are measured.
 
-    By default, these are the examples without a given label. If the method chose the round's pools, the labels that it
-    gave are measured at every example that it did not take for a labeled one.
+    By default, these are the examples without a given label. If the method chose the round's labeled pool and took its
+    given labels, it decided which given labels to believe: the labels that it gave are measured at all other examples.
+    If the method put labels of its own in place of the given ones (`Pools.targets`), the default holds.
 
     Args:
         shard: The client's examples.
@@ -21,9 +22,13 @@ class Judged:
     def __init__(self, shard: Shard, pools: Pools | None) -> None:
         self._shard = shard
         self._is_judged = shard.labels < 0
-        if pools is not None:
+        if pools is not None and pools.targets is None:
             self._is_judged = torch.ones_like(self._is_judged)
             self._is_judged[pools.labeled] = False
+        self._is_left_out = torch.zeros_like(self._is_judged)
+        if pools is not None:
+            self._is_left_out = self._is_judged.clone()
+            self._is_left_out[pools.unlabeled] = False
 
     def count(self, tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, batch: Batch) -> None:
         """Add a step's pseudo-labels to tallies, if the method gave any."""
@@ -35,5 +40,19 @@ class Judged:
                 loss.pseudo_labels,
                 loss.accepted,
                 self._is_judged[ids],
-                self._shard.hidden_labels[ids],
+                self._shard.truth[ids],
             )
+
+    def count_left_out(self, tally: PseudoLabelTally, by_class: ClassTally) -> None:
+        """Add the judged examples that the method left out of its unlabeled pool: considered, and not accepted.
+
+        So the coverage is a share of all examples, and a method that chooses confident examples before the steps can be
+        compared with a method that masks the other examples in each step. An example that was left out counts as often
+        as the other examples do on average.
+        """
+        truth = self._shard.truth[self._is_left_out]
+        considered = tally.counts()[0]
+        if len(truth) and considered:
+            num_shown = int(self._is_judged.sum()) - len(truth)
+            for each in (tally, by_class):
+                each.add_left_out(truth, considered / num_shown)

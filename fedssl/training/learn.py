@@ -78,6 +78,6 @@ def fill_slots(
             }
         else:
             # Such a slot starts with the same content at every client, so it is made without any client's examples.
-            held = None if slot.scope in ("server", "phase") else shard
+            held = None if slot.scope in ("server", "phase") else shard.without_truth()
             state[slot.name] = recipe.init_slot(slot.name, Fresh(network, shard.spec, held))
     return state

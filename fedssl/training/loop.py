@@ -14,13 +14,14 @@ from fedssl.methods.base import Batch, Learner, Pools, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
+from fedssl.models.modes import evaluation_mode
 from fedssl.models.static_norm import measure_statistics
 from fedssl.training.batches import plain_batches
 from fedssl.training.judged import Judged
 from fedssl.training.learner_functions import LearnerFunctions
 from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.optimizer_set import OptimizerSet
-from fedssl.training.recipe import Recipe
+from fedssl.training.recipe import Recipe, shared_parameters
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class FitReport:
     Args:
         num_steps: Number of steps that the client took.
         loss: Mean of the total loss over the steps; NaN if there were no steps.
-        considered: Number of examples without a label that the steps showed, repetitions included.
+        considered: Number of examples without a label that the steps showed, repetitions included. Examples that the
+            method left out of its pools count as if they had been shown as often as the others, without being accepted.
         accepted: Summed weight of the accepted pseudo-labels of these examples.
         judged: Summed weight of the accepted pseudo-labels whose true class the simulator knows.
         right: Summed weight of the judged pseudo-labels that match the true class.
@@ -102,14 +104,15 @@ def fit(
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])
-    # Bind everything that the hooks of the method and of the correction may use.
+    # Bind everything that the hooks of the method and of the correction may use. No hook sees the truth.
+    seen = shard.without_truth()
     descent = Descent(optimizers, train, device)
-    functions = LearnerFunctions(network, shard, recipe, state, descent, stream)
+    functions = LearnerFunctions(network, seen, recipe, state, descent, stream)
     learner = Learner(
         network=network,
         optimizers=dict(optimizers),
         state=state,
-        shard=shard,
+        shard=seen,
         progress=Progress(phase_round, phase_rounds, 0, num_steps),
         stream=stream,
         descend=descent,
@@ -120,7 +123,7 @@ def fit(
     )
     functions.learner = learner
     if correction is not None:
-        shared = {n: p for n, p in network.named_parameters() if method.is_shared(n)}
+        shared = shared_parameters(method, network)
         descent.correct_with(BoundCorrection(correction, learner, shared))
     # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
@@ -140,7 +143,8 @@ def fit(
         if pools is not None:
             if not len(pools):
                 return sit_out(shard.spec.num_classes, time.perf_counter() - began)
-            num_steps = train.num_steps(len(pools.labeled), len(pools.unlabeled), views)
+            passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
+            num_steps = train.num_steps(passed, len(pools.unlabeled), views)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
         judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
@@ -169,6 +173,7 @@ def fit(
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
+    judged.count_left_out(tally, by_class)
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
@@ -194,9 +199,9 @@ def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:
     """
     for slot, probe in batch.probes.items():
         classifier = recipe.method.classifier(learner.network)
-        learner.network.eval()
-        probs = predict(classifier, learner.shard.spec.normalize(probe.views))
-        learner.network.train()
+        with evaluation_mode(learner.network):
+            probs = predict(classifier, learner.shard.spec.normalize(probe.views))
         # The paper's match 1 - |p - y|_1 / 2 equals p_y, because p sums to 1.
-        match = probs.gather(1, batch.labels.unsqueeze(1)).squeeze(1)
+        classes = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
+        match = probs.gather(1, classes.unsqueeze(1)).squeeze(1)
         learner.state[slot] = recipe.augment.learned[slot].learn(learner.state[slot], probe, match)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Scope, Slot, Tensors
 from fedssl.methods.base import Fresh, Method
@@ -52,8 +54,13 @@ class Recipe:
         if any(slot.name == name for slot in self.method.slots()):
             return self.method.init_slot(name, fresh)
         if self.correction is not None and any(s.name == name for s in self.correction.slots()):
-            return self.correction.init_slot(name, fresh)
+            return self.correction.init_slot(name, shared_parameters(self.method, fresh.network))
         if name in self.augment.learned:
             initial = self.augment.learned[name].initial()
             return {key: tensor.to(fresh.device) for key, tensor in initial.items()}
         return {}  # an optimizer that has not stepped has no state
+
+
+def shared_parameters(method: Method, network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that travel to the server, by name; buffers are not among them."""
+    return {name: p for name, p in network.named_parameters() if method.is_shared(name)}

@@ -121,24 +121,29 @@ def test_an_empty_request_says_what_is_missing():
     assert "carries no 'experiment'" in app(message, context).error.reason
 
 
+def request_of(state, phase=0):
+    """Return a request that carries some state of ``server`` slots."""
+    return protocol.Request({}, state, "", 1, phase, 1, 1)
+
+
 def test_state_survives_a_round_trip_through_the_context():
     experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
     recipe, network = experiment.recipe, network_of(experiment)
     method = recipe.method
     shard = federation_of(experiment).shard(0)
     kept = RecordDict()
-    sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
-    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))
+    sent = request_of({"marginal/mass": np.full(10, 0.1, np.float32)})
+    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept))
     assert state["marginal"]["mass"].tolist() == pytest.approx([0.1] * 10)
     state["memory"]["seen"][2] = 7
     state["scratch"]["loss"] += 5
     weights = Weights(method, network)
     shared = {k: v.numpy() for k, v in weights.shared.items()}
     network.head.bias.data.fill_(3)
-    save_state(recipe, weights, state, kept, 0)
+    save_state(recipe, weights, state, kept, sent)
     again = network_of(experiment)
     Weights(method, again).load(shared, kept)
-    reloaded = fill_slots(recipe, again, shard, kept_slots(recipe, sent, kept, 0))
+    reloaded = fill_slots(recipe, again, shard, kept_slots(recipe, sent, kept))
     assert reloaded["memory"]["seen"][2] == 7
     assert reloaded["scratch"]["loss"] == 0
     assert (again.head.bias == 3).all()
@@ -152,18 +157,18 @@ def test_a_phase_begins_with_fresh_state_and_drops_what_the_last_one_left():
     experiment = small_experiment(method={"kind": "tests.plugins.stateful"})
     recipe, network = experiment.recipe, network_of(experiment)
     shard, kept = federation_of(experiment).shard(0), RecordDict()
-    sent = {"marginal/mass": np.full(10, 0.1, np.float32)}
-    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))
+    sent = request_of({"marginal/mass": np.full(10, 0.1, np.float32)})
+    state = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept))
     state["memory"]["seen"][2] = 7
     weights = Weights(recipe.method, network)
-    save_state(recipe, weights, state, kept, 0)
+    save_state(recipe, weights, state, kept, sent)
     assert (
-        fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 0))["memory"]["seen"][2]
-        == 7
+        fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept))["memory"]["seen"][2] == 7
     )
-    fresh = fill_slots(recipe, network, shard, kept_slots(recipe, sent, kept, 1))
+    later = request_of(sent.state, phase=1)
+    fresh = fill_slots(recipe, network, shard, kept_slots(recipe, later, kept))
     assert fresh["memory"]["seen"][2] == 0
-    save_state(recipe, weights, fresh, kept, 1)
+    save_state(recipe, weights, fresh, kept, later)
     assert set(kept) == {"phase-1.memory", "private.tests.plugins.stateful"}
 
 

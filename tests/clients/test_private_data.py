@@ -169,7 +169,7 @@ def test_the_truth_about_private_images_is_known_to_nobody(homes):
     (context,) = nodes(homes[:1]).contexts.values()
     shard = local_data(experiment, terms, context).shard()
     assert (len(shard), len(shard.labeled)) == (20, 10)
-    assert (shard.hidden_labels == -1).all()
+    assert (shard.truth == -1).all()
 
 
 def test_evaluation_is_on_a_clients_own_test_images_or_on_none(homes):

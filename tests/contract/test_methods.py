@@ -20,6 +20,9 @@ TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "freematch", "statistics_scope": "client"},
     {"kind": "softmatch", "statistics_scope": "reset"},
     {"kind": "remixmatch", "alignment_scope": "client"},
+    {"kind": "semifl", "threshold": 0.2},
+    {"kind": "fixmatch", "labeler": "received"},
+    {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},
 ]
 
@@ -55,6 +58,29 @@ def test_a_federation_trains_with_it_to_the_same_bits_on_both_grids(method, ray_
     assert same_bits(serial.model.arrays, parallel.model.arrays)
     assert same_bits(serial.model.ema, parallel.model.ema)
     assert same_bits(serial.model.state, parallel.model.state)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAvg"])
+def test_clients_that_sit_out_change_no_bit_on_any_grid(strategy, ray_grid):
+    """With SemiFL and no confident prediction, the clients without a label sit out; some hold none."""
+    federation = {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
+    method = {"kind": "semifl", "threshold": 1.0}
+    train = {"keep_momentum": True}
+    experiment = small_experiment(
+        method=method, federation=federation, strategy=strategy, train=train
+    )
+    serial_grid = SerialGrid(Apps(app), 6)
+    serial = serve(experiment, serial_grid, [])
+    ray_grid.restart(6)
+    parallel = serve(experiment, ray_grid, [])
+    inactive = int((federation_of(experiment).labeled_sizes == 0).sum())
+    assert 0 < inactive < 6
+    for outcome in (serial, parallel):
+        assert [row.clients_inactive for row in outcome.rounds] == [inactive] * 2
+        assert [row.clients_ok for row in outcome.rounds] == [6 - inactive] * 2
+    assert same_bits(serial.model.arrays, parallel.model.arrays)
+    assert same_bits(serial.model.ema, parallel.model.ema)
+    assert kept_states(serial_grid).keys() == kept_states(ray_grid).keys()
 
 
 def test_every_hook_of_the_interface_is_used(ray_grid):

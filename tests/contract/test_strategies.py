@@ -28,6 +28,13 @@ TABLE = [
     {"kind": "fedavg", "weight": "uniform"},
     {"kind": "fedavg", "averaging": "population"},
     {"kind": "fedavg", "averaging": "population", "weight": "uniform"},
+    {"kind": "fedprox", "mu": 0.1},
+    {"kind": "scaffold"},
+    {"kind": "feddyn"},
+    {"kind": "fedavgm", "momentum": 0.5, "weight": "uniform"},
+    {"kind": "fedadagrad"},
+    {"kind": "fedadam"},
+    {"kind": "fedyogi"},
     {"kind": "flwr:FedAvg"},
     {"kind": "flwr:FedAdam", "options": {"eta": 0.01}},
     {"kind": "flwr:FedMedian"},
@@ -344,9 +351,11 @@ class Watcher(Observer):
         self.stopped = reason
 
 
-def test_a_servers_optimizer_goes_on_through_phases():
+@pytest.mark.parametrize(
+    "adam", [{"kind": "fedadam"}, {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}], ids=name_of
+)
+def test_a_servers_optimizer_goes_on_through_phases(adam):
     """FedAdam over 1 + 2 rounds in two phases is FedAdam over 3 rounds: its moments are not made anew."""
-    adam = {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}
     supervised = {"kind": "supervised"}
     whole = small_experiment(strategy=adam, rounds=3, method=supervised)
     phased = small_experiment(
@@ -427,6 +436,7 @@ STATISTICS = [
 STRATEGIES_OF_ALL_KINDS = [
     {"kind": "fedavg"},
     {"kind": "fedavg", "averaging": "population", "weight": "labeled"},
+    {"kind": "fedavgm"},
     {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}},
     {"kind": "flwr:FedAdam", "options": {"eta": 0.1}},
 ]

@@ -22,6 +22,10 @@ from tests.helpers import small_experiment
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 OPTIMIZERS = [
+    {"kind": "fedadagrad"},
+    {"kind": "fedadam"},
+    {"kind": "fedavgm"},
+    {"kind": "fedyogi"},
     {"kind": "flwr:FedAvg"},
     {"kind": "flwr:FedAdam"},
     {"kind": "flwr:FedYogi"},

@@ -24,7 +24,9 @@ def test_a_name_is_a_module():
     assert "base" not in METHODS.names()
     assert "functional" not in METHODS.names()
     assert METHODS.build("fixmatch").kind == "fixmatch"
-    assert STRATEGIES.names() == ["fedavg", "flwr"]
+    optimizers = {"fedadagrad", "fedadam", "fedavgm", "fedyogi"}
+    assert {"fedavg", "flwr"} | optimizers <= set(STRATEGIES.names())
+    assert {"adaptive", "base", "keeping", "server_optimizer"}.isdisjoint(STRATEGIES.names())
 
 
 def test_named_plugins():

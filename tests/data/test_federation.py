@@ -45,15 +45,15 @@ def test_shards_are_disjoint_and_complete():
     assert np.array_equal(both.sum(1), federation.sizes)
 
 
-def test_a_shard_shows_labels_and_hides_the_truth():
+def test_a_shard_holds_the_labels_and_beside_them_the_truth():
     federation = draw()
     for client in range(10):
         shard = federation.shard(client)
         rows = federation.rows(client)
         truth = torch.from_numpy(DIGITS.train.labels[rows])
-        seen, hidden = shard.labels >= 0, shard.hidden_labels >= 0
-        assert torch.equal(seen, ~hidden)  # never both, never neither
-        assert torch.equal(torch.where(seen, shard.labels, shard.hidden_labels), truth)
+        seen = shard.labels >= 0
+        assert torch.equal(shard.truth, truth)
+        assert torch.equal(shard.labels[seen], truth[seen])
         assert torch.equal(shard.labeled, seen.nonzero().squeeze(1))
         assert torch.equal(shard.images, torch.from_numpy(DIGITS.train.images[rows]))
 

@@ -210,7 +210,7 @@ def test_images_of_unknown_class_are_dealt_and_never_labeled():
         shard = federation.shard(0)
         unknown = federation.data.train.labels[federation.rows(0)] == -1
         assert (shard.labels.numpy()[unknown] == -1).all()
-        assert (shard.hidden_labels.numpy()[unknown] == -1).all()
+        assert np.array_equal(shard.truth.numpy() == -1, unknown)
 
 
 def test_images_that_are_not_for_labeling_have_a_hidden_truth():
@@ -219,8 +219,8 @@ def test_images_that_are_not_for_labeling_have_a_hidden_truth():
     federation = draw(AtClients(per_class="all"), dataset(truth, labelable))
     assert federation.labeled.sum() == 100
     shard = federation.shard(0)
-    hidden = ~labelable[federation.rows(0)]
-    assert (shard.hidden_labels.numpy()[hidden] == truth[federation.rows(0)][hidden]).all()
+    assert np.array_equal(shard.labels.numpy() >= 0, labelable[federation.rows(0)])
+    assert np.array_equal(shard.truth.numpy(), truth[federation.rows(0)])
     with pytest.raises(InputError, match=r"per_class: is 30, but class 0 has 22 training images"):
         draw(AtClients(per_class=30), dataset(truth, labelable))
 
@@ -270,8 +270,13 @@ def test_wrong_labels_are_counted_and_the_truth_stays(noise):
     assert noisy.num_wrong_labels == round(0.3 * 200)
     assert clean.num_wrong_labels == 0
     assert np.array_equal(noisy.data.train.labels, truth)
-    shard, rows = noisy.shard(0), noisy.rows(0)
-    assert np.array_equal(shard.labels.numpy(), noisy.given[rows])
+    wrong = 0
+    for client in range(6):
+        shard, rows = noisy.shard(client), noisy.rows(client)
+        assert np.array_equal(shard.labels.numpy(), noisy.given[rows])
+        assert np.array_equal(shard.truth.numpy(), truth[rows])
+        wrong += int((shard.labels != shard.truth)[shard.labeled].sum())
+    assert wrong == noisy.num_wrong_labels
 
 
 def test_labels_held_back_are_as_wrong_as_the_others():

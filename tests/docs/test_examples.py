@@ -7,10 +7,16 @@ import pytest
 
 from fedssl.experiment.families import PLUGIN_SECTIONS
 from fedssl.strategies.base import Strategy
+from fedssl.strategies.server_optimizer import ServerOptimizer
 from fedssl.views.trackers.base import Tracker
 
-BASES = {family.base for family in PLUGIN_SECTIONS.values()} | {Strategy, Tracker}
-"""The base class of every family; that of strategies and trackers stands above what reads the experiment file."""
+BASES = {family.base for family in PLUGIN_SECTIONS.values()} | {
+    Strategy,
+    ServerOptimizer,
+    Tracker,
+}
+"""The base class of every family, and of server optimizers. Strategies and trackers stand above what reads the experiment
+file, so their families do not know these classes."""
 
 
 @pytest.mark.parametrize("base", sorted(BASES, key=lambda base: base.__name__))

@@ -141,7 +141,7 @@ def test_validate(file):
     ("family", "members"),
     [
         ("methods", ["fixmatch", "mean_teacher", "supervised"]),
-        ("strategies", ["fedavg", "flwr:NAME"]),
+        ("strategies", ["fedavg", "fedavgm", "flwr:NAME"]),
         ("datasets", ["digits", "fashion_mnist"]),
         ("models", ["cnn", "torchvision:NAME"]),
         ("partitions", ["dirichlet", "iid"]),

@@ -176,7 +176,7 @@ class Measuring(SumStrategy):
 
 
 def test_a_strategy_records_what_it_returns(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedssl.strategies.fedavg._FedAvg.numbers", Measuring.numbers)
+    monkeypatch.setattr("fedssl.strategies.fedavg.AveragingStrategy.numbers", Measuring.numbers)
     file = small_toml(tmp_path / "e.toml", method=SUPERVISED)
     assert fedssl("run", file, "--out", tmp_path / "run").exit_code == 0
     found = [(row["client"], row["name"], row["value"]) for row in rows_of(tmp_path / "run")]

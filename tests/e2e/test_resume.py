@@ -34,6 +34,21 @@ CASES: dict[str, dict[str, Any]] = {
     "fused": {"engine": {"fuse": 3}},
     "FedAdam": {"strategy": {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}},
     "FedAvgM": {"strategy": {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}}},
+    "SCAFFOLD, every hook": {"strategy": "scaffold", "method": {"kind": "tests.plugins.stateful"}},
+    "FedDyn": {"strategy": {"kind": "feddyn", "alpha": 1.0}},
+    "SemiFL": {
+        "method": {"kind": "semifl", "threshold": 0.5},
+        "strategy": {"kind": "fedavgm", "weight": "uniform", "momentum": 0.5},
+        "train": {"keep_momentum": True, "clip_norm": 1.0},
+        "federation": {"labels": {"kind": "at_server", "per_class": 4}},
+        "server": {"train": {"local_steps": 20}},
+    },
+    "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
+    "sub-cohorts": {
+        "method": {"kind": "mean_teacher", "teacher_scope": "client"},
+        "train": {"keep_momentum": True},
+        "strategy": {"kind": "rscfed", "distance_weight": 100.0},
+    },
     "labels at the server, virtual time": {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"method": {"kind": "mean_teacher", "teacher_scope": "client"}},

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedssl.experiment.families import STRATEGIES
 from fedssl.methods.base import METHODS
 from tests.helpers import fedssl, in_a_process, sha256, small_toml
 from tests.resuming import bits
@@ -17,6 +18,14 @@ EVERY_METHOD = {
 """Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
 
 
+EVERY_STRATEGY = {
+    "rounds": None,
+    "phases": [
+        {"rounds": 2, "strategy": {"kind": name}} for name in STRATEGIES.names() if name != "flwr"
+    ],
+}
+"""Two rounds of each strategy of ours, one after the other."""
+
 OTHER_FEDERATION = {
     "federation": {
         "sample": 5,
@@ -25,14 +34,35 @@ OTHER_FEDERATION = {
     }
 }
 
+SUB_COHORTS = {
+    "federation": {"labels": {"kind": "some_clients", "labeled_clients": 1}},
+    "method": {"kind": "mean_teacher", "teacher_scope": "client", "temperature": 0.5},
+    "train": {"keep_momentum": True},
+    "strategy": {"kind": "rscfed", "distance_weight": 100.0, "labeled_distance_weight": 1.0},
+}
+"""Three sub-cohorts of three of six clients: in each round, some client trains several times from its own state."""
+
 CASES = {
     "every method": (
         {"federation": {"sample": 5}, **EVERY_METHOD},
         [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
     ),
+    "every strategy": (
+        {"federation": {"sample": 4}, **EVERY_STRATEGY},
+        [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, ["--engine", "flower"]],
+    ),
     "labels at the server, noise by client": (
         OTHER_FEDERATION,
         [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, [*THREE_WORKERS, "--plain"]],
+    ),
+    "sub-cohorts": (
+        SUB_COHORTS,
+        [
+            SERIAL,
+            ["--engine", "ray", "--workers", "1"],
+            THREE_WORKERS,
+            ["--engine", "flower", "--workers", "2"],
+        ],
     ),
 }
 """What is run, and in which ways; a way that is there twice is run twice."""

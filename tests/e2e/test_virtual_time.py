@@ -103,11 +103,13 @@ def test_a_round_that_nobody_makes_leaves_the_weights_and_the_run_goes_on():
         assert np.array_equal(other.model.arrays[name], array)
 
 
-@pytest.mark.parametrize("kind", ["fedavg", "flwr:FedAvg", "flwr:FedAdam"])
+@pytest.mark.parametrize("kind", ["fedavg", "flwr:FedAvg", "flwr:FedAdam", "rscfed"])
 def test_any_strategy_lives_with_fewer_replies(kind):
     system = {**SYSTEM, "dropout": 0.4, "deadline": 1000.0}
     outcome = run(rounds=4, strategy={"kind": kind}, system=system)
-    assert 0 < sum(row.clients_lost for row in outcome.rounds) < 12
+    asked = sum(row.cohort_size for row in outcome.rounds)
+    assert asked == (36 if kind == "rscfed" else 12)
+    assert 0 < sum(row.clients_lost for row in outcome.rounds) < asked
 
 
 def test_the_servers_own_training_takes_virtual_time():

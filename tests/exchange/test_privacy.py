@@ -207,6 +207,7 @@ def _sections(experiment):
         ({"method": {"kind": "freematch"}}, "freematch sends .* beside the weights"),
         ({"model": {"norm": "batch"}}, "statistics such as .*running_mean"),
         ({"model": {"norm": "static"}}, "statistics such as"),
+        ({"strategy": "rscfed"}, "rscfed may ask a client several times a round"),
     ],
 )
 def test_what_noise_would_not_cover_or_would_break_is_refused(sections, said):
@@ -219,15 +220,53 @@ def test_what_noise_would_not_cover_or_would_break_is_refused(sections, said):
         serve(experiment, SerialGrid(Apps(app), 6), [])
 
 
+def with_noise(strategy, at):
+    return small_experiment(
+        strategy=strategy,
+        privacy={"clipping_norm": 1.0, "noise_multiplier": 0.1, "noise_at": at},
+    )
+
+
 @pytest.mark.parametrize(
     "strategy", ["fedavg", "flwr:FedAvg", {"weight": "uniform", "averaging": "population"}]
 )
 def test_noise_at_the_server_needs_clients_that_count_alike(strategy):
-    experiment = small_experiment(
-        strategy=strategy, privacy={"clipping_norm": 1.0, "noise_at": "server"}
-    )
     with pytest.raises(InputError, match=r"privacy.noise_at(.|\n)*uniform"):
-        check_experiment(experiment)
+        check_experiment(with_noise(strategy, "server"))
+
+
+@pytest.mark.parametrize("method", [{"kind": "semifl"}, {"kind": "dividemix", "prior": "client"}])
+def test_a_method_whose_clients_may_sit_out_is_refused(method):
+    """Whether a client takes part depends on its images, and nothing hides that."""
+    private = {"clipping_norm": 1.0, "noise_multiplier": 0.1}
+    with pytest.raises(
+        InputError, match="may sit a round out, which tells something of their images"
+    ):
+        check_experiment(small_experiment(method=method, privacy=private))
+
+
+def test_a_strategy_that_sends_state_is_refused_and_one_that_sends_none_is_not():
+    """SCAFFOLD's variates travel unclipped; FedProx changes only how a client trains, and the mean stays plain."""
+    with pytest.raises(InputError, match=r"scaffold sends 'scaffold.server'.*another strategy"):
+        check_experiment(with_noise("scaffold", "client"))
+    check_experiment(with_noise({"kind": "fedprox", "weight": "uniform"}, "server"))
+    check_experiment(with_noise("feddyn", "client"))
+
+
+@pytest.mark.parametrize("kind", ["fedadagrad", "fedadam", "fedavgm", "fedyogi"])
+def test_noise_at_the_server_needs_a_plain_mean(kind):
+    """Noise for one round's mean does not cover a step in which updates of earlier rounds count too."""
+    check_experiment(with_noise(UNIFORM, "server"))
+    optimizer = {"kind": kind, "weight": "uniform"}
+    with pytest.raises(InputError, match=r"privacy.noise_at(.|\n)*plain mean(.|\n)*'fedavg'"):
+        check_experiment(with_noise(optimizer, "server"))
+    check_experiment(with_noise(optimizer, "client"))
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedavgm"])
+def test_a_number_of_the_method_is_no_weight_where_it_does_not_leave(kind):
+    with pytest.raises(InputError, match=r"strategy.weight.*numbers do not leave a client"):
+        check_experiment(with_noise({"kind": kind, "weight": "number:certainty"}, "client"))
 
 
 def test_clipping_alone_goes_with_statistics():

@@ -48,3 +48,20 @@ def test_files_beside_semifls_figures_take_semifls_steps(path: Path) -> None:
         assert experiment.server_recipe.num_steps(250, 250) == 125
     else:  # a client's few labels are no batch to normalize by
         assert experiment.to_dict()["model"]["norm"] == "group"
+
+
+def test_the_file_of_semifl_has_all_parts_of_semifl() -> None:
+    """Only the batches of the clients are larger than SemiFL's."""
+    experiment = Experiment.load(EXPERIMENTS / "labels_at_server" / "semifl.toml")
+    table = experiment.to_dict()
+    assert table["method"] == {"kind": "semifl", "threshold": 0.95, "mix_weight": 1, "alpha": 0.75}
+    assert experiment.federation.labels.at_server
+    assert table["server"]["method"]["kind"] == "supervised"
+    assert table["strategy"]["kind"] == "fedavgm"
+    assert (table["strategy"]["momentum"], table["strategy"]["weight"]) == (0.5, "uniform")
+    assert table["model"]["norm"] == "static"
+    own, server = experiment.train, experiment.server_recipe.train
+    for train in (own, server):
+        assert (train.local_epochs, train.clip_norm, train.keep_momentum) == (5, 1, True)
+        assert (train.optimizer, train.momentum, train.nesterov) == ("sgd", 0.9, True)
+    assert own.model_copy(update={"batch_size": 10}) == server

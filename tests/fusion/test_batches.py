@@ -49,7 +49,7 @@ def check(own, views, augment, batch_size=3, steps=4):
                     assert torch.equal(together[i], by_itself), name
             ids = batch.unlabeled_ids[i]
             assert torch.equal(batch.hidden[i], own[i].labels[ids] < 0)
-            assert torch.equal(batch.truth[i], own[i].hidden_labels[ids])
+            assert torch.equal(batch.truth[i], own[i].truth[ids])
         seen += 1
     assert seen == steps
 

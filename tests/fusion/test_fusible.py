@@ -105,6 +105,7 @@ class Tied(nn.Module):
         (recipe(FixMatch(), Train(keep_momentum=True)), {}, "optimizer.sgd"),
         (recipe(FixMatch(), augment=Augment(strong=CTAugment())), {}, "augment.strong"),
         (recipe(MeanTeacher()), {}, "after_step"),
+        (recipe(FixMatch(labeler="received")), {}, "keep state: received"),
         (recipe(Counts()), {}, "keep state: count"),
         (recipe(Halves()), {}, "cannot be mapped over clients"),
         (recipe(Jitters()), {}, "random"),

@@ -48,7 +48,13 @@ def batch(views=None, labeled=4, unlabeled=NUM_EXAMPLES, seed=0):
     )
 
 
+PAIRED = {"semifl"}
+"""Methods that mix each unlabeled image with a labeled one, so that both batches have the same size."""
+
+
 def batch_for(method, **kwargs):
+    if method.kind in PAIRED:
+        kwargs["labeled"] = kwargs.get("unlabeled", NUM_EXAMPLES)
     return batch(method.views(), **kwargs)
 
 

@@ -35,7 +35,6 @@ from tests.methods.examples import (
     SPEC,
     batch_for,
     learner,
-    linear,
     network_of,
     state_of,
     stream,
@@ -432,13 +431,6 @@ def test_a_network_in_training_normalizes_by_its_batch_and_its_partner_by_its_st
 
     assert torch.equal(total(), total(0))
     assert not torch.equal(total(), total(1))
-
-
-def test_an_evaluation_inside_an_evaluation_stays_one():
-    network = linear().eval()
-    with pieces.evaluating(network):
-        assert not network.training
-    assert not network.training
 
 
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(0, 1), (1, 0), (4, 0), (0, 12), (4, 1)])

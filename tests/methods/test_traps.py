@@ -179,8 +179,9 @@ PASSES = {
     "pseudo_label": (12, 0),
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
+    "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
-    "dividemix": (24, 48),  # two mixed views; two guesses by two networks
+    "semifl": (24, 0),  # the strong view and the mixed images
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
 """Method -> unlabeled images that pass through the network (with a graph, without), of 12 in a batch."""
@@ -302,6 +303,7 @@ VIEWS = {
     "vat": (("weak",), ("weak",), 3),
     "mixmatch": (("weak",), ("weak", "weak"), 1),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
+    "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
 }
 """Method -> (labeled views, unlabeled views, mu), as it is by default."""
@@ -437,7 +439,10 @@ def test_the_loss_is_pure(name, norm):
     state = state_of(method, network_of(method, seed=1, norm=norm))
     weights = {k: p.detach().clone() for k, p in network.named_parameters()}
     kept = {slot: {k: v.clone() for k, v in tensors.items()} for slot, tensors in state.items()}
+    buffers = {k: b.clone() for k, b in network.named_buffers()}
     first = method.loss(network, batch_for(method), state, PROGRESS).total
+    for name_of_buffer, buffer in network.named_buffers():
+        buffer.copy_(buffers[name_of_buffer])
     second = method.loss(network, batch_for(method), state, PROGRESS).total
     assert torch.equal(first, second)
     assert all(torch.equal(weights[k], p) for k, p in network.named_parameters())

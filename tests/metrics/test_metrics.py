@@ -34,6 +34,21 @@ def test_images_of_unknown_class_are_accepted_or_not_but_never_right_or_wrong():
     assert math.isnan(pseudo_label_coverage(0.0, 0.0))
 
 
+def test_an_image_with_a_label_is_never_judged_though_its_truth_is_known():
+    """Three images of accepted pseudo-labels: labeled and right; labeled and wrong; hidden and right."""
+    step = (
+        torch.tensor([0, 1, 2]),
+        torch.ones(3),
+        torch.tensor([False, False, True]),
+        torch.tensor([0, 2, 2]),
+    )
+    total, by_class = PseudoLabelTally(torch.device("cpu")), ClassTally(1, 3)
+    for tally in (total, by_class):
+        tally.add(*step)
+    assert total.counts() == (1, 1, 1, 1)
+    assert by_class.counts() == [[0, 0, 1] * 4]
+
+
 CLASSES = 3
 
 

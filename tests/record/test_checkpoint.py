@@ -1,10 +1,12 @@
 """Checkpoints and the files beside them: complete or absent, with shared packs, and with full disks."""
 
+import csv
 import errno
 import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,22 @@ def test_rounds_are_read_as_they_were_written(tmp_path):
     again.close()
     with pytest.raises(ValueError, match="has one twice"):
         read_rounds(tmp_path / "rounds.csv")
+
+
+def test_an_older_table_of_rounds_has_no_inactive_clients(tmp_path):
+    """Its first line does not name the column; a record of today does, right after the lost clients."""
+    now, older = tmp_path / "rounds.csv", tmp_path / "older.csv"
+    table = Table(now, RoundRow)
+    table.add([replace(row(1), clients_lost=1, clients_inactive=3)])
+    table.close()
+    assert [one.clients_inactive for one in read_rounds(now)] == [3]
+    cells = list(csv.reader(now.open(newline="")))
+    place = cells[0].index("clients_inactive")
+    assert cells[0][place - 1] == "clients_lost"
+    with older.open("w", newline="") as file:
+        csv.writer(file).writerows(line[:place] + line[place + 1 :] for line in cells)
+    (read,) = read_rounds(older)
+    assert (read.clients_ok, read.clients_lost, read.clients_inactive) == (5, 1, 0)
 
 
 def test_a_checkpoint_is_read_as_it_was_written(path):

@@ -3,6 +3,7 @@
 import io
 import json
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -286,6 +287,30 @@ def test_a_live_screen_on_a_terminal():
     assert "5/6" in text
     assert "broken on purpose" in text
     assert "2 client failures" in text
+
+
+@pytest.mark.parametrize("inactive", [0, 2])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_inactive_clients_are_counted_and_the_screen_names_them_only_if_there_are_any(
+    terminal, inactive
+):
+    """Five clients of the cohort trained in each of two rounds, one failed, and `inactive` had nothing to train on."""
+    experiment = small_experiment(rounds=2)
+    out = io.StringIO()
+    display = make_display(Console(file=out, force_terminal=terminal, width=100))
+    rows = [replace(row(n, 0.5, failed=1), clients_inactive=inactive) for n in (1, 2)]
+    display.began(experiment, federation_of(experiment))
+    for one in rows:
+        display.round_ended(RoundEnd(one, [], [], GlobalModel()))
+    outcome = Outcome(GlobalModel(), tuple(rows), 2.0)
+    display.ended(outcome)
+    assert rows[0].cohort_size == 6 + inactive
+    summary = summarize(experiment, outcome)
+    assert (summary["clients_inactive"], summary["clients_lost"]) == (2 * inactive, 0)
+    said = ", 4 inactive" if inactive else ""
+    assert out.getvalue().strip().endswith(f"2.0 s, 2 client failures{said}")
+    if terminal:
+        assert f"5/{6 + inactive}" in out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

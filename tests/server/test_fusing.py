@@ -35,6 +35,7 @@ def test_fused_clients_give_the_same_bits_on_any_number_of_workers(fuse):
     ("overrides", "reason"),
     [
         ({"strategy": "flwr:FedMedian"}, "'flwr:FedMedian' needs the reply of each client"),
+        ({"strategy": "rscfed"}, "strategy 'rscfed' needs the reply of each client"),
         ({"method": "mean_teacher"}, "one by one: "),
     ],
 )

@@ -8,8 +8,10 @@ from fedssl.app.simulation import Engine, check_experiment
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.exchange.sums import is_finite
+from fedssl.models.static_norm import measure_statistics
 from fedssl.server.server_training import PHASE, ServerTraining
 from fedssl.training import learn as learning
+from fedssl.training.batches import plain_batches
 from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
@@ -33,8 +35,9 @@ def server_round(experiment, arrays=None, training=None, number=1, phase=0):
     training = training or ServerTraining(federation_of(experiment).server_shard())
     arrays = start if arrays is None else arrays
     return arrays, training.train(
-        experiment, network, arrays, server_round=number, phase=phase, phase_round=number
-    )
+        experiment, network, arrays,
+        server_round=number, phase=phase, phase_round=number, is_measured=number > 0,
+    )  # fmt: skip
 
 
 def test_the_servers_round_is_a_clients_round_on_its_shard():
@@ -127,8 +130,11 @@ def test_divergence_at_the_server_ends_the_run_with_its_reason():
         run(at_server(server={"train": {"lr": 1e30, "local_steps": 5}}))
 
 
+STATIC = {"kind": "cnn", "norm": "static", "widths": [8, 16], "hidden": 16}
+
+
 def test_what_clients_measured_for_static_normalization_is_kept():
-    experiment = at_server(model={"kind": "cnn", "norm": "static", "widths": [8, 16], "hidden": 16})
+    experiment = at_server(model=STATIC)
     arrays, first = server_round(experiment, number=0)
     buffers = [name for name in arrays if name.endswith(("mean", "mean_square"))]
     assert buffers
@@ -137,6 +143,34 @@ def test_what_clients_measured_for_static_normalization_is_kept():
     _, second = server_round(experiment, marked, number=1)
     assert all(np.array_equal(second[name], marked[name]) for name in buffers)
     assert is_finite(second)
+
+
+def test_statistics_are_measured_on_the_images_that_the_experiment_names():
+    """By the server: one pass over its labeled images with the weights that it has trained, whatever clients measured."""
+    experiment = at_server(model=STATIC, server={"statistics": "server"})
+    arrays, first = server_round(experiment, number=0)
+    buffers = [name for name in arrays if name.endswith(("mean", "mean_square"))]
+    marked = {k: v + 1 if k in buffers else v for k, v in first.items()}
+    _, second = server_round(experiment, marked, number=1)
+    federation = federation_of(experiment)
+    network = build_network(experiment.model, experiment.method, federation.data.spec, 0)
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in second.items()})
+    measure_statistics(network, plain_batches(federation.server_shard()))
+    for name in buffers:
+        assert np.array_equal(second[name], network.state_dict()[name].numpy())
+    _, by_cohort = server_round(at_server(model=STATIC), marked, number=1)
+    assert all(np.array_equal(by_cohort[name], marked[name]) for name in buffers)
+    others = set(arrays) - set(buffers)
+    assert all(np.array_equal(by_cohort[name], second[name]) for name in others)
+
+
+def test_statistics_of_the_server_need_its_images_and_a_model_that_has_some():
+    chosen = {"statistics": "server"}
+    check_experiment(at_server(model=STATIC, server=chosen))
+    with pytest.raises(InputError, match=r"server.statistics: is 'server', but the server holds"):
+        check_experiment(small_experiment(model=STATIC, server=chosen))
+    with pytest.raises(InputError, match=r"server.statistics: is 'server', but the model has no"):
+        check_experiment(at_server(server=chosen))
 
 
 def test_heads_of_the_clients_method_are_left_alone():

@@ -9,7 +9,7 @@ from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core import rng
 from fedssl.engine.local_grid import Apps
-from fedssl.methods.base import METHODS, Fresh, SemiSupervised, Views
+from fedssl.methods.base import METHODS, Batch, Fresh, SemiSupervised, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
@@ -54,11 +54,7 @@ def shard():
 
 @pytest.fixture(scope="module")
 def unlabeled_shard(shard):
-    return dataclasses.replace(
-        shard,
-        labels=torch.full_like(shard.labels, -1),
-        hidden_labels=torch.zeros_like(shard.labels),
-    )
+    return dataclasses.replace(shard, labels=torch.full_like(shard.labels, -1))
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -73,7 +69,39 @@ def test_training_depends_on_the_named_streams_alone(shard, name):
         assert not equal(first, train_client(method, shard, **other)[0])
 
 
-MIXING = {"dividemix", "mixmatch", "remixmatch"}
+@pytest.mark.parametrize("name", METHODS.names())
+def test_training_does_not_depend_on_the_truth(shard, name):
+    """Neither weights nor losses change when every true class is another one."""
+    method = METHODS.build(name)
+    lied_to = dataclasses.replace(shard, truth=(shard.truth + 1) % 10)
+    first, told = train_client(method, shard)
+    second, lied = train_client(method, lied_to)
+    assert equal(first, second)
+    assert (told.loss, told.accepted) == (lied.loss, lied.accepted)
+
+
+def test_a_batch_has_no_way_to_the_truth(shard):
+    """No field carries it, and no tensor of a batch changes when every true class is another one."""
+
+    def stream(purpose):
+        return rng.make_generator(0, purpose)
+
+    def batches(own):
+        views = Views(("weak",), ("weak", "strong"))
+        return list(BatchLoader(own, default_pools(own), views, Augment(), {}, 8, 2, stream))
+
+    assert not {field.name for field in dataclasses.fields(Batch)} & {"truth", "shard"}
+    lied_to = dataclasses.replace(shard, truth=(shard.truth + 1) % 10)
+    for first, second in zip(batches(shard), batches(lied_to), strict=True):
+        for name in ("labels", "labeled_ids", "unlabeled_ids"):
+            assert torch.equal(getattr(first, name), getattr(second, name)), name
+        for one, other in zip(
+            first.labeled + first.unlabeled, second.labeled + second.unlabeled, strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl"}
 """Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
 
 WITHOUT = {
@@ -136,10 +164,13 @@ def test_pseudo_labels_are_measured_against_the_hidden_truth(shard):
     _, report = train_client(FixMatch(threshold=0, unlabeled_ratio=2), shard)
     stream = rng.make_generator(0, "order/unlabeled", round=1, client=0)
     shown = shuffled_passes(len(shard), 3 * 16, stream)
-    hidden = int((shard.hidden_labels[shown] >= 0).sum())
+    hidden = int((shard.labels[shown] < 0).sum())
     assert report.considered == hidden < 48
-    assert report.accepted == hidden
+    assert report.accepted == report.judged == hidden
     assert 0 <= report.right <= hidden
+    considered = torch.tensor(report.by_class).view(4, -1)[0]
+    shown_hidden = shard.truth[shown][shard.labels[shown] < 0]
+    assert torch.equal(considered, torch.bincount(shown_hidden, minlength=10).to(considered))
     none = train_client(FixMatch(threshold=1.0), shard)[1]
     assert none.accepted == 0
 
@@ -197,12 +228,12 @@ def test_training_leaves_the_network_in_training_mode_and_evaluation_puts_the_mo
     from fedssl.metrics.accuracy import evaluate
 
     network = build_network(small_experiment().model, Supervised(), shard.spec, 0).train()
-    result = evaluate(network, shard.images, shard.hidden_labels.clamp(min=0), shard.spec)
+    result = evaluate(network, shard.images, shard.truth, shard.spec)
     assert network.training
     assert result.num_examples == len(shard)
     assert 0 <= result.accuracy <= 1
     network.eval()
-    evaluate(network, shard.images, shard.hidden_labels.clamp(min=0), shard.spec)
+    evaluate(network, shard.images, shard.truth, shard.spec)
     assert not network.training
 
 

@@ -1,17 +1,25 @@
 """`fedssl list`, `schema` and `doctor`: show what an experiment file can contain, and what this machine has."""
 
 import importlib
+import itertools
 import json
+import logging
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.processes import quick_imports
+
+if TYPE_CHECKING:
+    from fedssl.app.commands.needs import Needs
+    from fedssl.core.registry import Plugin
 
 FAMILIES = {
     "methods": "fedssl.methods.base:METHODS",
@@ -28,6 +36,24 @@ FAMILIES = {
     "trackers": "fedssl.experiment.experiment:TRACKERS",
 }
 """The families that `fedssl list` can list, and their places, so that only the requested family is imported."""
+
+COMMON_NOTES = {
+    "traffic": "size of a request to a client, and of the reply, as a multiple of the model's size",
+    "": "All of this holds for the default settings, listed below, and for the default model.",
+}
+NOTES = {
+    "methods": {
+        "labels at": "where labels can be, so that the federation learns",
+        "state": "what is kept beside the model, by its scope; reset: it is made anew in each round",
+    }
+    | COMMON_NOTES,
+    "strategies": {
+        "server needs": "each reply, or only sums of the replies, which workers make",
+        "client half": "what the strategy changes at clients, and the state that it needs for this, by its scope",
+    }
+    | COMMON_NOTES,
+}
+"""Families whose members are listed by group with what they need, and what the headings mean."""
 
 
 @guarded
@@ -53,25 +79,75 @@ def list_plugins(
             "list", f"there is no family {family!r}", suggest_nearest(family, FAMILIES)
         )
     with quick_imports():
-        module, _, name = FAMILIES[family].partition(":")
-        plugins = getattr(importlib.import_module(module), name)
-        kinds = {kind: plugins.get(kind) for kind in plugins.names()}
+        members = members_of(family)
+        needs = _needs_of(family, members)
+    console = Console()
+    if needs:
+        console.print(_overview(needs), "", _legend(NOTES[family]), "", sep="\n")
+    console.print(_details(members, needs))
+
+
+def members_of(family: str) -> "dict[str, type[Plugin]]":
+    """Return the built-in members of a family by their kinds, such as ``fedavg`` and ``flwr:NAME``."""
+    module, _, name = FAMILIES[family].partition(":")
+    plugins = getattr(importlib.import_module(module), name)
+    found = {kind: plugins.get(kind) for kind in plugins.names()}
+    return {f"{k}:NAME" if "name" in m.model_fields else k: m for k, m in found.items()}
+
+
+def _needs_of(family: str, members: "Mapping[str, type[Plugin]]") -> "dict[str, Needs]":
+    """Return what each member needs, ordered by group; nothing for families without groups."""
+    if family not in NOTES:
+        return {}
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # Flower warns of what no experiment can set
+    from fedssl.app.commands.needs import needs_of_method, needs_of_strategy, with_defaults
+
+    needs_of = {"methods": needs_of_method, "strategies": needs_of_strategy}[family]
+    found = {kind: needs_of(with_defaults(member)) for kind, member in members.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1].group.casefold()))
+
+
+def _overview(needs: "Mapping[str, Needs]") -> Table:
+    """Return a table that says in one line what each member needs."""
+    headings = next(iter(needs.values())).by_heading
+    table = Table("kind", *headings, show_edge=False)
+    for group, kinds in itertools.groupby(needs, lambda kind: needs[kind].group):
+        table.add_row(group, style="bold")
+        for kind in kinds:
+            table.add_row(f"  {kind}", *needs[kind].by_heading.values())
+    return table
+
+
+def _legend(notes: Mapping[str, str]) -> Table:
+    """Return what the headings of the overview mean."""
+    legend = Table.grid(padding=(0, 2, 0, 1))
+    for heading, meaning in notes.items():
+        legend.add_row(Text(heading, "bold"), meaning)
+    return legend
+
+
+def _details(members: "Mapping[str, type[Plugin]]", needs: "Mapping[str, Needs]") -> Table:
+    """Return a table of descriptions and settings, in the order of the overview if there is one."""
     table = Table(show_edge=False)
     table.add_column("kind", style="bold")
     table.add_column("what it is")
     table.add_column("settings")
-    for kind, plugin in kinds.items():
-        fields = [
-            field
-            if info.is_required()
-            else f"{field} = {_shorten(info.get_default(call_default_factory=True))}"
-            for field, info in plugin.model_fields.items()
-            if field != "name"
-        ]
-        shown = f"{kind}:NAME" if "name" in plugin.model_fields else kind
-        doc = (plugin.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(shown, doc, "\n".join(fields))
-    Console().print(table)
+    for kind in needs or members:
+        member = members[kind]
+        doc = (member.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(kind, doc, "\n".join(_settings_of(member)))
+    return table
+
+
+def _settings_of(member: "type[Plugin]") -> Iterator[str]:
+    """Yield each setting of a member, with its default if it has one."""
+    for field, info in member.model_fields.items():
+        if field == "name":
+            continue
+        if info.is_required():
+            yield field
+        else:
+            yield f"{field} = {_shorten(info.get_default(call_default_factory=True))}"
 
 
 def _shorten(value: Any) -> str:

@@ -25,7 +25,8 @@ from fedssl.views.comparison.statistics import (
 
 SUMMED = (
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
-    *("clients_failed", "clients_lost", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
+    *("clients_failed", "clients_lost", "clients_inactive"),
+    *("bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Numbers of a run's summary that a comparison aggregates over seeds."""
 
@@ -77,6 +78,11 @@ class Comparison:
     def is_timed(self) -> bool:
         """Whether any run has virtual time."""
         return bool(self.lines["virtual_seconds"].notna().any())
+
+    @property
+    def has_inactive_clients(self) -> bool:
+        """Whether any client had nothing to train on in a round of any run."""
+        return bool(self.lines["clients_inactive"].any())
 
     @classmethod
     def of_runs(cls, paths: Sequence[Path], *, force: bool) -> "Comparison":
@@ -145,11 +151,11 @@ def _remarks(lines: Sequence[Line]) -> list[str]:
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return one row per run with the numbers of its summary, null as NaN."""
+    """Return one row per run with the numbers of its summary, null as NaN; older summaries count no inactive clients."""
     runs = []
     for line in lines:
         for seed, run in line.runs.items():
-            summary = run.summary
+            summary = {"clients_inactive": 0, **run.summary}
             told = {"label": line.label, "name": summary["name"], "seed": seed}
             numbers = {name: summary[name] for name in SUMMED}
             runs.append({**told, "path": str(run.path), **numbers})

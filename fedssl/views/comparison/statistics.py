@@ -149,7 +149,7 @@ def _line(seeds: pd.DataFrame) -> dict[str, Any]:
     line |= {"gain_worst": gain.min(), "gain_best": gain.max(), "paired_seeds": gain.count()}
     for name in ("pseudo_label_accuracy", "pseudo_label_coverage", "seconds", "virtual_seconds"):
         line[name] = seeds[name].mean()
-    for name in ("clients_failed", "clients_lost"):
+    for name in ("clients_failed", "clients_lost", "clients_inactive"):
         line[name] = int(seeds[name].sum())
     line["megabytes"] = (seeds["bytes_up"] + seeds["bytes_down"]).mean() / 1e6
     line["megabytes_up"] = seeds["bytes_up"].mean() / 1e6

@@ -39,6 +39,7 @@ NUMBERS = (
 COSTS = "seconds, MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds together"
 VIRTUAL = "; virtual s: seconds of the virtual clock"
 LOST = "; lost: clients lost to virtual time in all seeds together"
+INACTIVE = "; inactive: clients that had nothing to train on, in all seeds together"
 
 
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
@@ -129,14 +130,20 @@ def _numbers(comparison: Comparison) -> TextTable:
 
 def _costs(comparison: Comparison) -> TextTable:
     columns = ["seconds", "MB up", "MB down", "failed"]
-    columns += ["virtual s", "lost"] if comparison.is_timed else []
-    caption = COSTS + (VIRTUAL + LOST if comparison.is_timed else "")
+    caption = COSTS
+    if comparison.has_inactive_clients:
+        columns, caption = [*columns, "inactive"], caption + INACTIVE
+    if comparison.is_timed:
+        columns, caption = [*columns, "virtual s", "lost"], caption + VIRTUAL + LOST
     rows = []
     for line in comparison.lines.to_dict("records"):
         cells = [_amount(line[name]) for name in ("seconds", "megabytes_up", "megabytes_down")]
-        cells += [f"{line['clients_failed']:,}", _amount(line["virtual_seconds"])]
-        cells += [f"{line['clients_lost']:,}"]
-        rows.append([line["label"], *cells[: len(columns)]])
+        cells += [f"{line['clients_failed']:,}"]
+        if comparison.has_inactive_clients:
+            cells += [f"{line['clients_inactive']:,}"]
+        if comparison.is_timed:
+            cells += [_amount(line["virtual_seconds"]), f"{line['clients_lost']:,}"]
+        rows.append([line["label"], *cells])
     return TextTable("what a run costs", (FIRST, *columns), rows, caption)
 
 

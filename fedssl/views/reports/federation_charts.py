@@ -17,7 +17,10 @@ MOST_CLASSES = 100
 MOST_COLUMNS = 200
 """The chart of participation has at most this many columns of rounds."""
 
-STATUS = {"ok": "trained", "failed": "failed", "late": "lost", "dropped": "lost", "surplus": "lost"}
+STATUS = {
+    "ok": "trained", "failed": "failed", "inactive": "inactive",
+    "late": "lost", "dropped": "lost", "surplus": "lost",
+}  # fmt: skip
 """A client's status in the record to its name in the chart of participation."""
 
 
@@ -63,7 +66,7 @@ def partition_chart(material: Material) -> Chart:
 
 
 def participation_chart(material: Material) -> Chart:
-    """Draw which clients took part in which rounds, and whether they trained, failed or were lost."""
+    """Draw which clients took part in which rounds, and whether they trained, failed, were lost or were inactive."""
     clients, rounds = material.experiment.federation.clients, len(material.rounds)
     tall, broad = -(-clients // MOST_CLIENTS), -(-rounds // MOST_COLUMNS)
     cells: dict[tuple[int, int], list[ClientRow]] = {}
@@ -86,6 +89,7 @@ def participation_chart(material: Material) -> Chart:
                 "trained": counted.count("trained"),
                 "failed": counted.count("failed"),
                 "lost": counted.count("lost"),
+                "inactive": counted.count("inactive"),
                 "taken part, %": number(len(own) / ((bottom - top) * (stop - start)) * 100, 1),
             }
         )
@@ -166,7 +170,7 @@ def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spe
 
 
 def _participation_spec(*, opacity: bool) -> Spec:
-    order = ["trained", "failed", "lost"]
+    order = ["trained", "failed", "lost", "inactive"]
     encoding: Spec = {
         "x": {"field": "from", "type": "quantitative", "title": "round", "axis": {"grid": False},
               "scale": {"nice": False, "zero": False}},
@@ -176,11 +180,11 @@ def _participation_spec(*, opacity: bool) -> Spec:
         "y2": {"field": "bottom"},
         "color": {
             "field": "status", "type": "nominal",
-            "scale": {"domain": order, "range": [COLORS[0], COLORS[1], COLORS[4]]},
+            "scale": {"domain": order, "range": [COLORS[0], COLORS[1], COLORS[4], COLORS[3]]},
             "legend": {"orient": "top", "title": None},
         },
         "tooltip": [
-            {"field": name} for name in ("clients", "rounds", "trained", "failed", "lost", "taken part, %")
+            {"field": name} for name in ("clients", "rounds", *order, "taken part, %")
         ],
     }  # fmt: skip
     if opacity:

@@ -103,10 +103,13 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure(
             "virtual time", f"{known['virtual_seconds']:,.0f} s", "on the devices of [system]"
         )
-    asked = known["clients_ok"] + known["clients_failed"] + known["clients_lost"]
+    inactive = known.get("clients_inactive", 0)  # older records have no inactive clients
+    asked = known["clients_ok"] + known["clients_failed"] + known["clients_lost"] + inactive
     yield Figure("client failures", f"{known['clients_failed']:,}", f"of {asked:,} requests")
     if known["clients_lost"]:
         yield Figure("lost to time", f"{known['clients_lost']:,}", "late, dropped out or surplus")
+    if inactive:
+        yield Figure("inactive", f"{inactive:,}", "had nothing to train on")
 
 
 def _remarks(material: Material) -> Iterator[str]:

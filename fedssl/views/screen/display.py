@@ -48,12 +48,13 @@ def percent(share: float) -> str:
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:
     """Return one line with a run's results and what went wrong; the line counts the failures even if there are 0."""
     summary = summarize(experiment, outcome)
-    failed = summary["clients_failed"]
+    failed, inactive = summary["clients_failed"], summary["clients_inactive"]
     return (
         f"{experiment.name} seed {experiment.seed}: "
         f"accuracy {percent(summary['server_accuracy'])}, EMA {percent(summary['ema_accuracy'])} "
         f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
         f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
+        f"{f', {inactive} inactive' if inactive else ''}"
         f"{_in_virtual_time(summary)}"
         f"{'. ' + summary['remark'] if summary['remark'] else ''}"
     )
@@ -229,7 +230,7 @@ class LiveDisplay(Observer):
                 percent(row.ema_accuracy),
                 percent(row.pseudo_label_accuracy),
                 percent(row.pseudo_label_coverage),
-                f"{row.clients_ok}/{row.clients_ok + row.clients_failed + row.clients_lost}",
+                f"{row.clients_ok}/{row.cohort_size}",
                 f"{row.seconds:.2f}",
             )
         return table

@@ -87,6 +87,34 @@ def test_rounds_give_the_simulations_bits(running, tmp_path):
     assert {path.name for path in there.iterdir()} | page == {p.name for p in here.iterdir()}
 
 
+DOORS = {
+    "rounds": None,
+    "phases": [
+        {"rounds": 2, "strategy": "scaffold", "method": {"kind": "tests.plugins.frozen"}},
+        {"rounds": 2, "strategy": "feddyn"},
+        {"rounds": 2, "strategy": {"kind": "rscfed", "distance_weight": 10.0}},
+        {"rounds": 2, "strategy": "fedavgm", "method": {"kind": "semifl", "threshold": 0.9}},
+    ],
+}
+"""Corrections, state that is sent once, clients that are asked three times a round, and clients that may sit out."""
+
+
+def test_every_kind_of_strategy_gives_the_simulations_bits(running, tmp_path):
+    settings = {"name": "doors", "federation": FEDERATION, **DOORS}
+    done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", **settings), "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    here = recorded(running, "doors")
+    there = simulated(small_experiment(**settings), tmp_path / "s")
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert sha256(here / name) == sha256(there / name)
+    columns = ["round", "client", "status", "num_steps", "bytes_up"]
+    mine, theirs = (pd.read_csv(path / "clients.csv")[columns] for path in (here, there))
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    assert (mine[mine["round"].isin((5, 6))].groupby("round").size() == 6).all()
+    mine, theirs = (pd.read_csv(path / "rounds.csv") for path in (here, there))
+    assert mine["bytes_down"].tolist() == theirs["bytes_down"].tolist()
+
+
 def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
     file = small_toml(
         tmp_path / "e.toml", name="failing", federation=FEDERATION,

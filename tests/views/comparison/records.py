@@ -30,6 +30,7 @@ class Spent:
     bytes_up: int = 1_000_000
     bytes_down: int = 2_000_000
     virtual_seconds: float = NAN
+    clients_inactive: int = 0
 
 
 def rows_of(accuracies: Sequence[float], spent: Spent = Spent()) -> tuple[RoundRow, ...]:
@@ -52,6 +53,7 @@ def rows_of(accuracies: Sequence[float], spent: Spent = Spent()) -> tuple[RoundR
             clients_ok=3,
             clients_failed=1,
             clients_lost=2,
+            clients_inactive=spent.clients_inactive,
             virtual_seconds=spent.virtual_seconds * number,
         )
         for number, accuracy in enumerate(accuracies, 1)

@@ -1,6 +1,7 @@
 """`fedssl compare` as a person uses it: tables, files and refusals; `fedssl run` ends with the same table."""
 
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,42 @@ def test_virtual_time_is_shown_where_there_is_any(tmp_path):
     assert comparison.lines.clients_lost.tolist() == [4, 4]
     assert "virtual s" in text_of(comparison)
     assert "lost" in text_of(comparison)
+
+
+def costs_of(comparison):
+    """Return the table of costs: a row of cells by heading for each line."""
+    table = tables_of(comparison)[-1]
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows], table.note
+
+
+@pytest.mark.parametrize("virtual_seconds", [np.nan, 60.0])
+def test_inactive_clients_are_shown_where_there_are_any(tmp_path, virtual_seconds):
+    """Two rounds, in each of which a client failed, three had nothing to train on, and two were lost."""
+    record(tmp_path / "a", [0.5, 0.5], name="a")
+    rows, note = costs_of(Comparison.of_runs([tmp_path], force=False))
+    assert "inactive" not in rows[0]
+    assert "inactive" not in note
+    spent = Spent(clients_inactive=3, virtual_seconds=virtual_seconds)
+    record(tmp_path / "b", [0.5, 0.5], name="b", spent=spent)
+    comparison = Comparison.of_runs([tmp_path], force=False)
+    (first, second), note = costs_of(comparison)
+    assert (first["failed"], first["inactive"]) == ("2", "0")
+    assert (second["failed"], second["inactive"]) == ("2", "6")
+    assert "inactive: clients that had nothing to train on" in note
+    assert second.get("lost") == ("4" if comparison.is_timed else None)
+    assert comparison.is_timed == (virtual_seconds == 60)
+
+
+def test_a_record_from_before_clients_could_be_inactive_has_none(tmp_path):
+    path = record(tmp_path / "a", [0.5, 0.5], name="a")
+    summary = json.loads((path / "summary.json").read_text())
+    del summary["clients_inactive"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    rounds = pd.read_csv(path / "rounds.csv").drop(columns="clients_inactive")
+    rounds.to_csv(path / "rounds.csv", index=False)
+    comparison = Comparison.of_runs([path], force=False)
+    assert comparison.lines.clients_inactive.tolist() == [0]
+    assert comparison.lines.clients_failed.tolist() == [2]
 
 
 def test_other_splits_are_refused_and_with_force_noted(runs, tmp_path):

@@ -40,7 +40,7 @@ def test_what_is_not_known_is_not_counted():
 
 
 def runs_of(accuracies):
-    """Return runs by {label: {seed: EMA accuracy}}, seed n having cost n MB, n seconds and failed n clients."""
+    """Return runs by {label: {seed: EMA accuracy}}, seed n having cost n MB, n seconds, n failed and 10 n inactive clients."""
     return pd.DataFrame(
         [
             {
@@ -57,6 +57,7 @@ def runs_of(accuracies):
                 "bytes_down": seed * 2e6,
                 "clients_failed": float(seed),
                 "clients_lost": 0.0,
+                "clients_inactive": seed * 10.0,
             }
             for label, seeds in accuracies.items()
             for seed, accuracy in seeds.items()
@@ -117,7 +118,7 @@ def test_a_line_sums_its_seeds_up():
     expected = stats.t.interval(0.95, 1, 0.25, stats.sem([0.3, 0.2]))
     assert (ours.gain_ci95_low, ours.gain_ci95_high) == pytest.approx(expected)
     assert (ours.megabytes, ours.megabytes_up, ours.megabytes_down) == pytest.approx((6, 2, 4))
-    assert (ours.seconds, ours.clients_failed) == (2.0, 6)
+    assert (ours.seconds, ours.clients_failed, ours.clients_inactive) == (2.0, 6, 60)
 
 
 def test_of_one_seed_there_is_a_mean_and_no_spread():

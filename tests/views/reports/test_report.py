@@ -366,6 +366,27 @@ def spoilt_copy(run: Run, tmp_path: Path, name: str, column: str, value: str) ->
     return path
 
 
+def test_inactive_clients_are_drawn_and_counted(run, tmp_path, page):
+    """They are no failures and not lost; a record of an older version has none and is shown as well."""
+    path = spoilt_copy(run, tmp_path, "clients.csv", "status", "inactive")
+    summary = json.loads((path / "summary.json").read_text())
+    before = {figure.name: figure for figure in page.figures}
+    assert "inactive" not in before
+    del summary["clients_inactive"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    older = {figure.name: figure for figure in report_page(read_material(Run(path), None)).figures}
+    assert older == before
+    moved = summary | {"clients_ok": summary["clients_ok"] - 5, "clients_inactive": 5}
+    (path / "summary.json").write_text(json.dumps(moved))
+    after = report_page(read_material(Run(path), None))
+    figures = {figure.name: figure for figure in after.figures}
+    assert figures["inactive"].value == "5"
+    assert figures["client failures"] == before["client failures"]
+    cells = chart_of(after, "participation").rows
+    assert sum(row["inactive"] for row in cells) == 1
+    assert [row["status"] for row in cells].count("inactive") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "column", "value"),
     [

@@ -1,0 +1,64 @@
+"""The model that gives pseudo-labels: the client's own, or the model that the client received.
+
+A client's own model drifts towards the client's classes within a round, and its pseudo-labels drift with it. The model
+that the client received is the cohort's, and its pseudo-labels stay the same for the whole round.
+
+Reference: ProxyFL (CVPR 2026, arXiv:2602.21078) compares FixMatch under both labelers; SAGE (CVPR 2025,
+arXiv:2503.13227) combines both; SemiFL (NeurIPS 2022, arXiv:2106.01432) labels by the received model, once a round.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedssl.core.slots import Slot, State, Tensors
+from fedssl.methods.base import Fresh, SemiSupervised
+from fedssl.methods.functional import call_with, predict, snapshot, widen_half_precision
+from fedssl.models.modes import evaluation_mode
+
+RECEIVED = "received"
+"""The name of the slot that holds the received weights, and the labeler that uses them."""
+
+
+class PseudoLabeling(SemiSupervised):
+    """A method that learns from the labels that a model guesses for unlabeled images.
+
+    A method with state of its own adds its slots to the slots of this class, and leaves the other slots to it.
+    """
+
+    is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "pseudo-labels"
+
+    labeler: Literal["local", "received"] = Field(
+        "local",
+        description="which model gives pseudo-labels: the client's own, as it trains (local), or the model that it "
+        "received in this round, which stays as it is (received)",
+    )
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Hold the received weights for the round if they give the pseudo-labels."""
+        return (Slot(RECEIVED, "reset"),) if self.labeler == RECEIVED else ()
+
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
+        """Return a copy of the weights with which the round begins."""
+        return snapshot(fresh.network) if name == RECEIVED else super().init_slot(name, fresh)
+
+    @torch.no_grad()
+    def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
+        """Return the labeler's class probabilities of images, shape (B, num_classes), outside the graph.
+
+        The client's own model predicts in its current mode. The received model predicts in evaluation mode, with its
+        own running statistics and without dropout, and nothing writes to it.
+
+        Args:
+            network: The module being trained; its code runs with the labeler's weights.
+            images: Normalized views, shape (B, C, H, W).
+            state: The method's state, which holds the received weights.
+        """
+        if self.labeler == "local":
+            return predict(network, images)
+        with evaluation_mode(network):
+            logits = call_with(network, state[RECEIVED], images)
+        return widen_half_precision(logits).softmax(1)
