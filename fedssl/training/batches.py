@@ -1,6 +1,7 @@
 """The batches of a round: a shard cut into steps, with each example in the views that a method asks for."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -156,10 +157,11 @@ class BatchLoader:
             return {}
         flips = self._shard.spec.flips
         images = self._shard.images[labeled_ids]
-        return {
-            slot: self._augment.learned[slot].probe(images, generator, flips=flips)
-            for slot, generator in self._probes.items()
-        }
+        with in_full_precision(images.device):
+            return {
+                slot: self._augment.learned[slot].probe(images, generator, flips=flips)
+                for slot, generator in self._probes.items()
+            }
 
 
 def slot_of(view: View) -> str:
@@ -188,11 +190,17 @@ def show_view(
     if view == "plain" or len(images) == 0:
         return spec.normalize(as_float(images))
     policy: Augmentation = augment.weak if view == "weak" else augment.strong
-    if isinstance(policy, LearnedAugmentation):
-        seen = policy.show(images, generator, state[slot_of(view)], flips=spec.flips)
-    else:
-        seen = policy(images, generator, flips=spec.flips)
+    with in_full_precision(images.device):
+        if isinstance(policy, LearnedAugmentation):
+            seen = policy.show(images, generator, state[slot_of(view)], flips=spec.flips)
+        else:
+            seen = policy(images, generator, flips=spec.flips)
     return spec.normalize(seen)
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a block in which autocast has no effect: half precision is for networks and not for views."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def show_in_order(

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from fedssl.augment.base import AUGMENTATIONS
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core import rng
@@ -323,3 +324,27 @@ def test_static_normalization_is_measured_on_the_trained_weights(shard):
     measure_statistics(network, plain_batches(shard))
     assert equal(trained, snapshot(network))
     assert any(name.endswith("mean_square") for name in trained)
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS.names()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_for_networks_and_not_for_views(shard, name, dtype):
+    """Under autocast, an operation of CTAugment would return half precision, and the images could not take it."""
+    augment = Augment(strong={"kind": name})
+    slots = {slot: learned.initial() for slot, learned in augment.learned.items()}
+    views = Views(("weak", "strong"), ("strong", "plain"))
+
+    def batches():
+        def stream(purpose):
+            return rng.make_generator(0, purpose)
+
+        return list(BatchLoader(shard, default_pools(shard), views, augment, slots, 4, 3, stream))
+
+    full = batches()
+    with torch.autocast("cpu", dtype):
+        half = batches()
+    for one, other in zip(full, half, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.labeled, other.labeled, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.unlabeled, other.unlabeled, strict=True))
+        for slot, probe in one.probes.items():
+            assert torch.equal(probe.views, other.probes[slot].views)
