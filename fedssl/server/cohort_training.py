@@ -1,6 +1,7 @@
 """Send one round's requests over a grid, and note, check and sum the replies."""
 
 import functools
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -121,13 +122,15 @@ def _in_waves(
     """Let clients train, note their replies, add method state to `sums`, and yield the replies that count.
 
     A client that is asked several times goes on from its own state each time. So its requests are sent one after the
-    other: the first request to each client, then every second request, and so on.
+    other: the first request to each client, then every second request, and so on. All waves share the round's timeout.
     """
+    timeout = phase.experiment.server.timeout
+    deadline = time.monotonic() + timeout
     for number, places in enumerate(waves(sent)):
         messages = [sent[place] for place in places]
         replies = grid.stream(
             messages,
-            timeout=phase.experiment.server.timeout,
+            timeout=max(0.0, deadline - time.monotonic()) if number else timeout,
             meanwhile=do_nothing if number else meanwhile,
             screen=screen,
         )

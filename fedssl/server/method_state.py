@@ -45,11 +45,13 @@ def by_record(slots: Sequence[Slot], state: NamedArrays) -> dict[str, NamedArray
         slots: The ``server`` slots.
         state: Their state, by ``SLOT/NAME``.
     """
-    record_of = {slot.name: protocol.STATE_RECORDS[slot.merge.weight] for slot in slots}
-    records: dict[str, NamedArrays] = {record: {} for record in protocol.STATE_RECORDS.values()}
-    for name, array in state.items():
-        records[record_of[_slot_in(name)]] = {**records[record_of[_slot_in(name)]], name: array}
-    return records
+    weight_of = {slot.name: slot.merge.weight for slot in slots}
+    return {
+        record: {
+            name: array for name, array in state.items() if weight_of[_slot_in(name)] == weight
+        }
+        for weight, record in protocol.STATE_RECORDS.items()
+    }
 
 
 def attach_state(records: Mapping[str, NamedArrays], messages: Iterable[Message]) -> None:

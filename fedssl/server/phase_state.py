@@ -40,6 +40,10 @@ class PhaseState:
         self._arrays = {name: array for name, array in kept.items() if name != HOLDERS}
         self._holders = set(from_array(kept[HOLDERS])) if HOLDERS in kept else set()
 
+    def forget_holders(self) -> None:
+        """Assume that no client has the state, because clients that keep it themselves may have lost it meanwhile."""
+        self._holders = set()
+
     def begin_phase(self, recipe: Recipe, network: nn.Module, spec: ImageSpec) -> None:
         """Make the state anew from the weights with which a phase begins; no client has it yet."""
         made = initial_state(recipe, network, spec, "phase")

@@ -359,6 +359,8 @@ class ServerRun:
         self._strategy = strategy_of(self._experiment.plans[snapshot.phase]).build(cohorts)
         for name, part in self._keepers().items():
             part.take_up(snapshot.kept.get(name, {}))
+        if not self._grid.is_simulation:
+            self._phase_state.forget_holders()
         self._grid.states.restore(snapshot.round, snapshot.clients)
 
     @property

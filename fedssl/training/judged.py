@@ -1,6 +1,7 @@
 """Which pseudo-labels of a round are measured against the truth."""
 
 import torch
+from torch import Tensor
 
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Loss, Pools
@@ -25,7 +26,7 @@ class Judged:
         if pools is not None and pools.targets is None:
             self._is_judged = torch.ones_like(self._is_judged)
             self._is_judged[pools.labeled] = False
-        self._is_left_out = torch.zeros_like(self._is_judged)
+        self._is_left_out: Tensor | None = None
         if pools is not None:
             self._is_left_out = self._is_judged.clone()
             self._is_left_out[pools.unlabeled] = False
@@ -50,6 +51,8 @@ class Judged:
         compared with a method that masks the other examples in each step. An example that was left out counts as often
         as the other examples do on average.
         """
+        if self._is_left_out is None:
+            return
         truth = self._shard.truth[self._is_left_out]
         considered = tally.counts()[0]
         if len(truth) and considered:

@@ -1,6 +1,7 @@
 """A method whose teacher is the global model with which the phase began; it never changes and never comes back."""
 
 import torch
+from pydantic import Field
 
 from fedssl.core.slots import Slot
 from fedssl.methods import Loss, SemiSupervised
@@ -10,8 +11,11 @@ from fedssl.methods.functional import call_with, probability_mse, snapshot, supe
 class Frozen(SemiSupervised):
     """Agree with a frozen teacher."""
 
+    counts_rounds: bool = Field(True, description="whether a client keeps the number of its rounds")
+
     def slots(self):
-        return (Slot("teacher", "phase"), Slot("rounds", "client"))
+        teacher = Slot("teacher", "phase")
+        return (teacher, Slot("rounds", "client")) if self.counts_rounds else (teacher,)
 
     def init_slot(self, name, fresh):
         if name == "rounds":
@@ -28,4 +32,5 @@ class Frozen(SemiSupervised):
         return Loss(total + probability_mse(network(strong), targets), numbers={"teacher": teacher})
 
     def end(self, learner):
-        learner.state["rounds"]["count"] += 1
+        if self.counts_rounds:
+            learner.state["rounds"]["count"] += 1

@@ -12,10 +12,13 @@ from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.exchange.reduction import WEIGH_STATE, CohortSums, Reduction
 from fedssl.exchange.replies import Reply
+from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
 from fedssl.server.method_state import by_record, merge_state
 from tests.helpers import kept_states, small_experiment
+from tests.resuming import Stop, Stopper
 
 CENSUS = Census(
     (1, 2, 3, 4), np.array([1, 3, 2, 4], dtype=np.int64), np.array([1, 1, 1, 1], dtype=np.int64)
@@ -159,3 +162,25 @@ def test_state_that_is_too_old_is_forgotten(limit, rounds, monkeypatch):
         for client, state in kept_states(grid).items()
     }
     assert kept == {0: rounds, 1: 4.0}
+
+
+def test_a_resumed_server_sends_the_state_again_to_clients_that_it_does_not_simulate(tmp_path):
+    """The clients' own memory may be gone with their processes: here, every client is a new one."""
+    experiment = small_experiment(
+        rounds=4,
+        federation={"sample": 6},
+        method={"kind": "tests.plugins.frozen", "counts_rounds": False},
+        server={"checkpoint_every": 1},
+    )
+    whole = serve(experiment, SerialGrid(Apps(app), 6), [])
+    path, noted = tmp_path / "run", Bytes()
+    with pytest.raises(Stop):
+        serve(experiment, RemoteGrid(SerialGrid(Apps(app), 6)), [RunDirectory(path), Stopper(2)])
+    directory = directory_to_resume(experiment, path)
+    found = directory.load()
+    assert found.snapshot.round >= 1
+    grid = RemoteGrid(SerialGrid(Apps(app), 6))
+    resumed = serve(experiment, grid, [directory, noted], found.snapshot)
+    assert [row.status for end in noted.ends for row in end.clients] == ["ok"] * 6 * len(noted.ends)
+    for name, array in whole.model.arrays.items():
+        assert array.tobytes() == resumed.model.arrays[name].tobytes()

@@ -183,3 +183,19 @@ def test_a_client_that_is_late_is_late_with_all_its_replies(tmp_path):
     assert clients.status.tolist() == ["ok", "late", "late"]
     assert np.allclose(clients.virtual_seconds, [10, 20, 20])
     assert outcome.rounds[0].virtual_seconds == 15
+
+
+def test_all_waves_of_a_round_share_its_timeout():
+    """A server that waits 40 s for a round gives the second wave what the first one left of them."""
+    grid, given = Tapped(), []
+    real = grid.stream
+
+    def noted(messages, *, timeout=None, **settings):
+        given.append(timeout)
+        return real(messages, timeout=timeout, **settings)
+
+    grid.stream = noted
+    serve(experiment_of(server={"timeout": 40.0}), grid, [])
+    first, second = given
+    assert first == 40.0
+    assert 0 < second < 40.0
