@@ -108,8 +108,9 @@ class Pools:
         unlabeled: Ids of the examples of unlabeled batches, int64 (n_u,).
         targets: Labels of `labeled`, in its order: classes, int64 (n_l,), or probabilities (n_l, num_classes). None:
             the labels that the client was given.
-        replacement: The pools of which every draw is from the whole pool; batches of the other pools come from shuffled
-            passes. With ``"labeled"``, an epoch is one pass over the unlabeled pool.
+        replacement: Which pools are drawn from with replacement: neither pool, the labeled pool, or both. Without
+            replacement, batches come from shuffled passes over the pool. If only the labeled pool is drawn from with
+            replacement, an epoch is one pass over the unlabeled pool.
     """
 
     labeled: Tensor
@@ -271,7 +272,7 @@ class Learner:
         show: Function that shows examples once, in order.
         batches: Function that makes further batches.
         extra: Arrays that the strategy sent to this client alone, as tensors: record -> name -> tensor.
-        scratch: What a method's hooks note for each other during this round.
+        scratch: Notes that a method's hooks leave for each other within this round.
     """
 
     network: nn.Module

@@ -1,4 +1,4 @@
-"""What the training loop lends a method's hooks: passes over the shard, further batches, and gradients without a step."""
+"""Functions that the training loop gives to a method's hooks: shard passes, further batches, and gradients without a step."""
 
 from collections.abc import Callable, Iterator
 
