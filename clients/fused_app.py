@@ -19,7 +19,7 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.data.shard import Shard
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
-from fedssl.exchange.checks import Holding
+from fedssl.exchange.checks import CALMER, Holding
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
 from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.exchange.replies import Reply
@@ -76,9 +76,7 @@ class _Group(Replies):
             norms = update_norms(request.arrays, weights)
         for i, (own, report) in enumerate(zip(ready, fitted.reports, strict=True)):
             if not finite[i]:
-                reason = (
-                    "FloatingPointError: training diverged: weights are not finite; lower train.lr"
-                )
+                reason = f"FloatingPointError: training diverged: weights are not finite; {CALMER}"
                 self._errors[own.place] = protocol.error_reply(requests[own.place], reason)
                 continue
             metrics = protocol.fit_metrics(

@@ -10,6 +10,7 @@ from fedssl.clients.weights import Weights
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.slots import State, Tensors
 from fedssl.exchange import protocol
+from fedssl.exchange.checks import CALMER
 from fedssl.exchange.protocol import Request
 from fedssl.training.recipe import Recipe
 
@@ -32,9 +33,7 @@ def refuse_divergence(weights: Weights, state: State) -> None:
     norms = torch._foreach_norm(floats) if floats else ()
     pairs = zip(floats, norms, strict=True)
     if not all(math.isfinite(norm) or bool(tensor.isfinite().all()) for tensor, norm in pairs):
-        raise FloatingPointError(
-            "training diverged: weights or state are not finite; lower train.lr"
-        )
+        raise FloatingPointError(f"training diverged: weights or state are not finite; {CALMER}")
 
 
 def kept_slots(recipe: Recipe, request: Request, kept: RecordDict) -> dict[str, NamedArrays]:

@@ -21,6 +21,9 @@ COUNT_LIMIT = 2.0**53
 LARGEST_LOSS = 1e30
 """A mean loss beyond this number means that training diverged."""
 
+CALMER = "lower train.lr, or server_lr, mu or alpha if the strategy has it"
+"""What helps if training diverges at clients; a step of the server or a strategy's term may be too large as well."""
+
 LARGEST_WEIGHT = 1e10
 """A weight that is averaged has at most this magnitude. Networks that work stay ten thousand times below it. Any weight
 within it can be squared, summed and averaged in single precision."""
@@ -105,7 +108,7 @@ def _flaw_of_loss(metrics: Mapping[str, float]) -> str | None:
         return None
     if math.isnan(loss) and not metrics.get(protocol.NUM_STEPS):
         return None  # a client that took no step has no loss
-    return f"training diverged: the reply's loss is {loss:g}; lower train.lr"
+    return f"training diverged: the reply's loss is {loss:g}; {CALMER}"
 
 
 def _flaw_of_holding(metrics: Mapping[str, float], holding: Holding) -> str | None:
@@ -152,7 +155,7 @@ def flaw_of_arrays(arrays: NamedArrays) -> str | None:
         return _flaw_of_variances(arrays)
     if not is_finite(arrays):
         return "the reply's weights are not finite"
-    return f"training diverged: the reply's weights reach beyond {LARGEST_WEIGHT:g}; lower train.lr"
+    return f"training diverged: the reply's weights reach beyond {LARGEST_WEIGHT:g}; {CALMER}"
 
 
 def _flaw_of_variances(arrays: NamedArrays) -> str | None:

@@ -523,7 +523,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def explain_error(error: Exception) -> str:
-    """Return the traceback of an exception, with the words "out of memory" at its end if memory ran out."""
+    """Return the traceback of an exception, with the words "out of memory" at its end if memory ran out.
+
+    Training that diverged is no fault of the code, so its error has no traceback.
+    """
+    if isinstance(error, FloatingPointError):
+        return f"FloatingPointError: {error}"
     said = "".join(traceback.format_exception(error))
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 

@@ -222,4 +222,5 @@ def as_type(values: npt.NDArray[Any], like: npt.NDArray[np.generic]) -> npt.NDAr
     """Return values in the type of `like`; values that become integers are rounded, not truncated."""
     if np.issubdtype(like.dtype, np.integer):
         values = np.rint(values)
-    return np.asarray(values).astype(like.dtype, copy=False)
+    with np.errstate(over="ignore"):  # whoever takes the values up refuses what is not finite
+        return np.asarray(values).astype(like.dtype, copy=False)

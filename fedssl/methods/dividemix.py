@@ -58,7 +58,7 @@ class DivideMix(SemiSupervised):
     each network trains on four batches of views and guesses on six. A round begins with one pass of both networks over
     the labeled images. Nothing stays at the client, unless ``history`` is above 1: then the last losses of every label
     do. A client without labels sits the warm-up out and learns from its unlabeled images afterwards. If a client has few
-    labels, the mixture tells little.
+    labels, the mixture tells little. Labels at the server are not judged; the server believes them.
 
     Deviations:
 

@@ -35,6 +35,11 @@ def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
 
 
 def _remarks(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> Iterator[str]:
+    if rows and all(row.clients_ok == 0 for row in rows) and rows[-1].clients_inactive:
+        yield (
+            f"No client trained in any of {len(rows)} rounds: the method found nothing to train on. It may want labels at "
+            "the clients, a lower threshold, or a server that trains longer first."
+        )
     evaluated = [row for row in rows if row.evaluated]
     if len(evaluated) >= FEWEST_ROUNDS:
         last = evaluated[-1]

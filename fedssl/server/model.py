@@ -13,6 +13,7 @@ from fedssl.core.slots import Slot
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, list_clients
+from fedssl.exchange.checks import CALMER
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import as_type, is_finite, move_average
 from fedssl.methods.base import Method
@@ -93,7 +94,7 @@ class ModelKeeper:
             return
         problem = f"the strategy's answer to round {log.round} is not finite"
         if self._is_stale:
-            raise RunFailed(f"{problem}, nor was the answer before it")
+            raise RunFailed(f"{problem}, nor was the answer before it; {CALMER}")
         self._is_stale = True
         clients = [row.client for row in log.clients if row.status == "ok"]
         log.incidents.append(

@@ -178,3 +178,12 @@ def test_flower_still_needs_to_be_told_who_speaks():
     assert isinstance(message().content, RecordDict)
     assert protocol.client_of(protocol.node_of(5)) == 5
     assert MetricRecord({"x": 1})["x"] == 1
+
+
+def test_training_that_diverged_is_explained_without_a_traceback():
+    try:
+        raise FloatingPointError("training diverged; lower train.lr")
+    except FloatingPointError as error:
+        assert protocol.explain_error(error) == (
+            "FloatingPointError: training diverged; lower train.lr"
+        )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedssl.exchange.sums import (
     WeightedSum,
+    as_type,
     cohort_mean,
     is_finite,
     move_average,
@@ -205,3 +206,8 @@ def test_what_is_no_node_of_the_tree_cannot_be_added():
     total.add_part((0, 5), None, 0.0)
     total.add_part((5, 10), None, 0.0)
     assert total.result() == (None, 0.0)
+
+
+def test_values_too_large_for_their_type_become_infinite_without_a_warning():
+    like = np.zeros(2, np.float32)
+    assert np.isinf(as_type(np.array([1e39, -1e39]), like)).all()

@@ -46,6 +46,12 @@ def test_a_run_that_used_no_pseudo_label_says_so():
     assert remark_on(mixed, 0.1, "test") == ""
 
 
+def test_a_run_in_which_nobody_trained_says_so_however_short_it_is():
+    idle = tuple(dataclasses.replace(r, clients_ok=0, clients_inactive=2) for r in rows(0.9, 0.9))
+    assert remark_on(idle, 0.1, "test").startswith("No client trained in any of 2 rounds")
+    assert remark_on((*idle, *rows(0.9)), 0.1, "test") == ""
+
+
 @given(
     st.lists(st.floats(0.36, 1), max_size=12),
     st.floats(0, 49),
