@@ -36,6 +36,7 @@ from fedssl.server.server_training import ServerTraining
 from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
+from fedssl.training.correction import corrects_by_state
 from fedssl.training.network import build_network
 
 NODES_TIMEOUT = 300.0
@@ -160,7 +161,7 @@ class ServerRun:
             self._model.begin_phase(experiment.recipe, network, self._spec)
             self._phase_state.begin_phase(experiment.recipe, network, self._spec)
             last = self._experiment.plans[index - 1].strategy
-            if self._strategy is None or experiment.strategy != last:
+            if self._strategy is None or experiment.strategy != last or corrects_by_state(last):
                 self._strategy = strategy_of(experiment).build(cohorts)
         assert self._strategy is not None
         work = work_of(experiment, cohorts.census)
