@@ -24,6 +24,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
+from fedssl.server.counted_rounds import CountedRounds
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
@@ -80,6 +81,8 @@ class ServerRun:
         # Only clients with private data are sent the terms, because they must prepare their images to fit them.
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
+        # If clients keep their state themselves, they must know which of their rounds count.
+        self._counted = None if self._resumable else CountedRounds()
 
     def _keepers(self) -> dict[str, Keeps]:
         """Return every part that keeps something between rounds, by its name in checkpoints."""
@@ -204,6 +207,8 @@ class ServerRun:
         attach_buffers(model.arrays, passing, messages)
         attach_state(by_record(phase.slots, model.state), messages)
         self._phase_state.attach(messages, census, is_simulation=self._grid.is_simulation)
+        if self._counted is not None:
+            self._counted.attach(messages, census)
         return messages
 
     def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
@@ -248,6 +253,8 @@ class ServerRun:
             self._model.accept(aggregate, log)
         self._model.merge_state(phase.slots, sums, log.census)
         self._phase_state.note(log)
+        if self._counted is not None:
+            self._counted.note(log)
 
     def _train_at_server(self, phase: Phase, phase_round: int, *, is_measured: bool) -> None:
         """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""
