@@ -6,6 +6,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedssl.clients.going_back import go_back_if_uncounted
 from fedssl.clients.local_data import local_data
 from fedssl.clients.privacy import (
     answer_if_admitted,
@@ -14,7 +15,13 @@ from fedssl.clients.privacy import (
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
-from fedssl.clients.state import kept_slots, refuse_divergence, save_state, shared_state
+from fedssl.clients.state import (
+    fixed_records,
+    kept_slots,
+    refuse_divergence,
+    save_state,
+    shared_state,
+)
 from fedssl.core import rng
 from fedssl.core.trust import trust_only, trusting
 from fedssl.data.shard import Shard
@@ -71,6 +78,7 @@ def _train(
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
     shard = local.shard().to(torch.device(device_of(context)))
+    go_back_if_uncounted(context.state, request, fixed_records(recipe, request.phase))
     weights.load(request.arrays, context.state)
     report, state = learn(
         here.network,

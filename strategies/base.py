@@ -8,7 +8,7 @@ section's `correction` (`fedssl.training.correction`).
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -78,6 +78,11 @@ class SeededStrategy(FlowerStrategy):
         cohorts: The clients of the run, and how many of them take part in a round.
     """
 
+    buffers: Collection[str] = ()
+    """Names of the arrays that are not parameters, such as the statistics of normalizations: no step may move them. A
+    server that calls `aggregate_train` sets them before the first round. fedssl's own server does not call it, and hands
+    the names to `conclude`."""
+
     def __init__(self, cohorts: Cohorts) -> None:
         self.cohorts = cohorts
         self._nodes: list[int] = []
@@ -104,10 +109,12 @@ class SeededStrategy(FlowerStrategy):
     def kept(self) -> NamedArrays:
         """Return a copy of what the strategy keeps between rounds, for a checkpoint; by default all its attributes.
 
+        Attributes that a server sets before the first round, or that a round makes anew, are left out.
+
         Raises:
             InputError: An attribute is not a number, a text, an array, a tensor, or a list or table of these.
         """
-        return read_attributes(self, without=("_nodes", "_arrays"))
+        return read_attributes(self, without=("_nodes", "_arrays", "buffers"))
 
     def take_up(self, kept: NamedArrays) -> None:
         """Give a strategy that was just built what `kept` returned."""

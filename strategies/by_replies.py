@@ -60,7 +60,7 @@ class ReplyStrategy(SeededStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next global arrays and the number of replies that count; the old arrays if none counts.
 
-        The replies of a client that was asked several times must come in the order of its requests.
+        `buffers` says which arrays are not parameters. The replies of a client that was asked several times must come in the order of its requests.
         """
         reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {})
         total = CohortSums(reduction, len(self._nodes), keeps_replies=True)
@@ -71,5 +71,5 @@ class ReplyStrategy(SeededStrategy):
             node = reply.metadata.src_node_id
             if places[node]:  # a reply that was not asked for does not count
                 total.add(places[node].pop(0), reply, self.cohorts.census.holding(node))
-        arrays = self.conclude(server_round, self._arrays, total.replies)
+        arrays = self.conclude(server_round, self._arrays, total.replies, self.buffers)
         return protocol.to_record(arrays), MetricRecord({"num-replies": len(total.replies)})

@@ -77,7 +77,10 @@ class SumStrategy(SeededStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the next global arrays and the sum of the replies' weights; the old arrays if no reply counts."""
+        """Return the next global arrays and the sum of the replies' weights; the old arrays if no reply counts.
+
+        `buffers` says which arrays no step may move.
+        """
         reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {protocol.ARRAYS: self.weigh})
         total = CohortSums(reduction, len(self._nodes))
         missing = {node: place for place, node in enumerate(self._nodes)}
@@ -87,5 +90,5 @@ class SumStrategy(SeededStrategy):
                 total.add(missing.pop(node), reply, self.cohorts.census.holding(node))
         total.skip(missing.values())
         sums, weight = total.result()[protocol.ARRAYS]
-        arrays = self.conclude(server_round, self._arrays, sums, weight)
+        arrays = self.conclude(server_round, self._arrays, sums, weight, self.buffers)
         return protocol.to_record(arrays), MetricRecord({"total-weight": weight})

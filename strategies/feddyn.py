@@ -31,7 +31,7 @@ class FedDyn(Strategy):
 
     The term is right for any optimizer, as it is a part of the loss. Weight decay stays a term of its own: the original
     code hides alpha in it. Only weights travel. Clients keep h_i, and the server keeps H, the mean of h_i over all K
-    clients. With pseudo-labels, the loss changes from round to round, so an old h_i is the gradient of an old loss.
+    clients. Both begin at 0 in every phase. With pseudo-labels, the loss changes from round to round, so an old h_i is the gradient of an old loss.
     """
 
     group: ClassVar[str] = "drift correction"
@@ -69,11 +69,12 @@ class _FedDyn(SumStrategy):
         Reference: Algorithm 1, the server's two lines.
         """
         alpha, share = self._settings.alpha, self._num_replies / len(self.cohorts.census)
-        moved = {}
+        moved, drift = {}, {}
         for name, mean in aggregate.items():
             step = np.subtract(mean, arrays[name], dtype=np.float64)
-            self._drift[name] = self._drift.get(name, 0.0) - alpha * share * step
-            moved[name] = as_type(mean - self._drift[name] / alpha, mean)
+            drift[name] = self._drift.get(name, 0.0) - alpha * share * step
+            moved[name] = as_type(mean - drift[name] / alpha, mean)
+        self._drift = drift
         return moved
 
 

@@ -23,7 +23,7 @@ class StatesAtClients:
         """Do nothing."""
 
     def revert(self, client: int) -> None:
-        """Do nothing, because the client has already kept its state."""
+        """Do nothing: the client goes back by itself when its next request says that the round did not count."""
 
     def discard(self) -> None:
         """Do nothing."""

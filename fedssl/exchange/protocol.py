@@ -64,6 +64,9 @@ ROUND = "server-round"
 REPEAT = "repeat"
 """A request's config holds under this name how often the client was asked before in this round; a first request lacks
 it."""
+COUNTED = "counted-round"
+"""A request's config holds under this name the last round of the client whose replies the server counted; 0: no round.
+Requests lack it if the server keeps the clients' state itself, or if clients keep nothing."""
 LARGEST_ROUND = 2**31
 """The numbers of rounds and phases are below this number."""
 PHASE = "phase"
@@ -326,6 +329,7 @@ class Request:
         keeps_phase_state: Whether the client must keep `phase_state`, because it will not be sent again.
         extra: Arrays for this client alone, by record and name.
         repeat: How often the client was asked before in this round.
+        counted: The last round of the client whose replies the server counted; 0: no round; None: the server does not say.
     """
 
     arrays: NamedArrays
@@ -340,6 +344,7 @@ class Request:
     keeps_phase_state: bool = False
     extra: Mapping[str, NamedArrays] = field(default_factory=dict)
     repeat: int = 0
+    counted: int | None = None
 
 
 def request_config(
@@ -376,7 +381,7 @@ def read_request(message: Message) -> Request:
         raise ValueError(
             f"the server runs fedssl {version}, this client {__version__}; install the same on both"
         )
-    for name in (ROUND, PHASE, PHASE_ROUND, PHASE_ROUNDS, REPEAT):
+    for name in (ROUND, PHASE, PHASE_ROUND, PHASE_ROUNDS, REPEAT, COUNTED):
         value = config.get(name, 1)
         if type(value) is not int or not 0 <= value < LARGEST_ROUND:
             raise ValueError(f"the request's {name} is {value!r}, no number of a round or a phase")
@@ -398,6 +403,7 @@ def read_request(message: Message) -> Request:
             if name.startswith(EXTRA)
         },
         repeat=cast("int", config.get(REPEAT, 0)),
+        counted=cast("int | None", config.get(COUNTED)),
     )
 
 
@@ -408,6 +414,14 @@ def _state_of(content: RecordDict) -> NamedArrays:
         for record in STATE_RECORDS.values()
         for name, array in (arrays_of(content, record) or {}).items()
     }
+
+
+def with_config(content: RecordDict, entries: Mapping[str, int | bool]) -> RecordDict:
+    """Return a request's content with further entries in its config; the other records are shared with the old content."""
+    config = ConfigRecord({**content.config_records[CONFIG], **entries})
+    extended = RecordDict(dict(content.items()))
+    extended[CONFIG] = config
+    return extended
 
 
 def new_message(

@@ -1,8 +1,9 @@
 """The check whether clients of a recipe can be fused, by reading the recipe and by a trial.
 
 No method is named here. A method can be fused if its step is a pure loss: it keeps the interface's own `step`, has no
-other hook and no state, and draws no random numbers. A trial on a few made-up images then shows whether its loss can be
-mapped over clients, and whether the network computes the same for clients side by side.
+other hook and no state, and draws no random numbers. The strategy must not correct the step either. A trial on a few
+made-up images then shows whether the loss can be mapped over clients, and whether the network computes the same for
+clients side by side.
 """
 
 import copy
@@ -68,6 +69,9 @@ def _forbidden(recipe: Recipe, network: nn.Module) -> str | None:
     own = [hook for hook in OWN_HOOKS if getattr(type(method), hook) is not getattr(Method, hook)]
     if own:
         return f"the method {method.kind} has a hook of its own: {', '.join(own)}"
+    if recipe.correction is not None:
+        name = type(recipe.correction).__name__
+        return f"the strategy changes the steps of its clients ({name}), and fused steps are plain"
     if recipe.slots():
         return f"clients keep state: {', '.join(slot.name for slot in recipe.slots())}"
     if train.precision != "fp32":

@@ -78,7 +78,8 @@ def train_cohort(
     else:
         came = _in_waves(grid, phase, log, sent, sums, meanwhile, screen)
         aggregate = _aggregated_by(strategy, phase, log, sent, came, before)
-    # A client whose reply was refused must not keep what it trained: it keeps the state that it had before the round.
+    # A client whose reply was refused must not keep what it trained: it goes back to the state that it had before the
+    # round. A client that keeps its state itself does so at its next request (`server/counted_rounds.py`).
     for failure in log.failures:
         grid.states.revert(failure.client)
     if isinstance(strategy, SeededStrategy):

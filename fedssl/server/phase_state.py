@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
@@ -72,11 +72,8 @@ class PhaseState:
 
     def _extended(self, content: RecordDict) -> RecordDict:
         """Return a content with the state, and with the request to keep it; other messages may share the old content."""
-        config = ConfigRecord(dict(content.config_records[protocol.CONFIG]))
-        config[protocol.KEEP_STATE] = True
-        state = protocol.to_record(self._arrays)
-        extended = RecordDict(dict(content.items()))
-        extended[protocol.CONFIG], extended[protocol.PHASE_STATE] = config, state
+        extended = protocol.with_config(content, {protocol.KEEP_STATE: True})
+        extended[protocol.PHASE_STATE] = protocol.to_record(self._arrays)
         return extended
 
     def saved_bytes(self, message: Message, client: int) -> int:
@@ -87,6 +84,5 @@ class PhaseState:
     def note(self, log: RoundLog) -> None:
         """Note which clients have the state after a round, and which may have lost it."""
         if self._arrays:
-            answered = {row.client for row in log.clients if row.status in ("ok", "inactive")}
             failed = {failure.client for failure in log.failures}
-            self._holders = (self._holders | answered) - failed
+            self._holders = (self._holders - failed) | log.counted_clients

@@ -18,6 +18,7 @@ from fedssl.methods.base import Method
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.fedavg import FedAvg
 from fedssl.strategies.fedprox import FedProx
+from fedssl.training.correction import corrects_by_state
 
 PLAIN_MEANS = (FedAvg, FedProx)
 """Sections of strategies whose server does nothing but average; sections that derive from them may do more."""
@@ -35,7 +36,7 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
 
     Raises:
         InputError: The strategy may ask a client several times a round, clients may sit a round out, the method or the
-            strategy sends state, the model has statistics that noise would spoil, or the server adds noise and its
+            strategy sends state, the strategy's clients keep state, the model has statistics that noise would spoil, or the server adds noise and its
             strategy is not a plain mean in which every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
@@ -56,6 +57,13 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
             "take a method whose clients take part in every round that samples them",
         )
     _refuse_to_send_state(phase)
+    if corrects_by_state(strategy):
+        raise InputError(
+            "privacy",
+            f"clients of {strategy.kind} keep state that follows their own steps, and the server's half follows the "
+            "clipped and noisy ones, so the halves would drift apart",
+            "take a strategy without state at the clients, such as strategy.kind = 'fedprox'",
+        )
     measured = [
         name
         for name, buffer in network.named_buffers()

@@ -78,6 +78,12 @@ class RoundLog:
         """Number of clients that virtual time left out."""
         return len(self.clients) - self.num_ok - self.num_inactive - len(self.failures)
 
+    @property
+    def counted_clients(self) -> set[int]:
+        """Numbers of the clients that answered all their requests of the round, and none of whose replies was refused."""
+        answered = {row.client for row in self.clients if row.status in ("ok", "inactive")}
+        return answered - {failure.client for failure in self.failures}
+
     def sent(self, messages: Sequence[Message], sizes: Sequence[int]) -> list[Message]:
         """Return the requests whose clients reply in virtual time, and note the other clients.
 

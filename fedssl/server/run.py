@@ -24,6 +24,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
+from fedssl.server.counted_rounds import CountedRounds
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
@@ -36,6 +37,7 @@ from fedssl.server.server_training import ServerTraining
 from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
+from fedssl.training.correction import corrects_by_state
 from fedssl.training.network import build_network
 
 NODES_TIMEOUT = 300.0
@@ -79,6 +81,8 @@ class ServerRun:
         # Only clients with private data are sent the terms, because they must prepare their images to fit them.
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
+        # If clients keep their state themselves, they must know which of their rounds count.
+        self._counted = None if self._resumable else CountedRounds()
 
     def _keepers(self) -> dict[str, Keeps]:
         """Return every part that keeps something between rounds, by its name in checkpoints."""
@@ -160,7 +164,7 @@ class ServerRun:
             self._model.begin_phase(experiment.recipe, network, self._spec)
             self._phase_state.begin_phase(experiment.recipe, network, self._spec)
             last = self._experiment.plans[index - 1].strategy
-            if self._strategy is None or experiment.strategy != last:
+            if self._strategy is None or experiment.strategy != last or corrects_by_state(last):
                 self._strategy = strategy_of(experiment).build(cohorts)
         assert self._strategy is not None
         work = work_of(experiment, cohorts.census)
@@ -203,6 +207,8 @@ class ServerRun:
         attach_buffers(model.arrays, passing, messages)
         attach_state(by_record(phase.slots, model.state), messages)
         self._phase_state.attach(messages, census, is_simulation=self._grid.is_simulation)
+        if self._counted is not None:
+            self._counted.attach(messages, census)
         return messages
 
     def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
@@ -247,6 +253,8 @@ class ServerRun:
             self._model.accept(aggregate, log)
         self._model.merge_state(phase.slots, sums, log.census)
         self._phase_state.note(log)
+        if self._counted is not None:
+            self._counted.note(log)
 
     def _train_at_server(self, phase: Phase, phase_round: int, *, is_measured: bool) -> None:
         """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""

@@ -61,7 +61,7 @@ class Correction:
 
         Args:
             learner: The client's training; `Learner.state` holds the correction's slots.
-            parameters: The shared parameters that the descent moves.
+            parameters: The shared parameters that the descent moves; at least one.
         """
         return None
 
@@ -70,7 +70,7 @@ class Correction:
 
         Args:
             learner: The client's training.
-            parameters: The shared parameters that the descent moves. Each ``grad`` is the whole gradient of the loss,
+            parameters: The shared parameters that the descent moves; at least one. Each ``grad`` is the whole gradient of the loss,
                 unscaled; it is 0 for a parameter that the loss does not depend on.
         """
 
@@ -96,6 +96,12 @@ class WithClientHalf(Plugin):
     def correction(self) -> Correction | None:
         """Return what clients do in each round; None, the default: nothing, and clients never see the section."""
         return None
+
+
+def corrects_by_state(section: WithClientHalf) -> bool:
+    """Return whether a strategy's clients keep or share state; the strategy then begins anew with every phase, as they do."""
+    correction = section.correction()
+    return correction is not None and bool(correction.slots())
 
 
 def squared_distance(parameters: Parameters, received: Mapping[str, Tensor]) -> Tensor:

@@ -253,12 +253,13 @@ class BoundCorrection:
         self._names = {id(parameter): name for name, parameter in shared.items()}
 
     def with_term(self, total: Tensor, own: Sequence[nn.Parameter]) -> Tensor:
-        """Return a loss with the correction's term for the parameters that a step moves."""
-        term = self._correction.term(self._learner, self._shared_of(own))
+        """Return a loss with the correction's term for the shared parameters that a step moves, if it moves any."""
+        shared = self._shared_of(own)
+        term = self._correction.term(self._learner, shared) if shared else None
         return total if term is None else total + term
 
     def correct(self, own: Sequence[nn.Parameter]) -> None:
-        """Correct the gradients of the parameters that a step moves.
+        """Correct the gradients of the shared parameters that a step moves, if it moves any.
 
         Gradients that overflowed in half precision stay as they are: their step is not taken.
         """
@@ -268,7 +269,7 @@ class BoundCorrection:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in shared.values() if p.grad is not None]
         norms = torch._foreach_norm(gradients) if gradients else ()
-        if all(math.isfinite(norm) for norm in norms):
+        if shared and all(math.isfinite(norm) for norm in norms):
             self._correction.correct(self._learner, shared)
 
     def _shared_of(self, own: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -245,12 +245,19 @@ def test_a_method_whose_clients_may_sit_out_is_refused(method):
         check_experiment(small_experiment(method=method, privacy=private))
 
 
-def test_a_strategy_that_sends_state_is_refused_and_one_that_sends_none_is_not():
-    """SCAFFOLD's variates travel unclipped; FedProx changes only how a client trains, and the mean stays plain."""
+def test_a_strategy_that_keeps_or_sends_state_is_refused_and_one_without_is_not():
+    """SCAFFOLD's variates travel unclipped. FedDyn's h_i follows the unclipped steps, and its H the clipped ones.
+
+    FedProx changes only how a client trains, and the mean stays plain.
+    """
     with pytest.raises(InputError, match=r"scaffold sends 'scaffold.server'.*another strategy"):
         check_experiment(with_noise("scaffold", "client"))
     check_experiment(with_noise({"kind": "fedprox", "weight": "uniform"}, "server"))
-    check_experiment(with_noise("feddyn", "client"))
+    for privacy in ({"clipping_norm": 1.0}, {"clipping_norm": 1.0, "noise_multiplier": 0.1}):
+        with pytest.raises(
+            InputError, match=r"clients of feddyn keep state that follows(.|\n)*'fedprox'"
+        ):
+            check_experiment(small_experiment(strategy="feddyn", privacy=privacy))
 
 
 @pytest.mark.parametrize("kind", ["fedadagrad", "fedadam", "fedavgm", "fedyogi"])

@@ -1,6 +1,7 @@
 """The check whether clients can be fused looks at the recipe and makes a trial; it has no list of methods."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fedssl.methods.functional import supervised_loss
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.supervised import Supervised
 from fedssl.models.cnn import CNN
+from fedssl.strategies.fedprox import ProximalTerm
 from fedssl.training.optimization import Train
 from tests.fused import SPEC, TRAIN, alone, apart, network_for, recipe, shards, together
 
@@ -107,6 +109,7 @@ class Tied(nn.Module):
         (recipe(MeanTeacher()), {}, "after_step"),
         (recipe(FixMatch(labeler="received")), {}, "keep state: received"),
         (recipe(Counts()), {}, "keep state: count"),
+        (replace(recipe(FixMatch()), correction=ProximalTerm(1.0)), {}, "ProximalTerm"),
         (recipe(Halves()), {}, "cannot be mapped over clients"),
         (recipe(Jitters()), {}, "random"),
     ],

@@ -37,6 +37,8 @@ def test_fused_clients_give_the_same_bits_on_any_number_of_workers(fuse):
         ({"strategy": "flwr:FedMedian"}, "'flwr:FedMedian' needs the reply of each client"),
         ({"strategy": "rscfed"}, "strategy 'rscfed' needs the reply of each client"),
         ({"method": "mean_teacher"}, "one by one: "),
+        ({"strategy": {"kind": "fedprox", "mu": 50.0}}, "changes the steps of its clients"),
+        ({"strategy": "scaffold"}, "changes the steps of its clients"),
     ],
 )
 def test_who_cannot_be_fused_is_trained_alone_and_it_is_said_why(overrides, reason, caplog):

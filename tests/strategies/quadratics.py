@@ -1,6 +1,7 @@
 """A federation of two clients whose losses are known: f1 = (w - 1)^2 / 2 and f2 = 3 (w + 1)^2 / 2.
 
 The best common w is -.5, where the clients' gradients are -1.5 and 1.5. Clients train by the product's own loop.
+`Federation` runs a strategy alone; `on_digits` is an experiment for the product's own server.
 """
 
 import numpy as np
@@ -8,28 +9,36 @@ import torch
 from torch import nn
 
 from fedssl.augment.policy import Augment
+from fedssl.clients.client_app import app
 from fedssl.data.shard import ImageSpec, Shard
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.exchange.sums import WeightedSum
 from fedssl.methods.base import Loss, Method, Views
 from fedssl.training.learn import learn
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
+from tests.helpers import small_experiment
 
 SPEC = ImageSpec((1, 1, 1), 2, (0.0,), (1.0,), flips=False)
+EXACT = {"local_steps": 25, "lr": 0.3}
+"""Enough steps to solve a client's problem to 1e-6: with a quadratic term of weight 1, each step leaves .4 of the way."""
+
 PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "batch_size": 1}
 
 
 class Point(nn.Module):
     """A network of one weight and one running statistic, which no correction may touch."""
 
-    def __init__(self):
+    def __init__(self, num_classes=2):
         super().__init__()
+        self.num_classes = num_classes
         self.w = nn.Parameter(torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, images):
-        return self.w * torch.ones(len(images), 2)
+        return self.w * torch.ones(len(images), self.num_classes)
 
 
 class Quadratic(Method):
@@ -116,3 +125,29 @@ class Federation:
             self.state[slot] = {
                 k: np.asarray(a + sum(r[k] - a for r in replies) / 2) for k, a in old.items()
             }
+
+
+def on_digits(strategy, **sections):
+    """Return an experiment whose two clients have these losses, whatever their images are."""
+    whole = {"rounds": 60} if "phases" not in sections else {"rounds": None}
+    return small_experiment(
+        **{
+            **whole,
+            "federation": {
+                "clients": 2,
+                "sample": 2,
+                "partition": {"kind": "classes", "classes": 5},
+                "labels": {"per_class": 4},
+            },
+            "method": "tests.plugins.quadratic",
+            "train": {**PLAIN, "local_steps": 10, "lr": 0.3},
+            "strategy": strategy,
+            "server": {"evaluate_every": 1000},
+            **sections,
+        }
+    )
+
+
+def two_clients():
+    """Return a grid of this process for such an experiment."""
+    return SerialGrid(Apps(app), 2)

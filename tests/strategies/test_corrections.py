@@ -5,14 +5,22 @@ import pytest
 import torch
 
 from fedssl.core.slots import Merge
+from fedssl.server.app import serve
 from fedssl.strategies.fedavg import FedAvg
 from fedssl.strategies.feddyn import GRADIENT, FedDyn
 from fedssl.strategies.fedprox import FedProx
 from fedssl.strategies.scaffold import OWN, SERVER, Scaffold
-from tests.strategies.quadratics import Federation, Slope
-
-EXACT = {"local_steps": 25, "lr": 0.3}
-"""Enough steps to solve a client's problem to 1e-6: with a quadratic term of weight 1, each step leaves .4 of the way."""
+from fedssl.training.learn import learn
+from tests.strategies.quadratics import (
+    EXACT,
+    Federation,
+    Point,
+    Quadratic,
+    Slope,
+    on_digits,
+    shard_of,
+    two_clients,
+)
 
 
 def test_federated_averaging_settles_beside_the_optimum():
@@ -144,6 +152,42 @@ def test_buffers_are_averaged_and_never_corrected(section):
     assert federation.arrays["seen"] == 12
     for slots in (federation.kept[0], federation.kept[1], federation.state):
         assert all("seen" not in arrays for arrays in slots.values())
+
+
+class Beside(Quadratic):
+    """Train a private weight by an optimizer of its own, beside the shared one."""
+
+    def is_shared(self, key):
+        return key != "own"
+
+    def optimizers(self, network, make):
+        return {"main": make(iter([network.w])), "own": make(iter([network.own]))}
+
+    def step(self, learner, batch):
+        loss = super().step(learner, batch)
+        learner.descend((learner.network.own - 1) ** 2 / 2, "own")
+        return loss
+
+
+@pytest.mark.parametrize("section", [FedProx(mu=1.0), Scaffold(), FedDyn(alpha=1.0)], ids=str)
+def test_an_optimizer_of_private_weights_alone_is_not_corrected(section):
+    """Two steps of .1 from 0 bring the private weight to .19, and the shared weight is where it is without it."""
+    network = Point()
+    network.own = torch.nn.Parameter(torch.zeros(()))
+    recipe = Federation(section, Beside(), local_steps=2, lr=0.1).recipe
+    when = {"seed": 0, "server_round": 1, "client": 0, "phase_round": 1, "phase_rounds": 100}
+    learn(network, shard_of(0), recipe, {}, **when)
+    assert network.own.item() == pytest.approx(0.19)
+    plain = Federation(section, clients=(0,), local_steps=2, lr=0.1)
+    plain.run(1)
+    assert network.w.item() == plain.trained[0]
+
+
+def test_feddyn_begins_anew_with_a_phase():
+    """Its clients' h_i begin at 0 in a phase, so H must: if H went on, the phase would settle beside the optimum."""
+    phases = [{"rounds": 3}, {"rounds": 40, "train": {"lr": 0.29}}]
+    outcome = serve(on_digits({"kind": "feddyn", "alpha": 1.0}, phases=phases), two_clients(), [])
+    assert outcome.model.arrays["w"] == pytest.approx(-0.5, abs=1e-3)
 
 
 def test_the_variates_are_merged_over_the_population():

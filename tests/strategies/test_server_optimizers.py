@@ -14,6 +14,7 @@ from fedssl.core.files import as_safetensors
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
+from fedssl.exchange.buffers import without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.families import STRATEGIES
 from fedssl.server.app import serve
@@ -182,7 +183,12 @@ def test_steps_are_flowers_with_the_papers_beginning_and_no_bias_correction(kind
     """Flower starts the second moment at 0 and corrects Adam's bias; with both as in the paper, the steps agree."""
     draw = np.random.default_rng(2)
     ours, theirs = built(kind, **OURS[kind]), flowers(kind)
-    arrays = other = {"w": np.ones((3, 4), np.float32), "b": np.zeros(5, np.float32)}
+    ours.buffers = ("var",)
+    arrays = other = {
+        "w": np.ones((3, 4), np.float32),
+        "b": np.zeros(5, np.float32),
+        "var": np.ones(5, np.float32),
+    }
     if kind != "fedavgm":
         theirs._inner.v_t = {k: np.full_like(array, 0.01**2) for k, array in arrays.items()}
     for server_round in range(1, 6):
@@ -194,7 +200,8 @@ def test_steps_are_flowers_with_the_papers_beginning_and_no_bias_correction(kind
         ]
         arrays = answered(ours, server_round, arrays, replies)
         other = answered(theirs, server_round, other, replies)
-        for name, array in arrays.items():
+        np.testing.assert_allclose(arrays["var"], np.mean([r["var"] for r in replies], 0), 1e-6)
+        for name, array in without_buffers(arrays, ours.buffers).items():
             assert array.dtype == np.float32
             np.testing.assert_allclose(array, other[name], rtol=0, atol=2e-6)
 
