@@ -290,6 +290,11 @@ def slot_key(slot: str, name: str) -> str:
     return f"{slot}/{name}"
 
 
+def slot_of(name: str) -> str:
+    """Return the slot in the name of a slot's tensor in a message."""
+    return name.partition("/")[0]
+
+
 def slot_arrays(arrays: Mapping[str, Any], slot: str) -> dict[str, Any]:
     """Return the arrays of one slot among the arrays of a message, by their names within the slot."""
     prefix = f"{slot}/"

@@ -111,12 +111,15 @@ class Pools:
         replacement: Which pools are drawn from with replacement: neither pool, the labeled pool, or both. Without
             replacement, batches come from shuffled passes over the pool. If only the labeled pool is drawn from with
             replacement, an epoch is one pass over the unlabeled pool.
+        gives_pseudo_labels: Whether the method gives pseudo-labels in this round. False, in a warm-up for example: the
+            examples that a client leaves out when it sits the round out do not count in the coverage of pseudo-labels.
     """
 
     labeled: Tensor
     unlabeled: Tensor
     targets: Tensor | None = None
     replacement: Literal["none", "labeled", "both"] = "none"
+    gives_pseudo_labels: bool = True
 
     def __len__(self) -> int:
         return len(self.labeled) + len(self.unlabeled)

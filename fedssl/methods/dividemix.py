@@ -207,7 +207,7 @@ class DivideMix(SemiSupervised):
         """Return all labeled examples in the warm-up; later the labels that the other network judges clean, and the rest."""
         if self.is_warming_up(learner.progress):
             labeled = learner.shard.labeled
-            return Pools(labeled, labeled[:0])
+            return Pools(labeled, labeled[:0], gives_pseudo_labels=False)
         is_clean = learner.state["clean"]["probs"][:, 1 - place] > self.threshold
         return Pools(is_clean.nonzero().squeeze(1), (~is_clean).nonzero().squeeze(1))
 

@@ -11,13 +11,13 @@ def count_pseudo_labels(
 ) -> Tensor:
     """Return (considered, accepted, judged, right) of a step in double precision, shape (..., 4).
 
-    Considered is the number of examples without a label; accepted is the weight of their pseudo-labels. Judged is the
+    Considered is the number of examples that are measured; accepted is the weight of their pseudo-labels. Judged is the
     accepted weight whose truth is known; right is the accepted weight that names the true class.
 
     Args:
         pseudo_labels: Class given to each example, int64 (..., n).
         accepted: Weight of each pseudo-label in [0, 1], shape (..., n).
-        hidden: Whether each example has no label, (..., n); labeled examples are not counted.
+        hidden: Whether each example is measured, (..., n); it is not if the client trusts a given label of it.
         truth: True class of each example, int64 (..., n); -1 if it is unknown: the example is considered, not judged.
     """
     weight = accepted.to(torch.float64) * hidden
@@ -32,7 +32,7 @@ def count_by_class(
 ) -> Tensor:
     """Return (considered, accepted, predicted, right) of every class in double precision, shape (..., 4, num_classes).
 
-    Only unlabeled examples of known truth count. Considered is the number of examples of the class; accepted is the
+    Only measured examples of known truth count. Considered is the number of examples of the class; accepted is the
     accepted weight of these examples. Predicted is the accepted weight that names the class, whatever the truth; right
     is the part of it whose truth is the class. Accepted and predicted, summed over classes, both equal ``judged`` of
     `count_pseudo_labels`.
@@ -73,6 +73,10 @@ class PseudoLabelTally:
         """
         self._counts[0] += times * len(truth)
 
+    def scale(self, factor: float) -> None:
+        """Multiply everything that was counted so far."""
+        self._counts *= factor
+
     def counts(self) -> tuple[float, float, float, float]:
         """Return the round's (considered, accepted, judged, right), as `count_pseudo_labels` defines them."""
         considered, accepted, judged, right = self._counts.tolist()
@@ -94,6 +98,7 @@ class ClassTally:
         self._shape = num_clients, num_classes
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._left_out: list[tuple[Tensor, float]] = []
+        self._factor = 1.0
 
     def add(self, pseudo_labels: Tensor, accepted: Tensor, hidden: Tensor, truth: Tensor) -> None:
         """Keep one step; arguments as in `count_pseudo_labels`, each (M, n), or (n,) for a single client."""
@@ -103,15 +108,20 @@ class ClassTally:
         """Count examples of every client; arguments as in `PseudoLabelTally.add_left_out`."""
         self._left_out.append((truth, times))
 
+    def scale(self, factor: float) -> None:
+        """Multiply the counts of all steps."""
+        self._factor *= factor
+
     def counts(self) -> list[list[float]]:
-        """Return each client's 4 C counts, the result of `count_by_class` row after row; zeros without steps."""
+        """Return each client's 4 C counts, the result of `count_by_class` row after row."""
         num_clients, num_classes = self._shape
-        if not self._steps:
-            return [[0.0] * (4 * num_classes) for _ in range(num_clients)]
-        # The counts are made on the CPU, because a GPU adds the weights of a class in any order.
-        columns = (torch.cat(column, dim=-1).cpu() for column in zip(*self._steps, strict=True))
-        pseudo_labels, accepted, hidden, truth = columns
-        counts = count_by_class(pseudo_labels, accepted, hidden, truth, num_classes)
+        counts = torch.zeros(num_clients, 4, num_classes, dtype=torch.float64)
+        if self._steps:
+            # The counts are made on the CPU, because a GPU adds the weights of a class in any order.
+            columns = (torch.cat(column, dim=-1).cpu() for column in zip(*self._steps, strict=True))
+            pseudo_labels, accepted, hidden, truth = columns
+            of_steps = count_by_class(pseudo_labels, accepted, hidden, truth, num_classes)
+            counts += self._factor * of_steps.view(num_clients, 4, num_classes)
         for left_out, times in self._left_out:
             known = left_out[left_out >= 0].cpu()
             counts[..., 0, :] += times * torch.bincount(known, minlength=num_classes)
@@ -125,5 +135,5 @@ def pseudo_label_accuracy(judged: float, right: float) -> float:
 
 
 def pseudo_label_coverage(considered: float, accepted: float) -> float:
-    """Return the share of unlabeled examples whose pseudo-label was accepted, in [0, 1]; NaN without examples."""
+    """Return the share of measured examples whose pseudo-label was accepted, in [0, 1]; NaN without examples."""
     return accepted / considered if considered else float("nan")

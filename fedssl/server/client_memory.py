@@ -25,11 +25,12 @@ def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:
 
 
 def _kept_at_clients(experiment: Experiment, spec: ImageSpec) -> Iterator[str]:
-    """Yield what clients keep between rounds in any phase."""
+    """Yield what clients keep between rounds in any phase, and the section of the experiment file that is the reason."""
     for phase in experiment.plans:
-        for slot in phase.recipe.slots():
-            if slot.scope == "client":
-                yield f"the slot {slot.name!r} of {phase.method.kind}"
+        for section, slots in phase.recipe.slots_by_section().items():
+            for slot in slots:
+                if slot.scope == "client":
+                    yield f"the slot {slot.name!r} of [{section}]"
         network = build_network(phase.model, phase.method, spec, phase.seed)
         if not all(phase.method.is_shared(name) for name in network.state_dict()):
-            yield f"weights of their own under {phase.method.kind}"
+            yield f"weights of their own, by [method] kind = {phase.method.kind!r}"

@@ -1,6 +1,5 @@
 """Send one round's requests over a grid, and note, check and sum the replies."""
 
-import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.buffers import CohortStatistics
 from fedssl.exchange.reduction import WEIGH_STATE, CohortSums, Reduction, Sum, Weigh
 from fedssl.exchange.sums import Span
-from fedssl.server.outliers import without_outliers
+from fedssl.server.outliers import OutlierScreen
 from fedssl.server.phase import Phase
 from fedssl.server.privacy import longest_update, with_server_noise
 from fedssl.server.round_log import RoundLog
@@ -61,7 +60,7 @@ def train_cohort(
     reduction = Reduction.of(carried, weigh, longest_update(phase.experiment, before))
     sums = CohortSums(reduction, len(units), keeps_replies=isinstance(strategy, ReplyStrategy))
     ratio = phase.experiment.server.max_update_ratio
-    screen = functools.partial(without_outliers, carried=carried, ratio=ratio)
+    screen = OutlierScreen(carried, phase.slots, ratio)
     # Let the clients train. Workers sum the replies, or every reply comes to the server.
     aggregate: NamedArrays | None
     if isinstance(strategy, SumStrategy):

@@ -48,7 +48,9 @@ def by_record(slots: Sequence[Slot], state: NamedArrays) -> dict[str, NamedArray
     weight_of = {slot.name: slot.merge.weight for slot in slots}
     return {
         record: {
-            name: array for name, array in state.items() if weight_of[_slot_in(name)] == weight
+            name: array
+            for name, array in state.items()
+            if weight_of[protocol.slot_of(name)] == weight
         }
         for weight, record in protocol.STATE_RECORDS.items()
     }
@@ -80,7 +82,7 @@ def merge_state(
     population = {"examples": float(np.sum(census.num_examples)), "uniform": float(len(census))}
     merged = dict(state)
     for name, old in state.items():
-        merge = merge_of[_slot_in(name)]
+        merge = merge_of[protocol.slot_of(name)]
         total, weight = sums.get(protocol.STATE_RECORDS[merge.weight], (None, 0.0))
         if total is None:
             continue
@@ -89,8 +91,3 @@ def merge_state(
         else:
             merged |= population_mean(total, weight, population[merge.weight], {name: old})
     return merged
-
-
-def _slot_in(name: str) -> str:
-    """Return the slot in an array's name ``SLOT/NAME``."""
-    return name.partition("/")[0]

@@ -97,18 +97,13 @@ def _refuse_to_send_state(phase: PhasePlan) -> None:
     Raises:
         InputError: The method, its augmentation or the strategy sends state.
     """
-    correction = phase.recipe.correction
-    corrected = () if correction is None else correction.slots()
-    sent = phase.recipe.slots_in("server")
-    for owner, section, names in (
-        (phase.method.kind, "method", [slot.name for slot in sent if slot not in corrected]),
-        (phase.strategy.kind, "strategy", [slot.name for slot in sent if slot in corrected]),
-    ):
+    for section, slots in phase.recipe.slots_by_section().items():
+        names = [slot.name for slot in slots if slot.scope == "server"]
         if names:
             raise InputError(
                 "privacy",
-                f"{owner} sends {', '.join(map(repr, names))} beside the weights, and only weights are clipped",
-                f"take another {section}, or let it keep this state at the clients, if it can",
+                f"[{section}] sends {', '.join(map(repr, names))} beside the weights, and only weights are clipped",
+                f"change [{section}]: another kind, or state that stays at the clients, if it can",
             )
 
 

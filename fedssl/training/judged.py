@@ -11,9 +11,10 @@ from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally
 class Judged:
     """The examples whose pseudo-labels are measured.
 
-    By default, these are the examples without a given label. If the method chose the round's labeled pool and took its
-    given labels, it decided which given labels to believe: the labels that it gave are measured at all other examples.
-    If the method put labels of its own in place of the given ones (`Pools.targets`), the default holds.
+    By default, these are the examples that the client has no label for. If the method chose a labeled pool and left the
+    pool's labels as the client was given them, it decided which of the client's labels to believe. Then pseudo-labels are
+    measured at all examples outside the labeled pool. If the method put classes or probabilities of its own in place of
+    the client's labels (`Pools.targets`), the default holds.
 
     Args:
         shard: The client's examples.
@@ -27,14 +28,18 @@ class Judged:
             self._is_judged = torch.ones_like(self._is_judged)
             self._is_judged[pools.labeled] = False
         self._is_left_out: Tensor | None = None
+        self._gives_pseudo_labels = False
         if pools is not None:
             self._is_left_out = self._is_judged.clone()
             self._is_left_out[pools.unlabeled] = False
+            # A client without pools takes no step that could show whether the method gives pseudo-labels.
+            self._gives_pseudo_labels = not len(pools) and pools.gives_pseudo_labels
 
     def count(self, tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, batch: Batch) -> None:
         """Add a step's pseudo-labels to tallies, if the method gave any."""
         if loss.pseudo_labels is None or loss.accepted is None:
             return
+        self._gives_pseudo_labels = True
         ids = batch.unlabeled_ids
         for tally in tallies:
             tally.add(
@@ -44,18 +49,26 @@ class Judged:
                 self._shard.truth[ids],
             )
 
-    def count_left_out(self, tally: PseudoLabelTally, by_class: ClassTally) -> None:
+    def count_left_out(self, tally: PseudoLabelTally, by_class: ClassTally, num_draws: int) -> None:
         """Add the judged examples that the method left out of its unlabeled pool: considered, and not accepted.
 
         So the coverage is a share of all examples, and a method that chooses confident examples before the steps can be
-        compared with a method that masks the other examples in each step. An example that was left out counts as often
-        as the other examples do on average.
+        compared with a method that masks the other examples in each step. Every example of the client then counts as
+        often as if the steps had drawn from all of them, whether it was shown more often, less often or not at all. So a
+        client with one chosen example, or with none, counts in a cohort's coverage as much as a client that chose all.
+
+        Args:
+            tally, by_class: The counts of the round's steps, which are all counted.
+            num_draws: Number of unlabeled examples that the round's steps show if the method chooses no pools.
         """
-        if self._is_left_out is None:
+        if self._is_left_out is None or not self._gives_pseudo_labels:
             return
         truth = self._shard.truth[self._is_left_out]
-        considered = tally.counts()[0]
-        if len(truth) and considered:
-            num_shown = int(self._is_judged.sum()) - len(truth)
-            for each in (tally, by_class):
-                each.add_left_out(truth, considered / num_shown)
+        if not len(truth):
+            return
+        times, num_shown = num_draws / len(self._shard), tally.counts()[0]
+        num_chosen = int(self._is_judged.sum()) - len(truth)
+        for each in (tally, by_class):
+            if num_shown:
+                each.scale(times * num_chosen / num_shown)
+            each.add_left_out(truth, times)

@@ -31,9 +31,10 @@ class FitReport:
     Args:
         num_steps: Number of steps that the client took.
         loss: Mean of the total loss over the steps; NaN if there were no steps.
-        considered: Number of examples without a label that the steps showed, repetitions included. Examples that the
-            method left out of its pools count as if they had been shown as often as the others, without being accepted.
-        accepted: Summed weight of the accepted pseudo-labels of these examples.
+        considered: Number of examples whose pseudo-labels are measured (see `fedssl.training.judged.Judged`) that the
+            steps showed, repetitions included. If the method left some of them out of its pools, all of them count as
+            often as if the steps had drawn from all examples of the client, also if the client sat the round out.
+        accepted: Summed weight of the accepted pseudo-labels of these examples; 0 for an example that was left out.
         judged: Summed weight of the accepted pseudo-labels whose true class the simulator knows.
         right: Summed weight of the judged pseudo-labels that match the true class.
         seconds: Duration of the round's training in seconds.
@@ -94,6 +95,7 @@ def fit(
     device = shard.images.device
     views = method.views()
     num_steps = recipe.num_steps(len(shard.labeled), len(shard))
+    num_draws = num_steps * train.batch_size * views.ratio if views.unlabeled else 0
 
     def stream(purpose: str) -> torch.Generator:
         return rng.make_generator(seed, purpose, round=server_round, client=client, device=device)
@@ -140,13 +142,14 @@ def fit(
                 correction.begin(learner)
             method.begin(learner)
             pools = method.pools(learner)
+        judged = Judged(shard, pools)
         if pools is not None:
             if not len(pools):
-                return sit_out(shard.spec.num_classes, time.perf_counter() - began)
+                judged.count_left_out(tally, by_class, num_draws)
+                return sit_out(tally, by_class, time.perf_counter() - began)
             passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
             num_steps = train.num_steps(passed, len(pools.unlabeled), views)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
-        judged = Judged(shard, pools)
         for step, batch in enumerate(functions.main_batches(pools, num_steps)):
             # Each step has its own dropout stream, and the labeled pass draws first. So unlabeled passes cannot shift
             # the draws of the next step.
@@ -173,7 +176,7 @@ def fit(
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
-    judged.count_left_out(tally, by_class)
+    judged.count_left_out(tally, by_class, num_draws)
     counts = tally.counts()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
@@ -181,15 +184,15 @@ def fit(
     return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
 
 
-def sit_out(num_classes: int, seconds: float) -> FitReport:
+def sit_out(tally: PseudoLabelTally, by_class: ClassTally, seconds: float) -> FitReport:
     """Return the report of a client that took no step, because its method found nothing to train on.
 
     Args:
-        num_classes: C.
+        tally, by_class: Counts of the examples that the method left out, which are all.
         seconds: Duration of the client's look at its examples (seconds).
     """
-    nothing = (0.0,) * (4 * num_classes)
-    return FitReport(0, float("nan"), 0.0, 0.0, 0.0, 0.0, seconds, nothing, is_inactive=True)
+    counts, (classes,) = tally.counts(), by_class.counts()
+    return FitReport(0, float("nan"), *counts, seconds, classes, is_inactive=True)
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:

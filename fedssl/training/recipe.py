@@ -20,10 +20,18 @@ class Recipe:
     augment: Augment
     correction: Correction | None = None
 
+    def slots_by_section(self) -> dict[str, tuple[Slot, ...]]:
+        """Return the slots by the section of the experiment file that declares them."""
+        return {
+            "method": self.method.slots(),
+            "augment": self.augment.slots(),
+            "train": self.train.slots(),
+            "strategy": () if self.correction is None else self.correction.slots(),
+        }
+
     def slots(self) -> tuple[Slot, ...]:
-        """Return the slots of the method, of its augmentations, of the optimizer and of the correction."""
-        own = (*self.method.slots(), *self.augment.slots(), *self.train.slots())
-        return own if self.correction is None else (*own, *self.correction.slots())
+        """Return the slots of all sections."""
+        return tuple(slot for slots in self.slots_by_section().values() for slot in slots)
 
     def slots_in(self, scope: Scope) -> tuple[Slot, ...]:
         """Return the slots of one scope."""
@@ -34,7 +42,7 @@ class Recipe:
 
         A correction's state may not be forgotten: its sum over all clients is a part of the server's state.
         """
-        return self.correction is None or slot not in self.correction.slots()
+        return slot not in self.slots_by_section()["strategy"]
 
     def num_steps(self, num_labeled: int, num_examples: int) -> int:
         """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled."""

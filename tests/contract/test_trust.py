@@ -341,6 +341,21 @@ def test_no_state_of_one_client_ends_a_deployments_run(method, state, strategy):
     assert all(np.isfinite(array).all() for array in outcome.model.arrays.values())
 
 
+def test_a_client_that_is_asked_twice_is_compared_the_second_time_too():
+    """Its second reply is the only one of its wave, so it is compared with the replies of the first wave."""
+
+    def answer(message, context):
+        is_second = protocol.REPEAT in message.content.get("config", {})
+        return (pushing(1e4) if is_second else app)(message, context)
+
+    strategy = {"kind": "tests.plugins.listed", "clients": [1, 0, 2, 3, 0]}
+    _, seen = run_with(answer, Strangers, strategy=strategy)
+    assert seen.ok == [4]
+    (failure,) = seen.failures
+    assert failure.client == 0
+    assert "times the longest of the others" in failure.reason
+
+
 @pytest.mark.parametrize("kind", ["remixmatch", "freematch", "softmatch"])
 def test_the_state_of_honest_clients_is_averaged_in_a_deployment(kind):
     """Where one of them holds all labels, too."""

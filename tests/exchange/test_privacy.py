@@ -204,7 +204,11 @@ def _sections(experiment):
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"method": {"kind": "freematch"}}, "freematch sends .* beside the weights"),
+        ({"method": {"kind": "freematch"}}, r"\[method\] sends .* beside the weights"),
+        (
+            {"augment": {"strong": {"kind": "ctaugment", "scope": "server"}}},
+            r"\[augment\] sends 'augment.strong' .*change \[augment\]",
+        ),
         ({"model": {"norm": "batch"}}, "statistics such as .*running_mean"),
         ({"model": {"norm": "static"}}, "statistics such as"),
         ({"strategy": "rscfed"}, "rscfed may ask a client several times a round"),
@@ -250,7 +254,9 @@ def test_a_strategy_that_keeps_or_sends_state_is_refused_and_one_without_is_not(
 
     FedProx changes only how a client trains, and the mean stays plain.
     """
-    with pytest.raises(InputError, match=r"scaffold sends 'scaffold.server'.*another strategy"):
+    with pytest.raises(
+        InputError, match=r"\[strategy\] sends 'scaffold.server'.*change \[strategy\]"
+    ):
         check_experiment(with_noise("scaffold", "client"))
     check_experiment(with_noise({"kind": "fedprox", "weight": "uniform"}, "server"))
     for privacy in ({"clipping_norm": 1.0}, {"clipping_norm": 1.0, "noise_multiplier": 0.1}):

@@ -486,6 +486,7 @@ def test_a_client_without_labels_sits_the_warm_up_out_and_learns_later():
     own = shard_of([-1] * 9)
     report, before, after = train(DivideMix(), own, round=1)
     assert report.is_inactive
+    assert report.considered == 0  # a warm-up gives no pseudo-labels, so no image lacks one
     assert all(torch.equal(before[k], after[k]) for k in before)
     report, before, after = train(DivideMix(), own, round=4)
     assert learned(report, before, after)

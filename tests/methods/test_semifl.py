@@ -287,17 +287,21 @@ def test_an_epoch_is_a_pass_over_the_fix_set(hidden, epochs):
     assert report.num_steps == math.ceil(epochs * size / 8)
     shown = torch.cat([batch.unlabeled_ids for batch, _, _ in LABELS]).unique(return_counts=True)
     assert shown[1].max() <= math.ceil(8 * report.num_steps / size)
-    assert report.accepted == 8 * report.num_steps
+    draws = 8 * math.ceil(epochs * len(hidden) / 8)  # as many as a pass over all images takes
+    assert report.accepted == pytest.approx(draws * size / len(hidden))
+    assert report.considered == pytest.approx(draws)
     assert report.num_confident(0, len(hidden)) == pytest.approx(size)
 
 
 def test_given_labels_are_not_measured_as_pseudo_labels(shard):  # noqa: F811
-    """At a client whose only confident labels are given, nothing is measured, whatever the mix set holds."""
+    """At a client whose only confident labels are given, every image without a label counts as not used."""
     held = int((shard.labels >= 0).sum())
     _, report = train_client(SemiFL(threshold=1), shard)
     assert held > 0
     assert report.num_steps > 0
-    assert (report.considered, report.accepted) == (0, 0)
+    hidden = len(shard) - held
+    assert report.considered == pytest.approx(3 * 8 * hidden / len(shard))
+    assert report.accepted == 0
     assert report.num_confident(held, len(shard)) == held
 
 

@@ -104,6 +104,8 @@ def test_when_all_sit_out_only_the_server_trains_and_the_run_goes_on():
     assert [row.clients_ok for row in outcome.rounds] == [0, 0, 0]
     assert [row.bytes_up for row in outcome.rounds] == [0, 0, 0]
     assert all(not end.failures for end in ends)
+    # None of the images was used, as if a mask in each step had left them all out.
+    assert [row.pseudo_label_coverage for row in outcome.rounds] == [0, 0, 0]
     training = ServerTraining(federation_of(experiment).server_shard())
     network = start_of(experiment)
     arrays = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}

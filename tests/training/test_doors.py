@@ -17,7 +17,7 @@ from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
 from tests.helpers import small_experiment
-from tests.training.test_loop import TRAIN, equal, shard, train_client  # noqa: F401
+from tests.training.test_loop import equal, shard, train_client  # noqa: F401
 
 NOTED = {}
 """What the hooks of the methods below noted."""
@@ -167,44 +167,84 @@ def test_an_epoch_is_one_over_the_chosen_examples(shard):  # noqa: F811
 
 def test_a_client_without_chosen_examples_sits_the_round_out(shard):  # noqa: F811
     none = torch.empty(0, dtype=torch.int64)
-    before, _ = train_client(Supervised(), shard, TRAIN)
+    received = snapshot(build_network(small_experiment().model, Chooses(), shard.spec, 0))
     after, report = chosen(Pools(none, none), shard)
     assert report.is_inactive
     assert report.num_steps == 0
     assert CHOICE.batches == []
-    _, took_part = chosen(Pools(none, torch.tensor([1])), shard)
+    assert equal(after, received)
+    after, took_part = chosen(Pools(shard.labeled, torch.tensor([1])), shard)
     assert not took_part.is_inactive
     assert took_part.num_steps == 3
-    assert after.keys() == before.keys()
+    assert not equal(after, received)
 
 
 def test_labels_that_a_method_gives_are_measured_at_every_example_that_it_took_for_unlabeled(shard):  # noqa: F811
     """Given labels do not excuse an example: a method that doubts labels is measured where it replaced them."""
     labeled = shard.labeled
     _, report = chosen(Pools(labeled[:1], labeled[1:3]), shard)
-    assert report.accepted == report.judged == 3 * 8
+    assert report.accepted == report.judged == pytest.approx(2 * 24 / len(shard))
     _, report = chosen(Pools(labeled, labeled), shard)
-    assert report.considered == 0
+    assert report.considered == pytest.approx(24 * (1 - len(labeled) / len(shard)))
+    assert report.accepted == 0
 
 
 def test_examples_that_the_method_left_out_lower_the_coverage(shard):  # noqa: F811
-    """Three of four unlabeled examples are left out; each counts as often as the others on average, by class too."""
+    """Each of the four unlabeled examples counts as often as if all examples were drawn from, by class too."""
     own = dataclasses.replace(
         shard, labels=torch.zeros_like(shard.labels), truth=shard.truth.clone()
     )
-    hidden = torch.tensor([0, 1, 2, 3])
+    hidden, each = torch.tensor([0, 1, 2, 3]), 24 / len(shard)  # 3 steps of 8 examples
     own.labels[hidden] = -1
     own.truth[hidden] = torch.tensor([5, 5, 6, -1])
-    for kept, times in (([0], 24), ([0, 1], 12), ([0, 1, 2, 3], 0)):
+    for kept in ([0], [0, 1]):
         pools = Pools(hidden[:0], torch.tensor(kept), targets=torch.empty(0, dtype=torch.int64))
         _, report = chosen(pools, own)
-        assert report.accepted == 24
-        assert report.considered == 24 + times * (4 - len(kept))
-        assert report.num_confident(len(shard) - 4, len(shard)) == len(shard) - 4 + len(kept)
+        assert report.accepted == pytest.approx(each * len(kept))
+        assert report.considered == pytest.approx(each * 4)
+        assert report.num_confident(len(shard) - 4, len(shard)) == pytest.approx(
+            len(shard) - 4 + len(kept)
+        )
     _, report = chosen(dataclasses.replace(pools, unlabeled=hidden[1:2]), own)
-    considered = report.by_class[: shard.spec.num_classes]
-    assert considered[5:7] == [24 + 24, 24]
-    assert sum(considered) == 72  # nobody knows the class of the fourth
+    considered, accepted, *_ = torch.tensor(report.by_class).view(4, -1)
+    assert considered[5:7].tolist() == pytest.approx([2 * each, each])
+    assert float(considered.sum()) == pytest.approx(
+        3 * each
+    )  # nobody knows the class of the fourth
+    assert accepted.sum() == accepted[5] == pytest.approx(each)
+    _, report = chosen(dataclasses.replace(pools, unlabeled=hidden), own)
+    assert (
+        report.accepted == report.considered == 24
+    )  # nothing is left out: the steps are counted as they are
+
+
+@pytest.mark.parametrize("train", [{"local_steps": 3}, {"local_steps": None, "local_epochs": 2}])
+def test_a_cohorts_coverage_is_a_share_of_images_whatever_each_client_chose(shard, train):  # noqa: F811
+    """All of one client's images are used and none or one of the other's: a half, as with a mask in each step."""
+    ids = torch.arange(40)
+    own = dataclasses.replace(
+        shard, images=shard.images[ids], labels=torch.full((40,), -1), truth=shard.truth[ids]
+    )  # fmt: skip
+    none = torch.empty(0, dtype=torch.int64)
+    _, everything = chosen(Pools(none, ids, none), own, **train)
+    for kept in (none, ids[:1]):
+        _, other = chosen(Pools(none, kept, none), own, **train)
+        assert other.is_inactive == (len(kept) == 0)
+        considered = everything.considered + other.considered
+        accepted = everything.accepted + other.accepted
+        assert accepted / considered == pytest.approx((40 + len(kept)) / 80)
+        one, two = (torch.tensor(report.by_class).view(4, -1) for report in (everything, other))
+        assert float(one[0].sum()) == pytest.approx(float(two[0].sum()))
+        assert float(two[1].sum()) == pytest.approx(other.accepted)
+        share = torch.bincount(own.truth, minlength=two.shape[1]) / 40
+        torch.testing.assert_close(two[0] / two[0].sum(), share)
+
+
+def test_a_round_without_pseudo_labels_leaves_nothing_out(shard):  # noqa: F811
+    none = torch.empty(0, dtype=torch.int64)
+    _, report = chosen(Pools(none, none, gives_pseudo_labels=False), shard)
+    assert report.is_inactive
+    assert (report.considered, sum(report.by_class)) == (0, 0)
 
 
 class Further(Method):
