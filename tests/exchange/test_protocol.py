@@ -181,9 +181,7 @@ def test_flower_still_needs_to_be_told_who_speaks():
 
 
 def test_training_that_diverged_is_explained_without_a_traceback():
-    try:
+    with pytest.raises(FloatingPointError) as raised:
         raise FloatingPointError("training diverged; lower train.lr")
-    except FloatingPointError as error:
-        assert protocol.explain_error(error) == (
-            "FloatingPointError: training diverged; lower train.lr"
-        )
+    said = protocol.explain_error(raised.value)
+    assert said == "FloatingPointError: training diverged; lower train.lr"
