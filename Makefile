@@ -15,7 +15,8 @@ FASHION_ROOT ?= data
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels yardsticks benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels \
+	table-server table-noise table-one-labeled table-drift yardsticks benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -65,6 +66,20 @@ yardsticks: $(INSTALLED)  ## Fit scikit-learn's logistic regression and label sp
 table-labels: $(INSTALLED)  ## Compare five places of the same 40 labels, supervised and FixMatch, five seeds; half an hour.
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
 	$(BIN)/fedssl run $(LABELS) --seeds 5
+
+table-server: $(INSTALLED)  ## Compare SemiFL, FixMatch and the server alone, labels at the server, five seeds; a quarter of an hour.
+	$(BIN)/fedssl run $(addprefix experiments/labels_at_server/,server_alone.toml fixmatch.toml fixmatch_received.toml semifl.toml) \
+		--seeds 5 --set train.local_epochs=unset --set train.local_steps=20
+
+table-noise: $(INSTALLED)  ## Compare DivideMix, FixMatch and supervised training, 20, 40 and 60 % wrong labels; an hour.
+	for rate in 0.2 0.4 0.6; do $(BIN)/fedssl run $(addprefix experiments/noisy_labels/,supervised.toml fixmatch.toml dividemix.toml) \
+		--seeds 5 --set federation.label_noise.rate=$$rate || exit; done
+
+table-one-labeled: $(INSTALLED)  ## Compare RSCFed, FixMatch and the labeled client alone, one labeled client of ten; half an hour.
+	$(BIN)/fedssl run $(addprefix experiments/one_labeled_client/,labeled_alone.toml fixmatch.toml mean_teacher.toml rscfed.toml) --seeds 5
+
+table-drift: $(INSTALLED)  ## Compare FedProx, SCAFFOLD and FedDyn with FedAvg on very skewed clients, five seeds; half an hour.
+	$(BIN)/fedssl run $(addprefix experiments/drift/,fedavg.toml fedprox.toml scaffold.toml feddyn.toml) --seeds 5
 
 benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py

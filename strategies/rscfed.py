@@ -29,15 +29,16 @@ class RSCFed(Strategy):
     Every round draws M sub-cohorts of ``federation.sample`` clients. They are independent, so a client may be in several
     of them. It then trains once for each, always from the global model, and its teacher and momentum go on.
 
-    The clients' method is a setting, not a part of this strategy. The paper's clients without labels are Mean Teachers
-    with two weak views, sharpened targets, and a teacher and a momentum that stay with the client; its labeled client
-    trains on labels alone. experiments/one_labeled_client/rscfed.toml has these settings. Here all clients have the same method,
-    and differ by their data only (``federation.labels.kind = "some_clients"``).
+    The clients' method is a setting, not a part of this strategy, and all clients have the same one. They differ by their
+    data only (``federation.labels.kind = "some_clients"``). The paper's clients without labels are Mean Teachers with two
+    weak views, sharpened targets, and a teacher and a momentum that stay with the client; its labeled client trains on
+    labels alone, and did so for a while before the first round. experiments/one_labeled_client/rscfed.toml has these
+    Mean Teachers at all clients, and says what differs.
 
     Deviations: the paper has one beta, and the norm of all weights together. The official code has two, sums the norms of
-    single tensors, and multiplies the weight of labeled clients. This strategy follows the code in all three, because the
-    published figures come from it. But the code measures the distances of statistics and step counts, too. Where
-    there are any, they outweigh all parameters. Here distances are between parameters only.
+    single tensors, and multiplies the weight of labeled clients. This strategy follows the code in all three. But the code
+    measures the distances of statistics and step counts, too. Where there are any, they outweigh all parameters. Here
+    distances are between parameters only.
     """
 
     group: ClassVar[str] = "reweighting"
@@ -61,8 +62,8 @@ class RSCFed(Strategy):
     labeled_boost: float = Field(
         6.0,
         gt=0,
-        description="factor of a labeled client's weight after the distance; 6 is the authors' command for SVHN and "
-        "CIFAR-100, 1 is the paper's equation",
+        description="factor of a labeled client's weight after the distance; 6 is the authors' command for SVHN, 1 is "
+        "the paper's equation",
     )
 
     def build(self, cohorts: Cohorts) -> FlowerStrategy:

@@ -65,7 +65,8 @@ class DivideMix(SemiSupervised):
     - The official code trains one network for an epoch and then the other. Here they take turns at every step. In both
       cases, the second network's partner has been updated when it guesses.
     - The network in training guesses in training mode and its partner in evaluation mode, as in the official code. But
-      here, guesses move no running statistics. In the official code, they move five times per step.
+      here, guesses move no running statistics, so the statistics move once per step. In the official code, the four
+      guesses move them too.
     - Predictions are pulled towards the class distribution of the federation's given labels and not towards even
       classes, which would be wrong if classes are skewed (``prior``).
     - If no label is judged clean or if all losses are equal, all given labels count as clean; the official code fails.
@@ -87,8 +88,8 @@ class DivideMix(SemiSupervised):
     entropy_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of the entropy that the warm-up rewards; the official code's is 1 for asymmetric noise, "
-        "which makes networks certain of wrong labels",
+        description="weight of the entropy that the warm-up rewards; 1 in the official code if the noise is "
+        "asymmetric, because such noise makes networks certain of wrong labels",
     )
     threshold: float = Field(
         0.5, ge=0, lt=1, description="a label is clean if its probability to be clean is above this"
