@@ -30,7 +30,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
 from fedssl.server.privacy import check_privacy
 from fedssl.server.server_training import check_server_method, check_statistics
-from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, round_seconds
+from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, typical_seconds
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.network import build_network
@@ -179,7 +179,7 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
     federation = simulated_federation(experiment)
     census = Census.of_simulation(federation)
     phase = experiment.plans[0]
-    return clock.devices, round_seconds(phase, census, clock, federation.data.spec)
+    return clock.devices, typical_seconds(phase, census, clock, federation.data.spec)
 
 
 def _make_grid(experiment: Experiment) -> LocalGrid:

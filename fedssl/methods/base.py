@@ -33,6 +33,8 @@ the weights as they were received                       `Learner.received`
 gradients that move no weight                           `Learner.gradients`
 something between its hooks, for this round only        `Learner.scratch`
 something after the steps (statistics of BatchNorm)     `end`
+more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`, so that virtual time
+                                                        is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
 the model of an earlier phase (a frozen teacher)        a ``phase`` slot: `init_slot` is given the global network
                                                         when the phase begins, and the content travels once
@@ -55,6 +57,9 @@ from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.functional import snapshot
+
+FORWARD = 1 / 3
+"""Work of a pass without gradients as a share of a pass with gradients, whose backward half takes about twice as long."""
 
 View = Literal["weak", "strong", "plain"]
 """How an image is shown: weakly or strongly augmented, or as it is."""
@@ -343,6 +348,28 @@ class Method(Plugin):
         By default, a client has if it holds a label or if the method uses unlabeled images.
         """
         return num_labeled > 0 or bool(self.views().unlabeled)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step, in images that one network trains on; virtual time is computed from it.
+
+        By default, every view of an image counts 1, also a view that the network only looks at. A method whose steps
+        take more passes than its views tell says so here: a pass with gradients counts 1 for each image and each network,
+        and a pass without gradients counts `FORWARD`.
+
+        Args:
+            num_labeled: Images of a labeled batch, B; 0 at a client without labels.
+            num_unlabeled: Images of an unlabeled batch, mu B.
+        """
+        views = self.views()
+        return num_labeled * len(views.labeled) + num_unlabeled * len(views.unlabeled)
+
+    def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of `begin` at a client, such as a pass over the shard, in the same unit; by default 0.
+
+        Args:
+            num_labeled, num_examples: Number of the client's labeled and of all its images.
+        """
+        return 0.0
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the slots of the method's state; none by default."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedssl.core.slots import Merge, Slot, State, Tensors
 from fedssl.methods.base import (
+    FORWARD,
     Batch,
     Fresh,
     Learner,
@@ -119,6 +120,16 @@ class DivideMix(SemiSupervised):
         """Ask for two weak views of both batches."""
         weak: View = "weak"
         return Views((weak,) * NUM_VIEWS, (weak,) * NUM_VIEWS, self.unlabeled_ratio)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step after the warm-up: each network trains on all views and guesses on more."""
+        trained = NUM_VIEWS * (num_labeled + num_unlabeled)
+        refined, guessed = NUM_VIEWS * num_labeled, 2 * NUM_VIEWS * num_unlabeled
+        return 2 * (trained + FORWARD * (refined + guessed))
+
+    def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of a pass of both networks over the labeled images."""
+        return 2 * FORWARD * num_labeled
 
     def network(self, build: Callable[[], nn.Module]) -> nn.Module:
         """Put two classifiers side by side."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, View, Views
+from fedssl.methods.base import FORWARD, Batch, Loss, Progress, View, Views
 from fedssl.methods.functional import (
     Mixing,
     linear_ramp,
@@ -52,6 +52,11 @@ class MixMatch(PseudoLabeling):
         """Ask for a weak view of the labeled batch and K weak views of the unlabeled batch."""
         weak: View = "weak"
         return Views((weak,), (weak,) * self.num_views, self.unlabeled_ratio)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: it guesses on all views of the unlabeled batch, and trains on all mixed views."""
+        guessed = self.num_views * num_unlabeled
+        return super().images_per_step(num_labeled, num_unlabeled) + FORWARD * guessed
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(X') + lambda_u(t) MSE(U'), X' and U' each mixed with labeled and unlabeled examples.

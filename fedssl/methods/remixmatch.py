@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedssl.core.errors import InputError
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.data.shard import ImageSpec
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, View, Views
+from fedssl.methods.base import FORWARD, Batch, Fresh, Learner, Loss, Progress, View, Views
 from fedssl.methods.functional import (
     Mixing,
     align_distribution,
@@ -93,6 +93,11 @@ class ReMixMatch(PseudoLabeling):
         strong: View = "strong"
         unlabeled = ("weak", *(strong,) * self.num_strong)
         return Views((self.labeled_view,), unlabeled, self.unlabeled_ratio)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the guess, the mixed views, and the first strong view unmixed and turned."""
+        further = FORWARD + 1 + (self.rotation_weight > 0)
+        return super().images_per_step(num_labeled, num_unlabeled) + further * num_unlabeled
 
     def check(self, spec: ImageSpec) -> None:
         """Refuse images that are not square, unless the rotation loss has no weight."""

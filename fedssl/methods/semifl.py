@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Method, Pools, Progress, Views
+from fedssl.methods.base import FORWARD, Batch, Fresh, Learner, Loss, Method, Pools, Progress, Views
 from fedssl.methods.functional import draw_mixing_shares, predict
 from fedssl.models.modes import evaluation_mode
 
@@ -57,6 +57,14 @@ class SemiFL(Method):
     def views(self) -> Views:
         """Ask for a weak view of the mix set, as labeled images, and a weak and a strong view of the fix set."""
         return Views(("weak",), ("weak", "strong"), ratio=1)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: it trains on the strong views and on the mixed images, of any client."""
+        return 2 * num_unlabeled
+
+    def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of labeling all images."""
+        return FORWARD * num_examples
 
     def slots(self) -> tuple[Slot, ...]:
         """Hold the labels of all examples for the round."""

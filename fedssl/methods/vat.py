@@ -51,6 +51,11 @@ class VAT(SemiSupervised):
         """Ask for one weak view of each batch."""
         return Views(("weak",), ("weak",), self.unlabeled_ratio)
 
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: beside the views, the pushed images and every step towards the worst direction."""
+        further = 1 + self.power_iterations
+        return super().images_per_step(num_labeled, num_unlabeled) + further * num_unlabeled
+
     def can_learn(self, num_labeled: int) -> bool:
         """Say yes to a client without labels too, unless both unlabeled terms have no weight."""
         return super().can_learn(num_labeled) or self.entropy_weight > 0

@@ -260,7 +260,7 @@ class ServerRun:
         """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""
         if self._clock is not None:
             labels = len(self._federation.server_rows)
-            self._clock.train_at_server(phase.experiment.server_recipe.images_shown(labels, labels))
+            self._clock.train_at_server(phase.experiment.server_recipe.work(labels, labels))
         trained = self._training.train(
             phase.experiment,
             phase.network,

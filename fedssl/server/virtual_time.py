@@ -12,6 +12,7 @@ from fedssl.experiment.experiment import PhasePlan, RunSettings
 from fedssl.experiment.system.clock import Fate, VirtualClock
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.method_state import initial_state
+from fedssl.strategies.base import SeededStrategy, strategy_of
 from fedssl.training.network import build_network
 
 
@@ -33,12 +34,28 @@ def cohorts_of(experiment: RunSettings, census: Census) -> Cohorts:
 
 
 def work_of(phase: PhasePlan, census: Census) -> Floats:
-    """Return the number of images that each client trains on in a round of a phase, (K,)."""
+    """Return each client's work in a round of a phase, in images that one network trains on, (K,)."""
     kinds, which = np.unique(
         np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
     )
-    shown = [phase.recipe.images_shown(int(labeled), int(size)) for labeled, size in kinds.T]
-    return np.array(shown, dtype=np.float64)[which.reshape(-1)]
+    work = [phase.recipe.work(int(labeled), int(size)) for labeled, size in kinds.T]
+    return np.array(work, dtype=np.float64)[which.reshape(-1)]
+
+
+ROUNDS_DRAWN = 20
+"""So many rounds are drawn to see how often a strategy asks a client within a round."""
+
+
+def times_asked(phase: PhasePlan, census: Census) -> Floats:
+    """Return how often each round asks each client, (R, K); R is 1 if the strategy asks no client several times."""
+    strategy = strategy_of(phase)
+    if not strategy.repeats_clients:
+        return np.ones((1, len(census)))
+    built = strategy.build(cohorts_of(phase, census))
+    assert isinstance(built, SeededStrategy), "only strategies of ours ask a client several times"
+    rounds = range(1, ROUNDS_DRAWN + 1)
+    counts = [np.bincount(built.select(number), minlength=len(census)) for number in rounds]
+    return np.array(counts, dtype=np.float64)
 
 
 def fates_of(
@@ -70,16 +87,35 @@ def fates_of(
     return clock.close_round(server_round, distinct, cohorts.num_wanted(clients), seconds)
 
 
-def round_seconds(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> Floats:
-    """Return the virtual seconds that a round of a phase takes each client, (K,), before anything runs."""
+def round_seconds(
+    phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec, times: float | Floats
+) -> Floats:
+    """Return the virtual seconds that a round of a phase takes each client, (K,), before anything runs.
+
+    Args:
+        phase: The phase.
+        census: The clients.
+        clock: The run's clock.
+        spec: What all images have in common.
+        times: How often the round asks a client, (K,), or one number for all clients.
+    """
     network = build_network(phase.model, phase.method, spec, phase.seed)
     everything = network.state_dict().items()
     shared = {name: tensor for name, tensor in everything if phase.method.is_shared(name)}
     recipe = phase.recipe
     weights = {name: protocol.as_numpy(tensor) for name, tensor in shared.items()}
     up = protocol.encoded_bytes({**weights, **initial_state(recipe, network, spec, "server")})
-    down = up + protocol.encoded_bytes(initial_state(recipe, network, spec, "phase"))
-    return clock.devices.round_seconds(work_of(phase, census), down, up)
+    once = protocol.encoded_bytes(initial_state(recipe, network, spec, "phase"))
+    work = work_of(phase, census)
+    return clock.devices.round_seconds(work * times, up * times + once, up * times)
+
+
+def typical_seconds(
+    phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec
+) -> Floats:
+    """Return the virtual seconds of a round that asks each client as often as a round does on average, (K,)."""
+    asked = times_asked(phase, census)
+    return round_seconds(phase, census, clock, spec, asked.sum() / np.count_nonzero(asked))
 
 
 def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec) -> None:
@@ -91,7 +127,11 @@ def check_deadline(phase: PhasePlan, census: Census, clock: VirtualClock, spec: 
     deadline = None if phase.system is None else phase.system.deadline
     if deadline is None:
         return
-    seconds = round_seconds(phase, census, clock, spec)
+    asked = times_asked(phase, census)
+    # A client that a strategy asks several times on average may be asked less often in some round.
+    fewest = np.where(asked > 0, asked, np.inf).min(0)
+    fewest[~np.isfinite(fewest)] = 1
+    seconds = round_seconds(phase, census, clock, spec, fewest)
     if seconds.min() > deadline:
         raise InputError(
             "system.deadline",

@@ -50,12 +50,17 @@ class Recipe:
             return 0
         return self.train.num_steps(num_labeled, num_examples, self.method.views())
 
-    def images_shown(self, num_labeled: int, num_examples: int) -> int:
-        """Return the number of images over all views of a client's round, which measures the client's work."""
-        views, batch = self.method.views(), self.train.batch_size
-        labeled = batch * len(views.labeled) if num_labeled else 0
-        each = labeled + batch * views.ratio * len(views.unlabeled)
-        return each * self.num_steps(num_labeled, num_examples)
+    def work(self, num_labeled: int, num_examples: int) -> float:
+        """Return a client's work in a round, in images that one network trains on.
+
+        If the method chooses the examples of a round or warms up, a round may be shorter than this.
+        """
+        num_steps, batch = self.num_steps(num_labeled, num_examples), self.train.batch_size
+        if not num_steps:
+            return 0.0
+        labeled = batch if num_labeled else 0
+        step = self.method.images_per_step(labeled, batch * self.method.views().ratio)
+        return num_steps * step + self.method.images_before_steps(num_labeled, num_examples)
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Return a slot's first content; the arguments are those of `Method.init_slot`."""

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from flwr.app import RecordDict
 
+from fedssl.app.simulation import check_experiment, virtual_seconds
 from fedssl.clients.client_app import app
 from fedssl.clients.local_data import simulated_federation
+from fedssl.core.errors import InputError
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
@@ -165,6 +167,20 @@ def test_a_client_that_is_asked_twice_takes_twice_as_long():
     assert clock.now == found[4].seconds
     assert {fate.status for fate in found.values()} == {"ok"}
     assert fates(experiment, [4, 1, 4], [1000] * 3)[1] == found
+
+
+def test_a_deadline_is_refused_if_the_fastest_client_cannot_answer_all_its_requests():
+    """Three sub-cohorts of all six clients ask each of them three times: 30 s at 10 s a request."""
+    whole = {"federation": {"sample": 6}, "strategy": {"kind": "rscfed", "sub_cohorts": 3}}
+    check_experiment(experiment_of(**whole, system={**SYSTEM, "deadline": 30.1}))
+    with pytest.raises(InputError, match=r"the fastest client needs 30 s for a round"):
+        check_experiment(experiment_of(**whole, system={**SYSTEM, "deadline": 29.9}))
+    _, seconds = virtual_seconds(experiment_of(**whole, system=SYSTEM))
+    assert seconds == pytest.approx([30] * 6, rel=1e-4)
+    # Client 1 of the listed clients is asked once, so it can meet what client 4 cannot.
+    check_experiment(experiment_of(system={**SYSTEM, "deadline": 10.1}))
+    _, seconds = virtual_seconds(experiment_of(system=SYSTEM))
+    assert seconds == pytest.approx([15] * 6, rel=1e-4)  # three requests to two clients
 
 
 def test_its_traffic_takes_time_for_every_message():

@@ -17,7 +17,7 @@ from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
 from tests.helpers import small_experiment
-from tests.training.test_loop import equal, shard, train_client  # noqa: F401
+from tests.training.test_loop import TRAIN, equal, shard, train_client  # noqa: F401
 
 NOTED = {}
 """What the hooks of the methods below noted."""

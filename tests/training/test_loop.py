@@ -10,7 +10,8 @@ from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core import rng
 from fedssl.engine.local_grid import Apps
-from fedssl.methods.base import METHODS, Batch, Fresh, SemiSupervised, Views
+from fedssl.methods.base import FORWARD, METHODS, Batch, Fresh, SemiSupervised, Views
+from fedssl.methods.dividemix import DivideMix
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
@@ -190,14 +191,49 @@ def test_steps_and_epochs(shard):
     )
 
 
-def test_the_work_of_a_round_is_the_images_that_its_views_show(shard):
+def test_by_default_the_work_of_a_round_is_the_images_that_its_views_show(shard):
     """10 steps of 4 labeled images and 2 x 4 unlabeled ones, these in two views."""
     train = Train(local_steps=10, batch_size=4)
     recipe = Recipe(FixMatch(unlabeled_ratio=2), train, Augment())
-    assert recipe.images_shown(5, 50) == 10 * (4 + 2 * 4 * 2)
-    assert recipe.images_shown(0, 50) == 10 * 2 * 4 * 2
-    assert Recipe(Supervised(), train, Augment()).images_shown(5, 50) == 10 * 4
-    assert Recipe(Supervised(), train, Augment()).images_shown(0, 50) == 0
+    assert recipe.work(5, 50) == 10 * (4 + 2 * 4 * 2)
+    assert recipe.work(0, 50) == 10 * 2 * 4 * 2
+    assert Recipe(Supervised(), train, Augment()).work(5, 50) == 10 * 4
+    assert Recipe(Supervised(), train, Augment()).work(0, 50) == 0
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
+    """Count the images at the first layer of every network: 1 with gradients, a third without."""
+    counted = []
+    real = torch.nn.Conv2d.forward
+
+    def counting(self, images):
+        if self.in_channels == shard.spec.shape[0]:
+            counted.append(len(images) * (1 if torch.is_grad_enabled() else FORWARD))
+        return real(self, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counting)
+    method = METHODS.build({"kind": name} | ({"threshold": 0.1} if name == "semifl" else {}))
+    build_network(small_experiment().model, method, shard.spec, 0)
+    by_building = sum(counted)
+    counted.clear()
+    _, report = train_client(method, shard, round=5)
+    counted.append(-by_building)
+    assert report.num_steps == 3
+    work = Recipe(method, TRAIN, AUGMENT).work(len(shard.labeled), len(shard))
+    if name in {"dividemix", "mixmatch", "remixmatch", "semifl", "supervised", "vat"}:
+        assert work == pytest.approx(sum(counted))
+    else:  # a view that is only looked at counts as one that is trained on
+        assert work / 2 < sum(counted) <= work * (1 + 1e-9)
+
+
+def test_a_step_of_dividemix_is_the_work_of_twelve_supervised_steps():
+    """Two networks train on 4 batches each, and guess on 6 batches each, which counts a third."""
+    assert DivideMix().images_per_step(8, 8) == pytest.approx(12 * 8)
+    assert DivideMix().images_before_steps(30, 100) == pytest.approx(2 * 30 / 3)
+    train = Train(local_steps=10, batch_size=8)
+    assert Recipe(DivideMix(), train, AUGMENT).work(30, 100) == pytest.approx(10 * 96 + 20)
+    assert Recipe(DivideMix(), train, AUGMENT).work(0, 0) == 0
 
 
 def test_shuffled_passes_show_everyone_before_anyone_twice():
