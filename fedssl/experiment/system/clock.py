@@ -123,8 +123,8 @@ class VirtualClock:
         self.now += last if complete or self._system.deadline is None else deadline
         return fates
 
-    def train_at_server(self, images: int) -> None:
-        """Let the virtual time pass that the server needs to train on this number of images."""
+    def train_at_server(self, images: float) -> None:
+        """Let the virtual time pass that the server needs for this work, in images that one network trains on."""
         if self._system.server_speed is not None:
             self.now += images / self._system.server_speed
 
