@@ -25,7 +25,7 @@ class Phase:
         text: The same experiment as JSON, as it travels to clients.
         network: A network to write to at any time.
         strategy: The Flower strategy that runs the phase.
-        work: Number of images that each client trains on in a round, (K,).
+        work: Work of each client in a round, in images that one network trains on, (K,).
     """
 
     index: int

@@ -78,7 +78,7 @@ def fates_of(
         sizes: Bytes of each request's arrays that travel.
         reply_bytes: Bytes of a reply's arrays.
         cohorts: How clients are sampled.
-        work: Number of images that each client of the run trains on, (K,).
+        work: Work of each client of the run in a round, in images that one network trains on, (K,).
     """
     times = np.bincount(clients, minlength=len(work)).astype(np.float64)
     down = np.bincount(clients, weights=sizes, minlength=len(work)).astype(np.float64)

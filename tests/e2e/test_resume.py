@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "FedAdam": {"strategy": {"kind": "flwr:FedAdam", "options": {"eta": 0.01}}},
     "FedAvgM": {"strategy": {"kind": "flwr:FedAvgM", "options": {"server_momentum": 0.9}}},
     "SCAFFOLD, every hook": {"strategy": "scaffold", "method": {"kind": "tests.plugins.stateful"}},
+    "FedProx": {"strategy": {"kind": "fedprox", "mu": 1.0}, "train": {"keep_momentum": True}},
     "FedDyn": {"strategy": {"kind": "feddyn", "alpha": 1.0}},
     "SemiFL": {
         "method": {"kind": "semifl", "threshold": 0.5},
@@ -42,6 +43,19 @@ CASES: dict[str, dict[str, Any]] = {
         "train": {"keep_momentum": True, "clip_norm": 1.0},
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"train": {"local_steps": 20}},
+    },
+    "DivideMix": {
+        "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},
+        "federation": {"label_noise": {"kind": "symmetric", "rate": 0.4}},
+    },
+    "corrections in phases": {
+        "rounds": None,
+        "strategy": {"kind": "feddyn", "alpha": 1.0},
+        "phases": [
+            {"rounds": 2, "method": {"kind": "supervised"}},
+            {"rounds": 1},
+            {"rounds": 3, "strategy": "scaffold"},
+        ],
     },
     "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
     "sub-cohorts": {

@@ -124,7 +124,7 @@ class VirtualClock:
         return fates
 
     def train_at_server(self, images: float) -> None:
-        """Let the virtual time pass that the server needs for this many images; a costly step counts one several times."""
+        """Let the virtual time pass that the server needs for this work, in images that one network trains on."""
         if self._system.server_speed is not None:
             self.now += images / self._system.server_speed
 

@@ -36,7 +36,7 @@ class Devices:
         """Return the virtual seconds that each client's round takes, (K,).
 
         Args:
-            images: Number of images in all views of each client's round, (K,).
+            images: Work of each client's round, in images that one network trains on, (K,).
             bytes_down, bytes_up: Sizes of a request and of a reply, bytes; one for all clients, or (K,).
         """
         line = bytes_down / self.download + bytes_up / self.upload
