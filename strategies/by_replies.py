@@ -60,7 +60,8 @@ class ReplyStrategy(SeededStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next global arrays and the number of replies that count; the old arrays if none counts.
 
-        `buffers` says which arrays are not parameters. The replies of a client that was asked several times must come in the order of its requests.
+        `buffers` says which arrays are not parameters. The replies of a client that was asked several times
+        must come in the order of its requests.
         """
         reduction = Reduction.of({protocol.ARRAYS: self._arrays}, {})
         total = CohortSums(reduction, len(self._nodes), keeps_replies=True)

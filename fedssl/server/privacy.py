@@ -36,8 +36,8 @@ def check_privacy(phase: PhasePlan, network: nn.Module) -> None:
 
     Raises:
         InputError: The strategy may ask a client several times a round, clients may sit a round out, the method or the
-            strategy sends state, the strategy's clients keep state, the model has statistics that noise would spoil, or the server adds noise and its
-            strategy is not a plain mean in which every client counts alike.
+            strategy sends state, the strategy's clients keep state, the model has statistics that noise would spoil, or the
+            server adds noise and its strategy is not a plain mean in which every client counts alike.
     """
     privacy, method, strategy = phase.privacy, phase.method, phase.strategy
     if isinstance(strategy, FedAvg) and strategy.weight.startswith(CHOSEN):

@@ -70,8 +70,8 @@ class Correction:
 
         Args:
             learner: The client's training.
-            parameters: The shared parameters that the descent moves; at least one. Each ``grad`` is the whole gradient of the loss,
-                unscaled; it is 0 for a parameter that the loss does not depend on.
+            parameters: The shared parameters that the descent moves; at least one. Each ``grad`` is the whole
+                gradient of the loss, unscaled; it is 0 for a parameter that the loss does not depend on.
         """
 
     def end(self, learner: Learner) -> None:
@@ -99,7 +99,10 @@ class WithClientHalf(Plugin):
 
 
 def corrects_by_state(section: WithClientHalf) -> bool:
-    """Return whether a strategy's clients keep or share state; the strategy then begins anew with every phase, as they do."""
+    """Return whether a strategy's clients keep or share state.
+
+    Such a strategy begins anew with every phase, as its clients do.
+    """
     correction = section.correction()
     return correction is not None and bool(correction.slots())
 
