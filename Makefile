@@ -80,6 +80,7 @@ table-one-labeled: $(INSTALLED)  ## Compare RSCFed, FixMatch and the labeled cli
 
 table-drift: $(INSTALLED)  ## Compare FedProx, SCAFFOLD and FedDyn with FedAvg on very skewed clients, five seeds; half an hour.
 	$(BIN)/fedssl run $(addprefix experiments/drift/,fedavg.toml fedprox.toml scaffold.toml feddyn.toml) --seeds 5
+	$(BIN)/fedssl run experiments/drift/feddyn.toml --seeds 5 --set strategy.alpha=1
 
 benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py
