@@ -10,13 +10,14 @@ baselines = $(addprefix $(1)/,supervised_strong.toml supervised.toml)
 baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)),$(sort $(wildcard $(1)/*.toml)))
 DIGITS := $(call baselines,experiments/digits) $(addprefix experiments/digits/,fixmatch.toml mean_teacher.toml)
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
+AT_SERVER := $(patsubst %,experiments/labels_at_server/%.toml,server_alone fixmatch fixmatch_received semifl)
+NOISY := $(patsubst %,experiments/noisy_labels/%.toml,supervised fixmatch dividemix)
 FASHION_ROOT ?= data
 # The variable silences a notice about MkDocs 2, which does not concern this site. Do not add --quiet: with it, --strict counts
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels \
-	table-server table-noise table-one-labeled table-drift yardsticks benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels table-server table-noise table-one-labeled table-drift yardsticks benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -68,12 +69,12 @@ table-labels: $(INSTALLED)  ## Compare five places of the same 40 labels, superv
 	$(BIN)/fedssl run $(LABELS) --seeds 5
 
 table-server: $(INSTALLED)  ## Compare SemiFL, FixMatch and the server alone, labels at the server, five seeds; a quarter of an hour.
-	$(BIN)/fedssl run $(addprefix experiments/labels_at_server/,server_alone.toml fixmatch.toml fixmatch_received.toml semifl.toml) \
-		--seeds 5 --set train.local_epochs=unset --set train.local_steps=20
+	$(BIN)/fedssl run $(AT_SERVER) --seeds 5 --set train.local_epochs=unset --set train.local_steps=20
 
 table-noise: $(INSTALLED)  ## Compare DivideMix, FixMatch and supervised training, 20, 40 and 60 % wrong labels; an hour.
-	for rate in 0.2 0.4 0.6; do $(BIN)/fedssl run $(addprefix experiments/noisy_labels/,supervised.toml fixmatch.toml dividemix.toml) \
-		--seeds 5 --set federation.label_noise.rate=$$rate || exit; done
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.2
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.4
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.6
 
 table-one-labeled: $(INSTALLED)  ## Compare RSCFed, FixMatch and the labeled client alone, one labeled client of ten; half an hour.
 	$(BIN)/fedssl run $(addprefix experiments/one_labeled_client/,labeled_alone.toml fixmatch.toml mean_teacher.toml rscfed.toml) --seeds 5
