@@ -79,7 +79,7 @@ table-noise: $(INSTALLED)  ## Compare DivideMix, FixMatch and supervised trainin
 table-one-labeled: $(INSTALLED)  ## Compare RSCFed, FixMatch and the labeled client alone, one labeled client of ten; half an hour.
 	$(BIN)/fedssl run $(addprefix experiments/one_labeled_client/,labeled_alone.toml fixmatch.toml mean_teacher.toml rscfed.toml) --seeds 5
 
-table-drift: $(INSTALLED)  ## Compare FedProx, SCAFFOLD and FedDyn with FedAvg on very skewed clients, five seeds; half an hour.
+table-drift: $(INSTALLED)  ## Compare FedProx, SCAFFOLD and FedDyn with FedAvg on very skewed clients, five seeds; an hour beside other work.
 	$(BIN)/fedssl run $(addprefix experiments/drift/,fedavg.toml fedprox.toml scaffold.toml feddyn.toml) --seeds 5
 	$(BIN)/fedssl run experiments/drift/feddyn.toml --seeds 5 --set strategy.alpha=1
 

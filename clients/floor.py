@@ -75,7 +75,7 @@ class Floor:
         """
         if not self.bounds_weights:
             return
-        privacy, method = experiment.privacy, experiment.method
+        privacy = experiment.privacy
         first = CLIPPING_NORM if self.clipping_norm is not None else NOISE_MULTIPLIER
         if privacy is None:
             raise InputError(
@@ -104,13 +104,12 @@ class Floor:
                 f"{privacy.deviation / privacy.clipping_norm:g} times its clipping_norm",
                 "raise privacy.noise_multiplier, or lower privacy.epsilon",
             )
-        sent = [slot.name for slot in experiment.recipe.slots() if slot.scope == "server"]
-        if sent:
+        for section, names in experiment.recipe.sent_slots().items():
             raise InputError(
                 first,
-                f"is set at this node, but {method.kind} sends {', '.join(map(repr, sent))} beside the weights, "
+                f"is set at this node, but [{section}] sends {', '.join(map(repr, names))} beside the weights, "
                 "and only weights are clipped",
-                "take another method, or let the method keep this state at the clients, if it can",
+                f"change [{section}]: another kind, or state that stays at the clients, if it can",
             )
 
 

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedssl.clients.going_back import keep_before
 from fedssl.clients.weights import Weights
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import TrainingDiverged
 from fedssl.core.slots import State, Tensors
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import CALMER
@@ -26,7 +27,7 @@ def refuse_divergence(weights: Weights, state: State) -> None:
     """Refuse weights and state that are not finite, before the client keeps or sends them.
 
     Raises:
-        FloatingPointError: A weight or a tensor of the state is not finite.
+        TrainingDiverged: A weight or a tensor of the state is not finite.
     """
     everything = (tensor for one in (weights.all, *state.values()) for tensor in one.values())
     floats = [tensor for tensor in everything if tensor.is_floating_point() and tensor.numel()]
@@ -34,7 +35,7 @@ def refuse_divergence(weights: Weights, state: State) -> None:
     norms = torch._foreach_norm(floats) if floats else ()
     pairs = zip(floats, norms, strict=True)
     if not all(math.isfinite(norm) or bool(tensor.isfinite().all()) for tensor, norm in pairs):
-        raise FloatingPointError(f"training diverged: weights or state are not finite; {CALMER}")
+        raise TrainingDiverged(f"training diverged: weights or state are not finite; {CALMER}")
 
 
 def kept_slots(recipe: Recipe, request: Request, kept: RecordDict) -> dict[str, NamedArrays]:

@@ -40,6 +40,10 @@ class RunFailed(FedsslError):
     """The run could not go on (exit 1). Everything recorded so far is kept."""
 
 
+class TrainingDiverged(FloatingPointError):
+    """The weights or the state of a client are not finite after its training. No code is at fault, but the settings are."""
+
+
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" for the closest known word, else the list of known words."""
     known = sorted(known)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from fedssl import __version__
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import TrainingDiverged
 from fedssl.core.text import printable
 from fedssl.core.trust import EVERY_MODULE
 from fedssl.data.terms import Terms
@@ -546,7 +547,7 @@ def explain_error(error: Exception) -> str:
 
     Training that diverged is no fault of the code, so its error has no traceback.
     """
-    if isinstance(error, FloatingPointError):
+    if isinstance(error, TrainingDiverged):
         return f"FloatingPointError: {error}"
     said = "".join(traceback.format_exception(error))
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said

@@ -97,14 +97,12 @@ def _refuse_to_send_state(phase: PhasePlan) -> None:
     Raises:
         InputError: The method, its augmentation or the strategy sends state.
     """
-    for section, slots in phase.recipe.slots_by_section().items():
-        names = [slot.name for slot in slots if slot.scope == "server"]
-        if names:
-            raise InputError(
-                "privacy",
-                f"[{section}] sends {', '.join(map(repr, names))} beside the weights, and only weights are clipped",
-                f"change [{section}]: another kind, or state that stays at the clients, if it can",
-            )
+    for section, names in phase.recipe.sent_slots().items():
+        raise InputError(
+            "privacy",
+            f"[{section}] sends {', '.join(map(repr, names))} beside the weights, and only weights are clipped",
+            f"change [{section}]: another kind, or state that stays at the clients, if it can",
+        )
 
 
 def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:

@@ -15,6 +15,9 @@ from fedssl.server.method_state import initial_state
 from fedssl.strategies.base import SeededStrategy, strategy_of
 from fedssl.training.network import build_network
 
+ROUNDS_DRAWN = 20
+"""So many rounds are drawn to see how often a strategy asks a client within a round."""
+
 
 def make_clock(experiment: RunSettings) -> VirtualClock | None:
     """Return the run's virtual clock; None if the experiment has no ``[system]``.
@@ -40,10 +43,6 @@ def work_of(phase: PhasePlan, census: Census) -> Floats:
     )
     work = [phase.recipe.work(int(labeled), int(size)) for labeled, size in kinds.T]
     return np.array(work, dtype=np.float64)[which.reshape(-1)]
-
-
-ROUNDS_DRAWN = 20
-"""So many rounds are drawn to see how often a strategy asks a client within a round."""
 
 
 def times_asked(phase: PhasePlan, census: Census) -> Floats:

@@ -33,6 +33,14 @@ class Recipe:
         """Return the slots of all sections."""
         return tuple(slot for slots in self.slots_by_section().values() for slot in slots)
 
+    def sent_slots(self) -> dict[str, list[str]]:
+        """Return the names of the slots that travel beside the weights, by section; a section without one is left out."""
+        sent = {
+            section: [slot.name for slot in slots if slot.scope == "server"]
+            for section, slots in self.slots_by_section().items()
+        }
+        return {section: names for section, names in sent.items() if names}
+
     def slots_in(self, scope: Scope) -> tuple[Slot, ...]:
         """Return the slots of one scope."""
         return tuple(slot for slot in self.slots() if slot.scope == scope)

@@ -119,6 +119,19 @@ def test_what_nobody_clips_does_not_leave_it(home):
     assert "beside the weights" in refusal(Node(home, **FLOOR).ask(experiment))
 
 
+@pytest.mark.parametrize(
+    ("sender", "section"),
+    [
+        ({"method": {"kind": "freematch"}}, "method"),
+        ({"strategy": {"kind": "scaffold"}}, "strategy"),
+    ],
+)
+def test_the_refusal_names_the_section_that_sends(home, sender, section):
+    said = refusal(Node(home, **FLOOR).ask(private(PROMISE, **sender)))
+    assert f"[{section}] sends" in said
+    assert f"change [{section}]" in said
+
+
 @pytest.mark.parametrize("config", [FLOOR, {}])
 def test_one_request_asked_again_is_answered_by_the_very_same_bytes(home, config):
     node, experiment = Node(home, **config), private(PROMISE)

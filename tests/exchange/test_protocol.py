@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fedssl.core.errors import TrainingDiverged
 from fedssl.exchange import protocol
 from fedssl.training.loop import FitReport
 
@@ -182,6 +183,12 @@ def test_flower_still_needs_to_be_told_who_speaks():
 
 def test_training_that_diverged_is_explained_without_a_traceback():
     with pytest.raises(FloatingPointError) as raised:
-        raise FloatingPointError("training diverged; lower train.lr")
+        raise TrainingDiverged("training diverged; lower train.lr")
     said = protocol.explain_error(raised.value)
     assert said == "FloatingPointError: training diverged; lower train.lr"
+
+
+def test_an_error_of_a_methods_own_arithmetic_keeps_its_traceback():
+    with pytest.raises(FloatingPointError) as raised, np.errstate(divide="raise"):
+        np.ones(1) / np.zeros(1)
+    assert "np.ones(1) / np.zeros(1)" in protocol.explain_error(raised.value)
