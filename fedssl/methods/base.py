@@ -57,6 +57,7 @@ from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.functional import snapshot
+from fedssl.models.base import Classifier, WithFeatures
 
 FORWARD = 1 / 3
 """Work of a pass without gradients as a share of a pass with gradients, whose backward half takes about twice as long."""
@@ -384,13 +385,25 @@ class Method(Plugin):
         """
         raise NotImplementedError(f"{self.kind} declares slot {name!r} but does not make it")
 
-    def network(self, build: Callable[[], nn.Module]) -> nn.Module:
+    def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Return the module that is trained and federated; `build` makes one classifier."""
         return build()
 
     def classifier(self, network: nn.Module) -> nn.Module:
-        """Return the part of the network that maps images to logits; evaluation uses this part."""
+        """Return the part of the network that maps images to logits and has features; judges use this part."""
         return network
+
+    def representations(self, network: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Return what judges of features may look at: name -> function from normalized images to features (B, width).
+
+        By default, there is one entry, ``"backbone"``: the features of the classifier.
+        """
+        classifier = self.classifier(network)
+        if not isinstance(classifier, WithFeatures):
+            raise TypeError(
+                f"the classifier of {self.kind} has no features; derive its class from WithFeatures"
+            )
+        return {"backbone": classifier.features}
 
     def is_shared(self, key: str) -> bool:
         """Say whether a key of the network's state dict travels to the server."""

@@ -39,6 +39,7 @@ from fedssl.methods.functional import (
 )
 from fedssl.methods.mixture import judge_labels, scale_to_unit
 from fedssl.methods.two_networks import TwoNetworks, mean_prediction
+from fedssl.models.base import Classifier
 from fedssl.models.modes import evaluation_mode
 
 NUM_VIEWS = 2
@@ -131,7 +132,7 @@ class DivideMix(SemiSupervised):
         """Return the work of a pass of both networks over the labeled images."""
         return 2 * FORWARD * num_labeled
 
-    def network(self, build: Callable[[], nn.Module]) -> nn.Module:
+    def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Put two classifiers side by side."""
         return TwoNetworks(build(), build())
 

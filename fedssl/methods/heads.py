@@ -3,32 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from fedssl.core.errors import InputError
+from fedssl.models.base import Classifier
 
 
 class TwoHeads(nn.Module):
-    """A classifier with a second linear layer on the inputs of its last linear layer.
+    """A classifier with a second linear layer on its features.
 
     Args:
-        classifier: Module that maps images to logits; its last linear layer is its head.
+        classifier: The classifier.
         num_outputs: Width of the second head.
-
-    Raises:
-        InputError: The classifier has no linear layer.
     """
 
-    def __init__(self, classifier: nn.Module, num_outputs: int) -> None:
+    def __init__(self, classifier: Classifier, num_outputs: int) -> None:
         super().__init__()
-        linear = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InputError(
-                "model.kind",
-                "the method puts a second head beside the model's last linear layer, but the model has no linear layer",
-                "take another model",
-            )
         self.classifier = classifier
-        self.second = nn.Linear(linear[-1].in_features, num_outputs)
-        self._heads = (linear[-1],)  # a tuple, so that torch does not register the layer twice
+        self.second = nn.Linear(classifier.width, num_outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the classifier's logits."""
@@ -37,15 +26,7 @@ class TwoHeads(nn.Module):
 
     def second_logits(self, images: Tensor) -> Tensor:
         """Return the second head's logits, shape (B, num_outputs)."""
-        features: list[Tensor] = []
-        handle = self._heads[0].register_forward_pre_hook(
-            lambda module, inputs: features.append(inputs[0])
-        )
-        try:
-            self.classifier(images)
-        finally:
-            handle.remove()
-        logits: Tensor = self.second(features[-1])
+        logits: Tensor = self.second(self.classifier.features(images))
         return logits
 
 

@@ -28,6 +28,7 @@ from fedssl.methods.functional import (
 )
 from fedssl.methods.heads import TwoHeads, quarter_turns
 from fedssl.methods.labeling import PseudoLabeling
+from fedssl.models.base import Classifier
 
 
 class ReMixMatch(PseudoLabeling):
@@ -109,7 +110,7 @@ class ReMixMatch(PseudoLabeling):
                 "set it to 0",
             )
 
-    def network(self, build: Callable[[], nn.Module]) -> nn.Module:
+    def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Put a head for the four rotations beside the classifier's own."""
         return TwoHeads(build(), 4)
 

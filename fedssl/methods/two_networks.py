@@ -3,19 +3,20 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedssl.methods.functional import widen_half_precision
+from fedssl.models.base import Classifier, WithFeatures
 
 
-class TwoNetworks(nn.Module):
+class TwoNetworks(WithFeatures):
     """Two classifiers of one architecture with different initial weights, whose logits are added.
 
     Args:
-        first, second: Modules that map images to logits (B, num_classes).
+        first, second: Classifiers that map images to logits (B, num_classes).
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+    def __init__(self, first: Classifier, second: Classifier) -> None:
         super().__init__()
         self.first = first
         self.second = second
@@ -25,7 +26,11 @@ class TwoNetworks(nn.Module):
         logits: Tensor = self.first(images) + self.second(images)
         return logits
 
-    def both(self) -> tuple[nn.Module, nn.Module]:
+    def features(self, images: Tensor) -> Tensor:
+        """Return both networks' features side by side, shape (B, 2 width)."""
+        return torch.cat([network.features(images) for network in self.both()], dim=1)
+
+    def both(self) -> tuple[Classifier, Classifier]:
         """Return the first and the second network."""
         return self.first, self.second
 

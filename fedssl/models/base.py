@@ -1,11 +1,12 @@
 """The base class of model sections, which build a classifier from the data's shape, and layers that models share."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
@@ -14,6 +15,40 @@ from fedssl.models.static_norm import StaticBatchNorm
 
 Norm = Literal["group", "batch", "static", "none"]
 """Normalization after a convolution; static uses the batch in training and measured statistics in evaluation."""
+
+
+class WithFeatures(nn.Module):
+    """A module that maps images to logits (B, num_classes), and that has features to judge or to go on from."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features of normalized images (B, C, H, W), shape (B, number of features)."""
+
+
+class Classifier(WithFeatures):
+    """A classifier in two parts: a trunk that makes features of images, and a head that makes logits of them.
+
+    Args:
+        trunk: Module that maps normalized images (B, C, H, W) to features (B, width) or to maps (B, width, h, w).
+        head: Module that maps what the trunk returns to logits (B, num_classes), most often one linear layer.
+        width: Number of features.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.width = width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of normalized images (B, C, H, W), shape (B, num_classes)."""
+        logits: Tensor = self.head(self.trunk(images))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features of normalized images (B, C, H, W), shape (B, width); maps are averaged over their pixels."""
+        features: Tensor = self.trunk(images)
+        return features.mean((2, 3)) if features.dim() == 4 else features
 
 
 class Model(Plugin):
@@ -25,8 +60,8 @@ class Model(Plugin):
         >>> class Linear(Model):
         ...     def build(self, image_shape, num_classes):
         ...         channels, height, width = image_shape
-        ...         layer = nn.Linear(channels * height * width, num_classes)
-        ...         return nn.Sequential(nn.Flatten(), layer)
+        ...         size = channels * height * width
+        ...         return Classifier(nn.Flatten(), nn.Linear(size, num_classes), width=size)
         >>> network = Linear().build((1, 8, 8), num_classes=10)
         >>> tuple(network(torch.zeros(2, 1, 8, 8)).shape)
         (2, 10)
@@ -38,6 +73,8 @@ class Model(Plugin):
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return a module that maps normalized images (B, C, H, W) to logits (B, num_classes).
 
+        A module that is no `Classifier` is made one by `as_classifier`: its last linear layer is the head.
+
         Args:
             image_shape: (C, H, W).
             num_classes: Width of the output.
@@ -48,6 +85,34 @@ class Model(Plugin):
 
 
 MODELS = Family("model", "fedssl.models", Model, "model", default="cnn")
+
+
+def as_classifier(network: nn.Module, image_shape: Sequence[int]) -> Classifier:
+    """Return a classifier of the same weights, split before its last linear layer.
+
+    If the last linear layer does not make the network's output, the network is a trunk without a head, and its features
+    are its logits.
+
+    Args:
+        network: Module that maps images to logits; it becomes a part of the result and must not be used alone.
+        image_shape: (C, H, W) of its images.
+    """
+    if isinstance(network, Classifier):
+        return network
+    images = torch.linspace(-1, 1, 2 * math.prod(image_shape)).view(2, *image_shape)
+    with torch.no_grad(), evaluation_mode(network):
+        logits = network(images)
+        linear = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+        if linear and linear[-1]:
+            parent, _, child = linear[-1].rpartition(".")
+            head = network.get_submodule(linear[-1])
+            setattr(network.get_submodule(parent), child, nn.Identity())
+            features = network(images)
+            width = features.shape[-1]
+            if features.dim() == 2 and torch.equal(head(features), logits):
+                return Classifier(network, head, width)
+            setattr(network.get_submodule(parent), child, head)
+    return Classifier(network, nn.Identity(), logits.shape[-1])
 
 
 def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:

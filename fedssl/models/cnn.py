@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import nn
 
-from fedssl.models.base import Model, Norm, check_groups, norm_layer
+from fedssl.models.base import Classifier, Model, Norm, check_groups, norm_layer
 
 
 class CNN(Model):
@@ -25,7 +25,7 @@ class CNN(Model):
         check_groups(self.norm, self.groups, self.widths)
         return self
 
-    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    def build(self, image_shape: Sequence[int], num_classes: int) -> Classifier:
         """Return the network; pooling stops when the image is down to one pixel."""
         channels, height, width = image_shape
         layers: list[nn.Module] = []
@@ -46,4 +46,4 @@ class CNN(Model):
             features = self.hidden
         if self.dropout:
             layers.append(nn.Dropout(self.dropout))
-        return nn.Sequential(*layers, nn.Linear(features, num_classes))
+        return Classifier(nn.Sequential(*layers), nn.Linear(features, num_classes), features)

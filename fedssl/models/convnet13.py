@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import nn
 
-from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, norm_layer
+from fedssl.models.base import (
+    Classifier,
+    Model,
+    Norm,
+    check_groups,
+    conv_layer,
+    init_he,
+    norm_layer,
+)
 
 
 class ConvNet13(Model):
@@ -29,7 +37,7 @@ class ConvNet13(Model):
         check_groups(self.norm, self.groups, [self.width * 2**i for i in range(3)])
         return self
 
-    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    def build(self, image_shape: Sequence[int], num_classes: int) -> Classifier:
         """Return the network, 3.1 million weights at width 128; He normal convolutions, as in the papers.
 
         Pooling stops when the image is down to one pixel. The convolution without padding is padded if the image is too
@@ -60,11 +68,7 @@ class ConvNet13(Model):
         convolve(4 * self.width, 3, padding=0 if side >= 3 else 1)
         convolve(2 * self.width, 1)
         convolve(self.width, 1)
-        network = nn.Sequential(
-            *layers,
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(channels, num_classes),
-        )
+        trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
         init_he(network)
         return network

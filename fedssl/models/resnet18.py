@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, norm_layer
+from fedssl.models.base import (
+    Classifier,
+    Model,
+    Norm,
+    check_groups,
+    conv_layer,
+    init_he,
+    norm_layer,
+)
 
 
 class ResNet18(Model):
@@ -27,7 +35,7 @@ class ResNet18(Model):
         check_groups(self.norm, self.groups, [self.width * 2**i for i in range(4)])
         return self
 
-    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    def build(self, image_shape: Sequence[int], num_classes: int) -> Classifier:
         """Return the network, 11.17 million weights at width 64; He normal convolutions, as in the paper.
 
         The last three pairs halve the image; an image of one pixel stays as it is.
@@ -45,9 +53,8 @@ class ResNet18(Model):
                 _Block(out, out, 1, self),
             ]
             channels = out
-        network = nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
-        )
+        trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
         init_he(network)
         return network
 

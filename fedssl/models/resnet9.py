@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, norm_layer
+from fedssl.models.base import (
+    Classifier,
+    Model,
+    Norm,
+    check_groups,
+    conv_layer,
+    init_he,
+    norm_layer,
+)
 
 
 class ResNet9(Model):
@@ -28,7 +36,7 @@ class ResNet9(Model):
         check_groups(self.norm, self.groups, [self.width * 2**i for i in range(4)])
         return self
 
-    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    def build(self, image_shape: Sequence[int], num_classes: int) -> Classifier:
         """Return the network, 6.57 million weights at width 64; pooling stops at one pixel."""
         channels, height, width = image_shape
         side = min(height, width)
@@ -47,9 +55,8 @@ class ResNet9(Model):
         convolve_and_pool(middle, wide)
         convolve_and_pool(wide, widest)
         layers.append(_Residual(self._conv(widest, widest), self._conv(widest, widest)))
-        network = nn.Sequential(
-            *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(widest, num_classes)
-        )
+        trunk = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        network = Classifier(trunk, nn.Linear(widest, num_classes), widest)
         init_he(network)
         return network
 

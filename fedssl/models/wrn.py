@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedssl.models.base import Model, Norm, check_groups, conv_layer, init_he, norm_layer
+from fedssl.models.base import (
+    Classifier,
+    Model,
+    Norm,
+    check_groups,
+    conv_layer,
+    init_he,
+    norm_layer,
+)
 
 
 class WRN(Model):
@@ -39,7 +47,7 @@ class WRN(Model):
         check_groups(self.norm, self.groups, [16, *(16 * self.width * 2**i for i in range(3))])
         return self
 
-    def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    def build(self, image_shape: Sequence[int], num_classes: int) -> Classifier:
         """Return the network, 1.47 million weights for WRN-28-2; He normal convolutions, as in the paper.
 
         The second and third group halve the image; an image of one pixel stays as it is.
@@ -52,14 +60,14 @@ class WRN(Model):
                 stride = 2 if group > 0 and block == 0 else 1
                 layers.append(_Block(channels, out, stride, self))
                 channels = out
-        network = nn.Sequential(
+        trunk = nn.Sequential(
             *layers,
             norm_layer(self.norm, channels, self.groups),
             nn.LeakyReLU(0.1),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(channels, num_classes),
         )
+        network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
         init_he(network)
         return network
 

@@ -6,7 +6,7 @@ from torch import nn
 from fedssl.core import rng
 from fedssl.data.shard import ImageSpec
 from fedssl.methods.base import Method
-from fedssl.models.base import Model, check_takes_images
+from fedssl.models.base import Classifier, Model, as_classifier, check_takes_images
 
 
 def build_network(
@@ -30,10 +30,10 @@ def build_network(
     """
     method.check(spec)
 
-    def build() -> nn.Module:
+    def build() -> Classifier:
         classifier = model.build(spec.shape, spec.num_classes)
         check_takes_images(classifier, spec.shape, model.kind)
-        return classifier
+        return as_classifier(classifier, spec.shape)
 
     with rng.seeded_torch(rng.derive_seed(seed, "model")):
         network = method.network(build)
