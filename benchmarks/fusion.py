@@ -23,7 +23,6 @@ from fedssl.models.cnn import CNN
 from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
-from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.recipe import Recipe
 
 SIZES = (2, 5, 10, 16, 32, 50)
@@ -75,7 +74,7 @@ def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
     model = CNN.model_validate({"widths": (16, 32), "hidden": 64, "norm": norm})
     network = build_network(model, method, shards[0].spec, 0)
 
-    optimizers = OptimizerSet(method.optimizers(network, recipe.train.make_optimizer))
+    optimizers = recipe.optimizers(network)
 
     def one_by_one() -> None:
         for client, shard in enumerate(shards[:ALONE]):

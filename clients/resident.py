@@ -58,5 +58,5 @@ def _resident(text: str, device: str, terms: Terms | None) -> Resident:
     network = build_network(
         experiment.model, experiment.method, spec, experiment.seed, torch.device(device)
     )
-    optimizers = OptimizerSet(recipe.method.optimizers(network, recipe.train.make_optimizer))
-    return Resident(experiment, recipe, network, Weights(recipe.method, network), optimizers)
+    weights = Weights(recipe.method, network)
+    return Resident(experiment, recipe, network, weights, recipe.optimizers(network))

@@ -8,11 +8,13 @@ from fedssl.data.label_noise.base import LABEL_NOISES
 from fedssl.data.labels.base import LABEL_SPLITS
 from fedssl.data.partitions.base import PARTITIONS
 from fedssl.data.sources.base import SOURCES
-from fedssl.experiment.sections import SERVER_METHODS
+from fedssl.experiment.sections import SERVER_METHODS, SERVER_OPTIMIZERS, SERVER_SCHEDULES
 from fedssl.experiment.system.section import SYSTEM_FAMILIES
 from fedssl.methods.base import METHODS
 from fedssl.models.base import MODELS
 from fedssl.training.correction import WithClientHalf
+from fedssl.training.optimizers.base import OPTIMIZERS
+from fedssl.training.schedules.base import SCHEDULES
 
 STRATEGIES = Family("strategy", "fedssl.strategies", WithClientHalf, "strategy", default="fedavg")
 TRACKERS = Family("tracker", "fedssl.views.trackers", Plugin, "tracker", default=None)
@@ -22,6 +24,7 @@ PLUGIN_SECTIONS = {
     for family in (
         *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
         *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, TRACKERS, WEAK, STRONG, *SYSTEM_FAMILIES),
+        *(OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, SERVER_SCHEDULES),
     )
 }
 """The family of each section that names a plug-in, by the section's dotted name."""

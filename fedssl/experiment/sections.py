@@ -1,16 +1,21 @@
 """The sections ``[federation]``, ``[server]``, ``[record]`` and ``[engine]`` of the experiment file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
+from fedssl.core.errors import InputError
 from fedssl.core.registry import Section
 from fedssl.data.federation import Deal
 from fedssl.methods.base import METHODS, Method
 from fedssl.methods.supervised import Supervised
 from fedssl.training.optimization import Train
+from fedssl.training.optimizers.base import OPTIMIZERS
+from fedssl.training.schedules.base import SCHEDULES
 
 SERVER_METHODS = METHODS.at("server.method", "supervised")
+SERVER_OPTIMIZERS = OPTIMIZERS.at("server.train.optimizer", OPTIMIZERS.default)
+SERVER_SCHEDULES = SCHEDULES.at("server.train.schedule", SCHEDULES.default)
 
 
 class FederationSection(Deal):
@@ -87,6 +92,18 @@ class ServerSection(Section):
     train: Train | None = Field(
         None, description="the server's own [train] settings; unset: those of the clients"
     )
+
+    @field_validator("train", mode="wrap")
+    @classmethod
+    def _name_the_servers_settings(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler
+    ) -> Train | None:
+        """Say server.train in the errors of the families within, which know their place in [train] only."""
+        try:
+            train: Train | None = handler(value)
+        except InputError as error:
+            raise error.within("server.") from None
+        return train
 
 
 class RecordSection(Section):

@@ -25,7 +25,7 @@ from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
 from fedssl.training.loop import FitReport, fit
 from fedssl.training.optimization import Descent
-from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.parameter_groups import Groups
 from fedssl.training.recipe import Recipe
 
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -100,7 +100,8 @@ def fit_together(
     weights = list(stacked.parameters.values())
     # One optimizer steps all clients, because each weight's update depends on its own gradient only. `sent` holds what
     # clients send, in the layout of the stacked weights: the weights themselves, or their moving averages.
-    descent = Descent({"main": train.make_optimizer(iter(weights))}, train, device)
+    groups = Groups(train, network, stacked.parameters)
+    descent = Descent({"main": train.make_optimizer(groups.of(weights))}, train, device)
     sent = [weight.detach() for weight in weights]
     if train.ema_decay is not None:
         sent = [weight.clone() for weight in sent]
@@ -145,7 +146,7 @@ def worth_fusing(
     one_step = {"local_steps": 1, "local_epochs": None}
     step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
     own = copy.deepcopy(network)
-    optimizers = OptimizerSet(step.method.optimizers(own, step.train.make_optimizer))
+    optimizers = step.optimizers(own)
     when: dict[str, Any] = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
 
     def one_by_one() -> None:

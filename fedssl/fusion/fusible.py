@@ -76,6 +76,8 @@ def _forbidden(recipe: Recipe, network: nn.Module) -> str | None:
         return f"clients keep state: {', '.join(slot.name for slot in recipe.slots())}"
     if train.precision != "fp32":
         return f"train.precision is {train.precision}, and only fp32 is fused"
+    if not train.optimizer.is_elementwise:
+        return f"the optimizer {train.optimizer.kind} looks at whole tensors, which are each client's own"
     if train.clip_norm is not None:
         return "train.clip_norm is set, and gradients are clipped client by client"
     if next(network.buffers(), None) is not None:

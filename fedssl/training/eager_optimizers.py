@@ -18,7 +18,7 @@ def _eager(function: Any) -> Any:
     return inspect.unwrap(function)
 
 
-class _Eager(Optimizer):
+class Eager(Optimizer):
     """The methods that all optimizers share."""
 
     add_param_group = _eager(Optimizer.add_param_group)
@@ -27,19 +27,19 @@ class _Eager(Optimizer):
     load_state_dict = _eager(Optimizer.load_state_dict)
 
 
-class SGD(_Eager, torch.optim.SGD):
+class SGD(Eager, torch.optim.SGD):
     """torch's SGD, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.SGD.step))
 
 
-class Adam(_Eager, torch.optim.Adam):
+class Adam(Eager, torch.optim.Adam):
     """torch's Adam, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.Adam.step))
 
 
-class AdamW(_Eager, torch.optim.AdamW):
+class AdamW(Eager, torch.optim.AdamW):
     """torch's AdamW, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.AdamW.step))

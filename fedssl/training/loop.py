@@ -102,7 +102,7 @@ def fit(
 
     # Put the optimizers back to their first state, so that nothing of the last client remains; then load kept momentum.
     if optimizers is None:
-        optimizers = OptimizerSet(method.optimizers(network, train.make_optimizer))
+        optimizers = recipe.optimizers(network)
     optimizers.forget()
     for slot in train.slots():
         optimizers.restore(state[slot.name])

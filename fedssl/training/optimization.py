@@ -1,24 +1,39 @@
 """The ``[train]`` section, and what it configures: optimizers, schedules, precision and descent steps."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from fedssl.core.registry import Section
+from fedssl.core.registry import Plugin, Section, Unimported
 from fedssl.core.slots import Slot
 from fedssl.methods.base import Learner, Progress, Views
 from fedssl.training.correction import Correction
-from fedssl.training.eager_optimizers import SGD, Adam, AdamW
+from fedssl.training.optimizers.base import OPTIMIZERS, Optimizer, Parameters
+from fedssl.training.optimizers.sgd import SGD
+from fedssl.training.schedules.base import SCHEDULES, Schedule
+from fedssl.training.schedules.constant import Constant
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
 FIRST_LOSS_SCALE = 2.0**10
 """The initial loss scale for fp16. torch's is 65,536, but a round has few steps, and each overflow loses one."""
+
+
+class Rates(dict[str, float]):
+    """Factors of the learning rate by patterns of parameters' names; they are not changed, so they have a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
+def _is_imported(plugin: Plugin) -> bool:
+    """Return whether a section of a record has the code that checks it."""
+    return not isinstance(plugin, Unimported)
 
 
 class Train(Section):
@@ -35,20 +50,31 @@ class Train(Section):
         description="passes over the client's examples per round, instead of local_steps",
     )
     batch_size: int = Field(32, ge=1, description="B, labeled examples per step")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="optimizer; adamw decays weights separately from the gradient"
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = Field(
+        SGD(), description="optimizer; adamw decays weights separately from the gradient"
     )
     lr: float = Field(0.05, gt=0, description="learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; beta_1 of Adam")
+    rates: Annotated[
+        dict[str, Annotated[float, Field(strict=True, ge=0)]], AfterValidator(Rates)
+    ] = Field(
+        default_factory=Rates,
+        description="factors of lr for some of the network's parameters, by patterns of their names, such as "
+        '{ "trunk.*" = 0.1 }; the first pattern that matches counts, and a parameter without one has lr',
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD and LARS; beta_1 of Adam")
     nesterov: bool = Field(True, description="Nesterov's form of SGD's momentum")
     keep_momentum: bool = Field(
         False, description="whether a client keeps its optimizer's state from round to round"
     )
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on every weight")
-    schedule: Literal["constant", "cosine", "step"] = Field(
-        "constant",
-        description="learning rate over the steps; cosine: lr cos(7 pi k / 16 K), as in FixMatch; step: lr falls at "
-        "milestones",
+    decay_norms_and_biases: bool = Field(
+        True,
+        description="whether weight_decay is also on the parameters of one dimension, which are those of normalizations and "
+        "biases; lars never decays them",
+    )
+    schedule: Annotated[Schedule, SCHEDULES] = Field(
+        Constant(),
+        description="learning rate over the steps; cosine: as in FixMatch, or to a final share; step: lr falls at milestones",
     )
     schedule_over: Literal["phase", "round"] = Field(
         "phase",
@@ -92,22 +118,16 @@ class Train(Section):
     def _check(self) -> "Train":
         if self.local_steps is not None and self.local_epochs is not None:
             raise ValueError("local_steps and local_epochs exclude each other; set one")
-        if self.nesterov and self.momentum == 0 and self.optimizer == "sgd":
-            raise ValueError(
-                "nesterov needs momentum above 0; raise momentum or set nesterov = false"
-            )
         shares = list(self.milestones)
         if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
             raise ValueError(
                 f"milestones = {shares}; give rising shares of the steps, each between 0 and 1"
             )
-        unused = [name for name in ("milestones", "gamma") if self._is_set(name)]
-        if unused and self.schedule != "step":
-            raise ValueError(f"{unused[0]} is for schedule = 'step', not {self.schedule!r}")
+        if _is_imported(self.optimizer):
+            self.optimizer.check(self)
+        if _is_imported(self.schedule):
+            self.schedule.check(self)
         return self
-
-    def _is_set(self, name: str) -> bool:
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def num_steps(self, num_labeled: int, num_examples: int, views: Views) -> int:
         """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled.
@@ -121,39 +141,16 @@ class Train(Section):
             passes.append(num_examples / (self.batch_size * views.ratio))
         return max(1, math.ceil(self.local_epochs * max(passes)))
 
-    def make_optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a new optimizer over some parameters, with the settings of this section."""
-        if self.optimizer == "sgd":
-            return SGD(
-                parameters,
-                lr=self.lr,
-                momentum=self.momentum,
-                nesterov=self.nesterov,
-                weight_decay=self.weight_decay,
-                foreach=True,
-            )
-        kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(
-            parameters,
-            lr=self.lr,
-            betas=(self.momentum, 0.999),
-            weight_decay=self.weight_decay,
-            foreach=True,
-        )
+    def make_optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Return a new optimizer over some parameters, or over groups of them, with the settings of this section."""
+        return self.optimizer.build(parameters, self)
 
     def lr_factor(self, progress: Progress) -> float:
-        """Return the factor of the learning rate at a step.
-
-        Reference: Sohn et al. (FixMatch), NeurIPS 2020, section 2.4, for the cosine.
-        """
-        fraction = progress.fraction
-        if self.schedule_over == "round":
-            fraction = progress.step / max(1, progress.num_steps)
-        if self.schedule == "cosine":
-            return math.cos(7 * math.pi / 16 * fraction)
-        if self.schedule == "step":
-            return self.gamma ** sum(fraction >= share for share in self.milestones)
-        return 1.0
+        """Return the factor of the learning rate at a step."""
+        step, num_steps = progress.step, progress.num_steps
+        if self.schedule_over == "phase":
+            step, num_steps = progress.global_step, progress.num_rounds * progress.num_steps
+        return self.schedule.lr_factor(step, num_steps, self)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which a round trains: autocast for bf16 and fp16, nothing for fp32."""
@@ -165,7 +162,7 @@ class Train(Section):
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the client slot of the optimizer's state if momentum is kept, else nothing."""
-        return (Slot(f"optimizer.{self.optimizer}", "client"),) if self.keep_momentum else ()
+        return (Slot(f"optimizer.{self.optimizer.kind}", "client"),) if self.keep_momentum else ()
 
 
 class Descent:

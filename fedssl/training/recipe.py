@@ -1,7 +1,9 @@
 """The recipe of a phase: everything that decides how one client learns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fedssl.augment.policy import Augment
@@ -9,6 +11,8 @@ from fedssl.core.slots import Scope, Slot, Tensors
 from fedssl.methods.base import Fresh, Method
 from fedssl.training.correction import Correction
 from fedssl.training.optimization import Train
+from fedssl.training.optimizer_set import OptimizerSet
+from fedssl.training.parameter_groups import Groups
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,15 @@ class Recipe:
         labeled = batch if num_labeled else 0
         step = self.method.images_per_step(labeled, batch * self.method.views().ratio)
         return num_steps * step + self.method.images_before_steps(num_labeled, num_examples)
+
+    def optimizers(self, network: nn.Module) -> OptimizerSet:
+        """Return new optimizers of a network: those that the method asks for, over groups as ``[train]`` says."""
+        groups = Groups(self.train, network)
+
+        def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            return self.train.make_optimizer(groups.of(parameters))
+
+        return OptimizerSet(self.method.optimizers(network, make))
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Return a slot's first content; the arguments are those of `Method.init_slot`."""

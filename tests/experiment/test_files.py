@@ -63,5 +63,5 @@ def test_the_file_of_semifl_has_all_parts_of_semifl() -> None:
     own, server = experiment.train, experiment.server_recipe.train
     for train in (own, server):
         assert (train.local_epochs, train.clip_norm, train.keep_momentum) == (5, 1, True)
-        assert (train.optimizer, train.momentum, train.nesterov) == ("sgd", 0.9, True)
+        assert (train.optimizer.kind, train.momentum, train.nesterov) == ("sgd", 0.9, True)
     assert own.model_copy(update={"batch_size": 10}) == server

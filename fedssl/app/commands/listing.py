@@ -33,6 +33,8 @@ FAMILIES = {
     "laws": "fedssl.experiment.system.laws.base:LAWS",
     "availabilities": "fedssl.experiment.system.availability.base:AVAILABILITIES",
     "augmentations": "fedssl.augment.base:AUGMENTATIONS",
+    "optimizers": "fedssl.training.optimizers.base:OPTIMIZERS",
+    "schedules": "fedssl.training.schedules.base:SCHEDULES",
     "trackers": "fedssl.experiment.experiment:TRACKERS",
 }
 """The families that `fedssl list` can list, and their places, so that only the requested family is imported."""

@@ -1,0 +1,5 @@
+"""Schedules of the learning rate, one module each; ``train.schedule`` names one."""
+
+from fedssl.training.schedules.base import SCHEDULES, Schedule
+
+__all__ = ["SCHEDULES", "Schedule"]
