@@ -4,6 +4,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 arXiv:2002.05709; its second version, NeurIPS 2020, arXiv:2006.10029, has three layers and goes on from the first.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -36,10 +37,14 @@ class Projected(nn.Module):
         logits: Tensor = self.classifier(images)
         return logits
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the embeddings of normalized images (B, C, H, W): unit vectors, shape (B, dim), in single precision."""
+    def project(self, images: Tensor) -> Tensor:
+        """Return the output of the projection head for normalized images (B, C, H, W), shape (B, dim)."""
         projected: Tensor = self.projection(self.classifier.features(images))
-        return F.normalize(widen_half_precision(projected), dim=1)
+        return projected
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the embeddings of normalized images (B, C, H, W): unit vectors (B, dim) in single precision."""
+        return unit_vectors(self.project(images))
 
     def first_layer(self, images: Tensor) -> Tensor:
         """Return the output of the projection head's first layer with its ReLU, shape (B, width of the layer)."""
@@ -126,21 +131,20 @@ def projection_head(
     return nn.Sequential(*layers)
 
 
-def embedding_parameters(network: Projected) -> list[nn.Parameter]:
-    """Return the parameters of the trunk and of the projection head; the classes' head is not among them."""
-    return [*network.classifier.trunk.parameters(), *network.projection.parameters()]
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return vectors (B, dim) at length 1; vectors of half precision become vectors of single precision first."""
+    return F.normalize(widen_half_precision(vectors), dim=1)
 
 
 @torch.no_grad()
 def spread(embeddings: Tensor) -> Tensor:
-    """Return how far embeddings are spread over the sphere: 1 if they are spread evenly, 0 if all are the same.
+    """Return how far embeddings spread over the sphere, a scalar: 1 if they spread evenly, 0 if all are the same.
+
+    It is the standard deviation of a coordinate over the batch, mean over the coordinates, times sqrt(dim).
 
     Args:
         embeddings: Unit vectors, shape (B, dim).
 
-    Returns:
-        A scalar: the deviation of one coordinate, mean over the coordinates, times sqrt(dim).
-
     Reference: Chen & He (SimSiam), CVPR 2021, arXiv:2011.10566, section 4.1.
     """
-    return embeddings.std(0, correction=0).mean() * embeddings.shape[1] ** 0.5
+    return embeddings.std(0, correction=0).mean() * math.sqrt(embeddings.shape[1])
