@@ -5,7 +5,6 @@ from torch import nn
 
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.methods.base import Batch, Fresh, Learner, Progress, Views
-from fedssl.models.base import Classifier
 
 SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
 PROGRESS = Progress(round=5, num_rounds=5, step=9, num_steps=10)
@@ -19,10 +18,10 @@ def stream(seed=0):
 def linear(seed=0, classes=10, norm=False):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU()]
+        layers = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)]
         if norm:
             layers.insert(2, nn.BatchNorm1d(8))
-        return Classifier(nn.Sequential(*layers), nn.Linear(8, classes), width=8)
+        return nn.Sequential(*layers)
 
 
 def network_of(method, seed=0, norm=False):
@@ -75,17 +74,18 @@ def state_of(method, network):
     }
 
 
-class Watched(Classifier):
-    """Note of every pass through a classifier how many images it took and whether it built a graph."""
+class Watched(nn.Module):
+    """Note of every pass through a network how many images it took and whether it built a graph."""
 
     def __init__(self, inner):
-        super().__init__(inner.trunk, inner.head, inner.width)
+        super().__init__()
+        self.inner = inner
         self.passes = []
-        self.trunk.register_forward_hook(self._note)
 
-    def _note(self, trunk, args, features):
-        (images,) = args
-        self.passes.append((len(images), torch.is_grad_enabled() and features.requires_grad))
+    def forward(self, images):
+        logits = self.inner(images)
+        self.passes.append((len(images), torch.is_grad_enabled() and logits.requires_grad))
+        return logits
 
     @property
     def images_in_graph(self):
