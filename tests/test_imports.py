@@ -87,7 +87,7 @@ def test_a_check_imports_what_it_needs_only(tmp_path):
     assert found & (NEVER | {"pyarrow", "ray"}) == set()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])
 def test_a_serial_run_imports_what_it_needs_only(tmp_path, optimizer):
     federation_of(small_experiment())
     file = small_toml(tmp_path / "e.toml", train={"optimizer": optimizer})

@@ -16,6 +16,7 @@ MARK = "<!-- every setting -->"
 
 HEAD = "| setting | type | default | range | what it is |\n|---|---|---|---|---|"
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
+ALONE = {"number": "a number", "string": "the name of a kind"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Schema = Mapping[str, Any]
@@ -53,8 +54,8 @@ def _kinds(place: str, field: Schema) -> Iterator[str]:
         return
     yield f"## `{place}` {{ #{_anchor(place)} }}"
     alternatives = _alternatives(field)
-    short = [_plain(one) for one in alternatives if "properties" not in one]
-    instead = f", or the section is just one {short[0]}" if short else ""
+    short = [one["type"] for one in alternatives if "properties" not in one]
+    instead = "".join(f", or the section is just {ALONE[one]}" for one in short)
     what = field["description"]
     yield f"{what[0].upper()}{what[1:]}. `{family.key}` is one of these{instead}:"
     for kind in (one for one in alternatives if "properties" in one):

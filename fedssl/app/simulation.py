@@ -30,7 +30,7 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
 from fedssl.server.evaluation import check_evaluator
 from fedssl.server.privacy import check_privacy
-from fedssl.server.server_training import check_server_method, check_statistics
+from fedssl.server.server_training import check_all_rates, check_server_method, check_statistics
 from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, typical_seconds
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
@@ -165,6 +165,7 @@ def check_experiment(experiment: Experiment) -> None:
     for phase in experiment.plans:
         network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
         check_privacy(phase, network)
+        check_all_rates(phase, network)
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         check_statistics(phase, network)

@@ -367,7 +367,7 @@ class Family:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the section for editors, with one alternative for each kind."""
+        """Describe the section for editors, with one alternative for each kind, and one for a kind's name alone."""
         alternatives = []
         for name in self.names():
             plugin = self.get(name)
@@ -387,7 +387,8 @@ class Family:
                 }
                 | ({"required": required} if required else {})
             )
-        return {"anyOf": alternatives}
+        name_alone = {"type": "string", "description": f"the kind of the {self.noun}"}
+        return {"anyOf": [*alternatives, name_alone]}
 
 
 def input_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:

@@ -35,7 +35,7 @@ from fedssl.server.phase_state import PhaseState
 from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
 from fedssl.server.round_log import Fates, RoundLog
-from fedssl.server.server_training import ServerTraining
+from fedssl.server.server_training import ServerTraining, check_all_rates
 from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
@@ -164,6 +164,7 @@ class ServerRun:
             return
         network = build_network(experiment.model, experiment.method, self._spec, experiment.seed)
         check_privacy(experiment, network)
+        check_all_rates(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._model.begin_phase(experiment.recipe, network, self._spec)

@@ -20,6 +20,7 @@ from fedssl.experiment.experiment import PhasePlan
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.training.learn import learn
+from fedssl.training.parameter_groups import check_rates
 
 PRIVATE = "(private)"
 """Replaces a slot's name for weights that the method does not share; the server has its own, as clients do."""
@@ -146,6 +147,21 @@ def check_server_method(phase: PhasePlan) -> None:
             f"is {method.kind!r}, which trains a network of its own, but the server trains the clients' classifier",
             "take 'supervised', 'fixmatch' or another method that does not change the network",
         )
+
+
+def check_all_rates(phase: PhasePlan, network: nn.Module) -> None:
+    """Refuse rates of the clients or of the server for parameters that the network does not have.
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        network: The network that clients train.
+
+    Raises:
+        InputError: A pattern of ``train.rates`` or ``server.train.rates`` matches no parameter.
+    """
+    check_rates(phase.train, network, "train")
+    if phase.server.train is not None:
+        check_rates(phase.server.train, network, "server.train")
 
 
 def check_statistics(phase: PhasePlan, network: nn.Module) -> None:

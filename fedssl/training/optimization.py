@@ -25,7 +25,16 @@ FIRST_LOSS_SCALE = 2.0**10
 
 
 class Rates(dict[str, float]):
-    """Factors of the learning rate by patterns of parameters' names; they are not changed, so they have a hash."""
+    """Factors of the learning rate by patterns of parameters' names; they are not changed, so they have a hash.
+
+    The first pattern that matches counts, so the order is a part of the value.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))

@@ -10,6 +10,9 @@ from fedssl.core.errors import InputError
 from fedssl.training.optimization import Train
 from fedssl.training.optimizers.base import Parameters
 
+MOST_NAMED = 20
+"""A message names at most this many parameters."""
+
 
 class Groups:
     """Divide the parameters of one network as ``train.rates`` and ``train.decay_norms_and_biases`` say.
@@ -62,13 +65,20 @@ def factor_of(name: str, rates: Mapping[str, float]) -> float:
     return next((factor for pattern, factor in rates.items() if fnmatchcase(name, pattern)), 1.0)
 
 
-def check_rates(train: Train, network: nn.Module) -> None:
-    """Raise `InputError` if a pattern of ``train.rates`` matches no parameter of a network."""
+def check_rates(train: Train, network: nn.Module, section: str) -> None:
+    """Raise `InputError` if a pattern of the section's ``rates`` matches no parameter of a network.
+
+    Args:
+        train: The section.
+        network: The network that it trains.
+        section: The section's name, for the message.
+    """
     names = [name for name, _ in network.named_parameters()]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     for pattern in train.rates:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                "train.rates",
+                f"{section}.rates",
                 f"the pattern {pattern!r} matches no parameter of the network",
-                f"its parameters are: {', '.join(names)}",
+                f"its parameters are: {', '.join(names[:MOST_NAMED])}{more}",
             )

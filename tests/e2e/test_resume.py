@@ -61,6 +61,12 @@ CASES: dict[str, dict[str, Any]] = {
             {"rounds": 3, "strategy": "scaffold"},
         ],
     },
+    "LARS with rates": {
+        "train": {
+            "optimizer": "lars", "keep_momentum": True, "rates": {"trunk.*": 0.5}, "decay_norms_and_biases": False,
+            "schedule": {"kind": "cosine", "final": 0.01, "warm_up": 0.3},
+        },
+    },
     "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
     "sub-cohorts": {
         "method": {"kind": "mean_teacher", "teacher_scope": "client"},

@@ -56,6 +56,9 @@ TRAINS = {
     "adam": {"optimizer": "adam", "lr": 0.003},
     "adamw": {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1},
     "average": {"ema_decay": 0.5},
+    "rates": {"rates": {"head.*": 2.0, "*.bias": 0.0}},
+    "no decay of vectors": {"weight_decay": 0.1, "decay_norms_and_biases": False},
+    "warm-up": {"schedule": {"kind": "cosine", "final": 0.1, "warm_up": 0.5}},
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedssl.core.slots import Merge
+from fedssl.methods.base import Loss
 from fedssl.server.app import serve
 from fedssl.strategies.fedavg import FedAvg
 from fedssl.strategies.feddyn import GRADIENT, FedDyn
@@ -87,6 +88,8 @@ def test_the_servers_variate_is_the_mean_of_all_clients(clients):
         {"momentum": 0.9, "nesterov": True},
         {"optimizer": "adam", "momentum": 0.9},
         {"optimizer": "adamw", "momentum": 0.9},
+        {"optimizer": "lars", "momentum": 0.9},
+        {"schedule": {"kind": "constant", "warm_up": 0.5}},
         {"schedule": "cosine"},
         {"weight_decay": 0.1},
         {"clip_norm": 0.1},
@@ -99,6 +102,25 @@ def test_a_constant_gradient_is_its_own_variate_under_any_optimizer(train, steps
     federation = Federation(Scaffold(), Slope(), local_steps=steps, lr=0.01, **train)
     federation.run(1)
     assert federation.kept[0][OWN]["w"] == pytest.approx(1, abs=1e-5)
+
+
+class Plane(Slope):
+    """A weight of two dimensions, whose step LARS scales; its gradient is 1 everywhere."""
+
+    def loss(self, network, batch, state, progress):
+        return Loss(network.w.sum() + 0 * batch.labels.sum())
+
+
+def test_a_variate_is_a_mean_gradient_where_lars_scales_the_steps():
+    """Each step is .001 of the weight's length; (x - y) / (K eta) would take this for a gradient."""
+    network = Point()
+    network.w = torch.nn.Parameter(torch.full((2, 3), 5.0))
+    settings = {"optimizer": "lars", "momentum": 0.9, "local_steps": 4, "lr": 0.1}
+    recipe = Federation(Scaffold(), Plane(), **settings).recipe
+    when = {"seed": 0, "server_round": 1, "client": 0, "phase_round": 1, "phase_rounds": 100}
+    _, state = learn(network, shard_of(0), recipe, {}, **when)
+    assert torch.allclose(state[OWN]["w"], torch.ones(2, 3))
+    assert 0 < 5 - float(network.w.mean()) < 0.01
 
 
 def test_scaffolds_correction_comes_before_clipping():

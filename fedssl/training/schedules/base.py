@@ -67,9 +67,8 @@ class Schedule(Plugin):
         warm_steps = self.warm_up * num_steps
         if step < warm_steps:
             return min(1.0, (step + 1) / warm_steps)
-        fraction = min(1.0, step / max(1, num_steps))
-        rest = max(0.0, fraction - self.warm_up) / (1 - self.warm_up)
-        return self.factor(rest, train)
+        fraction = (step - warm_steps) / max(1, num_steps - warm_steps)
+        return self.factor(min(1.0, fraction), train)
 
 
 SCHEDULES = Family(

@@ -104,7 +104,7 @@ class TestShorthand:
         assert section.model_validate({"download": 7}).download == LAWS.build(7)
         ways = section.model_json_schema()["properties"]["download"]["anyOf"]
         assert ways[0] == {"type": "number"}
-        assert [way["title"] for way in ways[1:]] == sorted(SETTINGS)
+        assert [way["title"] for way in ways if "properties" in way] == sorted(SETTINGS)
 
 
 class TestBounds:
