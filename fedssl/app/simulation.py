@@ -29,6 +29,7 @@ from fedssl.record.run_path import EVENTS, LOCK
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
 from fedssl.server.carry_over import check_network
+from fedssl.server.evaluation import check_evaluator
 from fedssl.server.privacy import check_privacy
 from fedssl.server.server_training import check_server_method, check_statistics
 from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, typical_seconds
@@ -168,6 +169,7 @@ def check_experiment(experiment: Experiment) -> None:
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         check_statistics(phase, network)
+        check_evaluator(phase, federation)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)
 

@@ -8,6 +8,8 @@ from fedssl.core.registry import Section
 from fedssl.data.federation import Deal
 from fedssl.methods.base import METHODS, Method
 from fedssl.methods.supervised import Supervised
+from fedssl.metrics.evaluators.base import EVALUATORS, Evaluator
+from fedssl.metrics.evaluators.classifier import OwnClassifier
 from fedssl.training.optimization import Train
 
 SERVER_METHODS = METHODS.at("server.method", "supervised")
@@ -41,6 +43,11 @@ class ServerSection(Section):
     )
     evaluate_every: int = Field(
         1, ge=1, description="rounds between evaluations; the last round is always evaluated"
+    )
+    evaluator: Annotated[Evaluator, EVALUATORS] = Field(
+        OwnClassifier(),
+        description="how the global model is judged: by its own classifier, or by a judge that learns the classes from the "
+        "model's features",
     )
     last_rounds: int = Field(
         10, ge=1, description="evaluations at the end whose mean is the reported accuracy"

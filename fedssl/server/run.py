@@ -27,6 +27,7 @@ from fedssl.server.carry_over import last_network
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
+from fedssl.server.evaluation import check_evaluator
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
@@ -70,6 +71,8 @@ class ServerRun:
         self._numbers = numbers
         self._federation: Federation = simulated_federation(experiment)
         self._spec = self._federation.data.spec
+        for plan in experiment.plans:
+            check_evaluator(plan, self._federation)
         self._round = 0
         self._model = ModelKeeper()
         self._strategy: FlowerStrategy | None = None

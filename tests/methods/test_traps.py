@@ -224,7 +224,7 @@ def test_buffers_are_copied_and_counters_stay_integers():
     pieces.ema_update(teacher, network, 0.99)
     for name, buffer in network.named_buffers():
         assert torch.equal(teacher[name], buffer)
-    counter = teacher["2.num_batches_tracked"]
+    counter = teacher["trunk.2.num_batches_tracked"]
     assert counter.dtype == torch.int64
     assert counter == 3
 
