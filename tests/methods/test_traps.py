@@ -179,6 +179,9 @@ PASSES = {
     "pseudo_label": (12, 0),
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
+    "byol": (24, 24),  # both views, and both targets
+    "moco": (12, 12),  # queries and keys
+    "simclr": (24, 0),
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "semifl": (24, 0),  # the strong view and the mixed images
@@ -305,6 +308,9 @@ VIEWS = {
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
+    "byol": ((), ("strong", "strong"), 1),
+    "moco": ((), ("strong", "strong"), 1),
+    "simclr": ((), ("strong", "strong"), 1),
 }
 """Method -> (labeled views, unlabeled views, mu), as it is by default."""
 

@@ -15,6 +15,7 @@ from fedssl.methods.dividemix import DivideMix
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
 from fedssl.methods.mean_teacher import MeanTeacher
+from fedssl.methods.self_supervised import SelfSupervised
 from fedssl.methods.supervised import Supervised
 from fedssl.training.batches import BatchLoader, default_pools, shuffled_passes
 from fedssl.training.loop import fit
@@ -82,7 +83,7 @@ def test_training_does_not_depend_on_the_truth(shard, name):
     second, lied = train_client(method, lied_to, round=5)
     assert equal(first, second)
     assert (told.loss, told.accepted) == (lied.loss, lied.accepted)
-    assert (told.considered > 0) == (name != "supervised")
+    assert (told.considered > 0) == (name not in {"supervised", *SELF_SUPERVISED})
 
 
 def test_a_batch_has_no_way_to_the_truth(shard):
@@ -109,6 +110,9 @@ def test_a_batch_has_no_way_to_the_truth(shard):
 MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl"}
 """Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
 
+SELF_SUPERVISED = [n for n in METHODS.names() if issubclass(METHODS.get(n), SelfSupervised)]
+"""Methods that use no labels and give no pseudo-labels."""
+
 WITHOUT = {
     name: {"kind": name, "unlabeled_weight": 0}
     | {
@@ -117,7 +121,7 @@ WITHOUT = {
         "vat": {"entropy_weight": 0},
     }.get(name, {})
     for name in METHODS.names()
-    if name not in MIXING | {"supervised"}
+    if name not in MIXING | {"supervised", *SELF_SUPERVISED}
 }
 """Every other semi-supervised method, with nothing that tells it from supervised training but the work it does."""
 
@@ -221,7 +225,8 @@ def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
     counted.append(-by_building)
     assert report.num_steps == 3
     work = Recipe(method, TRAIN, AUGMENT).work(len(shard.labeled), len(shard))
-    if name in {"dividemix", "mixmatch", "remixmatch", "semifl", "supervised", "vat"}:
+    exact = {"dividemix", "mixmatch", "remixmatch", "semifl", "supervised", "vat", *SELF_SUPERVISED}
+    if name in exact:
         assert work == pytest.approx(sum(counted))
     else:  # a view that is only looked at counts as one that is trained on
         assert work / 2 < sum(counted) <= work * (1 + 1e-9)
