@@ -42,7 +42,6 @@ from fedssl.record.run_path import (
     has_begun,
 )
 from fedssl.training.judging import Judge, learn_judge
-from fedssl.training.network import build_network
 
 if TYPE_CHECKING:  # a process that needs no table must not wait for pandas
     import pandas as pd
@@ -352,7 +351,7 @@ def build_network_of(
         round: Number of the round after which the model had these weights; the round's phase decides the network.
     """
     phase = experiment.plans[experiment.phase_of(round)]
-    network = build_network(phase.model, phase.method, spec, phase.seed)
+    network = phase.build_network(spec)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     network.load_state_dict({**network.state_dict(), **tensors})
     return phase, network.eval()

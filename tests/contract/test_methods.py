@@ -8,12 +8,12 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray.grid import RayGrid
 from fedssl.engine.serial_grid import SerialGrid
-from fedssl.methods.base import METHODS
 from fedssl.server.app import serve
 from tests.helpers import federation_of, kept_states, small_experiment
+from tests.methods.examples import FIRST_METHODS
 from tests.training.test_loop import WITHOUT, classifier_weights
 
-TABLE = [{"kind": name} for name in METHODS.names()] + [
+TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "mean_teacher", "teacher_scope": "client"},
     {"kind": "mean_teacher", "teacher_scope": "server"},
     {"kind": "flexmatch", "status_scope": "client"},

