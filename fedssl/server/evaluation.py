@@ -19,7 +19,6 @@ from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations, eva
 from fedssl.metrics.evaluators.base import EVALUATORS, Evaluator
 from fedssl.models.modes import evaluation_mode
 from fedssl.training.judging import Judge, learn_judge, subject_of
-from fedssl.training.network import build_network
 
 WORTH_SHARING = 2048
 """Workers without GPUs evaluate only from this many held-out images on; with fewer, a call costs more than it saves."""
@@ -56,7 +55,7 @@ def check_evaluator(phase: PhasePlan, federation: Federation) -> None:
         evaluator.check((), federation)
         return
     spec = federation.data.spec
-    network = build_network(phase.model, phase.method, spec, phase.seed)
+    network = phase.build_network(spec)
     subject = subject_of(phase.method, network, spec, evaluator)
     evaluator.check(tuple(subject.layers), federation)
 

@@ -19,6 +19,7 @@ from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Floats
+from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
@@ -127,7 +128,8 @@ class ServerRun:
             raise
         seconds = time.perf_counter() - self._began
         share = most_frequent_share(self._federation.held_out.labels)
-        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share)
+        judges = judges_of(self._experiment, self._federation)
+        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share, judges)
         for observer in self._observers:
             observer.ended(outcome)
         return outcome

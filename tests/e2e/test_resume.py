@@ -48,6 +48,10 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},
         "federation": {"label_noise": {"kind": "symmetric", "rate": 0.4}},
     },
+    "a queue and a key encoder at clients": {
+        "method": {"kind": "moco", "queue_size": 40, "key_encoder_scope": "client"},
+    },
+    "BYOL, a target at the server": {"method": {"kind": "byol", "target_scope": "server"}},
     "corrections in phases": {
         "rounds": None,
         "strategy": {"kind": "feddyn", "alpha": 1.0},

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Fresh, Learner, Progress, Views
+from fedssl.methods.base import METHODS, Batch, Fresh, Learner, Progress, Views
 from fedssl.models.base import Classifier
 
 SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
@@ -49,6 +49,12 @@ def batch(views=None, labeled=4, unlabeled=NUM_EXAMPLES, seed=0):
         generator=stream(seed + 1),
     )
 
+
+NEEDS_EARLIER_PHASE = {"distill", "fine_tune"}
+"""Methods that go on from the network of an earlier phase; `tests/methods/test_earlier.py` is about them."""
+
+FIRST_METHODS = [name for name in METHODS.names() if name not in NEEDS_EARLIER_PHASE]
+"""Methods that a first phase can have."""
 
 PAIRED = {"semifl"}
 """Methods that mix each unlabeled image with a labeled one, so that both batches have the same size."""

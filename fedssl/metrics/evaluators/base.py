@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedssl.core import rng
 from fedssl.core.errors import InputError
@@ -72,8 +72,10 @@ class Evaluator(Plugin):
 
     is_abstract: ClassVar[bool] = True
 
-    learns: ClassVar[bool] = False
-    """Whether the evaluator learns from labeled images before it judges."""
+    @property
+    def learns(self) -> bool:
+        """Whether the evaluator learns from labeled images before it judges; by default it does not."""
+        return False
 
     @property
     def title(self) -> str:
@@ -143,8 +145,6 @@ class FeatureEvaluator(Evaluator):
     """
 
     is_abstract: ClassVar[bool] = True
-    learns: ClassVar[bool] = True
-
     layers: tuple[str, ...] = Field(
         ("backbone",),
         min_length=1,
@@ -176,6 +176,11 @@ class FeatureEvaluator(Evaluator):
             raise ValueError("per_class and fraction exclude each other; drop one")
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Say yes."""
+        return True
+
     @abstractmethod
     def learn_layer(self, features: Tensor, labels: Tensor, num_classes: int) -> Tensors:
         """Return what the judge learns of one layer, as tensors by name.
@@ -189,6 +194,13 @@ class FeatureEvaluator(Evaluator):
     @abstractmethod
     def score_layer(self, learned: Tensors, features: Tensor) -> Tensor:
         """Return logits (B, num_classes) for features (B, width); `learned` is what `learn_layer` returned."""
+
+    def head(self, learned: Tensors) -> nn.Linear | None:
+        """Return the judge of a layer as one linear layer from its features to logits; None, the default, if it is none.
+
+        `fedssl export` writes the model's trunk and this layer as one network.
+        """
+        return None
 
     def describe(self, federation: Federation) -> str:
         """Return the title, the layer if it is not the backbone, and the number of labels."""
@@ -266,11 +278,11 @@ class FeatureEvaluator(Evaluator):
 
     def learn(self, subject: Subject, examples: Examples) -> Tensors:
         """Return what the judge learns of every layer, by ``LAYER/NAME``."""
-        learned = {}
+        learned: dict[str, Tensor] = {}
         for layer in self.layers:
             parts = [
                 subject.layers[layer](subject.spec.normalize(as_float(part))).cpu()
-                for part in examples.images.split(BATCH_SIZE)
+                for part in torch.split(examples.images, BATCH_SIZE)
             ]
             found = self.learn_layer(
                 torch.cat(parts), examples.labels.cpu(), subject.spec.num_classes

@@ -8,7 +8,7 @@ neither a seed nor the choice of an epoch can change the result.
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedssl.core.slots import Tensors
 from fedssl.metrics.evaluators.base import FeatureEvaluator
@@ -49,6 +49,13 @@ class LinearProbe(FeatureEvaluator):
     def score_layer(self, learned: Tensors, features: Tensor) -> Tensor:
         """Return the logits of the linear layer, (B, C)."""
         return F.linear(features, learned["weight"], learned["bias"])
+
+    def head(self, learned: Tensors) -> nn.Linear:
+        """Return the linear layer."""
+        num_classes, width = learned["weight"].shape
+        head = nn.Linear(width, num_classes)
+        head.load_state_dict(dict(learned))
+        return head
 
 
 def standardization(features: Tensor) -> tuple[Tensor, Tensor]:
