@@ -156,6 +156,13 @@ class MetaPseudoLabels(SemiSupervised):
         assert isinstance(network, StudentAndTeacher)
         return network.student
 
+    def comes_from(self, key: str) -> str | None:
+        """Let the teacher start from the last phase's classifier, as the student does; without it, it would know nothing.
+
+        After another phase with this method, both networks start from that phase's student.
+        """
+        return key.removeprefix("teacher.")
+
     def optimizers(
         self,
         network: nn.Module,

@@ -182,7 +182,7 @@ def balanced_copies(
     """
     draws = torch.rand(len(classes), generator=generator, device=classes.device)
     copies = torch.zeros_like(classes)
-    for label in classes[kept].unique():
+    for label in sorted(set(classes[kept].tolist())):
         own = (kept & (classes == label)).nonzero().squeeze(1)
         if len(own) >= per_class:
             copies[own[confidence[own].argsort(descending=True, stable=True)[:per_class]]] = 1
