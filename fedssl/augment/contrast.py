@@ -29,7 +29,8 @@ class Contrast(DrawnAugmentation):
     """
 
     crop: RandomResizedCrop = Field(
-        RandomResizedCrop(), description="the random part of the image that a view shows, and the flip"
+        RandomResizedCrop(),
+        description="the random part of the image that a view shows, and the flip",
     )
     jitter_probability: float = Field(
         0.8, ge=0, le=1, description="probability that the colors of an image change"

@@ -51,9 +51,7 @@ class GaussianBlur(DrawnAugmentation):
         """Draw which images are blurred, (B,), and each image's kernels along its height and width, (B, taps) each."""
         uniform = torch.rand((2, count), generator=generator, device=generator.device)
         sigma = self.min_sigma + (self.max_sigma - self.min_sigma) * uniform[1]
-        height, width = (
-            ops.gaussian_kernels(sigma, self._radius(side)) for side in shape[1:]
-        )
+        height, width = (ops.gaussian_kernels(sigma, self._radius(side)) for side in shape[1:])
         return {"blurred": uniform[0] < self.probability, "kernel_y": height, "kernel_x": width}
 
     def apply(self, images: Tensor, draws: Tensors) -> Tensor:

@@ -19,7 +19,10 @@ class Grayscale(DrawnAugmentation):
     """Turn some images gray, and change nothing else; gray images stay as they are."""
 
     probability: float = Field(
-        0.2, ge=0, le=1, description="probability that an image turns gray; it has no effect on gray images"
+        0.2,
+        ge=0,
+        le=1,
+        description="probability that an image turns gray; it has no effect on gray images",
     )
 
     def draw(

@@ -82,9 +82,7 @@ class RandomResizedCrop(DrawnAugmentation):
         """Return the enlarged crops."""
         return enlarge_crops(as_float(images), draws["crop"], draws["mirrored"])
 
-    def _sizes(
-        self, area: Tensor, ratio: Tensor, shape: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _sizes(self, area: Tensor, ratio: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the height and the width of each crop, in whole pixels, shape (B,) each.
 
         Args:
