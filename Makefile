@@ -9,6 +9,7 @@ INSTALLED := $(VENV)/.installed
 baselines = $(addprefix $(1)/,supervised_strong.toml supervised.toml)
 baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)),$(sort $(wildcard $(1)/*.toml)))
 DIGITS := $(call baselines,experiments/digits) $(addprefix experiments/digits/,fixmatch.toml mean_teacher.toml)
+FAMILY := $(patsubst %,experiments/digits/%.toml,moco simclr byol comatch noisy_student meta_pseudo_labels ups)
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
 AT_SERVER := $(patsubst %,experiments/labels_at_server/%.toml,server_alone fixmatch fixmatch_received semifl)
 NOISY := $(patsubst %,experiments/noisy_labels/%.toml,supervised fixmatch dividemix)
@@ -17,7 +18,7 @@ FASHION_ROOT ?= data
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-fashion table-labels table-server table-noise table-one-labeled table-drift yardsticks benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift yardsticks benchmark soak clean
 
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -55,8 +56,15 @@ format: $(INSTALLED)  ## Format the code, and let the linter fix what it can.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-table: $(INSTALLED)  ## Train every method on the 40 labels of the quickstart, five seeds; about an hour.
-	$(BIN)/fedssl run $(call baselines_first,experiments/digits) --seeds 5
+table: $(INSTALLED)  ## Train two baselines and twelve methods on the 40 labels of the quickstart, five seeds; about an hour.
+	$(BIN)/fedssl run $(filter-out $(FAMILY),$(call baselines_first,experiments/digits)) --seeds 5
+
+table-family: $(INSTALLED)  ## Compare contrastive methods, Noisy Student, Meta Pseudo Labels and UPS with FixMatch, five seeds; an hour.
+	$(BIN)/fedssl run $(call baselines,experiments/digits) experiments/digits/fixmatch.toml $(FAMILY) --seeds 5
+	$(BIN)/fedssl run experiments/digits/meta_pseudo_labels.toml --seeds 5 --set method.feedback=false
+
+table-pretraining: $(INSTALLED)  ## Compare pre-training, fine-tuning and distillation with FixMatch, five seeds; half an hour.
+	$(BIN)/fedssl run experiments/digits/fixmatch.toml experiments/pretraining/simclr.toml --seeds 5
 
 table-fashion: $(INSTALLED)  ## Train methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER names the data's folder.
 	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT)

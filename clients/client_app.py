@@ -92,6 +92,7 @@ def _train(
         phase_rounds=request.phase_rounds or experiment.num_rounds,
         optimizers=here.optimizers,
         extra=protocol.as_tensors(request.extra, shard.images.device),
+        previous=here.previous,
     )
     # Refuse a diverged network before the client keeps or sends any of it.
     refuse_divergence(weights, state)

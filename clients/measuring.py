@@ -16,7 +16,6 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.training.network import build_network
 
 MEASURING_TIMEOUT = 600.0
 """Training one client to measure its memory may take at most this long (seconds)."""
@@ -83,7 +82,7 @@ def _train_largest(text: str, device: str) -> int:
     federation = simulated_federation(experiment)
     client = int(federation.sizes.argmax())
     spec = federation.data.spec
-    network = build_network(experiment.model, experiment.method, spec, experiment.seed)
+    network = experiment.build_network(spec)
     protocol.claim_identity(1)
     config = protocol.request_config(text, 0, 1, experiment.num_rounds)
     content = RecordDict(

@@ -10,7 +10,6 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.weights import Weights
 from fedssl.data.terms import Terms
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.training.network import build_network
 from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.recipe import Recipe
 
@@ -25,6 +24,7 @@ class Resident:
         network: The network; each client overwrites all its weights before it trains.
         weights: The network's weights.
         optimizers: Optimizers of these weights; each client resets them before it trains.
+        previous: The classifier of the last phase's network; None for methods without ``phase`` slots, or in the first phase.
     """
 
     experiment: ClientSettings
@@ -32,6 +32,7 @@ class Resident:
     network: nn.Module
     weights: Weights
     optimizers: OptimizerSet
+    previous: nn.Module | None = None
 
 
 def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
@@ -55,8 +56,9 @@ def _resident(text: str, device: str, terms: Terms | None) -> Resident:
     experiment = ClientSettings.from_json(text)
     recipe = experiment.recipe
     spec = simulated_federation(experiment).data.spec if terms is None else terms.spec
-    network = build_network(
-        experiment.model, experiment.method, spec, experiment.seed, torch.device(device)
-    )
+    network = experiment.build_network(spec, torch.device(device))
+    previous = None
+    if experiment.previous is not None and recipe.slots_in("phase"):
+        previous = experiment.previous.build(spec, experiment.seed, device).classifier
     weights = Weights(recipe.method, network)
-    return Resident(experiment, recipe, network, weights, recipe.optimizers(network))
+    return Resident(experiment, recipe, network, weights, recipe.optimizers(network), previous)

@@ -28,12 +28,13 @@ from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import EVENTS, LOCK
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
+from fedssl.server.carry_over import check_network
+from fedssl.server.evaluation import check_evaluator
 from fedssl.server.privacy import check_privacy
 from fedssl.server.server_training import check_all_rates, check_server_method, check_statistics
 from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, typical_seconds
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
-from fedssl.training.network import build_network
 from fedssl.views.trackers.base import check_tracker
 
 log = logging.getLogger(__name__)
@@ -161,15 +162,26 @@ def check_experiment(experiment: Experiment) -> None:
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
     # Check every phase.
-    for phase in experiment.plans:
-        network = build_network(phase.model, phase.method, federation.data.spec, phase.seed)
+    for number, phase in enumerate(experiment.plans):
+        with _within_phase(number if experiment.phases else None):
+            network = check_network(phase, federation.data.spec)
         check_privacy(phase, network)
         check_all_rates(phase, network)
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         check_statistics(phase, network)
+        check_evaluator(phase, federation)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)
+
+
+@contextlib.contextmanager
+def _within_phase(number: int | None) -> Iterator[None]:
+    """Let an `InputError` name the phase whose settings are wrong; None: the experiment has no phases."""
+    try:
+        yield
+    except InputError as error:
+        raise error if number is None else error.within(f"phases[{number}].") from None
 
 
 def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:

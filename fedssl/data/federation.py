@@ -146,6 +146,18 @@ class Federation:
         labels = torch.from_numpy(self.held_out.labels[rows])
         return self._as_client_sees(images, client, "held-out"), labels
 
+    def images_as_seen(self, rows: Rows) -> torch.Tensor:
+        """Return the training images in some rows as their owners see them, uint8 (n, C, H, W)."""
+        images = torch.from_numpy(self.data.train.read(rows))
+        if self.features is None:
+            return images
+        owner = self.owner[rows]
+        for client in np.unique(owner[owner >= 0]).tolist():
+            (places,) = np.nonzero(owner == client)
+            ids = np.searchsorted(self.rows(client), rows[places])
+            images[torch.from_numpy(places)] = self.shard(client).images[torch.from_numpy(ids)]
+        return images
+
     @cached_property
     def sizes(self) -> Rows:
         """Number of training images of each client, (K,)."""

@@ -5,11 +5,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import Field, PrivateAttr, ValidationError
+from torch import nn
 
 from fedssl.augment.policy import Augment
 from fedssl.core.registry import Section, input_error
 from fedssl.core.trust import Trust, current_trust, trusting
+from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.base import SOURCES, Source
 from fedssl.experiment.families import STRATEGIES
 from fedssl.experiment.privacy import Privacy
@@ -20,8 +23,12 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.base import MODELS, Model
 from fedssl.models.cnn import CNN
 from fedssl.training.correction import WithClientHalf
+from fedssl.training.network import NetworkSection, build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
+
+PREVIOUS = "previous"
+"""The text that clients are sent says under this name what the last phase's network is made of, if they need it."""
 
 DEFAULT_ROUNDS = 40
 """An experiment without `rounds` and without phases has this many rounds."""
@@ -59,6 +66,9 @@ class ClientSettings(Section):
     _trust: Trust = PrivateAttr(default_factory=current_trust)
     """The modules that reading these settings may import. Settings that are derived from them may import no others."""
 
+    _previous: NetworkSection | None = PrivateAttr(None)
+    """What the network of the last phase is made of; no setting of the file, because the phases say it."""
+
     @property
     def recipe(self) -> Recipe:
         """The method, training settings, augmentation and correction with which a client learns."""
@@ -69,6 +79,26 @@ class ClientSettings(Section):
     def num_rounds(self) -> int:
         """The number of rounds."""
         return self.rounds or DEFAULT_ROUNDS
+
+    @property
+    def previous(self) -> NetworkSection | None:
+        """What the network of the last phase is made of; None in the first phase."""
+        return self._previous
+
+    @property
+    def needs_previous(self) -> bool:
+        """Whether a client needs the network of the last phase: to build its own, or for the content of a slot."""
+        return self.method.builds_on_previous or bool(self.recipe.slots_in("phase"))
+
+    def build_network(self, spec: ImageSpec, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the network of these settings with its initial weights; see `fedssl.training.network.build_network`."""
+        return build_network(self.model, self.method, spec, self.seed, device, self.previous)
+
+    def after(self, last: "ClientSettings | None") -> Self:
+        """Return these settings as those of a phase that follows another; None: it is the first phase."""
+        if last is not None:
+            self._previous = NetworkSection.of(last.model, last.method, last.previous)
+        return self
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
@@ -96,6 +126,8 @@ class ClientSettings(Section):
         if self.recipe.correction is None:
             names.remove("strategy")
         table = self.model_dump(mode="json", exclude_none=True, include=names)
+        if self.previous is not None and self.needs_previous:
+            table[PREVIOUS] = self.previous.model_dump(mode="json", exclude_none=True)
         return json.dumps(without_none(table))
 
 
@@ -105,4 +137,16 @@ def _parsed(
 ) -> ClientSettings:
     """Parse a JSON text under a trust; the trust's parts are arguments, so that they are part of the cache's key."""
     with trusting(Trust(modules, keeps_tables)):
-        return kind.from_dict(json.loads(text))
+        table = json.loads(text)
+        previous = table.pop(PREVIOUS, None)
+        settings = kind.from_dict(table)
+        if previous is not None:
+            settings._previous = _previous_of(previous)
+        return settings
+
+
+def _previous_of(table: Mapping[str, Any]) -> NetworkSection:
+    try:
+        return NetworkSection.model_validate(dict(table))
+    except ValidationError as error:
+        raise input_error(error, NetworkSection, PREVIOUS) from None

@@ -38,7 +38,7 @@ class Phase(Section):
 MOST_PHASES = 1000
 """An experiment has at most this many phases; each phase is validated like an experiment of its own."""
 
-PHASE_SECTIONS = ("method", "train", "strategy", "server", "augment", "federation")
+PHASE_SECTIONS = ("model", "method", "train", "strategy", "server", "augment", "federation")
 """A phase may override these sections; in ``federation``, only the number of sampled clients."""
 
 WITHOUT_EFFECT = ("engine", "record", "tracker")
@@ -125,10 +125,12 @@ class Experiment(RunSettings):
             plan._trust = self._trust
             return (plan,)
         table = self._own_settings()
+        plans: list[PhasePlan] = []
         with trusting(self._trust):
-            return tuple(
-                _resolved(table, phase, f"phases[{i}].") for i, phase in enumerate(self.phases)
-            )
+            for i, phase in enumerate(self.phases):
+                plan = _resolved(table, phase, f"phases[{i}].")
+                plans.append(plan.after(plans[-1] if plans else None))
+        return tuple(plans)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with some fields replaced, whose phases are resolved anew."""

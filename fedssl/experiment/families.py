@@ -11,6 +11,7 @@ from fedssl.data.sources.base import SOURCES
 from fedssl.experiment.sections import SERVER_METHODS, SERVER_OPTIMIZERS, SERVER_SCHEDULES
 from fedssl.experiment.system.section import SYSTEM_FAMILIES
 from fedssl.methods.base import METHODS
+from fedssl.metrics.evaluators.base import EVALUATORS
 from fedssl.models.base import MODELS
 from fedssl.training.correction import WithClientHalf
 from fedssl.training.optimizers.base import OPTIMIZERS
@@ -23,8 +24,8 @@ PLUGIN_SECTIONS = {
     family.section: family
     for family in (
         *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
-        *(MODELS, METHODS, SERVER_METHODS, STRATEGIES, TRACKERS, WEAK, STRONG, *SYSTEM_FAMILIES),
-        *(OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, SERVER_SCHEDULES),
+        *(MODELS, METHODS, SERVER_METHODS, EVALUATORS, STRATEGIES, TRACKERS, WEAK, STRONG),
+        *(OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, SERVER_SCHEDULES, *SYSTEM_FAMILIES),
     )
 }
 """The family of each section that names a plug-in, by the section's dotted name."""

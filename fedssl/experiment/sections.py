@@ -9,6 +9,8 @@ from fedssl.core.registry import Section
 from fedssl.data.federation import Deal
 from fedssl.methods.base import METHODS, Method
 from fedssl.methods.supervised import Supervised
+from fedssl.metrics.evaluators.base import EVALUATORS, Evaluator
+from fedssl.metrics.evaluators.classifier import OwnClassifier
 from fedssl.training.optimization import Train
 from fedssl.training.optimizers.base import OPTIMIZERS
 from fedssl.training.schedules.base import SCHEDULES
@@ -45,7 +47,14 @@ class ServerSection(Section):
         0.9, ge=0, lt=1, description="decay of the moving average of the global model, per round"
     )
     evaluate_every: int = Field(
-        1, ge=1, description="rounds between evaluations; the last round is always evaluated"
+        1,
+        ge=1,
+        description="rounds between evaluations; the last round of each phase is always evaluated",
+    )
+    evaluator: Annotated[Evaluator, EVALUATORS] = Field(
+        OwnClassifier(),
+        description="how the global model is judged: by its own classifier, or by a judge that learns the classes from the "
+        "model's features",
     )
     last_rounds: int = Field(
         10, ge=1, description="evaluations at the end whose mean is the reported accuracy"

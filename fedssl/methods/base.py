@@ -36,14 +36,16 @@ something after the steps (statistics of BatchNorm)     `end`
 more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`, so that virtual time
                                                         is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
-the model of an earlier phase (a frozen teacher)        a ``phase`` slot: `init_slot` is given the global network
-                                                        when the phase begins, and the content travels once
+the model of the last phase as a frozen teacher         a ``phase`` slot with the content `earlier.teacher_weights`, which
+                                                        travels once; `earlier.teacher_logits` during the steps
+a network made from the last phase's network            `builds_on_previous`, `network_after`
+other weights of the last phase to start from           `comes_from`; `check_carried` says what must be among them
 ======================================================= ==========================================================
 """
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -217,18 +219,35 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
 
 
 @dataclass(frozen=True)
+class Previous:
+    """The network of the last phase.
+
+    Args:
+        network: The whole network, as the last phase's method made it.
+        classifier: The part of it that maps images to logits.
+    """
+
+    network: nn.Module
+    classifier: nn.Module
+
+
+@dataclass(frozen=True)
 class Fresh:
     """What a slot's first content is made from.
 
     Args:
         network: Network with the current global weights.
         spec: What the images have in common.
-        shard: The client's examples; None at the server, which makes ``server`` slots without any client's examples.
+        shard: The client's examples; None at the server, which makes ``server`` and ``phase`` slots without any client's
+            examples.
+        previous: The classifier of the last phase's network with its final global weights, frozen and in evaluation
+            mode; None in the first phase. Only the server has it, so only ``phase`` and ``server`` slots are made of it.
     """
 
     network: nn.Module
     spec: ImageSpec
     shard: Shard | None
+    previous: nn.Module | None = None
 
     @property
     def device(self) -> torch.device:
@@ -282,6 +301,9 @@ class Learner:
         batches: Function that makes further batches.
         extra: Arrays that the strategy sent to this client alone, as tensors: record -> name -> tensor.
         scratch: Notes that a method's hooks leave for each other within this round.
+        previous: The classifier of the last phase's network, frozen and in evaluation mode. Its own weights mean nothing:
+            a method calls it with the weights of its ``phase`` slot (`fedssl.methods.earlier`). None in the first phase
+            and for methods without ``phase`` slots.
     """
 
     network: nn.Module
@@ -296,6 +318,7 @@ class Learner:
     batches: Batches
     extra: Mapping[str, Tensors] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
+    previous: nn.Module | None = None
 
     @functools.cached_property
     def received(self) -> Tensors:
@@ -388,6 +411,44 @@ class Method(Plugin):
     def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Return the module that is trained and federated; `build` makes one classifier."""
         return build()
+
+    @property
+    def builds_on_previous(self) -> bool:
+        """Whether the network is made by `network_after`, from the network of the last phase; by default it is not."""
+        return False
+
+    def network_after(self, build: Callable[[], Classifier], previous: Previous) -> nn.Module:
+        """Return the module that is trained and federated in a phase that goes on from the last phase's network.
+
+        This hook is called in place of `network` if `builds_on_previous`, in every phase but the first.
+
+        Args:
+            build: Makes one classifier of the phase's own model.
+            previous: The last phase's network. Its weights mean nothing: `comes_from` says which of them the new network
+                starts from. Its modules may become a part of the new network.
+        """
+        raise NotImplementedError(
+            f"{self.kind} builds on the last phase's network but does not say how"
+        )
+
+    def comes_from(self, key: str) -> str | None:
+        """Return the name of the weight in the last phase's network that a weight starts from; None: it begins anew.
+
+        By default it is the same name. A weight that is not there, or has another shape there, begins anew.
+
+        Args:
+            key: Name of the weight in the phase's network. Weights of the classifier have their names in the classifier
+                here, in both networks, whatever module each method puts its classifier into.
+        """
+        return key
+
+    def check_carried(self, carried: Collection[str], begun: Collection[str]) -> None:
+        """Raise `InputError` if a phase after another cannot start from what it takes over; by default it can.
+
+        Args:
+            carried: Names, as `comes_from` is given them, of the weights that start from the last phase's weights.
+            begun: Names of the weights that begin anew.
+        """
 
     def classifier(self, network: nn.Module) -> nn.Module:
         """Return the part of the network that maps images to logits and has features; judges use this part."""

@@ -47,8 +47,17 @@ class Classifier(WithFeatures):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features of normalized images (B, C, H, W), shape (B, width); maps are averaged over their pixels."""
-        features: Tensor = self.trunk(images)
-        return features.mean((2, 3)) if features.dim() == 4 else features
+        return _averaged(self.trunk(images))
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` and `features` return, from one pass through the trunk."""
+        seen = self.trunk(images)
+        return self.head(seen), _averaged(seen)
+
+
+def _averaged(seen: Tensor) -> Tensor:
+    """Return features (B, width) as they are, and the mean over the pixels of maps (B, width, h, w)."""
+    return seen.mean((2, 3)) if seen.dim() == 4 else seen
 
 
 class Model(Plugin):

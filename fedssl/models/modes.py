@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 
 @contextmanager
@@ -16,3 +17,17 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def dropout_layers(network: nn.Module) -> list[_DropoutNd]:
+    """Return the dropout layers of a network."""
+    return [module for module in network.modules() if isinstance(module, _DropoutNd)]
+
+
+@contextmanager
+def only_dropout(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a block, except its dropout layers, which drop as in training."""
+    with evaluation_mode(network):
+        for layer in dropout_layers(network):
+            layer.train()
+        yield

@@ -17,6 +17,7 @@ from fedssl.data.federation import Federation
 from fedssl.data.images import Images
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
+from fedssl.record.judges import judges_of
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
 
@@ -54,6 +55,7 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
         "description": describe(experiment, federation),
         "source": experiment.data.kind,
         "evaluated_on": federation.held_out_name,
+        "judged_by": judges_of(experiment, federation),
         "class_names": data.class_names,
         **dataclasses.asdict(data.spec),
         "num_train": len(data.train),

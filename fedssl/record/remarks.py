@@ -17,15 +17,18 @@ EXPLODED = 50.0
 """A model with a held-out loss above this (nats per image) has diverged; a guess among a thousand classes has 6.9."""
 
 
-def remark_on(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> str:
+def remark_on(
+    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool = True
+) -> str:
     """Return what went wrong in a run, as sentences on one line; empty if nothing did.
 
     Args:
         rows: Every round of the run.
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
+        is_trained: Whether the run's last phase trained the judge that its accuracies come from.
     """
-    return " ".join(_remarks(rows, most_frequent, evaluated_on))
+    return " ".join(_remarks(rows, most_frequent, evaluated_on, is_trained=is_trained))
 
 
 def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
@@ -34,11 +37,18 @@ def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
     return float(np.bincount(known).max() / len(known)) if len(known) else math.nan
 
 
-def _remarks(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str) -> Iterator[str]:
+def _remarks(
+    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool
+) -> Iterator[str]:
     if rows and all(row.clients_ok == 0 for row in rows) and rows[-1].clients_inactive:
         yield (
             f"No client trained in any of {len(rows)} rounds: the method found nothing to train on. It may want labels at "
             "the clients, a lower threshold, or a server that trains longer first."
+        )
+    if not is_trained:
+        yield (
+            "The accuracy is chance, because the last phase trains no classifier: set server.evaluator to knn or "
+            "linear_probe."
         )
     evaluated = [row for row in rows if row.evaluated]
     if len(evaluated) >= FEWEST_ROUNDS:
@@ -48,7 +58,7 @@ def _remarks(rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str
                 f"The model diverged: its loss on {evaluated_on} images is {last.server_loss:.3g} "
                 f"after round {last.round}."
             )
-        if last.server_accuracy <= most_frequent:
+        if is_trained and last.server_accuracy <= most_frequent:
             yield (
                 f"The model learned nothing, or lost it: after round {last.round} it is right on "
                 f"{last.server_accuracy * 100:.1f} % of {evaluated_on} images, and naming the most frequent "

@@ -17,6 +17,7 @@ from fedssl.record.lines import read_rounds
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import (
+    DATA,
     EMA,
     EXPERIMENT,
     MODEL,
@@ -65,6 +66,7 @@ def outcome_of(path: Path) -> Outcome:
     """Return the outcome of a finished run, read from its folder."""
     state = path / STATE
     summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    facts = json.loads((path / DATA).read_text(encoding="utf-8"))
     share = summary.get("most_frequent_class")
     return Outcome(
         model=GlobalModel(
@@ -75,6 +77,7 @@ def outcome_of(path: Path) -> Outcome:
         rounds=read_rounds(path / ROUNDS),
         seconds=float(summary["seconds"]),
         most_frequent=math.nan if share is None else float(share),
+        judges=tuple(facts.get("judged_by", ())),  # an older record names no judges
     )
 
 

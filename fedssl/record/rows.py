@@ -10,6 +10,7 @@ import numpy as np
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.global_model import GlobalModel
+from fedssl.record.judges import UNTRAINED, judge_in, judged_as_the_last
 from fedssl.record.remarks import remark_on
 
 if TYPE_CHECKING:
@@ -200,12 +201,14 @@ class Outcome:
         rounds: The rows of all rounds.
         seconds: Time from the first round to the end (seconds).
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
+        judges: How the model of each phase was judged; empty: by its classifier.
     """
 
     model: GlobalModel
     rounds: tuple[RoundRow, ...]
     seconds: float
     most_frequent: float = NAN
+    judges: tuple[str, ...] = ()
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -245,6 +248,8 @@ class Observer:
 def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Return the summary of a run. Its accuracies are means over the last evaluated rounds, never those of the best.
 
+    Only rounds with the judge of the last round count; ``judged_by`` names this judge.
+
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
     that the run diverged, learned nothing or used no pseudo-label; otherwise it is empty.
 
@@ -252,8 +257,9 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         experiment: The experiment that ran.
         outcome: The outcome of its run.
     """
-    last = [row for row in outcome.rounds if row.evaluated][-experiment.server.last_rounds :]
     rounds = outcome.rounds
+    last = judged_as_the_last(rounds, outcome.judges)[-experiment.server.last_rounds :]
+    judge = judge_in(outcome.judges, last[-1].phase if last else 0)
     return {
         "name": experiment.name,
         "method": rounds[-1].method if rounds else experiment.method.kind,
@@ -261,6 +267,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "rounds": len(rounds),
         "last_rounds": len(last),
         "evaluated_on": experiment.evaluated_on,
+        "judged_by": judge,
         "server_accuracy": nan_mean(row.server_accuracy for row in last),
         "ema_accuracy": nan_mean(row.ema_accuracy for row in last),
         "pseudo_label_accuracy": nan_mean(row.pseudo_label_accuracy for row in last),
@@ -274,7 +281,12 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
         "most_frequent_class": outcome.most_frequent,
-        "remark": remark_on(rounds, outcome.most_frequent, experiment.evaluated_on),
+        "remark": remark_on(
+            rounds,
+            outcome.most_frequent,
+            experiment.evaluated_on,
+            is_trained=judge != UNTRAINED,
+        ),
     }
 
 

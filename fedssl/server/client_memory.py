@@ -6,7 +6,6 @@ from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.experiment.experiment import Experiment
-from fedssl.training.network import build_network
 
 
 def can_resume(experiment: Experiment, grid: ClientGrid, spec: ImageSpec) -> bool:
@@ -31,6 +30,6 @@ def _kept_at_clients(experiment: Experiment, spec: ImageSpec) -> Iterator[str]:
             for slot in slots:
                 if slot.scope == "client":
                     yield f"the slot {slot.name!r} of [{section}]"
-        network = build_network(phase.model, phase.method, spec, phase.seed)
+        network = phase.build_network(spec)
         if not all(phase.method.is_shared(name) for name in network.state_dict()):
             yield f"weights of their own, by [method] kind = {phase.method.kind!r}"

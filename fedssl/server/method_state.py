@@ -21,7 +21,13 @@ from fedssl.methods.base import Fresh
 from fedssl.training.recipe import Recipe
 
 
-def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec, scope: Scope) -> NamedArrays:
+def initial_state(
+    recipe: Recipe,
+    network: nn.Module,
+    spec: ImageSpec,
+    scope: Scope,
+    previous: nn.Module | None = None,
+) -> NamedArrays:
     """Return the state of the slots of one scope when a phase begins, by ``SLOT/NAME``.
 
     Args:
@@ -29,8 +35,9 @@ def initial_state(recipe: Recipe, network: nn.Module, spec: ImageSpec, scope: Sc
         network: The phase's network with the current global weights.
         spec: What all images have in common.
         scope: ``"server"`` or ``"phase"``: no client's images are needed to make the state.
+        previous: The classifier of the last phase's network with its final weights; None in the first phase.
     """
-    fresh = Fresh(network, spec, None)
+    fresh = Fresh(network, spec, None, previous)
     return {
         protocol.slot_key(slot.name, name): tensor.detach().numpy()
         for slot in recipe.slots_in(scope)

@@ -8,7 +8,6 @@ from torch import nn
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import RunFailed
-from fedssl.core.kept import as_array, from_array
 from fedssl.core.slots import Slot
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
@@ -16,67 +15,67 @@ from fedssl.exchange.census import Census, list_clients
 from fedssl.exchange.checks import CALMER
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import as_type, is_finite, move_average
-from fedssl.methods.base import Method
+from fedssl.experiment.client_settings import ClientSettings
+from fedssl.methods.base import Previous
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
+from fedssl.server.carry_over import CarryOver, carry_over, shared_weights
 from fedssl.server.method_state import initial_state, merge_state
 from fedssl.server.round_log import RoundLog
-from fedssl.training.network import classifier_names
-from fedssl.training.recipe import Recipe
 
 
 class ModelKeeper:
     """Hold the global model of a run.
 
-    The keeper also keeps the names of the classifier's weights in the network of the last phase, and whether the
-    strategy's last answer was not finite.
+    The keeper also keeps whether the strategy's last answer was not finite.
     """
 
     def __init__(self) -> None:
         self.model = GlobalModel()
-        self._names: Mapping[str, str] = {}
         self._is_stale = False
 
     def kept(self) -> NamedArrays:
         """Return all that is kept besides the model itself."""
-        return {"names": as_array(dict(self._names)), "stale": np.array(self._is_stale)}
+        return {"stale": np.array(self._is_stale)}
 
     def take_up(self, kept: NamedArrays) -> None:
         """Go on with what `kept` returned."""
-        self._names, self._is_stale = from_array(kept["names"]), bool(kept["stale"])
+        self._is_stale = bool(kept["stale"])
 
-    def begin_phase(self, recipe: Recipe, network: nn.Module, spec: ImageSpec) -> None:
-        """Keep the weights that a phase's network has in common with the last one, and make the method's state anew.
-
-        If a method puts the classifier into another network, under other names, the classifier keeps its weights.
+    def begin_phase(
+        self,
+        settings: ClientSettings,
+        network: nn.Module,
+        spec: ImageSpec,
+        previous: Previous | None,
+    ) -> CarryOver | None:
+        """Begin a phase: some weights start from the last phase's weights, and the method's state is made anew.
 
         Args:
-            recipe: How clients of the phase learn.
+            settings: The settings of the phase.
             network: The phase's network with its initial weights; written to.
             spec: What all images have in common.
+            previous: The last phase's network with its final weights; None in the first phase.
+
+        Returns:
+            What the phase takes over; None in the first phase.
         """
-        method, model = recipe.method, self.model
-        own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        names = {name: name for name in own} | self._renamed(method, network)
-        same = {
-            name: old
-            for name, old in names.items()
-            if old in model.arrays and own[name] == model.arrays[old].shape
-        }
-        protocol.load_network(network, {n: model.arrays[old] for n, old in same.items()}, same)
+        model = self.model
+        carried = None if previous is None else carry_over(settings, network, previous)
+        sources = {} if carried is None else carried.sources
+        protocol.load_network(
+            network, {name: model.arrays[old] for name, old in sources.items()}, sources
+        )
         fresh = {
             name: tensor.detach().numpy().copy()
-            for name, tensor in network.state_dict().items()
-            if method.is_shared(name)
+            for name, tensor in shared_weights(network, settings.method).items()
         }
-        ema = {n: model.ema[same[n]] if n in same else array for n, array in fresh.items()}
-        self.model = GlobalModel(fresh, ema, initial_state(recipe, network, spec, "server"))
-
-    def _renamed(self, method: Method, network: nn.Module) -> dict[str, str]:
-        """Return the names of the classifier's weights: name in the new network -> name in the last network."""
-        last, self._names = self._names, classifier_names(method, network)
-        return {now: last[n] for n, now in self._names.items() if n in last}
+        ema = {n: model.ema[sources[n]] if n in sources else a for n, a in fresh.items()}
+        classifier = None if previous is None else previous.classifier
+        state = initial_state(settings.recipe, network, spec, "server", classifier)
+        self.model = GlobalModel(fresh, ema, state)
+        return carried
 
     def accept(self, arrays: NamedArrays, log: RoundLog) -> None:
         """Take the strategy's answer as the new weights; keep the old weights if the answer is not finite.

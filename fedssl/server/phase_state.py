@@ -44,9 +44,18 @@ class PhaseState:
         """Assume that no client has the state, because clients that keep it themselves may have lost it meanwhile."""
         self._holders = set()
 
-    def begin_phase(self, recipe: Recipe, network: nn.Module, spec: ImageSpec) -> None:
-        """Make the state anew from the weights with which a phase begins; no client has it yet."""
-        made = initial_state(recipe, network, spec, "phase")
+    def begin_phase(
+        self, recipe: Recipe, network: nn.Module, spec: ImageSpec, previous: nn.Module | None
+    ) -> None:
+        """Make the state anew from the weights with which a phase begins; no client has it yet.
+
+        Args:
+            recipe: How clients of the phase learn.
+            network: The phase's network with the weights it begins with.
+            spec: What all images have in common.
+            previous: The classifier of the last phase's network with its final weights; None in the first phase.
+        """
+        made = initial_state(recipe, network, spec, "phase", previous)
         self._arrays = {name: np.array(array) for name, array in made.items()}
         self._holders = set()
 

@@ -10,14 +10,14 @@ from fedssl.metrics.accuracy import Evaluation
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import NAN, Observer, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
-from fedssl.server.evaluation import are_shared, evaluate_models
+from fedssl.server.evaluation import Judging, are_shared, evaluate_models
 from fedssl.server.phase import Phase
 from fedssl.server.round_log import RoundLog, row_of
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A round whose new weights are known; nothing writes to its parts afterwards.
+    """A round whose new weights are known; afterwards only its evaluation writes to its log.
 
     Args:
         phase: The round's phase.
@@ -74,6 +74,12 @@ class RoundEnds:
         model, ema = self._evaluate(finished) if finished.is_evaluated else (None, None)
         # An error above leaves the round waiting, to be evaluated again. From here on, observers are told, only once.
         self._waiting = None
+        if (
+            model is not None
+            and ema is not None
+            and finished.phase.experiment.server.evaluator.learns
+        ):
+            finished.log.record("probe", accuracies_by_layer(model, ema))
         seconds = finished.seconds + time.perf_counter() - began
         row = _row(finished, seconds, model, ema)
         self.rows.append(row)
@@ -99,7 +105,8 @@ class RoundEnds:
         """Return the evaluations of the global model and of its moving average."""
         phase, models = finished.phase, [finished.model.arrays, finished.model.ema]
         timeout = phase.experiment.server.timeout
-        return evaluate_models(phase.text, models, self._num_images, self._workers, timeout)
+        judging = Judging.of(phase.text, phase.experiment.server.evaluator)
+        return evaluate_models(judging, models, self._num_images, self._workers, timeout)
 
     def _tell(self, finished: Finished, row: RoundRow, snapshot: Snapshot | None) -> None:
         incidents, self._workers.incidents = self._workers.incidents, []
@@ -117,6 +124,12 @@ class RoundEnds:
         )
         for observer in self._observers:
             observer.round_ended(end)
+
+
+def accuracies_by_layer(model: Evaluation, ema: Evaluation) -> dict[str, float]:
+    """Return the accuracy of every layer that was judged: of the global model, and of its average as ``LAYER.ema``."""
+    own = {name: right / model.num_examples for name, right in model.layers.items()}
+    return own | {f"{name}.ema": right / ema.num_examples for name, right in ema.layers.items()}
 
 
 def _row(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import nn
 
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError, RunFailed
@@ -18,13 +19,16 @@ from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Floats
+from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
+from fedssl.server.carry_over import last_network
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
+from fedssl.server.evaluation import check_evaluator
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
@@ -38,7 +42,6 @@ from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.correction import corrects_by_state
-from fedssl.training.network import build_network
 
 NODES_TIMEOUT = 300.0
 """The server waits this long (seconds) for all K clients to connect to a grid that does not simulate them."""
@@ -69,10 +72,13 @@ class ServerRun:
         self._numbers = numbers
         self._federation: Federation = simulated_federation(experiment)
         self._spec = self._federation.data.spec
+        for plan in experiment.plans:
+            check_evaluator(plan, self._federation)
         self._round = 0
         self._model = ModelKeeper()
         self._strategy: FlowerStrategy | None = None
         self._phase_state = PhaseState()
+        self._carried: Mapping[str, float] = {}
         self._training = ServerTraining(self._federation.server_shard())
         self._fusing = Fusing()
         self._clock = make_clock(experiment)
@@ -122,7 +128,8 @@ class ServerRun:
             raise
         seconds = time.perf_counter() - self._began
         share = most_frequent_share(self._federation.held_out.labels)
-        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share)
+        judges = judges_of(self._experiment, self._federation)
+        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share, judges)
         for observer in self._observers:
             observer.ended(outcome)
         return outcome
@@ -157,16 +164,12 @@ class ServerRun:
         done = sum(row.phase == index for row in self._ends.rows)
         if done == experiment.num_rounds:
             return
-        network = build_network(experiment.model, experiment.method, self._spec, experiment.seed)
+        network = experiment.build_network(self._spec)
         check_privacy(experiment, network)
         check_all_rates(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
-            self._model.begin_phase(experiment.recipe, network, self._spec)
-            self._phase_state.begin_phase(experiment.recipe, network, self._spec)
-            last = self._experiment.plans[index - 1].strategy
-            if self._strategy is None or experiment.strategy != last or corrects_by_state(last):
-                self._strategy = strategy_of(experiment).build(cohorts)
+            self._begin_phase(index, network, cohorts)
         assert self._strategy is not None
         work = work_of(experiment, cohorts.census)
         phase = Phase(index, experiment, experiment.to_client_json(), network, self._strategy, work)
@@ -175,6 +178,20 @@ class ServerRun:
         for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
         self._ends.catch_up()
+
+    def _begin_phase(self, index: int, network: nn.Module, cohorts: Cohorts) -> None:
+        """Make the global model, the state and the strategy with which a phase begins; `network` is written to."""
+        experiment = self._experiment.plans[index]
+        previous = last_network(experiment, self._spec, self._model.model.arrays)
+        carried = self._model.begin_phase(experiment, network, self._spec, previous)
+        teacher = None if previous is None else previous.classifier
+        self._phase_state.begin_phase(experiment.recipe, network, self._spec, teacher)
+        self._carried = {} if carried is None else carried.numbers()
+        # A strategy may remember something of each weight by its name, which is worth nothing if the weight begins anew.
+        last = self._experiment.plans[index - 1].strategy
+        goes_on = carried is not None and carried.keeps_names and experiment.strategy == last
+        if self._strategy is None or not goes_on or corrects_by_state(last):
+            self._strategy = strategy_of(experiment).build(cohorts)
 
     def _run_round(self, phase: Phase, phase_round: int, cohorts: Cohorts) -> None:
         began = time.perf_counter()
@@ -187,6 +204,8 @@ class ServerRun:
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
         if self._round == 1:
             log.incidents += cohorts.census.incidents
+        if phase_round == 1:
+            log.record("phase", self._carried)
         sent = log.sent(messages, sizes)
         if not sent and (not messages or log.failures):
             self._check_success(phase, log, began)
@@ -195,7 +214,7 @@ class ServerRun:
         # Clients measure the statistics of static normalizations after their steps; clients without steps do not.
         self._train_at_server(phase, phase_round, is_measured=log.tally().num_steps > 0)
         log.record("server", self._training.numbers)
-        self._finish_round(phase, log, began)
+        self._finish_round(phase, phase_round, log, began)
 
     def _requests(self, phase: Phase, phase_round: int, census: Census) -> list[Message]:
         """Return the strategy's requests to its cohort, with the global model and the method's state in them."""
@@ -322,11 +341,11 @@ class ServerRun:
             f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
         )
 
-    def _finish_round(self, phase: Phase, log: RoundLog, began: float) -> None:
+    def _finish_round(self, phase: Phase, phase_round: int, log: RoundLog, began: float) -> None:
         server = phase.experiment.server
         self._model.average(log.round, server.ema_decay, phase.buffers)
         self._grid.states.commit()
-        is_last = log.round == self._experiment.num_rounds
+        is_last = phase_round == phase.experiment.num_rounds
         finished = Finished(
             phase,
             log,

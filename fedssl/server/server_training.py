@@ -135,13 +135,21 @@ class ServerTraining:
 
 
 def check_server_method(phase: PhasePlan) -> None:
-    """Refuse a server method that needs a network of its own: the server trains the clients' classifier.
+    """Refuse a server method that needs a network of its own or the last phase's: the server trains the clients' classifier.
 
     Raises:
-        InputError: The server holds labels, and its method needs a network of its own.
+        InputError: The server holds labels, and its method needs another network.
     """
     method = phase.server.method
-    if phase.federation.labels.at_server and type(method).network is not Method.network:
+    if not phase.federation.labels.at_server:
+        return
+    if any(slot.scope == "phase" for slot in method.slots()):
+        raise InputError(
+            "server.method.kind",
+            f"is {method.kind!r}, which learns from the network of an earlier phase, and only clients are sent that network",
+            "take 'supervised' or 'fixmatch' for the server, and this method in [method] for the clients",
+        )
+    if type(method).network is not Method.network:
         raise InputError(
             "server.method.kind",
             f"is {method.kind!r}, which trains a network of its own, but the server trains the clients' classifier",

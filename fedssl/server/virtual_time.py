@@ -11,9 +11,9 @@ from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import PhasePlan, RunSettings
 from fedssl.experiment.system.clock import Fate, VirtualClock
 from fedssl.experiment.system.devices import Floats
+from fedssl.server.carry_over import last_network, shared_weights
 from fedssl.server.method_state import initial_state
 from fedssl.strategies.base import SeededStrategy, strategy_of
-from fedssl.training.network import build_network
 
 ROUNDS_DRAWN = 20
 """So many rounds are drawn to see how often a strategy asks a client within a round."""
@@ -98,13 +98,14 @@ def round_seconds(
         spec: What all images have in common.
         times: How often the round asks a client, (K,), or one number for all clients.
     """
-    network = build_network(phase.model, phase.method, spec, phase.seed)
-    everything = network.state_dict().items()
-    shared = {name: tensor for name, tensor in everything if phase.method.is_shared(name)}
-    recipe = phase.recipe
+    network = phase.build_network(spec)
+    last = last_network(phase, spec)
+    previous = None if last is None else last.classifier
+    recipe, shared = phase.recipe, shared_weights(network, phase.method)
     weights = {name: protocol.as_numpy(tensor) for name, tensor in shared.items()}
-    up = protocol.encoded_bytes({**weights, **initial_state(recipe, network, spec, "server")})
-    once = protocol.encoded_bytes(initial_state(recipe, network, spec, "phase"))
+    state = initial_state(recipe, network, spec, "server", previous)
+    up = protocol.encoded_bytes({**weights, **state})
+    once = protocol.encoded_bytes(initial_state(recipe, network, spec, "phase", previous))
     work = work_of(phase, census)
     return clock.devices.round_seconds(work * times, up * times + once, up * times)
 

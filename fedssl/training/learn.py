@@ -27,6 +27,7 @@ def learn(
     phase_rounds: int,
     optimizers: OptimizerSet | None = None,
     extra: Mapping[str, Tensors] | None = None,
+    previous: nn.Module | None = None,
 ) -> tuple[FitReport, State]:
     """Fill every slot of a recipe, train the network, and return the report and the state after training.
 
@@ -35,7 +36,7 @@ def learn(
         shard: The learner's examples, on the network's device.
         recipe: The method, the optimization and the augmentations.
         found: Kept contents of slots, by the slots' names. A slot that is missing or empty here is made anew.
-        seed, server_round, client, phase_round, phase_rounds, optimizers, extra: As in `fit`.
+        seed, server_round, client, phase_round, phase_rounds, optimizers, extra, previous: As in `fit`.
 
     Returns:
         The report of `fit`, and the contents of every slot after the last step.
@@ -53,6 +54,7 @@ def learn(
         phase_rounds=phase_rounds,
         optimizers=optimizers,
         extra=extra,
+        previous=previous,
     )
     return report, state
 

@@ -76,6 +76,7 @@ def fit(
     phase_rounds: int,
     optimizers: OptimizerSet | None = None,
     extra: Mapping[str, Tensors] | None = None,
+    previous: nn.Module | None = None,
 ) -> FitReport:
     """Train a network on one client's shard, in place.
 
@@ -88,6 +89,7 @@ def fit(
         phase_round, phase_rounds: The round's number in its phase and the phase's length, for schedules and ramps.
         optimizers: The method's optimizers over this network; the last client may have used them. None: make new ones.
         extra: What the strategy sent to this client alone; see `Learner.extra`.
+        previous: The classifier of the last phase's network; see `Learner.previous`.
     """
     # Find the views that the method asks for, and the number of steps for this shard.
     began = time.perf_counter()
@@ -122,6 +124,7 @@ def fit(
         show=functions.show,
         batches=functions.batches,
         extra=extra or {},
+        previous=previous,
     )
     functions.learner = learner
     if correction is not None:

@@ -1,12 +1,43 @@
 """The network that a phase trains: the model's classifier, which the method may extend."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import nn
 
 from fedssl.core import rng
+from fedssl.core.registry import Section
 from fedssl.data.shard import ImageSpec
-from fedssl.methods.base import Method
-from fedssl.models.base import Classifier, Model, as_classifier, check_takes_images
+from fedssl.methods.base import METHODS, Method, Previous
+from fedssl.models.base import MODELS, Classifier, Model, as_classifier, check_takes_images
+
+
+class NetworkSection(Section):
+    """What the network of an earlier phase is made of; it travels to clients that need that network."""
+
+    model: Annotated[Model, MODELS] = Field(description="the network")
+    method: Annotated[Method, METHODS] = Field(
+        description="the method, which may extend the network"
+    )
+    previous: "NetworkSection | None" = Field(
+        None, description="the phase before that one, if the method builds on its network"
+    )
+
+    @classmethod
+    def of(
+        cls, model: Model, method: Method, previous: "NetworkSection | None"
+    ) -> "NetworkSection":
+        """Return the section of a phase; the phase before it is left out if its network does not matter."""
+        return cls.model_construct(
+            model=model, method=method, previous=previous if method.builds_on_previous else None
+        )
+
+    def build(self, spec: ImageSpec, seed: int, device: torch.device | str = "cpu") -> Previous:
+        """Return the network with initial weights, frozen and in evaluation mode; the arguments are `build_network`'s."""
+        network = build_network(self.model, self.method, spec, seed, device, self.previous)
+        network.eval().requires_grad_(False)
+        return Previous(network, self.method.classifier(network))
 
 
 def build_network(
@@ -15,6 +46,7 @@ def build_network(
     spec: ImageSpec,
     seed: int,
     device: torch.device | str = "cpu",
+    previous: NetworkSection | None = None,
 ) -> nn.Module:
     """Return the network with the initial weights that the experiment's seed gives.
 
@@ -24,6 +56,7 @@ def build_network(
         spec: Shape, classes and normalization of the images.
         seed: The experiment's seed.
         device: Device of the network.
+        previous: What the last phase's network is made of; None in the first phase.
 
     Raises:
         InputError: The model or the method cannot take such images.
@@ -36,14 +69,17 @@ def build_network(
         return as_classifier(classifier, spec.shape)
 
     with rng.seeded_torch(rng.derive_seed(seed, "model")):
-        network = method.network(build)
+        if previous is None or not method.builds_on_previous:
+            network = method.network(build)
+        else:
+            network = method.network_after(build, previous.build(spec, seed)).requires_grad_(True)
     # Channels last: convolutions and pooling of small images run a quarter faster on a CPU and also on tensor cores.
     network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def classifier_names(method: Method, network: nn.Module) -> dict[str, str]:
+def classifier_names(classifier: nn.Module, network: nn.Module) -> dict[str, str]:
     """Return a dict from the name of each weight in the classifier to the weight's name in the whole network."""
     whole = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
-    classifier = method.classifier(network).state_dict(keep_vars=True)
-    return {name: whole[id(tensor)] for name, tensor in classifier.items()}
+    own = classifier.state_dict(keep_vars=True)
+    return {name: whole[id(tensor)] for name, tensor in own.items()}

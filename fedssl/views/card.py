@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from fedssl.record.judges import CLASSIFIER, in_brackets, judge_in
 from fedssl.record.rows import RoundRow
 from fedssl.views.screen.display import percent
 
@@ -19,7 +20,7 @@ def card(run: "Run") -> str:
     lines = {
         "run": f"{run.experiment.name} seed {run.experiment.seed}, {state}",
         "what": run.data["description"],
-        **(_results_of_finished(run) if run.is_finished else _results_so_far(rounds)),
+        **(_results_of_finished(run) if run.is_finished else _results_so_far(rounds, run.judges)),
         "recorded in": str(run.path),
     }
     rows = "".join(
@@ -36,7 +37,7 @@ def _results_of_finished(run: "Run") -> dict[str, str]:
     }  # JSON has no NaN
     accuracy, average = percent(facts["server_accuracy"]), percent(facts["ema_accuracy"])
     return {
-        "accuracy": f"{accuracy}, EMA {average} ({facts['evaluated_on']} images, mean of the last "
+        f"accuracy{in_brackets(str(facts.get('judged_by', CLASSIFIER)))}": f"{accuracy}, EMA {average} ({facts['evaluated_on']} images, mean of the last "
         f"{facts['last_rounds']} evaluations)",
         "pseudo-labels": f"{percent(facts['pseudo_label_accuracy'])} right, "
         f"{percent(facts['pseudo_label_coverage'])} used",
@@ -46,10 +47,11 @@ def _results_of_finished(run: "Run") -> dict[str, str]:
     }
 
 
-def _results_so_far(rounds: Sequence[RoundRow]) -> dict[str, str]:
+def _results_so_far(rounds: Sequence[RoundRow], judges: Sequence[str]) -> dict[str, str]:
     evaluated = [row for row in rounds if row.evaluated]
     if not evaluated:
         return {}
     last = evaluated[-1]
     accuracy, average = percent(last.server_accuracy), percent(last.ema_accuracy)
-    return {"accuracy": f"{accuracy}, EMA {average} after round {last.round}"}
+    judge = in_brackets(judge_in(judges, last.phase))
+    return {f"accuracy{judge}": f"{accuracy}, EMA {average} after round {last.round}"}

@@ -21,11 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.core import rng
-from fedssl.core.errors import RunFailed
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.extras import require
 from fedssl.core.files import as_safetensors
 from fedssl.data.shard import ImageSpec
-from fedssl.views.run import Run, build_classifier
+from fedssl.metrics.evaluators.base import SECTION, FeatureEvaluator, of_layer
+from fedssl.models.base import Classifier
+from fedssl.record.judges import judge_in
+from fedssl.training.judging import learn_judge
+from fedssl.views.run import Run, build_classifier, build_network_of
 
 METADATA = "metadata.json"
 """Name of the extra file in a TorchScript file that holds the metadata."""
@@ -39,6 +44,15 @@ TOLERANCE = 1e-4
 INPUT, OUTPUT = "images", "logits"
 
 Metadata = Mapping[str, str]
+
+
+class OnFeatures(Classifier):
+    """A classifier whose head is a judge's linear layer, on the features of the trunk."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of normalized images (B, C, H, W), shape (B, num_classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
 class Portable(nn.Module):
@@ -85,7 +99,7 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
         average: Export the moving average of the global model; if false, the global model itself.
 
     Raises:
-        InputError: There is no model yet, or a library is missing.
+        InputError: There is no model yet, or a library is missing; or the model's judge is no linear layer on its trunk.
         RunFailed: The format cannot hold the model, or the exported model computes other logits.
     """
     form = FORMATS[kind]
@@ -93,7 +107,7 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
         require(module, "--format", f"{kind!r}", extra="onnx")
     round, models = run.weights()
     arrays = models["ema" if average else "model"]
-    model = Portable(build_classifier(run.experiment, run.spec, arrays, round), run.spec).eval()
+    model = Portable(_exported(run, arrays, round), run.spec).eval()
     example, metadata = _images(run.spec, 3), metadata_of(run, round, average=average)
     with torch.no_grad():
         try:
@@ -102,6 +116,30 @@ def export(run: Run, kind: str, *, average: bool = True) -> bytes:
             raise RunFailed(f"the model cannot be written as {kind}: {error}") from error
         _check(form.load(content, model), model, run.spec, kind)
     return content
+
+
+def _exported(run: Run, arrays: NamedArrays, round: int) -> nn.Module:
+    """Return the classifier that is written: the model's own, or its trunk with the linear layer of its judge.
+
+    Raises:
+        InputError: The judge is no linear layer on the features of the trunk.
+    """
+    phase, network = build_network_of(run.experiment, run.spec, arrays, round)
+    evaluator, method = phase.server.evaluator, phase.method
+    if not evaluator.learns:
+        return build_classifier(run.experiment, run.spec, arrays, round, lambda: run.federation)
+    classifier = method.classifier(network)
+    if isinstance(evaluator, FeatureEvaluator) and isinstance(classifier, Classifier):
+        layer = evaluator.layers[0]
+        learned = learn_judge(evaluator, method, network, run.federation)
+        head = evaluator.head(of_layer(learned, layer)) if layer == "backbone" else None
+        if head is not None:
+            return OnFeatures(classifier.trunk, head, classifier.width).eval()
+    raise InputError(
+        SECTION,
+        f"is {evaluator.kind!r}, and an export can hold a linear layer on the features of the backbone only",
+        "judge the last phase by linear_probe with layers = ['backbone'] first; or use fedssl predict, which judges as the run did",
+    )
 
 
 def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]:
@@ -115,6 +153,7 @@ def metadata_of(run: Run, round: int, *, average: bool = True) -> dict[str, str]
         "rounds": f"{round} of {experiment.num_rounds}",
         "weights": "moving average (EMA) of the global model" if average else "global model",
         "method": phase.method.kind,
+        "classifier": judge_in(run.judges, experiment.phase_of(round)),
         "model": json.dumps(phase.model.to_dict()),
         "source": facts["source"],
         "class_names": json.dumps(facts["class_names"]),

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from fedssl.core.extras import require
 from fedssl.core.trust import ALL, NOBODY, trusting
 from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
 from fedssl.record.lines import read_rounds, whole_lines
@@ -41,7 +41,7 @@ from fedssl.record.run_path import (
     SUMMARY,
     has_begun,
 )
-from fedssl.training.network import build_network
+from fedssl.training.judging import Judge, learn_judge
 
 if TYPE_CHECKING:  # a process that needs no table must not wait for pandas
     import pandas as pd
@@ -129,6 +129,11 @@ class Run:
     def data(self) -> dict[str, Any]:
         """Facts about the images; see `fedssl.record.provenance.data_facts`."""
         return self._json(DATA, "class_names", "shape")
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """How the model of each phase was judged, such as ``linear probe, 40 labels``; empty in an older record."""
+        return tuple(map(str, self.data.get("judged_by", ())))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -226,14 +231,18 @@ class Run:
     def model(self, *, average: bool = True) -> nn.Module:
         """Return the learned classifier in evaluation mode, from normalized images (B, C, H, W) to logits (B, classes).
 
-        `spec.normalize` turns images in [0, 1] into the classifier's input.
+        `spec.normalize` turns images in [0, 1] into the classifier's input. If the model was judged from its features, the
+        judge learns again from the same labeled images, and the result is the network together with its judge.
 
         Args:
             average: Return the moving average of the global model; if false, the global model itself.
+
+        Raises:
+            InputError: There is no model yet; or a judge of features needs the run's images, and they are missing.
         """
         round, models = self.weights()
         arrays = models["ema" if average else "model"]
-        return build_classifier(self.experiment, self.spec, arrays, round)
+        return build_classifier(self.experiment, self.spec, arrays, round, lambda: self.federation)
 
     def predict(
         self, images: npt.NDArray[Any] | torch.Tensor, *, average: bool = True
@@ -303,7 +312,7 @@ class Run:
 
 def _kind_of(key: str) -> Any:
     """Return the types that an entry of a summary can have; an unknown number is null."""
-    if key in ("name", "method", "evaluated_on", "remark"):
+    if key in ("name", "method", "evaluated_on", "judged_by", "remark"):
         return str
     return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 
@@ -330,10 +339,10 @@ def naming_damaged_files(path: Path) -> Iterator[None]:
         raise InputError(str(path), f"cannot be read: {error}", REMEDY) from None
 
 
-def build_classifier(
+def build_network_of(
     experiment: Experiment, spec: ImageSpec, arrays: NamedArrays, round: int
-) -> nn.Module:
-    """Return an experiment's classifier with the weights after a round, in evaluation mode.
+) -> tuple[PhasePlan, nn.Module]:
+    """Return a round's phase, and its network with the weights after the round, in evaluation mode.
 
     Args:
         experiment: The experiment that ran.
@@ -342,7 +351,29 @@ def build_classifier(
         round: Number of the round after which the model had these weights; the round's phase decides the network.
     """
     phase = experiment.plans[experiment.phase_of(round)]
-    network = build_network(phase.model, phase.method, spec, phase.seed)
+    network = phase.build_network(spec)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     network.load_state_dict({**network.state_dict(), **tensors})
-    return phase.method.classifier(network).eval()
+    return phase, network.eval()
+
+
+def build_classifier(
+    experiment: Experiment,
+    spec: ImageSpec,
+    arrays: NamedArrays,
+    round: int,
+    federation: Callable[[], Federation],
+) -> nn.Module:
+    """Return an experiment's classifier with the weights after a round, in evaluation mode, as the phase judges it.
+
+    Args:
+        experiment, spec, arrays, round: As in `build_network_of`.
+        federation: Function that returns the federation on which the experiment ran; called only if the phase's evaluator
+            learns from labeled images.
+    """
+    phase, network = build_network_of(experiment, spec, arrays, round)
+    evaluator, method = phase.server.evaluator, phase.method
+    if not evaluator.learns:
+        return method.classifier(network)
+    learned = learn_judge(evaluator, method, network, federation())
+    return Judge(evaluator, method, network, spec, learned).eval()

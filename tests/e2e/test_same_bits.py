@@ -3,8 +3,8 @@
 import pytest
 
 from fedssl.experiment.families import STRATEGIES
-from fedssl.methods.base import METHODS
-from tests.helpers import fedssl, in_a_process, sha256, small_toml
+from tests.helpers import CHAIN, fedssl, in_a_process, sha256, small_toml
+from tests.methods.examples import FIRST_METHODS, NEEDS_EARLIER_PHASE
 from tests.resuming import bits
 
 SERIAL = ["--engine", "serial"]
@@ -12,7 +12,10 @@ THREE_WORKERS = ["--engine", "ray", "--workers", "3"]
 
 EVERY_METHOD = {
     "rounds": None,
-    "phases": [{"rounds": 2, "method": {"kind": name}} for name in METHODS.names()],
+    "phases": [
+        {"rounds": 2, "method": {"kind": name}}
+        for name in [*FIRST_METHODS, *sorted(NEEDS_EARLIER_PHASE)]
+    ],
     "augment": {"strong": "ctaugment"},
 }
 """Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
@@ -54,6 +57,10 @@ CASES = {
     "labels at the server, noise by client": (
         OTHER_FEDERATION,
         [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, [*THREE_WORKERS, "--plain"]],
+    ),
+    "phases that change the network": (
+        {"federation": {"sample": 5}, **CHAIN},
+        [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
     ),
     "sub-cohorts": (
         SUB_COHORTS,

@@ -34,6 +34,7 @@ from tests.fused import (
     shards,
     together,
 )
+from tests.methods.examples import FIRST_METHODS
 
 TOLERANCE = 1e-4
 """Of the way a client's weights came, in single precision."""
@@ -85,7 +86,7 @@ def check_parity(network, own, plan, tolerance):
         same_reports(report, wanted)
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 @pytest.mark.parametrize("labeled", [True, False])
 def test_every_method_fuses_to_the_same_weights_or_says_why_not(name, labeled):
     method = build(name)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.methods.base import Batch, Fresh, Learner, Progress, Views
+from fedssl.methods.base import METHODS, Batch, Fresh, Learner, Progress, Views
+from fedssl.models.base import Classifier
 
 SPEC = ImageSpec((1, 4, 4), 10, (0.5,), (0.5,), flips=False)
 PROGRESS = Progress(round=5, num_rounds=5, step=9, num_steps=10)
@@ -18,10 +19,11 @@ def stream(seed=0):
 def linear(seed=0, classes=10, norm=False):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, classes)]
+        trunk = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU()]
+        head = nn.Linear(8, classes)
         if norm:
-            layers.insert(2, nn.BatchNorm1d(8))
-        return nn.Sequential(*layers)
+            trunk.insert(2, nn.BatchNorm1d(8))
+        return Classifier(nn.Sequential(*trunk), head, 8)
 
 
 def network_of(method, seed=0, norm=False):
@@ -47,6 +49,12 @@ def batch(views=None, labeled=4, unlabeled=NUM_EXAMPLES, seed=0):
         generator=stream(seed + 1),
     )
 
+
+NEEDS_EARLIER_PHASE = {"distill", "fine_tune"}
+"""Methods that go on from the network of an earlier phase; `tests/methods/test_earlier.py` is about them."""
+
+FIRST_METHODS = [name for name in METHODS.names() if name not in NEEDS_EARLIER_PHASE]
+"""Methods that a first phase can have."""
 
 PAIRED = {"semifl"}
 """Methods that mix each unlabeled image with a labeled one, so that both batches have the same size."""
@@ -74,18 +82,18 @@ def state_of(method, network):
     }
 
 
-class Watched(nn.Module):
-    """Note of every pass through a network how many images it took and whether it built a graph."""
+class Watched(Classifier):
+    """Keep the images of every pass through a classifier's trunk, and whether the pass built a graph."""
 
     def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-        self.passes = []
+        super().__init__(inner.trunk, inner.head, inner.width)
+        self.seen, self.passes = [], []
+        self.trunk.register_forward_hook(self._note)
 
-    def forward(self, images):
-        logits = self.inner(images)
-        self.passes.append((len(images), torch.is_grad_enabled() and logits.requires_grad))
-        return logits
+    def _note(self, trunk, inputs, output):
+        self.seen.append(inputs[0].detach().clone())
+        graph = torch.is_grad_enabled() and output.requires_grad
+        self.passes.append((len(inputs[0]), graph))
 
     @property
     def images_in_graph(self):

@@ -412,10 +412,10 @@ def test_guesses_move_no_running_statistics():
     method = DivideMix()
     network = network_of(method, norm=True)
     method.loss(network, batch_for(method), state_of(method, network), PROGRESS)
-    counts = [int(net[2].num_batches_tracked) for net in network.both()]
+    counts = [int(net.trunk[2].num_batches_tracked) for net in network.both()]
     assert counts == [1, 0]
     assert network.training
-    assert all(net[2].training for net in network.both())
+    assert all(net.trunk[2].training for net in network.both())
 
 
 def test_a_network_in_training_normalizes_by_its_batch_and_its_partner_by_its_statistics():
@@ -425,7 +425,7 @@ def test_a_network_in_training_normalizes_by_its_batch_and_its_partner_by_its_st
     def total(place=None):
         network = network_of(method, norm=True)
         if place is not None:
-            network.both()[place][2].running_var.fill_(9.0)
+            network.both()[place].trunk[2].running_var.fill_(9.0)
         again = replace(given, generator=stream(1))
         return method.loss(network, again, state_of(method, network), PROGRESS).total
 

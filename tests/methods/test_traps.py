@@ -14,6 +14,7 @@ from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.pi_model import PiModel
 from tests.methods.examples import (
+    FIRST_METHODS,
     PROGRESS,
     SPEC,
     Watched,
@@ -179,15 +180,19 @@ PASSES = {
     "pseudo_label": (12, 0),
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
+    "byol": (24, 24),  # both views, and both targets
+    "moco": (12, 12),  # queries and keys
+    "simclr": (24, 0),
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "semifl": (24, 0),  # the strong view and the mixed images
+    "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
 """Method -> unlabeled images that pass through the network (with a graph, without), of 12 in a batch."""
 
 
-@pytest.mark.parametrize("kind", METHODS.names())
+@pytest.mark.parametrize("kind", FIRST_METHODS)
 def test_what_needs_no_gradient_runs_outside_the_graph(kind):
     method = METHODS.build(kind)
     seen = Watched(linear())
@@ -224,7 +229,7 @@ def test_buffers_are_copied_and_counters_stay_integers():
     pieces.ema_update(teacher, network, 0.99)
     for name, buffer in network.named_buffers():
         assert torch.equal(teacher[name], buffer)
-    counter = teacher["2.num_batches_tracked"]
+    counter = teacher["trunk.2.num_batches_tracked"]
     assert counter.dtype == torch.int64
     assert counter == 3
 
@@ -302,9 +307,15 @@ VIEWS = {
     "temporal_ensembling": (("weak",), ("weak",), 3),
     "vat": (("weak",), ("weak",), 3),
     "mixmatch": (("weak",), ("weak", "weak"), 1),
+    "comatch": (("weak",), ("weak", "strong", "strong"), 7),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
+    "byol": ((), ("strong", "strong"), 1),
+    "moco": ((), ("strong", "strong"), 1),
+    "simclr": ((), ("strong", "strong"), 1),
+    "distill": ((), ("weak",), 7),
+    "fine_tune": (("weak",), (), 1),
 }
 """Method -> (labeled views, unlabeled views, mu), as it is by default."""
 
@@ -411,7 +422,7 @@ def test_the_unlabeled_weight_weighs(kind):
 # every method
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(0, 12), (4, 12), (1, 1)])
 def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
     """Clients without labels and batches of one among them."""
@@ -430,7 +441,7 @@ def test_losses_are_finite_and_reach_every_weight(name, labeled, unlabeled):
         assert all(t.dtype == kept[k].dtype for k, t in tensors.items())
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", FIRST_METHODS)
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_loss_is_pure(name, norm):
     """Same inputs, same loss; neither weights nor state are written to, batch normalization's apart."""

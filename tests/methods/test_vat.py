@@ -114,7 +114,7 @@ def test_looking_for_the_direction_leaves_batch_statistics_alone():
     method, network = VAT(), linear(norm=True).train()
     given = batch_for(VAT())
     method.loss(network, given, {}, PROGRESS)
-    assert network[2].num_batches_tracked == 2  # the labeled and the clean unlabeled pass
+    assert network.trunk[2].num_batches_tracked == 2  # the labeled and the clean unlabeled pass
 
 
 def with_dropout(p=0.5):

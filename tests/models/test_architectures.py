@@ -127,7 +127,7 @@ def test_convolutions_start_he_normal(kind):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_wide_block_whose_last_convolution_is_zero_is_the_identity(norm):
     network = WRN(depth=10, width=1, norm=norm).build((3, 8, 8), 5)
-    block = network[1]
+    block = network.trunk[1]
     nn.init.zeros_(block.residual[-1].weight)
     images = torch.randn(2, 16, 8, 8)
     before = images.clone()
@@ -137,7 +137,7 @@ def test_a_wide_block_whose_last_convolution_is_zero_is_the_identity(norm):
 
 def test_a_wide_block_that_changes_channels_passes_the_activated_input_on():
     network = WRN(depth=10, width=2, norm="group").build((3, 8, 8), 5)
-    block = network[1]
+    block = network.trunk[1]
     nn.init.zeros_(block.residual[-1].weight)
     images = torch.randn(2, 16, 8, 8)
     activated = F.leaky_relu(F.group_norm(images, 8), 0.1)
@@ -151,7 +151,7 @@ def test_a_wide_block_that_changes_channels_passes_the_activated_input_on():
 def test_a_32x32_image_ends_as_small_as_in_the_papers(kind, channels, side):
     """Convnet13: 32, 16, 8 and 6 by the convolution without padding."""
     network = build(kind, (3, 32, 32))
-    pools = [m for m in network if isinstance(m, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)]
+    pools = [m for m in network.trunk if isinstance(m, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)]
     seen = []
     pools[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     network(torch.randn(2, 3, 32, 32))

@@ -58,7 +58,7 @@ def test_the_seed_decides_the_weights_and_nothing_else():
 )
 def test_norms(norm, layer):
     network = CNN(norm=norm).build((1, 8, 8), 10)
-    assert sum(isinstance(module, layer) for module in network) == 2
+    assert sum(isinstance(module, layer) for module in network.trunk) == 2
 
 
 def test_group_norm_is_the_default():

@@ -89,9 +89,9 @@ def test_deeper_layers_see_batches_normalized_by_themselves():
 
 def test_measuring_leaves_no_trace_but_the_buffers():
     network = ConvNet13(width=8, norm="static").build((3, 8, 8), 5)
-    network.append(nn.BatchNorm1d(5))
+    network.head = nn.Sequential(network.head, nn.BatchNorm1d(5))
     network.train()
-    network[0].eval()
+    network.trunk[0].eval()
     modes = [module.training for module in network.modules()]
     statics = {id(b) for layer in layers_of(network) for b in layer.buffers()}
     rest = [b for b in (*network.buffers(), *network.parameters()) if id(b) not in statics]

@@ -6,7 +6,9 @@ from fedssl.engine.ray.grid import RayGrid
 from fedssl.engine.remote_grid import RemoteGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations
+from fedssl.metrics.evaluators.classifier import OwnClassifier
 from fedssl.server import evaluation
+from fedssl.server.evaluation import Judging
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
 
@@ -27,11 +29,11 @@ def test_shares_add_up_to_the_whole(monkeypatch):
         }
         for seed in (0, 1)
     ]
-    text = experiment.to_client_json()
-    here = evaluation.evaluate_models(text, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
+    judging = Judging.of(experiment.to_client_json(), experiment.server.evaluator)
+    here = evaluation.evaluate_models(judging, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
     grid = RayGrid(Apps(print), 6, Wish(3, 0))
     try:
-        assert evaluation.evaluate_models(text, models, held_out, grid) == here
+        assert evaluation.evaluate_models(judging, models, held_out, grid) == here
     finally:
         grid.close()
     assert here[0] != here[1]
@@ -48,8 +50,8 @@ def test_workers_with_gpus_are_always_asked(monkeypatch):
         experiment.model, experiment.method, federation_of(experiment).data.spec, 0
     )
     models = [{name: tensor.numpy() for name, tensor in network.state_dict().items()}] * 2
-    text, asked = experiment.to_client_json(), []
-    here = evaluation.evaluate_models(text, models, 360, grid)
+    judging, asked = Judging.of(experiment.to_client_json(), OwnClassifier()), []
+    here = evaluation.evaluate_models(judging, models, 360, grid)
     monkeypatch.setattr(SerialGrid, "has_gpus", True)
     monkeypatch.setattr(
         SerialGrid,
@@ -57,7 +59,7 @@ def test_workers_with_gpus_are_always_asked(monkeypatch):
         lambda self, f, calls, timeout: [asked.append(c) or f("cpu", *c) for c in calls],
     )
     assert evaluation.are_shared(grid, 1)
-    assert evaluation.evaluate_models(text, models, 360, grid) == here
+    assert evaluation.evaluate_models(judging, models, 360, grid) == here
     assert len(asked) == 2
 
 

@@ -26,6 +26,7 @@ FAMILIES = {
     "strategies": "fedssl.experiment.experiment:STRATEGIES",
     "datasets": "fedssl.data.sources.base:SOURCES",
     "models": "fedssl.models.base:MODELS",
+    "evaluators": "fedssl.metrics.evaluators.base:EVALUATORS",
     "partitions": "fedssl.data.partitions.base:PARTITIONS",
     "labels": "fedssl.data.labels.base:LABEL_SPLITS",
     "label_noises": "fedssl.data.label_noise.base:LABEL_NOISES",

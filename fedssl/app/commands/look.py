@@ -29,6 +29,7 @@ def validate(file: File, settings: Settings = None) -> None:
         from fedssl.app.simulation import check_engine, check_experiment, plan_workers_here
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe, remarks_on_data
+        from fedssl.record.judges import judges_of, remarks_on_judges
 
     experiment = load_experiment(file, settings or [])
     check_engine(experiment)
@@ -44,7 +45,8 @@ def validate(file: File, settings: Settings = None) -> None:
     console = Console()
     facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
     console.print(f"{file}: valid", soft_wrap=True)
-    for line in (*facts, *remarks_on_data(federation)):
+    remarks = remarks_on_judges(judges_of(experiment, federation))
+    for line in (*facts, *remarks_on_data(federation), *remarks):
         console.print(f"  {line}", soft_wrap=True)
 
 

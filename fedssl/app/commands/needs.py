@@ -17,7 +17,7 @@ from fedssl.methods.base import Fresh, Method
 from fedssl.methods.supervised import Supervised
 from fedssl.models.cnn import CNN
 from fedssl.training.correction import Correction
-from fedssl.training.network import build_network
+from fedssl.training.network import NetworkSection, build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
 
@@ -101,7 +101,8 @@ def traffic(method: Method, correction: Correction | None = None) -> float:
         correction: The client half of a strategy; None if there is none.
     """
     recipe = Recipe(method, Train(), Augment(), correction)
-    network = build_network(MODEL, method, SPEC, seed=0)
+    last = NetworkSection.of(MODEL, Supervised(), None)
+    network = build_network(MODEL, method, SPEC, seed=0, previous=last)
     weights = [tensor for name, tensor in network.state_dict().items() if method.is_shared(name)]
     fresh = Fresh(network, SPEC, shard=None)
     state = [recipe.init_slot(slot.name, fresh).values() for slot in recipe.slots_in("server")]

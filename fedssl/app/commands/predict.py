@@ -57,6 +57,7 @@ def predict(
     with quick_imports():
         from fedssl.data.flaws import Flaws
         from fedssl.data.unseen import FIELD, read_blocks
+        from fedssl.record.judges import in_brackets, judge_in
         from fedssl.views.predictions import Predictions, predictions_of
 
     found, flaws = load_run_with_model(run, plugins=plugins), Flaws()
@@ -76,8 +77,9 @@ def predict(
                 else "name images only; --resize scales and converts them"
             )
             raise InputError(FIELD, "; ".join(flaws.notes()), remedy)
+    judge = in_brackets(judge_in(found.judges, found.experiment.phase_of(found.weights()[0])))
     said = [*flaws.remarks, *(f"left out: {note}" for note in flaws.notes())]
-    _show(predictions, out, said)
+    _show(predictions, out, said, judge)
 
 
 def _choose_target(run: "Run", resize: bool) -> "Target":
@@ -126,7 +128,7 @@ def _make_counter() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> None:
+def _show(predictions: "Predictions", out: Path | None, said: Sequence[str], judge: str) -> None:
     table = Table(show_edge=False)
     for name in ("path", "class", "confidence"):
         table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
@@ -147,7 +149,7 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str]) -> 
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
         console.print(
-            f"accuracy {share * 100:.1f} %: {predictions.num_right:,} of "
+            f"accuracy{judge} {share * 100:.1f} %: {predictions.num_right:,} of "
             f"{predictions.num_labeled:,} images whose class is known"
             + (f"; images of no class of the run: {unknown:,}" if unknown else ""),
             soft_wrap=True,

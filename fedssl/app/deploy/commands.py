@@ -216,6 +216,7 @@ def run(
     from fedssl.app.interrupts import interruptible
     from fedssl.clients.local_data import simulated_federation
     from fedssl.experiment.experiment import Experiment
+    from fedssl.server.evaluation import check_evaluator
     from fedssl.views.trackers.base import refuse_tracker
 
     # Check the experiment here, before anything is submitted: its data, and the number of connected clients.
@@ -223,6 +224,8 @@ def run(
     experiment = Experiment.load(file, settings or [])
     refuse_tracker(experiment)
     federation = simulated_federation(experiment)
+    for phase in experiment.plans:
+        check_evaluator(phase, federation)
     operator, at = _make_operator(deployment, no_containers)
     connected = _count_connected(operator)
     if connected < experiment.federation.clients:

@@ -8,12 +8,14 @@ import pandas as pd
 
 from fedssl.core.errors import InputError
 from fedssl.core.rng import SERVER
+from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import NumberRow
 from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.statistics import (
+    ACCURACIES,
     curves_of,
     lines_of,
     number_curves_of,
@@ -22,6 +24,7 @@ from fedssl.views.comparison.statistics import (
     with_gains,
     with_reach,
 )
+from fedssl.views.run import Run
 
 SUMMED = (
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
@@ -36,7 +39,8 @@ class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`.
+        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
+            ``judged_by``: how the models of the line were judged at the end.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
             rounds.
@@ -107,7 +111,7 @@ class Comparison:
         runs = with_reach(runs, rounds, float(target))
         first = next(iter(lines[0].runs.values()))
         return cls(
-            lines=lines_of(runs),
+            lines=_with_judges(lines_of(runs), lines),
             runs=runs,
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
@@ -120,6 +124,7 @@ class Comparison:
                 *different,
                 *unpaired(lines),
                 *_lengths(lines),
+                *_judges(lines),
                 *_remarks(lines),
             ),
         )
@@ -138,6 +143,46 @@ def _lengths(lines: Sequence[Line]) -> list[str]:
     """Return a sentence if the runs have different numbers of rounds."""
     rounds = _of_all(lines, "rounds")
     return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
+
+
+def _judge_of(run: Run) -> str:
+    """Return how a run's model was judged at its end; older summaries name no judge."""
+    return str(run.summary.get("judged_by", CLASSIFIER))
+
+
+def _judges_of(line: Line) -> str:
+    """Return the judges of a line's runs at their ends, which differ if seeds have different numbers of labels."""
+    return " or ".join(dict.fromkeys(map(_judge_of, line.runs.values())))
+
+
+def _with_judges(table: pd.DataFrame, lines: Sequence[Line]) -> pd.DataFrame:
+    """Return one row per line with its judge in the column ``judged_by``."""
+    by_label = {line.label: _judges_of(line) for line in lines}
+    return table.assign(judged_by=table["label"].map(by_label))
+
+
+def _judges(lines: Sequence[Line]) -> list[str]:
+    """Return sentences about lines whose judge is another than the baseline's, and about accuracies that are left out."""
+    wanted = _judges_of(lines[0])
+    said = [
+        f"{line.label}: its accuracy is that of another judge ({own}) than the accuracy of {lines[0].label} ({wanted}), so "
+        "the two do not measure the same"
+        for line in lines[1:]
+        if (own := _judges_of(line)) != wanted
+    ]
+    for line in lines:
+        left_out = {
+            judge
+            for run in line.runs.values()
+            for judge in run.judges[: len(run.experiment.plans)]
+            if judge != _judge_of(run)
+        }
+        if left_out:
+            said.append(
+                f"{line.label}: the accuracies of rounds with another judge than the last ({', '.join(sorted(left_out))}) "
+                "are left out"
+            )
+    return said
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
@@ -165,12 +210,20 @@ def _runs(lines: Sequence[Line]) -> pd.DataFrame:
 def _rounds(lines: Sequence[Line]) -> pd.DataFrame:
     return pd.concat(
         [
-            run.rounds.assign(label=line.label, seed=seed)
+            _comparable(run).assign(label=line.label, seed=seed)
             for line in lines
             for seed, run in line.runs.items()
         ],
         ignore_index=True,
     )
+
+
+def _comparable(run: Run) -> pd.DataFrame:
+    """Return a run's rounds without the accuracies that another judge gave than the last one."""
+    rounds, last = run.rounds, _judge_of(run)
+    others = [p for p in rounds["phase"].unique() if judge_in(run.judges, int(p)) != last]
+    rounds.loc[rounds["phase"].isin(others), list(ACCURACIES)] = float("nan")
+    return rounds
 
 
 def _recorded(lines: Sequence[Line]) -> pd.DataFrame:

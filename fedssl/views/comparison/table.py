@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from fedssl.record.judges import in_brackets
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.text_table import TextTable
 
@@ -74,7 +75,7 @@ def _accuracies(comparison: Comparison) -> TextTable:
         gains = (_points(line["gain"]), _points(line["gain_worst"])) if number else ("", "")
         rows.append(
             [
-                line["label"],
+                line["label"] + in_brackets(line["judged_by"]),
                 str(line["seeds"]),
                 _spread(line["server_accuracy"], line["server_accuracy_std"]),
                 _spread(line["ema_accuracy"], line["ema_accuracy_std"]),

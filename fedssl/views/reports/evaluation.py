@@ -42,7 +42,10 @@ def look_closely(
         "client_images": counts,
         "models": {
             name: _evaluate_model(
-                build_classifier(experiment, federation.data.spec, arrays, round), federation
+                build_classifier(
+                    experiment, federation.data.spec, arrays, round, lambda: federation
+                ),
+                federation,
             )
             for name, arrays in models.items()
         },

@@ -58,6 +58,11 @@ class Material:
     out_of_range: Sequence[str] = ()
 
     @property
+    def judges(self) -> Sequence[str]:
+        """How the model of each phase was judged; empty in an older record."""
+        return [" ".join(str(judge).split()) for judge in self.data.get("judged_by", ())]
+
+    @property
     def class_names(self) -> Sequence[str]:
         """The name of each class, on one line because Vega accepts no line separator in a name."""
         return [" ".join(str(name).split()) for name in self.data["class_names"]]

@@ -6,6 +6,7 @@ from itertools import groupby
 import numpy as np
 
 from fedssl.core.rng import SERVER
+from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.rows import NAN, NumberRow, RoundRow, nan_mean
 from fedssl.views.reports.cell_specs import heatmap
 from fedssl.views.reports.charts import Band, Chart, number, significant, thinned
@@ -45,8 +46,18 @@ def accuracy_chart(material: Material) -> Chart:
     ]
     on = material.data["evaluated_on"]
     note = f"% of the {on} images that the global model and its moving average over rounds classify correctly."
+    note += _say_who_judged(material)
     spec = lines(rows, "round", names, "%", phase_bands(material.rounds))
     return Chart("accuracy", "Accuracy", note, thinned(rows), spec, wide=True)
+
+
+def _say_who_judged(material: Material) -> str:
+    """Return a sentence that names the judge of each phase, unless every judge is a classifier."""
+    phases = {row.phase: judge_in(material.judges, row.phase) for row in material.rounds}
+    if all(judge == CLASSIFIER for judge in phases.values()):
+        return ""
+    said = [f"{judge} (phase {phase + 1})" for phase, judge in phases.items()]
+    return f" Judged by: {', '.join(said)}. Accuracies of different judges do not measure the same."
 
 
 def loss_chart(material: Material) -> Chart:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.record.global_model import GlobalModel
+from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run_path import REPORT
 from fedssl.views.reports.charts import Chart
@@ -84,10 +85,14 @@ def _charts(material: Material) -> Iterator[Chart]:
 def _figures(material: Material) -> Iterator[Figure]:
     experiment, rounds = material.experiment, material.rounds
     summary = material.summary or summarize(
-        experiment, Outcome(GlobalModel(), tuple(rounds), _sum_seconds(material))
+        experiment,
+        Outcome(
+            GlobalModel(), tuple(rounds), _sum_seconds(material), judges=tuple(material.judges)
+        ),
     )
     known = {key: float("nan") if value is None else value for key, value in summary.items()}
-    last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}"
+    judge = in_brackets(str(known.get("judged_by", CLASSIFIER)))  # older records name no judge
+    last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}{judge}"
     yield Figure("moving average", percent(known["ema_accuracy"]), last)
     yield Figure("global model", percent(known["server_accuracy"]), last)
     right, used = known["pseudo_label_accuracy"], known["pseudo_label_coverage"]

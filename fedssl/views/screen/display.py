@@ -23,6 +23,7 @@ from fedssl.core.text import one_line, printable
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
+from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
 from fedssl.record.rows import (
     Failure,
     Observer,
@@ -51,7 +52,8 @@ def closing_line(experiment: Experiment, outcome: Outcome) -> str:
     failed, inactive = summary["clients_failed"], summary["clients_inactive"]
     return (
         f"{experiment.name} seed {experiment.seed}: "
-        f"accuracy {percent(summary['server_accuracy'])}, EMA {percent(summary['ema_accuracy'])} "
+        f"accuracy{in_brackets(summary['judged_by'])} {percent(summary['server_accuracy'])}, "
+        f"EMA {percent(summary['ema_accuracy'])} "
         f"({summary['evaluated_on']}, mean of the last {summary['last_rounds']} evaluations), "
         f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
         f"{f', {inactive} inactive' if inactive else ''}"
@@ -82,10 +84,12 @@ class PlainDisplay(Observer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._experiment: Experiment | None = None
+        self._judges: tuple[str, ...] = ()
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Print what runs."""
         self._experiment = experiment
+        self._judges = judges_of(experiment, federation)
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
 
     def round_ended(self, end: RoundEnd) -> None:
@@ -94,7 +98,8 @@ class PlainDisplay(Observer):
         row = end.row
         self._line(
             f"round {row.round}/{self._experiment.num_rounds} {row.method}: "
-            f"accuracy {percent(row.server_accuracy)}, EMA {percent(row.ema_accuracy)}, "
+            f"accuracy{in_brackets(judge_in(self._judges, row.phase))} {percent(row.server_accuracy)}, "
+            f"EMA {percent(row.ema_accuracy)}, "
             f"pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
             f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(end.clients)}, "
             f"{row.seconds:.2f} s"
@@ -139,6 +144,7 @@ class LiveDisplay(Observer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._experiment: Experiment | None = None
+        self._judges: tuple[str, ...] = ()
         self._rows: list[RoundRow] = []
         self._failures: list[Failure] = []
         self._incidents: list[str] = []
@@ -149,6 +155,7 @@ class LiveDisplay(Observer):
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Show what runs."""
         self._experiment = experiment
+        self._judges = judges_of(experiment, federation)
         self._title = describe(experiment, federation)
         self._task = self._progress.add_task("rounds", total=experiment.num_rounds)
         self._live.update(self._screen())
@@ -187,9 +194,10 @@ class LiveDisplay(Observer):
             Text(printable(self._title), style="dim"),
             self._progress,
         ]
-        evaluated = [row for row in self._rows if row.evaluated]
+        evaluated = judged_as_the_last(self._rows, self._judges)
         if evaluated:
-            course = Text("EMA accuracy ")
+            judge = judge_in(self._judges, evaluated[-1].phase)
+            course = Text(f"EMA accuracy{in_brackets(judge)} ")
             width = max(10, min(60, self._console.width - 40))
             course.append(sparkline([row.ema_accuracy for row in evaluated], width), "green")
             course.append(f" {percent(evaluated[-1].ema_accuracy)}")

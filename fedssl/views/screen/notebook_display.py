@@ -7,6 +7,7 @@ from typing import Any
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
+from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import closing_line, last_line, percent, sparkline
@@ -23,6 +24,7 @@ class NotebookDisplay(Observer):
 
     def __init__(self) -> None:
         self._experiment: Experiment | None = None
+        self._judges: tuple[str, ...] = ()
         self._title = ""
         self._rows: list[RoundRow] = []
         self._failures: list[Failure] = []
@@ -34,6 +36,7 @@ class NotebookDisplay(Observer):
         from IPython.display import display
 
         self._experiment = experiment
+        self._judges = judges_of(experiment, federation)
         self._title = describe(experiment, federation)
         shown = _bundle([self._title])
         self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
@@ -62,10 +65,11 @@ class NotebookDisplay(Observer):
 
     def _lines(self) -> list[str]:
         lines = [self._title]
-        evaluated = [row for row in self._rows if row.evaluated]
+        evaluated = judged_as_the_last(self._rows, self._judges)
         if evaluated:
+            judge = in_brackets(judge_in(self._judges, evaluated[-1].phase))
             course = sparkline([row.ema_accuracy for row in evaluated], COURSE_WIDTH)
-            lines.append(f"EMA accuracy {course} {percent(evaluated[-1].ema_accuracy)}")
+            lines.append(f"EMA accuracy{judge} {course} {percent(evaluated[-1].ema_accuracy)}")
         if self._rows:
             row = self._rows[-1]
             lines.append(
