@@ -105,7 +105,11 @@ class Tied(nn.Module):
         (recipe(FixMatch(), Train(precision="bf16")), {}, "precision is bf16"),
         (recipe(FixMatch(), Train(clip_norm=1.0)), {}, "clip_norm"),
         (recipe(FixMatch(), Train(keep_momentum=True)), {}, "optimizer.sgd"),
-        (recipe(FixMatch(), Train(optimizer="lars")), {}, "the optimizer lars looks at whole tensors"),
+        (
+            recipe(FixMatch(), Train(optimizer="lars")),
+            {},
+            "the optimizer lars looks at whole tensors",
+        ),
         (recipe(FixMatch(), augment=Augment(strong=CTAugment())), {}, "augment.strong"),
         (recipe(MeanTeacher()), {}, "after_step"),
         (recipe(FixMatch(labeler="received")), {}, "keep state: received"),
