@@ -24,17 +24,8 @@ PLUGIN_SECTIONS = {
     family.section: family
     for family in (
         *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
-        *(
-            MODELS,
-            METHODS,
-            SERVER_METHODS,
-            EVALUATORS,
-            STRATEGIES,
-            TRACKERS,
-            WEAK,
-            STRONG,
-            CONTRAST,
-        ),
+        *(MODELS, METHODS, SERVER_METHODS, EVALUATORS, STRATEGIES, TRACKERS),
+        *(WEAK, STRONG, CONTRAST),
         *(OPTIMIZERS, SCHEDULES, SERVER_OPTIMIZERS, SERVER_SCHEDULES, *SYSTEM_FAMILIES),
     )
 }
