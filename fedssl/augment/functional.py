@@ -6,6 +6,7 @@ definitions of PIL, as torchvision's functional operations do, so that a policy 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -81,6 +82,45 @@ def blur(images: Tensor) -> Tensor:
         rim = _sum_windows(images, 5).sub_(_sum_windows(images[:, :, 1:-1, 1:-1], 3))
         result[:, :, 2:-2, 2:-2] = rim.div_(16)
     return result
+
+
+def gaussian_kernels(sigma: Tensor, radius: int) -> Tensor:
+    """Return one Gaussian kernel for each standard deviation; each kernel sums to 1.
+
+    Args:
+        sigma: Standard deviations in pixels, shape (B,).
+        radius: Pixels on either side of the middle.
+
+    Returns:
+        Shape (B, 2 radius + 1).
+    """
+    away = torch.arange(-radius, radius + 1, device=sigma.device) / sigma.view(-1, 1)
+    # The exponent of the middle is 0, so no sum underflows to 0.
+    kernels = torch.exp(-0.5 * away.square())
+    return kernels / kernels.sum(1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """Average pixels by kernels, along the height and then across the width; borders are reflected.
+
+    Args:
+        images: Shape (B, C, H, W).
+        along, across: Kernels of each image along its height and its width, as `gaussian_kernels` returns them, shape
+            (B, taps) each. Half of the taps must be fewer than the side's pixels.
+    """
+    y, x = along.shape[1] // 2, across.shape[1] // 2
+    padded = F.pad(images, (x, x, y, y), mode="reflect")
+    return _sum_taps(_sum_taps(padded, along, 2), across, 3).clamp_(0, 1)
+
+
+def _sum_taps(images: Tensor, kernels: Tensor, axis: int) -> Tensor:
+    """Return weighted sums along an axis; additions of whole images give an image the same bits in any batch."""
+    size = images.shape[axis] - kernels.shape[1] + 1
+    weights = kernels.view(*kernels.shape, 1, 1, 1)
+    total = images.narrow(axis, 0, size) * weights[:, 0]
+    for i in range(1, kernels.shape[1]):
+        total += images.narrow(axis, i, size) * weights[:, i]
+    return total
 
 
 def _sum_windows(images: Tensor, side: int) -> Tensor:

@@ -55,6 +55,39 @@ def warp(images: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
     return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
+def enlarge_crops(images: Tensor, crops: Tensor, mirrored: Tensor) -> Tensor:
+    """Enlarge a part of every image to the size of the whole image, bilinearly; no pixel outside the part is looked at.
+
+    Args:
+        images: Floats in [0, 1], shape (B, C, H, W).
+        crops: Top, left, height and width of each part, in whole pixels, shape (B, 4).
+        mirrored: Whether each enlarged part is mirrored, left for right, shape (B,).
+    """
+    top, left, crop_height, crop_width = crops.unsqueeze(2).unbind(1)  # (B, 1) each
+    rows = _source_pixels(images.shape[2], top, crop_height)
+    columns = _source_pixels(images.shape[3], left, crop_width)
+    columns = torch.where(mirrored.view(-1, 1), columns.flip(1), columns)
+    # grid_sample measures in halves of the image from its center.
+    across = (2 * columns + 1) / images.shape[3] - 1
+    along = (2 * rows + 1) / images.shape[2] - 1
+    shape = (len(images), images.shape[2], images.shape[3])
+    grid = torch.stack([across.unsqueeze(1).expand(shape), along.unsqueeze(2).expand(shape)], dim=3)
+    shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return shown.clamp_(0, 1)
+
+
+def _source_pixels(size: int, start: Tensor, length: Tensor) -> Tensor:
+    """Return the place in the input, in pixels, of each output pixel of an enlarged part, shape (B, size).
+
+    Args:
+        size: Pixels of the output along this axis.
+        start, length: First pixel of the part and its number of pixels, shape (B, 1) each.
+    """
+    centers = torch.arange(size, device=start.device) + 0.5
+    inside = torch.minimum((centers * length / size - 0.5).clamp(min=0), length - 1)
+    return start + inside
+
+
 def flip_and_shift(images: Tensor, mirrored: Tensor, right: Tensor, down: Tensor) -> Tensor:
     """Mirror some images and shift every image by whole pixels, reflecting at the border.
 

@@ -1,4 +1,4 @@
-"""Apply to every image its own operation, with one call for each kind of operation.
+"""Apply to every image its own operation, with one call for each kind of operation, or change some images only.
 
 Images that drew the same operation are gathered, changed in one call, and put back. Every image is worked on once, and
 many images share the cost of a call.
@@ -95,3 +95,21 @@ def apply_grouped_(
             images.index_copy_(0, rows, shown)
         first, start = last, stop
     return images
+
+
+def apply_to_some_(
+    images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Change some of the images, in place.
+
+    Args:
+        images: Floats, shape (B, C, H, W); written to.
+        chosen: Whether each image is changed, shape (B,).
+        change: Function that returns the changed images, (n, C, H, W). It is given a copy of the chosen images and their
+            rows in the batch, (n,).
+
+    Returns:
+        The given images.
+    """
+    rows = chosen.nonzero().squeeze(1)
+    return images.index_copy_(0, rows, change(images.index_select(0, rows), rows))

@@ -1,21 +1,47 @@
-"""The ``[augment]`` section: what "weak" and "strong" mean in this experiment."""
+"""The ``[augment]`` section: how each kind of view is made in this experiment, by the view's name."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from fedssl.augment.base import AUGMENTATIONS, Augmentation, LearnedAugmentation
+from fedssl.augment.contrast import Contrast
 from fedssl.augment.randaugment import RandAugment
 from fedssl.augment.weak import Weak
-from fedssl.core.registry import Section
+from fedssl.core.errors import InputError
+from fedssl.core.registry import Family, Section
 from fedssl.core.slots import Slot
 
-WEAK = AUGMENTATIONS.at("augment.weak", "weak")
-STRONG = AUGMENTATIONS.at("augment.strong", "randaugment")
+PLAIN = "plain"
+"""The name of the view that is the image as it is. No section can change its meaning."""
+
+DEFAULT_KINDS = {"weak": "weak", "strong": "randaugment", "contrast": "contrast"}
+"""The kinds of the views that every experiment has. A section for any other view must name its kind."""
+
+
+def family_of_view(name: str) -> Family:
+    """Return the family of augmentations at the place in the experiment file that defines a view."""
+    return AUGMENTATIONS.at(f"augment.{name}", DEFAULT_KINDS.get(name))
+
+
+WEAK, STRONG, CONTRAST = map(family_of_view, DEFAULT_KINDS)
 
 
 class Augment(Section):
-    """The augmentations that make the two kinds of views that methods ask for."""
+    """The augmentations that make the views that methods ask for, one section for each view.
+
+    Example:
+        A file may define views of its own beside ``weak``, ``strong`` and ``contrast``:
+
+        >>> augment = Augment.model_validate({"gentle": {"kind": "noise", "std": 0.01}})
+        >>> augment.policy_of("gentle").kind, sorted(augment.policies)
+        ('noise', ['contrast', 'gentle', 'strong', 'weak'])
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, Annotated[Augmentation, AUGMENTATIONS]]
 
     weak: Annotated[Augmentation, WEAK] = Field(
         Weak(), description="augmentation that makes a method's weak views"
@@ -23,13 +49,90 @@ class Augment(Section):
     strong: Annotated[Augmentation, STRONG] = Field(
         RandAugment(), description="augmentation that makes a method's strong views"
     )
+    contrast: Annotated[Augmentation, CONTRAST] = Field(
+        Contrast(),
+        description="augmentation that makes the views that a contrastive method compares",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _build_views_of_the_file(cls, value: Any) -> Any:
+        """Build the sections of other views here, where each section's name is known to its errors."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: given if name in cls.model_fields else _build(name, given)
+            for name, given in value.items()
+        }
+
+    @property
+    def own_views(self) -> dict[str, Augmentation]:
+        """The augmentations of the views that only this experiment defines, by the view's name."""
+        return dict(self.__pydantic_extra__)
+
+    @property
+    def policies(self) -> dict[str, Augmentation]:
+        """The augmentations of all views, by the view's name."""
+        return {name: getattr(self, name) for name in DEFAULT_KINDS} | self.own_views
+
+    def policy_of(self, view: str) -> Augmentation:
+        """Return the augmentation that makes a view.
+
+        Raises:
+            InputError: No section defines the view.
+        """
+        policies = self.policies
+        if view not in policies:
+            raise InputError(
+                f"augment.{view}",
+                "a method asks for this view, and no section defines it",
+                how_to_define(view, policies),
+            )
+        return policies[view]
 
     @property
     def learned(self) -> dict[str, LearnedAugmentation]:
         """Return the augmentations that learn, by the name of the slot that holds their state."""
-        kinds = {"augment.weak": self.weak, "augment.strong": self.strong}
-        return {name: a for name, a in kinds.items() if isinstance(a, LearnedAugmentation)}
+        return {
+            slot_of(view): policy
+            for view, policy in self.policies.items()
+            if isinstance(policy, LearnedAugmentation)
+        }
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the slots that hold the state of the augmentations that learn."""
         return tuple(Slot(name, policy.scope) for name, policy in self.learned.items())
+
+
+def slot_of(view: str) -> str:
+    """Return the name of the slot in which the augmentation of a view keeps what it learns."""
+    return f"augment.{view}"
+
+
+def how_to_define(view: str, defined: Mapping[str, Augmentation]) -> str:
+    """Return what to do about a view that no section defines.
+
+    Args:
+        view: Name of the view.
+        defined: The views that are defined.
+    """
+    names = ", ".join(sorted([*defined, PLAIN]))
+    return f"add [augment.{view}] with a kind, or ask for one of: {names}"
+
+
+def _build(name: str, value: Any) -> Augmentation:
+    """Return the augmentation of a view that only this experiment defines.
+
+    Raises:
+        InputError: The name is not one that a view may have, or the section is invalid.
+    """
+    where = f"augment.{name}"
+    if name == PLAIN:
+        problem = "the plain view is the image as it is, and no section can change it"
+        raise InputError(where, problem, "give the view another name")
+    if not name.isidentifier():
+        problem = "is not a name for a view"
+        raise InputError(where, problem, "use letters, digits and _, and begin with a letter")
+    policy = family_of_view(name).build(value)
+    assert isinstance(policy, Augmentation)
+    return policy

@@ -42,7 +42,7 @@ class ClientSettings(Section):
     federation: FederationSection = Field(
         FederationSection(), description="the clients, and which images and labels they hold"
     )
-    augment: Augment = Field(Augment(), description="how weak and strong views are made")
+    augment: Augment = Field(Augment(), description="how views are made, by their names")
     model: Annotated[Model, MODELS] = Field(CNN(), description="the network")
     method: Annotated[Method, METHODS] = Field(
         FixMatch(), description="how clients learn from labeled and unlabeled images"

@@ -13,11 +13,13 @@ from pydantic import ConfigDict, Field, model_validator
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Plugin, Section
 from fedssl.core.trust import trusting
+from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.families import STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, read_toml, tables_of, without_none
 from fedssl.experiment.system.section import System
+from fedssl.methods.base import Method
 from fedssl.training.correction import WithClientHalf
 from fedssl.training.recipe import Recipe
 
@@ -83,6 +85,15 @@ class RunSettings(ClientSettings):
     def server_recipe(self) -> Recipe:
         """The method, the training settings and the augmentation with which the server learns if it holds labels."""
         return Recipe(self.server.method, self.server.train or self.train, self.augment)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that train: the clients' method, and the server's if the server holds labels."""
+        return (
+            (self.method, self.server.method)
+            if self.federation.labels.at_server
+            else (self.method,)
+        )
 
     @property
     def evaluated_on(self) -> str:
@@ -163,7 +174,14 @@ class Experiment(RunSettings):
             InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
         experiment = super().from_dict(table)
-        _ = experiment.plans  # raises if a phase is invalid
+        plans = experiment.plans  # raises if a phase is invalid
+        prefixes = [f"phases[{i}]." for i in range(len(experiment.phases))] or [""]
+        check_views(
+            [
+                Asked(where, plan.augment, plan.methods)
+                for where, plan in zip(prefixes, plans, strict=True)
+            ]
+        )
         return experiment
 
     @classmethod

@@ -1,6 +1,6 @@
 """Every family of plug-ins, by the section of the experiment file that names one of its members."""
 
-from fedssl.augment.policy import STRONG, WEAK
+from fedssl.augment.policy import CONTRAST, STRONG, WEAK, family_of_view
 from fedssl.core.registry import Family, Plugin
 from fedssl.data.features.base import FEATURE_SKEWS
 from fedssl.data.federation import UNLABELED_PARTITIONS
@@ -22,8 +22,19 @@ PLUGIN_SECTIONS = {
     family.section: family
     for family in (
         *(SOURCES, PARTITIONS, UNLABELED_PARTITIONS, LABEL_SPLITS, LABEL_NOISES, FEATURE_SKEWS),
-        *(MODELS, METHODS, SERVER_METHODS, EVALUATORS, STRATEGIES, TRACKERS, WEAK, STRONG),
-        *SYSTEM_FAMILIES,
+        *(MODELS, METHODS, SERVER_METHODS, EVALUATORS, STRATEGIES, TRACKERS),
+        *(WEAK, STRONG, CONTRAST, *SYSTEM_FAMILIES),
     )
 }
-"""The family of each section that names a plug-in, by the section's dotted name."""
+"""The family of each section that every experiment has and that names a plug-in, by the section's dotted name."""
+
+
+def family_at(section: str) -> Family | None:
+    """Return the family of a section by its dotted name; None if the section names no plug-in.
+
+    Any experiment may define views of its own beside those that every experiment has: ``augment.NAME``.
+    """
+    table, _, name = section.partition(".")
+    if table == "augment" and name and "." not in name:
+        return family_of_view(name)
+    return PLUGIN_SECTIONS.get(section)

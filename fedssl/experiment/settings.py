@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.core.errors import InputError
-from fedssl.experiment.families import PLUGIN_SECTIONS
+from fedssl.experiment.families import family_at
 
 LARGEST_FILE = 4 << 20
 """An experiment file has at most this many bytes; a longer file is not an experiment file."""
@@ -32,7 +32,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
     for key, value in over.items():
         where = f"{path}.{key}" if path else key
         below = merged.get(key)
-        family = PLUGIN_SECTIONS.get(where)
+        family = family_at(where)
         if family is not None:
             value, below = family.as_table(value), family.as_table(below)
             if family.kind_of(value, below) != family.kind_of(below):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, DrawnAugmentation
-from fedssl.augment.policy import Augment
+from fedssl.augment.base import DrawnAugmentation
+from fedssl.augment.policy import PLAIN, Augment
 from fedssl.core.slots import Tensors
 from fedssl.data.shard import Shard, as_float
 from fedssl.methods.base import View, Views
@@ -54,7 +54,7 @@ class GroupLoader:
     Args:
         shards: The clients' examples. Either all clients have labels, or none has.
         views: Views that the method asks for.
-        augment: The weak and the strong augmentation; neither learns.
+        augment: The augmentation of each view; none of them learns.
         batch_size: B, labeled examples per step and client.
         num_steps: Steps of the round.
         streams: One stream per client.
@@ -147,9 +147,9 @@ class GroupLoader:
 
     def _draw(self, view: View, rows: Tensor, generators: list[torch.Generator]) -> Tensors:
         """Return the random draws of some steps of a view, by name, each (M, steps, n, ...)."""
-        if view == "plain" or rows.numel() == 0:
+        if view == PLAIN or rows.numel() == 0:
             return {}
-        policy, flips = self._policy(view), self._spec.flips
+        policy, flips = self._augment.policy_of(view), self._spec.flips
         if isinstance(policy, DrawnAugmentation):
             count = rows[0].numel()
             each = [policy.draw(count, self._spec.shape, g, flips=flips) for g in generators]
@@ -181,16 +181,13 @@ class GroupLoader:
             yield tuple(view[:, step] for view in shown)
 
     def _view(self, view: View, images: Tensor, draws: Tensors) -> Tensor:
-        if view == "plain" or len(images) == 0:
+        if view == PLAIN or len(images) == 0:
             return as_float(images)
         flat = {name: drawn.flatten(0, 2) for name, drawn in draws.items()}
-        policy = self._policy(view)
+        policy = self._augment.policy_of(view)
         return (
             policy.apply(images, flat) if isinstance(policy, DrawnAugmentation) else flat["views"]
         )
-
-    def _policy(self, view: View) -> Augmentation:
-        return self._augment.weak if view == "weak" else self._augment.strong
 
 
 def _cut(draws: Tensors, steps: slice) -> Tensors:

@@ -13,6 +13,8 @@ a teacher (an average of the student)                   `slots` and `init_slot` 
                                                         with the client or travels through the server
 the model as a function, gradients of the input         nothing: `loss` is given the network
 mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `loss` (it is given the whole batch)
+a view of its own                                       `views`: ``"contrast"``, or the name of any ``[augment.NAME]`` of
+                                                        the experiment file
 pseudo-labels by its own or by the received model       nothing: `PseudoLabeling` has `guess`
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
                                                         rows of it; `Loss.updates` writes it
@@ -52,6 +54,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.augment.base import Probe
+from fedssl.augment.policy import PLAIN
 from fedssl.core.numbers import check_names
 from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
@@ -62,8 +65,9 @@ from fedssl.models.base import Classifier, WithFeatures
 FORWARD = 1 / 3
 """Work of a pass without gradients as a share of a pass with gradients, whose backward half takes about twice as long."""
 
-View = Literal["weak", "strong", "plain"]
-"""How an image is shown: weakly or strongly augmented, or as it is."""
+View = str
+"""How an image is shown: the name of a section ``[augment.NAME]``, such as ``"weak"``, ``"strong"`` or ``"contrast"``;
+``"plain"`` shows the image as it is."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,19 @@ class Views:
         labeled: Kinds of views of the labeled batch, one entry per view.
         unlabeled: Kinds of views of the unlabeled batch; empty if the method uses no unlabeled images.
         ratio: mu, the number of unlabeled examples for each labeled example.
+        others: Kinds of views that the method's hooks show beside those of the steps (`Learner.show`, `Learner.batches`).
+            They are named here so that a view without a section is found before the run.
     """
 
     labeled: tuple[View, ...] = ("weak",)
     unlabeled: tuple[View, ...] = ()
     ratio: int = 1
+    others: tuple[View, ...] = ()
+
+    @property
+    def names(self) -> frozenset[View]:
+        """The kinds of views that need a section: all but the plain view."""
+        return frozenset({*self.labeled, *self.unlabeled, *self.others} - {PLAIN})
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from fedssl.augment.base import Augmentation, LearnedAugmentation, Probe
-from fedssl.augment.policy import Augment
+from fedssl.augment.base import LearnedAugmentation, Probe
+from fedssl.augment.policy import PLAIN, Augment, slot_of
 from fedssl.core.slots import State
 from fedssl.data.shard import ImageSpec, Shard, as_float
 from fedssl.methods.base import Batch, Pools, View, Views
@@ -60,7 +60,7 @@ class BatchLoader:
         shard: The client's examples.
         pools: Examples that the batches are drawn from.
         views: Views that the method asks for.
-        augment: The weak and the strong augmentation.
+        augment: The augmentation of each view.
         state: Contents of all slots. What augmentations have learned is read from it anew at each step.
         batch_size: B, labeled examples per step.
         num_steps: Steps of the round.
@@ -164,11 +164,6 @@ class BatchLoader:
             }
 
 
-def slot_of(view: View) -> str:
-    """Return the name of the slot in which the augmentation of a view keeps what it learns."""
-    return f"augment.{view}"
-
-
 def show_view(
     view: View,
     images: Tensor,
@@ -182,14 +177,14 @@ def show_view(
     Args:
         view: How the images are shown.
         images: uint8, shape (B, C, H, W).
-        augment: The weak and the strong augmentation.
+        augment: The augmentation of each view.
         state: Contents of all slots, among them what augmentations have learned.
         generator: Source of the augmentation's draws.
         spec: Normalization of the images, and whether they may be mirrored.
     """
-    if view == "plain" or len(images) == 0:
+    if view == PLAIN or len(images) == 0:
         return spec.normalize(as_float(images))
-    policy: Augmentation = augment.weak if view == "weak" else augment.strong
+    policy = augment.policy_of(view)
     with in_full_precision(images.device):
         if isinstance(policy, LearnedAugmentation):
             seen = policy.show(images, generator, state[slot_of(view)], flips=spec.flips)
