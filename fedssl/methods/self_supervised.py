@@ -23,7 +23,7 @@ class SelfSupervised(Method):
     group: ClassVar[str] = "self-supervised"
 
     unlabeled_views: tuple[View, View] = Field(
-        ("strong", "strong"), description="the two views of each image"
+        ("contrast", "contrast"), description="the two views of each image"
     )
     projection: tuple[int, ...] = Field(
         (128, 128),

@@ -311,9 +311,9 @@ VIEWS = {
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
-    "byol": ((), ("strong", "strong"), 1),
-    "moco": ((), ("strong", "strong"), 1),
-    "simclr": ((), ("strong", "strong"), 1),
+    "byol": ((), ("contrast", "contrast"), 1),
+    "moco": ((), ("contrast", "contrast"), 1),
+    "simclr": ((), ("contrast", "contrast"), 1),
     "distill": ((), ("weak",), 7),
     "fine_tune": (("weak",), (), 1),
 }
