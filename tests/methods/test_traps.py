@@ -180,6 +180,8 @@ PASSES = {
     "pseudo_label": (12, 0),
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
+    "meta_pseudo_labels": (24, 12),  # the strong view of both networks; the teacher's weak view
+    "ups": (12, 0),
     "byol": (24, 24),  # both views, and both targets
     "moco": (12, 12),  # queries and keys
     "simclr": (24, 0),
@@ -309,6 +311,9 @@ VIEWS = {
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
+    "meta_pseudo_labels": (("weak",), ("weak", "strong"), 7),
+    "ups": (("weak",), ("strong",), 7),
+    "noisy_student": (("strong",), ("strong",), 5),
     "byol": ((), ("strong", "strong"), 1),
     "moco": ((), ("strong", "strong"), 1),
     "simclr": ((), ("strong", "strong"), 1),
