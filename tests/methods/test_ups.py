@@ -218,7 +218,7 @@ def test_a_client_without_labels_and_without_pseudo_labels_sits_out(hidden):
     _, report = train_client(none, hidden)
     assert report.is_inactive
     assert report.num_steps == 0
-    _, report = train_client(UPS(**KEEN), hidden)
+    _, report = train_client(UPS(**KEEN, balance=0.0), hidden)
     assert not report.is_inactive
     assert report.accepted == report.considered > 0
 
