@@ -114,7 +114,8 @@ class NoisyStudent(SemiSupervised):
             return teacher_weights(self.kind, fresh)
         assert fresh.shard is not None, "labels are kept at the client"
         copies = torch.zeros_like(fresh.shard.labels)
-        probs = torch.zeros(len(copies), fresh.spec.num_classes, device=copies.device)
+        num_classes = fresh.spec.num_classes
+        probs = torch.full((len(copies), num_classes), 1 / num_classes, device=copies.device)
         return {"probs": probs, "copies": copies, "made": copies.new_zeros(())}
 
     def begin(self, learner: Learner) -> None:

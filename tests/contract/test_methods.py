@@ -23,6 +23,8 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "moco", "queue_size": 24, "key_encoder_scope": "client"},
     {"kind": "moco", "queue_scope": "reset", "key_encoder_scope": "server", "key_parts": 2},
     {"kind": "byol", "target_scope": "client"},
+    {"kind": "meta_pseudo_labels", "baseline_decay": 0.9},
+    {"kind": "ups", "positive_threshold": 0.1, "positive_spread": 1.0, "balance": 0.0},
     {"kind": "semifl", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},

@@ -59,6 +59,21 @@ CASES: dict[str, dict[str, Any]] = {
     "a queue and a key encoder at clients": {
         "method": {"kind": "moco", "queue_size": 40, "key_encoder_scope": "client"},
     },
+    "Meta Pseudo Labels": {
+        "method": {"kind": "meta_pseudo_labels", "baseline_decay": 0.9, "wait": 0.2, "labels": "sampled"},
+    },
+    "UPS": {"method": {"kind": "ups", "positive_threshold": 0.1, "positive_spread": 1.0}},
+    "Noisy Student": {
+        "rounds": None,
+        "phases": [
+            {"rounds": 2, "method": {"kind": "supervised"}},
+            {
+                "rounds": 4,
+                "method": {"kind": "noisy_student", "threshold": 0.0, "per_class": 7},
+                "model": {"kind": "cnn", "widths": [8], "hidden": 8, "dropout": 0.5},
+            },
+        ],
+    },
     "BYOL, a target at the server": {"method": {"kind": "byol", "target_scope": "server"}},
     "corrections in phases": {
         "rounds": None,

@@ -50,7 +50,7 @@ def batch(views=None, labeled=4, unlabeled=NUM_EXAMPLES, seed=0):
     )
 
 
-NEEDS_EARLIER_PHASE = {"distill", "fine_tune"}
+NEEDS_EARLIER_PHASE = {"distill", "fine_tune", "noisy_student"}
 """Methods that go on from the network of an earlier phase; `tests/methods/test_earlier.py` is about them."""
 
 FIRST_METHODS = [name for name in METHODS.names() if name not in NEEDS_EARLIER_PHASE]

@@ -180,6 +180,8 @@ PASSES = {
     "pseudo_label": (12, 0),
     "temporal_ensembling": (12, 0),
     "vat": (36, 0),  # clean, finding the direction, pushed
+    "meta_pseudo_labels": (24, 12),  # the strong view of both networks; the teacher's weak view
+    "ups": (12, 0),
     "byol": (24, 24),  # both views, and both targets
     "moco": (12, 12),  # queries and keys
     "simclr": (24, 0),
@@ -314,6 +316,9 @@ VIEWS = {
     "byol": ((), ("contrast", "contrast"), 1),
     "moco": ((), ("contrast", "contrast"), 1),
     "simclr": ((), ("contrast", "contrast"), 1),
+    "meta_pseudo_labels": (("weak",), ("weak", "strong"), 7),
+    "ups": (("weak",), ("strong",), 7),
+    "noisy_student": (("strong",), ("strong",), 5),
     "distill": ((), ("weak",), 7),
     "fine_tune": (("weak",), (), 1),
 }

@@ -117,8 +117,9 @@ def test_a_batch_has_no_way_to_the_truth(shard):
             assert torch.equal(one, other)
 
 
-MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl"}
-"""Methods whose labeled images are mixed with unlabeled ones, whatever these weigh."""
+MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl", "meta_pseudo_labels", "ups"}
+"""Methods that are never supervised training: most mix labeled images with unlabeled ones, the student of Meta Pseudo Labels
+learns from its teacher alone, and UPS has dropout of its own."""
 
 SELF_SUPERVISED = [n for n in FIRST_METHODS if issubclass(METHODS.get(n), SelfSupervised)]
 """Methods that use no labels and give no pseudo-labels."""
@@ -237,7 +238,16 @@ def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
     counted.append(-by_building)
     assert report.num_steps == 3
     work = Recipe(method, TRAIN, AUGMENT).work(len(shard.labeled), len(shard))
-    exact = {"dividemix", "mixmatch", "remixmatch", "semifl", "supervised", "vat", *SELF_SUPERVISED}
+    exact = {
+        "dividemix",
+        "meta_pseudo_labels",
+        "mixmatch",
+        "remixmatch",
+        "semifl",
+        "supervised",
+        "vat",
+        *SELF_SUPERVISED,
+    }
     if name in exact:
         assert work == pytest.approx(sum(counted))
     else:  # a view that is only looked at counts as one that is trained on
