@@ -20,6 +20,7 @@ TABLE = [{"kind": name} for name in METHODS.names()] + [
     {"kind": "freematch", "statistics_scope": "client"},
     {"kind": "softmatch", "statistics_scope": "reset"},
     {"kind": "remixmatch", "alignment_scope": "client"},
+    {"kind": "comatch", "bank_scope": "reset", "alignment_scope": "client", "bank_size": 32},
     {"kind": "semifl", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},
@@ -109,6 +110,7 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
         ("freematch", "statistics_scope", "statistics"),
         ("softmatch", "statistics_scope", "statistics"),
         ("remixmatch", "alignment_scope", "alignment"),
+        ("comatch", "alignment_scope", "alignment"),
     ],
 )
 def test_state_lives_where_the_experiment_says(kind, field, slot, scope):
