@@ -25,6 +25,7 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "byol", "target_scope": "client"},
     {"kind": "meta_pseudo_labels", "baseline_decay": 0.9},
     {"kind": "ups", "positive_threshold": 0.1, "positive_spread": 1.0, "balance": 0.0},
+    {"kind": "comatch", "bank_scope": "reset", "alignment_scope": "client", "bank_size": 32},
     {"kind": "semifl", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},
@@ -116,6 +117,7 @@ def test_every_hook_of_the_interface_is_used(ray_grid):
         ("remixmatch", "alignment_scope", "alignment"),
         ("moco", "key_encoder_scope", "key_encoder"),
         ("byol", "target_scope", "target"),
+        ("comatch", "alignment_scope", "alignment"),
     ],
 )
 def test_state_lives_where_the_experiment_says(kind, field, slot, scope):

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -22,7 +23,9 @@ from fedssl.data.sources.cifar10 import CIFAR10
 from fedssl.data.sources.cifar100 import CIFAR100
 from fedssl.data.sources.digits import Digits
 from fedssl.data.sources.fashion_mnist import FashionMNIST
+from fedssl.data.sources.fastai_subset import SITE
 from fedssl.data.sources.imagenette import Imagenette
+from fedssl.data.sources.imagewoof import Imagewoof
 from fedssl.data.sources.mnist import MNIST
 from fedssl.data.sources.stl10 import STL10
 from fedssl.data.sources.svhn import SVHN
@@ -187,6 +190,7 @@ def test_broken_mnist_is_one_clear_error(source, tmp_path):
         (SVHN, "train_32x32.mat in ROOT|train_32x32.mat, test_32x32.mat"),
         (STL10, "stl10_binary"),
         (Imagenette, "imagenette2-160"),
+        (Imagewoof, "imagewoof2-160"),
     ],
 )
 def test_missing_data_says_how_to_get_it(source, wanted, tmp_path):
@@ -345,12 +349,16 @@ def test_stl10_without_class_names_is_one_clear_error(tmp_path, stl10):
         STL10(root=tmp_path).dataset(0)
 
 
-@pytest.fixture
-def imagenette(tmp_path):
-    """Plain images of other sizes, written in torchvision's layout: brightness 20 times the class."""
+FASTAI_SUBSETS = [Imagenette, Imagewoof]
+
+
+@pytest.fixture(params=FASTAI_SUBSETS, ids=lambda source: source.__name__)
+def subset(request, tmp_path):
+    """Plain images of other sizes, written in the published layout: brightness 20 times the class."""
+    source = request.param(root=tmp_path, pixels=24)
     for split, count in (("train", 3), ("val", 2)):
-        for cls, name in enumerate(sorted(datasets.Imagenette._WNID_TO_CLASS)):
-            folder = tmp_path / "imagenette2-160" / split / name
+        for cls, name in enumerate(sorted(source.names())):
+            folder = tmp_path / f"{source.archive}-160" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 image = Image.new(
@@ -359,26 +367,61 @@ def imagenette(tmp_path):
                     20 * cls if i == 2 else (20 * cls,) * 3,
                 )
                 image.save(folder / f"{i}.JPEG")
-    return tmp_path
+    return source
 
 
-def test_imagenette_reads_torchvisions_layout_and_scales(imagenette):
-    data = Imagenette(root=imagenette, pixels=24).dataset(0)
+def test_a_subset_of_imagenet_is_read_from_its_folders_and_scaled(subset):
+    data = subset.dataset(0)
     assert data.spec.shape == (3, 24, 24)
     np.testing.assert_array_equal(data.train.labels, np.repeat(np.arange(10), 3))
     np.testing.assert_array_equal(data.held_out.labels, np.repeat(np.arange(10), 2))
     brightness = data.train.images.mean((1, 2, 3))
     np.testing.assert_allclose(brightness, 20 * data.train.labels, atol=2)
-    assert data.class_names[:2] == ("tench", "English springer")
+    first = {"Imagenette": "tench", "Imagewoof": "Shih-Tzu"}[type(subset).__name__]
+    assert (data.class_names[0], len(set(data.class_names))) == (first, 10)
 
 
-def test_damaged_imagenette_names_the_file(imagenette):
-    damaged = next((imagenette / "imagenette2-160" / "val" / "n03028079").iterdir())
+def test_imagenette_is_what_torchvision_says_it_is():
+    published = {wnid: names[0] for wnid, names in datasets.Imagenette._WNID_TO_CLASS.items()}
+    assert Imagenette().names() == published
+    for size, checksum in Imagenette.checksums.items():
+        address = f"{SITE}/imagenette2-{size.removesuffix('px')}.tgz"
+        assert datasets.Imagenette._ARCHIVES[size] == (address, checksum)
+
+
+def test_a_damaged_image_of_a_subset_is_named(subset):
+    name = sorted(subset.names())[4]
+    damaged = next((subset.root / f"{subset.archive}-160" / "val" / name).iterdir())
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(
-        InputError, match=r"data.root: .*1 image cannot be read \(val/n03028079/\d.JPEG: "
+        InputError, match=rf"data.root: .*1 image cannot be read \(val/{name}/\d.JPEG: "
     ):
-        Imagenette(root=imagenette, pixels=24).dataset(0)
+        subset.dataset(0)
+
+
+def test_a_subset_without_one_of_its_classes_is_not_read(subset):
+    name = sorted(subset.names())[9]
+    shutil.rmtree(subset.root / f"{subset.archive}-160" / "val" / name)
+    with pytest.raises(InputError, match=r"data.root: .*\(val has the folders "):
+        subset.dataset(0)
+
+
+@pytest.mark.parametrize("source", FASTAI_SUBSETS)
+def test_a_subset_is_fetched_once_and_only_if_asked(source, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(address, root, md5):
+        asked.append((address, root, md5))
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(datasets.utils, "download_and_extract_archive", fetch)
+    with pytest.raises(InputError, match="no readable"):
+        source(root=tmp_path).dataset(0)
+    assert not asked
+    with pytest.raises(InputError, match="no network"):
+        source(root=tmp_path, size="320px", download=True).dataset(0)
+    address = f"{SITE}/{source.archive}-320.tgz"
+    assert asked == [(address, str(tmp_path), source.checksums.get("320px"))]
 
 
 def test_published_data_is_prepared_once_whatever_cuts_it(tmp_path, svhn, monkeypatch):
@@ -390,6 +433,14 @@ def test_published_data_is_prepared_once_whatever_cuts_it(tmp_path, svhn, monkey
 def test_sources_are_found_by_name():
     """And a module of the package that holds none is no source."""
     found = set(SOURCES.names())
-    published = {"cifar10", "cifar100", "digits", "fashion_mnist", "imagenette", "mnist"}
+    published = {
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "imagenette",
+        "imagewoof",
+        "mnist",
+    }
     assert published | {"stl10", "svhn", "folder", "hf", "npz"} <= found
-    assert not {"base", "torchvision_files", "own_images"} & found
+    assert not {"base", "fastai_subset", "torchvision_files", "own_images"} & found

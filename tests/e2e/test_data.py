@@ -184,6 +184,7 @@ def test_flawed_folders_are_refused_or_skipped_on_request(tmp_path, cache, flaw,
         ("stl10", ["data.root", "download=true"]),
         ("svhn", ["data.root", "download=true", "train_32x32.mat"]),
         ("imagenette", ["data.root", "download=true"]),
+        ("imagewoof", ["data.root", "download=true"]),
     ],
 )
 def test_data_that_is_not_there_says_what_to_do(tmp_path, cache, source, words):
