@@ -31,12 +31,7 @@ WEAK, STRONG, CONTRAST = map(family_of_view, DEFAULT_KINDS)
 class Augment(Section):
     """The augmentations that make the views that methods ask for, one section for each view.
 
-    Example:
-        A file may define views of its own beside ``weak``, ``strong`` and ``contrast``:
-
-        >>> augment = Augment.model_validate({"gentle": {"kind": "noise", "std": 0.01}})
-        >>> augment.policy_of("gentle").kind, sorted(augment.policies)
-        ('noise', ['contrast', 'gentle', 'strong', 'weak'])
+    ``[augment.NAME]`` with a kind defines a view of the file's own, under any name that some method of the file asks for.
     """
 
     model_config = ConfigDict(extra="allow")

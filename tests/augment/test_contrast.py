@@ -128,7 +128,7 @@ def test_crops_are_drawn_from_torchvisions_distribution(size):
 def test_where_no_draw_fits_the_crop_is_the_largest_one_in_the_range():
     """A strip of 2 x 40 pixels holds no crop of .9 of its area that is at most 4/3 as wide as high."""
     draws = RandomResizedCrop(min_area=0.9).draw(50, (1, 2, 40), stream(), flips=False)
-    top, left, height, width = draws["crop"].unbind(1)
+    _, left, height, width = draws["crop"].unbind(1)
     assert (height == 2).all()
     assert (width == 3).all()  # 2 * 4/3 = 2.67
     assert len(left.unique()) > 10
