@@ -30,6 +30,25 @@ SMALL: dict[str, Any] = {
 }
 
 
+CHAIN: dict[str, Any] = {
+    "rounds": None,
+    "phases": [
+        {
+            "rounds": 1,
+            "method": {"kind": "simclr", "projection": [12, 6]},
+            "server": {"evaluator": {"kind": "linear_probe", "layers": ["projection"]}},
+        },
+        {"rounds": 2, "method": {"kind": "fine_tune"}},
+        {
+            "rounds": 3,
+            "model": {"widths": [8, 16], "hidden": 24},
+            "method": {"kind": "distill", "unlabeled_ratio": 2, "distill_weight": 0.5},
+        },
+    ],
+}
+"""Phases that change the network: pre-train, fine-tune from the middle of the head, distil into a larger student."""
+
+
 def small_experiment(**overrides: Any) -> Experiment:
     """Return a federation that trains in a moment, with sections laid over it."""
     return Experiment.from_dict(merge(SMALL, overrides))

@@ -42,7 +42,9 @@ class ServerSection(Section):
         0.9, ge=0, lt=1, description="decay of the moving average of the global model, per round"
     )
     evaluate_every: int = Field(
-        1, ge=1, description="rounds between evaluations; the last round is always evaluated"
+        1,
+        ge=1,
+        description="rounds between evaluations; the last round of each phase is always evaluated",
     )
     evaluator: Annotated[Evaluator, EVALUATORS] = Field(
         OwnClassifier(),

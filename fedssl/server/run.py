@@ -213,7 +213,7 @@ class ServerRun:
         # Clients measure the statistics of static normalizations after their steps; clients without steps do not.
         self._train_at_server(phase, phase_round, is_measured=log.tally().num_steps > 0)
         log.record("server", self._training.numbers)
-        self._finish_round(phase, log, began)
+        self._finish_round(phase, phase_round, log, began)
 
     def _requests(self, phase: Phase, phase_round: int, census: Census) -> list[Message]:
         """Return the strategy's requests to its cohort, with the global model and the method's state in them."""
@@ -340,11 +340,11 @@ class ServerRun:
             f"fewer than server.min_success = {least:g} of them; the first failure was:\n{first}"
         )
 
-    def _finish_round(self, phase: Phase, log: RoundLog, began: float) -> None:
+    def _finish_round(self, phase: Phase, phase_round: int, log: RoundLog, began: float) -> None:
         server = phase.experiment.server
         self._model.average(log.round, server.ema_decay, phase.buffers)
         self._grid.states.commit()
-        is_last = log.round == self._experiment.num_rounds
+        is_last = phase_round == phase.experiment.num_rounds
         finished = Finished(
             phase,
             log,

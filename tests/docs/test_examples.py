@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 from fedssl.experiment.families import PLUGIN_SECTIONS
+from fedssl.metrics.evaluators.base import FeatureEvaluator
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.server_optimizer import ServerOptimizer
 from fedssl.views.trackers.base import Tracker
@@ -13,10 +14,11 @@ from fedssl.views.trackers.base import Tracker
 BASES = {family.base for family in PLUGIN_SECTIONS.values()} | {
     Strategy,
     ServerOptimizer,
+    FeatureEvaluator,
     Tracker,
 }
-"""The base class of every family, and of server optimizers. Strategies and trackers stand above what reads the experiment
-file, so their families do not know these classes."""
+"""The base class of every family, of server optimizers and of judges of features. Strategies and trackers stand above what
+reads the experiment file, so their families do not know these classes."""
 
 
 @pytest.mark.parametrize("base", sorted(BASES, key=lambda base: base.__name__))

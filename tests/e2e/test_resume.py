@@ -20,7 +20,15 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
-from tests.helpers import command, fedssl, in_a_process, refused, small_experiment, small_toml
+from tests.helpers import (
+    CHAIN,
+    command,
+    fedssl,
+    in_a_process,
+    refused,
+    small_experiment,
+    small_toml,
+)
 from tests.resuming import Copier, Stop, Stopper, bits, go_on, run
 
 ROUNDS = 6
@@ -95,6 +103,7 @@ CASES: dict[str, dict[str, Any]] = {
             {"rounds": 3, "method": {"kind": "tests.plugins.stateful"}, "strategy": "fedavg"},
         ],
     },
+    "phases that change the network": {**CHAIN, "strategy": {"kind": "fedadam"}},
 }  # fmt: skip
 
 
@@ -120,7 +129,15 @@ def test_killed_after_any_round_it_goes_on_to_the_same_bits(case, tmp_path):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", ["every hook", "labels at the server, virtual time", "phases"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "every hook",
+        "labels at the server, virtual time",
+        "phases",
+        "phases that change the network",
+    ],
+)
 def test_stopped_by_an_error_it_goes_on_with_the_next_round(case, tmp_path):
     experiment = experiment_of(case)
     run(experiment, tmp_path / "whole")

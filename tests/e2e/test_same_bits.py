@@ -3,7 +3,7 @@
 import pytest
 
 from fedssl.experiment.families import STRATEGIES
-from tests.helpers import fedssl, in_a_process, sha256, small_toml
+from tests.helpers import CHAIN, fedssl, in_a_process, sha256, small_toml
 from tests.methods.examples import FIRST_METHODS, NEEDS_EARLIER_PHASE
 from tests.resuming import bits
 
@@ -57,6 +57,10 @@ CASES = {
     "labels at the server, noise by client": (
         OTHER_FEDERATION,
         [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, [*THREE_WORKERS, "--plain"]],
+    ),
+    "phases that change the network": (
+        {"federation": {"sample": 5}, **CHAIN},
+        [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
     ),
     "sub-cohorts": (
         SUB_COHORTS,

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fedssl.clients.local_data import simulated_federation
+from fedssl.exchange.census import Census
 from fedssl.experiment.experiment import Experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -25,6 +27,28 @@ def test_a_method_differs_from_its_baseline_by_the_method_alone(path: Path) -> N
     baseline = Experiment.load(path.with_name("supervised.toml")).to_dict()
     differ = {key for key in own.keys() | baseline.keys() if own.get(key) != baseline.get(key)}
     assert differ <= {"name", "method"} | ({"augment"} if path.stem == "remixmatch" else set())
+
+
+def images_shown(path: Path) -> float:
+    """Return the expected number of images that a run shows to the networks it trains, each view of an image once."""
+    experiment = Experiment.load(path)
+    census = Census.of_simulation(simulated_federation(experiment))
+    holdings = list(zip(census.num_labeled.tolist(), census.num_examples.tolist(), strict=True))
+    total = 0.0
+    for plan in experiment.plans:
+        recipe, views = plan.recipe, plan.method.views()
+        for labeled, size in holdings:
+            batch = recipe.train.batch_size
+            step = batch * len(views.labeled) * (labeled > 0)
+            step += batch * views.ratio * len(views.unlabeled)
+            share = plan.federation.sample / len(holdings)
+            total += plan.num_rounds * share * recipe.num_steps(labeled, size) * step
+    return total
+
+
+def test_the_chain_of_phases_shows_as_many_images_as_fixmatch() -> None:
+    chain = images_shown(EXPERIMENTS / "pretraining" / "simclr.toml")
+    assert chain == pytest.approx(images_shown(EXPERIMENTS / "digits" / "fixmatch.toml"), rel=0.01)
 
 
 @pytest.mark.parametrize("folder", ["digits", "fashion_mnist"])

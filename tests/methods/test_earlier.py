@@ -7,26 +7,22 @@ import torch
 from torch import nn
 
 from fedssl.core.errors import InputError
-from fedssl.core.slots import Slot
-from fedssl.methods.base import FORWARD, METHODS, Fresh, Method, Previous
+from fedssl.methods.base import FORWARD, METHODS, Fresh
 from fedssl.methods.distill import ANSWERS, Distill, distillation_loss
 from fedssl.methods.earlier import TEACHER, teacher_logits, teacher_weights
 from fedssl.methods.fine_tune import FineTune, body_and_output
 from fedssl.methods.functional import snapshot
 from fedssl.methods.simclr import SimCLR
 from fedssl.methods.supervised import Supervised
-from fedssl.models.base import Classifier
 from fedssl.models.cnn import CNN
 from fedssl.training.network import NetworkSection, build_network
 from tests.methods.examples import (
     NEEDS_EARLIER_PHASE,
     PROGRESS,
     SPEC,
-    Watched,
     batch,
     learner,
     linear,
-    network_of,
 )
 
 MODEL = CNN(widths=(4,), hidden=8)
@@ -98,7 +94,9 @@ def test_the_teacher_is_asked_in_evaluation_mode_and_does_not_change():
     assert torch.equal(answers, teacher(given.unlabeled[0]))
     assert not answers.requires_grad
     one = teacher_logits(own, given.unlabeled[0][:1])
-    assert torch.allclose(one[0], answers[0])  # batch statistics would make one image's answer 0 / 0
+    assert torch.allclose(
+        one[0], answers[0]
+    )  # batch statistics would make one image's answer 0 / 0
     assert teacher_logits(own, given.unlabeled[0][:0]).shape == (0, 10)
     for kept, now in zip(before, (snapshot(own.previous), own.state[TEACHER]), strict=True):
         assert all(torch.equal(kept[name], now[name]) for name in kept)
@@ -120,13 +118,17 @@ def test_labels_have_the_weight_that_the_teacher_leaves_them():
     images, labeled = given.unlabeled[0], given.labeled[0]
     distilled = distillation_loss(teacher(images), own.network(images), 2.0)
     supervised = nn.functional.cross_entropy(own.network(labeled), given.labels)
-    assert total.item() == pytest.approx(float((0.25 * distilled + 0.75 * supervised).detach()), rel=1e-5)
+    assert total.item() == pytest.approx(
+        float((0.25 * distilled + 0.75 * supervised).detach()), rel=1e-5
+    )
     assert Distill().views().labeled == ()
 
 
 def test_the_teachers_passes_count_as_passes_without_gradients():
     assert Distill().images_per_step(8, 21) == pytest.approx(21 * (1 + FORWARD))
-    assert Distill(distill_weight=0.5).images_per_step(8, 21) == pytest.approx(8 + 21 * (1 + FORWARD))
+    assert Distill(distill_weight=0.5).images_per_step(8, 21) == pytest.approx(
+        8 + 21 * (1 + FORWARD)
+    )
 
 
 def test_a_student_starts_from_scratch_or_as_a_copy_of_its_teacher():
@@ -215,7 +217,8 @@ def test_the_whole_network_learns():
 @pytest.mark.parametrize("kind", sorted(NEEDS_EARLIER_PHASE))
 def test_none_of_them_can_be_the_first_phase(kind):
     method = METHODS.build(kind)
+    phase = [slot.name for slot in method.slots() if slot.scope == "phase"]
     with pytest.raises(InputError, match=r"method\.kind.*first phase.*\[\[phases\]\]"):
-        network = method.network(linear)
-        for slot in method.slots():
-            method.init_slot(slot.name, Fresh(network, SPEC, None))
+        _ = [
+            method.init_slot(name, Fresh(linear(), SPEC, None)) for name in phase
+        ] or method.network(linear)

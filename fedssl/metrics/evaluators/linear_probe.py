@@ -17,8 +17,9 @@ FLOOR = 0.1
 """A feature's deviation counts as at least this share of the root mean square deviation of all features. With few
 labeled images, some features are nearly constant, and division by their deviations would make them explode elsewhere."""
 
-TOLERANCE = 1e-9
-"""The solver stops when no gradient, and no change of the mean loss, is larger than this."""
+LARGEST_GRADIENT, LEAST_CHANGE = 1e-7, 1e-12
+"""The solver is at the minimum when no gradient of the mean loss is larger than the first number, or when a step changes
+neither the loss nor any weight by more than the second."""
 
 
 class LinearProbe(FeatureEvaluator):
@@ -30,7 +31,7 @@ class LinearProbe(FeatureEvaluator):
         description="weight of half the squared weights beside the sum of the images' losses: 1 / C of scikit-learn",
     )
     num_steps: int = Field(
-        200, ge=1, description="most steps of the solver (L-BFGS); it stops earlier at the minimum"
+        100, ge=1, description="most steps of the solver (L-BFGS); it stops earlier at the minimum"
     )
 
     def learn_layer(self, features: Tensor, labels: Tensor, num_classes: int) -> Tensors:
@@ -95,9 +96,9 @@ def logistic_regression(
     solver = torch.optim.LBFGS(
         [weight, bias],
         max_iter=num_steps,
-        max_eval=4 * num_steps,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=TOLERANCE**2,
+        max_eval=2 * num_steps,
+        tolerance_grad=LARGEST_GRADIENT,
+        tolerance_change=LEAST_CHANGE,
         line_search_fn="strong_wolfe",
     )
 

@@ -95,6 +95,7 @@ def record(
     (path / "experiment.toml").write_text(experiment.to_toml())
     if finished:
         seconds = spent.seconds * len(rows)
-        summary = summarize(experiment, Outcome(GlobalModel(), rows, seconds))
+        judges = tuple((facts or {}).get("judged_by", ()))
+        summary = summarize(experiment, Outcome(GlobalModel(), rows, seconds, judges=judges))
         (path / "summary.json").write_bytes(as_json(summary))
     return path
