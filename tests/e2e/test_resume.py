@@ -49,7 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
         "federation": {"label_noise": {"kind": "symmetric", "rate": 0.4}},
     },
     "a queue and a key encoder at clients": {
-        "method": {"kind": "moco", "queue_size": 40, "key_encoder_scope": "client"},
+        "method": {
+            "kind": "moco", "queue_size": 40, "queue_scope": "client", "key_encoder_scope": "client"
+        },
     },
     "BYOL, a target at the server": {"method": {"kind": "byol", "target_scope": "server"}},
     "corrections in phases": {
