@@ -53,8 +53,8 @@ class BYOL(SelfSupervised):
     statistics.
 
     In a federation, the trunk, both heads and the predictor travel. The target starts each round from the received
-    weights, stays with the client, or is averaged by the server, which doubles the traffic. A step costs two passes with
-    gradients and two without for each image.
+    weights, stays with the client, or is averaged by the server, which adds the traffic of the target. A step costs two
+    passes with gradients and two without for each image.
 
     The paper's hidden widths are 4096, its projections have 256 dimensions, its decay starts at 0.996, and its views
     differ in blur and solarization, which two names in ``unlabeled_views`` can express.

@@ -58,7 +58,9 @@ CASES: dict[str, dict[str, Any]] = {
         "federation": {"label_noise": {"kind": "symmetric", "rate": 0.4}},
     },
     "a queue and a key encoder at clients": {
-        "method": {"kind": "moco", "queue_size": 40, "key_encoder_scope": "client"},
+        "method": {
+            "kind": "moco", "queue_size": 40, "queue_scope": "client", "key_encoder_scope": "client"
+        },
     },
     "Meta Pseudo Labels": {
         "method": {"kind": "meta_pseudo_labels", "baseline_decay": 0.9, "wait": 0.2, "labels": "sampled"},
