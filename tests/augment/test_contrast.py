@@ -30,7 +30,9 @@ def close(ours, theirs):
 
 def within(count, successes, probability):
     """Return whether a number of successes is within five standard deviations of its mean."""
-    return abs(successes - count * probability) < 5 * (count * probability * (1 - probability)) ** 0.5
+    return (
+        abs(successes - count * probability) < 5 * (count * probability * (1 - probability)) ** 0.5
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -38,7 +40,14 @@ def within(count, successes, probability):
 def test_crops_are_enlarged_as_torchvision_does(channels, mirrored):
     given = photos(channels)[..., :24]
     crops = torch.tensor(
-        [[0, 0, 32, 24], [3, 5, 9, 11], [31, 23, 1, 1], [0, 4, 32, 2], [10, 0, 1, 24], [7, 7, 16, 16]]
+        [
+            [0, 0, 32, 24],
+            [3, 5, 9, 11],
+            [31, 23, 1, 1],
+            [0, 4, 32, 2],
+            [10, 0, 1, 24],
+            [7, 7, 16, 16],
+        ]
     )
     flags = torch.full((6,), mirrored)
     views = enlarge_crops(given, crops.float(), flags)
@@ -136,7 +145,12 @@ def test_a_whole_crop_changes_nothing():
 def test_operations_are_drawn_with_their_probabilities():
     count = 10_000
     draws = Contrast().draw(count, (1, 4, 4), stream(), flips=True)
-    for name, probability in (("jittered", 0.8), ("gray", 0.2), ("blurred", 0.5), ("mirrored", 0.5)):
+    for name, probability in (
+        ("jittered", 0.8),
+        ("gray", 0.2),
+        ("blurred", 0.5),
+        ("mirrored", 0.5),
+    ):
         assert within(count, int(draws[name].sum()), probability), name
     assert not Contrast().draw(count, (1, 4, 4), stream(), flips=False)["mirrored"].any()
 
@@ -157,7 +171,10 @@ def test_images_that_an_operation_leaves_out_stay_as_they_are():
         assert torch.equal(policy(given, stream(), flips=True), given)
     crop = RandomResizedCrop()
     bare = Contrast(
-        crop=crop, jitter_probability=0, grayscale=Grayscale(probability=0), blur=GaussianBlur(probability=0)
+        crop=crop,
+        jitter_probability=0,
+        grayscale=Grayscale(probability=0),
+        blur=GaussianBlur(probability=0),
     )
     draws = bare.draw(len(given), given.shape[1:], stream(), flips=True)
     assert torch.equal(bare.apply(given, draws), crop.apply(given, draws))
@@ -197,7 +214,10 @@ def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(policy):
         ({"kind": "random_resized_crop", "min_ratio": 2.0}, "min_ratio"),
         ({"kind": "gaussian_blur", "min_sigma": 3.0}, "min_sigma"),
         ({"kind": "contrast", "crop": {"min_area": 0}}, r"augment\.contrast\.crop\.min_area"),
-        ({"kind": "contrast", "blur": {"sigma": 1}}, r"augment\.contrast\.blur\.sigma.*did you mean"),
+        (
+            {"kind": "contrast", "blur": {"sigma": 1}},
+            r"augment\.contrast\.blur\.sigma.*did you mean",
+        ),
     ],
 )
 def test_wrong_ranges_are_refused(section, field):
