@@ -89,3 +89,19 @@ def test_the_file_of_semifl_has_all_parts_of_semifl() -> None:
         assert (train.local_epochs, train.clip_norm, train.keep_momentum) == (5, 1, True)
         assert (train.optimizer.kind, train.momentum, train.nesterov) == ("sgd", 0.9, True)
     assert own.model_copy(update={"batch_size": 10}) == server
+
+
+@pytest.mark.parametrize(("folder", "figure"), [("imagenette", "64.2"), ("imagewoof", "38.6")])
+def test_files_of_the_public_moco_run_have_its_recipe(folder: str, figure: str) -> None:
+    """The run's probe saw the first layer of the projection head; ours sees the backbone too."""
+    path = EXPERIMENTS / folder / "moco_probe.toml"
+    assert figure in path.read_text()
+    table = Experiment.load(path).to_dict()
+    assert table["data"]["source"] == folder
+    assert table["model"]["kind"] == "torchvision:resnet18"
+    method, train, judge = table["method"], table["train"], table["server"]["evaluator"]
+    assert (method["projection"], method["temperature"]) == ((100, 50, 25), 0.05)
+    assert (method["queue_size"], method["momentum"]) == (8192, 0.999)
+    assert (train["batch_size"], train["weight_decay"]) == (256, 1e-6)
+    assert train["lr"] * train["schedule"]["final"] == pytest.approx(1e-5)
+    assert (judge["fraction"], judge["layers"]) == (0.1, ("projection", "backbone"))
