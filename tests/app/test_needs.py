@@ -170,7 +170,15 @@ def test_groups_are_in_order_and_hold_their_members():
     overview = fedssl("list", "methods").output.partition("\n\n")[0]
     cells = [line.partition("│")[0] for line in overview.splitlines()[2:]]
     groups = [cell.strip() for cell in cells if cell[1] != " "]
-    assert groups == ["baseline", "consistency", "mixing", "noisy labels", "pseudo-labels"]
+    assert groups == [
+        "baseline",
+        "consistency",
+        "mixing",
+        "noisy labels",
+        "pseudo-labels",
+        "self-supervised",
+        "transfer",
+    ]
     order = [cell.strip() for cell in cells if cell.strip()]
     assert order.index("vat") < order.index("mixing") < order.index("mixmatch")
     assert order[:2] == ["baseline", "supervised"]
