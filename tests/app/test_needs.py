@@ -177,6 +177,7 @@ def test_groups_are_in_order_and_hold_their_members():
         "noisy labels",
         "pseudo-labels",
         "self-supervised",
+        "transfer",
     ]
     order = [cell.strip() for cell in cells if cell.strip()]
     assert order.index("vat") < order.index("mixing") < order.index("mixmatch")
