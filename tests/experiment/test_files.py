@@ -100,8 +100,8 @@ def test_files_of_the_public_moco_run_have_its_recipe(folder: str, figure: str) 
     assert table["data"]["source"] == folder
     assert table["model"]["kind"] == "torchvision:resnet18"
     method, train, judge = table["method"], table["train"], table["server"]["evaluator"]
-    assert (method["projection"], method["temperature"]) == ((100, 50, 25), 0.05)
+    assert (list(method["projection"]), method["temperature"]) == ([100, 50, 25], 0.05)
     assert (method["queue_size"], method["momentum"]) == (8192, 0.999)
     assert (train["batch_size"], train["weight_decay"]) == (256, 1e-6)
     assert train["lr"] * train["schedule"]["final"] == pytest.approx(1e-5)
-    assert (judge["fraction"], judge["layers"]) == (0.1, ("projection", "backbone"))
+    assert (judge["fraction"], list(judge["layers"])) == (0.1, ["projection", "backbone"])
