@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fedssl.record.snapshot import Snapshot
 
 NAN = float("nan")
+PHASE = "phase"
+"""Source of the numbers that are recorded once, when a phase begins; views draw no course of them."""
 STATUSES = ("ok", "failed", "inactive", "late", "dropped", "surplus")
 """The status that a client can have in a round; the last three occur in virtual time only."""
 
@@ -148,7 +150,7 @@ class NumberRow:
         client: Number of the client, whose value is a mean over its steps of the round; -1: the server. If clients
             recorded the number, the server's value is their mean, weighted by their steps.
         name: Name of the number. It begins with ``strategy.`` if the strategy recorded it, and with ``server.`` if the
-            server's training did.
+            server's training did. With ``phase.``, it was recorded when a phase began.
         value: The number.
     """
 

@@ -21,7 +21,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Floats
 from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
-from fedssl.record.rows import NAN, Observer, Outcome
+from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.carry_over import last_network
@@ -205,7 +205,7 @@ class ServerRun:
         if self._round == 1:
             log.incidents += cohorts.census.incidents
         if phase_round == 1:
-            log.record("phase", self._carried)
+            log.record(PHASE, self._carried)
         sent = log.sent(messages, sizes)
         if not sent and (not messages or log.failures):
             self._check_success(phase, log, began)

@@ -254,8 +254,8 @@ def test_training_that_diverged_is_neither_kept_nor_sent():
     assert ask(experiment, "train", {"partition-id": 0}, start, kept).has_content()
     weights = Weights(experiment.method, network_of(experiment))
     with pytest.raises(FloatingPointError, match=r"lower train\.lr"):
-        refuse_divergence(weights, {"slot": {"x": start["0.weight"] / 0}})
-    large = start["0.weight"] + 1e30  # its square is not finite, and it is
+        refuse_divergence(weights, {"slot": {"x": start["trunk.0.weight"] / 0}})
+    large = start["trunk.0.weight"] + 1e30  # its square is not finite, and it is
     refuse_divergence(weights, {"slot": {"x": large, "empty": large[:0], "n": torch.arange(2)}})
 
 

@@ -206,7 +206,7 @@ def test_merge_leaves_its_inputs_alone():
         (MINIMAL + '[server.method]\nkind = "fixmach"\n', r"server.method.kind: there is no method 'fixmach'; did you mean 'fixmatch'"),
         (MINIMAL + "[[phases]]\nrounds = 0\n", r"phases.0.rounds: is 0: .*greater than or equal to 1"),
         (MINIMAL + "[[phases]]\nmethod.kind = 'supervised'\n", r"phases.0.rounds: is missing"),
-        (MINIMAL + "[[phases]]\nrounds = 1\nmodel.kind = 'cnn'\n", r"phases\[0\].model: a phase cannot set this; one of: method"),
+        (MINIMAL + "[[phases]]\nrounds = 1\ndata.source = 'mnist'\n", r"phases\[0\].data: a phase cannot set this; one of: model, method"),
         (MINIMAL + "[[phases]]\nrounds = 1\nmethd.kind = 'cnn'\n", r"phases\[0\].methd: a phase cannot set this"),
         (MINIMAL + "[[phases]]\nrounds = 1\nmethod.threshold = 2.0\n", r"phases\[0\].method.threshold: is 2.0"),
         (MINIMAL + "[[phases]]\nrounds = 1\nfederation.clients = 2\n", r"phases\[0\].federation: a phase can set federation.sample only"),

@@ -143,7 +143,8 @@ def test_a_view_of_a_stranger_keeps_its_table():
 
 def test_the_schema_describes_any_view():
     schema = Augment.model_json_schema()["additionalProperties"]
-    assert {way["title"] for way in schema["anyOf"]} == set(AUGMENTATIONS.names())
+    tables = {way["title"] for way in schema["anyOf"] if way["type"] == "object"}
+    assert tables == set(AUGMENTATIONS.names())
 
 
 def test_the_same_augmentation_under_another_name_gives_the_same_batches():

@@ -10,7 +10,7 @@ from fedssl.core.errors import InputError
 from fedssl.core.rng import SERVER
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
-from fedssl.record.rows import NumberRow
+from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
@@ -227,7 +227,10 @@ def _comparable(run: Run) -> pd.DataFrame:
 
 
 def _recorded(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return the server's row of every number that runs recorded, with what the run is; an older record has none."""
+    """Return the server's row of every number with a course that runs recorded, with what the run is.
+
+    An older record has no numbers.
+    """
     found = [
         run.numbers.assign(label=line.label, seed=seed, last=run.summary["last_rounds"])
         for line in lines
@@ -236,4 +239,5 @@ def _recorded(lines: Sequence[Line]) -> pd.DataFrame:
     ]
     columns = [*columns_of(NumberRow), "label", "seed", "last"]
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
-    return table[table["client"] == SERVER]
+    has_course = ~table["name"].astype(str).str.startswith(f"{PHASE}.")
+    return table[(table["client"] == SERVER) & has_course]

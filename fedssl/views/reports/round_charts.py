@@ -7,7 +7,7 @@ import numpy as np
 
 from fedssl.core.rng import SERVER
 from fedssl.record.judges import CLASSIFIER, judge_in
-from fedssl.record.rows import NAN, NumberRow, RoundRow, nan_mean
+from fedssl.record.rows import NAN, PHASE, NumberRow, RoundRow, nan_mean
 from fedssl.views.reports.cell_specs import heatmap
 from fedssl.views.reports.charts import Band, Chart, number, significant, thinned
 from fedssl.views.reports.line_specs import lines
@@ -190,6 +190,8 @@ def number_charts(material: Material) -> Iterator[Chart]:
     """Draw each number that the method, the strategy or the server's training recorded, over the rounds."""
     found: dict[str, dict[int, list[NumberRow]]] = {}
     for row in material.numbers:
+        if row.name.startswith(f"{PHASE}."):
+            continue
         found.setdefault(row.name, {}).setdefault(row.round, []).append(row)
     for name, by_round in sorted(found.items()):
         rows = []
