@@ -21,7 +21,7 @@ SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("*.toml")) + sorted(
 FURTHER = {
     "remixmatch": {"augment"},
     "noisy_student": {"rounds", "phases"},
-    **dict.fromkeys(("moco", "simclr", "byol"), {"augment", "train", "server"}),
+    **{kind: {"augment", "train", "server"} for kind in ("moco", "simclr", "byol")},
 }
 """Sections besides the method in which a file differs from its baseline: ReMixMatch's strong views are CTAugment's, a
 student needs a teacher's phase, and contrastive methods have views, batches and judges of their own."""
