@@ -29,8 +29,9 @@ def lines(
         zero: Whether the axis of values includes 0.
         log: Whether the axis of values is logarithmic.
     """
-    # Axes, wide enough for all values.
-    along = quantity(x, x, span(rows, [x]))
+    # Axes, wide enough for all values and for all bands: a number may have been recorded in one phase only.
+    ends = [{x: end} for band in bands for end in (band.first, band.last)]
+    along = quantity(x, x, span([*rows, *ends], [x]))
     up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
     if log:
         up["scale"] |= {"type": "log", "nice": False}

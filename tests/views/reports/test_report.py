@@ -15,8 +15,9 @@ import vl_convert
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
-from fedssl.views.reports.charts import thinned
+from fedssl.views.reports.charts import Band, thinned
 from fedssl.views.reports.evaluation import look_closely, read_evaluation
+from fedssl.views.reports.line_specs import lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, write_page
 from fedssl.views.reports.run_report import report_page, write_report
@@ -65,6 +66,14 @@ def chart_of(page, name):
 def test_there_is_a_chart_of_everything(page):
     assert {chart.name for chart in page.charts} == CHARTS
     assert all(chart.rows and chart.note and chart.title for chart in page.charts)
+
+
+def test_a_line_of_one_phase_has_the_axis_of_all_phases():
+    """Otherwise, the bands of the other phases lie outside the axis, which shrinks to nothing."""
+    rows = [{"round": round, "probe": 0.5 + round / 10} for round in (1, 2)]
+    spec = lines(rows, "round", ["probe"], "%", [Band(1, 2, "1: moco"), Band(3, 9, "2: distill")])
+    axes = [layer["encoding"]["x"] for layer in spec["layer"] if "x" in layer["encoding"]]
+    assert {tuple(x["scale"]["domain"]) for x in axes if "scale" in x} == {(1, 9)}
 
 
 def test_tables_hold_what_was_recorded(run, page):
