@@ -1,7 +1,8 @@
 """A SuperLink's grid that sends a request again if its reply is lost.
 
 Flower delivers a message once (1.41). If the SuperLink dies while a client fetches a request or the server fetches a
-reply, nobody sends that message again, and the round would wait for its whole timeout.
+reply, nobody sends that message again, and the round would wait for its whole timeout. If it dies while it stores a
+request, Flower's grid raises an error.
 """
 
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
@@ -27,6 +29,9 @@ LEAST_PATIENCE = 120.0
 
 TIMES_SLOWEST = 10.0
 """A reply counts as lost after this many times the seconds of the slowest reply so far to the same kind of request."""
+
+PUSH_ATTEMPTS = 5
+"""Requests that the SuperLink does not store completely are pushed this many times in all."""
 
 log = logging.getLogger("fedssl.server")
 
@@ -50,6 +55,24 @@ class PersistentGrid(GridView):
         super().__init__(inner)
         self._least_patience = least_patience
         self._slowest: dict[str, float] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids.
+
+        A SuperLink that was restarted refuses the rest of what was being pushed. It knows the messages that it has
+        stored, so that the same messages can be pushed again: it asks for the missing parts only.
+
+        Raises:
+            ObjectPushError: The SuperLink has refused them `PUSH_ATTEMPTS` times.
+        """
+        sent = list(messages)
+        for _ in range(PUSH_ATTEMPTS - 1):
+            try:
+                return super().push_messages(sent)
+            except ObjectPushError as error:
+                log.warning("the requests are pushed again: %s", error)
+                time.sleep(POLL_SECONDS)
+        return super().push_messages(sent)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedssl.engine import persistent_grid
 from fedssl.engine.local_grid import Apps
@@ -65,6 +66,30 @@ def test_a_lost_request_is_sent_again_until_it_arrives(caplog):
     assert inner.sent == [0, 3, 5, 3, 3]
     said = f"no reply from node {protocol.node_of(3)}: the request is sent again"
     assert caplog.text.count(said) == 2
+
+
+class Restarted(Forgetful):
+    """Refuse the first pushes, as a SuperLink does that was restarted while it stored them."""
+
+    def __init__(self, refusals):
+        super().__init__({})
+        self.refusals = refusals
+
+    def push_messages(self, messages):
+        if self.refusals:
+            self.refusals -= 1
+            raise ObjectPushError("an object", 1, "a session")
+        return super().push_messages(messages)
+
+
+def test_what_a_restarted_superlink_refuses_is_pushed_again(caplog):
+    assert asked(Restarted(2), [0, 3]) == [0, 3]
+    assert caplog.text.count("the requests are pushed again: Failed to push object") == 2
+
+
+def test_a_superlink_that_always_refuses_ends_the_run():
+    with pytest.raises(ObjectPushError):
+        asked(Restarted(persistent_grid.PUSH_ATTEMPTS), [0, 3])
 
 
 def test_an_error_is_a_reply():
