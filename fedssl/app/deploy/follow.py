@@ -22,8 +22,8 @@ from fedssl.views.screen.display import PlainDisplay, make_display
 LOOK_SECONDS = 0.5
 """The record is read again after this many seconds."""
 
-ASK_SECONDS = 5.0
-"""The SuperLink is asked again after this many seconds; each question starts a process."""
+ASK_SECONDS = 15.0
+"""The SuperLink is asked how the run is after this many seconds without a round; each question starts a process."""
 
 
 def follow(
@@ -50,18 +50,20 @@ def follow(
     report = ReportWriter(directory)
     for observer in (report, display):
         observer.began(experiment, federation)
-    shown, status, details, asked = 0, "", "", 0.0
+    shown, status, details, heard = 0, "", "", 0.0
     while True:
         over = status.startswith("finished")
         for end in _read_new_rounds(directory, shown):
             display.round_ended(end)
             shown += 1
+            heard = time.monotonic()
         if over:
             break
-        if time.monotonic() - asked > ASK_SECONDS or (directory / SUMMARY).exists():
+        has_ended = (directory / SUMMARY).exists() or bool(_read_failure(directory))
+        if has_ended or time.monotonic() - heard > ASK_SECONDS:
             with contextlib.suppress(RunFailed):  # the SuperLink may be restarting
                 status, details = operator.run_status(run_id)
-            asked = time.monotonic()
+            heard = time.monotonic()
         time.sleep(LOOK_SECONDS)
     if status == COMPLETED:
         outcome = outcome_of(directory)
