@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -89,14 +90,41 @@ def test_a_nearly_constant_feature_does_not_explode():
     assert (usual - moved).abs().max() < 0.01  # without the floor, 0.01 is ten thousand deviations
 
 
-def test_constant_features_and_a_class_without_labels_give_finite_scores():
+def test_constant_features_give_finite_scores():
     constant = LinearProbe().learn_layer(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), 3)
     assert LinearProbe().score_layer(constant, torch.ones(1, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("judge", [LinearProbe(), LinearProbe(num_steps=1), KNN()])
+def test_a_class_without_labels_is_never_predicted_and_its_loss_is_finite(judge):
+    """Class 1 of 4 has no labeled image: the others are as if it did not exist, and it has 1e-6 of the probability."""
     features, labels = clusters()
-    learned = LinearProbe().learn_layer(features, labels, 4)  # there is no image of class 3
-    scores = LinearProbe().score_layer(learned, features)
+    shifted = torch.tensor([0, 2, 3])[labels]
+    anywhere = 30 * torch.randn(5000, 6, generator=torch.Generator().manual_seed(3))
+    scores = judge.score_layer(judge.learn_layer(features, shifted, 4), anywhere)
+    without = judge.score_layer(judge.learn_layer(features, labels, 3), anywhere)
+    assert (scores.argmax(1) != 1).all()
+    torch.testing.assert_close(scores[:, [0, 2, 3]], without)
+    loss = F.cross_entropy(scores, torch.ones(5000, dtype=torch.long), reduction="none")
+    assert loss.isfinite().all()
+    assert (loss >= -math.log(LEAST) - 1e-4).all()
+
+
+def test_weights_and_biases_of_the_probe_sum_to_zero():
+    """Softmax does not see their sum, so this makes the solution unique."""
+    features, labels = clusters(spread=2.5)
+    learned = LinearProbe().learn_layer(features.double(), labels, 3)
+    for name in ("weight", "bias"):
+        assert learned[name].sum(0).abs().max() < 1e-9, name
+
+
+@pytest.mark.parametrize("judge", [LinearProbe(), KNN()])
+def test_labels_of_one_class_predict_this_class(judge):
+    features, labels = clusters()
+    learned = judge.learn_layer(features[labels == 2], labels[labels == 2], 3)
+    scores = judge.score_layer(learned, features)
     assert scores.isfinite().all()
-    assert (scores.argmax(1) < 3).all()
+    assert (scores.argmax(1) == 2).all()
 
 
 BUDGETS = {
