@@ -154,6 +154,26 @@ def test_the_budget_is_exactly_what_clients_and_server_have_labels_for(case):
     assert LinearProbe().describe(federation) == f"linear probe, {len(examples.labels)} labels"
 
 
+def test_judges_with_other_settings_have_other_words():
+    """Settings that do not change the accuracy stay unsaid: further layers, and a seed that draws nothing."""
+    federation = federation_of(small_experiment())
+    said = {
+        "kNN, 40 labels": (KNN(), KNN(seed=3), KNN(num_neighbors=200)),
+        "kNN, 40 labels, num_neighbors = 5, temperature = 0.1": (
+            KNN(num_neighbors=5, temperature=0.1),
+        ),
+        "kNN, 40 labels, per_class = 4": (KNN(per_class=4),),
+        "kNN, 40 labels, per_class = 4, seed = 3": (KNN(per_class=4, seed=3),),
+        "linear probe on projection, 40 labels, penalty = 10.0": (
+            LinearProbe(penalty=10, layers=["projection", "backbone"]),
+            LinearProbe(penalty=10.0, layers=["projection"]),
+        ),
+        "classifier": (OwnClassifier(),),
+    }
+    for words, judges in said.items():
+        assert {judge.describe(federation) for judge in judges} == {words}
+
+
 @pytest.mark.parametrize("amount", [{"per_class": 3}, {"fraction": 0.1}])
 def test_own_labels_are_true_stratified_and_as_the_judges_seed_says(amount):
     """The digits' test images are drawn by the experiment's seed; all other images are chosen alike under every seed."""

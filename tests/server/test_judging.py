@@ -100,7 +100,11 @@ def test_the_record_names_the_judge_of_each_phase_and_the_last_accuracy_is_of_on
     experiment = two_phases(server={"last_rounds": 4})
     outcome = run(experiment, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "data.json").read_text())
-    wanted = ["linear probe on projection, 40 labels", "kNN, 30 labels", "classifier"]
+    wanted = [
+        "linear probe on projection, 40 labels",
+        "kNN, 30 labels, per_class = 3",
+        "classifier",
+    ]
     assert facts["judged_by"] == wanted == list(outcome.judges)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["judged_by"] == "classifier"
