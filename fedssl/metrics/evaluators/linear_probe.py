@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.eager_optimizers import LBFGS
 from fedssl.core.slots import Tensors
 from fedssl.metrics.evaluators.base import FeatureEvaluator
 
@@ -109,7 +110,7 @@ def logistic_regression(
     features = features.detach()
     weight = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS(
+    solver = LBFGS(
         [weight, bias],
         max_iter=num_steps,
         max_eval=2 * num_steps,
