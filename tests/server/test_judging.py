@@ -173,3 +173,15 @@ def test_a_run_judged_by_its_classifier_records_no_layers(tmp_path):
     run(small_experiment(), tmp_path / "run")
     assert "probe" not in (tmp_path / "run" / "numbers.csv").read_text()
     assert RunDirectory(tmp_path / "run", resume=True).is_finished
+
+
+def test_a_judge_that_cannot_judge_is_refused_with_the_number_of_its_phase():
+    phases = [
+        {"rounds": 1},
+        {"rounds": 1, "server": {"evaluator": {"kind": "knn", "layers": ["projection"]}}},
+    ]
+    with pytest.raises(InputError, match=r"^phases\[1\]\.server\.evaluator\.layers: names 'proj"):
+        check_experiment(small_experiment(rounds=None, phases=phases))
+    alone = small_experiment(server={"evaluator": {"kind": "knn", "per_class": 9999}})
+    with pytest.raises(InputError, match=r"^server\.evaluator\.per_class: is 9999"):
+        check_experiment(alone)
