@@ -226,6 +226,18 @@ def test_labels_that_are_not_there_are_refused():
         KNN(layers=["backbone", "backbone"]).check(("backbone",), federation)
 
 
+def test_settings_of_a_judge_without_its_kind_say_which_kind_has_them():
+    for settings, kinds in (
+        ({"penalty": 2.0}, "linear_probe"),
+        ({"layers": ["backbone"]}, "knn, linear_probe"),
+    ):
+        words = f"unknown key; without a kind, it is 'classifier'; the key belongs to: {kinds}$"
+        with pytest.raises(InputError, match=words):
+            EVALUATORS.build(settings)
+    with pytest.raises(InputError, match="unknown key; nothing is known here"):
+        EVALUATORS.build({"pennalty": 2.0})
+
+
 def models_of(method, norm="batch"):
     experiment = small_experiment(method=method, model={"norm": norm})
     federation = federation_of(experiment)
