@@ -52,7 +52,7 @@ class LinearProbe(FeatureEvaluator):
         exact = features.double()
         mean, deviation = standardization(exact)
         standardized = (exact - mean) / deviation
-        present, targets = labels.unique(return_inverse=True)
+        present, targets = torch.unique(labels, return_inverse=True)
         of_present = logistic_regression(
             standardized, targets, len(present), self.penalty, self.num_steps
         )
@@ -126,5 +126,5 @@ def logistic_regression(
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
+    solver.step(loss)
     return weight.detach(), bias.detach()
