@@ -87,10 +87,17 @@ def test_a_check_imports_what_it_needs_only(tmp_path):
     assert found & (NEVER | {"pyarrow", "ray"}) == set()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])
-def test_a_serial_run_imports_what_it_needs_only(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "sections",
+    [
+        *({"train": {"optimizer": kind}} for kind in ("sgd", "adam", "adamw", "lars")),
+        *({"server": {"evaluator": kind}} for kind in ("knn", "linear_probe")),
+    ],
+    ids=lambda sections: str(sections).translate(str.maketrans("", "", "{}' ")),
+)
+def test_a_serial_run_imports_what_it_needs_only(tmp_path, sections):
     federation_of(small_experiment())
-    file = small_toml(tmp_path / "e.toml", train={"optimizer": optimizer})
+    file = small_toml(tmp_path / "e.toml", **sections)
     arguments = ["run", str(file), "--plain", "--out", str(tmp_path / "out")]
     found = modules_after(f"from fedssl.cli import app; app({arguments})")
     assert "fedssl.server.app" in found

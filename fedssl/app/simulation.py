@@ -170,7 +170,8 @@ def check_experiment(experiment: Experiment) -> None:
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         check_statistics(phase, network)
-        check_evaluator(phase, federation)
+        with _within_phase(number if experiment.phases else None):
+            check_evaluator(phase, federation)
         if clock is not None:
             check_deadline(phase, census, clock, federation.data.spec)
 

@@ -112,7 +112,9 @@ def how_to_define(view: str, defined: Mapping[str, Augmentation]) -> str:
         defined: The views that are defined.
     """
     names = ", ".join(sorted([*defined, PLAIN]))
-    return f"add [augment.{view}] with a kind, or ask for one of: {names}"
+    # A section cannot define a view of any other name.
+    add = f"add [augment.{view}] with a kind, or " if view.isidentifier() else ""
+    return f"{add}ask for one of: {names}"
 
 
 def _build(name: str, value: Any) -> Augmentation:

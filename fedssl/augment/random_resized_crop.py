@@ -26,7 +26,7 @@ class RandomResizedCrop(DrawnAugmentation):
 
     The rule is torchvision's, for each image: the area is uniform, the logarithm of the ratio of width to height is
     uniform, and both sides are rounded to whole pixels. The first of ten draws that fits into the image counts; if none
-    fits, the crop is the largest one in the middle whose ratio is in the range. Crops are enlarged bilinearly. A crop is
+    fits, the crop is the largest one whose ratio is in the range, and lies in the middle. Crops are enlarged bilinearly. A crop is
     never larger than its view, so there is nothing to antialias.
     """
 
@@ -69,12 +69,11 @@ class RandomResizedCrop(DrawnAugmentation):
         if flips if self.flip is None else self.flip:
             mirrored = torch.rand(count, generator=generator, device=device) < 0.5
         uniform = torch.rand((2, count, TRIES), generator=generator, device=device)
-        height, width = self._sizes(uniform[0], uniform[1], shape)
+        height, width, is_fallback = self._sizes(uniform[0], uniform[1], shape)
         place = torch.rand((2, count), generator=generator, device=device)
         top, left = (
-            # u < 1, but u * (room + 1) may round to room + 1.
-            torch.minimum((u * (size - side + 1)).floor(), size - side)
-            for u, side, size in ((place[0], height, shape[1]), (place[1], width, shape[2]))
+            torch.where(is_fallback, (room / 2).floor(), _pixel(u, room))
+            for u, room in ((place[0], shape[1] - height), (place[1], shape[2] - width))
         )
         return {"mirrored": mirrored, "crop": torch.stack([top, left, height, width], dim=1)}
 
@@ -82,8 +81,10 @@ class RandomResizedCrop(DrawnAugmentation):
         """Return the enlarged crops."""
         return enlarge_crops(as_float(images), draws["crop"], draws["mirrored"])
 
-    def _sizes(self, area: Tensor, ratio: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the height and the width of each crop, in whole pixels, shape (B,) each.
+    def _sizes(
+        self, area: Tensor, ratio: Tensor, shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the height and the width of each crop, in whole pixels, and whether no try fits, shape (B,) each.
 
         Args:
             area, ratio: Numbers in [0, 1) that say where in its range each try lies, shape (B, TRIES) each.
@@ -101,7 +102,8 @@ class RandomResizedCrop(DrawnAugmentation):
         )
         fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
         first = fits.to(torch.uint8).argmax(1, keepdim=True)
-        return heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
+        height_of_first, width_of_first = heights.gather(1, first), widths.gather(1, first)
+        return height_of_first.squeeze(1), width_of_first.squeeze(1), first.squeeze(1) == TRIES
 
     def _fallback(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and the width of the largest crop whose ratio is in the range."""
@@ -110,3 +112,9 @@ class RandomResizedCrop(DrawnAugmentation):
         if width > self.max_ratio * height:
             return height, max(1, round(height * self.max_ratio))
         return height, width
+
+
+def _pixel(uniform: Tensor, room: Tensor) -> Tensor:
+    """Return whole numbers from 0 to `room`, all with the same chance; `uniform` holds numbers in [0, 1)."""
+    # u < 1, but u * (room + 1) may round to room + 1.
+    return torch.minimum((uniform * (room + 1)).floor(), room)

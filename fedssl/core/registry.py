@@ -316,7 +316,21 @@ class Family:
                 stem, NoPlugin(f"its settings cannot be used: {said}")
             ) from error
         except ValidationError as error:
-            raise input_error(error, plugin, self.section) from None
+            found = input_error(error, plugin, self.section)
+            meant = "" if self.key in value else self._kinds_with(error)
+            raise InputError(found.field, found.problem, meant or found.remedy) from None
+
+    def _kinds_with(self, error: ValidationError) -> str:
+        """Return which kinds have the unknown key of a section without a kind, as a remedy; empty if none has it."""
+        first = error.errors()[0]
+        if first["type"] != "extra_forbidden" or len(first["loc"]) > 1:
+            return ""
+        kinds = [name for name in self.names() if first["loc"][0] in self.get(name).model_fields]
+        if not kinds:
+            return ""
+        return (
+            f"without a {self.key}, it is {self.default!r}; the key belongs to: {', '.join(kinds)}"
+        )
 
     def _stand_in_for(self, kind: str, stem: str, fields: dict[str, Any]) -> Plugin:
         """Return an `Unimported` section for a plug-in that may not be imported.

@@ -105,13 +105,16 @@ def test_a_contrastive_view_is_its_operations_one_after_the_other():
         assert draws[name].any(), name
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
-def test_crops_are_drawn_from_torchvisions_distribution(size):
-    """Both draw 4000 crops; the means of top, left, height and width differ by rounding of the mean alone."""
-    policy = RandomResizedCrop(min_area=0.08)
+@pytest.mark.parametrize(("size", "area"), [((16, 16), 0.08), ((8, 24), 0.08), ((8, 24), 0.3)])
+def test_crops_are_drawn_from_torchvisions_distribution(size, area):
+    """Both draw 4000 crops; the means of top, left, height and width differ by rounding of the mean alone.
+
+    In the last case, a quarter of the images falls back to the crop in the middle.
+    """
+    policy = RandomResizedCrop(min_area=area)
     ours = policy.draw(4000, (1, *size), stream(1), flips=False)["crop"]
     torch.manual_seed(0)
-    reference, image = Reference(16, scale=(0.08, 1.0)), torch.zeros(1, *size)
+    reference, image = Reference(16, scale=(area, 1.0)), torch.zeros(1, *size)
     found = [reference.make_params([image]) for _ in range(4000)]
     theirs = torch.tensor([[f["top"], f["left"], f["height"], f["width"]] for f in found]).float()
     error = ((ours.var(0) + theirs.var(0)) / 4000).sqrt()
@@ -125,15 +128,18 @@ def test_crops_are_drawn_from_torchvisions_distribution(size):
     assert (left + width <= size[1]).all()
 
 
-def test_where_no_draw_fits_the_crop_is_the_largest_one_in_the_range():
-    """A strip of 2 x 40 pixels holds no crop of .9 of its area that is at most 4/3 as wide as high."""
-    draws = RandomResizedCrop(min_area=0.9).draw(50, (1, 2, 40), stream(), flips=False)
-    _, left, height, width = draws["crop"].unbind(1)
-    assert (height == 2).all()
-    assert (width == 3).all()  # 2 * 4/3 = 2.67
-    assert len(left.unique()) > 10
-    upright = RandomResizedCrop(min_area=0.9).draw(1, (1, 40, 2), stream(), flips=False)["crop"]
-    assert upright[0, 2:].tolist() == [3, 2]
+@pytest.mark.parametrize("size", [(2, 40), (41, 2), (2, 2)])
+def test_where_no_draw_fits_the_crop_is_torchvisions_in_the_middle(size):
+    """No crop of .95 of a strip has a ratio of 4/3 to 5/3, so every draw of both falls back, to the same crop."""
+    ratios = {"min_ratio": 4 / 3, "max_ratio": 5 / 3}
+    policy = RandomResizedCrop(min_area=0.95, **ratios)
+    crops = policy.draw(20, (1, *size), stream(), flips=False)["crop"]
+    found = Reference(16, scale=(0.95, 1), ratio=(4 / 3, 5 / 3)).make_params(
+        [torch.zeros(1, *size)]
+    )
+    wanted = [found[name] for name in ("top", "left", "height", "width")]
+    assert crops.tolist() == [wanted] * 20
+    assert wanted[0] > 0 or wanted[1] > 0 or size == (2, 2)
 
 
 def test_a_whole_crop_changes_nothing():

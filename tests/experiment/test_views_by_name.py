@@ -91,6 +91,14 @@ def test_what_is_wrong_with_a_view_is_one_clear_error(augment, words):
         experiment(augment=augment)
 
 
+@pytest.mark.parametrize("name", ["a b", "../x", "a.b"])
+def test_no_section_is_proposed_for_a_view_that_no_section_can_define(name):
+    with pytest.raises(
+        InputError, match=r"defines them; ask for one of: contrast, plain, strong, weak$"
+    ):
+        experiment(method={"kind": "supervised", "labeled_view": name})
+
+
 def test_validate_refuses_a_view_that_no_section_defines(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('data = "digits"\nmethod = { kind = "supervised", labeled_view = "mine" }\n')

@@ -14,6 +14,7 @@ from fedssl.methods.supervised import Supervised
 from fedssl.methods.ups import UPS, WithDropout, keep_certain, logits_of, negative_learning
 from fedssl.models.cnn import CNN
 from fedssl.models.modes import only_dropout
+from fedssl.training.network import build_network
 from tests.helpers import small_experiment
 from tests.methods.examples import (
     PROGRESS,
@@ -224,20 +225,29 @@ def test_a_client_without_labels_and_without_pseudo_labels_sits_out(hidden):
 
 
 def test_a_round_starts_from_the_weights_that_were_received(hidden):
-    """Not from scratch: with a tiny learning rate, a trained network stays as it is."""
-    received = []
+    """Not from scratch: the pseudo-labels are made, and the first loss is computed, with the weights as received."""
+    seen = []
 
     class Noted(UPS):
         def begin(self, learner):
+            seen.append(snapshot(learner.network))
             super().begin(learner)
-            received.append(snapshot(learner.network))
+            seen.append(snapshot(learner.network))
 
-    trained, _ = train_client(Noted(**KEEN), hidden)
-    network = network_of(UPS(), seed=0)
-    assert not equal(received[0], trained)
-    assert received[0].keys() == trained.keys()
+        def loss(self, network, batch, state, progress):
+            seen.append(snapshot(network))
+            return super().loss(network, batch, state, progress)
+
+    method = Noted(**KEEN)
+    received = snapshot(build_network(MODEL, method, hidden.spec, 0))
+    trained, _ = train_client(method, hidden)
+    assert all(
+        weights.keys() == received.keys() and equal(weights, received) for weights in seen[:3]
+    )
+    assert not equal(seen[3], received)
+    assert not equal(trained, received)
+    assert received.keys() == trained.keys()
     assert UPS().comes_from("trunk.0.weight") == "trunk.0.weight"
-    assert "classifier.trunk.1.weight" in network.state_dict()
 
 
 def test_the_method_needs_dropout():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -89,14 +90,41 @@ def test_a_nearly_constant_feature_does_not_explode():
     assert (usual - moved).abs().max() < 0.01  # without the floor, 0.01 is ten thousand deviations
 
 
-def test_constant_features_and_a_class_without_labels_give_finite_scores():
+def test_constant_features_give_finite_scores():
     constant = LinearProbe().learn_layer(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), 3)
     assert LinearProbe().score_layer(constant, torch.ones(1, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("judge", [LinearProbe(), LinearProbe(num_steps=1), KNN()])
+def test_a_class_without_labels_is_never_predicted_and_its_loss_is_finite(judge):
+    """Class 1 of 4 has no labeled image: the others are as if it did not exist, and it has 1e-6 of the probability."""
     features, labels = clusters()
-    learned = LinearProbe().learn_layer(features, labels, 4)  # there is no image of class 3
-    scores = LinearProbe().score_layer(learned, features)
+    shifted = torch.tensor([0, 2, 3])[labels]
+    anywhere = 30 * torch.randn(5000, 6, generator=torch.Generator().manual_seed(3))
+    scores = judge.score_layer(judge.learn_layer(features, shifted, 4), anywhere)
+    without = judge.score_layer(judge.learn_layer(features, labels, 3), anywhere)
+    assert (scores.argmax(1) != 1).all()
+    torch.testing.assert_close(scores[:, [0, 2, 3]], without)
+    loss = F.cross_entropy(scores, torch.ones(5000, dtype=torch.long), reduction="none")
+    assert loss.isfinite().all()
+    assert (loss >= -math.log(LEAST) - 1e-4).all()
+
+
+def test_weights_and_biases_of_the_probe_sum_to_zero():
+    """Softmax does not see their sum, so this makes the solution unique."""
+    features, labels = clusters(spread=2.5)
+    learned = LinearProbe().learn_layer(features.double(), labels, 3)
+    for name in ("weight", "bias"):
+        assert learned[name].sum(0).abs().max() < 1e-9, name
+
+
+@pytest.mark.parametrize("judge", [LinearProbe(), KNN()])
+def test_labels_of_one_class_predict_this_class(judge):
+    features, labels = clusters()
+    learned = judge.learn_layer(features[labels == 2], labels[labels == 2], 3)
+    scores = judge.score_layer(learned, features)
     assert scores.isfinite().all()
-    assert (scores.argmax(1) < 3).all()
+    assert (scores.argmax(1) == 2).all()
 
 
 BUDGETS = {
@@ -124,6 +152,26 @@ def test_the_budget_is_exactly_what_clients_and_server_have_labels_for(case):
     held = [pairs(shard.images[shard.labeled], shard.labels[shard.labeled]) for shard in shards]
     assert pairs(examples.images, examples.labels) == sorted(itertools.chain(*held))
     assert LinearProbe().describe(federation) == f"linear probe, {len(examples.labels)} labels"
+
+
+def test_judges_with_other_settings_have_other_words():
+    """Settings that do not change the accuracy stay unsaid: further layers, and a seed that draws nothing."""
+    federation = federation_of(small_experiment())
+    said = {
+        "kNN, 40 labels": (KNN(), KNN(seed=3), KNN(num_neighbors=200)),
+        "kNN, 40 labels, num_neighbors = 5, temperature = 0.1": (
+            KNN(num_neighbors=5, temperature=0.1),
+        ),
+        "kNN, 40 labels, per_class = 4": (KNN(per_class=4),),
+        "kNN, 40 labels, per_class = 4, seed = 3": (KNN(per_class=4, seed=3),),
+        "linear probe on projection, 40 labels, penalty = 10.0": (
+            LinearProbe(penalty=10, layers=["projection", "backbone"]),
+            LinearProbe(penalty=10.0, layers=["projection"]),
+        ),
+        "classifier": (OwnClassifier(),),
+    }
+    for words, judges in said.items():
+        assert {judge.describe(federation) for judge in judges} == {words}
 
 
 @pytest.mark.parametrize("amount", [{"per_class": 3}, {"fraction": 0.1}])
@@ -176,6 +224,18 @@ def test_labels_that_are_not_there_are_refused():
         EVALUATORS.build({"kind": "knn", "per_class": 1, "fraction": 0.1})
     with pytest.raises(InputError, match="names a layer twice"):
         KNN(layers=["backbone", "backbone"]).check(("backbone",), federation)
+
+
+def test_settings_of_a_judge_without_its_kind_say_which_kind_has_them():
+    for settings, kinds in (
+        ({"penalty": 2.0}, "linear_probe"),
+        ({"layers": ["backbone"]}, "knn, linear_probe"),
+    ):
+        words = f"unknown key; without a kind, it is 'classifier'; the key belongs to: {kinds}$"
+        with pytest.raises(InputError, match=words):
+            EVALUATORS.build(settings)
+    with pytest.raises(InputError, match="unknown key; nothing is known here"):
+        EVALUATORS.build({"pennalty": 2.0})
 
 
 def models_of(method, norm="batch"):

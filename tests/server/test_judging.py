@@ -100,7 +100,11 @@ def test_the_record_names_the_judge_of_each_phase_and_the_last_accuracy_is_of_on
     experiment = two_phases(server={"last_rounds": 4})
     outcome = run(experiment, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "data.json").read_text())
-    wanted = ["linear probe on projection, 40 labels", "kNN, 30 labels", "classifier"]
+    wanted = [
+        "linear probe on projection, 40 labels",
+        "kNN, 30 labels, per_class = 3",
+        "classifier",
+    ]
     assert facts["judged_by"] == wanted == list(outcome.judges)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["judged_by"] == "classifier"
@@ -169,3 +173,15 @@ def test_a_run_judged_by_its_classifier_records_no_layers(tmp_path):
     run(small_experiment(), tmp_path / "run")
     assert "probe" not in (tmp_path / "run" / "numbers.csv").read_text()
     assert RunDirectory(tmp_path / "run", resume=True).is_finished
+
+
+def test_a_judge_that_cannot_judge_is_refused_with_the_number_of_its_phase():
+    phases = [
+        {"rounds": 1},
+        {"rounds": 1, "server": {"evaluator": {"kind": "knn", "layers": ["projection"]}}},
+    ]
+    with pytest.raises(InputError, match=r"^phases\[1\]\.server\.evaluator\.layers: names 'proj"):
+        check_experiment(small_experiment(rounds=None, phases=phases))
+    alone = small_experiment(server={"evaluator": {"kind": "knn", "per_class": 9999}})
+    with pytest.raises(InputError, match=r"^server\.evaluator\.per_class: is 9999"):
+        check_experiment(alone)

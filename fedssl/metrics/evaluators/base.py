@@ -83,8 +83,24 @@ class Evaluator(Plugin):
         return self.kind.rpartition(".")[2].replace("_", " ")
 
     def describe(self, federation: Federation) -> str:
-        """Return the judge in a few words, such as ``linear probe, 40 labels``, as records and views name it."""
-        return self.title
+        """Return the judge in a few words, such as ``linear probe, 40 labels``, as records and views name it.
+
+        Judges whose accuracies cannot be compared must have different words: so the words end with the changed settings.
+        """
+        return ", ".join([self.title, *self.changed_settings()])
+
+    def changed_settings(self, *unsaid: str) -> list[str]:
+        """Return the settings that are not at their default, such as ``penalty = 10.0``.
+
+        Args:
+            unsaid: Names of settings that are left out.
+        """
+        return [
+            f"{name} = {getattr(self, name)}"
+            for name, field in type(self).model_fields.items()
+            if name not in unsaid
+            and getattr(self, name) != field.get_default(call_default_factory=True)
+        ]
 
     def check(self, layers: Sequence[str], federation: Federation) -> None:
         """Raise `InputError` if the evaluator cannot judge the models of a phase; by default it can.
@@ -181,6 +197,11 @@ class FeatureEvaluator(Evaluator):
         """Say yes."""
         return True
 
+    @property
+    def has_own_labels(self) -> bool:
+        """Whether the judge draws labeled images of its own, instead of those that clients and server have labels for."""
+        return self.per_class is not None or self.fraction is not None
+
     @abstractmethod
     def learn_layer(self, features: Tensor, labels: Tensor, num_classes: int) -> Tensors:
         """Return what the judge learns of one layer, as tensors by name.
@@ -203,10 +224,13 @@ class FeatureEvaluator(Evaluator):
         return None
 
     def describe(self, federation: Federation) -> str:
-        """Return the title, the layer if it is not the backbone, and the number of labels."""
+        """Return the title, the layer if it is not the backbone, the number of labels, and the changed settings."""
         num_labels = len(self.rows(federation))
         layer = "" if self.layers[0] == "backbone" else f" on {self.layers[0]}"
-        return f"{self.title}{layer}, {num_labels:,} label{'s' * (num_labels != 1)}"
+        labels = f"{num_labels:,} label{'s' * (num_labels != 1)}"
+        # The other layers do not change the accuracy; without own labels, the seed draws nothing.
+        unsaid = ("layers",) if self.has_own_labels else ("layers", "seed")
+        return ", ".join([self.title + layer, labels, *self.changed_settings(*unsaid)])
 
     def check(self, layers: Sequence[str], federation: Federation) -> None:
         """Raise `InputError` if a layer is missing or named twice, or if there are too few labeled images."""
@@ -234,7 +258,7 @@ class FeatureEvaluator(Evaluator):
         Raises:
             InputError: A class has fewer than `per_class` training images.
         """
-        if self.per_class is None and self.fraction is None:
+        if not self.has_own_labels:
             return np.flatnonzero(federation.labeled)
         train = federation.data.train
         known = train.labelable & (train.labels >= 0)
@@ -270,7 +294,7 @@ class FeatureEvaluator(Evaluator):
         clients see them, under label noise with its wrong labels. Otherwise, images are unchanged and labels are true.
         """
         rows = self.rows(federation)
-        if self.per_class is None and self.fraction is None:
+        if not self.has_own_labels:
             labels = torch.from_numpy(federation.given[rows])
             return Examples(federation.images_as_seen(rows), labels)
         train = federation.data.train

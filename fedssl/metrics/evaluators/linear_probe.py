@@ -1,21 +1,31 @@
 """Linear classification on frozen features: multinomial logistic regression.
 
 The protocol of Zhang et al., "Colorful Image Colorization", ECCV 2016, arXiv:1603.08511, which contrastive learning
-keeps. We solve the regression to its minimum, which is unique, instead of following a schedule of learning rates: so
-neither a seed nor the choice of an epoch can change the result.
+keeps. We solve the regression to its minimum instead of following a schedule of learning rates: so neither a seed nor the
+choice of an epoch can change the result. The minimum is unique because of two rules. The weights have a penalty, without
+which separable features have no minimum, and the solver starts at 0: softmax does not change when all biases move by the
+same number, and no step moves their sum. The regression is over the classes that occur among the labeled images, as a class
+without a label would push its bias to minus infinity.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedssl.core.eager_optimizers import LBFGS
 from fedssl.core.slots import Tensors
 from fedssl.metrics.evaluators.base import FeatureEvaluator
 
 FLOOR = 0.1
 """A feature's deviation counts as at least this share of the root mean square deviation of all features. With few
 labeled images, some features are nearly constant, and division by their deviations would make them explode elsewhere."""
+
+LOG_SHARE_OF_MISSING_CLASS = math.log(1e-6)
+"""The logit of a class without a label. The other logits have mean 0, so this class is never predicted, and has at most
+this share (as a logarithm) of the probability. Its loss is finite."""
 
 LARGEST_GRADIENT, LEAST_CHANGE = 1e-7, 1e-12
 """The solver is at the minimum when no gradient of the mean loss is larger than the first number, or when a step changes
@@ -35,13 +45,20 @@ class LinearProbe(FeatureEvaluator):
     )
 
     def learn_layer(self, features: Tensor, labels: Tensor, num_classes: int) -> Tensors:
-        """Return the ``weight`` (C, width) and the ``bias`` (C,) that map features to logits."""
+        """Return the ``weight`` (C, width) and the ``bias`` (C,) that map features to logits.
+
+        A class without a label is never predicted: its weight is 0 and its bias `LOG_SHARE_OF_MISSING_CLASS`.
+        """
         exact = features.double()
         mean, deviation = standardization(exact)
         standardized = (exact - mean) / deviation
-        weight, bias = logistic_regression(
-            standardized, labels, num_classes, self.penalty, self.num_steps
+        present, targets = torch.unique(labels, return_inverse=True)
+        of_present = logistic_regression(
+            standardized, targets, len(present), self.penalty, self.num_steps
         )
+        weight = exact.new_zeros(num_classes, exact.shape[1]).index_copy(0, present, of_present[0])
+        bias = exact.new_full((num_classes,), LOG_SHARE_OF_MISSING_CLASS)
+        bias = bias.index_copy(0, present, of_present[1])
         # The standardization is folded into the layer, so that trunk and layer make one network.
         weight = weight / deviation
         bias = bias - weight @ mean
@@ -81,11 +98,11 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:
     """Return weight (C, width) and bias (C,) that minimize sum of cross-entropies + penalty / 2 ||weight||^2.
 
-    The start is 0 and the solver is deterministic. The bias is not penalized.
+    The start is 0 and the solver is deterministic. The bias is not penalized; weights and biases sum to 0 over the classes.
 
     Args:
         features: Standardized features, float64 (n, width).
-        labels: Classes, int64 (n,).
+        labels: Classes, int64 (n,); every class must occur.
         num_classes: C, the number of classes.
         penalty: Weight of the penalty.
         num_steps: Most steps of L-BFGS.
@@ -93,7 +110,7 @@ def logistic_regression(
     features = features.detach()
     weight = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS(
+    solver = LBFGS(
         [weight, bias],
         max_iter=num_steps,
         max_eval=2 * num_steps,
@@ -109,5 +126,5 @@ def logistic_regression(
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
+    solver.step(loss)
     return weight.detach(), bias.detach()

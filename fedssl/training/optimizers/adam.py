@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from fedssl.training import eager_optimizers
+from fedssl.core import eager_optimizers
 from fedssl.training.optimizers.base import Optimizer, Parameters
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedssl.training.eager_optimizers import Eager
+from fedssl.core.eager_optimizers import Eager
 from fedssl.training.optimizers.base import Optimizer, Parameters
 
 if TYPE_CHECKING:

@@ -43,3 +43,9 @@ class AdamW(Eager, torch.optim.AdamW):
     """torch's AdamW, without the wrapper."""
 
     step = torch.no_grad()(_eager(torch.optim.AdamW.step))
+
+
+class LBFGS(Eager, torch.optim.LBFGS):
+    """torch's L-BFGS, without the wrapper."""
+
+    step = torch.no_grad()(_eager(torch.optim.LBFGS.step))
