@@ -96,7 +96,8 @@ class ServerSection(Section):
         "trained in the round, by each client after its training; server: only the server's own, after its training",
     )
     method: Annotated[Method, SERVER_METHODS] = Field(
-        Supervised(), description="how the server learns if it holds labels"
+        Supervised(),
+        description="how the server learns if it holds labels; in a phase that learns features only, it does not train",
     )
     train: Train | None = Field(
         None, description="the server's own [train] settings; unset: those of the clients"

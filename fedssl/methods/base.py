@@ -38,6 +38,7 @@ something after the steps (statistics of BatchNorm)     `end`
 more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`, so that virtual time
                                                         is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
+features only, and a head for a later phase             `trains_classifier`
 the model of the last phase as a frozen teacher         a ``phase`` slot with the content `earlier.teacher_weights`, which
                                                         travels once; `earlier.teacher_logits` during the steps
 a network made from the last phase's network            `builds_on_previous`, `network_after`
@@ -366,6 +367,10 @@ class Method(Plugin):
     is_abstract: ClassVar[bool] = True
     group: ClassVar[str] = "other"
     """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
+
+    trains_classifier: ClassVar[bool] = True
+    """Whether the method trains the classes' head. If not, its phases learn features only: a server that holds labels
+    does not train in them, and the classifier's accuracy is chance."""
 
     @abstractmethod
     def views(self) -> Views:

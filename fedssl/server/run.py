@@ -173,7 +173,8 @@ class ServerRun:
         assert self._strategy is not None
         work = work_of(experiment, cohorts.census)
         phase = Phase(index, experiment, experiment.to_client_json(), network, self._strategy, work)
-        if self._round == 0:
+        if done == 0 and not (index and self._experiment.plans[index - 1].server_trains):
+            # Nobody has trained the classifier yet, and clients may give pseudo-labels with it.
             self._train_at_server(phase, 0, is_measured=False)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
@@ -277,8 +278,8 @@ class ServerRun:
             self._counted.note(log)
 
     def _train_at_server(self, phase: Phase, phase_round: int, *, is_measured: bool) -> None:
-        """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""
-        if self._clock is not None:
+        """Let the server train, if it does in this phase; the arguments are those of `ServerTraining.train`."""
+        if self._clock is not None and phase.experiment.server_trains:
             labels = len(self._federation.server_rows)
             self._clock.train_at_server(phase.experiment.server_recipe.work(labels, labels))
         trained = self._training.train(
