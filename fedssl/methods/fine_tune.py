@@ -149,7 +149,7 @@ class FineTune(Method):
         return {"main": make(trained.parameters())}
 
     def begin(self, learner: Learner) -> None:
-        """Put a frozen network into evaluation mode, so that its steps move no statistics and drop nothing out."""
+        """Put a frozen network into evaluation mode, so that a round moves no statistics and drops nothing out."""
         if self.frozen:
             learner.network.eval()
 

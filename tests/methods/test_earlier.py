@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedssl.augment.policy import Augment
 from fedssl.core.errors import InputError
 from fedssl.methods.base import FORWARD, METHODS, Fresh
 from fedssl.methods.distill import ANSWERS, Distill, distillation_loss
@@ -15,7 +16,10 @@ from fedssl.methods.functional import snapshot
 from fedssl.methods.simclr import SimCLR
 from fedssl.methods.supervised import Supervised
 from fedssl.models.cnn import CNN
+from fedssl.training.loop import fit
 from fedssl.training.network import NetworkSection, build_network
+from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 from tests.methods.examples import (
     NEEDS_EARLIER_PHASE,
     PROGRESS,
@@ -23,6 +27,8 @@ from tests.methods.examples import (
     batch,
     learner,
     linear,
+    shard,
+    stream,
 )
 
 MODEL = CNN(widths=(4,), hidden=8)
@@ -200,6 +206,25 @@ def test_a_frozen_network_learns_by_its_output_layer_alone():
     assert FineTune(frozen=True).images_per_step(9, 0) == pytest.approx(9 * FORWARD)
     empty = method.loss(network, batch(method.views(), labeled=0), {}, PROGRESS)
     assert float(empty.total) == 0
+
+
+@pytest.mark.parametrize("norm", ["static", "batch"])
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_a_round_of_a_frozen_network_moves_its_output_layer_alone(norm, ema_decay):
+    """Statistics of the trunk and of the projection head's layer stay as the last phase measured them."""
+    method, model = FineTune(frozen=True), CNN(norm=norm, widths=(4,), hidden=8)
+    before = previous_of(SimCLR(projection=(12, 6)), model)
+    network = build_network(model, method, SPEC, 0, previous=before)
+    own, start = shard(), snapshot(network)
+    own.images.random_(generator=stream())
+    train = Train(local_steps=3, batch_size=4, ema_decay=ema_decay)
+    report = fit(
+        network, own, Recipe(method, train, Augment()), {},
+        seed=0, server_round=1, client=0, phase_round=1, phase_rounds=1,
+    )  # fmt: skip
+    assert report.num_steps == 3
+    moved = {n for n, t in network.state_dict().items() if not torch.equal(t, start[n])}
+    assert moved == {"head.output.weight", "head.output.bias"}
 
 
 def test_the_whole_network_learns():
