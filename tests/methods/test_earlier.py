@@ -142,7 +142,6 @@ def test_a_student_starts_from_scratch_or_as_a_copy_of_its_teacher():
     assert Distill().comes_from("trunk.0.weight") is None
     assert student.state_dict().keys() == built(Supervised(), None).state_dict().keys()
     copied = Distill(start="teacher")
-    deeper = previous_of(FineTune(), MODEL)
     deeper = NetworkSection.of(MODEL, FineTune(), previous_of(SimCLR()))
     network = built(copied, deeper)
     assert any(name.startswith("head.layer.") for name in network.state_dict())
