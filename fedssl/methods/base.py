@@ -448,10 +448,11 @@ class Method(Plugin):
             f"{self.kind} builds on the last phase's network but does not say how"
         )
 
-    def comes_from(self, key: str) -> str | None:
+    def comes_from(self, key: str) -> str | tuple[str, ...] | None:
         """Return the name of the weight in the last phase's network that a weight starts from; None: it begins anew.
 
-        By default it is the same name. A weight that is not there, or has another shape there, begins anew.
+        By default it is the same name. Of several names, the first that the last phase's network has is taken. A weight
+        that is not there, or has another shape there, begins anew.
 
         Args:
             key: Name of the weight in the phase's network. Weights of the classifier have their names in the classifier

@@ -104,6 +104,50 @@ def test_names_and_shapes_decide():
     assert not {"trunk.0.weight"} & set(resnet.sources)
 
 
+def test_a_second_fine_tuning_keeps_the_layer_of_the_projection_head():
+    """Simclr, a frozen probe, the whole network: trunk and layer go on, and only the 2 weights of the output begin anew."""
+    simclr, frozen, whole = CHAIN["phases"][0], {"kind": "fine_tune", "frozen": True}, "fine_tune"
+    chain = [simclr, {"rounds": 1, "method": frozen}, {"rounds": 1, "method": {"kind": whole}}]
+    taken = carried(*chain)
+    assert {name for name in taken.sources if name.startswith("head.")} == {
+        "head.layer.0.weight", "head.layer.1.weight", "head.layer.1.bias",
+        "head.layer.1.running_mean", "head.layer.1.running_var", "head.layer.1.num_batches_tracked",
+    }  # fmt: skip
+    assert all(name == source for name, source in taken.sources.items())
+    assert set(taken.begun) == {"head.output.weight", "head.output.bias"}
+    check_experiment(phased(*chain))
+    from_features = {"kind": "fine_tune", "start": "backbone"}
+    assert set(carried(*chain[:2], {"rounds": 1, "method": from_features}).begun) == {
+        "head.weight", "head.bias",
+    }  # fmt: skip
+
+
+TUNED = {"rounds": 1, "method": {"kind": "fine_tune"}}
+ON_FEATURES = {"rounds": 1, "method": {"kind": "fine_tune", "start": "backbone"}}
+
+
+@pytest.mark.parametrize(
+    "method", [{"kind": "fixmatch"}, {"kind": "noisy_student", "start": "teacher"}]
+)
+def test_no_method_loses_a_fine_tuned_head_in_silence(method):
+    simclr, last = CHAIN["phases"][0], {"rounds": 1, "method": method}
+    with pytest.raises(InputError, match=r"^phases\[2\]\.method\.kind.*lose.*'backbone'"):
+        check_experiment(phased(simclr, TUNED, last))
+    assert carried(simclr, ON_FEATURES, last).begun == ()
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"method": {"kind": "noisy_student"}},
+        {"method": {"kind": "distill", "start": "teacher", "unlabeled_ratio": 1}},
+        {"method": {"kind": "supervised"}, "model": {"widths": [8, 16], "hidden": 24}},
+    ],
+)
+def test_a_phase_that_begins_anew_or_copies_may_follow_a_fine_tuned_head(phase):
+    check_experiment(phased(CHAIN["phases"][0], TUNED, {"rounds": 1, **phase}))
+
+
 def test_a_private_weight_begins_anew():
     private = {"rounds": 1, "method": {"kind": "tests.plugins.stateful"}}
     taken = carried(private, SUPERVISED)
