@@ -160,7 +160,7 @@ class EngineSection(Section):
     memory_per_worker: float | Literal["measured"] | None = Field(
         None,
         description="MB of memory of each actor, a GPU's memory if it has one; measured: as much as the client with the most "
-        "images takes; more memory than the machine has is refused; unset: memory is not counted",
+        "images takes in any phase; more memory than the machine has is refused; unset: memory is not counted",
     )
     address: str | None = Field(
         None, description="address of a running Ray cluster; unset: Ray is started on this machine"
