@@ -100,9 +100,17 @@ class FineTune(Method):
         """Return the model's trunk with a new output layer, after a layer of the last phase's projection head if wanted.
 
         Raises:
-            InputError: The head must begin with a projection head's layer, and the last phase has none.
+            InputError: The model has no output layer apart from its trunk; or the head must begin with a projection head's
+                layer, and the last phase has none.
         """
         built, layer = build(), layer_of(previous)
+        if not any(True for _ in built.head.parameters()):
+            raise InputError(
+                "model.kind",
+                f"builds a {type(built.trunk).__name__} without an output layer apart from its trunk, and {self.kind!r} "
+                "trains such a layer",
+                "take a [model] whose logits are made by a linear layer at its end",
+            )
         if self.start == "backbone" or (self.start is None and layer is None):
             output: nn.Module = built.head
             head = output
@@ -202,7 +210,7 @@ def outputs_of(module: nn.Module) -> int:
     if not found:
         raise InputError(
             "method.start",
-            "is 'projection', but the model has no output layer apart from its trunk",
+            "is 'projection', but the model's output layer is neither linear nor a convolution",
             "set it to 'backbone', or take another [model]",
         )
     return found[-1].weight.shape[0]

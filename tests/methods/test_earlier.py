@@ -15,6 +15,7 @@ from fedssl.methods.fine_tune import FineTune, body_and_output
 from fedssl.methods.functional import snapshot
 from fedssl.methods.simclr import SimCLR
 from fedssl.methods.supervised import Supervised
+from fedssl.models.base import as_classifier
 from fedssl.models.cnn import CNN
 from fedssl.training.loop import fit
 from fedssl.training.network import NetworkSection, build_network
@@ -186,6 +187,26 @@ def test_it_goes_on_from_the_features(start, before):
 def test_without_a_projection_head_there_is_no_layer_of_it():
     with pytest.raises(InputError, match=r"method\.start.*no projection head"):
         built(FineTune(start="projection"), previous_of())
+
+
+class Scaled(nn.Module):
+    """A network that scales what its last linear layer returns, so that the layer does not make the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, images):
+        return 2 * self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("start", ["backbone", "projection", None])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_without_an_output_layer_is_refused_by_its_name(start, frozen):
+    """Nothing would start at 0, and a frozen network would have nothing to train."""
+    method, before = FineTune(start=start, frozen=frozen), previous_of(SimCLR()).build(SPEC, 0)
+    with pytest.raises(InputError, match=r"^model\.kind.*a Scaled without an output layer"):
+        method.network_after(lambda: as_classifier(Scaled(), SPEC.shape), before)
 
 
 def test_a_frozen_network_learns_by_its_output_layer_alone():
