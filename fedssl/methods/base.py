@@ -35,8 +35,8 @@ the weights as they were received                       `Learner.received`
 gradients that move no weight                           `Learner.gradients`
 something between its hooks, for this round only        `Learner.scratch`
 something after the steps (statistics of BatchNorm)     `end`
-more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`, so that virtual time
-                                                        is right
+more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`,
+                                                        `images_before_first_round`, so that virtual time is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
 features only, and a head for a later phase             `trains_classifier`
 the model of the last phase as a frozen teacher         a ``phase`` slot with the content `earlier.teacher_weights`, which
@@ -406,6 +406,16 @@ class Method(Plugin):
 
     def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
         """Return the work of `begin` at a client, such as a pass over the shard, in the same unit; by default 0.
+
+        Args:
+            num_labeled, num_examples: Number of the client's labeled and of all its images.
+        """
+        return 0.0
+
+    def images_before_first_round(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of `begin` that a client has in its first round of a phase only, in the same unit; by default 0.
+
+        The server knows a client's first round by the method's ``phase`` slot; without such a slot, every round has it.
 
         Args:
             num_labeled, num_examples: Number of the client's labeled and of all its images.

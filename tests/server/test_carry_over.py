@@ -14,6 +14,7 @@ from fedssl.engine.remote_grid import RemoteGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
+from fedssl.methods.base import FORWARD
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
 from fedssl.server.carry_over import carry_over, last_network
@@ -208,6 +209,23 @@ def test_clients_that_are_not_simulated_keep_the_teacher_themselves():
     }
     simulated = ran(experiment).models[-1].arrays
     assert all(a.tobytes() == simulated[n].tobytes() for n, a in noted.models[-1].arrays.items())
+
+
+def test_labeling_once_a_phase_takes_virtual_time_once():
+    """All six clients label in the first round of their phase: a pass without gradients over the unlabeled images."""
+    student = {
+        "rounds": 3,
+        "method": {"kind": "noisy_student", "threshold": 0, "unlabeled_ratio": 1},
+    }
+    speed = {"speed": 10.0, "upload": 1e9, "download": 1e9}
+    experiment = phased(SUPERVISED, student, federation={"sample": 6}, system=speed)
+    times = [row.virtual_seconds for row in ran(experiment).rows]
+    federation = federation_of(experiment)
+    unlabeled = np.array(federation.sizes) - np.array(federation.labeled_sizes)
+    steps = 2 * 8 * (1 + (np.array(federation.labeled_sizes) > 0))
+    first, second, third = np.diff(times)
+    assert first == pytest.approx((steps + FORWARD * unlabeled).max() / 10, rel=1e-5)
+    assert second == third == pytest.approx(steps.max() / 10, rel=1e-5)
 
 
 # what clients are told
