@@ -5,51 +5,57 @@ import multiprocessing
 import resource
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from flwr.app import MessageType, RecordDict
+from torch import nn
 
 from fedssl.clients.client_app import app
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError
+from fedssl.core.slots import Tensors
+from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
+from fedssl.methods.base import Fresh
 
 MEASURING_TIMEOUT = 600.0
-"""Training one client to measure its memory may take at most this long (seconds)."""
+"""Training one client in one phase to measure its memory may take at most this long (seconds)."""
 
 _one_at_a_time = threading.Lock()
 
 
-def measured_bytes(experiment: ClientSettings, device: str) -> int:
-    """Return the peak memory of a worker that trains the client with the most images, in bytes of the device.
+def measured_bytes(phases: Sequence[ClientSettings], device: str) -> int:
+    """Return the peak memory of a worker that trains the client with the most images in each phase, in bytes of the device.
 
     Args:
-        experiment: The experiment; the client trains as in its first phase.
+        phases: The settings of every phase; the client trains a round of each, one after the other, as in a run.
         device: ``"cpu"``: the memory of the whole process counts; ``"cuda:0"``: the GPU's memory counts, including its
             context.
 
     Raises:
         InputError: The client could not be trained.
     """
-    experiment.data.prepare()
+    phases[0].data.prepare()
     # A second caller waits and gets the first caller's answer, and so does not disturb the measurement.
     with _one_at_a_time:
-        return _measured(experiment.to_client_json(), device)
+        return _measured(tuple(phase.to_client_json() for phase in phases), device)
 
 
 @functools.lru_cache(maxsize=4)
-def _measured(text: str, device: str) -> int:
+def _measured(texts: tuple[str, ...], device: str) -> int:
     spawn = multiprocessing.get_context("spawn")  # a fork would count this process's memory too
     ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_report, args=(theirs, text, device), daemon=True)
+    process = spawn.Process(target=_report, args=(theirs, texts, device), daemon=True)
     process.start()
     theirs.close()
     try:
-        if not ours.poll(MEASURING_TIMEOUT):
-            raise _unmeasured(f"no answer within {MEASURING_TIMEOUT:g} s")
+        timeout = MEASURING_TIMEOUT * len(texts)
+        if not ours.poll(timeout):
+            raise _unmeasured(f"no answer within {timeout:g} s")
         found = ours.recv()
     except EOFError:
         raise _unmeasured(
@@ -70,30 +76,48 @@ def _unmeasured(why: str) -> InputError:
     )
 
 
-def _report(pipe: Connection, text: str, device: str) -> None:
+def _report(pipe: Connection, texts: tuple[str, ...], device: str) -> None:
     try:
-        pipe.send(_train_largest(text, device))
+        for phase, text in enumerate(texts):
+            _train_largest(text, phase, device)
+        pipe.send(_peak(device))
     except Exception as error:
         pipe.send(str(error))
 
 
-def _train_largest(text: str, device: str) -> int:
-    experiment = ClientSettings.from_json(text)
-    federation = simulated_federation(experiment)
+def _train_largest(text: str, phase: int, device: str) -> None:
+    """Train the client with the most images for a round of a phase, from initial weights; the phase's number is from 0."""
+    settings = ClientSettings.from_json(text)
+    federation = simulated_federation(settings)
     client = int(federation.sizes.argmax())
     spec = federation.data.spec
-    network = experiment.build_network(spec)
+    network = settings.build_network(spec)
     protocol.claim_identity(1)
-    config = protocol.request_config(text, 0, 1, experiment.num_rounds)
+    config = protocol.request_config(text, phase, 1, settings.num_rounds)
     content = RecordDict(
-        {protocol.ARRAYS: protocol.to_record(network.state_dict()), protocol.CONFIG: config}
+        {
+            protocol.ARRAYS: protocol.to_record(network.state_dict()),
+            protocol.PHASE_STATE: protocol.to_record(_phase_state(settings, network, spec)),
+            protocol.CONFIG: config,
+        }
     )
     message = protocol.new_message(MessageType.TRAIN, protocol.node_of(client), content)
-    context = protocol.new_context(1, client, experiment.federation.clients, device, None)
+    context = protocol.new_context(1, client, settings.federation.clients, device, None)
     reply = app(message, context)
     if reply.has_error():
         raise RuntimeError(reply.error.reason)
-    return _peak(device)
+
+
+def _phase_state(settings: ClientSettings, network: nn.Module, spec: ImageSpec) -> Tensors:
+    """Return the content of the ``phase`` slots, such as a teacher's weights, by ``SLOT/NAME``; all weights are initial."""
+    last = settings.previous
+    teacher = None if last is None else last.build(spec, settings.seed).classifier
+    fresh = Fresh(network, spec, None, teacher)
+    return {
+        protocol.slot_key(slot.name, name): tensor
+        for slot in settings.recipe.slots_in("phase")
+        for name, tensor in settings.recipe.init_slot(slot.name, fresh).items()
+    }
 
 
 def _peak(device: str) -> int:

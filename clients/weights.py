@@ -38,8 +38,8 @@ class Weights:
 
         Args:
             arrays: Weights that the server sent.
-            kept: Records that the client kept in its earlier rounds. If they hold no private weights, the client takes
-                the initial ones.
+            kept: Records that the client kept in its earlier rounds. A private weight that they do not hold, or hold in
+                another shape, takes its initial value: an earlier phase may have had another model.
 
         Raises:
             ValueError: The server did not send all shared weights, or sent other shapes.
@@ -47,8 +47,13 @@ class Weights:
         protocol.load_tensors(self.shared, arrays)
         if not self.private:
             return
-        own = protocol.arrays_of(kept, self._record)
-        protocol.load_tensors(self.private, self._first() if own is None else own)
+        own = protocol.arrays_of(kept, self._record) or {}
+        fitting = {
+            name: array
+            for name, array in own.items()
+            if name in self.private and array.shape == tuple(self.private[name].shape)
+        }
+        protocol.load_tensors(self.private, {**self._first(), **fitting})
 
     def keep_private(self, kept: RecordDict) -> None:
         """Keep private weights for the client's next round, in the records `kept`."""

@@ -244,10 +244,10 @@ def _wish(experiment: Experiment) -> Wish:
     from fedssl.clients.measuring import measured_bytes
 
     if share == 0 or not torch.cuda.is_available():
-        taken = measured_bytes(experiment, "cpu")
+        taken = measured_bytes(experiment.plans, "cpu")
         log.info("a worker with the largest client takes %.0f MB", taken / MB)
         return Wish(engine.workers, share, engine.cpu_workers, taken)
-    taken = measured_bytes(experiment, "cuda:0")
+    taken = measured_bytes(experiment.plans, "cuda:0")
     slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
     log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
     return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)

@@ -83,17 +83,18 @@ class RunSettings(ClientSettings):
 
     @property
     def server_recipe(self) -> Recipe:
-        """The method, the training settings and the augmentation with which the server learns if it holds labels."""
+        """The method, the training settings and the augmentation with which the server learns if it trains."""
         return Recipe(self.server.method, self.server.train or self.train, self.augment)
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The methods that train: the clients' method, and the server's if the server holds labels."""
-        return (
-            (self.method, self.server.method)
-            if self.federation.labels.at_server
-            else (self.method,)
-        )
+        """The methods that train: the clients' method, and the server's if the server trains."""
+        return (self.method, self.server.method) if self.server_trains else (self.method,)
+
+    @property
+    def server_trains(self) -> bool:
+        """Whether the server trains too: it holds labels, and the clients' method trains the classifier with them."""
+        return self.federation.labels.at_server and self.method.trains_classifier
 
     @property
     def evaluated_on(self) -> str:

@@ -96,7 +96,8 @@ class ServerSection(Section):
         "trained in the round, by each client after its training; server: only the server's own, after its training",
     )
     method: Annotated[Method, SERVER_METHODS] = Field(
-        Supervised(), description="how the server learns if it holds labels"
+        Supervised(),
+        description="how the server learns if it holds labels; in a phase that learns features only, it does not train",
     )
     train: Train | None = Field(
         None, description="the server's own [train] settings; unset: those of the clients"
@@ -159,7 +160,7 @@ class EngineSection(Section):
     memory_per_worker: float | Literal["measured"] | None = Field(
         None,
         description="MB of memory of each actor, a GPU's memory if it has one; measured: as much as the client with the most "
-        "images takes; more memory than the machine has is refused; unset: memory is not counted",
+        "images takes in any phase; more memory than the machine has is refused; unset: memory is not counted",
     )
     address: str | None = Field(
         None, description="address of a running Ray cluster; unset: Ray is started on this machine"

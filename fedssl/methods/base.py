@@ -35,9 +35,10 @@ the weights as they were received                       `Learner.received`
 gradients that move no weight                           `Learner.gradients`
 something between its hooks, for this round only        `Learner.scratch`
 something after the steps (statistics of BatchNorm)     `end`
-more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`, so that virtual time
-                                                        is right
+more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`,
+                                                        `images_before_first_round`, so that virtual time is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
+features only, and a head for a later phase             `trains_classifier`
 the model of the last phase as a frozen teacher         a ``phase`` slot with the content `earlier.teacher_weights`, which
                                                         travels once; `earlier.teacher_logits` during the steps
 a network made from the last phase's network            `builds_on_previous`, `network_after`
@@ -367,6 +368,10 @@ class Method(Plugin):
     group: ClassVar[str] = "other"
     """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
 
+    trains_classifier: ClassVar[bool] = True
+    """Whether the method trains the classes' head. If not, its phases learn features only: a server that holds labels
+    does not train in them, and the classifier's accuracy is chance."""
+
     @abstractmethod
     def views(self) -> Views:
         """Return the views that every step needs."""
@@ -401,6 +406,16 @@ class Method(Plugin):
 
     def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
         """Return the work of `begin` at a client, such as a pass over the shard, in the same unit; by default 0.
+
+        Args:
+            num_labeled, num_examples: Number of the client's labeled and of all its images.
+        """
+        return 0.0
+
+    def images_before_first_round(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of `begin` that a client has in its first round of a phase only, in the same unit; by default 0.
+
+        The server knows a client's first round by the method's ``phase`` slot; without such a slot, every round has it.
 
         Args:
             num_labeled, num_examples: Number of the client's labeled and of all its images.
@@ -443,10 +458,11 @@ class Method(Plugin):
             f"{self.kind} builds on the last phase's network but does not say how"
         )
 
-    def comes_from(self, key: str) -> str | None:
+    def comes_from(self, key: str) -> str | tuple[str, ...] | None:
         """Return the name of the weight in the last phase's network that a weight starts from; None: it begins anew.
 
-        By default it is the same name. A weight that is not there, or has another shape there, begins anew.
+        By default it is the same name. Of several names, the first that the last phase's network has is taken. A weight
+        that is not there, or has another shape there, begins anew.
 
         Args:
             key: Name of the weight in the phase's network. Weights of the classifier have their names in the classifier

@@ -59,8 +59,8 @@ class FineTune(Method):
 
     The trunk starts from the last phase's weights. If that phase had a projection head, so does the first layer of the
     projection head with its ReLU, which stays in the network; SimCLR v2 found it better than to throw the whole head
-    away. The output layer starts at 0. With ``frozen``, only the output layer is trained: a linear probe that the
-    federation trains together.
+    away. A further phase of fine-tuning keeps this layer too. The output layer starts at 0 in each of them. With
+    ``frozen``, only the output layer is trained: a linear probe that the federation trains together.
 
     In a federation, the whole network travels: one model's traffic, plus the layer. A step takes one pass for each
     labeled image. Clients without labels take no step.
@@ -71,7 +71,8 @@ class FineTune(Method):
     start: Literal["backbone", "projection"] | None = Field(
         None,
         description="where the new output layer stands; backbone: on the features; projection: on the first layer of the last "
-        "phase's projection head; unset: projection if the last phase has one, else backbone",
+        "phase's projection head, or on the layer that its fine-tuning kept of one; unset: projection if there is one, else "
+        "backbone",
     )
     frozen: bool = Field(
         False, description="whether everything but the output layer stays as it is"
@@ -99,14 +100,21 @@ class FineTune(Method):
         """Return the model's trunk with a new output layer, after a layer of the last phase's projection head if wanted.
 
         Raises:
-            InputError: The head must begin with a projection head's layer, and the last phase has none.
+            InputError: The model has no output layer apart from its trunk; or the head must begin with a projection head's
+                layer, and the last phase has none.
         """
-        built, last = build(), previous.network
-        if self.start == "backbone" or (self.start is None and not isinstance(last, Projected)):
+        built, layer = build(), layer_of(previous)
+        if not any(True for _ in built.head.parameters()):
+            raise InputError(
+                "model.kind",
+                f"builds a {type(built.trunk).__name__} without an output layer apart from its trunk, and {self.kind!r} "
+                "trains such a layer",
+                "take a [model] whose logits are made by a linear layer at its end",
+            )
+        if self.start == "backbone" or (self.start is None and layer is None):
             output: nn.Module = built.head
             head = output
-        elif isinstance(last, Projected):
-            layer = last.projection[0]
+        elif layer is not None:
             width, num_classes = (outputs_of(module) for module in (layer, built.head))
             output = nn.Linear(width, num_classes)
             head = HeadOnLayer(layer, output)
@@ -120,13 +128,16 @@ class FineTune(Method):
             nn.init.zeros_(parameter)
         return Classifier(built.trunk, head, built.width)
 
-    def comes_from(self, key: str) -> str | None:
-        """Take over the trunk and the projection head's first layer, and begin the output layer anew."""
+    def comes_from(self, key: str) -> str | tuple[str, ...] | None:
+        """Take over the trunk and the projection head's first layer, and begin the output layer anew.
+
+        A network that was fine-tuned before has the layer in its head.
+        """
         part, _, name = key.partition(".")
         if part == "trunk":
             return key
         inner, _, name = name.partition(".")
-        return f"projection.0.{name}" if inner == "layer" else None
+        return (f"projection.0.{name}", key) if inner == "layer" else None
 
     def check_carried(self, carried: Collection[str], begun: Collection[str]) -> None:
         """Raise `InputError` if any weight but the output layer's begins anew."""
@@ -149,7 +160,7 @@ class FineTune(Method):
         return {"main": make(trained.parameters())}
 
     def begin(self, learner: Learner) -> None:
-        """Put a frozen network into evaluation mode, so that its steps move no statistics and drop nothing out."""
+        """Put a frozen network into evaluation mode, so that a round moves no statistics and drops nothing out."""
         if self.frozen:
             learner.network.eval()
 
@@ -162,6 +173,16 @@ class FineTune(Method):
         with torch.no_grad():
             features = body(images)
         return Loss(supervised_loss(output, features, batch.labels))
+
+
+def layer_of(previous: Previous) -> nn.Module | None:
+    """Return the first layer of the last phase's projection head, or the layer that its head kept of one; None if neither."""
+    if isinstance(previous.network, Projected):
+        return previous.network.projection[0]
+    last = previous.classifier
+    if isinstance(last, Classifier) and isinstance(last.head, HeadOnLayer):
+        return last.head.layer
+    return None
 
 
 def body_and_output(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
@@ -189,7 +210,7 @@ def outputs_of(module: nn.Module) -> int:
     if not found:
         raise InputError(
             "method.start",
-            "is 'projection', but the model has no output layer apart from its trunk",
+            "is 'projection', but the model's output layer is neither linear nor a convolution",
             "set it to 'backbone', or take another [model]",
         )
     return found[-1].weight.shape[0]

@@ -43,7 +43,8 @@ class NoisyStudent(SemiSupervised):
     method, such as ``supervised``.
 
     A step costs as much as one of supervised training on the same number of images. One pass of the teacher over the
-    unlabeled images comes before the steps of a client's first round.
+    unlabeled images comes before the steps of a client's first round. With ``train.local_epochs``, a round is as long as
+    its pools, which ``threshold`` shortens and ``per_class`` can lengthen; virtual time counts all images once.
 
     Deviations:
 
@@ -89,8 +90,8 @@ class NoisyStudent(SemiSupervised):
         """Ask for one view of each batch."""
         return Views((self.labeled_view,), (self.unlabeled_view,), self.unlabeled_ratio)
 
-    def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
-        """Return the work of labeling, as if in every round; only a client's first round of the phase has it."""
+    def images_before_first_round(self, num_labeled: int, num_examples: int) -> float:
+        """Count the teacher's pass over the unlabeled images."""
         return FORWARD * (num_examples - num_labeled)
 
     def comes_from(self, key: str) -> str | None:

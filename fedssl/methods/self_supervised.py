@@ -15,12 +15,13 @@ from fedssl.models.base import Classifier
 class SelfSupervised(Method):
     """A method that trains the trunk and a projection head, and never the classes' head.
 
-    The classes' head travels with the weights as it is, so that a later phase can train it. Judge such a phase by its
-    features: ``[server.evaluator] kind = "linear_probe"``.
+    The classes' head travels with the weights as it is, so that a later phase can train it. A server that holds labels
+    does not train in such a phase. Judge the phase by its features: ``[server.evaluator] kind = "linear_probe"``.
     """
 
     is_abstract: ClassVar[bool] = True
     group: ClassVar[str] = "self-supervised"
+    trains_classifier: ClassVar[bool] = False
 
     unlabeled_views: tuple[View, View] = Field(
         ("contrast", "contrast"), description="the two views of each image"

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment, PhasePlan
-from fedssl.methods.base import Method
 
 if TYPE_CHECKING:
     from fedssl.record.rows import RoundRow
@@ -24,19 +23,7 @@ def judges_of(experiment: Experiment, federation: Federation) -> tuple[str, ...]
 
 def _judge_of(plan: PhasePlan, federation: Federation) -> str:
     judge = plan.server.evaluator.describe(federation)
-    return UNTRAINED if judge == CLASSIFIER and trains_no_classifier(plan) else judge
-
-
-def trains_no_classifier(plan: PhasePlan) -> bool:
-    """Say whether a phase leaves the classifier's head as it was: its method pre-trains, and the server has no labels.
-
-    A method pre-trains if it asks for no labeled view and offers layers of its own to judges of features. (A method without
-    labeled views may still train the head, from the labels that a teacher gives.)
-    """
-    method = plan.method
-    own_layers = type(method).representations is not Method.representations
-    at_server = plan.federation.labels.at_server
-    return own_layers and not method.views().labeled and not at_server
+    return UNTRAINED if judge == CLASSIFIER and not plan.method.trains_classifier else judge
 
 
 def judge_in(judges: Sequence[str], phase: int) -> str:

@@ -126,6 +126,21 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted:
             yield f"{key} was {was} and is {wanted}"
+    orders, wanted_orders = _orders_of_rates(before), _orders_of_rates(now)
+    for section, order in orders.items():
+        wanted_order = wanted_orders.get(section, order)
+        if order != wanted_order and set(order) == set(wanted_order):
+            yield f"the order of {section} was {', '.join(order)} and is {', '.join(wanted_order)}"
+
+
+def _orders_of_rates(settings: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the patterns of each table of rates in their order, because the first pattern that matches counts."""
+    orders: dict[str, list[str]] = {}
+    for key in settings:
+        section, found, pattern = key.partition("train.rates.")
+        if found:
+            orders.setdefault(f"{section}train.rates", []).append(pattern)
+    return orders
 
 
 def settings_that_change_results(experiment: Experiment) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """What a phase takes over from the last one: which weights start from which, and which begin anew."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.methods.base import Method, Previous
+from fedssl.methods.fine_tune import HeadOnLayer
+from fedssl.models.base import Classifier
 from fedssl.server.method_state import initial_state
 from fedssl.training.network import classifier_names
 
@@ -43,7 +46,7 @@ def carry_over(settings: ClientSettings, network: nn.Module, previous: Previous)
         previous: The last phase's network.
 
     Raises:
-        InputError: The method cannot go on from what it takes over.
+        InputError: The method cannot go on from what it takes over, or would lose a fine-tuned head.
     """
     assert settings.previous is not None, "a phase with a last network has a phase before it"
     method = settings.method
@@ -55,16 +58,56 @@ def carry_over(settings: ClientSettings, network: nn.Module, previous: Previous)
     whole = classifier_names(previous.classifier, previous.network)
     sources = {}
     for name, tensor in own.items():
-        wanted = method.comes_from(short.get(name, name))
-        source = None if wanted is None else whole.get(wanted, wanted)
-        if source is not None and source in last and last[source].shape == tensor.shape:
+        source = _source(method.comes_from(short.get(name, name)), whole, last)
+        if source is not None and last[source].shape == tensor.shape:
             sources[name] = source
     begun = tuple(name for name in own if name not in sources)
     method.check_carried(
         [short.get(name, name) for name in sources], [short.get(name, name) for name in begun]
     )
+    _check_head(settings, [short.get(name, name) for name in begun], previous)
     keeps_names = all(sources.get(name) == name for name in own if name in last)
     return CarryOver(sources, begun, keeps_names)
+
+
+def _source(
+    wanted: str | tuple[str, ...] | None, whole: Mapping[str, str], last: Mapping[str, Tensor]
+) -> str | None:
+    """Return the name of the weight that a weight starts from; None if the last phase's network has none of the names.
+
+    Args:
+        wanted: What `Method.comes_from` returned.
+        whole: Name in the last phase's classifier -> name in its network.
+        last: The last phase's shared weights.
+    """
+    names = (wanted,) if isinstance(wanted, str) else wanted or ()
+    return next((whole.get(name, name) for name in names if whole.get(name, name) in last), None)
+
+
+def _check_head(settings: ClientSettings, begun: Collection[str], previous: Previous) -> None:
+    """Refuse to lose the head of a fine-tuned classifier that stands on a layer of a projection head.
+
+    Args:
+        settings: The settings of the phase.
+        begun: Names of the weights that begin anew; those of the classifier are their names in it.
+        previous: The last phase's network.
+
+    Raises:
+        InputError: The method would go on from the head, but its classifier of the same model has no such layer.
+    """
+    assert settings.previous is not None, "a phase with a last network has a phase before it"
+    method, last = settings.method, previous.classifier
+    if not isinstance(last, Classifier) or not isinstance(last.head, HeadOnLayer):
+        return
+    if settings.model != settings.previous.model:
+        return
+    if any(key.startswith("head.") and method.comes_from(key) is not None for key in begun):
+        raise InputError(
+            "method.kind",
+            f"is {method.kind!r}, whose classifier would lose the head that the last phase learned: the head stands on a "
+            "layer of a projection head, which only 'fine_tune' and 'distill' take over",
+            "set method.start = 'backbone' in the phase with 'fine_tune'",
+        )
 
 
 def shared_weights(network: nn.Module, method: Method) -> dict[str, Tensor]:

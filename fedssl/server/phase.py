@@ -26,6 +26,7 @@ class Phase:
         network: A network to write to at any time.
         strategy: The Flower strategy that runs the phase.
         work: Work of each client in a round, in images that one network trains on, (K,).
+        first_work: Work that each client has beside this in its first round of the phase, (K,).
     """
 
     index: int
@@ -34,6 +35,7 @@ class Phase:
     network: nn.Module
     strategy: Strategy
     work: Floats
+    first_work: Floats
 
     @property
     def by_sums(self) -> bool:

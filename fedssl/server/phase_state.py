@@ -90,6 +90,11 @@ class PhaseState:
         is_saved = client in self._holders and protocol.PHASE_STATE in message.content
         return protocol.encoded_bytes(self._arrays) if is_saved else 0
 
+    @property
+    def holders(self) -> frozenset[int]:
+        """The clients that have the state; none if the phase has no such state."""
+        return frozenset(self._holders)
+
     def note(self, log: RoundLog) -> None:
         """Note which clients have the state after a round, and which may have lost it."""
         if self._arrays:

@@ -18,7 +18,6 @@ from fedssl.exchange import protocol
 from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
-from fedssl.experiment.system.devices import Floats
 from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, PHASE, Observer, Outcome
@@ -38,7 +37,7 @@ from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
 from fedssl.server.round_log import Fates, RoundLog
 from fedssl.server.server_training import ServerTraining, check_all_rates
-from fedssl.server.virtual_time import cohorts_of, fates_of, make_clock, work_of
+from fedssl.server.virtual_time import cohorts_of, fates_of, first_work_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
 from fedssl.training.correction import corrects_by_state
@@ -171,9 +170,11 @@ class ServerRun:
         if done == 0:
             self._begin_phase(index, network, cohorts)
         assert self._strategy is not None
-        work = work_of(experiment, cohorts.census)
-        phase = Phase(index, experiment, experiment.to_client_json(), network, self._strategy, work)
-        if self._round == 0:
+        work, first = work_of(experiment, cohorts.census), first_work_of(experiment, cohorts.census)
+        text = experiment.to_client_json()
+        phase = Phase(index, experiment, text, network, self._strategy, work, first)
+        if done == 0 and not (index and self._experiment.plans[index - 1].server_trains):
+            # Nobody has trained the classifier yet, and clients may give pseudo-labels with it.
             self._train_at_server(phase, 0, is_measured=False)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
             self._run_round(phase, phase_round, cohorts)
@@ -200,7 +201,7 @@ class ServerRun:
             cohorts.available = self._clock.open_round(self._round)
         messages = self._requests(phase, phase_round, cohorts.census)
         sizes = self._request_sizes(messages, cohorts.census)
-        fates = self._fates_of(messages, sizes, cohorts, phase.work)
+        fates = self._fates_of(phase, messages, sizes, cohorts)
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
         if self._round == 1:
             log.incidents += cohorts.census.incidents
@@ -277,8 +278,8 @@ class ServerRun:
             self._counted.note(log)
 
     def _train_at_server(self, phase: Phase, phase_round: int, *, is_measured: bool) -> None:
-        """Let the server train, if it holds labels; the arguments are those of `ServerTraining.train`."""
-        if self._clock is not None:
+        """Let the server train, if it does in this phase; the arguments are those of `ServerTraining.train`."""
+        if self._clock is not None and phase.experiment.server_trains:
             labels = len(self._federation.server_rows)
             self._clock.train_at_server(phase.experiment.server_recipe.work(labels, labels))
         trained = self._training.train(
@@ -293,22 +294,25 @@ class ServerRun:
         self._model.replace(trained)
 
     def _fates_of(
-        self, messages: Sequence[Message], sizes: Sequence[int], cohorts: Cohorts, work: Floats
+        self, phase: Phase, messages: Sequence[Message], sizes: Sequence[int], cohorts: Cohorts
     ) -> Fates:
         """Return the outcome of a round in virtual time for each client that is asked; empty without virtual time.
 
         Args:
+            phase: The phase.
             messages: The requests of the round.
             sizes: Bytes of each request's arrays that travel.
             cohorts: How clients are sampled.
-            work: Number of images that each client of the run trains on, (K,).
         """
         if self._clock is None:
             return {}
         census = cohorts.census
         clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
+        # A client that has the phase's state had its first round, and that round counted.
+        once = phase.first_work.copy()
+        once[sorted(self._phase_state.holders)] = 0
         return fates_of(
-            self._clock, self._round, clients, sizes, self._reply_bytes(), cohorts, work
+            self._clock, self._round, clients, sizes, self._reply_bytes(), cohorts, phase.work, once
         )
 
     def _reply_bytes(self) -> int:

@@ -32,6 +32,8 @@ PHASE = "(phase)"
 class ServerTraining:
     """Train on the server's labeled images, before the first round and after every aggregation.
 
+    In a phase whose method trains no classifier (`Method.trains_classifier`), the server does not train: it would train
+    the trunk with labels, which such a phase learns without. It trains again before the first round of the next phase.
     So clients never pseudo-label with a network that has seen no label, and a network that is evaluated has just
     trained on labels. The state of the server's method stays at the server; a phase begins with fresh state.
 
@@ -66,7 +68,7 @@ class ServerTraining:
         phase_round: int,
         is_measured: bool,
     ) -> NamedArrays:
-        """Return the global weights after one round's training at the server; unchanged if it holds no labels.
+        """Return the global weights after one round's training at the server; unchanged if the server does not train.
 
         Args:
             experiment: The experiment as it stands in the phase.
@@ -74,14 +76,15 @@ class ServerTraining:
             arrays: Global weights.
             server_round: Round of the run; 0 before the first round.
             phase: Number of the phase, from 0.
-            phase_round: Round of the phase; 0 before the first round of the run.
+            phase_round: Round of the phase; 0 before its first round.
             is_measured: Whether clients have measured the statistics of static normalizations in this round.
 
         Raises:
             RunFailed: The training diverged.
         """
-        # Without labels at the server there is nothing to learn. A new phase starts with fresh state.
-        if len(self._shard) == 0:
+        # Without labels at the server, or in a phase that trains no classifier, there is nothing to learn.
+        self.numbers = {}
+        if not experiment.server_trains or len(self._shard) == 0:
             return arrays
         # A phase begins with fresh state.
         if phase != self._phase:
@@ -138,10 +141,10 @@ def check_server_method(phase: PhasePlan) -> None:
     """Refuse a server method that needs a network of its own or the last phase's: the server trains the clients' classifier.
 
     Raises:
-        InputError: The server holds labels, and its method needs another network.
+        InputError: The server trains, and its method needs another network.
     """
     method = phase.server.method
-    if not phase.federation.labels.at_server:
+    if not phase.server_trains:
         return
     if any(slot.scope == "phase" for slot in method.slots()):
         raise InputError(

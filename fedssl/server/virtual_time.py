@@ -1,6 +1,6 @@
 """Compute what virtual time needs of an experiment: how clients are sampled, and how much work each client has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,11 +38,21 @@ def cohorts_of(experiment: RunSettings, census: Census) -> Cohorts:
 
 def work_of(phase: PhasePlan, census: Census) -> Floats:
     """Return each client's work in a round of a phase, in images that one network trains on, (K,)."""
+    return _of_each_client(phase.recipe.work, census)
+
+
+def first_work_of(phase: PhasePlan, census: Census) -> Floats:
+    """Return the work that each client has beside this in its first round of the phase, in the same unit, (K,)."""
+    return _of_each_client(phase.recipe.first_work, census)
+
+
+def _of_each_client(count: Callable[[int, int], float], census: Census) -> Floats:
+    """Return a function's value at each client's number of labeled and of all images, (K,)."""
     kinds, which = np.unique(
         np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
     )
-    work = [phase.recipe.work(int(labeled), int(size)) for labeled, size in kinds.T]
-    return np.array(work, dtype=np.float64)[which.reshape(-1)]
+    counted = [count(int(labeled), int(size)) for labeled, size in kinds.T]
+    return np.array(counted, dtype=np.float64)[which.reshape(-1)]
 
 
 def times_asked(phase: PhasePlan, census: Census) -> Floats:
@@ -65,6 +75,7 @@ def fates_of(
     reply_bytes: int,
     cohorts: Cohorts,
     work: Floats,
+    once: Floats | float = 0.0,
 ) -> dict[int, Fate]:
     """Return the outcome of a round in virtual time for each client that is asked.
 
@@ -77,11 +88,12 @@ def fates_of(
         sizes: Bytes of each request's arrays that travel.
         reply_bytes: Bytes of a reply's arrays.
         cohorts: How clients are sampled.
-        work: Work of each client of the run in a round, in images that one network trains on, (K,).
+        work: Work of each client of the run for one request, in images that one network trains on, (K,).
+        once: Work of each client in this round, however often it is asked, (K,), in the same unit.
     """
     times = np.bincount(clients, minlength=len(work)).astype(np.float64)
     down = np.bincount(clients, weights=sizes, minlength=len(work)).astype(np.float64)
-    seconds = clock.devices.round_seconds(work * times, down, reply_bytes * times)
+    seconds = clock.devices.round_seconds(work * times + once, down, reply_bytes * times)
     distinct = list(dict.fromkeys(clients))
     return clock.close_round(server_round, distinct, cohorts.num_wanted(clients), seconds)
 
@@ -89,7 +101,7 @@ def fates_of(
 def round_seconds(
     phase: PhasePlan, census: Census, clock: VirtualClock, spec: ImageSpec, times: float | Floats
 ) -> Floats:
-    """Return the virtual seconds that a round of a phase takes each client, (K,), before anything runs.
+    """Return the virtual seconds that its first round of a phase takes each client, (K,), before anything runs.
 
     Args:
         phase: The phase.
@@ -106,8 +118,8 @@ def round_seconds(
     state = initial_state(recipe, network, spec, "server", previous)
     up = protocol.encoded_bytes({**weights, **state})
     once = protocol.encoded_bytes(initial_state(recipe, network, spec, "phase", previous))
-    work = work_of(phase, census)
-    return clock.devices.round_seconds(work * times, up * times + once, up * times)
+    work = work_of(phase, census) * times + first_work_of(phase, census)
+    return clock.devices.round_seconds(work, up * times + once, up * times)
 
 
 def typical_seconds(

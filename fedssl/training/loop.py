@@ -169,10 +169,11 @@ def fit(
             judged.count((tally, by_class), loss, batch)
         if num_steps:
             method.end(learner)
-    # The client sends its moving average if there is one. Static batch normalization measures with the sent weights.
+    # The client sends its moving average if there is one. Static batch normalization measures with the sent weights; a
+    # method that keeps the network in evaluation mode keeps its statistics.
     if average is not None:
         network.load_state_dict(average)
-    if num_steps:
+    if num_steps and network.training:
         measure_statistics(network, plain_batches(shard))
     if num_steps and correction is not None:
         correction.end(learner)

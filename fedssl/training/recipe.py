@@ -65,7 +65,9 @@ class Recipe:
     def work(self, num_labeled: int, num_examples: int) -> float:
         """Return a client's work in a round, in images that one network trains on.
 
-        If the method chooses the examples of a round or warms up, a round may be shorter than this.
+        If the method chooses the examples of a round or warms up, a round may be shorter than this. With
+        ``train.local_epochs``, it may be longer if the method repeats examples. A client's first round of a phase has the
+        `first_work` too.
         """
         num_steps, batch = self.num_steps(num_labeled, num_examples), self.train.batch_size
         if not num_steps:
@@ -73,6 +75,12 @@ class Recipe:
         labeled = batch if num_labeled else 0
         step = self.method.images_per_step(labeled, batch * self.method.views().ratio)
         return num_steps * step + self.method.images_before_steps(num_labeled, num_examples)
+
+    def first_work(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work that a client has in its first round of a phase only, beside `work` and in the same unit."""
+        if not self.num_steps(num_labeled, num_examples):
+            return 0.0
+        return self.method.images_before_first_round(num_labeled, num_examples)
 
     def optimizers(self, network: nn.Module) -> OptimizerSet:
         """Return new optimizers of a network: those that the method asks for, over groups as ``[train]`` says."""

@@ -15,6 +15,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.experiment import Experiment
+from fedssl.methods.supervised import Supervised
 from fedssl.metrics.accuracy import evaluate
 from fedssl.training.learn import fill_slots
 from fedssl.training.network import build_network
@@ -281,3 +282,29 @@ def test_a_stock_strategys_rounds_are_the_experiments(monkeypatch):
         ),
     )
     assert seen == [(4, 7)]
+
+
+class Private(Supervised):
+    """Supervised learning whose head never leaves the client."""
+
+    def is_shared(self, key):
+        return not key.startswith("head.")
+
+
+def test_private_weights_of_another_model_begin_anew():
+    """A later phase has a larger model: a private weight of the same shape goes on, and the others are initial."""
+    small, large = (
+        Weights(Private(), network_of(small_experiment(model={"hidden": hidden})))
+        for hidden in (16, 24)
+    )
+    kept = RecordDict()
+    for tensor in small.private.values():
+        tensor.fill_(2)
+    small.keep_private(kept)
+    initial = {name: tensor.clone() for name, tensor in large.private.items()}
+    large.load({name: tensor.numpy() for name, tensor in large.shared.items()}, kept)
+    assert (large.private["head.bias"] == 2).all()
+    assert torch.equal(large.private["head.weight"], initial["head.weight"])
+    again = Weights(Private(), network_of(small_experiment(model={"hidden": 16})))
+    again.load({name: tensor.numpy() for name, tensor in again.shared.items()}, kept)
+    assert all((tensor == 2).all() for tensor in again.private.values())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedssl.augment.policy import Augment
 from fedssl.core.errors import InputError
 from fedssl.methods.base import FORWARD, METHODS, Fresh
 from fedssl.methods.distill import ANSWERS, Distill, distillation_loss
@@ -14,8 +15,12 @@ from fedssl.methods.fine_tune import FineTune, body_and_output
 from fedssl.methods.functional import snapshot
 from fedssl.methods.simclr import SimCLR
 from fedssl.methods.supervised import Supervised
+from fedssl.models.base import as_classifier
 from fedssl.models.cnn import CNN
+from fedssl.training.loop import fit
 from fedssl.training.network import NetworkSection, build_network
+from fedssl.training.optimization import Train
+from fedssl.training.recipe import Recipe
 from tests.methods.examples import (
     NEEDS_EARLIER_PHASE,
     PROGRESS,
@@ -23,6 +28,8 @@ from tests.methods.examples import (
     batch,
     learner,
     linear,
+    shard,
+    stream,
 )
 
 MODEL = CNN(widths=(4,), hidden=8)
@@ -136,7 +143,6 @@ def test_a_student_starts_from_scratch_or_as_a_copy_of_its_teacher():
     assert Distill().comes_from("trunk.0.weight") is None
     assert student.state_dict().keys() == built(Supervised(), None).state_dict().keys()
     copied = Distill(start="teacher")
-    deeper = previous_of(FineTune(), MODEL)
     deeper = NetworkSection.of(MODEL, FineTune(), previous_of(SimCLR()))
     network = built(copied, deeper)
     assert any(name.startswith("head.layer.") for name in network.state_dict())
@@ -160,7 +166,8 @@ def test_it_goes_on_from_the_first_layer_of_the_projection_head():
     last = before.build(SPEC, 0)
     trunk = {name for name in last.classifier.state_dict() if name.startswith("trunk.")}
     layers = {name for name in last.network.state_dict() if name.startswith("projection.0.")}
-    assert set(names.values()) - {None} == trunk | layers
+    sources = {s[0] if isinstance(s, tuple) else s for s in names.values()}
+    assert sources - {None} == trunk | layers
     assert {name for name, source in names.items() if source is None} == {
         "head.output.weight", "head.output.bias",
     }  # fmt: skip
@@ -182,6 +189,26 @@ def test_without_a_projection_head_there_is_no_layer_of_it():
         built(FineTune(start="projection"), previous_of())
 
 
+class Scaled(nn.Module):
+    """A network that scales what its last linear layer returns, so that the layer does not make the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, images):
+        return 2 * self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("start", ["backbone", "projection", None])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_without_an_output_layer_is_refused_by_its_name(start, frozen):
+    """Nothing would start at 0, and a frozen network would have nothing to train."""
+    method, before = FineTune(start=start, frozen=frozen), previous_of(SimCLR()).build(SPEC, 0)
+    with pytest.raises(InputError, match=r"^model\.kind.*a Scaled without an output layer"):
+        method.network_after(lambda: as_classifier(Scaled(), SPEC.shape), before)
+
+
 def test_a_frozen_network_learns_by_its_output_layer_alone():
     method = FineTune(frozen=True, start="projection")
     network = built(method, previous_of(SimCLR(projection=(12, 6))))
@@ -200,6 +227,25 @@ def test_a_frozen_network_learns_by_its_output_layer_alone():
     assert FineTune(frozen=True).images_per_step(9, 0) == pytest.approx(9 * FORWARD)
     empty = method.loss(network, batch(method.views(), labeled=0), {}, PROGRESS)
     assert float(empty.total) == 0
+
+
+@pytest.mark.parametrize("norm", ["static", "batch"])
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_a_round_of_a_frozen_network_moves_its_output_layer_alone(norm, ema_decay):
+    """Statistics of the trunk and of the projection head's layer stay as the last phase measured them."""
+    method, model = FineTune(frozen=True), CNN(norm=norm, widths=(4,), hidden=8)
+    before = previous_of(SimCLR(projection=(12, 6)), model)
+    network = build_network(model, method, SPEC, 0, previous=before)
+    own, start = shard(), snapshot(network)
+    own.images.random_(generator=stream())
+    train = Train(local_steps=3, batch_size=4, ema_decay=ema_decay)
+    report = fit(
+        network, own, Recipe(method, train, Augment()), {},
+        seed=0, server_round=1, client=0, phase_round=1, phase_rounds=1,
+    )  # fmt: skip
+    assert report.num_steps == 3
+    moved = {n for n, t in network.state_dict().items() if not torch.equal(t, start[n])}
+    assert moved == {"head.output.weight", "head.output.bias"}
 
 
 def test_the_whole_network_learns():

@@ -26,6 +26,8 @@ class Projected(nn.Module):
 class Contrasting(Method):
     """Pull the projections of an image's two views together, and those of neighboring images apart."""
 
+    trains_classifier = False
+
     def views(self):
         return Views((), ("weak", "weak"), 1)
 

@@ -14,6 +14,7 @@ from fedssl.engine.remote_grid import RemoteGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
+from fedssl.methods.base import FORWARD
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
 from fedssl.server.carry_over import carry_over, last_network
@@ -104,6 +105,50 @@ def test_names_and_shapes_decide():
     assert not {"trunk.0.weight"} & set(resnet.sources)
 
 
+def test_a_second_fine_tuning_keeps_the_layer_of_the_projection_head():
+    """Simclr, a frozen probe, the whole network: trunk and layer go on, and only the 2 weights of the output begin anew."""
+    simclr, frozen, whole = CHAIN["phases"][0], {"kind": "fine_tune", "frozen": True}, "fine_tune"
+    chain = [simclr, {"rounds": 1, "method": frozen}, {"rounds": 1, "method": {"kind": whole}}]
+    taken = carried(*chain)
+    assert {name for name in taken.sources if name.startswith("head.")} == {
+        "head.layer.0.weight", "head.layer.1.weight", "head.layer.1.bias",
+        "head.layer.1.running_mean", "head.layer.1.running_var", "head.layer.1.num_batches_tracked",
+    }  # fmt: skip
+    assert all(name == source for name, source in taken.sources.items())
+    assert set(taken.begun) == {"head.output.weight", "head.output.bias"}
+    check_experiment(phased(*chain))
+    from_features = {"kind": "fine_tune", "start": "backbone"}
+    assert set(carried(*chain[:2], {"rounds": 1, "method": from_features}).begun) == {
+        "head.weight", "head.bias",
+    }  # fmt: skip
+
+
+TUNED = {"rounds": 1, "method": {"kind": "fine_tune"}}
+ON_FEATURES = {"rounds": 1, "method": {"kind": "fine_tune", "start": "backbone"}}
+
+
+@pytest.mark.parametrize(
+    "method", [{"kind": "fixmatch"}, {"kind": "noisy_student", "start": "teacher"}]
+)
+def test_no_method_loses_a_fine_tuned_head_in_silence(method):
+    simclr, last = CHAIN["phases"][0], {"rounds": 1, "method": method}
+    with pytest.raises(InputError, match=r"^phases\[2\]\.method\.kind.*lose.*'backbone'"):
+        check_experiment(phased(simclr, TUNED, last))
+    assert carried(simclr, ON_FEATURES, last).begun == ()
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"method": {"kind": "noisy_student"}},
+        {"method": {"kind": "distill", "start": "teacher", "unlabeled_ratio": 1}},
+        {"method": {"kind": "supervised"}, "model": {"widths": [8, 16], "hidden": 24}},
+    ],
+)
+def test_a_phase_that_begins_anew_or_copies_may_follow_a_fine_tuned_head(phase):
+    check_experiment(phased(CHAIN["phases"][0], TUNED, {"rounds": 1, **phase}))
+
+
 def test_a_private_weight_begins_anew():
     private = {"rounds": 1, "method": {"kind": "tests.plugins.stateful"}}
     taken = carried(private, SUPERVISED)
@@ -164,6 +209,23 @@ def test_clients_that_are_not_simulated_keep_the_teacher_themselves():
     }
     simulated = ran(experiment).models[-1].arrays
     assert all(a.tobytes() == simulated[n].tobytes() for n, a in noted.models[-1].arrays.items())
+
+
+def test_labeling_once_a_phase_takes_virtual_time_once():
+    """All six clients label in the first round of their phase: a pass without gradients over the unlabeled images."""
+    student = {
+        "rounds": 3,
+        "method": {"kind": "noisy_student", "threshold": 0, "unlabeled_ratio": 1},
+    }
+    speed = {"speed": 10.0, "upload": 1e9, "download": 1e9}
+    experiment = phased(SUPERVISED, student, federation={"sample": 6}, system=speed)
+    times = [row.virtual_seconds for row in ran(experiment).rows]
+    federation = federation_of(experiment)
+    unlabeled = np.array(federation.sizes) - np.array(federation.labeled_sizes)
+    steps = 2 * 8 * (1 + (np.array(federation.labeled_sizes) > 0))
+    first, second, third = np.diff(times)
+    assert first == pytest.approx((steps + FORWARD * unlabeled).max() / 10, rel=1e-5)
+    assert second == third == pytest.approx(steps.max() / 10, rel=1e-5)
 
 
 # what clients are told

@@ -131,7 +131,7 @@ def test_a_classifier_that_nobody_trains_is_called_so(tmp_path):
     at_server = small_experiment(
         method=CONTRASTING, federation={"labels": {"kind": "at_server", "per_class": 4}}
     )
-    assert judges_of(at_server, federation_of(at_server)) == ("classifier",)
+    assert judges_of(at_server, federation_of(at_server)) == (UNTRAINED,)
 
 
 PRIVATE = {"private": True}

@@ -75,6 +75,59 @@ def test_the_server_trains_before_the_first_round_and_after_every_aggregation(mo
     assert seen == [(0, 0, 0), (1, 0, 1), (2, 0, 2), (3, 1, 1)]
 
 
+SIMCLR = {"kind": "simclr", "projection": [12, 6]}
+
+
+def rounds_trained(monkeypatch, experiment):
+    """Run an experiment; return (round, phase, round of the phase) of each time that the server trained."""
+    seen, real = [], ServerTraining.train
+
+    def train(self, plan, network, arrays, **kwargs):
+        trained = real(self, plan, network, arrays, **kwargs)
+        if trained is not arrays:
+            seen.append((kwargs["server_round"], kwargs["phase"], kwargs["phase_round"]))
+        return trained
+
+    monkeypatch.setattr(ServerTraining, "train", train)
+    run(experiment)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        ((SIMCLR, {}), [(2, 1, 0), (3, 1, 1), (4, 1, 2)]),
+        (({}, SIMCLR), [(0, 0, 0), (1, 0, 1), (2, 0, 2)]),
+    ],
+)
+def test_the_server_trains_in_no_phase_that_learns_features_only(methods, expected, monkeypatch):
+    """The server trains again before the next phase's first round, so that clients have a head to label with."""
+    phases = [{"rounds": 2, "method": method} for method in methods]
+    assert rounds_trained(monkeypatch, at_server(rounds=None, phases=phases)) == expected
+
+
+def test_the_servers_labels_change_nothing_in_a_phase_that_learns_features_only():
+    plain, other = (
+        run(at_server(rounds=1, method=SIMCLR, server=server, system=system))
+        for server, system in (
+            ({}, {}),
+            ({"train": {"lr": 0.5, "local_steps": 3}}, {"server_speed": 0.1}),
+        )
+    )
+    assert all(np.array_equal(plain.model.arrays[n], a) for n, a in other.model.arrays.items())
+    assert plain.rounds[0].virtual_seconds == other.rounds[0].virtual_seconds
+
+
+def test_numbers_of_the_servers_method_are_those_of_the_round():
+    """After a phase in which the server recorded numbers, a phase in which it does not train has none."""
+    training = ServerTraining(federation_of(at_server()).server_shard())
+    flexmatch = at_server(server={"method": {"kind": "flexmatch", "unlabeled_ratio": 1}})
+    server_round(flexmatch, training=training)
+    training.numbers = {"threshold": 0.5}
+    server_round(at_server(method=SIMCLR), training=training, phase=1)
+    assert training.numbers == {}
+
+
 def test_supervised_clients_without_labels_send_back_what_the_server_trained():
     """Server-only training: what the run ends with is the server's own chain of rounds."""
     experiment = at_server(method={"kind": "supervised"})
