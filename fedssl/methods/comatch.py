@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
+from fedssl.methods.bank import counting_entries, empty_bank, write
 from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     align_distribution,
@@ -139,23 +140,18 @@ class CoMatch(SemiSupervised):
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with an empty bank and with no mean predictions.
 
-        The bank's tensors: ``embeddings`` (K, dim), ``probs`` (K, C), ``rounds``, in which each entry was made, int64
-        (K,), 0 for an empty place, and ``pointer``, the place of the next entry, int64 (). The alignment's tensors:
-        ``recent`` (window, C), the last batches' mean predictions, the latest last, and ``is_filled`` (window,), 1 for a
-        row that holds one. Both are zeros at first, so that the ratio of their sums is the mean, also after the server
-        averaged them.
+        The memory bank is a bank (`fedssl.methods.bank`) of ``embeddings`` (K, dim) and ``probs`` (K, C). The alignment's
+        tensors: ``recent`` (window, C), the last batches' mean predictions, the latest last, and ``is_filled`` (window,),
+        1 for a row that holds one. Both are zeros at first, so that the ratio of their sums is the mean, also after the
+        server averaged them.
         """
         num_classes, device = fresh.spec.num_classes, fresh.device
         if name == "alignment":
             recent = torch.zeros(self.alignment_window, num_classes, device=device)
             return {"recent": recent, "is_filled": torch.zeros_like(recent[:, 0])}
-        size = self.bank_size
-        return {
-            "embeddings": torch.zeros(size, self.projection[-1], device=device),
-            "probs": torch.zeros(size, num_classes, device=device),
-            "rounds": torch.zeros(size, dtype=torch.int64, device=device),
-            "pointer": torch.zeros((), dtype=torch.int64, device=device),
-        }
+        embeddings = torch.zeros(self.bank_size, self.projection[-1], device=device)
+        probs = torch.zeros(self.bank_size, num_classes, device=device)
+        return empty_bank({"embeddings": embeddings, "probs": probs})
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau] H(q, p(strong))) + lambda_ctr L_ctr.
@@ -174,9 +170,7 @@ class CoMatch(SemiSupervised):
             guesses = widen_half_precision(logits).softmax(1)
             alignment = append(state["alignment"], guesses.mean(0))
             aligned = align_to_even(guesses, alignment)
-            is_valid = (bank["rounds"] > 0) & (
-                progress.round - bank["rounds"] <= self.max_entry_age
-            )
+            is_valid = counting_entries(bank, progress.round, self.max_entry_age)
             neighbors = predict_by_bank(embeddings, bank, is_valid, self.temperature)
             is_ready = is_valid.any() & (is_valid.sum() >= self.bank_fill * self.bank_size)
             probs = torch.where(is_ready, torch.lerp(aligned, neighbors, self.smoothing), aligned)
@@ -192,7 +186,8 @@ class CoMatch(SemiSupervised):
             "embeddings": torch.cat([embeddings, labeled_embeddings]),
             "probs": torch.cat([aligned, labels]),
         }
-        updates = {"bank": write(bank, new, progress.round), "alignment": alignment}
+        ids = torch.cat([batch.unlabeled_ids, batch.labeled_ids])
+        updates = {"bank": write(bank, new, ids, progress.round), "alignment": alignment}
         numbers = {
             "contrast": contrast.detach(),
             "edges": (graph > 0).sum(1).to(probs.dtype).mean(),
@@ -291,22 +286,3 @@ def graph_loss(graph: Tensor, first: Tensor, second: Tensor, temperature: float)
     with torch.autocast(first.device.type, enabled=False):
         similarities = (first @ second.T / temperature).softmax(1)
     return -(graph.detach() * (similarities + 1e-7).log()).sum(1).mean()
-
-
-def write(bank: Tensors, new: Tensors, round: int) -> Tensors:
-    """Return a bank in which new entries have replaced the oldest; the last place is followed by the first.
-
-    Args:
-        bank: The bank, as `CoMatch.init_slot` makes it; it is not written to.
-        new: New ``embeddings`` (n, dim) and ``probs`` (n, C). If n is more than the bank holds, the last of them stay.
-        round: Round in which they were made, from 1.
-    """
-    size, count = len(bank["rounds"]), len(new["probs"])
-    places = (bank["pointer"] + torch.arange(count, device=bank["rounds"].device)) % size
-    last = slice(-size, None)
-    return {
-        "embeddings": bank["embeddings"].index_copy(0, places[last], new["embeddings"][last]),
-        "probs": bank["probs"].index_copy(0, places[last], new["probs"][last]),
-        "rounds": bank["rounds"].index_fill(0, places[last], round),
-        "pointer": (bank["pointer"] + count) % size,
-    }

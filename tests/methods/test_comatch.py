@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedssl.core.errors import InputError
+from fedssl.methods.bank import empty_bank, write
 from fedssl.methods.base import METHODS, Progress
 from fedssl.methods.comatch import (
     CoMatch,
@@ -16,7 +17,6 @@ from fedssl.methods.comatch import (
     graph_loss,
     predict_by_bank,
     pseudo_label_graph,
-    write,
 )
 from tests.methods.examples import PROGRESS, batch_for, network_of, state_of, stream
 
@@ -28,12 +28,7 @@ def close(tensor, expected):
 
 
 def bank_of(size, dim=4, classes=2):
-    return {
-        "embeddings": torch.zeros(size, dim),
-        "probs": torch.zeros(size, classes),
-        "rounds": torch.zeros(size, dtype=torch.int64),
-        "pointer": torch.tensor(0),
-    }
+    return empty_bank({"embeddings": torch.zeros(size, dim), "probs": torch.zeros(size, classes)})
 
 
 def entries(*probs, dim=4):
@@ -98,7 +93,7 @@ def test_a_mean_of_cohorts_windows_is_a_window_of_their_means():
 
 def test_an_empty_place_in_the_bank_is_no_entry():
     """Trap: one entry among 2559 zeros at t = .2 weighs e^5 / (e^5 + 2559) = .0548, so nothing passes .95."""
-    bank = write(bank_of(2560), entries([1.0, 0.0]), 1)
+    bank = write(bank_of(2560), entries([1.0, 0.0]), torch.zeros(1).long(), 1)
     image = torch.eye(4)[:1]
     close(predict_by_bank(image, bank, bank["rounds"] > 0, 0.2), [[1.0, 0.0]])
     diluted = predict_by_bank(image, bank, torch.ones(2560, dtype=torch.bool), 0.2)
@@ -109,19 +104,21 @@ def test_an_empty_place_in_the_bank_is_no_entry():
 def test_similar_entries_weigh_more():
     """Similarities of 1 and 0 at t = .2: e^5 to 1."""
     new = {"embeddings": torch.eye(4)[:2], "probs": torch.eye(2)}
-    bank = write(bank_of(8), new, 1)
+    bank = write(bank_of(8), new, torch.arange(2), 1)
     found = predict_by_bank(torch.eye(4)[:1], bank, bank["rounds"] > 0, 0.2)
     share = math.exp(5) / (math.exp(5) + 1)
     close(found, [[share, 1 - share]])
 
 
 def test_the_oldest_entries_are_replaced_first_and_the_end_meets_the_beginning():
-    bank = write(bank_of(3), entries([0.1, 0.9], [0.2, 0.8]), 1)
-    bank = write(bank, entries([0.3, 0.7], [0.4, 0.6]), 2)
+    bank = write(bank_of(3), entries([0.1, 0.9], [0.2, 0.8]), torch.arange(2), 1)
+    bank = write(bank, entries([0.3, 0.7], [0.4, 0.6]), torch.tensor([2, 3]), 2)
     close(bank["probs"][:, 0], [0.4, 0.2, 0.3])
     assert bank["rounds"].tolist() == [2, 1, 2]
+    assert bank["images"].tolist() == [3, 1, 2]
     assert bank["pointer"] == 1
-    bank = write(bank, entries(*([i / 10, 1 - i / 10] for i in range(5))), 3)
+    many = entries(*([i / 10, 1 - i / 10] for i in range(5)))
+    bank = write(bank, many, torch.arange(5), 3)
     assert sorted(bank["probs"][:, 0].tolist()) == pytest.approx([0.2, 0.3, 0.4])
     assert bank["pointer"] == 0
 
