@@ -43,7 +43,13 @@ class CoMatch(SemiSupervised):
     The bank holds predictions before they are smoothed, because smoothed predictions would feed themselves. The bank's
     labeled rows are one-hot.
 
-    Deviations: the four views run through the network one after the other, not concatenated, so that two weights of 0
+    A small client shows an image several times in a batch, and finds it again in the bank. Deviation: copies of an image
+    belong together in the graph, whatever their pseudo-labels are, so they never push each other apart. An image's own
+    entries, its label among them, are not its neighbors in the bank: it would learn from its own last guesses. The
+    paper's bank holds 2,560 of 50,000 images, so an image rarely meets itself there, and neither the paper nor the
+    official code says what happens then. Without such copies, the result is the paper's.
+
+    Further deviations: the four views run through the network one after the other, not concatenated, so that two weights of 0
     are supervised training bit for bit (with normalizations that keep no batch statistics). The official bank starts
     with zeros, which count as entries of no class; ours counts only what was written. The official code smooths from
     the seventh step on, when its bank is full; ours smooths from a share of a full bank on (`bank_fill`). The official
@@ -171,12 +177,15 @@ class CoMatch(SemiSupervised):
             alignment = append(state["alignment"], guesses.mean(0))
             aligned = align_to_even(guesses, alignment)
             is_valid = counting_entries(bank, progress.round, self.max_entry_age)
-            neighbors = predict_by_bank(embeddings, bank, is_valid, self.temperature)
-            is_ready = is_valid.any() & (is_valid.sum() >= self.bank_fill * self.bank_size)
-            probs = torch.where(is_ready, torch.lerp(aligned, neighbors, self.smoothing), aligned)
+            # Which entries are neighbors of which image, (mu B, K): those of other images.
+            is_neighbor = is_valid & (batch.unlabeled_ids.unsqueeze(1) != bank["images"])
+            neighbors = predict_by_bank(embeddings, bank, is_neighbor, self.temperature)
+            is_ready = is_valid.sum() >= self.bank_fill * self.bank_size
+            smooths = (is_ready & is_neighbor.any(1)).unsqueeze(1)
+            probs = torch.where(smooths, torch.lerp(aligned, neighbors, self.smoothing), aligned)
             confidence, pseudo_labels = probs.max(1)
             mask = (confidence >= self.threshold).to(confidence.dtype)
-            graph = pseudo_label_graph(probs, self.graph_threshold)
+            graph = pseudo_label_graph(probs, batch.unlabeled_ids, self.graph_threshold)
             labels = F.one_hot(batch.labels, probs.shape[1]).to(probs.dtype)
         logits, anchors = classify_and_embed(network, first)
         unlabeled = masked_cross_entropy(logits, probs, mask)
@@ -232,16 +241,16 @@ def align_to_even(probs: Tensor, alignment: Tensors) -> Tensor:
 
 
 def predict_by_bank(
-    embeddings: Tensor, bank: Tensors, is_valid: Tensor, temperature: float
+    embeddings: Tensor, bank: Tensors, is_neighbor: Tensor, temperature: float
 ) -> Tensor:
     """Return the bank's mean prediction, weighed by exp(z k / t), for each image, shape (B, C).
 
-    Only valid entries count. The result means nothing if there is no valid entry.
+    Only an image's neighbors count. The row of an image without neighbors means nothing.
 
     Args:
         embeddings: Unit vectors, shape (B, dim).
         bank: The bank, as `CoMatch.init_slot` makes it.
-        is_valid: Which entries of the bank count, bool (K,).
+        is_neighbor: Which entries of the bank count for which image, bool (B, K).
         temperature: t.
 
     Reference: Li et al. (CoMatch), equations 6 and 7.
@@ -249,23 +258,24 @@ def predict_by_bank(
     with torch.autocast(embeddings.device.type, enabled=False):
         logits = embeddings @ bank["embeddings"].T / temperature
         lowest = torch.finfo(logits.dtype).min
-        return logits.masked_fill(~is_valid, lowest).softmax(1) @ bank["probs"]
+        return logits.masked_fill(~is_neighbor, lowest).softmax(1) @ bank["probs"]
 
 
-def pseudo_label_graph(probs: Tensor, threshold: float) -> Tensor:
+def pseudo_label_graph(probs: Tensor, ids: Tensor, threshold: float) -> Tensor:
     """Return the similarities q_i q_j of pseudo-labels as a graph with edges from `threshold` on, shape (B, B).
 
-    Every image is 1 from itself. Rows sum to 1.
+    An image has the similarity 1 with itself, and so have copies of one image. Rows sum to 1.
 
     Args:
         probs: Pseudo-labels, shape (B, C).
+        ids: Image of each row, int64 (B,).
         threshold: Similarity, in [0, 1], below which there is no edge.
 
     Reference: Li et al. (CoMatch), equation 8.
     """
     with torch.autocast(probs.device.type, enabled=False):
         similarities = probs @ probs.T
-    itself = torch.eye(len(probs), dtype=torch.bool, device=probs.device)
+    itself = ids.unsqueeze(0) == ids.unsqueeze(1)
     similarities = similarities.masked_fill(itself, 1)
     edges = similarities.masked_fill(similarities < threshold, 0)
     return edges / edges.sum(1, keepdim=True)

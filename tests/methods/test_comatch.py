@@ -95,8 +95,8 @@ def test_an_empty_place_in_the_bank_is_no_entry():
     """Trap: one entry among 2559 zeros at t = .2 weighs e^5 / (e^5 + 2559) = .0548, so nothing passes .95."""
     bank = write(bank_of(2560), entries([1.0, 0.0]), torch.zeros(1).long(), 1)
     image = torch.eye(4)[:1]
-    close(predict_by_bank(image, bank, bank["rounds"] > 0, 0.2), [[1.0, 0.0]])
-    diluted = predict_by_bank(image, bank, torch.ones(2560, dtype=torch.bool), 0.2)
+    close(predict_by_bank(image, bank, (bank["rounds"] > 0)[None], 0.2), [[1.0, 0.0]])
+    diluted = predict_by_bank(image, bank, torch.ones(1, 2560, dtype=torch.bool), 0.2)
     close(diluted, [[0.0548, 0.0]])
     assert 0.9 * 1 + 0.1 * diluted.max() < 0.95
 
@@ -105,7 +105,7 @@ def test_similar_entries_weigh_more():
     """Similarities of 1 and 0 at t = .2: e^5 to 1."""
     new = {"embeddings": torch.eye(4)[:2], "probs": torch.eye(2)}
     bank = write(bank_of(8), new, torch.arange(2), 1)
-    found = predict_by_bank(torch.eye(4)[:1], bank, bank["rounds"] > 0, 0.2)
+    found = predict_by_bank(torch.eye(4)[:1], bank, (bank["rounds"] > 0)[None], 0.2)
     share = math.exp(5) / (math.exp(5) + 1)
     close(found, [[share, 1 - share]])
 
@@ -167,6 +167,34 @@ def test_smoothing_begins_when_the_bank_is_full_enough(fill, smooths_from):
         assert torch.equal(loss.total, unsmoothed.total) == (index < smooths_from)
 
 
+def test_an_images_own_entries_are_not_its_neighbors():
+    """A client with one image has a full bank of it, and smooths nothing; with other ids in the bank it smooths."""
+    method = CoMatch(bank_size=16, bank_fill=1, smoothing=0.9, threshold=0)
+    plain = method.model_copy(update={"smoothing": 0.0})
+    network, given = confident(method), batch_for(method)
+    one = torch.zeros_like
+    given = replace(
+        given, unlabeled_ids=one(given.unlabeled_ids), labeled_ids=one(given.labeled_ids)
+    )
+    state = state_of(method, network)
+    step(method, network, given, state)
+    unsmoothed = plain.loss(network, given, state, PROGRESS)
+    loss = method.loss(network, given, state, PROGRESS)
+    assert loss.numbers["bank_fill"] == 1
+    assert torch.equal(loss.total, unsmoothed.total)
+    others = replace(given, unlabeled_ids=torch.arange(12) // 11)  # the last image has neighbors
+    smoothed = method.loss(network, others, state, PROGRESS)
+    assert not torch.equal(smoothed.total, plain.loss(network, others, state, PROGRESS).total)
+
+
+def test_the_bank_knows_the_image_of_each_entry():
+    method = CoMatch(bank_size=16)
+    network, given = network_of(method), batch_for(method)
+    given = replace(given, unlabeled_ids=torch.arange(20, 32), labeled_ids=torch.arange(40, 44))
+    updates = method.loss(network, given, state_of(method, network), PROGRESS).updates
+    assert updates["bank"]["images"].tolist() == [*range(20, 32), *range(40, 44)]
+
+
 def test_old_entries_do_not_count():
     method = CoMatch(bank_size=16, max_entry_age=2)
     network, given = network_of(method), batch_for(method)
@@ -190,10 +218,50 @@ def test_the_bank_never_leaves_the_client(scope, slot):
 
 def test_edges_begin_at_the_threshold_and_rows_sum_to_1():
     apart = torch.tensor([[0.9, 0.1], [0.8, 0.2]])  # .74 from each other
-    assert torch.equal(pseudo_label_graph(apart, 0.8), torch.eye(2))
+    assert torch.equal(pseudo_label_graph(apart, torch.arange(2), 0.8), torch.eye(2))
     together = torch.tensor([[0.95, 0.05], [0.9, 0.1]])  # .86
-    graph = pseudo_label_graph(together, 0.8)
+    graph = pseudo_label_graph(together, torch.arange(2), 0.8)
     close(graph, [[0.5376, 0.4624], [0.4624, 0.5376]])
+
+
+def test_copies_of_one_image_belong_together_whatever_their_pseudo_labels_are():
+    """Q = 1/4 everywhere. The loss of equal embeddings is ln 4, its least value, so nothing is pushed apart."""
+    probs = torch.eye(4)  # no pseudo-label is like another
+    graph = pseudo_label_graph(probs, torch.full((4,), 7), 0.8)
+    assert torch.equal(graph, torch.full((4, 4), 0.25))
+    vectors = torch.eye(3)[:1].repeat(4, 1).requires_grad_()
+    loss = graph_loss(graph, vectors, vectors.detach().clone(), 0.2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(math.log(4), abs=1e-5)
+    assert vectors.grad.abs().max() < 1e-6
+    apart = torch.nn.functional.normalize(torch.randn(4, 3, generator=stream()), dim=1)
+    assert float(graph_loss(graph, apart, apart, 0.2)) > math.log(4)
+
+
+def test_copies_among_other_images_are_edges_too():
+    graph = pseudo_label_graph(torch.eye(3), torch.tensor([5, 8, 5]), 0.8)
+    assert graph.tolist() == [[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]
+
+
+def test_without_copies_the_graph_is_the_papers_to_the_bit():
+    probs = (4 * torch.randn(9, 3, generator=stream())).softmax(1)
+    similarities = (probs @ probs.T).masked_fill(torch.eye(9, dtype=torch.bool), 1)
+    edges = similarities.masked_fill(similarities < 0.5, 0)
+    graph = pseudo_label_graph(probs, torch.randperm(9, generator=stream()), 0.5)
+    assert torch.equal(graph, edges / edges.sum(1, keepdim=True))
+    assert (graph > 0).sum() > 9
+
+
+def test_a_batch_of_copies_only_has_no_contrast_but_ln_of_its_size():
+    """The loss hands the images' ids to the graph; equal views have equal embeddings."""
+    method = CoMatch()
+    network, given = network_of(method), batch_for(method, unlabeled=4)
+    view = given.unlabeled[1][:1].repeat(4, 1, 1, 1)
+    weak = given.unlabeled[0] * 9  # predictions that differ
+    given = replace(given, unlabeled=(weak, view, view), unlabeled_ids=torch.zeros(4).long())
+    loss = method.loss(network, given, state_of(method, network), PROGRESS)
+    assert float(loss.numbers["contrast"]) == pytest.approx(math.log(4), abs=1e-5)
+    assert loss.numbers["edges"] == 4
 
 
 def test_orthonormal_embeddings_of_different_images():
@@ -269,9 +337,10 @@ def test_alignment_comes_before_smoothing():
     guesses = network(given.unlabeled[0]).softmax(1).detach()
     aligned = align_to_even(guesses, append(window, guesses.mean(0)))
     embeddings = network.embed(given.unlabeled[0]).detach()
-    neighbors = predict_by_bank(embeddings, bank, bank["rounds"] > 0, method.temperature)
+    others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
+    neighbors = predict_by_bank(embeddings, bank, others, method.temperature)
     expected = (aligned + neighbors) / 2
-    edges = pseudo_label_graph(expected, method.graph_threshold) > 0
+    edges = pseudo_label_graph(expected, given.unlabeled_ids, method.graph_threshold) > 0
     assert torch.equal(loss.pseudo_labels, expected.argmax(1))
     assert loss.numbers["edges"] == edges.sum(1).float().mean()
 
