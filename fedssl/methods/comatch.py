@@ -38,7 +38,8 @@ class CoMatch(SemiSupervised):
     empties it each round (reset) or keeps it and leaves out entries that are too many rounds old (`max_entry_age`),
     because another encoder made them. The mean prediction is the cohort's by default, because a skewed client's own
     predictions would be wrong if they were aligned to even classes. In the first steps, the bank holds too few entries
-    and nothing is smoothed. Clients without labels have a bank of predictions only.
+    and nothing is smoothed: by default two steps of 32 labeled images, or five steps of 8. A client whose bank is emptied,
+    forgotten or too old begins so each time, and a round too short to fill the share `bank_fill` is never smoothed. Clients without labels have a bank of predictions only.
 
     The bank holds predictions before they are smoothed, because smoothed predictions would feed themselves. The bank's
     labeled rows are one-hot.
@@ -51,8 +52,9 @@ class CoMatch(SemiSupervised):
 
     Further deviations: the four views run through the network one after the other, not concatenated, so that two weights of 0
     are supervised training bit for bit (with normalizations that keep no batch statistics). The official bank starts
-    with zeros, which count as entries of no class; ours counts only what was written. The official code smooths from
-    the seventh step on, when its bank is full; ours smooths from a share of a full bank on (`bank_fill`). The official
+    with zeros, which count as entries of no class; ours counts only what was written. So the official code must wait for
+    a full bank, and smooths from the seventh step of hundreds of thousands on. Ours can smooth from a share of a full bank
+    on (`bank_fill`), because a round has few steps. The official
     code's second strong view is color jitter instead of RandAugment; `second_view` names ours. The projection head has
     a ReLU instead of a LeakyReLU. The paper's average of the weights for evaluation is the experiment's.
     """
@@ -85,10 +87,13 @@ class CoMatch(SemiSupervised):
         description="width of each layer of the projection head; the last is the dimension of the embeddings",
     )
     bank_size: int = Field(
-        2560, ge=1, description="K, number of entries in the memory bank; 5 batches in the paper"
+        1280,
+        ge=1,
+        description="K, number of entries in the memory bank; by default 5 batches of 32 labeled and 7 times as many "
+        "unlabeled images, as in the paper, whose batches are twice as large",
     )
     bank_fill: float = Field(
-        1.0,
+        0.25,
         ge=0,
         le=1,
         description="share of the bank that must be filled before it smooths predictions",

@@ -18,7 +18,9 @@ from fedssl.methods.comatch import (
     predict_by_bank,
     pseudo_label_graph,
 )
+from fedssl.training.optimization import Train
 from tests.methods.examples import PROGRESS, batch_for, network_of, state_of, stream
+from tests.training.test_loop import equal, shard, train_client  # noqa: F401
 
 FIRST = Progress(round=1, num_rounds=9, step=0, num_steps=10)
 
@@ -165,6 +167,21 @@ def test_smoothing_begins_when_the_bank_is_full_enough(fill, smooths_from):
         unsmoothed = plain.loss(network, given, state, PROGRESS)
         loss = step(method, network, given, state)
         assert torch.equal(loss.total, unsmoothed.total) == (index < smooths_from)
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_the_default_bank_smooths_within_the_first_round_of_a_small_client(shard, batch_size):  # noqa: F811
+    """The bank is empty at first, as in every round of a client whose bank is emptied or forgotten."""
+    train = Train(batch_size=batch_size)
+    smoothed, report = train_client(CoMatch(threshold=0), shard, train)
+    plain, _ = train_client(CoMatch(threshold=0, smoothing=0), shard, train)
+    assert report.num_steps == 10
+    assert not equal(smoothed, plain)
+
+
+def test_the_default_bank_is_five_default_batches():
+    method = CoMatch()
+    assert method.bank_size == 5 * Train().batch_size * (1 + method.unlabeled_ratio)
 
 
 def test_an_images_own_entries_are_not_its_neighbors():
