@@ -227,10 +227,15 @@ def classify_and_embed(network: Projected, images: Tensor) -> tuple[Tensor, Tens
 
 
 def append(alignment: Tensors, mean: Tensor) -> Tensors:
-    """Return the mean predictions of the last batches with a new one, shape (C,), in the place of the oldest."""
-    is_filled = alignment["is_filled"]
+    """Return the mean predictions of the last batches with a new one, shape (C,), in the place of the oldest.
+
+    All values of honest clients lie in [0, 1]. Values beyond are cut off, because a client that lies can send any number
+    to the server: a sum of `is_filled` below 0 would switch off every client's alignment, and infinite means would make
+    NaN of every client's predictions.
+    """
+    recent, is_filled = (alignment[name].clamp(0, 1) for name in ("recent", "is_filled"))
     return {
-        "recent": torch.cat([alignment["recent"][1:], mean.unsqueeze(0)]),
+        "recent": torch.cat([recent[1:], mean.unsqueeze(0)]),
         "is_filled": torch.cat([is_filled[1:], torch.ones_like(is_filled[:1])]),
     }
 

@@ -90,6 +90,20 @@ def test_a_mean_of_cohorts_windows_is_a_window_of_their_means():
     torch.testing.assert_close(align_to_even(probs, merged), align_to_even(probs, full))
 
 
+@pytest.mark.parametrize("lie", [-3e38, -1000.0, 3e38])
+@pytest.mark.parametrize("name", ["recent", "is_filled"])
+def test_a_lying_clients_window_neither_switches_off_the_alignment_nor_makes_nan(name, lie):
+    """The lie is in the server's mean, which every client receives; other numbers of the window are honest."""
+    probs = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+    window = append(append(empty_alignment(), torch.tensor([0.9, 0.1])), torch.tensor([0.7, 0.3]))
+    window[name][1:] = lie
+    aligned = align_to_even(probs, append(window, probs.mean(0)))
+    assert aligned.isfinite().all()
+    assert not torch.equal(aligned, probs)
+    kept = append(window, probs.mean(0))[name]
+    assert ((kept >= 0) & (kept <= 1)).all()
+
+
 # the memory bank
 
 
