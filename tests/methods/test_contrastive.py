@@ -202,6 +202,15 @@ def test_a_batch_of_one_image_trains(kind, shard):  # noqa: F811
     assert math.isfinite(report.loss)
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_last_layer_of_simclrs_head_is_normalized_without_an_offset(norm):
+    *hidden, last = SimCLR(projection_norm=norm).head(8)
+    assert len(last) == 2
+    assert last[1].bias is None
+    assert last[1].weight is not None
+    assert all(layer[1].bias is not None for layer in hidden)
+
+
 def test_simclr_shows_both_views_to_the_network_together():
     method = SimCLR(temperature=0.3)
     network, given = network_of(method), batch_for(method)
