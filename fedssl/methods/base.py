@@ -367,6 +367,10 @@ class Method(Plugin):
     group: ClassVar[str] = "other"
     """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
 
+    needs_labels_at_clients: ClassVar[bool] = False
+    """Whether a run may begin with the method only if some client holds labels. The server's labels reach the classifier
+    alone, so another network of the method would never see a label."""
+
     @abstractmethod
     def views(self) -> Views:
         """Return the views that every step needs."""
