@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fedssl.core.errors import InputError
@@ -265,7 +266,7 @@ def test_copies_of_one_image_belong_together_whatever_their_pseudo_labels_are():
     loss.backward()
     assert float(loss.detach()) == pytest.approx(math.log(4), abs=1e-5)
     assert vectors.grad.abs().max() < 1e-6
-    apart = torch.nn.functional.normalize(torch.randn(4, 3, generator=stream()), dim=1)
+    apart = F.normalize(torch.randn(4, 3, generator=stream()), dim=1)
     assert float(graph_loss(graph, apart, apart, 0.2)) > math.log(4)
 
 
@@ -341,6 +342,8 @@ def test_labels_do_not_move_the_projection_head():
     network = network_of(method)
     method.loss(network, batch_for(method), state_of(method, network), PROGRESS).total.backward()
     assert all(p.grad is None or not p.grad.any() for p in network.projection.parameters())
+    _, embeddings = method._learn_labels(network, batch_for(method))
+    assert not embeddings.requires_grad
 
 
 def test_the_terms_weigh_what_they_should():
@@ -374,6 +377,32 @@ def test_alignment_comes_before_smoothing():
     edges = pseudo_label_graph(expected, given.unlabeled_ids, method.graph_threshold) > 0
     assert torch.equal(loss.pseudo_labels, expected.argmax(1))
     assert loss.numbers["edges"] == edges.sum(1).float().mean()
+
+
+def test_the_mask_and_the_soft_targets_are_of_the_smoothed_predictions():
+    """The total is CE(labels) + mean(mask H(q, p)); hard labels, or a mask from before smoothing, give other numbers."""
+    method = CoMatch(bank_size=64, bank_fill=0, smoothing=0.5, threshold=0.45, contrast_weight=0)
+    network = confident(method)
+    state = state_of(method, network)
+    step(method, network, batch_for(method, seed=1), state)
+    given = batch_for(method, seed=2)
+    bank, window = dict(state["bank"]), dict(state["alignment"])
+    loss = method.loss(network, given, state, PROGRESS)
+    guesses = network(given.unlabeled[0]).softmax(1).detach()
+    aligned = align_to_even(guesses, append(window, guesses.mean(0)))
+    others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
+    embeddings = network.embed(given.unlabeled[0]).detach()
+    smoothed = (aligned + predict_by_bank(embeddings, bank, others, method.temperature)) / 2
+    mask = smoothed.max(1).values >= 0.45
+    assert 0 < mask.sum() < len(mask)
+    assert not torch.equal(mask, aligned.max(1).values >= 0.45)
+    assert torch.equal(loss.accepted, mask.float())
+    log_probs = network(given.unlabeled[1]).log_softmax(1)
+    labeled = F.cross_entropy(network(given.labeled[0]), given.labels)
+    soft = labeled - (mask * (smoothed * log_probs).sum(1)).mean()
+    hard = labeled - (mask * log_probs.gather(1, loss.pseudo_labels[:, None])[:, 0]).mean()
+    torch.testing.assert_close(loss.total, soft)
+    assert abs(float((soft - hard).detach())) > 1e-3
 
 
 def test_the_first_step_of_the_first_round_is_defined():
