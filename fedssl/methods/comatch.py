@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
 from fedssl.methods.bank import counting_entries, empty_bank, write
-from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.base import FORWARD, Batch, Fresh, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
@@ -130,6 +130,10 @@ class CoMatch(SemiSupervised):
     def can_learn(self, num_labeled: int) -> bool:
         """Say yes to a client without labels too, unless neither unlabeled loss has a weight."""
         return super().can_learn(num_labeled) or self.contrast_weight > 0
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the weak view needs no gradient, the two strong views need gradients."""
+        return num_labeled + num_unlabeled * (2 + FORWARD)
 
     def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Put the projection head beside the classifier's own head."""
