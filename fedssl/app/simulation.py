@@ -31,7 +31,12 @@ from fedssl.server.app import serve
 from fedssl.server.carry_over import check_network
 from fedssl.server.evaluation import check_evaluator
 from fedssl.server.privacy import check_privacy
-from fedssl.server.server_training import check_all_rates, check_server_method, check_statistics
+from fedssl.server.server_training import (
+    check_all_rates,
+    check_client_labels,
+    check_server_method,
+    check_statistics,
+)
 from fedssl.server.virtual_time import check_deadline, cohorts_of, make_clock, typical_seconds
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
@@ -169,6 +174,7 @@ def check_experiment(experiment: Experiment) -> None:
         check_all_rates(phase, network)
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
+        check_client_labels(phase, census, is_first=number == 0)
         check_statistics(phase, network)
         with _within_phase(number if experiment.phases else None):
             check_evaluator(phase, federation)

@@ -372,6 +372,10 @@ class Method(Plugin):
     """Whether the method trains the classes' head. If not, its phases learn features only: a server that holds labels
     does not train in them, and the classifier's accuracy is chance."""
 
+    needs_labels_at_clients: ClassVar[bool] = False
+    """Whether a run may begin with the method only if some client holds labels. The server's labels reach the classifier
+    alone, so another network of the method would never see a label."""
+
     @abstractmethod
     def views(self) -> Views:
         """Return the views that every step needs."""
@@ -393,9 +397,8 @@ class Method(Plugin):
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step, in images that one network trains on; virtual time is computed from it.
 
-        By default, every view of an image counts 1, also a view that the network only looks at. A method whose steps
-        take more passes than its views tell says so here: a pass with gradients counts 1 for each image and each network,
-        and a pass without gradients counts `FORWARD`.
+        A pass with gradients counts 1 for each image and each network, and a pass without gradients counts `FORWARD`. By
+        default, there is a pass with gradients for every view. A method whose passes are others says so here.
 
         Args:
             num_labeled: Images of a labeled batch, B; 0 at a client without labels.

@@ -13,7 +13,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Loss, Progress, SemiSupervised, View, Views
+from fedssl.methods.bank import counting_entries, empty_bank, write
+from fedssl.methods.base import FORWARD, Batch, Fresh, Loss, Progress, SemiSupervised, View, Views
 from fedssl.methods.functional import (
     align_distribution,
     masked_cross_entropy,
@@ -37,15 +38,23 @@ class CoMatch(SemiSupervised):
     empties it each round (reset) or keeps it and leaves out entries that are too many rounds old (`max_entry_age`),
     because another encoder made them. The mean prediction is the cohort's by default, because a skewed client's own
     predictions would be wrong if they were aligned to even classes. In the first steps, the bank holds too few entries
-    and nothing is smoothed. Clients without labels have a bank of predictions only.
+    and nothing is smoothed: by default two steps of 32 labeled images, or five steps of 8. A client whose bank is emptied,
+    forgotten or too old begins so each time, and a round too short to fill the share `bank_fill` is never smoothed. Clients without labels have a bank of predictions only.
 
     The bank holds predictions before they are smoothed, because smoothed predictions would feed themselves. The bank's
     labeled rows are one-hot.
 
-    Deviations: the four views run through the network one after the other, not concatenated, so that two weights of 0
+    A small client shows an image several times in a batch, and finds it again in the bank. Deviation: copies of an image
+    belong together in the graph, whatever their pseudo-labels are, so they never push each other apart. An image's own
+    entries, its label among them, are not its neighbors in the bank: it would learn from its own last guesses. The
+    paper's bank holds 2,560 of 50,000 images, so an image rarely meets itself there, and neither the paper nor the
+    official code says what happens then. Without such copies, the result is the paper's.
+
+    Further deviations: the four views run through the network one after the other, not concatenated, so that two weights of 0
     are supervised training bit for bit (with normalizations that keep no batch statistics). The official bank starts
-    with zeros, which count as entries of no class; ours counts only what was written. The official code smooths from
-    the seventh step on, when its bank is full; ours smooths from a share of a full bank on (`bank_fill`). The official
+    with zeros, which count as entries of no class; ours counts only what was written. So the official code must wait for
+    a full bank, and smooths from the seventh step of hundreds of thousands on. Ours can smooth from a share of a full bank
+    on (`bank_fill`), because a round has few steps. The official
     code's second strong view is color jitter instead of RandAugment; `second_view` names ours. The projection head has
     a ReLU instead of a LeakyReLU. The paper's average of the weights for evaluation is the experiment's.
     """
@@ -78,10 +87,13 @@ class CoMatch(SemiSupervised):
         description="width of each layer of the projection head; the last is the dimension of the embeddings",
     )
     bank_size: int = Field(
-        2560, ge=1, description="K, number of entries in the memory bank; 5 batches in the paper"
+        1280,
+        ge=1,
+        description="K, number of entries in the memory bank; by default 5 batches of 32 labeled and 7 times as many "
+        "unlabeled images, as in the paper, whose batches are twice as large",
     )
     bank_fill: float = Field(
-        1.0,
+        0.25,
         ge=0,
         le=1,
         description="share of the bank that must be filled before it smooths predictions",
@@ -119,6 +131,10 @@ class CoMatch(SemiSupervised):
         """Say yes to a client without labels too, unless neither unlabeled loss has a weight."""
         return super().can_learn(num_labeled) or self.contrast_weight > 0
 
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the weak view needs no gradient, the two strong views need gradients."""
+        return num_labeled + num_unlabeled * (2 + FORWARD)
+
     def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Put the projection head beside the classifier's own head."""
         classifier = build()
@@ -139,23 +155,18 @@ class CoMatch(SemiSupervised):
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start with an empty bank and with no mean predictions.
 
-        The bank's tensors: ``embeddings`` (K, dim), ``probs`` (K, C), ``rounds``, in which each entry was made, int64
-        (K,), 0 for an empty place, and ``pointer``, the place of the next entry, int64 (). The alignment's tensors:
-        ``recent`` (window, C), the last batches' mean predictions, the latest last, and ``is_filled`` (window,), 1 for a
-        row that holds one. Both are zeros at first, so that the ratio of their sums is the mean, also after the server
-        averaged them.
+        The memory bank is a bank (`fedssl.methods.bank`) of ``embeddings`` (K, dim) and ``probs`` (K, C). The alignment's
+        tensors: ``recent`` (window, C), the last batches' mean predictions, the latest last, and ``is_filled`` (window,),
+        1 for a row that holds one. Both are zeros at first, so that the ratio of their sums is the mean, also after the
+        server averaged them.
         """
         num_classes, device = fresh.spec.num_classes, fresh.device
         if name == "alignment":
             recent = torch.zeros(self.alignment_window, num_classes, device=device)
             return {"recent": recent, "is_filled": torch.zeros_like(recent[:, 0])}
-        size = self.bank_size
-        return {
-            "embeddings": torch.zeros(size, self.projection[-1], device=device),
-            "probs": torch.zeros(size, num_classes, device=device),
-            "rounds": torch.zeros(size, dtype=torch.int64, device=device),
-            "pointer": torch.zeros((), dtype=torch.int64, device=device),
-        }
+        embeddings = torch.zeros(self.bank_size, self.projection[-1], device=device)
+        probs = torch.zeros(self.bank_size, num_classes, device=device)
+        return empty_bank({"embeddings": embeddings, "probs": probs})
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u mean(1[max q >= tau] H(q, p(strong))) + lambda_ctr L_ctr.
@@ -174,15 +185,16 @@ class CoMatch(SemiSupervised):
             guesses = widen_half_precision(logits).softmax(1)
             alignment = append(state["alignment"], guesses.mean(0))
             aligned = align_to_even(guesses, alignment)
-            is_valid = (bank["rounds"] > 0) & (
-                progress.round - bank["rounds"] <= self.max_entry_age
-            )
-            neighbors = predict_by_bank(embeddings, bank, is_valid, self.temperature)
-            is_ready = is_valid.any() & (is_valid.sum() >= self.bank_fill * self.bank_size)
-            probs = torch.where(is_ready, torch.lerp(aligned, neighbors, self.smoothing), aligned)
+            is_valid = counting_entries(bank, progress.round, self.max_entry_age)
+            # Which entries are neighbors of which image, (mu B, K): those of other images.
+            is_neighbor = is_valid & (batch.unlabeled_ids.unsqueeze(1) != bank["images"])
+            neighbors = predict_by_bank(embeddings, bank, is_neighbor, self.temperature)
+            is_ready = is_valid.sum() >= self.bank_fill * self.bank_size
+            smooths = (is_ready & is_neighbor.any(1)).unsqueeze(1)
+            probs = torch.where(smooths, torch.lerp(aligned, neighbors, self.smoothing), aligned)
             confidence, pseudo_labels = probs.max(1)
             mask = (confidence >= self.threshold).to(confidence.dtype)
-            graph = pseudo_label_graph(probs, self.graph_threshold)
+            graph = pseudo_label_graph(probs, batch.unlabeled_ids, self.graph_threshold)
             labels = F.one_hot(batch.labels, probs.shape[1]).to(probs.dtype)
         logits, anchors = classify_and_embed(network, first)
         unlabeled = masked_cross_entropy(logits, probs, mask)
@@ -192,7 +204,8 @@ class CoMatch(SemiSupervised):
             "embeddings": torch.cat([embeddings, labeled_embeddings]),
             "probs": torch.cat([aligned, labels]),
         }
-        updates = {"bank": write(bank, new, progress.round), "alignment": alignment}
+        ids = torch.cat([batch.unlabeled_ids, batch.labeled_ids])
+        updates = {"bank": write(bank, new, ids, progress.round), "alignment": alignment}
         numbers = {
             "contrast": contrast.detach(),
             "edges": (graph > 0).sum(1).to(probs.dtype).mean(),
@@ -218,10 +231,15 @@ def classify_and_embed(network: Projected, images: Tensor) -> tuple[Tensor, Tens
 
 
 def append(alignment: Tensors, mean: Tensor) -> Tensors:
-    """Return the mean predictions of the last batches with a new one, shape (C,), in the place of the oldest."""
-    is_filled = alignment["is_filled"]
+    """Return the mean predictions of the last batches with a new one, shape (C,), in the place of the oldest.
+
+    All values of honest clients lie in [0, 1]. Values beyond are cut off, because a client that lies can send any number
+    to the server: a sum of `is_filled` below 0 would switch off every client's alignment, and infinite means would make
+    NaN of every client's predictions.
+    """
+    recent, is_filled = (alignment[name].clamp(0, 1) for name in ("recent", "is_filled"))
     return {
-        "recent": torch.cat([alignment["recent"][1:], mean.unsqueeze(0)]),
+        "recent": torch.cat([recent[1:], mean.unsqueeze(0)]),
         "is_filled": torch.cat([is_filled[1:], torch.ones_like(is_filled[:1])]),
     }
 
@@ -237,16 +255,16 @@ def align_to_even(probs: Tensor, alignment: Tensors) -> Tensor:
 
 
 def predict_by_bank(
-    embeddings: Tensor, bank: Tensors, is_valid: Tensor, temperature: float
+    embeddings: Tensor, bank: Tensors, is_neighbor: Tensor, temperature: float
 ) -> Tensor:
     """Return the bank's mean prediction, weighed by exp(z k / t), for each image, shape (B, C).
 
-    Only valid entries count. The result means nothing if there is no valid entry.
+    Only an image's neighbors count. The row of an image without neighbors means nothing.
 
     Args:
         embeddings: Unit vectors, shape (B, dim).
         bank: The bank, as `CoMatch.init_slot` makes it.
-        is_valid: Which entries of the bank count, bool (K,).
+        is_neighbor: Which entries of the bank count for which image, bool (B, K).
         temperature: t.
 
     Reference: Li et al. (CoMatch), equations 6 and 7.
@@ -254,23 +272,24 @@ def predict_by_bank(
     with torch.autocast(embeddings.device.type, enabled=False):
         logits = embeddings @ bank["embeddings"].T / temperature
         lowest = torch.finfo(logits.dtype).min
-        return logits.masked_fill(~is_valid, lowest).softmax(1) @ bank["probs"]
+        return logits.masked_fill(~is_neighbor, lowest).softmax(1) @ bank["probs"]
 
 
-def pseudo_label_graph(probs: Tensor, threshold: float) -> Tensor:
+def pseudo_label_graph(probs: Tensor, ids: Tensor, threshold: float) -> Tensor:
     """Return the similarities q_i q_j of pseudo-labels as a graph with edges from `threshold` on, shape (B, B).
 
-    Every image is 1 from itself. Rows sum to 1.
+    An image has the similarity 1 with itself, and so have copies of one image. Rows sum to 1.
 
     Args:
         probs: Pseudo-labels, shape (B, C).
+        ids: Image of each row, int64 (B,).
         threshold: Similarity, in [0, 1], below which there is no edge.
 
     Reference: Li et al. (CoMatch), equation 8.
     """
     with torch.autocast(probs.device.type, enabled=False):
         similarities = probs @ probs.T
-    itself = torch.eye(len(probs), dtype=torch.bool, device=probs.device)
+    itself = ids.unsqueeze(0) == ids.unsqueeze(1)
     similarities = similarities.masked_fill(itself, 1)
     edges = similarities.masked_fill(similarities < threshold, 0)
     return edges / edges.sum(1, keepdim=True)
@@ -291,22 +310,3 @@ def graph_loss(graph: Tensor, first: Tensor, second: Tensor, temperature: float)
     with torch.autocast(first.device.type, enabled=False):
         similarities = (first @ second.T / temperature).softmax(1)
     return -(graph.detach() * (similarities + 1e-7).log()).sum(1).mean()
-
-
-def write(bank: Tensors, new: Tensors, round: int) -> Tensors:
-    """Return a bank in which new entries have replaced the oldest; the last place is followed by the first.
-
-    Args:
-        bank: The bank, as `CoMatch.init_slot` makes it; it is not written to.
-        new: New ``embeddings`` (n, dim) and ``probs`` (n, C). If n is more than the bank holds, the last of them stay.
-        round: Round in which they were made, from 1.
-    """
-    size, count = len(bank["rounds"]), len(new["probs"])
-    places = (bank["pointer"] + torch.arange(count, device=bank["rounds"].device)) % size
-    last = slice(-size, None)
-    return {
-        "embeddings": bank["embeddings"].index_copy(0, places[last], new["embeddings"][last]),
-        "probs": bank["probs"].index_copy(0, places[last], new["probs"][last]),
-        "rounds": bank["rounds"].index_fill(0, places[last], round),
-        "pointer": (bank["pointer"] + count) % size,
-    }

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import Slot, State, Tensors
-from fedssl.methods.base import Fresh, SemiSupervised
+from fedssl.methods.base import FORWARD, Fresh, SemiSupervised
 from fedssl.methods.functional import call_with, predict, snapshot, widen_half_precision
 from fedssl.models.modes import evaluation_mode
 
@@ -36,6 +36,10 @@ class PseudoLabeling(SemiSupervised):
         description="which model gives pseudo-labels: the client's own, as it trains (local), or the model that it "
         "received in this round, which stays as it is (received)",
     )
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the weak view is labeled without a gradient, the strong view is trained on."""
+        return num_labeled + num_unlabeled * (1 + FORWARD)
 
     def slots(self) -> tuple[Slot, ...]:
         """Hold the received weights for the round if they give the pseudo-labels."""

@@ -11,7 +11,16 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
-from fedssl.methods.base import Batch, Fresh, Learner, Loss, Progress, SemiSupervised, Views
+from fedssl.methods.base import (
+    FORWARD,
+    Batch,
+    Fresh,
+    Learner,
+    Loss,
+    Progress,
+    SemiSupervised,
+    Views,
+)
 from fedssl.methods.functional import (
     call_with,
     ema_update,
@@ -64,6 +73,10 @@ class MeanTeacher(SemiSupervised):
     def views(self) -> Views:
         """Ask for a weak view of the labeled batch, and the student's and teacher's views of the unlabeled batch."""
         return Views(("weak",), (self.student_view, "weak"), self.unlabeled_ratio)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the teacher's view needs no gradient."""
+        return num_labeled + num_unlabeled * (1 + FORWARD)
 
     def slots(self) -> tuple[Slot, ...]:
         """Keep the teacher in the scope that the experiment says."""

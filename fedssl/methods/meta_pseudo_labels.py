@@ -80,8 +80,9 @@ class MetaPseudoLabels(SemiSupervised):
     ``baseline_decay`` is set.
 
     A client without labels cannot tell whether a label helped: there h = 0. Its teacher learns from UDA's unlabeled part,
-    and its student from the teacher's labels. So the method is meant for labels at the clients. With few labels at a
-    client, h is noisy.
+    and its student from the teacher's labels. So the method is meant for labels at the clients. A run in which no client
+    holds labels is refused, because its teacher would never see one, unless an earlier phase gives the teacher its weights.
+    With few labels at a client, h is noisy.
 
     In the paper, the student is at last trained on the labels alone, with a small learning rate. That is a phase of its own
     here, with ``kind = "supervised"``.
@@ -100,6 +101,7 @@ class MetaPseudoLabels(SemiSupervised):
     """
 
     group: ClassVar[str] = "pseudo-labels"
+    needs_labels_at_clients: ClassVar[bool] = True
 
     unlabeled_weight: float = Field(
         8.0, ge=0, description="lambda_u, weight of the unlabeled part of the teacher's loss"

@@ -55,8 +55,7 @@ class MixMatch(PseudoLabeling):
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step: it guesses on all views of the unlabeled batch, and trains on all mixed views."""
-        guessed = self.num_views * num_unlabeled
-        return super().images_per_step(num_labeled, num_unlabeled) + FORWARD * guessed
+        return num_labeled + num_unlabeled * self.num_views * (1 + FORWARD)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(X') + lambda_u(t) MSE(U'), X' and U' each mixed with labeled and unlabeled examples.

@@ -12,13 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import ChangingScope, Slot, State, Tensors
+from fedssl.methods.bank import counting_entries, empty_bank, write
 from fedssl.methods.base import FORWARD, Batch, Fresh, Loss, Progress
 from fedssl.methods.functional import call_with, ema_update, snapshot
 from fedssl.methods.projection import Encoder, spread
 from fedssl.methods.self_supervised import SelfSupervised, projected
-
-NO_IMAGE = -1
-"""Image of an empty place in the queue."""
 
 
 class MoCo(SelfSupervised):
@@ -87,19 +85,12 @@ class MoCo(SelfSupervised):
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
         """Start the key encoder at the network's weights, and the queue empty.
 
-        The queue's tensors: ``keys`` (K, dim), unit vectors or zeros; ``images``, the row in the shard that each key was
-        made of, int64 (K,); ``rounds``, the round in which it was made, int64 (K,), 0 for an empty place; ``pointer``,
-        the place of the next key, int64 ().
+        The queue is a bank (`fedssl.methods.bank`) of ``keys`` (K, dim), unit vectors or zeros.
         """
         if name == "key_encoder":
             return snapshot(Encoder(projected(fresh.network)))
-        size, device = self.queue_size, fresh.device
-        return {
-            "keys": torch.zeros(size, self.projection[-1], device=device),
-            "images": torch.full((size,), NO_IMAGE, device=device),
-            "rounds": torch.zeros(size, dtype=torch.int64, device=device),
-            "pointer": torch.zeros((), dtype=torch.int64, device=device),
-        }
+        dim = self.projection[-1]
+        return empty_bank({"keys": torch.zeros(self.queue_size, dim, device=fresh.device)})
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return -mean log(exp(q k / tau) / (exp(q k / tau) + sum_negatives exp(q n / tau))).
@@ -114,7 +105,7 @@ class MoCo(SelfSupervised):
         ema_update(key_encoder, encoder, self.momentum)
         keys = self.make_keys(encoder, key_encoder, second, batch.generator)
         # Which keys are negatives of which query, (B, B + K): those of other images that are not too old.
-        is_valid = (queue["rounds"] > 0) & (progress.round - queue["rounds"] <= self.max_key_age)
+        is_valid = counting_entries(queue, progress.round, self.max_key_age)
         from_batch = (~is_valid.all()).expand(len(ids))
         is_negative = torch.cat([from_batch, is_valid]) & (
             ids.unsqueeze(1) != torch.cat([ids, queue["images"]])
@@ -127,7 +118,7 @@ class MoCo(SelfSupervised):
             "negatives": is_negative.sum(1).to(keys.dtype).mean(),
         }
         updates = {
-            "queue": enqueue(queue, keys, ids, progress.round),
+            "queue": write(queue, {"keys": keys}, ids, progress.round),
             "key_encoder": key_encoder,
         }
         return Loss(total, updates=updates, numbers=numbers)
@@ -173,23 +164,3 @@ def info_nce(
     others = others.masked_fill(~is_negative, -torch.inf)
     logits = torch.cat([positive, others], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.int64))
-
-
-def enqueue(queue: Tensors, keys: Tensor, images: Tensor, round: int) -> Tensors:
-    """Return a queue in which new keys have replaced the oldest; the last place is followed by the first.
-
-    Args:
-        queue: The queue, as `MoCo.init_slot` makes it; it is not written to.
-        keys: New keys, shape (B, dim). If they are more than the queue holds, the last of them stay.
-        images: Image of each key, int64 (B,).
-        round: Round in which the keys were made, from 1.
-    """
-    size = len(queue["keys"])
-    places = (queue["pointer"] + torch.arange(len(keys), device=keys.device)) % size
-    last = slice(-size, None)
-    return {
-        "keys": queue["keys"].index_copy(0, places[last], keys[last]),
-        "images": queue["images"].index_copy(0, places[last], images[last]),
-        "rounds": queue["rounds"].index_fill(0, places[last], round),
-        "pointer": (queue["pointer"] + len(keys)) % size,
-    }

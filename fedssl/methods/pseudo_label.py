@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from fedssl.core.slots import State
-from fedssl.methods.base import Batch, Loss, Progress, Views
+from fedssl.methods.base import FORWARD, Batch, Loss, Progress, Views
 from fedssl.methods.functional import (
     linear_ramp,
     masked_cross_entropy,
@@ -38,6 +38,11 @@ class PseudoLabel(PseudoLabeling):
     def views(self) -> Views:
         """Ask for one weak view of each batch."""
         return Views(("weak",), ("weak",), self.unlabeled_ratio)
+
+    def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Return the work of a step: the received model labels in a pass of its own, which needs no gradient."""
+        labeling = 0 if self.labeler == "local" else FORWARD
+        return num_labeled + num_unlabeled * (1 + labeling)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + a(t) mean(1[max q >= tau] CE(argmax q, p)), p = p(weak).

@@ -97,8 +97,8 @@ class ReMixMatch(PseudoLabeling):
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step: the guess, the mixed views, and the first strong view unmixed and turned."""
-        further = FORWARD + 1 + (self.rotation_weight > 0)
-        return super().images_per_step(num_labeled, num_unlabeled) + further * num_unlabeled
+        unmixed = 1 + (self.rotation_weight > 0)
+        return num_labeled + num_unlabeled * (FORWARD + 1 + self.num_strong + unmixed)
 
     def check(self, spec: ImageSpec) -> None:
         """Refuse images that are not square, unless the rotation loss has no weight."""

@@ -15,6 +15,7 @@ from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
+from fedssl.exchange.census import Census
 from fedssl.exchange.sums import is_finite
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.methods.base import Method
@@ -157,6 +158,28 @@ def check_server_method(phase: PhasePlan) -> None:
             "server.method.kind",
             f"is {method.kind!r}, which trains a network of its own, but the server trains the clients' classifier",
             "take 'supervised', 'fixmatch' or another method that does not change the network",
+        )
+
+
+def check_client_labels(phase: PhasePlan, census: Census, *, is_first: bool) -> None:
+    """Refuse a method that needs labels at the clients if a run begins with it and no client holds a label.
+
+    A later phase is not refused, because the last phase's classifier gives the method's networks their first weights.
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        census: The clients and their number of labels.
+        is_first: Whether the run begins with the phase.
+
+    Raises:
+        InputError: No client holds a label, and one of the method's networks would never see one.
+    """
+    has_labels = not phase.federation.labels.at_server and census.num_labeled.any()
+    if is_first and phase.method.needs_labels_at_clients and not has_labels:
+        raise InputError(
+            "method.kind",
+            f"is {phase.method.kind!r}, whose teacher learns from labels at the clients, but no client holds labels",
+            "set federation.labels.kind = 'at_clients', or let a phase with another method come first",
         )
 
 

@@ -66,13 +66,17 @@ def test_no_gradient_reaches_the_target_and_the_predictor_gets_one():
     assert moved == {n for n in names if not n.startswith("classifier.head.")}
 
 
-def test_the_target_follows_the_network_after_the_step():
-    """theta 1 and target 0: the target becomes 1 - tau, without a predictor or a head for classes."""
+@pytest.mark.parametrize(("round", "expected"), [(1, 0.1), (3, 0.05)])
+def test_the_target_follows_the_network_after_the_step(round, expected):
+    """theta 1 and target 0: the target becomes 1 - tau, without a predictor or a head for classes.
+
+    Halfway through the phase, tau has risen from .9 to .95.
+    """
     method = BYOL(target_decay=0.9)
     network = network_of(method)
     state = state_of(method, network)
     assert set(state["target"]) == set(Encoder(network).state_dict())
-    start = Progress(round=1, num_rounds=5, step=0, num_steps=10)
+    start = Progress(round=round, num_rounds=4, step=0, num_steps=10)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0)
@@ -80,7 +84,7 @@ def test_the_target_follows_the_network_after_the_step():
     method.after_step(learner(network, state, progress=start), None, None)
     for name, _ in Encoder(network).named_parameters():
         moved = state["target"][name]
-        assert torch.allclose(moved, torch.full_like(moved, 0.1)), name
+        assert torch.allclose(moved, torch.full_like(moved, expected)), name
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0, 0.96), (0.5, 0.98), (1, 1.0)])

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fedssl.core.errors import InputError
+from fedssl.methods.bank import empty_bank, write
 from fedssl.methods.base import METHODS, Progress
 from fedssl.methods.comatch import (
     CoMatch,
@@ -16,9 +18,10 @@ from fedssl.methods.comatch import (
     graph_loss,
     predict_by_bank,
     pseudo_label_graph,
-    write,
 )
+from fedssl.training.optimization import Train
 from tests.methods.examples import PROGRESS, batch_for, network_of, state_of, stream
+from tests.training.test_loop import equal, shard, train_client  # noqa: F401
 
 FIRST = Progress(round=1, num_rounds=9, step=0, num_steps=10)
 
@@ -28,12 +31,7 @@ def close(tensor, expected):
 
 
 def bank_of(size, dim=4, classes=2):
-    return {
-        "embeddings": torch.zeros(size, dim),
-        "probs": torch.zeros(size, classes),
-        "rounds": torch.zeros(size, dtype=torch.int64),
-        "pointer": torch.tensor(0),
-    }
+    return empty_bank({"embeddings": torch.zeros(size, dim), "probs": torch.zeros(size, classes)})
 
 
 def entries(*probs, dim=4):
@@ -93,15 +91,29 @@ def test_a_mean_of_cohorts_windows_is_a_window_of_their_means():
     torch.testing.assert_close(align_to_even(probs, merged), align_to_even(probs, full))
 
 
+@pytest.mark.parametrize("lie", [-3e38, -1000.0, 3e38])
+@pytest.mark.parametrize("name", ["recent", "is_filled"])
+def test_a_lying_clients_window_neither_switches_off_the_alignment_nor_makes_nan(name, lie):
+    """The lie is in the server's mean, which every client receives; other numbers of the window are honest."""
+    probs = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+    window = append(append(empty_alignment(), torch.tensor([0.9, 0.1])), torch.tensor([0.7, 0.3]))
+    window[name][1:] = lie
+    aligned = align_to_even(probs, append(window, probs.mean(0)))
+    assert aligned.isfinite().all()
+    assert not torch.equal(aligned, probs)
+    kept = append(window, probs.mean(0))[name]
+    assert ((kept >= 0) & (kept <= 1)).all()
+
+
 # the memory bank
 
 
 def test_an_empty_place_in_the_bank_is_no_entry():
     """Trap: one entry among 2559 zeros at t = .2 weighs e^5 / (e^5 + 2559) = .0548, so nothing passes .95."""
-    bank = write(bank_of(2560), entries([1.0, 0.0]), 1)
+    bank = write(bank_of(2560), entries([1.0, 0.0]), torch.zeros(1).long(), 1)
     image = torch.eye(4)[:1]
-    close(predict_by_bank(image, bank, bank["rounds"] > 0, 0.2), [[1.0, 0.0]])
-    diluted = predict_by_bank(image, bank, torch.ones(2560, dtype=torch.bool), 0.2)
+    close(predict_by_bank(image, bank, (bank["rounds"] > 0)[None], 0.2), [[1.0, 0.0]])
+    diluted = predict_by_bank(image, bank, torch.ones(1, 2560, dtype=torch.bool), 0.2)
     close(diluted, [[0.0548, 0.0]])
     assert 0.9 * 1 + 0.1 * diluted.max() < 0.95
 
@@ -109,19 +121,21 @@ def test_an_empty_place_in_the_bank_is_no_entry():
 def test_similar_entries_weigh_more():
     """Similarities of 1 and 0 at t = .2: e^5 to 1."""
     new = {"embeddings": torch.eye(4)[:2], "probs": torch.eye(2)}
-    bank = write(bank_of(8), new, 1)
-    found = predict_by_bank(torch.eye(4)[:1], bank, bank["rounds"] > 0, 0.2)
+    bank = write(bank_of(8), new, torch.arange(2), 1)
+    found = predict_by_bank(torch.eye(4)[:1], bank, (bank["rounds"] > 0)[None], 0.2)
     share = math.exp(5) / (math.exp(5) + 1)
     close(found, [[share, 1 - share]])
 
 
 def test_the_oldest_entries_are_replaced_first_and_the_end_meets_the_beginning():
-    bank = write(bank_of(3), entries([0.1, 0.9], [0.2, 0.8]), 1)
-    bank = write(bank, entries([0.3, 0.7], [0.4, 0.6]), 2)
+    bank = write(bank_of(3), entries([0.1, 0.9], [0.2, 0.8]), torch.arange(2), 1)
+    bank = write(bank, entries([0.3, 0.7], [0.4, 0.6]), torch.tensor([2, 3]), 2)
     close(bank["probs"][:, 0], [0.4, 0.2, 0.3])
     assert bank["rounds"].tolist() == [2, 1, 2]
+    assert bank["images"].tolist() == [3, 1, 2]
     assert bank["pointer"] == 1
-    bank = write(bank, entries(*([i / 10, 1 - i / 10] for i in range(5))), 3)
+    many = entries(*([i / 10, 1 - i / 10] for i in range(5)))
+    bank = write(bank, many, torch.arange(5), 3)
     assert sorted(bank["probs"][:, 0].tolist()) == pytest.approx([0.2, 0.3, 0.4])
     assert bank["pointer"] == 0
 
@@ -170,6 +184,49 @@ def test_smoothing_begins_when_the_bank_is_full_enough(fill, smooths_from):
         assert torch.equal(loss.total, unsmoothed.total) == (index < smooths_from)
 
 
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_the_default_bank_smooths_within_the_first_round_of_a_small_client(shard, batch_size):  # noqa: F811
+    """The bank is empty at first, as in every round of a client whose bank is emptied or forgotten."""
+    train = Train(batch_size=batch_size)
+    smoothed, report = train_client(CoMatch(threshold=0), shard, train)
+    plain, _ = train_client(CoMatch(threshold=0, smoothing=0), shard, train)
+    assert report.num_steps == 10
+    assert not equal(smoothed, plain)
+
+
+def test_the_default_bank_is_five_default_batches():
+    method = CoMatch()
+    assert method.bank_size == 5 * Train().batch_size * (1 + method.unlabeled_ratio)
+
+
+def test_an_images_own_entries_are_not_its_neighbors():
+    """A client with one image has a full bank of it, and smooths nothing; with other ids in the bank it smooths."""
+    method = CoMatch(bank_size=16, bank_fill=1, smoothing=0.9, threshold=0)
+    plain = method.model_copy(update={"smoothing": 0.0})
+    network, given = confident(method), batch_for(method)
+    one = torch.zeros_like
+    given = replace(
+        given, unlabeled_ids=one(given.unlabeled_ids), labeled_ids=one(given.labeled_ids)
+    )
+    state = state_of(method, network)
+    step(method, network, given, state)
+    unsmoothed = plain.loss(network, given, state, PROGRESS)
+    loss = method.loss(network, given, state, PROGRESS)
+    assert loss.numbers["bank_fill"] == 1
+    assert torch.equal(loss.total, unsmoothed.total)
+    others = replace(given, unlabeled_ids=torch.arange(12) // 11)  # the last image has neighbors
+    smoothed = method.loss(network, others, state, PROGRESS)
+    assert not torch.equal(smoothed.total, plain.loss(network, others, state, PROGRESS).total)
+
+
+def test_the_bank_knows_the_image_of_each_entry():
+    method = CoMatch(bank_size=16)
+    network, given = network_of(method), batch_for(method)
+    given = replace(given, unlabeled_ids=torch.arange(20, 32), labeled_ids=torch.arange(40, 44))
+    updates = method.loss(network, given, state_of(method, network), PROGRESS).updates
+    assert updates["bank"]["images"].tolist() == [*range(20, 32), *range(40, 44)]
+
+
 def test_old_entries_do_not_count():
     method = CoMatch(bank_size=16, max_entry_age=2)
     network, given = network_of(method), batch_for(method)
@@ -193,10 +250,50 @@ def test_the_bank_never_leaves_the_client(scope, slot):
 
 def test_edges_begin_at_the_threshold_and_rows_sum_to_1():
     apart = torch.tensor([[0.9, 0.1], [0.8, 0.2]])  # .74 from each other
-    assert torch.equal(pseudo_label_graph(apart, 0.8), torch.eye(2))
+    assert torch.equal(pseudo_label_graph(apart, torch.arange(2), 0.8), torch.eye(2))
     together = torch.tensor([[0.95, 0.05], [0.9, 0.1]])  # .86
-    graph = pseudo_label_graph(together, 0.8)
+    graph = pseudo_label_graph(together, torch.arange(2), 0.8)
     close(graph, [[0.5376, 0.4624], [0.4624, 0.5376]])
+
+
+def test_copies_of_one_image_belong_together_whatever_their_pseudo_labels_are():
+    """Q = 1/4 everywhere. The loss of equal embeddings is ln 4, its least value, so nothing is pushed apart."""
+    probs = torch.eye(4)  # no pseudo-label is like another
+    graph = pseudo_label_graph(probs, torch.full((4,), 7), 0.8)
+    assert torch.equal(graph, torch.full((4, 4), 0.25))
+    vectors = torch.eye(3)[:1].repeat(4, 1).requires_grad_()
+    loss = graph_loss(graph, vectors, vectors.detach().clone(), 0.2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(math.log(4), abs=1e-5)
+    assert vectors.grad.abs().max() < 1e-6
+    apart = F.normalize(torch.randn(4, 3, generator=stream()), dim=1)
+    assert float(graph_loss(graph, apart, apart, 0.2)) > math.log(4)
+
+
+def test_copies_among_other_images_are_edges_too():
+    graph = pseudo_label_graph(torch.eye(3), torch.tensor([5, 8, 5]), 0.8)
+    assert graph.tolist() == [[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]
+
+
+def test_without_copies_the_graph_is_the_papers_to_the_bit():
+    probs = (4 * torch.randn(9, 3, generator=stream())).softmax(1)
+    similarities = (probs @ probs.T).masked_fill(torch.eye(9, dtype=torch.bool), 1)
+    edges = similarities.masked_fill(similarities < 0.5, 0)
+    graph = pseudo_label_graph(probs, torch.randperm(9, generator=stream()), 0.5)
+    assert torch.equal(graph, edges / edges.sum(1, keepdim=True))
+    assert (graph > 0).sum() > 9
+
+
+def test_a_batch_of_copies_only_has_no_contrast_but_ln_of_its_size():
+    """The loss hands the images' ids to the graph; equal views have equal embeddings."""
+    method = CoMatch()
+    network, given = network_of(method), batch_for(method, unlabeled=4)
+    view = given.unlabeled[1][:1].repeat(4, 1, 1, 1)
+    weak = given.unlabeled[0] * 9  # predictions that differ
+    given = replace(given, unlabeled=(weak, view, view), unlabeled_ids=torch.zeros(4).long())
+    loss = method.loss(network, given, state_of(method, network), PROGRESS)
+    assert float(loss.numbers["contrast"]) == pytest.approx(math.log(4), abs=1e-5)
+    assert loss.numbers["edges"] == 4
 
 
 def test_orthonormal_embeddings_of_different_images():
@@ -245,6 +342,8 @@ def test_labels_do_not_move_the_projection_head():
     network = network_of(method)
     method.loss(network, batch_for(method), state_of(method, network), PROGRESS).total.backward()
     assert all(p.grad is None or not p.grad.any() for p in network.projection.parameters())
+    _, embeddings = method._learn_labels(network, batch_for(method))
+    assert not embeddings.requires_grad
 
 
 def test_the_terms_weigh_what_they_should():
@@ -272,11 +371,38 @@ def test_alignment_comes_before_smoothing():
     guesses = network(given.unlabeled[0]).softmax(1).detach()
     aligned = align_to_even(guesses, append(window, guesses.mean(0)))
     embeddings = network.embed(given.unlabeled[0]).detach()
-    neighbors = predict_by_bank(embeddings, bank, bank["rounds"] > 0, method.temperature)
+    others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
+    neighbors = predict_by_bank(embeddings, bank, others, method.temperature)
     expected = (aligned + neighbors) / 2
-    edges = pseudo_label_graph(expected, method.graph_threshold) > 0
+    edges = pseudo_label_graph(expected, given.unlabeled_ids, method.graph_threshold) > 0
     assert torch.equal(loss.pseudo_labels, expected.argmax(1))
     assert loss.numbers["edges"] == edges.sum(1).float().mean()
+
+
+def test_the_mask_and_the_soft_targets_are_of_the_smoothed_predictions():
+    """The total is CE(labels) + mean(mask H(q, p)); hard labels, or a mask from before smoothing, give other numbers."""
+    method = CoMatch(bank_size=64, bank_fill=0, smoothing=0.5, threshold=0.45, contrast_weight=0)
+    network = confident(method)
+    state = state_of(method, network)
+    step(method, network, batch_for(method, seed=1), state)
+    given = batch_for(method, seed=2)
+    bank, window = dict(state["bank"]), dict(state["alignment"])
+    loss = method.loss(network, given, state, PROGRESS)
+    guesses = network(given.unlabeled[0]).softmax(1).detach()
+    aligned = align_to_even(guesses, append(window, guesses.mean(0)))
+    others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
+    embeddings = network.embed(given.unlabeled[0]).detach()
+    smoothed = (aligned + predict_by_bank(embeddings, bank, others, method.temperature)) / 2
+    mask = smoothed.max(1).values >= 0.45
+    assert 0 < mask.sum() < len(mask)
+    assert not torch.equal(mask, aligned.max(1).values >= 0.45)
+    assert torch.equal(loss.accepted, mask.float())
+    log_probs = network(given.unlabeled[1]).log_softmax(1)
+    labeled = F.cross_entropy(network(given.labeled[0]), given.labels)
+    soft = labeled - (mask * (smoothed * log_probs).sum(1)).mean()
+    hard = labeled - (mask * log_probs.gather(1, loss.pseudo_labels[:, None])[:, 0]).mean()
+    torch.testing.assert_close(loss.total, soft)
+    assert abs(float((soft - hard).detach())) > 1e-3
 
 
 def test_the_first_step_of_the_first_round_is_defined():

@@ -10,9 +10,10 @@ from torch import nn
 
 from fedssl.core.errors import InputError
 from fedssl.methods import projection as parts
+from fedssl.methods.bank import empty_bank, write
 from fedssl.methods.base import METHODS, Progress
 from fedssl.methods.functional import call_with, snapshot
-from fedssl.methods.moco import MoCo, enqueue, info_nce
+from fedssl.methods.moco import MoCo, info_nce
 from fedssl.methods.simclr import SimCLR, nt_xent
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
@@ -201,6 +202,15 @@ def test_a_batch_of_one_image_trains(kind, shard):  # noqa: F811
     assert math.isfinite(report.loss)
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_last_layer_of_simclrs_head_is_normalized_without_an_offset(norm):
+    *hidden, last = SimCLR(projection_norm=norm).head(8)
+    assert len(last) == 2
+    assert last[1].bias is None
+    assert last[1].weight is not None
+    assert all(layer[1].bias is not None for layer in hidden)
+
+
 def test_simclr_shows_both_views_to_the_network_together():
     method = SimCLR(temperature=0.3)
     network, given = network_of(method), batch_for(method)
@@ -256,13 +266,8 @@ def filled(method, first_image, round=PROGRESS.round):
     """Return a full queue of keys of images that no batch of the tests holds, made in a round."""
     size, dim = method.queue_size, method.projection[-1]
     images = torch.arange(first_image, first_image + size)
-    queue = {
-        "keys": torch.zeros(size, dim),
-        "images": torch.full((size,), -1),
-        "rounds": torch.zeros(size, dtype=torch.int64),
-        "pointer": torch.zeros((), dtype=torch.int64),
-    }
-    return enqueue(queue, units(size, dim, seed=7), images, round)
+    queue = empty_bank({"keys": torch.zeros(size, dim)})
+    return write(queue, {"keys": units(size, dim, seed=7)}, images, round)
 
 
 def test_the_key_encoder_moves_before_it_makes_the_keys():
@@ -308,7 +313,7 @@ def test_keys_land_in_the_columns_of_the_fact_sheet():
     dim = queue["keys"].shape[1]
     for step, (columns, pointer) in enumerate([([0, 1], 2), ([2, 3], 0), ([0, 1], 2)]):
         before, keys = queue, units(2, dim, seed=step)
-        queue = enqueue(queue, keys, torch.tensor([10, 11]), step + 1)
+        queue = write(queue, {"keys": keys}, torch.tensor([10, 11]), step + 1)
         assert torch.equal(queue["keys"][columns], keys)
         assert queue["rounds"][columns].tolist() == [step + 1] * 2
         assert int(queue["pointer"]) == pointer
@@ -324,7 +329,7 @@ def test_a_queue_holds_the_last_keys_whatever_the_batches_are(size):
     for step, count in enumerate([2, 4, 1, 12, 3, 5, 2, 2]):
         new, ids = units(count, dim, seed=step), torch.arange(count) + 100 * step
         keys, images = [*keys, *new], [*images, *ids.tolist()]
-        queue = enqueue(queue, new, ids, step + 1)
+        queue = write(queue, {"keys": new}, ids, step + 1)
         assert int(queue["pointer"]) == len(images) % size
         held = [(int(queue["pointer"]) + i) % size for i in range(size)]  # the oldest first
         filled = [place for place in held if queue["rounds"][place] > 0]
@@ -373,7 +378,7 @@ def test_keys_of_a_stale_encoder_are_dropped_by_their_age(age, negatives):
     network, given = network_of(method), batch_for(method)
     state = state_of(method, network)
     old = PROGRESS.round - 2
-    state["queue"] = enqueue(state["queue"], units(6, 128), torch.arange(100, 106), old)
+    state["queue"] = write(state["queue"], {"keys": units(6, 128)}, torch.arange(100, 106), old)
     assert negatives_of(method, state, given)[0] == negatives
 
 

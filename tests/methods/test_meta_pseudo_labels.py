@@ -45,6 +45,10 @@ def test_soft_labels_would_make_the_feedback_vanish():
     F.cross_entropy(logits, logits.detach().softmax(1)).backward()
     assert logits.grad.abs().max() < 1e-15
     assert gradient([[1.0, -1.0, 2.0]], [2], 1.0).abs().max() > 0.1
+    for labels in ("hard", "sampled"):
+        network = network_of(MetaPseudoLabels())
+        lesson = MetaPseudoLabels(labels=labels).teach(network.teacher, batch(), PROGRESS)
+        assert not lesson.labels.is_floating_point()
 
 
 # one step by hand: two classes, a student with one weight, and a teacher with a bias of its own
@@ -158,6 +162,22 @@ def test_the_student_never_learns_from_labels_itself():
         MetaPseudoLabels().step(stepper(network), dataclasses.replace(batch(), labels=labels))
         students.append(snapshot(network.student))
     assert equal(*students)
+
+
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_the_student_learns_from_the_strong_view_whichever_view_is_labeled(view):
+    """Its step equals a step down the cross-entropy of the strong view, and the weak view would move it elsewhere."""
+    method, given = MetaPseudoLabels(label_view=view), batch()
+    network, by_hand = network_of(method), network_of(method)
+    labels = method.step(stepper(network, method, lr=0.1), given).pseudo_labels
+    weak, strong = given.unlabeled
+    before = snapshot(by_hand.student)
+    for images, is_same in ((weak, False), (strong, True)):
+        by_hand.student.load_state_dict(before)
+        by_hand.student.zero_grad()
+        F.cross_entropy(by_hand.student(images), labels).backward()
+        torch.optim.SGD(by_hand.student.parameters(), lr=0.1).step()
+        assert equal(snapshot(network.student), snapshot(by_hand.student)) == is_same
 
 
 def test_a_ramp_of_0_leaves_a_supervised_teacher():

@@ -140,6 +140,15 @@ def test_supervised_clients_without_labels_send_back_what_the_server_trained():
         assert np.array_equal(outcome.model.arrays[name], array)
 
 
+def test_a_teacher_that_would_never_see_a_label_is_refused():
+    """Labels at the server train the student alone; an earlier phase gives the teacher its weights."""
+    meta = {"kind": "meta_pseudo_labels"}
+    with pytest.raises(InputError, match=r"method\.kind.*no client holds labels"):
+        check_experiment(at_server(method=meta))
+    check_experiment(small_experiment(method=meta))
+    check_experiment(at_server(rounds=None, phases=[{"rounds": 1}, {"rounds": 1, "method": meta}]))
+
+
 def test_its_settings_can_be_its_own():
     experiment = at_server(server={"train": {"local_steps": 1, "lr": 1e-9}})
     arrays, trained = server_round(experiment)

@@ -82,7 +82,8 @@ def describe_labels(method: Method) -> str:
     """Return where labels must be, so that a federation can learn by a method."""
     if not method.views().labeled:
         return "none needed"
-    return "clients or server" if method.can_learn(num_labeled=0) else "clients"
+    may_be_at_server = method.can_learn(num_labeled=0) and not method.needs_labels_at_clients
+    return "clients or server" if may_be_at_server else "clients"
 
 
 def describe_state(slots: Sequence[Slot]) -> str:
