@@ -98,6 +98,11 @@ def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def finished(result: Result) -> None:
+    """Assert that a command of this process ended well."""
+    assert result.exit_code == 0, result.output
+
+
 def refused(result: Result, *words: str) -> None:
     """Assert that a command ended with exit 2 and one message that holds these words."""
     assert result.exit_code == 2, result.output
