@@ -91,11 +91,16 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "fedssl", *map(str, arguments)]
 
 
-def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, which must end well."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, which must end well within `timeout` seconds."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def finished(result: Result) -> None:
+    """Assert that a command of this process ended well."""
+    assert result.exit_code == 0, result.output
 
 
 def refused(result: Result, *words: str) -> None:

@@ -132,8 +132,10 @@ def test_a_user_without_a_home_folder_runs(tmp_path, home):
 import pwd
 def nobody(number): raise KeyError("no entry")
 pwd.getpwuid = nobody
-from fedssl.cli import command_line
-command_line()
+from fedssl.cli import app, prepare_process
+prepare_process()
+assert not app(["doctor"], standalone_mode=False)
+assert not app(["run", "e.toml", "--plain", "--out", "o"], standalone_mode=False)
 """
     environment = {
         **os.environ,
@@ -142,15 +144,15 @@ command_line()
         **gone,
     }
     environment = {name: value for name, value in environment.items() if value is not None}
-    for arguments in (["doctor"], ["run", "e.toml", "--plain", "--out", "o"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "summary.json").exists()
     assert (tmp_path / f"fedssl-{os.getuid()}").is_dir()
     assert not (tmp_path / "here").exists()
 

@@ -39,7 +39,7 @@ def name_of(method):
 
 @pytest.fixture(scope="module")
 def ray_grid():
-    grid = RayGrid(Apps(app), 6, Wish(3))
+    grid = RayGrid(Apps(app), 6, Wish(2))
     yield grid
     grid.close()
 
@@ -52,15 +52,13 @@ def same_bits(first, second):
 
 @pytest.mark.parametrize("method", TABLE, ids=name_of)
 def test_a_federation_trains_with_it_to_the_same_bits_on_both_grids(method, ray_grid):
-    experiment = small_experiment(method=method, federation={"sample": 5}, rounds=3)
+    experiment = small_experiment(method=method, federation={"sample": 5})
     serial = serve(experiment, SerialGrid(Apps(app), 6), [])
-    again = serve(experiment, SerialGrid(Apps(app), 6), [])
     ray_grid.restart(6)
     parallel = serve(experiment, ray_grid, [])
     assert serial.rounds[-1].clients_ok == 5
     assert serial.rounds[-1].clients_failed == 0
     assert all(np.isfinite(array).all() for array in serial.model.arrays.values())
-    assert same_bits(serial.model.arrays, again.model.arrays)
     assert same_bits(serial.model.arrays, parallel.model.arrays)
     assert same_bits(serial.model.ema, parallel.model.ema)
     assert same_bits(serial.model.state, parallel.model.state)
@@ -188,14 +186,23 @@ def test_a_phase_may_change_the_method_and_its_network():
     assert not outcome.model.state
 
 
+FEW_LABELS = {
+    "federation": {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}},
+    "rounds": 3,
+}
+"""A federation some of whose clients hold no label at all."""
+
+
+@pytest.fixture(scope="module")
+def supervised():
+    experiment = small_experiment(method={"kind": "supervised"}, **FEW_LABELS)
+    assert (federation_of(experiment).labeled_sizes == 0).any()
+    return serve(experiment, SerialGrid(Apps(app), 6), [])
+
+
 @pytest.mark.parametrize("kind", WITHOUT)
-def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind):
-    """Some of these clients hold no label at all."""
-    federation = {"sample": 6, "labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
-    shared = {"federation": federation, "rounds": 3}
-    supervised = small_experiment(method={"kind": "supervised"}, **shared)
-    assert (federation_of(supervised).labeled_sizes == 0).any()
-    weightless = small_experiment(method=WITHOUT[kind], **shared)
-    first, second = (serve(e, SerialGrid(Apps(app), 6), []) for e in (supervised, weightless))
+def test_no_unlabeled_weight_gives_supervised_bits_in_a_federation(kind, supervised):
+    weightless = small_experiment(method=WITHOUT[kind], **FEW_LABELS)
+    first, second = supervised, serve(weightless, SerialGrid(Apps(app), 6), [])
     assert same_bits(first.model.arrays, classifier_weights(second.model.arrays))
     assert same_bits(first.model.ema, classifier_weights(second.model.ema))

@@ -89,16 +89,18 @@ def as_parquet(pngs: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "hf"])
-def test_own_images_run_cold_and_warm_with_two_workers(tmp_path, cache, pngs, kind):
+def test_own_images_run_cold_on_two_workers_and_warm_in_one_process(tmp_path, cache, pngs, kind):
     source = pngs if kind == "folder" else as_parquet(pngs, tmp_path / "hub")
     file = experiment(tmp_path, f"{kind}:{source}")
-    sums = []
-    for name in ("cold", "warm"):
-        done = in_a_process("run", file, "--workers", 2, "--plain", "--out", tmp_path / name)
-        assert "0 client failures" in done.stdout
-        assert (f"preparing {kind}:" in done.stderr) == (name == "cold")
-        sums.append(sha256(tmp_path / name / "model.safetensors"))
-    assert sums[0] == sums[1]
+    cold, warm = (("run", file, "--plain", "--out", tmp_path / name) for name in ("cold", "warm"))
+    done = in_a_process(*cold, "--engine", "ray", "--workers", 2)
+    assert "0 client failures" in done.stdout
+    assert f"preparing {kind}:" in done.stderr
+    again = fedssl(*warm, "--engine", "serial")
+    assert "0 client failures" in again.output
+    assert f"preparing {kind}:" not in again.output
+    first, second = (sha256(tmp_path / name / "model.safetensors") for name in ("cold", "warm"))
+    assert first == second
     assert len(entries(cache)) == 1
 
 

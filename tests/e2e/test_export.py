@@ -102,14 +102,20 @@ def test_safetensors_hold_the_weights_and_say_whose(finished, tmp_path, monkeypa
     assert not held
 
 
-@pytest.mark.parametrize("kind", sorted(exporting.FORMATS))
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model['kind']}-{model.get('norm')}")
-def test_every_kind_of_network_is_written(model, kind, tmp_path):
-    """`export` compares by itself; here random weights and statistics make that count."""
+@pytest.fixture(
+    scope="module", params=MODELS, ids=lambda model: f"{model['kind']}-{model.get('norm')}"
+)
+def trained(request, tmp_path_factory) -> Run:
+    """A run of each kind of network, with random weights and statistics that make a comparison count."""
     experiment = small_experiment(rounds=1)
-    experiment = experiment.from_dict(experiment.to_dict() | {"model": model})
-    found = run(experiment, out=tmp_path / "run", progress=False)
-    assert len(exporting.export(found, kind)) > 1000
+    experiment = experiment.from_dict(experiment.to_dict() | {"model": request.param})
+    return run(experiment, out=tmp_path_factory.mktemp("trained") / "run", progress=False)
+
+
+@pytest.mark.parametrize("kind", sorted(exporting.FORMATS))
+def test_every_kind_of_network_is_written(trained, kind):
+    """`export` compares the logits by itself."""
+    assert len(exporting.export(trained, kind)) > 1000
 
 
 class Undone(nn.Module):

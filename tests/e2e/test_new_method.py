@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.helpers import fedssl, in_a_process, refused, sha256, small_toml
+from tests.helpers import fedssl, finished, in_a_process, refused, sha256, small_toml
 
 METHOD = '''
 """Entropy minimization (Grandvalet & Bengio, NeurIPS 2004), with a memory of how often each image was shown."""
@@ -50,12 +50,15 @@ def test_one_file_is_a_method_on_every_engine(tmp_path, monkeypatch):
     file = small_toml(tmp_path / "e.toml")
     settings = ["--set", "method.kind=mylab.entropy_minimization", "--set", "method.floor=0.1"]
     sums = set()
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for i, engine in enumerate(("serial", "ray", "flower")):
         out = tmp_path / f"run{i}"
-        in_a_process("run", file, *settings, "--engine", engine, "--out", out)
+        arguments = ("run", file, *settings, "--engine", engine, "--workers", 2, "--out", out)
+        finished(fedssl(*arguments)) if engine == "serial" else in_a_process(*arguments)
         sums.add(sha256(out / "model.safetensors"))
         assert "entropy_minimization" in (out / "rounds.csv").read_text()
     assert len(sums) == 1
+    sys.modules.pop("mylab.entropy_minimization", None)  # what is imported already is used
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     Image.new("L", (8, 8)).save("image.png")

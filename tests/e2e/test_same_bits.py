@@ -3,19 +3,41 @@
 import pytest
 
 from fedssl.experiment.families import STRATEGIES
-from tests.helpers import CHAIN, fedssl, in_a_process, sha256, small_toml
-from tests.methods.examples import FIRST_METHODS, NEEDS_EARLIER_PHASE
+from tests.helpers import CHAIN, fedssl, finished, in_a_process, sha256, small_toml
 from tests.resuming import bits
 
-SERIAL = ["--engine", "serial"]
-THREE_WORKERS = ["--engine", "ray", "--workers", "3"]
+MOST_SECONDS = 600
+"""Time (seconds) of one command with all cases on a machine that is busy with other tests."""
 
-EVERY_METHOD = {
+SERIAL = ["--engine", "serial"]
+
+IN_PROCESSES = {
+    "ray, two workers": ["--engine", "ray", "--workers", "2"],
+    "ray, one worker": ["--engine", "ray", "--workers", "1", "--plain"],
+    "flower": ["--engine", "flower", "--workers", "2"],
+}
+"""Ways to run the same files, each by one command in a process of its own; all have another display or engine."""
+
+METHODS_BY_DOOR = {
+    "supervised": "no state",
+    "remixmatch": "state at the server, a network of its own, views that it names",
+    "temporal_ensembling": "state by image, kept at clients",
+    "vat": "gradients of its own",
+    "meta_pseudo_labels": "two networks, steps of its own",
+    "dividemix": "batches and splits of its own",
+    "moco": "a queue, no classifier",
+    "comatch": "a bank, which the workers fill",
+    "semifl": "clients that sit out",
+    "noisy_student": "the network of the phase before",
+}
+"""Methods that together use every part of the interface between a method and an engine, and the part that each adds.
+
+`tests/contract/test_methods.py` compares the bits of every method on the serial grid and on Ray's.
+"""
+
+MANY_METHODS = {
     "rounds": None,
-    "phases": [
-        {"rounds": 2, "method": {"kind": name}}
-        for name in [*FIRST_METHODS, *sorted(NEEDS_EARLIER_PHASE)]
-    ],
+    "phases": [{"rounds": 2, "method": {"kind": name}} for name in METHODS_BY_DOOR],
     "augment": {"strong": "ctaugment"},
 }
 """Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
@@ -31,14 +53,13 @@ EVERY_STRATEGY = {
 
 OTHER_FEDERATION = {
     "federation": {
-        "sample": 5,
         "labels": {"kind": "at_server", "per_class": 4},
         "features": {"kind": "noise", "max_std": 0.3},
     }
 }
 
 SUB_COHORTS = {
-    "federation": {"labels": {"kind": "some_clients", "labeled_clients": 1}},
+    "federation": {"sample": 3, "labels": {"kind": "some_clients", "labeled_clients": 1}},
     "method": {"kind": "mean_teacher", "teacher_scope": "client", "temperature": 0.5},
     "train": {"keep_momentum": True},
     "strategy": {"kind": "rscfed", "distance_weight": 100.0, "labeled_distance_weight": 1.0},
@@ -46,47 +67,49 @@ SUB_COHORTS = {
 """Three sub-cohorts of three of six clients: in each round, some client trains several times from its own state."""
 
 CASES = {
-    "every method": (
-        {"federation": {"sample": 5}, **EVERY_METHOD},
-        [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
-    ),
-    "every strategy": (
-        {"federation": {"sample": 4}, **EVERY_STRATEGY},
-        [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, ["--engine", "flower"]],
-    ),
-    "labels at the server, noise by client": (
-        OTHER_FEDERATION,
-        [SERIAL, ["--engine", "ray", "--workers", "1"], THREE_WORKERS, [*THREE_WORKERS, "--plain"]],
-    ),
-    "phases that change the network": (
-        {"federation": {"sample": 5}, **CHAIN},
-        [SERIAL, THREE_WORKERS, ["--engine", "flower", "--workers", "2"]],
-    ),
-    "sub-cohorts": (
-        SUB_COHORTS,
-        [
-            SERIAL,
-            ["--engine", "ray", "--workers", "1"],
-            THREE_WORKERS,
-            ["--engine", "flower", "--workers", "2"],
-        ],
-    ),
+    "methods": MANY_METHODS,
+    "strategies": EVERY_STRATEGY,
+    "labels_at_server": OTHER_FEDERATION,
+    "networks_by_phase": CHAIN,
+    "sub_cohorts": SUB_COHORTS,
 }
-"""What is run, and in which ways; a way that is there twice is run twice."""
+"""What is run on every engine; all but the last sample five clients, so that they share the workers of a command."""
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("changes", "variants"), CASES.values(), ids=CASES)
-def test_the_installed_command_gives_the_same_bits_on_every_engine(tmp_path, changes, variants):
-    file = small_toml(tmp_path / "e.toml", **changes)
-    sums = {}
-    for i, variant in enumerate(variants):
-        out = tmp_path / str(i)
-        in_a_process("run", file, "--out", out, *variant)
-        sums[" ".join(variant)] = bits(out)
-    (first, *others) = sums.values()
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return the experiment file of each case."""
+    folder = tmp_path_factory.mktemp("files")
+    written = []
+    for name, case in CASES.items():
+        federation = {"sample": 5, **case.get("federation", {})}
+        case = {**case, "name": name, "federation": federation}
+        written.append(small_toml(folder / f"{name}.toml", **case))
+    return written
+
+
+@pytest.fixture(scope="module")
+def serial(files, tmp_path_factory):
+    """Return the folder of the runs of the serial engine, in this process."""
+    out = tmp_path_factory.mktemp("serial")
+    finished(fedssl("run", *files, "--out", out, *SERIAL))
+    return out
+
+
+@pytest.fixture(scope="module", params=IN_PROCESSES)
+def other(request, files, tmp_path_factory):
+    """Return the folder of the runs of one command in a process of its own."""
+    out = tmp_path_factory.mktemp("other")
+    in_a_process("run", *files, "--out", out, *IN_PROCESSES[request.param], timeout=MOST_SECONDS)
+    return out
+
+
+@pytest.mark.timeout(2 * MOST_SECONDS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_installed_command_gives_the_same_bits_on_every_engine(serial, other, case):
+    first, second = (bits(out / f"{case}-seed0") for out in (serial, other))
     assert {"model.safetensors", "ema.safetensors", "classes.csv"} < first.keys()
-    assert all(left == first for left in others), sums
+    assert second == first
 
 
 def test_another_seed_is_another_model(tmp_path):

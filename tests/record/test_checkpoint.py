@@ -227,14 +227,20 @@ def test_lines_that_do_not_fit_leave_nothing(tmp_path):
     lines.close()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bits of a run of six rounds that nothing stops, with a checkpoint after each."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    run(small_experiment(rounds=6, server={"checkpoint_every": 1}), path)
+    return bits(path)
+
+
 @pytest.mark.parametrize(
     "full", ["rounds.csv", "clients.csv", "model.safetensors", "manifest.json"]
 )
-def test_a_full_disk_is_one_error_and_nothing_is_lost(full, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_error_and_nothing_is_lost(full, whole, tmp_path, monkeypatch):
     """The disk is full from some file's fourth write on, after part of it was written; then there is room again."""
     file = small_toml(tmp_path / "e.toml", rounds=6, server={"checkpoint_every": 1})
-    experiment = small_experiment(rounds=6, server={"checkpoint_every": 1})
-    run(experiment, tmp_path / "whole")
     out, writes = tmp_path / "run", []
     real_append, real_open = Lines.append, Path.open
 
@@ -271,7 +277,7 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(full, tmp_path, monkeypatc
     again = fedssl("run", file, "--out", out, "--resume")
     assert again.exit_code == 0, again.output
     assert "goes on after round 3" in again.output
-    assert bits(out) == bits(tmp_path / "whole")
+    assert bits(out) == whole
 
 
 def test_a_disk_that_is_full_from_the_beginning(tmp_path):

@@ -31,7 +31,7 @@ def test_shares_add_up_to_the_whole(monkeypatch):
     ]
     judging = Judging.of(experiment.to_client_json(), experiment.server.evaluator)
     here = evaluation.evaluate_models(judging, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
-    grid = RayGrid(Apps(print), 6, Wish(3, 0))
+    grid = RayGrid(Apps(print), 6, Wish(2, 0))
     try:
         assert evaluation.evaluate_models(judging, models, held_out, grid) == here
     finally:

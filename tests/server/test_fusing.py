@@ -23,7 +23,7 @@ def bits(outcome):
 @pytest.mark.parametrize("fuse", ["on", 2])
 def test_fused_clients_give_the_same_bits_on_any_number_of_workers(fuse):
     serial = run(kind="serial", fuse=fuse)
-    assert bits(serial) == bits(run(kind="ray", workers=3, fuse=fuse))
+    assert bits(serial) == bits(run(kind="ray", workers=2, fuse=fuse))
     alone = run(kind="serial")
     assert bits(serial) != bits(alone)
     for name, array in alone.model.arrays.items():
