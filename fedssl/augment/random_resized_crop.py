@@ -26,8 +26,8 @@ class RandomResizedCrop(DrawnAugmentation):
 
     The rule is torchvision's, for each image: the area is uniform, the logarithm of the ratio of width to height is
     uniform, and both sides are rounded to whole pixels. The first of ten draws that fits into the image counts; if none
-    fits, the crop is the largest one whose ratio is in the range, and lies in the middle. Crops are enlarged bilinearly. A crop is
-    never larger than its view, so there is nothing to antialias.
+    fits, the crop is the largest one whose ratio is in the range, and lies in the middle. Crops are enlarged bilinearly.
+    A crop is never larger than its view, so there is nothing to antialias.
     """
 
     flip: bool | None = Field(

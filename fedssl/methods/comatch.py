@@ -39,7 +39,8 @@ class CoMatch(SemiSupervised):
     because another encoder made them. The mean prediction is the cohort's by default, because a skewed client's own
     predictions would be wrong if they were aligned to even classes. In the first steps, the bank holds too few entries
     and nothing is smoothed: by default two steps of 32 labeled images, or five steps of 8. A client whose bank is emptied,
-    forgotten or too old begins so each time, and a round too short to fill the share `bank_fill` is never smoothed. Clients without labels have a bank of predictions only.
+    forgotten or too old begins so each time, and a round too short to fill the share `bank_fill` is never smoothed.
+    Clients without labels have a bank of predictions only.
 
     The bank holds predictions before they are smoothed, because smoothed predictions would feed themselves. The bank's
     labeled rows are one-hot.
