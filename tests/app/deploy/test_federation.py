@@ -67,7 +67,10 @@ PHASES = [
         "rounds": 2, "strategy": "feddyn", "method": {"kind": "simclr", "projection": [8, 8]},
         "server": {"evaluator": {"kind": "linear_probe", "per_class": 1}},
     },
-    {"rounds": 1, "strategy": {"kind": "rscfed", "distance_weight": 10.0}, "method": "fine_tune"},
+    {
+        "rounds": 1, "strategy": {"kind": "rscfed", "distance_weight": 10.0},
+        "method": {"kind": "fine_tune", "start": "backbone"},
+    },
     {"rounds": 1, "strategy": "fedavgm", "method": {"kind": "semifl", "threshold": 0.9}},
     {"rounds": 1, "method": "distill", "model": {"kind": "cnn", "widths": [2, 3], "hidden": 5}},
 ]  # fmt: skip
