@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedssl.record.judges import CLASSIFIER, in_brackets, judge_in
 from fedssl.record.rows import RoundRow
-from fedssl.views.screen.display import percent
+from fedssl.views.screen.display import percent, right_and_used
 
 if TYPE_CHECKING:
     from fedssl.views.run import Run
@@ -36,11 +36,11 @@ def _results_of_finished(run: "Run") -> dict[str, str]:
         name: math.nan if value is None else value for name, value in run.summary.items()
     }  # JSON has no NaN
     accuracy, average = percent(facts["server_accuracy"]), percent(facts["ema_accuracy"])
+    labels = right_and_used(facts["pseudo_label_accuracy"], facts["pseudo_label_coverage"])
     return {
         f"accuracy{in_brackets(str(facts.get('judged_by', CLASSIFIER)))}": f"{accuracy}, EMA {average} ({facts['evaluated_on']} images, mean of the last "
         f"{facts['last_rounds']} evaluations)",
-        "pseudo-labels": f"{percent(facts['pseudo_label_accuracy'])} right, "
-        f"{percent(facts['pseudo_label_coverage'])} used",
+        **({"pseudo-labels": labels} if labels else {}),
         "took": f"{facts['rounds']} rounds, {facts['seconds']:.1f} s, "
         f"{facts['clients_failed']} client failures",
         **({"note": str(facts["remark"])} if facts.get("remark") else {}),

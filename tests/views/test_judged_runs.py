@@ -11,7 +11,7 @@ from fedssl.core.errors import InputError
 from fedssl.views.export import export
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.run_report import report_page
-from tests.helpers import fedssl, refused, small_experiment
+from tests.helpers import fedssl, refused, small_experiment, small_toml
 
 METHOD = {"kind": "tests.plugins.contrasting"}
 
@@ -85,3 +85,12 @@ def test_the_report_and_the_card_name_the_judge(probed):
     accuracy = next(chart for chart in page.charts if chart.name == "accuracy")
     assert "Judged by: linear probe, 40 labels (phase 1)." in accuracy.note
     assert "accuracy (linear probe, 40 labels)" in probed._repr_html_()
+
+
+@pytest.mark.parametrize(("method", "gives"), [("fixmatch", True), ("supervised", False)])
+def test_only_methods_that_give_pseudo_labels_have_words_about_them(method, gives, tmp_path):
+    file = small_toml(tmp_path / "e.toml", rounds=1, method=method)
+    done = fedssl("run", file, "--plain", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert ("pseudo-labels" in done.output) is gives
+    assert ("pseudo-labels" in Run(tmp_path / "run")._repr_html_()) is gives

@@ -46,6 +46,11 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{share * 100:.1f} %"
 
 
+def right_and_used(right: float, used: float) -> str:
+    """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
+    return "" if math.isnan(used) else f"{percent(right)} right, {percent(used)} used"
+
+
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:
     """Return one line with a run's results and what went wrong; the line counts the failures even if there are 0."""
     summary = summarize(experiment, outcome)
@@ -96,13 +101,12 @@ class PlainDisplay(Observer):
         """Print the results of the round, the clients that failed, and the incidents."""
         assert self._experiment is not None
         row = end.row
+        labels = right_and_used(row.pseudo_label_accuracy, row.pseudo_label_coverage)
         self._line(
             f"round {row.round}/{self._experiment.num_rounds} {row.method}: "
             f"accuracy{in_brackets(judge_in(self._judges, row.phase))} {percent(row.server_accuracy)}, "
             f"EMA {percent(row.ema_accuracy)}, "
-            f"pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
-            f"{percent(row.pseudo_label_coverage)} used, clients {row.clients_ok}/{len(end.clients)}, "
-            f"{row.seconds:.2f} s"
+            f"{f'pseudo-labels {labels}, ' if labels else ''}clients {row.clients_ok}/{len(end.clients)}, {row.seconds:.2f} s"
         )
         for failure in end.failures:
             self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")

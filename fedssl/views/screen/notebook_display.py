@@ -10,7 +10,7 @@ from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
-from fedssl.views.screen.display import closing_line, last_line, percent, sparkline
+from fedssl.views.screen.display import closing_line, last_line, percent, right_and_used, sparkline
 
 SECONDS_BETWEEN = 0.25
 """At least this many seconds pass between two updates, since each update is a message to the browser."""
@@ -72,9 +72,9 @@ class NotebookDisplay(Observer):
             lines.append(f"EMA accuracy{judge} {course} {percent(evaluated[-1].ema_accuracy)}")
         if self._rows:
             row = self._rows[-1]
+            labels = right_and_used(row.pseudo_label_accuracy, row.pseudo_label_coverage)
             lines.append(
-                f"{row.method}: pseudo-labels {percent(row.pseudo_label_accuracy)} right, "
-                f"{percent(row.pseudo_label_coverage)} used; {row.seconds:.2f} s a round"
+                f"{row.method}: {f'pseudo-labels {labels}; ' if labels else ''}{row.seconds:.2f} s a round"
             )
         return lines + self._failed()
 
