@@ -145,7 +145,7 @@ def test_whoever_sits_the_round_out_is_missing_from_the_replies(tmp_path):
 
 # ---- virtual time ----
 
-SYSTEM = {"speed": 8.0, "download": 1e6, "upload": 1e6}
+SYSTEM = {"speed": 88 / 15, "download": 1e6, "upload": 1e6}
 """Images a second; the lines take no time."""
 
 
@@ -159,7 +159,7 @@ def fates(experiment, clients, sizes):
 
 
 def test_a_client_that_is_asked_twice_takes_twice_as_long():
-    """2 steps show 8 labeled images and 16 unlabeled images in two views each: 80 images, 10 s at 8 a second."""
+    """2 steps of 8 labeled images and 16 unlabeled ones, whose weak view costs a third: 2 (8 + 16 + 16 / 3) images, 10 s."""
     experiment = experiment_of(system=SYSTEM)
     clock, found = fates(experiment, [4, 1, 4], [1000] * 3)
     assert found[1].seconds == pytest.approx(10, rel=1e-5)
