@@ -17,6 +17,7 @@ from fedssl.core.errors import FedsslError, InputError, RunFailed
 from fedssl.core.extras import install_command, require
 from fedssl.core.machine import MB, available_cores, available_memory
 from fedssl.core.processes import InBackground
+from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import Node, Wish, WorkerPlan, plan_workers, slots_on_a_gpu
 from fedssl.engine.ray.witness import Record
@@ -153,9 +154,18 @@ def check_experiment(experiment: Experiment) -> None:
     check_tracker(experiment)
     if experiment.engine.address is None:  # the resources of a cluster are not known here
         plan_workers_here(experiment)
-    # Check the data and the federation.
+    # Check the data, the federation and every phase.
     experiment.data.prepare(verify=True)
-    federation = simulated_federation(experiment)
+    check_phases(experiment, simulated_federation(experiment))
+
+
+def check_phases(experiment: Experiment, federation: Federation) -> None:
+    """Raise `InputError` for every mistake in a phase, in what follows on what, or in the times of [system].
+
+    Args:
+        experiment: The experiment.
+        federation: The federation that it describes.
+    """
     if experiment.federation.private:
         census = Census.unknown(experiment.federation.clients)
     else:
@@ -166,7 +176,6 @@ def check_experiment(experiment: Experiment) -> None:
             clock.open_round(1)  # reads the files on which availability rests
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
-    # Check every phase.
     for number, phase in enumerate(experiment.plans):
         with _within_phase(number if experiment.phases else None):
             network = check_network(phase, federation.data.spec)

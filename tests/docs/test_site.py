@@ -45,7 +45,7 @@ def build(folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=280
     )
 
 

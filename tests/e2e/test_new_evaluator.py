@@ -45,7 +45,7 @@ def test_one_file_is_an_evaluator_on_every_engine(tmp_path, monkeypatch):
         arguments = ("run", file, *settings, "--engine", engine, "--workers", 2, "--out", out)
         finished(fedssl(*arguments)) if engine == "serial" else in_a_process(*arguments)
         facts = json.loads((out / "data.json").read_text())
-        assert facts["judged_by"] == ["nearest mean, 40 labels"]
+        assert facts["judged_by"] == ["nearest mean, 40 labels, sharpness = 2.0"]
         rounds = pd.read_csv(out / "rounds.csv")
         tables.add(rounds[["server_accuracy", "server_loss", "ema_accuracy"]].to_csv())
         tables.add(sha256(out / "numbers.csv"))

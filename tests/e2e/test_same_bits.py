@@ -6,7 +6,7 @@ from fedssl.experiment.families import STRATEGIES
 from tests.helpers import CHAIN, fedssl, finished, in_a_process, sha256, small_toml
 from tests.resuming import bits
 
-MOST_SECONDS = 600
+MOST_SECONDS = 900
 """Time (seconds) of one command with all cases on a machine that is busy with other tests."""
 
 SERIAL = ["--engine", "serial"]

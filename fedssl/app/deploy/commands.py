@@ -214,18 +214,17 @@ def run(
     from fedssl.app.deploy.follow import follow
     from fedssl.app.deploy.roster import Roster
     from fedssl.app.interrupts import interruptible
+    from fedssl.app.simulation import check_phases
     from fedssl.clients.local_data import simulated_federation
     from fedssl.experiment.experiment import Experiment
-    from fedssl.server.evaluation import check_evaluator
     from fedssl.views.trackers.base import refuse_tracker
 
-    # Check the experiment here, before anything is submitted: its data, and the number of connected clients.
+    # Check the experiment here, before anything is submitted: its data, its phases, and the number of connected clients.
     deployment = _open_deployment(folder)
     experiment = Experiment.load(file, settings or [])
     refuse_tracker(experiment)
     federation = simulated_federation(experiment)
-    for phase in experiment.plans:
-        check_evaluator(phase, federation)
+    check_phases(experiment, federation)
     operator, at = _make_operator(deployment, no_containers)
     connected = _count_connected(operator)
     if connected < experiment.federation.clients:
