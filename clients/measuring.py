@@ -11,16 +11,13 @@ from pathlib import Path
 
 import torch
 from flwr.app import MessageType, RecordDict
-from torch import nn
 
 from fedssl.clients.client_app import app
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError
-from fedssl.core.slots import Tensors
-from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
+from fedssl.exchange.initial_state import initial_state
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.methods.base import Fresh
 
 MEASURING_TIMEOUT = 600.0
 """Training one client in one phase to measure its memory may take at most this long (seconds)."""
@@ -91,13 +88,15 @@ def _train_largest(text: str, phase: int, device: str) -> None:
     federation = simulated_federation(settings)
     client = int(federation.sizes.argmax())
     spec = federation.data.spec
-    network = settings.build_network(spec)
+    network, last = settings.build_network(spec), settings.previous
+    teacher = None if last is None else last.build(spec, settings.seed).classifier
+    state = initial_state(settings.recipe, network, spec, "phase", teacher)
     protocol.claim_identity(1)
     config = protocol.request_config(text, phase, 1, settings.num_rounds)
     content = RecordDict(
         {
             protocol.ARRAYS: protocol.to_record(network.state_dict()),
-            protocol.PHASE_STATE: protocol.to_record(_phase_state(settings, network, spec)),
+            protocol.PHASE_STATE: protocol.to_record(state),
             protocol.CONFIG: config,
         }
     )
@@ -106,18 +105,6 @@ def _train_largest(text: str, phase: int, device: str) -> None:
     reply = app(message, context)
     if reply.has_error():
         raise RuntimeError(reply.error.reason)
-
-
-def _phase_state(settings: ClientSettings, network: nn.Module, spec: ImageSpec) -> Tensors:
-    """Return the content of the ``phase`` slots, such as a teacher's weights, by ``SLOT/NAME``; all weights are initial."""
-    last = settings.previous
-    teacher = None if last is None else last.build(spec, settings.seed).classifier
-    fresh = Fresh(network, spec, None, teacher)
-    return {
-        protocol.slot_key(slot.name, name): tensor
-        for slot in settings.recipe.slots_in("phase")
-        for name, tensor in settings.recipe.init_slot(slot.name, fresh).items()
-    }
 
 
 def _peak(device: str) -> int:

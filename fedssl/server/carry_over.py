@@ -9,11 +9,11 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
+from fedssl.exchange.initial_state import initial_state
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.methods.base import Method, Previous
 from fedssl.methods.fine_tune import HeadOnLayer
 from fedssl.models.base import Classifier
-from fedssl.server.method_state import initial_state
 from fedssl.training.network import classifier_names
 
 

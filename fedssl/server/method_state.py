@@ -8,41 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
-from torch import nn
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.slots import Scope, Slot
-from fedssl.data.shard import ImageSpec
+from fedssl.core.slots import Slot
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import cohort_mean, population_mean
-from fedssl.methods.base import Fresh
-from fedssl.training.recipe import Recipe
-
-
-def initial_state(
-    recipe: Recipe,
-    network: nn.Module,
-    spec: ImageSpec,
-    scope: Scope,
-    previous: nn.Module | None = None,
-) -> NamedArrays:
-    """Return the state of the slots of one scope when a phase begins, by ``SLOT/NAME``.
-
-    Args:
-        recipe: How clients of the phase learn.
-        network: The phase's network with the current global weights.
-        spec: What all images have in common.
-        scope: ``"server"`` or ``"phase"``: no client's images are needed to make the state.
-        previous: The classifier of the last phase's network with its final weights; None in the first phase.
-    """
-    fresh = Fresh(network, spec, None, previous)
-    return {
-        protocol.slot_key(slot.name, name): tensor.detach().numpy()
-        for slot in recipe.slots_in(scope)
-        for name, tensor in recipe.init_slot(slot.name, fresh).items()
-    }
 
 
 def by_record(slots: Sequence[Slot], state: NamedArrays) -> dict[str, NamedArrays]:

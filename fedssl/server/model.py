@@ -13,6 +13,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, list_clients
 from fedssl.exchange.checks import CALMER
+from fedssl.exchange.initial_state import initial_state
 from fedssl.exchange.reduction import Sum
 from fedssl.exchange.sums import as_type, is_finite, move_average
 from fedssl.experiment.client_settings import ClientSettings
@@ -21,7 +22,7 @@ from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
 from fedssl.server.carry_over import CarryOver, carry_over, shared_weights
-from fedssl.server.method_state import initial_state, merge_state
+from fedssl.server.method_state import merge_state
 from fedssl.server.round_log import RoundLog
 
 

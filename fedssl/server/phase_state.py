@@ -11,7 +11,8 @@ from fedssl.core.kept import as_array, from_array
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
-from fedssl.server.method_state import attach_state, initial_state
+from fedssl.exchange.initial_state import initial_state
+from fedssl.server.method_state import attach_state
 from fedssl.server.round_log import RoundLog
 from fedssl.training.recipe import Recipe
 

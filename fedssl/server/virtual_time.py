@@ -8,11 +8,11 @@ from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census, Cohorts
+from fedssl.exchange.initial_state import initial_state
 from fedssl.experiment.experiment import PhasePlan, RunSettings
 from fedssl.experiment.system.clock import Fate, VirtualClock
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.carry_over import last_network, shared_weights
-from fedssl.server.method_state import initial_state
 from fedssl.strategies.base import SeededStrategy, strategy_of
 
 ROUNDS_DRAWN = 20

@@ -359,20 +359,25 @@ def test_the_terms_weigh_what_they_should():
     assert both - neither == pytest.approx((labels - neither) / 2 + 3 * contrast, rel=1e-4)
 
 
-def test_alignment_comes_before_smoothing():
-    """Trap: a smoothed and then aligned prediction would not be .5 aligned + .5 neighbors."""
-    method = CoMatch(bank_size=64, bank_fill=0, smoothing=0.5, threshold=0)
-    network = confident(method)
+def second_step(method, network):
+    """Return the batch and the loss of a second step, and what is mixed there: aligned and neighbors' predictions."""
     state = state_of(method, network)
     step(method, network, batch_for(method, seed=1), state)
     given = batch_for(method, seed=2)
     bank, window = dict(state["bank"]), dict(state["alignment"])
     loss = method.loss(network, given, state, PROGRESS)
     guesses = network(given.unlabeled[0]).softmax(1).detach()
-    aligned = align_to_even(guesses, append(window, guesses.mean(0)))
     embeddings = network.embed(given.unlabeled[0]).detach()
     others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
     neighbors = predict_by_bank(embeddings, bank, others, method.temperature)
+    return given, loss, align_to_even(guesses, append(window, guesses.mean(0))), neighbors
+
+
+def test_alignment_comes_before_smoothing():
+    """Trap: a smoothed and then aligned prediction would not be .5 aligned + .5 neighbors."""
+    method = CoMatch(bank_size=64, bank_fill=0, smoothing=0.5, threshold=0)
+    network = confident(method)
+    given, loss, aligned, neighbors = second_step(method, network)
     expected = (aligned + neighbors) / 2
     edges = pseudo_label_graph(expected, given.unlabeled_ids, method.graph_threshold) > 0
     assert torch.equal(loss.pseudo_labels, expected.argmax(1))
@@ -383,16 +388,8 @@ def test_the_mask_and_the_soft_targets_are_of_the_smoothed_predictions():
     """The total is CE(labels) + mean(mask H(q, p)); hard labels, or a mask from before smoothing, give other numbers."""
     method = CoMatch(bank_size=64, bank_fill=0, smoothing=0.5, threshold=0.45, contrast_weight=0)
     network = confident(method)
-    state = state_of(method, network)
-    step(method, network, batch_for(method, seed=1), state)
-    given = batch_for(method, seed=2)
-    bank, window = dict(state["bank"]), dict(state["alignment"])
-    loss = method.loss(network, given, state, PROGRESS)
-    guesses = network(given.unlabeled[0]).softmax(1).detach()
-    aligned = align_to_even(guesses, append(window, guesses.mean(0)))
-    others = (bank["rounds"] > 0) & (given.unlabeled_ids[:, None] != bank["images"])
-    embeddings = network.embed(given.unlabeled[0]).detach()
-    smoothed = (aligned + predict_by_bank(embeddings, bank, others, method.temperature)) / 2
+    given, loss, aligned, neighbors = second_step(method, network)
+    smoothed = (aligned + neighbors) / 2
     mask = smoothed.max(1).values >= 0.45
     assert 0 < mask.sum() < len(mask)
     assert not torch.equal(mask, aligned.max(1).values >= 0.45)
