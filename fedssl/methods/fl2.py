@@ -44,7 +44,11 @@ class FL2(Method):
     A client sends its weights and the number ``uncertainty``, which is 1 - tau_k. The labels stay at the client. With
     ``strategy.weight = "number:uncertainty"``, less confident clients count more in the mean, as in the paper. A step
     costs as much as 8/3 passes with gradients over its images, and labeling costs a pass without gradients over all
-    images, once a round. The first round is like every other round.
+    images, once a round.
+
+    The first round is like every other round: about half of the images pass their thresholds, whatever the received model
+    knows. So the method is meant for labels at the server, which corrects the model after each round. Without such a server,
+    clients that begin with random weights learn their own mistakes.
 
     (FL)^2 is this method at the clients together with settings: labels at the server, which trains on them by epochs of
     its own; the weight above; server momentum; momentum that clients keep; clipping; static batch normalization.
@@ -55,8 +59,8 @@ class FL2(Method):
     - The official code runs the strong views through the network three times: for the predictions, for the perturbation
       and for the labels. Here one pass serves all three, and the perturbed pass has the same dropout mask. Without dropout,
       the gradients are the same.
-    - The paper's formula of the regularization is over all images of a batch. Its text and the code take the fixed set only,
-      and divide by the size of the whole batch. So does this class.
+    - The paper's formula of the regularization is over all images of a batch, and its text says that confident images are
+      selected. The official code takes the fixed set, and divides by the size of the whole batch. So does this class.
     - The official code perturbs the weights in place and subtracts the perturbation afterwards, which rounds. Here the
       network's weights are never written to.
     - If all clients are fully confident, the paper's weights are 0/0. Here `LEAST_UNCERTAINTY` makes them equal.
@@ -78,6 +82,11 @@ class FL2(Method):
     def views(self) -> Views:
         """Ask for a strong view of the train set."""
         return Views((), ("strong",), others=("weak",))
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Say yes: a given label takes the place of the received model's label."""
+        return True
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step: two passes with gradients, and a second way back through the first pass."""
