@@ -38,6 +38,7 @@ something after the steps (statistics of BatchNorm)     `end`
 more passes in a step, or before it, than its views     `images_per_step`, `images_before_steps`,
                                                         `images_before_first_round`, so that virtual time is right
 no labels at all, or only the last layer                `views` with no labeled view; `optimizers` over some weights
+given labels, but no labeled batches                    `learns_from_labels`
 features only, and a head for a later phase             `trains_classifier`
 the model of the last phase as a frozen teacher         a ``phase`` slot with the content `earlier.teacher_weights`, which
                                                         travels once; `earlier.teacher_logits` during the steps
@@ -383,6 +384,11 @@ class Method(Plugin):
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return the loss of one step; write to nothing but the network's own buffers."""
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether the labels that a client was given change what it learns; by default, they do in labeled views only."""
+        return bool(self.views().labeled)
 
     def check(self, spec: ImageSpec) -> None:
         """Raise `InputError` if the method cannot work on such images; by default it can."""

@@ -82,6 +82,7 @@ def test_the_model_has_as_many_bytes_as_its_layers():
         ("fixmatch", {"labeler": "received"}, ("clients or server", "reset: received", "1x")),
         ("mean_teacher", {}, ("clients or server", "reset: teacher", "1x")),
         ("mean_teacher", {"teacher_scope": "server"}, ("clients or server", "server: teacher", "2x")),
+        ("fl2", {}, ("clients or server", "reset: labels", "1x")),
         ("flexmatch", {}, ("clients or server", "client: confident; server: status", "1x")),
     ],
 )  # fmt: skip

@@ -52,6 +52,12 @@ CASES: dict[str, dict[str, Any]] = {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"train": {"local_steps": 20}},
     },
+    "(FL)^2": {
+        "method": {"kind": "fl2", "threshold": 0.2},
+        "strategy": {"kind": "fedavgm", "weight": "number:uncertainty", "momentum": 0.5},
+        "federation": {"labels": {"kind": "at_server", "per_class": 4}},
+        "server": {"train": {"local_steps": 20}},
+    },
     "CoMatch": {"method": {"kind": "comatch", "bank_size": 48, "unlabeled_ratio": 2}},
     "DivideMix": {
         "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},

@@ -239,7 +239,9 @@ def test_noise_at_the_server_needs_clients_that_count_alike(strategy):
         check_experiment(with_noise(strategy, "server"))
 
 
-@pytest.mark.parametrize("method", [{"kind": "semifl"}, {"kind": "dividemix", "prior": "client"}])
+@pytest.mark.parametrize(
+    "method", [{"kind": "semifl"}, {"kind": "fl2"}, {"kind": "dividemix", "prior": "client"}]
+)
 def test_a_method_whose_clients_may_sit_out_is_refused(method):
     """Whether a client takes part depends on its images, and nothing hides that."""
     private = {"clipping_norm": 1.0, "noise_multiplier": 0.1}

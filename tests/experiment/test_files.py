@@ -99,6 +99,31 @@ def test_the_file_of_semifl_has_all_parts_of_semifl() -> None:
     assert own.model_copy(update={"batch_size": 10}) == server
 
 
+@pytest.mark.parametrize("folder", ["labels_at_server", "cifar10"])
+def test_the_files_of_fl2_have_all_parts_of_fl2(folder: str) -> None:
+    """Clients take batches of 32 and the server of 10, as in the official code."""
+    experiment = Experiment.load(EXPERIMENTS / folder / "fl2.toml")
+    table = experiment.to_dict()
+    assert table["method"] == {"kind": "fl2", "threshold": 0.95, "rho": 0.1}
+    assert experiment.federation.labels.at_server
+    assert table["server"]["method"]["kind"] == "supervised"
+    assert (table["strategy"]["kind"], table["strategy"]["momentum"]) == ("fedavgm", 0.5)
+    assert table["strategy"]["weight"] == "number:uncertainty"
+    assert table["model"]["norm"] == "static"
+    own, server = experiment.train, experiment.server_recipe.train
+    assert (own.batch_size, own.local_epochs, own.clip_norm, own.keep_momentum) == (32, 5, 1, True)
+    assert own.model_copy(update={"batch_size": 10}) == server
+
+
+@pytest.mark.parametrize("name", ["fl2", "semifl"])
+def test_a_system_with_labels_at_the_server_has_the_federation_of_fixmatch(name: str) -> None:
+    folder = EXPERIMENTS / "labels_at_server"
+    own = Experiment.load(folder / f"{name}.toml").to_dict()
+    fixmatch = Experiment.load(folder / "fixmatch.toml").to_dict()
+    differ = {key for key in own.keys() | fixmatch.keys() if own.get(key) != fixmatch.get(key)}
+    assert differ <= {"name", "method", "strategy"}
+
+
 @pytest.mark.parametrize(("folder", "figure"), [("imagenette", "64.2"), ("imagewoof", "38.6")])
 def test_files_of_the_public_moco_run_have_its_recipe(folder: str, figure: str) -> None:
     """The run's probe saw the first layer of the projection head; ours sees the backbone too."""

@@ -188,6 +188,7 @@ PASSES = {
     "simclr": (24, 0),
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
+    "fl2": (24, 0),  # the strong view, at the weights and at perturbed weights
     "semifl": (24, 0),  # the strong view and the mixed images
     "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
@@ -312,6 +313,7 @@ VIEWS = {
     "mixmatch": (("weak",), ("weak", "weak"), 1),
     "comatch": (("weak",), ("weak", "strong", "strong"), 7),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
+    "fl2": ((), ("strong",), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),

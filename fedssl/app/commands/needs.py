@@ -80,7 +80,7 @@ def needs_of_strategy(strategy: Plugin) -> Needs:
 
 def describe_labels(method: Method) -> str:
     """Return where labels must be, so that a federation can learn by a method."""
-    if not method.views().labeled:
+    if not method.learns_from_labels:
         return "none needed"
     may_be_at_server = method.can_learn(num_labeled=0) and not method.needs_labels_at_clients
     return "clients or server" if may_be_at_server else "clients"
