@@ -32,8 +32,9 @@ class SAGE(BothLabelers):
 
     - The official code passes labeled, weak and strong views through the network in one batch. Here they pass one after
       the other, as in the other methods here, and no gradient is kept for the weak view.
-    - The official code adds 1e-6 to the difference of the confidences and 1e-10 to all probabilities. Here equal
-      confidences give exactly the weight 1, and the divergence is computed from logarithms of the softmax.
+    - The official code adds 1e-6 to the difference of the confidences and 1e-10 to all probabilities. The second constant
+      bounds an image's loss at 23, and an image whose target has a probability below 1e-10 moves nothing. Here equal
+      confidences give exactly the weight 1, and the divergence comes from the logarithm of the softmax, without a bound.
     - The official code has one optimizer for all clients and all rounds, so that momentum passes from client to client,
       and it weighs a client by 2,000 times its labeled images plus its unlabeled images. Both are properties of its
       federation and not of this loss; here momentum starts anew, and the strategy weighs clients.
