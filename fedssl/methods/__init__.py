@@ -12,11 +12,12 @@ from fedssl.methods.base import (
     SemiSupervised,
     Views,
 )
-from fedssl.methods.labeling import PseudoLabeling
+from fedssl.methods.labeling import BothLabelers, PseudoLabeling
 
 __all__ = [
     "METHODS",
     "Batch",
+    "BothLabelers",
     "Fresh",
     "Learner",
     "Loss",

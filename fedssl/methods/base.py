@@ -16,6 +16,8 @@ mixed inputs, more views, labels in the unlabeled loss  `views` (any number), `l
 a view of its own                                       `views`: ``"contrast"``, or the name of any ``[augment.NAME]`` of
                                                         the experiment file
 pseudo-labels by its own or by the received model       nothing: `PseudoLabeling` has `guess`
+predictions of its own and of the received model        nothing: `BothLabelers` holds the received weights, and
+                                                        `predict_received` predicts with them
 memory by example, kept between a client's rounds       a ``client`` slot of shape (n, ...); `Batch.unlabeled_ids` are
                                                         rows of it; `Loss.updates` writes it
 memory by example for one round, such as its labels     a ``reset`` slot of shape (n, ...), written by `begin`

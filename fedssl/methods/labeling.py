@@ -49,12 +49,10 @@ class PseudoLabeling(SemiSupervised):
         """Return a copy of the weights with which the round begins."""
         return snapshot(fresh.network) if name == RECEIVED else super().init_slot(name, fresh)
 
-    @torch.no_grad()
     def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
         """Return the labeler's class probabilities of images, shape (B, num_classes), outside the graph.
 
-        The client's own model predicts in its current mode. The received model predicts in evaluation mode, with its
-        own running statistics and without dropout, and nothing writes to it.
+        The client's own model predicts in its current mode. The received model predicts as `predict_received` says.
 
         Args:
             network: The module being trained; its code runs with the labeler's weights.
@@ -63,6 +61,39 @@ class PseudoLabeling(SemiSupervised):
         """
         if self.labeler == "local":
             return predict(network, images)
-        with evaluation_mode(network):
-            logits = call_with(network, state[RECEIVED], images)
-        return widen_half_precision(logits).softmax(1)
+        return predict_received(network, images, state)
+
+
+class BothLabelers(SemiSupervised):
+    """A method that looks at what both models, the client's own and the received one, predict for an unlabeled image.
+
+    The received weights are held for the round; `predict_received` predicts with them.
+    """
+
+    is_abstract: ClassVar[bool] = True
+    group: ClassVar[str] = "pseudo-labels"
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Hold the received weights for the round."""
+        return (Slot(RECEIVED, "reset"),)
+
+    def init_slot(self, name: str, fresh: Fresh) -> Tensors:
+        """Return a copy of the weights with which the round begins."""
+        return snapshot(fresh.network)
+
+
+@torch.no_grad()
+def predict_received(network: nn.Module, images: Tensor, state: State) -> Tensor:
+    """Return the received model's class probabilities of images, shape (B, num_classes), outside the graph.
+
+    The received model predicts in evaluation mode, with its own running statistics and without dropout, and nothing
+    writes to it.
+
+    Args:
+        network: The module being trained; its code runs with the received weights.
+        images: Normalized views, shape (B, C, H, W).
+        state: The method's state, whose slot `RECEIVED` holds the received weights.
+    """
+    with evaluation_mode(network):
+        logits = call_with(network, state[RECEIVED], images)
+    return widen_half_precision(logits).softmax(1)

@@ -11,7 +11,7 @@ from fedssl.core.slots import Slot
 from fedssl.methods.base import METHODS, Loss
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import predict, snapshot
-from fedssl.methods.labeling import PseudoLabeling
+from fedssl.methods.labeling import BothLabelers, PseudoLabeling, predict_received
 from fedssl.methods.pseudo_label import PseudoLabel
 from fedssl.methods.supervised import Supervised
 from fedssl.models.cnn import CNN
@@ -33,6 +33,7 @@ from tests.methods.examples import (
 )
 
 KINDS = [name for name in METHODS.names() if issubclass(METHODS.get(name), PseudoLabeling)]
+BOTH = [name for name in METHODS.names() if issubclass(METHODS.get(name), BothLabelers)]
 LOUD = CNN(widths=(4,), hidden=16, norm="batch", dropout=0.5)
 """A model whose evaluation mode differs from its training mode in two ways."""
 
@@ -210,3 +211,51 @@ def test_received_labels_without_weight_are_supervised_training_bit_for_bit():
         trained.append(torch.cat([weight.flatten() for weight in network.state_dict().values()]))
     assert torch.equal(trained[0], trained[1])
     assert not torch.equal(trained[0], trained[2])
+
+
+# methods that look at both models
+
+
+def test_the_methods_that_look_at_both_models_are_known():
+    assert set(BOTH) == {"fedlabel", "sage"}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_both_models_predict_and_only_the_clients_own_learns(kind):
+    """The received model predicts as its copy in evaluation mode, nothing writes to it, and no gradient reaches it."""
+    method = METHODS.build({"kind": kind, "threshold": 0.0})
+    assert method.slots() == (Slot("received", "reset"),)
+    first = loud_network(method)
+    state = state_of(method, first)
+    network, kept = moved(first), snapshot(first)
+    images = torch.randn(12, *SPEC.shape, generator=stream(3))
+    assert torch.equal(predict_received(network, images, state), evaluated(first, images))
+    state["received"] = {
+        name: held.requires_grad_(held.is_floating_point())
+        for name, held in state["received"].items()
+    }
+    method.loss(network, batch_for(method, labeled=0), state, PROGRESS).total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert all(held.grad is None for held in state["received"].values())
+    assert all(torch.equal(kept[name], held) for name, held in state["received"].items())
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_received_weights_stay_the_same_through_the_steps_of_a_round(kind):
+    method = METHODS.build({"kind": kind, "threshold": 0.0})
+    network = build_network(LOUD, method, IMAGES, 0)
+    first = snapshot(network)
+    state = train(method, network)
+    assert all(torch.equal(first[name], held) for name, held in state["received"].items())
+    assert any(not torch.equal(first[name], now) for name, now in snapshot(network).items())
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("labeled", [0, 4, 24])
+def test_clients_with_all_or_none_of_the_labels_train_and_stay_finite(kind, labeled):
+    """Also if nobody is confident, and if everybody is."""
+    for threshold in (0.0, 1.0):
+        method = METHODS.build({"kind": kind, "threshold": threshold})
+        network = build_network(LOUD, method, IMAGES, 0)
+        train(method, network, labeled=labeled)
+        assert all(torch.isfinite(weight).all() for weight in snapshot(network).values())

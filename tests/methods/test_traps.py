@@ -84,10 +84,10 @@ def test_the_pi_models_gradient_flows_through_both_passes():
 
 
 @pytest.mark.parametrize(
-    "kind", ["fixmatch", "uda", "flexmatch", "freematch", "softmatch", "mean_teacher"]
+    "kind", ["fixmatch", "uda", "flexmatch", "freematch", "softmatch", "mean_teacher", "sage"]
 )
 def test_no_gradient_into_the_weak_view_that_makes_the_target(kind):
-    settings = {"threshold": 0.0} if kind in ("fixmatch", "uda") else {}
+    settings = {"threshold": 0.0} if kind in ("fixmatch", "uda", "sage") else {}
     method = METHODS.build({"kind": kind} | settings)
     network = network_of(method)
     given = batch_for(method, labeled=0)
@@ -190,6 +190,8 @@ PASSES = {
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "fl2": (24, 0),  # the strong view, at the weights and at perturbed weights
     "semifl": (24, 0),  # the strong view and the mixed images
+    "sage": (12, 24),  # the weak view of two models
+    "fedlabel": (24, 12),  # both views; the received model's weak view
     "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
@@ -315,6 +317,8 @@ VIEWS = {
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "fl2": ((), ("strong",), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
+    "sage": (("weak",), ("weak", "strong"), 2),
+    "fedlabel": (("weak",), ("weak", "strong"), 2),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),
     "moco": ((), ("contrast", "contrast"), 1),
