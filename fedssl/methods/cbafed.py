@@ -46,15 +46,15 @@ class CBAFed(SemiSupervised):
     without labels and without a pseudo-label sits the round out.
 
     Thresholds follow the class counts of the last round: of each client, its labels and its pseudo-labels together. The
-    server adds the counts of the cohort up, and forgets the counts of earlier rounds. In the first round, and until some
-    client has replied, all classes count alike: no class is rare, and every threshold is `base` + .1.
+    server adds the counts of the cohort up, and forgets the counts of earlier rounds. Until some client has replied, all
+    classes count alike: no class is rare, and every threshold is `base` + .1. In the warm-up, clients train on labels
+    alone, and the counts are those of labels alone; so are the counts that the first round after the warm-up starts from.
 
     The counts travel, one number a class, both ways. The pseudo-labels stay at the client for one round. A round begins
     with a pass without gradients over the unlabeled images.
 
     CBAFed is this method together with the strategy of the same name, which weighs a client by its labels and
-    pseudo-labels and connects the global model with an earlier one, and with momentum that clients keep. Its first round
-    comes after a warm-up in which only labels are trained on (`warm_up`); so do the counts of its first round.
+    pseudo-labels and connects the global model with an earlier one, and with momentum that clients keep.
     `experiments/cifar10/cbafed.toml` has them all.
 
     Where the paper could not be read, the official code is followed. Deviations from it:
@@ -90,7 +90,7 @@ class CBAFed(SemiSupervised):
         description="a class is rare if its share is below this; shares are those of ten classes: .1 is an even share",
     )
     warm_up: float = Field(
-        0.0,
+        0.25,
         ge=0,
         le=1,
         description="share of the rounds, at the start, in which clients train on labels alone",

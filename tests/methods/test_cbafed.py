@@ -58,6 +58,11 @@ def known(shard):  # noqa: F811
     return Shard(images, truth.clone(), truth, shard.spec)
 
 
+def cbafed(**settings):
+    """Return the method without its warm-up, so that a first round gives pseudo-labels."""
+    return CBAFed(**{"warm_up": 0.0, **settings})
+
+
 # thresholds
 
 
@@ -137,11 +142,11 @@ def begun(method, own, network, counts=None, progress=PROGRESS):
 
 
 def test_unlabeled_images_are_labeled_once_in_evaluation_mode_outside_the_graph(hidden):
-    network = build_network(LOUD, CBAFed(), hidden.spec, 0).train()
+    network = build_network(LOUD, cbafed(), hidden.spec, 0).train()
     with torch.no_grad():  # running statistics that are not those of a batch
         network(2 * torch.randn(16, *hidden.spec.shape, generator=stream()) + 1)
     before = snapshot(network)
-    one, seen = begun(CBAFed(base=0.0), hidden, network)
+    one, seen = begun(cbafed(base=0.0), hidden, network)
     assert seen.passes == [(len(hidden), False)]
     ids, generator = hidden.unlabeled, rng.make_generator(0, "labels")
     ((_, weak),) = show_in_order("weak", ids, hidden, Augment(), {}, generator)
@@ -152,8 +157,8 @@ def test_unlabeled_images_are_labeled_once_in_evaluation_mode_outside_the_graph(
 
 
 def test_labeled_images_keep_their_labels_and_get_no_pseudo_label(shard):  # noqa: F811
-    one, seen = begun(CBAFed(base=0.0), shard, build_network(MODEL, CBAFed(), shard.spec, 0))
-    chosen = CBAFed(base=0.0).pools(one)
+    one, seen = begun(cbafed(base=0.0), shard, build_network(MODEL, cbafed(), shard.spec, 0))
+    chosen = cbafed(base=0.0).pools(one)
     assert seen.passes == [(len(shard) - len(shard.labeled), False)]
     assert torch.equal(chosen.labeled, shard.labeled)
     assert torch.equal(chosen.unlabeled, (shard.labels < 0).nonzero().squeeze(1))
@@ -170,18 +175,18 @@ def test_labels_follow_the_counts_that_came_and_not_the_clients_own():
             9 * 0.7 / 0.3
         )  # probability .7, about .033 of each other class
         network.head.bias[0] = 0.01  # the second most likely class
-    settings = CBAFed(base=0.7, rare_share=0.0)
+    settings = cbafed(base=0.7, rare_share=0.0)
     rare, common = [5.0] * 10, [5.0] * 10
     rare[3], common[3] = 0.0, 50.0
     assert (begun(settings, own, network, rare)[0].state["labels"]["reason"][4:] == 1).all()
     assert (begun(settings, own, network, common)[0].state["labels"]["reason"] == 0).all()
-    second = begun(CBAFed(), own, network, [0.0] + [5.0] * 9)[0].state["labels"]
+    second = begun(cbafed(), own, network, [0.0] + [5.0] * 9)[0].state["labels"]
     assert (second["reason"][4:] == 2).all()  # no label was of class 0, so it is rare
     assert (second["classes"][4:] == 0).all()
 
 
 def test_an_epoch_repeats_the_labeled_images(known):
-    method, network = CBAFed(labeled_passes=11), build_network(MODEL, CBAFed(), known.spec, 0)
+    method, network = cbafed(labeled_passes=11), build_network(MODEL, cbafed(), known.spec, 0)
     chosen = method.pools(begun(method, known, network)[0])
     assert torch.equal(chosen.labeled.bincount(), torch.full((len(known),), 11))
     _, report = train_client(method, known, Train(local_epochs=1, batch_size=8))
@@ -201,7 +206,7 @@ def test_the_loss_by_hand():
     )  # fmt: skip
     labels = {"classes": torch.tensor([0, 0, 1, 0]), "reason": torch.tensor([0, 1, 0, 2])}
     state = {"labels": labels, "counts": {"classes": torch.tensor([1.0, 1.0])}}
-    loss = CBAFed(unlabeled_weight=2 / 3).loss(nn.Flatten(), given, state, PROGRESS)
+    loss = cbafed(unlabeled_weight=2 / 3).loss(nn.Flatten(), given, state, PROGRESS)
     expected = math.log(4 / 3) + 2 / 3 * (math.log(4 / 3) + math.log(4)) / 2
     assert float(loss.total) == pytest.approx(expected, rel=1e-6)
     assert (loss.pseudo_labels.tolist(), loss.accepted.tolist()) == ([0, 0], [1, 1])
@@ -213,22 +218,22 @@ def test_the_loss_by_hand():
 
 
 def test_a_client_weighs_its_labels_and_its_pseudo_labels(hidden):
-    network = build_network(MODEL, CBAFed(), hidden.spec, 0)
+    network = build_network(MODEL, cbafed(), hidden.spec, 0)
     generator = rng.make_generator(0, "show/labels", round=1, client=0)
     ((_, weak),) = show_in_order("weak", hidden.unlabeled, hidden, Augment(), {}, generator)
     confidence = predict(network.eval(), weak).amax(1).sort(descending=True).values
     base = float(confidence[20:22].mean()) - 0.1  # above it are 21 images
-    _, report = train_client(CBAFed(base=base), hidden, model=MODEL)
+    _, report = train_client(cbafed(base=base), hidden, model=MODEL)
     assert report.numbers["selected"] == pytest.approx(21 / len(hidden))
     assert report.num_confident(0, len(hidden)) == pytest.approx(21)
 
 
 def test_a_client_without_any_label_sits_out_and_one_with_labels_only_trains_on_them(hidden, known):
-    before = snapshot(build_network(MODEL, CBAFed(), hidden.spec, 0))
-    after, report = train_client(CBAFed(), hidden, model=MODEL)
+    before = snapshot(build_network(MODEL, cbafed(), hidden.spec, 0))
+    after, report = train_client(cbafed(), hidden, model=MODEL)
     assert report.is_inactive
     assert equal(before, after)
-    after, report = train_client(CBAFed(), known, model=MODEL)
+    after, report = train_client(cbafed(), known, model=MODEL)
     assert not report.is_inactive
     assert math.isfinite(report.loss)
     assert not equal(before, after)
@@ -236,12 +241,12 @@ def test_a_client_without_any_label_sits_out_and_one_with_labels_only_trains_on_
 
 
 def test_in_the_warm_up_clients_train_on_labels_alone(hidden, shard):  # noqa: F811
-    method = CBAFed(base=0.0, warm_up=0.3)
+    method = cbafed(base=0.0, warm_up=0.3)
     for round, is_warm in ((1, False), (3, False), (4, True)):
         _, report = train_client(method, hidden, round=round)
         assert report.is_inactive != is_warm
         assert (report.considered > 0) == is_warm
-    plain, _ = train_client(CBAFed(base=0.0, unlabeled_weight=0), shard)
+    plain, _ = train_client(cbafed(base=0.0, unlabeled_weight=0), shard)
     assert equal(plain, train_client(method, shard)[0])
 
 
@@ -260,9 +265,9 @@ def counts_after(method, own, counts=None, **kwargs):
 
 
 def test_a_client_sends_its_labels_and_pseudo_labels_by_class(shard, known):  # noqa: F811
-    sent = counts_after(CBAFed(), known)["counts"]["classes"]
+    sent = counts_after(cbafed(), known)["counts"]["classes"]
     assert torch.equal(sent, torch.bincount(known.truth, minlength=10).float())
-    state = counts_after(CBAFed(base=0.0), shard)
+    state = counts_after(cbafed(base=0.0), shard)
     given = torch.bincount(shard.labels[shard.labeled], minlength=10)
     guessed = torch.bincount(state["labels"]["classes"][shard.labels < 0], minlength=10)
     assert torch.equal(state["counts"]["classes"], (given + guessed).float())
@@ -272,7 +277,7 @@ def test_a_client_sends_its_labels_and_pseudo_labels_by_class(shard, known):  # 
 def test_nothing_of_earlier_rounds_is_in_the_counts(known):
     """Counts that came decide which images are chosen, and do not go on by themselves."""
     first, second = (
-        counts_after(CBAFed(), known, torch.tensor(came))["counts"]["classes"]
+        counts_after(cbafed(), known, torch.tensor(came))["counts"]["classes"]
         for came in ([1.0] * 10, [100.0] + [0.0] * 9)
     )
     assert torch.equal(first, second)
@@ -303,7 +308,7 @@ def test_the_servers_counts_are_those_of_the_last_cohort_up_to_scale():
     """No pseudo-label passes, so the counts are the mean of the labels of the round's labeled clients, if there are any."""
     labels = {"kind": "some_clients", "labeled_clients": 3}
     drawn, ends = rounds_of(
-        method={"kind": "cbafed", "base": 1.0, "most": 1.0, "rare_share": 0.0},
+        method={"kind": "cbafed", "warm_up": 0.0, "base": 1.0, "most": 1.0, "rare_share": 0.0},
         federation={"labels": labels, "sample": 2},
     )
     counts, sizes = np.ones(10), set()
@@ -321,7 +326,7 @@ def test_where_all_weights_are_zero_the_model_stays(weight):
     """The unlabeled clients of a round without the labeled client sit out, or train and have no weight."""
     base = 0.0 if weight == "labeled" else 1.0
     _, ends = rounds_of(
-        method={"kind": "cbafed", "base": base, "most": 1.0, "rare_share": 0.0},
+        method={"kind": "cbafed", "warm_up": 0.0, "base": base, "most": 1.0, "rare_share": 0.0},
         strategy={"kind": "cbafed", "weight": weight, "every": 2},
     )
     stayed = set()
@@ -384,9 +389,9 @@ def test_a_labeled_client_goes_back_four_fifths_of_the_way(known):
 
 def test_no_other_client_makes_local_connections(known, shard, hidden):  # noqa: F811
     enough = {"local_steps": math.ceil(7 * len(known) / 8)}
-    assert steps_of(Noted(base=0.0), known, **enough)
-    assert steps_of(Noted(base=0.0), shard, **enough) == []
-    assert steps_of(Noted(base=0.0), hidden, **enough) == []
+    assert steps_of(Noted(base=0.0, warm_up=0.0), known, **enough)
+    assert steps_of(Noted(base=0.0, warm_up=0.0), shard, **enough) == []
+    assert steps_of(Noted(base=0.0, warm_up=0.0), hidden, **enough) == []
     assert steps_of(Noted(residual_share=0.0), known, **enough) == []
     assert steps_of(Noted(), known, local_steps=math.ceil(5 * len(known) / 8)) == []
 
@@ -395,8 +400,8 @@ def test_no_other_client_makes_local_connections(known, shard, hidden):  # noqa:
 
 
 def test_pseudo_labels_stay_and_counts_travel():
-    labels, counts = CBAFed().slots()
+    labels, counts = cbafed().slots()
     assert (labels.scope, counts.scope) == ("reset", "server")
     assert (counts.merge.weight, counts.merge.over) == ("uniform", "cohort")
-    made = state_of(CBAFed(), linear())
+    made = state_of(cbafed(), linear())
     assert made["counts"]["classes"].tolist() == [1.0] * SPEC.num_classes
