@@ -132,7 +132,7 @@ WITHOUT = {
         "fixmatch": {"threshold": 0},
         "uda": {"annealing": "none"},
         "comatch": {"threshold": 0, "contrast_weight": 0},
-        "cbafed": {"base": 0},
+        "cbafed": {"base": 0, "warm_up": 0},
         "vat": {"entropy_weight": 0},
     }.get(name, {})
     for name in FIRST_METHODS
