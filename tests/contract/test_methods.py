@@ -28,6 +28,7 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "comatch", "bank_scope": "reset", "alignment_scope": "client", "bank_size": 32},
     {"kind": "semifl", "threshold": 0.2},
     {"kind": "fl2", "threshold": 0.1},
+    {"kind": "cbafed", "base": 0.1},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},

@@ -32,6 +32,7 @@ TABLE = [
     {"kind": "scaffold"},
     {"kind": "feddyn"},
     {"kind": "fedavgm", "momentum": 0.5, "weight": "uniform"},
+    {"kind": "cbafed", "every": 2},
     {"kind": "fedadagrad"},
     {"kind": "fedadam"},
     {"kind": "fedyogi"},

@@ -58,6 +58,12 @@ CASES: dict[str, dict[str, Any]] = {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"train": {"local_steps": 20}},
     },
+    "CBAFed": {
+        "method": {"kind": "cbafed", "base": 0.1, "warm_up": 0.2},
+        "strategy": {"kind": "cbafed", "every": 2},
+        "train": {"keep_momentum": True},
+        "federation": {"labels": {"kind": "some_clients", "labeled_clients": 2}},
+    },
     "CoMatch": {"method": {"kind": "comatch", "bank_size": 48, "unlabeled_ratio": 2}},
     "DivideMix": {
         "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},

@@ -189,6 +189,7 @@ PASSES = {
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "fl2": (24, 0),  # the strong view, at the weights and at perturbed weights
+    "cbafed": (12, 0),  # labels are made before the steps
     "semifl": (24, 0),  # the strong view and the mixed images
     "sage": (12, 24),  # the weak view of two models
     "fedlabel": (24, 12),  # both views; the received model's weak view
@@ -319,6 +320,7 @@ VIEWS = {
     "semifl": (("weak",), ("weak", "strong"), 1),
     "sage": (("weak",), ("weak", "strong"), 2),
     "fedlabel": (("weak",), ("weak", "strong"), 2),
+    "cbafed": (("weak",), ("weak",), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),
     "moco": ((), ("contrast", "contrast"), 1),

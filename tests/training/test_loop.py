@@ -28,6 +28,9 @@ from tests.methods.examples import FIRST_METHODS
 TRAIN = Train(local_steps=3, batch_size=8)
 AUGMENT = Augment()
 
+UNSURE = {"semifl": {"threshold": 0.1}, "cbafed": {"base": 0.0}}
+"""Settings with which methods that choose confident images choose some of them by an untrained network."""
+
 
 def train_client(
     method, shard, train=TRAIN, model=None, client=0, round=1, state=None, seed=0, augment=AUGMENT
@@ -85,8 +88,7 @@ def test_training_depends_on_the_named_streams_alone(shard, name):
 @pytest.mark.parametrize("name", FIRST_METHODS)
 def test_training_does_not_depend_on_the_truth(shard, name):
     """Neither weights nor losses change when every true class is another one."""
-    low = {"threshold": 0.1} if name == "semifl" else {}  # an untrained network is not confident
-    method = METHODS.build({"kind": name, **low})
+    method = METHODS.build({"kind": name, **UNSURE.get(name, {})})
     lied_to = dataclasses.replace(shard, truth=(shard.truth + 1) % 10)
     # Of ten rounds, the fifth is beyond every warm-up.
     first, told = train_client(method, shard, round=5)
@@ -130,6 +132,7 @@ WITHOUT = {
         "fixmatch": {"threshold": 0},
         "uda": {"annealing": "none"},
         "comatch": {"threshold": 0, "contrast_weight": 0},
+        "cbafed": {"base": 0, "warm_up": 0},
         "vat": {"entropy_weight": 0},
     }.get(name, {})
     for name in FIRST_METHODS
@@ -230,7 +233,7 @@ def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
         return real(self, images)
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", counting)
-    method = METHODS.build({"kind": name} | ({"threshold": 0.1} if name == "semifl" else {}))
+    method = METHODS.build({"kind": name, **UNSURE.get(name, {})})
     build_network(small_experiment().model, method, shard.spec, 0)
     by_building = sum(counted)
     counted.clear()
