@@ -52,6 +52,10 @@ CASES: dict[str, dict[str, Any]] = {
         "federation": {"labels": {"kind": "at_server", "per_class": 4}},
         "server": {"train": {"local_steps": 20}},
     },
+    "ProxyFL": {
+        "method": {"kind": "proxyfl", "threshold": 0.3, "unlabeled_ratio": 2},
+        "strategy": {"kind": "proxyfl", "epochs": 3},
+    },
     "CoMatch": {"method": {"kind": "comatch", "bank_size": 48, "unlabeled_ratio": 2}},
     "DivideMix": {
         "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},

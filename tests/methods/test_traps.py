@@ -189,6 +189,7 @@ PASSES = {
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "semifl": (24, 0),  # the strong view and the mixed images
+    "proxyfl": (24, 12),  # both views learn; the received model looks at the weak view
     "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
@@ -311,6 +312,7 @@ VIEWS = {
     "vat": (("weak",), ("weak",), 3),
     "mixmatch": (("weak",), ("weak", "weak"), 1),
     "comatch": (("weak",), ("weak", "strong", "strong"), 7),
+    "proxyfl": (("weak",), ("weak", "strong"), 7),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),

@@ -130,6 +130,7 @@ WITHOUT = {
         "fixmatch": {"threshold": 0},
         "uda": {"annealing": "none"},
         "comatch": {"threshold": 0, "contrast_weight": 0},
+        "proxyfl": {"threshold": 0, "contrast_weight": 0},
         "vat": {"entropy_weight": 0},
     }.get(name, {})
     for name in FIRST_METHODS
