@@ -116,7 +116,7 @@ def test_no_epoch_is_the_plain_average(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_after_tuning_the_proxy_of_its_own_class_is_the_nearest_to_each_clients_proxy(variant):
-    clients = skewed_clients()[:-1]
+    clients = skewed_clients(spread=0.1)[:-1]
     tuned = tune(clients.mean(0), clients, ProxyFL(variant=variant), stream())
     assert own_class_nearest(clients, tuned) == 1
 

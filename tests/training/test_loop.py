@@ -50,7 +50,7 @@ def classifier_weights(weights):
     return {
         name.removeprefix("classifier."): weight
         for name, weight in weights.items()
-        if not name.startswith("projection.")
+        if not name.startswith(("projection.", "proxy_projection."))
     }
 
 
