@@ -15,9 +15,11 @@ OTHERS = [
     for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
     if path.name != "supervised.toml"
 ]
-SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("*.toml")) + sorted(
-    (EXPERIMENTS / "svhn").glob("*.toml")
-)
+SEMIFL = [
+    path
+    for folder in ("cifar10", "svhn")
+    for path in sorted((EXPERIMENTS / folder).glob("fixmatch_[0-9]*.toml"))
+]
 FURTHER = {
     "remixmatch": {"augment"},
     "noisy_student": {"rounds", "phases"},
