@@ -46,7 +46,8 @@ class ProxyFL(Strategy):
       100, which no margin reaches.) Each epoch is a shuffled pass in batches of `batch_size`, and a step goes down the
       mean over a batch.
     - ``"paper"``, equation 2: a global proxy tells the proxy of its class from the others within each client. Each epoch
-      is one step down the sum over classes and clients.
+      is one step down the sum over classes and clients. It is easily led astray: one client whose proxy is far out can
+      pull the proxy of its class after it, and away from the proxies of all others.
 
     Both have learning rate .005 and 100 epochs, 10 for CIFAR-100, without momentum and weight decay.
 

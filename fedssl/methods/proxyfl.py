@@ -56,7 +56,7 @@ class ProxyFL(PseudoLabeling):
     The official code differs from the equations of the paper, and `variant` says which is followed. The default is the code,
     because the published figures are the code's: the paper's table of traffic counts the two linear layers, which no equation
     has. With the equations as they are printed, digits are not learned at all: the products of features are not bounded, and
-    all features become 0 within a round.
+    after four rounds all features are 0.
 
     - ``"code"``: two linear layers map features and proxies, and the results have length 1. These layers travel too. Weak
       and strong views learn. The candidates are weighted by the received model's probabilities. Only pairs of positive
