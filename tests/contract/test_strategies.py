@@ -433,6 +433,7 @@ STATISTICS = [
     {"kind": "freematch", "ema_decay": 0.5},
     {"kind": "flexmatch", "status_scope": "server", "threshold": 0.2},
     {"kind": "remixmatch", "num_strong": 1, "alignment_scope": "server"},
+    {"kind": "proxyfl", "threshold": 0.2, "prior_decay": 0.5},
 ]
 STRATEGIES_OF_ALL_KINDS = [
     {"kind": "fedavg"},
@@ -450,7 +451,7 @@ def test_distributions_stay_distributions_whatever_the_strategy_does_with_weight
     outcome = serve(experiment, SerialGrid(Apps(app), 6), [])
     assert outcome.rounds[-1].clients_ok == 3
     distributions = {
-        "statistics/probs", "statistics/shares", "status/shares", "alignment/recent",
+        "statistics/probs", "statistics/shares", "status/shares", "alignment/recent", "prior/probs",
     }  # fmt: skip
     found = [outcome.model.state[name] for name in distributions & set(outcome.model.state)]
     assert found

@@ -64,6 +64,10 @@ CASES: dict[str, dict[str, Any]] = {
         "train": {"keep_momentum": True},
         "federation": {"labels": {"kind": "some_clients", "labeled_clients": 2}},
     },
+    "ProxyFL": {
+        "method": {"kind": "proxyfl", "threshold": 0.3, "unlabeled_ratio": 2},
+        "strategy": {"kind": "proxyfl", "epochs": 3},
+    },
     "CoMatch": {"method": {"kind": "comatch", "bank_size": 48, "unlabeled_ratio": 2}},
     "DivideMix": {
         "method": {"kind": "dividemix", "warm_up": 0.2, "history": 3},

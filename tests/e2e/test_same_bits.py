@@ -28,6 +28,7 @@ METHODS_BY_DOOR = {
     "moco": "a queue, no classifier",
     "comatch": "a bank, which the workers fill",
     "semifl": "clients that sit out",
+    "proxyfl": "state that every client counts alike in",
     "noisy_student": "the network of the phase before",
 }
 """Methods that together use every part of the interface between a method and an engine, and the part that each adds.

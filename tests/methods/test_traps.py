@@ -193,6 +193,7 @@ PASSES = {
     "semifl": (24, 0),  # the strong view and the mixed images
     "sage": (12, 24),  # the weak view of two models
     "fedlabel": (24, 12),  # both views; the received model's weak view
+    "proxyfl": (24, 12),  # both views learn; the received model looks at the weak view
     "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
 }
@@ -315,6 +316,7 @@ VIEWS = {
     "vat": (("weak",), ("weak",), 3),
     "mixmatch": (("weak",), ("weak", "weak"), 1),
     "comatch": (("weak",), ("weak", "strong", "strong"), 7),
+    "proxyfl": (("weak",), ("weak", "strong"), 7),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "fl2": ((), ("strong",), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),

@@ -53,7 +53,7 @@ def classifier_weights(weights):
     return {
         name.removeprefix("classifier."): weight
         for name, weight in weights.items()
-        if not name.startswith("projection.")
+        if not name.startswith(("projection.", "proxy_projection."))
     }
 
 
@@ -133,6 +133,7 @@ WITHOUT = {
         "uda": {"annealing": "none"},
         "comatch": {"threshold": 0, "contrast_weight": 0},
         "cbafed": {"base": 0, "warm_up": 0},
+        "proxyfl": {"threshold": 0, "contrast_weight": 0},
         "vat": {"entropy_weight": 0},
     }.get(name, {})
     for name in FIRST_METHODS

@@ -107,6 +107,21 @@ def test_a_run_gives_the_simulations_bits_with_every_kind_of_strategy_and_phase(
     assert {path.name for path in there.iterdir()} | page == {p.name for p in here.iterdir()}
 
 
+def test_proxies_are_tuned_at_the_server_of_a_deployment_as_in_a_simulation(running, tmp_path):
+    """Proxies and a prior travel; the prior is a plain mean, whatever clients weigh."""
+    settings = {
+        "name": "proxies", "federation": FEDERATION, "rounds": 2, "train": {"local_steps": 2},
+        "method": {"kind": "proxyfl", "threshold": 0.2, "unlabeled_ratio": 2},
+        "strategy": {"kind": "proxyfl", "epochs": 3},
+    }  # fmt: skip
+    done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", **settings), "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    here = recorded(running, "proxies")
+    there = simulated(small_experiment(**settings), tmp_path / "s")
+    for name in ("model.safetensors", "ema.safetensors", "state.safetensors"):
+        assert sha256(here / name) == sha256(there / name)
+
+
 def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
     file = small_toml(
         tmp_path / "e.toml", name="failing", federation=FEDERATION,
