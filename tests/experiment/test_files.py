@@ -15,13 +15,14 @@ OTHERS = [
     for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
     if path.name != "supervised.toml"
 ]
-SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("*.toml")) + sorted(
+SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("fixmatch*.toml")) + sorted(
     (EXPERIMENTS / "svhn").glob("*.toml")
 )
+SELF_SUPERVISED = ("byol", "fedema", "fedu", "moco", "simclr")
 FURTHER = {
     "remixmatch": {"augment"},
     "noisy_student": {"rounds", "phases"},
-    **{kind: {"augment", "train", "server"} for kind in ("moco", "simclr", "byol")},
+    **{kind: {"augment", "train", "server"} for kind in SELF_SUPERVISED},
 }
 """Sections besides the method in which a file differs from its baseline: ReMixMatch's strong views are CTAugment's, a
 student needs a teacher's phase, and contrastive methods have views, batches and judges of their own."""

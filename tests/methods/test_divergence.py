@@ -137,19 +137,23 @@ def test_the_first_mixture_fixes_lambda():
         method.end(training)
 
 
-def test_the_mixture_is_of_encoder_and_predictor_and_statistics_are_received():
-    """W_k = 2, W_g = 0 and mu = .25 give .5; buffers and the classes' head are those of the global model."""
+@pytest.mark.parametrize(("mu", "mixed"), [(0.25, 0.5), (0.75, 1.5)])
+def test_the_mixture_is_of_encoder_and_predictor_and_statistics_are_received(mu, mixed):
+    """W_k = 2, W_g = 0 and mu = .25 give .5; buffers and the classes' head are those of the global model.
+
+    The official code takes the predictor's statistics from the client if mu > 1/2.
+    """
     own, received = (filled(network_of(FedEMA(), norm=True), value) for value in (2.0, 0.0))
     d = distance(encoder_parameters(own), encoder_parameters(received)).detach()
-    method = FedEMA(scale=0.25 / float(d))
+    method = FedEMA(scale=mu / float(d))
     with torch.no_grad():
         received.classifier.head.weight.fill_(9.0)
     buffers = {name: buffer.clone() for name, buffer in received.named_buffers()}
-    assert begun(method, own, received) == pytest.approx(0.25)
+    assert begun(method, own, received) == pytest.approx(mu)
     assert torch.all(received.classifier.head.weight == 9)
     for name, parameter in received.named_parameters():
         if not name.startswith(HEAD):
-            assert torch.allclose(parameter, torch.full_like(parameter, 0.5)), name
+            assert torch.allclose(parameter, torch.full_like(parameter, mixed)), name
     assert any(name.startswith("predictor.") for name in buffers)
     for name, buffer in received.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
@@ -227,6 +231,17 @@ def test_fedu_may_compare_encoders(apart, share):
 
 
 # Both
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_the_first_round_the_target_is_not_the_encoder(kind):
+    """In the official code, both are the same tensors there, so the target moves as fast as the encoder."""
+    method = METHODS.build(kind)
+    network = network_of(method)
+    state, before = state_of(method, network), snapshot(Encoder(network))
+    method.begin(in_round(network, state, round=1))
+    filled(network, 5.0)
+    assert all(torch.equal(before[key], tensor) for key, tensor in state["target"].items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
