@@ -29,9 +29,9 @@ def draw_test_rows(labels: Rows, share: float, seed: int) -> Rows:
     if len(sizes) == 0 or sizes.min() < 2 or min(num_train, num_test) < len(sizes):
         raise ValueError(f"{num_test} of {len(labels)} rows cannot be held out of every class")
     stream = np.random.RandomState(seed)
-    train = _apportion(sizes, num_train, stream)
+    train = apportion(sizes, num_train, stream)
     # The test side could simply get the remaining rows, but scikit-learn apportions them again, which may draw numbers.
-    test = _apportion(sizes - train, num_test, stream)
+    test = apportion(sizes - train, num_test, stream)
     dealt = [rows[stream.permutation(len(rows))] for rows in rows_of]
     parts = zip(dealt, train, test, strict=True)
     return np.concatenate([rows[start : start + count] for rows, start, count in parts])
@@ -43,11 +43,19 @@ def _by_class(labels: Rows) -> tuple[Rows, list[Rows]]:
     return sizes, np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
 
 
-def _apportion(sizes: Rows, count: int, stream: np.random.RandomState) -> Rows:
+def apportion(sizes: Rows, count: int, stream: np.random.RandomState | np.random.Generator) -> Rows:
     """Divide a count in proportion to sizes, by largest remainders.
 
     Each part first gets its exact share, rounded down. The parts with the largest remainders get one more; a draw
     decides between equal remainders.
+
+    Args:
+        sizes: Size of each part, (P,); their sum is positive.
+        count: The number to divide.
+        stream: Stream of the draws between equal remainders.
+
+    Returns:
+        The share of each part, int64 (P,); the shares add up to the count.
     """
     exact: npt.NDArray[np.float64] = sizes / sizes.sum() * count
     parts = np.floor(exact)

@@ -7,7 +7,7 @@ CIFAR-10 networks (section 4.2), the blocks are those of their ImageNet network 
 from collections.abc import Sequence
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from fedssl.models.base import (
     Classifier,
@@ -18,6 +18,7 @@ from fedssl.models.base import (
     init_he,
     norm_layer,
 )
+from fedssl.models.basic_block import BasicBlock
 
 
 class ResNet18(Model):
@@ -49,36 +50,11 @@ class ResNet18(Model):
         for pair in range(4):
             out = self.width * 2**pair
             layers += [
-                _Block(channels, out, 1 if pair == 0 else 2, self),
-                _Block(out, out, 1, self),
+                BasicBlock(channels, out, 1 if pair == 0 else 2, self.norm, self.groups),
+                BasicBlock(out, out, 1, self.norm, self.groups),
             ]
             channels = out
         trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
         init_he(network)
         return network
-
-
-class _Block(nn.Module):
-    """The basic block ReLU(x + f(x)), where f is two 3x3 convolutions (He et al., figure 2)."""
-
-    def __init__(self, channels: int, out: int, stride: int, model: ResNet18) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            conv_layer(channels, out, 3, model.norm, stride=stride),
-            norm_layer(model.norm, out, model.groups),
-            nn.ReLU(inplace=True),
-            conv_layer(out, out, 3, model.norm),
-            norm_layer(model.norm, out, model.groups),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(
-                conv_layer(channels, out, 1, model.norm, stride=stride),
-                norm_layer(model.norm, out, model.groups),
-            )
-        self.activate = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated: Tensor = self.activate(self.shortcut(x) + self.residual(x))
-        return activated

@@ -15,6 +15,7 @@ from fedssl.data.label_noise.symmetric import Symmetric
 from fedssl.data.labels.at_clients import AtClients
 from fedssl.data.labels.at_server import AtServer
 from fedssl.data.labels.base import LABEL_SPLITS, Pool
+from fedssl.data.labels.every_client import EveryClient
 from fedssl.data.labels.skewed import Skewed
 from fedssl.data.labels.some_clients import SomeClients
 from fedssl.data.partitions.classes import Classes
@@ -27,8 +28,12 @@ SETTINGS = {
     "at_server": {},
     "some_clients": {"labeled_clients": 3},
     "skewed": {"alpha": 0.2},
+    "every_client": {},
 }
 """What each kind is tested with."""
+
+WHOLE = [kind for kind in SETTINGS if kind != "every_client"]
+"""The kinds whose amounts count labels of the whole federation, and not of each client."""
 
 CLASSES = 5
 
@@ -67,7 +72,7 @@ def test_every_kind_is_tested():
     assert set(SETTINGS) == set(LABEL_SPLITS.names())
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", WHOLE)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_counts_are_exact_and_everything_is_reproducible(kind, data):
@@ -98,7 +103,7 @@ def test_another_seed_labels_other_images(kind):
     assert not np.array_equal(first.labeled, second.labeled)
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", WHOLE)
 @given(fraction=st.floats(0.01, 1), seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_a_fraction_is_that_share_of_every_class(kind, fraction, seed):
@@ -145,6 +150,62 @@ def test_some_clients_with_too_little_of_a_class_say_so():
         draw(SomeClients(labeled_clients=1, per_class=20), truth)
     with pytest.raises(InputError, match=r"labeled_clients: is 9, but there are 6 clients"):
         draw(SomeClients(labeled_clients=9), truth)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=8),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_client_labels_its_share_of_its_images_class_by_class(sizes, fraction, seed):
+    """No class is further from its share than one label, and no client is without a label."""
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    truth = np.random.default_rng(seed).integers(0, CLASSES, len(owner))
+    pool = Pool(truth, np.ones(len(owner), bool), owner, CLASSES, len(sizes))
+    mask = EveryClient(fraction=fraction).draw(pool, np.random.default_rng(seed))
+    for client, size in enumerate(sizes):
+        own = owner == client
+        count = max(1, round(fraction * size))
+        assert mask[own].sum() == count
+        there, labeled = (
+            np.bincount(truth[own & chosen], minlength=CLASSES) for chosen in (True, mask)
+        )
+        assert (np.abs(labeled - count * there / size) < 1).all()
+    again = EveryClient(fraction=fraction).draw(pool, np.random.default_rng(seed))
+    assert np.array_equal(mask, again)
+
+
+@pytest.mark.parametrize("wanted", [3, (0, 1, 2, 3, 40), "all"])
+def test_every_client_labels_as_many_of_a_class_as_it_has(wanted):
+    federation = draw(
+        EveryClient(per_class=wanted), balanced(200), 10, partition=Dirichlet(alpha=0.3)
+    )
+    labeled = federation.class_counts(labeled=True)
+    there = labeled + federation.class_counts(labeled=False)
+    assert (there == 0).any()
+    assert np.array_equal(labeled, there if wanted == "all" else np.minimum(there, wanted))
+    default = draw(EveryClient(), balanced(200), 10, partition=Dirichlet(alpha=0.3))
+    assert np.array_equal(default.class_counts(labeled=True), np.minimum(there, 4))
+
+
+def test_every_client_labels_nothing_that_is_not_for_labeling():
+    """The share is of the images that may be labeled; a client with no such image has no label."""
+    truth = np.concatenate([balanced(60), np.full(40, -1)])
+    owner = np.repeat([0, 1, 1, 2], [30, 30, 20, 20])
+    pool = Pool(truth, truth >= 0, owner, CLASSES, 3)
+    mask = EveryClient(fraction=0.1).draw(pool, np.random.default_rng(0))
+    assert np.bincount(owner[mask], minlength=3).tolist() == [3, 3, 0]
+    nobody = Pool(truth, np.zeros(100, bool), owner, CLASSES, 3)
+    assert not EveryClient(fraction=0.1).draw(nobody, np.random.default_rng(0)).any()
+
+
+def test_every_client_refuses_a_list_of_another_length_and_takes_validation_labels_off():
+    with pytest.raises(InputError, match=r"per_class: lists 2 numbers, but there are 5 classes"):
+        draw(EveryClient(per_class=(1, 2)), balanced(50))
+    federation = draw(EveryClient(fraction=0.2, validation=0.5), balanced(300))
+    assert len(federation.held_back_rows) + federation.labeled.sum() == 60
+    assert not federation.labeled[federation.held_back_rows].any()
 
 
 def test_a_small_alpha_leaves_labels_to_few_clients():
@@ -225,7 +286,7 @@ def test_images_that_are_not_for_labeling_have_a_hidden_truth():
         draw(AtClients(per_class=30), dataset(truth, labelable))
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", WHOLE)
 @given(validation=st.floats(0.2, 0.8), seed=st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)
 def test_held_back_labels_are_evaluated_on_and_trained_on_by_nobody(kind, validation, seed):

@@ -15,9 +15,11 @@ OTHERS = [
     for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
     if path.name != "supervised.toml"
 ]
-SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("fixmatch*.toml")) + sorted(
-    (EXPERIMENTS / "svhn").glob("*.toml")
-)
+SEMIFL = [
+    path
+    for folder in ("cifar10", "svhn")
+    for path in sorted((EXPERIMENTS / folder).glob("fixmatch_[0-9]*.toml"))
+]
 SELF_SUPERVISED = ("byol", "fedema", "fedu", "moco", "simclr")
 FURTHER = {
     "remixmatch": {"augment"},
@@ -53,9 +55,16 @@ def images_shown(path: Path) -> float:
     return total
 
 
-def test_the_chain_of_phases_shows_as_many_images_as_fixmatch() -> None:
-    chain = images_shown(EXPERIMENTS / "pretraining" / "simclr.toml")
-    assert chain == pytest.approx(images_shown(EXPERIMENTS / "digits" / "fixmatch.toml"), rel=0.01)
+@pytest.mark.parametrize(
+    ("chain", "reference"),
+    [
+        ("pretraining/simclr", "digits/fixmatch"),
+        ("labels_at_clients/fedema", "labels_at_clients/fixmatch"),
+    ],
+)
+def test_a_chain_of_phases_shows_as_many_images_as_fixmatch(chain: str, reference: str) -> None:
+    own, wanted = (images_shown(EXPERIMENTS / f"{name}.toml") for name in (chain, reference))
+    assert own == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("folder", ["digits", "fashion_mnist"])

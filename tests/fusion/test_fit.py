@@ -121,7 +121,7 @@ def test_every_optimizer_and_schedule_steps_as_alone(settings):
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
-@pytest.mark.parametrize("kind", ["cnn", "resnet9", "resnet18", "wrn"])
+@pytest.mark.parametrize("kind", ["cnn", "resnet8", "resnet9", "resnet18", "wrn"])
 def test_architectures_with_branches_and_group_normalization_fuse(kind, norm):
     spec = dataclasses.replace(SPEC, shape=(3, 16, 16), mean=(0.4,) * 3, std=(0.3,) * 3)
     method = build("fixmatch")

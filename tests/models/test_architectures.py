@@ -15,6 +15,7 @@ from fedssl.models.wrn import WRN
 
 SMALL = {
     "convnet13": {"width": 8},
+    "resnet8": {"width": 8},
     "resnet9": {"width": 8},
     "resnet18": {"width": 8},
     "wrn": {"depth": 10, "width": 1},
@@ -67,6 +68,14 @@ def test_convnet13_has_3_12_million_weights():
     second = conv(128, 256) + 2 * conv(256, 256)
     third = conv(256, 512) + conv(512, 256, 1) + conv(256, 128, 1)
     assert size("convnet13", norm="batch") == first + second + third + linear(128) == 3_121_802
+
+
+def test_resnet8_has_1_23_million_weights():
+    """The code of SAGE has the same number: ResNet(resnet_size=8, scaling=4)."""
+    first = conv(3, 64) + 2 * conv(64, 64)
+    second = conv(64, 128) + conv(128, 128) + conv(64, 128, 1)
+    third = conv(128, 256) + conv(256, 256) + conv(128, 256, 1)
+    assert size("resnet8", norm="batch") == first + second + third + linear(256) == 1_227_594
 
 
 def test_resnet9_has_6_57_million_weights():
@@ -146,7 +155,13 @@ def test_a_wide_block_that_changes_channels_passes_the_activated_input_on():
 
 @pytest.mark.parametrize(
     ("kind", "channels", "side"),
-    [("convnet13", 8, 6), ("resnet9", 64, 4), ("resnet18", 64, 4), ("wrn", 64, 8)],
+    [
+        ("convnet13", 8, 6),
+        ("resnet8", 32, 8),
+        ("resnet9", 64, 4),
+        ("resnet18", 64, 4),
+        ("wrn", 64, 8),
+    ],
 )
 def test_a_32x32_image_ends_as_small_as_in_the_papers(kind, channels, side):
     """Convnet13: 32, 16, 8 and 6 by the convolution without padding."""
@@ -178,6 +193,7 @@ def test_a_depth_that_no_wide_network_has_is_refused(depth):
     [
         ({"kind": "cnn", "widths": [8, 12]}, 12),
         ({"kind": "convnet13", "width": 6}, 12),
+        ({"kind": "resnet8", "width": 6}, 12),
         ({"kind": "resnet9", "width": 6}, 12),
         ({"kind": "resnet18", "width": 6}, 12),
         ({"kind": "wrn", "width": 1, "groups": 24}, 32),

@@ -18,6 +18,7 @@ TABLE = [
     ("cnn", (1, 1, 1)),
     ("wrn", (3, 32, 32)),
     ({"kind": "convnet13", "width": 16}, (3, 32, 32)),
+    ({"kind": "resnet8", "width": 16}, (3, 32, 32)),
     ({"kind": "resnet9", "width": 16}, (3, 28, 28)),
     ({"kind": "resnet18", "width": 16}, (1, 28, 28)),
     ("torchvision:resnet18", (1, 8, 8)),

@@ -109,15 +109,7 @@ class LabelSplit(Plugin):
         there = np.bincount(pool.labels[candidates], minlength=pool.num_classes)
         if self.fraction is not None:
             return [max(min(int(n), 1), round(self.fraction * int(n))) for n in there]
-        per_class = self.default_per_class if self.per_class is None else self.per_class
-        if per_class == "all":
-            return [int(n) for n in there]
-        wanted = [per_class] * pool.num_classes if isinstance(per_class, int) else list(per_class)
-        if len(wanted) != pool.num_classes:
-            raise InputError(
-                "federation.labels.per_class",
-                f"lists {len(wanted)} numbers, but there are {pool.num_classes} classes",
-            )
+        wanted = self.wanted_of_each_class(there)
         for cls, (count, most) in enumerate(zip(wanted, there, strict=True)):
             if count > most:
                 raise InputError(
@@ -125,6 +117,26 @@ class LabelSplit(Plugin):
                     f"is {count}, but class {cls} has {most} training images{whose}",
                     f"the smallest class, {int(there.argmin())}, has {int(there.min())}",
                 )
+        return wanted
+
+    def wanted_of_each_class(self, there: Rows) -> list[int]:
+        """Return how many labels of each class `per_class` asks for, which may be more than there are.
+
+        Args:
+            there: Number of candidates of each class, (num_classes,).
+
+        Raises:
+            InputError: `per_class` lists numbers for more or fewer classes.
+        """
+        per_class = self.default_per_class if self.per_class is None else self.per_class
+        if per_class == "all":
+            return [int(n) for n in there]
+        wanted = [per_class] * len(there) if isinstance(per_class, int) else list(per_class)
+        if len(wanted) != len(there):
+            raise InputError(
+                "federation.labels.per_class",
+                f"lists {len(wanted)} numbers, but there are {len(there)} classes",
+            )
         return wanted
 
     def draw_validation_rows(
@@ -145,7 +157,7 @@ class LabelSplit(Plugin):
         if not self.validation:
             return np.empty(0, dtype=np.int64)
         held = []
-        for members in members_by_class(labels, labeled):
+        for members in rows_by_group(labels, labeled):
             count = round(self.validation * len(members))
             held.append(generator.choice(members, size=count, replace=False))
         rows = np.sort(np.concatenate(held))
@@ -163,12 +175,17 @@ LABEL_SPLITS = Family(
 )
 
 
-def members_by_class(labels: Rows, candidates: Mask) -> Iterator[Rows]:
-    """Yield the rows of the candidates of each class, ascending; classes without candidates are left out."""
-    rows = np.flatnonzero(candidates & (labels >= 0))
-    order = rows[np.argsort(labels[rows], kind="stable")]
-    classes, starts = np.unique(labels[order], return_index=True)
-    yield from np.split(order, starts[1:]) if len(classes) else ()
+def rows_by_group(groups: Rows, candidates: Mask) -> Iterator[Rows]:
+    """Yield the rows of the candidates of each group, ascending; groups without candidates are left out.
+
+    Args:
+        groups: Class or client of each example, int64 (N,); examples of negative groups are left out.
+        candidates: Whether an example counts, (N,).
+    """
+    rows = np.flatnonzero(candidates & (groups >= 0))
+    order = rows[np.argsort(groups[rows], kind="stable")]
+    names, starts = np.unique(groups[order], return_index=True)
+    yield from np.split(order, starts[1:]) if len(names) else ()
 
 
 def choose(
@@ -197,7 +214,7 @@ def choose(
         sampling with a reservoir", Information Processing Letters 97(5), 2006.
     """
     chosen = np.zeros(len(labels), dtype=np.bool_)
-    for members in members_by_class(labels, candidates):
+    for members in rows_by_group(labels, candidates):
         count = amounts[labels[members[0]]]
         if log_weights is None:
             chosen[generator.choice(members, size=count, replace=False)] = True
