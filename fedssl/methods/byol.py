@@ -76,7 +76,11 @@ class BYOL(SelfSupervised):
         0.99,
         ge=0,
         le=1,
-        description="tau_base, decay of the target at first, per local step; it rises to 1 over the phase",
+        description="tau_base, decay of the target at first, per local step",
+    )
+    decay_rises: bool = Field(
+        True,
+        description="whether the decay rises to 1 over the phase, as in the paper; false: it stays",
     )
     target_scope: ChangingScope = Field(
         "reset",
@@ -127,7 +131,9 @@ class BYOL(SelfSupervised):
 
     def after_step(self, learner: Learner, batch: Batch, loss: Loss) -> None:
         """Move the target towards the network."""
-        decay = rising_decay(self.target_decay, learner.progress.fraction)
+        decay = self.target_decay
+        if self.decay_rises:
+            decay = rising_decay(decay, learner.progress.fraction)
         ema_update(learner.state["target"], Encoder(projected(learner.network)), decay)
 
 

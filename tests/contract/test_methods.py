@@ -23,6 +23,8 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "moco", "queue_size": 24, "queue_scope": "client", "key_encoder_scope": "client"},
     {"kind": "moco", "key_encoder_scope": "server", "key_parts": 2},
     {"kind": "byol", "target_scope": "client"},
+    {"kind": "fedema", "divergence": "training", "selective": False},
+    {"kind": "fedu", "divergence": "received"},
     {"kind": "meta_pseudo_labels", "baseline_decay": 0.9},
     {"kind": "ups", "positive_threshold": 0.1, "positive_spread": 1.0, "balance": 0.0},
     {"kind": "comatch", "bank_scope": "reset", "alignment_scope": "client", "bank_size": 32},

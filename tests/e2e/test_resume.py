@@ -93,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
             },
         ],
     },
+    "FedEMA": {"method": {"kind": "fedema"}},
     "BYOL, a target at the server": {"method": {"kind": "byol", "target_scope": "server"}},
     "corrections in phases": {
         "rounds": None,

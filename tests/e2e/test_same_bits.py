@@ -26,6 +26,7 @@ METHODS_BY_DOOR = {
     "meta_pseudo_labels": "two networks, steps of its own",
     "dividemix": "batches and splits of its own",
     "moco": "a queue, no classifier",
+    "fedema": "weights of its own, kept at clients",
     "comatch": "a bank, which the workers fill",
     "semifl": "clients that sit out",
     "proxyfl": "state that every client counts alike in",

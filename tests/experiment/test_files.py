@@ -20,10 +20,11 @@ SEMIFL = [
     for folder in ("cifar10", "svhn")
     for path in sorted((EXPERIMENTS / folder).glob("fixmatch_[0-9]*.toml"))
 ]
+SELF_SUPERVISED = ("byol", "fedema", "fedu", "moco", "simclr")
 FURTHER = {
     "remixmatch": {"augment"},
     "noisy_student": {"rounds", "phases"},
-    **{kind: {"augment", "train", "server"} for kind in ("moco", "simclr", "byol")},
+    **{kind: {"augment", "train", "server"} for kind in SELF_SUPERVISED},
 }
 """Sections besides the method in which a file differs from its baseline: ReMixMatch's strong views are CTAugment's, a
 student needs a teacher's phase, and contrastive methods have views, batches and judges of their own."""
@@ -54,9 +55,16 @@ def images_shown(path: Path) -> float:
     return total
 
 
-def test_the_chain_of_phases_shows_as_many_images_as_fixmatch() -> None:
-    chain = images_shown(EXPERIMENTS / "pretraining" / "simclr.toml")
-    assert chain == pytest.approx(images_shown(EXPERIMENTS / "digits" / "fixmatch.toml"), rel=0.01)
+@pytest.mark.parametrize(
+    ("chain", "reference"),
+    [
+        ("pretraining/simclr", "digits/fixmatch"),
+        ("labels_at_clients/fedema", "labels_at_clients/fixmatch"),
+    ],
+)
+def test_a_chain_of_phases_shows_as_many_images_as_fixmatch(chain: str, reference: str) -> None:
+    own, wanted = (images_shown(EXPERIMENTS / f"{name}.toml") for name in (chain, reference))
+    assert own == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("folder", ["digits", "fashion_mnist"])

@@ -28,7 +28,7 @@ from tests.methods.examples import (
 )
 from tests.training.test_loop import shard, train_client  # noqa: F401
 
-KINDS = ["byol", "moco", "simclr"]
+KINDS = ["byol", "fedema", "fedu", "moco", "simclr"]
 ONE_IMAGE = Train(local_steps=3, batch_size=1)
 
 

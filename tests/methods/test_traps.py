@@ -184,6 +184,8 @@ PASSES = {
     "meta_pseudo_labels": (24, 12),  # the strong view of both networks; the teacher's weak view
     "ups": (12, 0),
     "byol": (24, 24),  # both views, and both targets
+    "fedema": (24, 24),
+    "fedu": (24, 24),
     "moco": (12, 12),  # queries and keys
     "simclr": (24, 0),
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
@@ -325,6 +327,8 @@ VIEWS = {
     "cbafed": (("weak",), ("weak",), 1),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),
+    "fedema": ((), ("contrast", "contrast"), 1),
+    "fedu": ((), ("contrast", "contrast"), 1),
     "moco": ((), ("contrast", "contrast"), 1),
     "simclr": ((), ("contrast", "contrast"), 1),
     "meta_pseudo_labels": (("weak",), ("weak", "strong"), 7),
