@@ -38,6 +38,10 @@ LOUD = CNN(widths=(4,), hidden=16, norm="batch", dropout=0.5)
 """A model whose evaluation mode differs from its training mode in two ways."""
 
 
+def local(kind):
+    return METHODS.build({"kind": kind, "labeler": "local"})
+
+
 def received(kind, **settings):
     return METHODS.build({"kind": kind, "labeler": "received"} | settings)
 
@@ -72,12 +76,12 @@ def evaluated(network, images):
 
 def test_every_method_that_guesses_labels_has_the_choice():
     guessing = {"fixmatch", "flexmatch", "freematch", "mixmatch", "pseudo_label", "remixmatch"}
-    assert guessing | {"softmatch", "uda"} == set(KINDS)
+    assert guessing | {"proxyfl", "softmatch", "uda"} == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_received_weights_are_one_more_slot_that_is_made_each_round(kind):
-    own, both = METHODS.build(kind).slots(), received(kind).slots()
+    own, both = local(kind).slots(), received(kind).slots()
     assert both == (Slot("received", "reset"), *own)
 
 
@@ -143,7 +147,7 @@ def test_a_guess_of_the_received_model_leaves_everything_as_it_is():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_own_model_guesses_by_a_pass_in_training_mode(kind):
     """The same bits, draws and running statistics as a plain pass."""
-    method = METHODS.build(kind)
+    method = local(kind)
     network = loud_network(method)
     other, images = copy.deepcopy(network), torch.randn(12, *SPEC.shape, generator=stream())
     with torch.random.fork_rng():
