@@ -236,9 +236,7 @@ class _FedMatch(ReplyStrategy):
         self._numbers |= {"changed_up": float(np.mean(up)), "changed_down": float(np.mean(down))}
 
 
-def nearest_others(
-    answers: Mapping[int, npt.NDArray[Any]], count: int
-) -> dict[int, list[int]]:
+def nearest_others(answers: Mapping[int, npt.NDArray[Any]], count: int) -> dict[int, list[int]]:
     """Return for each client the numbers of the others whose answers are nearest, the nearest first.
 
     Args:

@@ -113,12 +113,17 @@ class FedMatch(Method):
         return Views(labeled, (self.view, "strong"), self.unlabeled_ratio)
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
-        """Return the work of a step: both unlabeled views are trained on, and every helper predicts one of them.
+        """Return the work of a step with helpers: both unlabeled views are trained on, and each helper predicts one of them.
 
-        In a round without helpers, such as the first, a step is shorter than this.
+        In a round without helpers, such as the first, the view that is voted on needs no gradients.
         """
         labeled = num_labeled if self.labels == "clients" else 0
-        return labeled + num_unlabeled * (2 + FORWARD * self.num_helpers)
+        seen = 1 + FORWARD * self.num_helpers if self.num_helpers else FORWARD
+        return labeled + num_unlabeled * (1 + seen)
+
+    def images_before_steps(self, num_labeled: int, num_examples: int) -> float:
+        """Return the work of the answer to the noise image, which is made after the steps."""
+        return FORWARD
 
     def network(self, build: Callable[[], Classifier]) -> nn.Module:
         """Give every weight of the classifier two halves."""
@@ -232,7 +237,8 @@ class FedMatch(Method):
         Reference: equations 1, 2 and 5.
         """
         seen, strong = batch.unlabeled
-        logits = network.logits(seen, "psi")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(helpers)):
+            logits = network.logits(seen, "psi")
         probs = widen_half_precision(logits.detach()).softmax(1)
         confident = (probs.amax(1) >= self.threshold).to(probs.dtype)
         others = self._predictions_of(helpers, network, seen)

@@ -27,6 +27,7 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "ups", "positive_threshold": 0.1, "positive_spread": 1.0, "balance": 0.0},
     {"kind": "comatch", "bank_scope": "reset", "alignment_scope": "client", "bank_size": 32},
     {"kind": "semifl", "threshold": 0.2},
+    {"kind": "fedmatch", "labels": "server", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},

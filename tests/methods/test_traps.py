@@ -188,6 +188,7 @@ PASSES = {
     "simclr": (24, 0),
     "dividemix": (24, 48),  # two mixed views; two guesses of each network
     "mixmatch": (24, 24),  # two mixed views; two guesses
+    "fedmatch": (12, 12),  # without helpers, the view that is voted on needs no gradients
     "semifl": (24, 0),  # the strong view and the mixed images
     "comatch": (24, 12),  # two strong views; the weak view makes the pseudo-labels
     "remixmatch": (12 * (8 + 1 + 2), 12),  # K strong and a weak one mixed, U1, rotations; the guess
@@ -313,6 +314,7 @@ VIEWS = {
     "comatch": (("weak",), ("weak", "strong", "strong"), 7),
     "remixmatch": (("strong",), ("weak", *["strong"] * 8), 1),
     "semifl": (("weak",), ("weak", "strong"), 1),
+    "fedmatch": (("plain",), ("plain", "strong"), 10),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),
     "moco": ((), ("contrast", "contrast"), 1),

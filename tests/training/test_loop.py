@@ -117,9 +117,9 @@ def test_a_batch_has_no_way_to_the_truth(shard):
             assert torch.equal(one, other)
 
 
-MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl", "meta_pseudo_labels", "ups"}
+MIXING = {"dividemix", "mixmatch", "remixmatch", "semifl", "meta_pseudo_labels", "ups", "fedmatch"}
 """Methods that are never supervised training: most mix labeled images with unlabeled ones, the student of Meta Pseudo Labels
-learns from its teacher alone, and UPS has dropout of its own."""
+learns from its teacher alone, UPS has dropout of its own, and FedMatch adds a second half to every weight."""
 
 SELF_SUPERVISED = [n for n in FIRST_METHODS if issubclass(METHODS.get(n), SelfSupervised)]
 """Methods that use no labels and give no pseudo-labels."""
@@ -230,7 +230,8 @@ def test_the_work_of_a_method_is_that_of_its_passes(shard, name, monkeypatch):
         return real(self, images)
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", counting)
-    method = METHODS.build({"kind": name} | ({"threshold": 0.1} if name == "semifl" else {}))
+    settings = {"semifl": {"threshold": 0.1}, "fedmatch": {"num_helpers": 0}}
+    method = METHODS.build({"kind": name} | settings.get(name, {}))
     build_network(small_experiment().model, method, shard.spec, 0)
     by_building = sum(counted)
     counted.clear()
