@@ -15,7 +15,7 @@ OTHERS = [
     for path in sorted((EXPERIMENTS / folder).glob("*.toml"))
     if path.name != "supervised.toml"
 ]
-SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("*.toml")) + sorted(
+SEMIFL = sorted((EXPERIMENTS / "cifar10").glob("fixmatch_*.toml")) + sorted(
     (EXPERIMENTS / "svhn").glob("*.toml")
 )
 FURTHER = {
