@@ -102,7 +102,7 @@ def _train(
             message, _own_metrics(experiment, report, local.client, shard, None)
         )
     # Measure the update as it was trained, before clipping and noise change it.
-    trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.shared.items()}
+    trained = {name: protocol.as_numpy(tensor) for name, tensor in weights.sent_back.items()}
     is_measured = may_leave(experiment, protocol.UPDATE_NORM)
     norm = update_norm(request.arrays, trained) if is_measured else None
     sent = clip_and_add_noise(

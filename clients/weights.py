@@ -9,13 +9,14 @@ from torch import nn
 from fedssl.core.slots import Tensors
 from fedssl.exchange import protocol
 from fedssl.methods.base import Method
+from fedssl.training.network import weights_sent_back
 
 PRIVATE = "private"
 """First part of the name of the record that holds private weights, which the method does not share."""
 
 
 class Weights:
-    """Every parameter and buffer of a network, by name, and which of them are shared.
+    """Every parameter and buffer of a network, by name, and which of them are shared, and which of these are sent back.
 
     The tensors are the network's own memory, so writing to them changes the network.
 
@@ -28,6 +29,7 @@ class Weights:
         self.all: Tensors = network.state_dict()
         self.shared = {name: t for name, t in self.all.items() if method.is_shared(name)}
         self.private = {name: t for name, t in self.all.items() if name not in self.shared}
+        self.sent_back = weights_sent_back(network, method)
         self._initial = {name: tensor.clone() for name, tensor in self.private.items()}
         self._record = f"{PRIVATE}.{method.kind}"
 

@@ -99,6 +99,14 @@ class SeededStrategy(FlowerStrategy):
         """
         return {}
 
+    def bytes_saved_down(self, client: int) -> int:
+        """Return how many bytes of the model in a client's request need not travel in this round; by default 0.
+
+        Our messages carry whole arrays. A strategy that has a client rebuild a part of them from what it holds says here
+        what the message would save. The record and virtual time count that many bytes less.
+        """
+        return 0
+
     def numbers(self) -> Mapping[str, float]:
         """Return the numbers that the strategy measured in the round it has just concluded, by name; by default none.
 

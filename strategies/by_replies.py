@@ -43,6 +43,14 @@ class ReplyStrategy(SeededStrategy):
             buffers: Names of the arrays that are not parameters, such as the statistics of normalizations.
         """
 
+    def bytes_saved_up(self, reply: Reply | None) -> int:
+        """Return how many bytes of a reply need not travel; by default 0. See `bytes_saved_down`.
+
+        Args:
+            reply: The reply; None: any reply that is still to come, for virtual time, which runs before clients train.
+        """
+        return 0
+
     def conclude(
         self,
         server_round: int,

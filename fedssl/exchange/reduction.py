@@ -99,14 +99,23 @@ class CohortSums:
         reduction: How replies are checked and summed.
         size: Number of places.
         keeps_replies: Whether every reply that counts is also kept, for strategies that need single replies.
+        saved: Returns how many bytes of a reply need not travel; see `ReplyStrategy.bytes_saved_up`.
     """
 
-    def __init__(self, reduction: Reduction, size: int, *, keeps_replies: bool = False) -> None:
+    def __init__(
+        self,
+        reduction: Reduction,
+        size: int,
+        *,
+        keeps_replies: bool = False,
+        saved: Callable[[Reply], int] | None = None,
+    ) -> None:
         self.reduction = reduction
         self.size = size
         self.replies: dict[int, Reply] = {}
         """The replies that count, by place, if they are kept; a client that sat the round out has none."""
         self._keeps_replies = keeps_replies
+        self._saved = saved
         self._sums = {name: WeightedSum(size) for name in reduction.weigh}
 
     def add(self, place: int, message: Message, holding: Holding | None = None) -> Answer:
@@ -145,7 +154,10 @@ class CohortSums:
             self.replies[place] = reply
         for name, weight in weights.items():
             self._sums[name].add(place, reply.arrays[name], weight)
-        return Answer(reply.node, reply.metrics, reply.num_bytes, lists=reply.lists)
+        num_bytes = reply.num_bytes
+        if self._saved is not None and not reply.is_inactive:
+            num_bytes -= self._saved(reply)
+        return Answer(reply.node, reply.metrics, num_bytes, lists=reply.lists)
 
     def _weights_of(self, reply: Reply, holding: Holding | None) -> Mapping[str, float]:
         """Return the weight of each record of a reply.

@@ -22,7 +22,16 @@ from fedssl.fusion.stacked import Mapped, Stacked, Wide
 from fedssl.methods.base import Batch, Method, Progress
 from fedssl.training.recipe import Recipe
 
-OWN_HOOKS = ("step", "begin", "pools", "after_step", "end", "optimizers", "is_shared")
+OWN_HOOKS = (
+    "step",
+    "begin",
+    "pools",
+    "after_step",
+    "end",
+    "optimizers",
+    "is_shared",
+    "is_sent_back",
+)
 """A method that overrides one of these hooks cannot be fused."""
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

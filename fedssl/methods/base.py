@@ -29,6 +29,8 @@ running statistics, merged at the server                a ``server`` slot, writt
 randomness in the loss (mixing, adversarial directions) nothing: `Batch.generator`
 a second network, an extra head                         `network` (a module that holds them all), `classifier`
 weights that never leave the client                     `is_shared` (those keys stay in the client's own slot)
+weights that go to clients and do not come back         `is_sent_back` (the server's own values of them stay)
+a part of the classifier that the server's labels move  `labeled_part` (the server trains only this part)
 several optimizers, a step of its own                   `optimizers`, `step`
 a queue or a bank of features                           a ``reset`` or ``client`` slot
 a pass over the whole shard before the steps            `begin` (`Learner.show` shows it in order)
@@ -493,6 +495,13 @@ class Method(Plugin):
         """Return the part of the network that maps images to logits and has features; judges use this part."""
         return network
 
+    def labeled_part(self, network: nn.Module) -> nn.Module:
+        """Return the module that a server trains on its own labels; by default the classifier.
+
+        It maps images to logits, as the classifier does, and may hold a part of the classifier's parameters only.
+        """
+        return self.classifier(network)
+
     def representations(self, network: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Return what judges of features may look at: name -> function from normalized images to features (B, width).
 
@@ -507,6 +516,13 @@ class Method(Plugin):
 
     def is_shared(self, key: str) -> bool:
         """Say whether a key of the network's state dict travels to the server."""
+        return True
+
+    def is_sent_back(self, name: str) -> bool:
+        """Say whether a shared parameter comes back from the clients; if not, the server's own value of it stays.
+
+        Buffers, such as the statistics of normalizations, always come back.
+        """
         return True
 
     def optimizers(

@@ -58,7 +58,9 @@ def train_cohort(
     if isinstance(strategy, SumStrategy):
         weigh[protocol.ARRAYS] = strategy.weigh
     reduction = Reduction.of(carried, weigh, longest_update(phase.experiment, before))
-    sums = CohortSums(reduction, len(units), keeps_replies=isinstance(strategy, ReplyStrategy))
+    needs_replies = isinstance(strategy, ReplyStrategy)
+    saved = strategy.bytes_saved_up if isinstance(strategy, ReplyStrategy) else None
+    sums = CohortSums(reduction, len(units), keeps_replies=needs_replies, saved=saved)
     ratio = phase.experiment.server.max_update_ratio
     screen = OutlierScreen(carried, phase.slots, ratio)
     # Let the clients train. Workers sum the replies, or every reply comes to the server.

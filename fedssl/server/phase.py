@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
 from fedssl.core.slots import Slot
 from fedssl.exchange.census import Census
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.system.devices import Floats
+from fedssl.server.carry_over import shared_weights
 from fedssl.strategies.base import SeededStrategy
+from fedssl.strategies.by_replies import ReplyStrategy
 from fedssl.strategies.by_sums import SumStrategy
+from fedssl.strategies.flwr import Flwr
+from fedssl.training.network import weights_sent_back
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,50 @@ class Phase:
         """Names of the network's arrays that no optimizer may move: statistics and counts."""
         return frozenset(name for name, _ in self.network.named_buffers())
 
+    @cached_property
+    def _names_sent_back(self) -> frozenset[str]:
+        return frozenset(weights_sent_back(self.network, self.experiment.method))
+
+    def sent_back(self, arrays: NamedArrays) -> NamedArrays:
+        """Return those of the global arrays that a reply carries too; the others stay as they are at the server."""
+        return {name: array for name, array in arrays.items() if name in self._names_sent_back}
+
+    def bytes_saved_down(self, client: int) -> int:
+        """Return how many bytes of a client's request need not travel in this round, as the strategy says."""
+        strategy = self.strategy
+        return strategy.bytes_saved_down(client) if isinstance(strategy, SeededStrategy) else 0
+
+    @property
+    def bytes_saved_up(self) -> int:
+        """Bytes of a reply to come that need not travel, as the strategy expects."""
+        strategy = self.strategy
+        return strategy.bytes_saved_up(None) if isinstance(strategy, ReplyStrategy) else 0
+
     def longest_first(self, messages: Sequence[Message], census: Census) -> list[Message]:
         """Return the requests by falling work, so that no long client is left for the end; the sort is stable."""
         client_at = census.client_at
         return sorted(messages, key=lambda m: -self.work[client_at[m.metadata.dst_node_id]])
+
+
+def check_sent_back(phase: PhasePlan, network: nn.Module) -> None:
+    """Refuse a strategy of Flower's if the method lets weights stay at the server: it needs every array in every reply.
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        network: The network that clients train.
+
+    Raises:
+        InputError: The method and the strategy do not fit.
+    """
+    method = phase.method
+    stays = [
+        name
+        for name in shared_weights(network, method)
+        if name not in weights_sent_back(network, method)
+    ]
+    if stays and isinstance(phase.strategy, Flwr):
+        raise InputError(
+            "strategy.kind",
+            f"is {phase.strategy.kind!r}, but clients of {method.kind} do not send {stays[0]!r} back",
+            "take a strategy that is not Flower's, such as 'fedavg'",
+        )

@@ -31,7 +31,7 @@ from fedssl.server.evaluation import check_evaluator
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
-from fedssl.server.phase import Phase
+from fedssl.server.phase import Phase, check_sent_back
 from fedssl.server.phase_state import PhaseState
 from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
@@ -166,6 +166,7 @@ class ServerRun:
         network = experiment.build_network(self._spec)
         check_privacy(experiment, network)
         check_all_rates(experiment, network)
+        check_sent_back(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._begin_phase(index, network, cohorts)
@@ -200,7 +201,7 @@ class ServerRun:
         if self._clock is not None:
             cohorts.available = self._clock.open_round(self._round)
         messages = self._requests(phase, phase_round, cohorts.census)
-        sizes = self._request_sizes(messages, cohorts.census)
+        sizes = self._request_sizes(phase, messages, cohorts.census)
         fates = self._fates_of(phase, messages, sizes, cohorts)
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
         if self._round == 1:
@@ -232,14 +233,18 @@ class ServerRun:
             self._counted.attach(messages, census)
         return messages
 
-    def _request_sizes(self, messages: Sequence[Message], census: Census) -> list[int]:
+    def _request_sizes(
+        self, phase: Phase, messages: Sequence[Message], census: Census
+    ) -> list[int]:
         """Return the bytes of each request's arrays that travel; many requests share one content, which is measured once."""
         contents = {id(message.content): message.content for message in messages}
         whole = {key: protocol.num_bytes(content) for key, content in contents.items()}
+        clients = [census.client_at[message.metadata.dst_node_id] for message in messages]
         return [
             whole[id(message.content)]
-            - self._phase_state.saved_bytes(message, census.client_at[message.metadata.dst_node_id])
-            for message in messages
+            - self._phase_state.saved_bytes(message, client)
+            - phase.bytes_saved_down(client)
+            for message, client in zip(messages, clients, strict=True)
         ]
 
     def _learn(
@@ -263,7 +268,8 @@ class ServerRun:
             RunFailed: Too few clients succeeded, and the round is recorded first; or the weights diverged.
         """
         model = self._model.model
-        carried = {protocol.ARRAYS: model.arrays, **by_record(phase.slots, model.state)}
+        returning = phase.sent_back(model.arrays)
+        carried = {protocol.ARRAYS: returning, **by_record(phase.slots, model.state)}
         clients = [log.census.client_at[message.metadata.dst_node_id] for message in sent]
         units = self._fusing.units(phase, self._grid, clients)
         sums, aggregate = train_cohort(
@@ -271,7 +277,7 @@ class ServerRun:
         )
         self._check_success(phase, log, began)
         if aggregate is not None:
-            self._model.accept(aggregate, log)
+            self._model.accept({**model.arrays, **aggregate}, log)
         self._model.merge_state(phase.slots, sums, log.census)
         self._phase_state.note(log)
         if self._counted is not None:
@@ -312,13 +318,21 @@ class ServerRun:
         once = phase.first_work.copy()
         once[sorted(self._phase_state.holders)] = 0
         return fates_of(
-            self._clock, self._round, clients, sizes, self._reply_bytes(), cohorts, phase.work, once
+            self._clock,
+            self._round,
+            clients,
+            sizes,
+            self._reply_bytes(phase),
+            cohorts,
+            phase.work,
+            once,
         )
 
-    def _reply_bytes(self) -> int:
-        """Return the bytes of a reply: the weights and the state that the server merges."""
+    def _reply_bytes(self, phase: Phase) -> int:
+        """Return the bytes of a reply: the weights that come back, and the state that the server merges."""
         model = self._model.model
-        return protocol.encoded_bytes(model.arrays) + protocol.encoded_bytes(model.state)
+        whole = {**phase.sent_back(model.arrays), **model.state}
+        return protocol.encoded_bytes(whole) - phase.bytes_saved_up
 
     def _check_success(self, phase: Phase, log: RoundLog, began: float) -> None:
         """Record the round and end the run if too few clients succeeded.

@@ -94,7 +94,7 @@ class ServerTraining:
         private = protocol.slot_arrays(self._kept, PRIVATE)
         protocol.load_network(network, {**arrays, **private}, [*arrays, *private])
         recipe = experiment.server_recipe
-        classifier = experiment.method.classifier(network)
+        trained_part = experiment.method.labeled_part(network)
         found = {
             slot.name: protocol.slot_arrays(self._kept, slot.name)
             for slot in recipe.slots()
@@ -103,7 +103,7 @@ class ServerTraining:
         # Train by the clients' own loop; before the first round, the server learns as if in round 1 of the phase.
         with _threads(recipe.train.threads):
             report, state = learn(
-                classifier,
+                trained_part,
                 self._shard,
                 recipe,
                 found,

@@ -14,6 +14,7 @@ from fedssl.experiment.system.clock import Fate, VirtualClock
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.carry_over import last_network, shared_weights
 from fedssl.strategies.base import SeededStrategy, strategy_of
+from fedssl.training.network import weights_sent_back
 
 ROUNDS_DRAWN = 20
 """So many rounds are drawn to see how often a strategy asks a client within a round."""
@@ -116,10 +117,12 @@ def round_seconds(
     recipe, shared = phase.recipe, shared_weights(network, phase.method)
     weights = {name: protocol.as_numpy(tensor) for name, tensor in shared.items()}
     state = initial_state(recipe, network, spec, "server", previous)
-    up = protocol.encoded_bytes({**weights, **state})
+    back = {name: weights[name] for name in weights_sent_back(network, phase.method)}
+    down = protocol.encoded_bytes({**weights, **state})
+    up = protocol.encoded_bytes({**back, **state})
     once = protocol.encoded_bytes(initial_state(recipe, network, spec, "phase", previous))
     work = work_of(phase, census) * times + first_work_of(phase, census)
-    return clock.devices.round_seconds(work, up * times + once, up * times)
+    return clock.devices.round_seconds(work, down * times + once, up * times)
 
 
 def typical_seconds(

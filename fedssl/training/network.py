@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from fedssl.core import rng
 from fedssl.core.registry import Section
@@ -83,3 +83,18 @@ def classifier_names(classifier: nn.Module, network: nn.Module) -> dict[str, str
     whole = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
     own = classifier.state_dict(keep_vars=True)
     return {name: whole[id(tensor)] for name, tensor in own.items()}
+
+
+def weights_sent_back(network: nn.Module, method: Method) -> dict[str, Tensor]:
+    """Return the weights that a client sends to the server, by name: all that it was sent, unless the method says otherwise.
+
+    Args:
+        network: The network that clients train.
+        method: Says which parameters travel, and which of them come back.
+    """
+    parameters = {name for name, _ in network.named_parameters()}
+    return {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if method.is_shared(name) and (name not in parameters or method.is_sent_back(name))
+    }

@@ -32,6 +32,7 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "fl2", "threshold": 0.1},
     {"kind": "cbafed", "base": 0.1},
     {"kind": "proxyfl", "variant": "paper", "prior_decay": 0.0},
+    {"kind": "fedmatch", "labels": "server", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
     {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},

@@ -111,6 +111,12 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "a phase's state": {"method": {"kind": "tests.plugins.frozen"}},
+    "helpers and sparse messages, virtual time": {
+        "method": {"kind": "fedmatch", "threshold": 0.1, "unlabeled_ratio": 2},
+        "train": {"lr": 0.005},
+        "strategy": {"kind": "fedmatch", "delta_threshold": 1e-4, "helper_interval": 3},
+        "system": {**SYSTEM, "deadline": 1000.0},
+    },
     "sub-cohorts": {
         "method": {"kind": "mean_teacher", "teacher_scope": "client"},
         "train": {"keep_momentum": True},

@@ -68,11 +68,21 @@ SUB_COHORTS = {
 }
 """Three sub-cohorts of three of six clients: in each round, some client trains several times from its own state."""
 
+HELPERS = {
+    "rounds": 3,
+    "federation": {"labels": {"kind": "at_server", "per_class": 4}},
+    "method": {"kind": "fedmatch", "labels": "server", "threshold": 0.1, "unlabeled_ratio": 2},
+    "train": {"lr": 0.005},
+    "strategy": {"kind": "fedmatch", "delta_threshold": 1e-4},
+}
+"""Each client is sent its own model and helpers, a part of the weights does not come back, and messages are sparse."""
+
 CASES = {
     "methods": MANY_METHODS,
     "strategies": EVERY_STRATEGY,
     "labels_at_server": OTHER_FEDERATION,
     "networks_by_phase": CHAIN,
+    "helpers": HELPERS,
     "sub_cohorts": SUB_COHORTS,
 }
 """What is run on every engine; all but the last sample five clients, so that they share the workers of a command."""

@@ -192,6 +192,7 @@ PASSES = {
     "mixmatch": (24, 24),  # two mixed views; two guesses
     "fl2": (24, 0),  # the strong view, at the weights and at perturbed weights
     "cbafed": (12, 0),  # labels are made before the steps
+    "fedmatch": (12, 12),  # without helpers, the view that is voted on needs no gradients
     "semifl": (24, 0),  # the strong view and the mixed images
     "sage": (12, 24),  # the weak view of two models
     "fedlabel": (24, 12),  # both views; the received model's weak view
@@ -325,6 +326,7 @@ VIEWS = {
     "sage": (("weak",), ("weak", "strong"), 2),
     "fedlabel": (("weak",), ("weak", "strong"), 2),
     "cbafed": (("weak",), ("weak",), 1),
+    "fedmatch": (("plain",), ("plain", "strong"), 10),
     "dividemix": (("weak", "weak"), ("weak", "weak"), 1),
     "byol": ((), ("contrast", "contrast"), 1),
     "fedema": ((), ("contrast", "contrast"), 1),
