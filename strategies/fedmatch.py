@@ -139,6 +139,7 @@ class _FedMatch(ReplyStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one request for each client of the cohort, with its helpers; with sparse messages, with its own model."""
+        self._forget_other_networks(arrays.keys())
         is_time = server_round % self._settings.helper_interval == 0
         if is_time or not any(self._helpers.values()):
             self._helpers = nearest_others(self._outputs, self._settings.num_helpers)
@@ -192,6 +193,12 @@ class _FedMatch(ReplyStrategy):
             return self._saved_up
         sent = self._sent.get(self._client_of(reply))
         return 0 if sent is None else saved_bytes(sent, reply.arrays[protocol.ARRAYS])
+
+    def _forget_other_networks(self, names: Collection[str]) -> None:
+        """Forget all that clients sent of a network with other weights, which was that of another method's phase."""
+        if any(own.keys() - names for own in (*self._psi.values(), *self._held.values())):
+            self._psi, self._outputs, self._helpers, self._held = {}, {}, {}, {}
+            self._saved_up = 0
 
     def _client_of(self, reply: Reply) -> int:
         return self.cohorts.census.client_at[reply.node]

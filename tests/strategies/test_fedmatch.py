@@ -147,6 +147,21 @@ def test_a_client_that_took_no_step_is_nobodys_helper():
     assert set(told(configured(strategy, 2)).values()) == {None}
 
 
+def test_a_phase_with_another_network_begins_without_helpers():
+    """A strategy outlives the phase: psi of the last phase's clients is of no use, and goes to nobody."""
+    strategy = built(delta_threshold=0.5)
+    configured(strategy, 1)
+    concluded(strategy, 1)
+    assert None not in told(configured(strategy, 2)).values()
+    other = {"w": np.ones(4, F32)}
+    messages = configured(strategy, 3, other)
+    assert not any("extra.helpers" in message.content for message in messages)
+    assert strategy.numbers() == {"helpers": 0.0}
+    kept = strategy.kept()
+    assert set(kept) == {"saved/up"}
+    assert int(kept["saved/up"]) == 0
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_a_restored_strategy_goes_on_as_if_it_had_never_stopped(threshold):
     first = built(helper_interval=3, delta_threshold=threshold)
