@@ -48,6 +48,8 @@ the model of the last phase as a frozen teacher         a ``phase`` slot with th
                                                         travels once; `earlier.teacher_logits` during the steps
 a network made from the last phase's network            `builds_on_previous`, `network_after`
 other weights of the last phase to start from           `comes_from`; `check_carried` says what must be among them
+weights that mean something to other methods only       `handed_on`
+together, for a phase that follows
 ======================================================= ==========================================================
 """
 
@@ -55,8 +57,9 @@ import functools
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -72,6 +75,9 @@ from fedssl.models.base import Classifier, WithFeatures
 
 FORWARD = 1 / 3
 """Work of a pass without gradients as a share of a pass with gradients, whose backward half takes about twice as long."""
+
+Weight = TypeVar("Weight", Tensor, npt.NDArray[Any])
+"""A weight of a network, as torch or as numpy holds it."""
 
 View = str
 """How an image is shown: the name of a section ``[augment.NAME]``, such as ``"weak"``, ``"strong"`` or ``"contrast"``;
@@ -482,6 +488,17 @@ class Method(Plugin):
                 here, in both networks, whatever module each method puts its classifier into.
         """
         return key
+
+    def handed_on(self, weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
+        """Return the weights that a phase after one of this method may start from, by name; by default they are the same.
+
+        A method whose network is not the classifier and weights beside it adds the classifier's weights, by their names in
+        the classifier.
+
+        Args:
+            weights: The shared weights of the network, as tensors or arrays.
+        """
+        return weights
 
     def check_carried(self, carried: Collection[str], begun: Collection[str]) -> None:
         """Raise `InputError` if a phase after another cannot start from what it takes over; by default it can.

@@ -5,7 +5,7 @@ arXiv:2006.12097.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,9 +16,20 @@ from torch import Tensor, nn
 from fedssl.core.errors import InputError
 from fedssl.core.slots import Slot, State, Tensors
 from fedssl.data.shard import ImageSpec
-from fedssl.methods.base import FORWARD, Batch, Fresh, Learner, Loss, Method, Progress, View, Views
+from fedssl.methods.base import (
+    FORWARD,
+    Batch,
+    Fresh,
+    Learner,
+    Loss,
+    Method,
+    Progress,
+    View,
+    Views,
+    Weight,
+)
 from fedssl.methods.functional import call_with, kl_divergence, widen_half_precision
-from fedssl.methods.sigma_psi import PSI, SigmaAlone, SigmaPsi, key_of_psi
+from fedssl.methods.sigma_psi import PSI, SigmaAlone, SigmaPsi, key_of_psi, sums_of_halves
 from fedssl.models.base import Classifier
 from fedssl.models.modes import evaluation_mode
 
@@ -136,6 +147,10 @@ class FedMatch(Method):
     def is_sent_back(self, name: str) -> bool:
         """Keep sigma at the server if the server trains it."""
         return self.labels == "clients" or name.startswith(PSI)
+
+    def handed_on(self, weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
+        """Add sigma + psi, as it counts in evaluation mode, so that a phase with another method goes on from it."""
+        return {**weights, **sums_of_halves(weights, self.psi_cutoff)}
 
     def check_carried(self, carried: Collection[str], begun: Collection[str]) -> None:
         """Refuse to follow a phase with another method: psi would begin as a share of weights that are not sigma.

@@ -1,13 +1,17 @@
 """A classifier whose every weight is a sum sigma + psi: FedMatch's decomposition, in which each half learns alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedssl.core.slots import Tensors
+from fedssl.methods.base import Weight
 from fedssl.models.base import Classifier, WithFeatures
+
+SIGMA = "sigma."
+"""The keys of the classifier's parameters and buffers in the state dict of `SigmaPsi` begin with this prefix."""
 
 PSI = "psi."
 """The keys of psi's parameters in the state dict of `SigmaPsi` begin with this prefix."""
@@ -93,6 +97,22 @@ class SigmaAlone(nn.Module):
 def key_of_psi(name: str) -> str:
     """Return the key in `SigmaPsi`'s state dict of psi's half of the classifier's parameter of this name."""
     return f"{PSI}{_name_in_psi(name)}"
+
+
+def sums_of_halves(weights: Mapping[str, Weight], cutoff: float) -> dict[str, Weight]:
+    """Return the classifier's weights sigma + psi, and its buffers, by their names in the classifier.
+
+    Args:
+        weights: The state dict of a `SigmaPsi`, as tensors or arrays.
+        cutoff: Entries of psi whose absolute value is at most this count as 0.
+    """
+    found = {}
+    for key, sigma in weights.items():
+        name = key.removeprefix(SIGMA)
+        if name != key:
+            psi = weights.get(key_of_psi(name))
+            found[name] = sigma if psi is None else sigma + psi * (abs(psi) > cutoff)
+    return found
 
 
 def _name_in_psi(name: str) -> str:

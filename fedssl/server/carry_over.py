@@ -22,7 +22,7 @@ class CarryOver:
     """Which weights of the last phase's network the weights of a phase's network start from.
 
     Args:
-        sources: Name in the phase's network -> name in the last phase's network.
+        sources: Name in the phase's network -> name in what the last phase's method hands on (`Method.handed_on`).
         begun: Names of the weights that begin anew.
         keeps_names: Whether each weight whose name the last network has too starts from the weight of that name. If not,
             what a strategy remembers of its names belongs to other weights.
@@ -52,21 +52,24 @@ def carry_over(settings: ClientSettings, network: nn.Module, previous: Previous)
     method = settings.method
     own = shared_weights(network, method)
     last = shared_weights(previous.network, settings.previous.method)
+    offered = settings.previous.method.handed_on(last)
     short = {
         name: key for key, name in classifier_names(method.classifier(network), network).items()
     }
     whole = classifier_names(previous.classifier, previous.network)
     sources = {}
     for name, tensor in own.items():
-        source = _source(method.comes_from(short.get(name, name)), whole, last)
-        if source is not None and last[source].shape == tensor.shape:
+        source = _source(method.comes_from(short.get(name, name)), whole, offered)
+        if source is not None and offered[source].shape == tensor.shape:
             sources[name] = source
     begun = tuple(name for name in own if name not in sources)
     method.check_carried(
         [short.get(name, name) for name in sources], [short.get(name, name) for name in begun]
     )
     _check_head(settings, [short.get(name, name) for name in begun], previous)
-    keeps_names = all(sources.get(name) == name for name in own if name in last)
+    keeps_names = all(sources.get(name) == name for name in own if name in last) and all(
+        source in last for source in sources.values()
+    )
     return CarryOver(sources, begun, keeps_names)
 
 
@@ -78,7 +81,7 @@ def _source(
     Args:
         wanted: What `Method.comes_from` returned.
         whole: Name in the last phase's classifier -> name in its network.
-        last: The last phase's shared weights.
+        last: The weights that the last phase's method hands on.
     """
     names = (wanted,) if isinstance(wanted, str) else wanted or ()
     return next((whole.get(name, name) for name in names if whole.get(name, name) in last), None)

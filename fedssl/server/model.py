@@ -65,14 +65,18 @@ class ModelKeeper:
         model = self.model
         carried = None if previous is None else carry_over(settings, network, previous)
         sources = {} if carried is None else carried.sources
+        last = None if settings.previous is None else settings.previous.method
+        arrays, averages = (
+            own if last is None else last.handed_on(own) for own in (model.arrays, model.ema)
+        )
         protocol.load_network(
-            network, {name: model.arrays[old] for name, old in sources.items()}, sources
+            network, {name: arrays[old] for name, old in sources.items()}, sources
         )
         fresh = {
             name: tensor.detach().numpy().copy()
             for name, tensor in shared_weights(network, settings.method).items()
         }
-        ema = {n: model.ema[sources[n]] if n in sources else a for n, a in fresh.items()}
+        ema = {n: averages[sources[n]] if n in sources else a for n, a in fresh.items()}
         classifier = None if previous is None else previous.classifier
         state = initial_state(settings.recipe, network, spec, "server", classifier)
         self.model = GlobalModel(fresh, ema, state)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from fedssl.app.simulation import check_experiment
 from fedssl.clients.client_app import app
@@ -18,6 +19,7 @@ from fedssl.methods.base import FORWARD
 from fedssl.record.rows import Observer
 from fedssl.server.app import serve
 from fedssl.server.carry_over import carry_over, last_network
+from fedssl.server.model import ModelKeeper
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.server_optimizer import OptimizingStrategy
 from tests.helpers import CHAIN, federation_of, kept_states, small_experiment
@@ -121,6 +123,28 @@ def test_a_second_fine_tuning_keeps_the_layer_of_the_projection_head():
     assert set(carried(*chain[:2], {"rounds": 1, "method": from_features}).begun) == {
         "head.weight", "head.bias",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["fixmatch", "simclr"])
+def test_a_phase_after_fedmatch_goes_on_from_the_sum_of_its_halves(kind):
+    """No name of the classifier is one of sigma or psi, and neither half alone is the classifier that was trained."""
+    plans = phased(
+        {"rounds": 1, "method": {"kind": "fedmatch"}, "strategy": {"kind": "fedmatch"}},
+        {"rounds": 1, "method": {"kind": kind}, "strategy": {"kind": "fedmatch"}},
+    ).plans
+    spec, keeper = federation_of(small_experiment()).data.spec, ModelKeeper()
+    keeper.begin_phase(plans[0], plans[0].build_network(spec), spec, None)
+    halves = last_network(plans[1], spec, keeper.model.arrays)
+    network = plans[1].build_network(spec)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    taken = keeper.begin_phase(plans[1], network, spec, halves)
+    classifier = plans[1].method.classifier(network).eval()
+    images = torch.rand(3, *spec.shape)
+    torch.testing.assert_close(classifier(images), halves.classifier(images))
+    assert all(np.array_equal(keeper.model.ema[n], keeper.model.arrays[n]) for n in taken.sources)
+    assert not taken.keeps_names
+    assert not any(name.startswith(("trunk.", "head.")) for name in taken.begun)
 
 
 TUNED = {"rounds": 1, "method": {"kind": "fine_tune"}}
