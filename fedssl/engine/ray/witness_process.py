@@ -33,6 +33,9 @@ GRACE = 0.5
 Agents are the exception: they outlive the run's process by a second, so a dead agent is a cause.
 """
 
+LOOK_AGAIN = 0.5
+"""Agents of a raylet that have not started yet are looked for again after this many seconds."""
+
 PATIENCE = 20.0
 """Ray's processes get this many seconds to end after the run's process has ended; then their folder is removed."""
 
@@ -43,6 +46,8 @@ class Watched:
     def __init__(self) -> None:
         self.alive: dict[int, str] = {}
         """Names of the living processes, by their descriptors."""
+        self._raylet: int | None = None
+        self._missing: set[str] = set()
         self._first: list[str] = []
         self._died_at = 0.0
 
@@ -52,9 +57,23 @@ class Watched:
             return
         for name, pid in processes.items():
             if name == "raylet":
-                for agent, child in _find_agents(pid):
-                    self._add(agent, child)
+                self._raylet, self._missing = pid, set(AGENTS.values())
             self._add(name, pid)
+        self.look()
+
+    def look(self) -> None:
+        """Watch the raylet's agents that have started since the last look; on a busy machine, they start late."""
+        if self._raylet is None or not self._missing:
+            return
+        for agent, pid in _find_agents(self._raylet):
+            if agent in self._missing:
+                self._missing.remove(agent)
+                self._add(agent, pid)
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which `look` may find an agent; None if there is none to look for."""
+        return LOOK_AGAIN if self._missing and not self._first else None
 
     def take(self, descriptors: list[int]) -> None:
         """Note that the processes behind some descriptors have ended."""
@@ -108,7 +127,8 @@ def watch(watched: Watched) -> dict[str, Any] | None:
     known: dict[str, Any] = {}
     unread = b""
     while True:
-        readable, _, _ = select.select([0, *watched.alive], [], [])
+        readable, _, _ = select.select([0, *watched.alive], [], [], watched.patience)
+        watched.look()
         data = os.read(0, 1 << 16) if 0 in readable else b""
         if 0 in readable and not data:
             return known

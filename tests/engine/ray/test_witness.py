@@ -69,6 +69,27 @@ def test_a_process_of_rays_that_died_first_is_named(run, tmp_path):
     assert "raylet" in failures(run)[0]["reason"]
 
 
+def test_an_agent_that_starts_after_its_raylet_is_watched_too(run, tmp_path):
+    """On a busy machine, the agents start seconds after the raylet, which ends when an agent dies."""
+    done = ended_run(
+        tmp_path,
+        """
+        script = 'sleep 1; sh -c "sleep 60; true" dashboard/agent.py & echo $!; wait'
+        late = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+        with witness.recording(record):
+            witness.tell({"processes": {"raylet": late.pid}})
+            agent = int(late.stdout.readline())
+            time.sleep(1.5)
+            os.kill(agent, signal.SIGKILL)
+            time.sleep(0.5)
+            os.killpg(late.pid, signal.SIGKILL)
+            raylet.kill()
+            os._exit(1)
+        """,
+    )
+    assert b"Ray's dashboard agent died" in done.stderr
+
+
 @pytest.mark.parametrize("last", ["failed", "ended"])
 def test_a_run_that_has_said_how_it_ended_says_so_once(run, tmp_path, last):
     line = json.dumps({"event": last, "reason": "an earlier one"}) + "\n"
