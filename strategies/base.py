@@ -20,6 +20,7 @@ from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.experiment.experiment import PhasePlan
+from fedssl.methods.base import Method
 from fedssl.strategies.keeping import read_attributes, write_attributes
 from fedssl.training.correction import WithClientHalf
 
@@ -57,6 +58,14 @@ class Strategy(WithClientHalf):
 
         Args:
             cohorts: The clients of the run, and how many of them take part in a round.
+        """
+
+    def check(self, method: Method, arrays: NamedArrays) -> None:
+        """Raise `InputError` if the strategy cannot work with a method; by default it can.
+
+        Args:
+            method: The method of the phase.
+            arrays: The arrays that the server would send to the phase's clients in the first round.
         """
 
 

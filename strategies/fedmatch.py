@@ -16,11 +16,14 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.replies import Reply
 from fedssl.exchange.sums import WeightedSum, cohort_mean
+from fedssl.methods.base import Method
 from fedssl.methods.fedmatch import HELPERS, OUTPUTS
+from fedssl.methods.fedmatch import FedMatch as ClientHalf
 from fedssl.methods.sigma_psi import PSI
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.by_replies import ReplyStrategy
@@ -88,6 +91,19 @@ class FedMatch(Strategy):
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
         """Return the strategy that runs a phase."""
         return _FedMatch(self, cohorts)
+
+    def check(self, method: Method, arrays: NamedArrays) -> None:
+        """Refuse to send more helpers than the clients' method listens to.
+
+        Raises:
+            InputError: ``num_helpers`` is larger than that of the method.
+        """
+        if isinstance(method, ClientHalf) and self.num_helpers > method.num_helpers:
+            raise InputError(
+                "strategy.num_helpers",
+                f"is {self.num_helpers}, but method.num_helpers is {method.num_helpers}, and clients listen to no more",
+                "set method.num_helpers and strategy.num_helpers to one number",
+            )
 
 
 class _FedMatch(ReplyStrategy):

@@ -21,6 +21,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.replies import Reply
 from fedssl.exchange.sums import Double, as_type, cohort_mean
+from fedssl.methods.base import Method
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.by_replies import ReplyStrategy
 from fedssl.strategies.rscfed import weighted_mean
@@ -72,6 +73,14 @@ class ProxyFL(Strategy):
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
         """Return the strategy that runs a phase."""
         return _ProxyFL(self, cohorts)
+
+    def check(self, method: Method, arrays: NamedArrays) -> None:
+        """Refuse a network that has no proxies to tune.
+
+        Raises:
+            InputError: The network has no classifier with a linear layer, or several.
+        """
+        proxies_in(arrays)
 
 
 class _ProxyFL(ReplyStrategy):

@@ -31,11 +31,12 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
 from fedssl.server.carry_over import check_network
 from fedssl.server.evaluation import check_evaluator
-from fedssl.server.phase import check_sent_back
+from fedssl.server.phase import check_strategy
 from fedssl.server.privacy import check_privacy
 from fedssl.server.server_training import (
     check_all_rates,
     check_client_labels,
+    check_left_weights,
     check_server_method,
     check_statistics,
 )
@@ -182,10 +183,11 @@ def check_phases(experiment: Experiment, federation: Federation) -> None:
             network = check_network(phase, federation.data.spec)
         check_privacy(phase, network)
         check_all_rates(phase, network)
-        check_sent_back(phase, network)
+        check_strategy(phase, network)
         KeptStrategy(strategy_of(phase).build(cohorts_of(phase, census))).kept()
         check_server_method(phase)
         check_client_labels(phase, census, is_first=number == 0)
+        check_left_weights(phase, network)
         check_statistics(phase, network)
         with _within_phase(number if experiment.phases else None):
             check_evaluator(phase, federation)

@@ -48,8 +48,7 @@ the model of the last phase as a frozen teacher         a ``phase`` slot with th
                                                         travels once; `earlier.teacher_logits` during the steps
 a network made from the last phase's network            `builds_on_previous`, `network_after`
 other weights of the last phase to start from           `comes_from`; `check_carried` says what must be among them
-weights that mean something to other methods only       `handed_on`
-together, for a phase that follows
+a classifier made of several weights, for a later phase `handed_on`
 ======================================================= ==========================================================
 """
 

@@ -45,7 +45,7 @@ class SAGE(BothLabelers):
     )
     half_trust: float = Field(
         0.05,
-        gt=0,
+        ge=1e-6,
         description="difference of the two confidences at which the two labels count alike; kappa is ln 2 over this",
     )
     unlabeled_ratio: int = Field(2, ge=1, description="mu, unlabeled images for each labeled one")

@@ -15,7 +15,7 @@ from fedssl.exchange.census import Census
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.system.devices import Floats
 from fedssl.server.carry_over import shared_weights
-from fedssl.strategies.base import SeededStrategy
+from fedssl.strategies.base import SeededStrategy, strategy_of
 from fedssl.strategies.by_replies import ReplyStrategy
 from fedssl.strategies.by_sums import SumStrategy
 from fedssl.strategies.flwr import Flwr
@@ -89,8 +89,10 @@ class Phase:
         return sorted(messages, key=lambda m: -self.work[client_at[m.metadata.dst_node_id]])
 
 
-def check_sent_back(phase: PhasePlan, network: nn.Module) -> None:
-    """Refuse a strategy of Flower's if the method lets weights stay at the server: it needs every array in every reply.
+def check_strategy(phase: PhasePlan, network: nn.Module) -> None:
+    """Refuse a strategy that cannot work with the method or its network.
+
+    A strategy of Flower's needs every array in every reply.
 
     Args:
         phase: The experiment as it stands in the phase.
@@ -99,12 +101,10 @@ def check_sent_back(phase: PhasePlan, network: nn.Module) -> None:
     Raises:
         InputError: The method and the strategy do not fit.
     """
-    method = phase.method
-    stays = [
-        name
-        for name in shared_weights(network, method)
-        if name not in weights_sent_back(network, method)
-    ]
+    method, shared = phase.method, shared_weights(network, phase.method)
+    strategy_of(phase).check(method, {name: t.detach().numpy() for name, t in shared.items()})
+    sent_back = weights_sent_back(network, method)
+    stays = [name for name in shared if name not in sent_back]
     if stays and isinstance(phase.strategy, Flwr):
         raise InputError(
             "strategy.kind",

@@ -31,7 +31,7 @@ from fedssl.server.evaluation import check_evaluator
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
-from fedssl.server.phase import Phase, check_sent_back
+from fedssl.server.phase import Phase, check_strategy
 from fedssl.server.phase_state import PhaseState
 from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
@@ -166,7 +166,7 @@ class ServerRun:
         network = experiment.build_network(self._spec)
         check_privacy(experiment, network)
         check_all_rates(experiment, network)
-        check_sent_back(experiment, network)
+        check_strategy(experiment, network)
         cohorts.sample = experiment.federation.sample
         if done == 0:
             self._begin_phase(index, network, cohorts)

@@ -20,7 +20,9 @@ from fedssl.exchange.sums import is_finite
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.methods.base import Method
 from fedssl.models.static_norm import StaticBatchNorm
+from fedssl.server.carry_over import shared_weights
 from fedssl.training.learn import learn
+from fedssl.training.network import weights_sent_back
 from fedssl.training.parameter_groups import check_rates
 
 PRIVATE = "(private)"
@@ -180,6 +182,27 @@ def check_client_labels(phase: PhasePlan, census: Census, *, is_first: bool) -> 
             "method.kind",
             f"is {phase.method.kind!r}, whose teacher learns from labels at the clients, but no client holds labels",
             "set federation.labels.kind = 'at_clients', or let a phase with another method come first",
+        )
+
+
+def check_left_weights(phase: PhasePlan, network: nn.Module) -> None:
+    """Refuse a method whose clients leave weights to a server that does not train.
+
+    Args:
+        phase: The experiment as it stands in the phase.
+        network: The network that clients train.
+
+    Raises:
+        InputError: Some shared weights do not come back from the clients, and the server has no labels to train them with.
+    """
+    method = phase.method
+    sent_back = weights_sent_back(network, method)
+    left = [name for name in shared_weights(network, method) if name not in sent_back]
+    if left and not phase.server_trains:
+        raise InputError(
+            "federation.labels.kind",
+            f"gives the server no labels to train with, but clients of {method.kind} leave {left[0]!r} to the server",
+            "set federation.labels.kind = 'at_server', or let the clients train all weights (method.labels = 'clients')",
         )
 
 
