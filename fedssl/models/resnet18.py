@@ -7,18 +7,9 @@ CIFAR-10 networks (section 4.2), the blocks are those of their ImageNet network 
 from collections.abc import Sequence
 
 from pydantic import Field, model_validator
-from torch import nn
 
-from fedssl.models.base import (
-    Classifier,
-    Model,
-    Norm,
-    check_groups,
-    conv_layer,
-    init_he,
-    norm_layer,
-)
-from fedssl.models.basic_block import BasicBlock
+from fedssl.models.base import Classifier, Model, Norm, check_groups
+from fedssl.models.residual import residual_network
 
 
 class ResNet18(Model):
@@ -41,20 +32,11 @@ class ResNet18(Model):
 
         The last three pairs halve the image; an image of one pixel stays as it is.
         """
-        channels = self.width
-        layers: list[nn.Module] = [
-            conv_layer(image_shape[0], channels, 3, self.norm),
-            norm_layer(self.norm, channels, self.groups),
-            nn.ReLU(inplace=True),
-        ]
-        for pair in range(4):
-            out = self.width * 2**pair
-            layers += [
-                BasicBlock(channels, out, 1 if pair == 0 else 2, self.norm, self.groups),
-                BasicBlock(out, out, 1, self.norm, self.groups),
-            ]
-            channels = out
-        trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
-        init_he(network)
-        return network
+        return residual_network(
+            image_shape,
+            num_classes,
+            depths=(2, 2, 2, 2),
+            width=self.width,
+            norm=self.norm,
+            groups=self.groups,
+        )

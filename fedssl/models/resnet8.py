@@ -9,18 +9,9 @@ its protocol report figures of a ResNet-8.
 from collections.abc import Sequence
 
 from pydantic import Field, model_validator
-from torch import nn
 
-from fedssl.models.base import (
-    Classifier,
-    Model,
-    Norm,
-    check_groups,
-    conv_layer,
-    init_he,
-    norm_layer,
-)
-from fedssl.models.basic_block import BasicBlock
+from fedssl.models.base import Classifier, Model, Norm, check_groups
+from fedssl.models.residual import residual_network
 
 
 class ResNet8(Model):
@@ -44,18 +35,11 @@ class ResNet8(Model):
 
         The last two blocks halve the image; an image of one pixel stays as it is.
         """
-        channels = self.width
-        layers: list[nn.Module] = [
-            conv_layer(image_shape[0], channels, 3, self.norm),
-            norm_layer(self.norm, channels, self.groups),
-            nn.ReLU(inplace=True),
-        ]
-        for stage in range(3):
-            out = self.width * 2**stage
-            stride = 1 if stage == 0 else 2
-            layers.append(BasicBlock(channels, out, stride, self.norm, self.groups))
-            channels = out
-        trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        network = Classifier(trunk, nn.Linear(channels, num_classes), channels)
-        init_he(network)
-        return network
+        return residual_network(
+            image_shape,
+            num_classes,
+            depths=(1, 1, 1),
+            width=self.width,
+            norm=self.norm,
+            groups=self.groups,
+        )
