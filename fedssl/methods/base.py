@@ -182,6 +182,14 @@ class Progress:
         """Share of the phase that is over, in [0, 1]."""
         return min(1.0, self.global_step / max(1, self.num_rounds * self.num_steps))
 
+    def is_within(self, share: float) -> bool:
+        """Say whether the round is one of the phase's first rounds, such as those of a warm-up.
+
+        Args:
+            share: Share of the phase's rounds, in [0, 1]; a round counts that begins before this share is over.
+        """
+        return (self.round - 1) / self.num_rounds < share
+
 
 @dataclass(frozen=True)
 class Loss:

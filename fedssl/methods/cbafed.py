@@ -138,14 +138,10 @@ class CBAFed(SemiSupervised):
         classes = torch.zeros_like(fresh.shard.labels)
         return {"classes": classes, "reason": torch.zeros_like(classes)}
 
-    def is_warming_up(self, progress: Progress) -> bool:
-        """Say whether a round belongs to the warm-up."""
-        return (progress.round - 1) / progress.num_rounds < self.warm_up
-
     def begin(self, learner: Learner) -> None:
         """Label a weak view of every unlabeled image in evaluation mode, unless clients are warming up."""
         hidden = (learner.shard.labels < 0).nonzero().squeeze(1)
-        if len(hidden) == 0 or self.is_warming_up(learner.progress):
+        if len(hidden) == 0 or learner.progress.is_within(self.warm_up):
             return
         labels = learner.state[LABELS]
         shares = shares_of_ten(learner.state[COUNTS]["classes"])
@@ -161,13 +157,13 @@ class CBAFed(SemiSupervised):
         return Pools(
             learner.shard.labeled.repeat(self.labeled_passes),
             learner.state[LABELS]["reason"].nonzero().squeeze(1),
-            gives_pseudo_labels=not self.is_warming_up(learner.progress),
+            gives_pseudo_labels=not learner.progress.is_within(self.warm_up),
         )
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
         """Return CE(y, p(weak)) + lambda_u CE(pseudo-label, p(weak')); a term without images is 0."""
         total = supervised_loss(network, batch.labeled[0], batch.labels)
-        if self.is_warming_up(progress):
+        if progress.is_within(self.warm_up):
             return Loss(total)
         labels = state[LABELS]
         classes = labels["classes"][batch.unlabeled_ids]

@@ -177,7 +177,7 @@ class DivideMix(SemiSupervised):
 
     def is_warming_up(self, progress: Progress) -> bool:
         """Say whether a round belongs to the warm-up."""
-        return (progress.round - 1) / progress.num_rounds < self.warm_up
+        return progress.is_within(self.warm_up)
 
     def weight_at(self, progress: Progress) -> float:
         """Return lambda_u at a step: it grows linearly after the warm-up."""

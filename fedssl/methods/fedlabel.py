@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from fedssl.core.slots import State
 from fedssl.methods.base import FORWARD, Batch, Loss, Progress
-from fedssl.methods.functional import kl_divergence, supervised_loss, widen_half_precision
+from fedssl.methods.functional import (
+    kl_divergence,
+    mean_where,
+    supervised_loss,
+    widen_half_precision,
+)
 from fedssl.methods.labeling import BothLabelers, predict_received
 
 Measure = Literal["variance", "entropy"]
@@ -88,20 +93,16 @@ class FedLabel(BothLabelers):
         is_own = own >= other
         confidence, labels = torch.where(is_own.unsqueeze(1), local, received).max(1)
         mask = (confidence >= self.threshold).to(confidence.dtype)
-        if self.is_warming_up(progress):
+        if progress.is_within(self.warm_up):
             mask = torch.zeros_like(mask)
         # Learn the labels, and stay near the received model where both models name the same class.
         agree = (local.argmax(1) == received.argmax(1)).to(mask.dtype)
-        hard = mean_over(F.cross_entropy(network(strong), labels, reduction="none"), mask)
+        hard = mean_where(F.cross_entropy(network(strong), labels, reduction="none"), mask)
         apart = alike(own, other) * kl_divergence(received, logits)
-        unlabeled = hard + self.consistency_weight * mean_over(apart, mask * agree)
+        unlabeled = hard + self.consistency_weight * mean_where(apart, mask * agree)
         total = supervised + self.unlabeled_weight * unlabeled
         numbers = {"agreement": agree.mean(), "received_share": (~is_own).float().mean()}
         return Loss(total, labels, mask, numbers=numbers)
-
-    def is_warming_up(self, progress: Progress) -> bool:
-        """Say whether a round belongs to the warm-up."""
-        return (progress.round - 1) / progress.num_rounds < self.warm_up
 
 
 def sureness(probs: Tensor, measure: Measure) -> Tensor:
@@ -121,8 +122,3 @@ def alike(first: Tensor, second: Tensor) -> Tensor:
     """Return the smaller of two models' `sureness` over the larger, in [0, 1], shape (B,); 0 where both are 0."""
     larger = torch.maximum(first, second)
     return torch.minimum(first, second) / larger.clamp(min=torch.finfo(larger.dtype).tiny)
-
-
-def mean_over(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values (B,) whose mask is 1; 0 if there is none."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)

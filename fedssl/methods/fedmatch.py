@@ -28,7 +28,7 @@ from fedssl.methods.base import (
     Views,
     Weight,
 )
-from fedssl.methods.functional import call_with, kl_divergence, widen_half_precision
+from fedssl.methods.functional import call_with, kl_divergence, mean_where, widen_half_precision
 from fedssl.methods.sigma_psi import PSI, SigmaAlone, SigmaPsi, key_of_psi, sums_of_halves
 from fedssl.models.base import Classifier
 from fedssl.models.modes import evaluation_mode
@@ -69,6 +69,8 @@ class FedMatch(Method):
     - The code makes psi 0.2 times sigma, element by element, before the first round. So training begins at 1.2 sigma.
     - The code shows strong views and asks helpers for confident images only. Here all images of the batch are shown, and
       the others do not count. So a normalization by batch statistics sees whole batches.
+    - A client answers the noise image in evaluation mode, where small entries of psi count as 0; the official server takes
+      all of psi.
     - Helpers predict in evaluation mode, with the client's running statistics. The paper's network has none.
     - The code's learning rate falls when a client's loss on shared validation images no longer falls. Here it is the
       schedule of ``[train]``. The code never adds the weight decay that it declares: set ``train.weight_decay = 0``.
@@ -261,7 +263,7 @@ class FedMatch(Method):
         each = F.cross_entropy(network.logits(strong, "psi"), votes, reduction="none")
         for other in others:
             each = each + kl_divergence(other, logits) / len(others)
-        consistency = (confident * each).sum() / confident.sum().clamp(min=1)
+        consistency = mean_where(each, confident)
         total = self.consistency_weight * consistency + self._penalty(network)
         return _Unlabeled(total, votes, confident)
 

@@ -56,6 +56,18 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     return (per_example * mask).mean()
 
 
+def mean_where(values: Tensor, mask: Tensor, *, of_all: bool = False) -> Tensor:
+    """Return the mean of the values whose mask is 1, a scalar; 0 if there is none.
+
+    Args:
+        values: Shape (B,).
+        mask: Bool, or 0 and 1, shape (B,).
+        of_all: Whether the sum is divided by the number of all values.
+    """
+    count = max(1, len(values)) if of_all else mask.sum().clamp(min=1)
+    return (values * mask).sum() / count
+
+
 def probability_mse(logits: Tensor, target_probs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the squared distance of softmax outputs to targets, mean over classes and over all B examples.
 

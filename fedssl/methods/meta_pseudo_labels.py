@@ -187,7 +187,7 @@ class MetaPseudoLabels(SemiSupervised):
 
     def is_waiting(self, progress: Progress) -> bool:
         """Say whether the student does not learn yet."""
-        return (progress.round - 1) / progress.num_rounds < self.wait
+        return progress.is_within(self.wait)
 
     def step(self, learner: Learner, batch: Batch) -> Loss:
         """Take a step of the student, and then a step of the teacher with the student's feedback.

@@ -36,7 +36,7 @@ class WithProxyHeads(Projected):
 
     def proxies(self) -> Tensor:
         """Return the embeddings of the proxies: unit vectors (C, width)."""
-        return unit_vectors(self.proxy_projection(proxies_in(self.classifier)))
+        return unit_vectors(self.proxy_projection(proxies_of(self.classifier)))
 
 
 class Rows(NamedTuple):
@@ -123,7 +123,7 @@ def contrast_loss(
     return -logits.log_softmax(1)[:, 0]
 
 
-def proxies_in(classifier: Classifier) -> Tensor:
+def proxies_of(classifier: Classifier) -> Tensor:
     """Return the proxies: the rows of the classifier's last layer, (C, width)."""
     assert isinstance(classifier.head, nn.Linear)
     return classifier.head.weight

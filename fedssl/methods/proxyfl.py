@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedssl.core.errors import InputError
 from fedssl.core.slots import Merge, Slot, State, Tensors
 from fedssl.methods.base import FORWARD, Batch, Fresh, Learner, Loss, Progress
-from fedssl.methods.functional import widen_half_precision
+from fedssl.methods.functional import mean_where, widen_half_precision
 from fedssl.methods.labeling import PseudoLabeling
 from fedssl.methods.projection import Projected
 from fedssl.methods.proxies import (
@@ -24,7 +24,7 @@ from fedssl.methods.proxies import (
     candidate_weights,
     class_sets,
     contrast_loss,
-    proxies_in,
+    proxies_of,
     with_proxy_heads,
 )
 from fedssl.models.base import Classifier
@@ -185,7 +185,7 @@ class ProxyFL(PseudoLabeling):
         seen = Rows(of_weak, sets, batch.unlabeled_ids)
         if self.variant == "paper":
             unlabeled = mean_where(each, is_confident)
-            proxies, weights = proxies_in(classifier), candidate_weights(own, sets, is_confident)
+            proxies, weights = proxies_of(classifier), candidate_weights(own, sets, is_confident)
             contrast = contrast_loss(seen, weights @ proxies, labeled)
             contrast_mean = mean_where(contrast, is_confident) + mean_where(contrast, ~is_confident)
         else:
@@ -205,18 +205,6 @@ class ProxyFL(PseudoLabeling):
         candidates = sets[~is_confident].sum(1, dtype=received.dtype)
         numbers = {"contrast": contrast_mean.detach(), "candidates": candidates.mean()}
         return Loss(total, pseudo_labels, is_confident.to(received.dtype), numbers=numbers)
-
-
-def mean_where(values: Tensor, is_meant: Tensor, *, of_all: bool = False) -> Tensor:
-    """Return the mean of the values that are meant, a scalar; 0 if none is.
-
-    Args:
-        values: Shape (B,).
-        is_meant: Bool (B,).
-        of_all: Whether the sum is divided by the number of all values.
-    """
-    count = len(values) if of_all else int(is_meant.sum())
-    return (values * is_meant).sum() / max(1, count)
 
 
 def next_prior(prior: Tensor, counts: Tensor, decay: float) -> Tensor:

@@ -191,7 +191,7 @@ class UPS(SemiSupervised):
             torch.cat([getattr(part, name) for part in found])
             for name in ("classes", "spread", "is_positive", "negative")
         )
-        if (learner.progress.round - 1) / learner.progress.num_rounds < self.balance:
+        if learner.progress.is_within(self.balance):
             num_classes = learner.shard.spec.num_classes
             kept = keep_certain(classes, spread, positive, num_classes, self.least_per_class)
             # As in the official code, an image that loses its positive label by balancing may get negative ones.

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from fedssl.core.errors import InputError
 from fedssl.methods import functional as pieces
 from fedssl.methods.base import FORWARD, METHODS, Progress
-from fedssl.methods.fedlabel import FedLabel, alike, mean_over, sureness
+from fedssl.methods.fedlabel import FedLabel, alike, sureness
+from fedssl.methods.functional import mean_where
 from tests.methods.examples import PROGRESS, batch_for, linear, state_of, stream
 
 MEASURES = ["variance", "entropy"]
@@ -152,8 +153,8 @@ def test_two_models_that_know_nothing_differ_by_nothing():
 
 def test_a_mean_over_nobody_is_nothing():
     values = torch.tensor([1.0, 2.0, 6.0])
-    assert mean_over(values, torch.zeros(3)) == 0
-    assert mean_over(values, torch.tensor([0.0, 1.0, 1.0])) == 4
+    assert mean_where(values, torch.zeros(3)) == 0
+    assert mean_where(values, torch.tensor([0.0, 1.0, 1.0])) == 4
     method, arguments = scripted(("nobody is confident",))
     total = method.loss(*arguments).total
     assert total == 0

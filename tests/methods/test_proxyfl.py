@@ -15,7 +15,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.methods import proxyfl as module
 from fedssl.methods.fixmatch import FixMatch
-from fedssl.methods.functional import call_with, predict, snapshot
+from fedssl.methods.functional import call_with, mean_where, predict, snapshot
 from fedssl.methods.proxies import (
     Rows,
     WithProxyHeads,
@@ -23,7 +23,7 @@ from fedssl.methods.proxies import (
     class_sets,
     contrast_loss,
 )
-from fedssl.methods.proxyfl import ProxyFL, mean_where, next_prior
+from fedssl.methods.proxyfl import ProxyFL, next_prior
 from fedssl.models.base import Classifier
 from fedssl.server.app import serve
 from tests.helpers import federation_of, small_experiment
