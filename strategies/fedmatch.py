@@ -20,7 +20,7 @@ from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.replies import Reply
-from fedssl.exchange.sums import WeightedSum, cohort_mean
+from fedssl.exchange.sums import cohort_mean, weighted_mean
 from fedssl.methods.base import Method
 from fedssl.methods.fedmatch import HELPERS, OUTPUTS
 from fedssl.methods.fedmatch import FedMatch as ClientHalf
@@ -191,12 +191,8 @@ class _FedMatch(ReplyStrategy):
             self._remember(reply)
         if self._settings.delta_threshold:
             self._note_changes(counted)
-        total = WeightedSum(len(counted))
-        for place, reply in enumerate(counted):
-            total.add(place, reply.arrays[protocol.ARRAYS], 1.0)
-        sums, weight = total.result()
-        assert sums is not None
-        return cohort_mean(sums, weight, arrays)
+        models = [reply.arrays[protocol.ARRAYS] for reply in counted]
+        return cohort_mean(weighted_mean(models, [1.0] * len(models)), 1.0, arrays)
 
     def bytes_saved_down(self, client: int) -> int:
         """Return the bytes of the entries of the model that the client has already."""

@@ -4,7 +4,7 @@ Chen & Wang, "ProxyFL: A Proxy-Guided Framework for Federated Semi-Supervised Le
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,11 +20,10 @@ from fedssl.core.errors import InputError
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.replies import Reply
-from fedssl.exchange.sums import Double, as_type, cohort_mean
+from fedssl.exchange.sums import Double, as_type, cohort_mean, weighted_mean
 from fedssl.methods.base import Method
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.by_replies import ReplyStrategy
-from fedssl.strategies.rscfed import weighted_mean
 
 
 class ProxyFL(Strategy):
@@ -92,8 +91,7 @@ class _ProxyFL(ReplyStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the requests of a round, after a check that the network has proxies to tune."""
-        proxies_in(protocol.from_record(arrays))
+        """Return the requests of a round; a round in which no reply counts measures nothing."""
         self._numbers = {}
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -137,9 +135,7 @@ def proxies_in(arrays: NamedArrays) -> str:
     Raises:
         InputError: There is no such array, or several.
     """
-    found = [
-        name for name, array in arrays.items() if _is_head(name.split(".")) and array.ndim == 2
-    ]
+    found = [name for name, array in arrays.items() if _is_head(name) and array.ndim == 2]
     if len(found) == 1:
         return found[0]
     raise InputError(
@@ -149,9 +145,12 @@ def proxies_in(arrays: NamedArrays) -> str:
     )
 
 
-def _is_head(parts: Sequence[str]) -> bool:
-    """Return whether a name, cut at its dots, is that of a head's weight and not of something inside a trunk."""
-    return list(parts[-2:]) == ["head", "weight"] and "trunk" not in parts
+def _is_head(name: str) -> bool:
+    """Return whether a name is that of a head's weight, or of a part of it, and not of something inside a trunk."""
+    parts = name.replace(":", ".").split(
+        "."
+    )  # FedMatch's second half of each weight has colons in its name
+    return parts[-2:] == ["head", "weight"] and "trunk" not in parts
 
 
 def tune(

@@ -18,7 +18,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.buffers import without_buffers
 from fedssl.exchange.census import Cohorts
 from fedssl.exchange.replies import Reply
-from fedssl.exchange.sums import Double, Sums, WeightedSum, cohort_mean
+from fedssl.exchange.sums import Double, Sums, cohort_mean, weighted_mean
 from fedssl.strategies.base import Strategy
 from fedssl.strategies.by_replies import ReplyStrategy
 
@@ -150,21 +150,6 @@ def consensus(
     weights *= np.where(is_labeled, settings.labeled_boost, 1.0)
     weights /= weights.sum()
     return Consensus(weighted_mean(models, weights), weights, distances, is_labeled)
-
-
-def weighted_mean(models: Sequence[NamedArrays], weights: Sequence[float] | Double) -> Sums:
-    """Return sum_i w_i theta_i / sum_i w_i in double precision, summed in a fixed tree.
-
-    Args:
-        models: Named arrays; at least one model.
-        weights: Weight of each model, not negative; their sum is above 0.
-    """
-    total = WeightedSum(len(models))
-    for place, (model, weight) in enumerate(zip(models, weights, strict=True)):
-        total.add(place, model, float(weight))
-    sums, weight = total.result()
-    assert sums is not None
-    return {name: array / weight for name, array in sums.items()}
 
 
 def distances_to(mean: Sums, models: Sequence[NamedArrays]) -> Double:

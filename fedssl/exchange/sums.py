@@ -1,7 +1,7 @@
 """Weighted sums of models in a fixed tree, so that the order in which models arrive cannot change a bit."""
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,21 @@ def cohort_mean(
         arXiv:1602.05629, Algorithm 1, with the sampled clients' weights summing to 1.
     """
     return {name: as_type(sums[name] / total_weight, like[name]) for name in like}
+
+
+def weighted_mean(models: Sequence[NamedArrays], weights: Sequence[float] | Double) -> Sums:
+    """Return sum_i w_i theta_i / sum_i w_i in double precision, summed in a fixed tree.
+
+    Args:
+        models: Named arrays; at least one model.
+        weights: Weight of each model, not negative; their sum is above 0.
+    """
+    total = WeightedSum(len(models))
+    for place, (model, weight) in enumerate(zip(models, weights, strict=True)):
+        total.add(place, model, float(weight))
+    sums, weight = total.result()
+    assert sums is not None
+    return {name: array / weight for name, array in sums.items()}
 
 
 def population_mean(

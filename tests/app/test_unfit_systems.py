@@ -29,6 +29,10 @@ UNFIT = {
         },
         "the network has 2 of them",
     ),
+    "proxies that are sums of two halves": (
+        {"method": {"kind": "fedmatch"}, "strategy": {"kind": "proxyfl"}},
+        "the network has 2 of them",
+    ),
     "a step so small that a quotient is not a number": (
         {"method": {"kind": "sage", "half_trust": 1e-50}},
         r"method\.half_trust",

@@ -93,9 +93,10 @@ def describe_state(slots: Sequence[Slot]) -> str:
 
 
 def traffic(method: Method, correction: Correction | None = None) -> float:
-    """Return the size of a round's weights and ``server`` state as a multiple of the plain model's size.
+    """Return the size of the weights and the ``server`` state that a client receives, as a multiple of the plain model's size.
 
-    A client receives as much as it sends. State of other scopes does not travel in every round.
+    A client sends as much, unless the method keeps weights back (`Method.is_sent_back`). Neither state of other scopes nor
+    what a strategy sends to single clients travels in every round, and both are left out.
 
     Args:
         method: Says which weights are shared.
