@@ -147,9 +147,8 @@ def proxies_in(arrays: NamedArrays) -> str:
 
 def _is_head(name: str) -> bool:
     """Return whether a name is that of a head's weight, or of a part of it, and not of something inside a trunk."""
-    parts = name.replace(":", ".").split(
-        "."
-    )  # FedMatch's second half of each weight has colons in its name
+    # In FedMatch's network, the second half of each weight has colons in its name.
+    parts = name.replace(":", ".").split(".")
     return parts[-2:] == ["head", "weight"] and "trunk" not in parts
 
 
