@@ -41,7 +41,8 @@ FAMILIES = {
 """The families that `fedssl list` can list, and their places, so that only the requested family is imported."""
 
 COMMON_NOTES = {
-    "traffic": "size of a request to a client, and of the reply, as a multiple of the model's size",
+    "traffic": "size of a request to a client, and of the reply, as a multiple of the model's size; what a strategy "
+    "sends to single clients is not counted",
     "": "All of this holds for the default settings, listed below, and for the default model.",
 }
 NOTES = {
