@@ -4,6 +4,9 @@ When one of Ray's own processes is lost, Ray ends the process that uses it from 
 that. The kernel does the same when memory runs out. This file runs as a script, by its path, and imports next to
 nothing, so that it costs some milliseconds and a few megabytes.
 
+Now and then Ray does not end the process that uses it, and a run that has lost Ray waits for it forever. The script ends
+such a run.
+
 It reads lines of JSON from its standard input. The keys of a line replace the same keys of earlier lines:
 
 - ``processes``: Ray's processes (name: process id), whose deaths the script watches;
@@ -18,6 +21,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +39,9 @@ Agents are the exception: they outlive the run's process by a second, so a dead 
 
 LOOK_AGAIN = 0.5
 """Agents of a raylet that have not started yet are looked for again after this many seconds."""
+
+LIMIT = 10.0
+"""The run's process should end within this many seconds after the first death of a process of Ray's; it takes one."""
 
 PATIENCE = 20.0
 """Ray's processes get this many seconds to end after the run's process has ended; then their folder is removed."""
@@ -72,8 +79,13 @@ class Watched:
 
     @property
     def patience(self) -> float | None:
-        """Seconds after which `look` may find an agent; None if there is none to look for."""
-        return LOOK_AGAIN if self._missing and not self._first else None
+        """Seconds after which there may be something to do: an agent to find, or a run to end; None if neither."""
+        return LOOK_AGAIN if self._missing or self._first else None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the run's process should have ended by now."""
+        return bool(self._first) and time.monotonic() - self._died_at > LIMIT
 
     def take(self, descriptors: list[int]) -> None:
         """Note that the processes behind some descriptors have ended."""
@@ -123,11 +135,17 @@ _SCRIPTS = {
 
 
 def watch(watched: Watched) -> dict[str, Any] | None:
-    """Read until the run's process has ended, and return the facts that it told; None after a goodbye."""
+    """Read until the run's process has ended, and return the facts that it told; None after a goodbye.
+
+    A run that lives on without Ray is ended.
+    """
+    run = os.getppid()
     known: dict[str, Any] = {}
     unread = b""
     while True:
         readable, _, _ = select.select([0, *watched.alive], [], [], watched.patience)
+        if watched.is_overdue and os.getppid() == run:
+            os.kill(run, signal.SIGKILL)
         watched.look()
         data = os.read(0, 1 << 16) if 0 in readable else b""
         if 0 in readable and not data:

@@ -73,9 +73,14 @@ class Command:
         return {pid: lines[pid] for pid in sorted(ours) if pid in lines}
 
     def pid_of(self, beginning: str) -> int:
-        """Return the process whose program or title ends with this."""
-        words = {pid: line.split(" ")[0] for pid, line in self.processes().items()}
-        return next(pid for pid, word in words.items() if word.endswith(beginning))
+        """Return the process whose program or title ends with this; on a busy machine, agents start late."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for pid, line in self.processes().items():
+                if line.split(" ")[0].endswith(beginning):
+                    return pid
+            time.sleep(0.1)
+        raise AssertionError(f"no {beginning} among {self.processes()}")
 
     def kill(self) -> None:
         self.process.kill()

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,16 @@ def test_a_process_that_is_killed_leaves_a_line_and_a_failed_event(run, tmp_path
 def test_a_process_of_rays_that_died_first_is_named(run, tmp_path):
     done = ended_run(tmp_path, LOST)
     assert done.stderr.count(b"error:") == 1
+    assert b"Ray's raylet died, and Ray ended the process of the run" in done.stderr
+    assert "raylet" in failures(run)[0]["reason"]
+
+
+def test_a_run_that_ray_does_not_end_is_ended(run, tmp_path):
+    """Once in a while, on a busy machine, a run waited forever for a Ray whose agent had died."""
+    began = time.monotonic()
+    done = ended_run(tmp_path, "with witness.recording(record): raylet.kill(); time.sleep(50)")
+    assert time.monotonic() - began < 30
+    assert done.returncode == -signal.SIGKILL
     assert b"Ray's raylet died, and Ray ended the process of the run" in done.stderr
     assert "raylet" in failures(run)[0]["reason"]
 
