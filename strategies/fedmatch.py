@@ -67,6 +67,7 @@ class FedMatch(Strategy):
     """
 
     group: ClassVar[str] = "helpers"
+    partner: ClassVar[str] = "fedmatch"
 
     num_helpers: int = Field(2, ge=0, description="H, most helpers of a client; 0: no helpers")
     helper_interval: int = Field(

@@ -21,8 +21,8 @@ COUNT_LIMIT = 2.0**53
 LARGEST_LOSS = 1e30
 """A mean loss beyond this number means that training diverged."""
 
-CALMER = "lower train.lr, or server_lr, mu or alpha if the strategy has it"
-"""What helps if training diverges at clients; a step of the server or a strategy's term may be too large as well."""
+CALMER = "lower train.lr, or what else makes steps large: a loss's weight or rho in [method], server_lr, mu or alpha in [strategy]"
+"""What helps if training diverges at clients; a term of the method, or of the strategy, may be too large as well."""
 
 LARGEST_WEIGHT = 1e10
 """A weight that is averaged has at most this magnitude. Networks that work stay ten thousand times below it. Any weight

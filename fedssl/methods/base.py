@@ -386,6 +386,10 @@ class Method(Plugin):
     group: ClassVar[str] = "other"
     """The sort of methods to which this one belongs, in the field's terms; `fedssl list methods` groups by it."""
 
+    partner: ClassVar[str] = ""
+    """Strategy that is the server's half of the same system; empty if the method is a system by itself. The method must
+    run under other strategies too, and such a run says that it is half a system."""
+
     trains_classifier: ClassVar[bool] = True
     """Whether the method trains the classes' head. If not, its phases learn features only: a server that holds labels
     does not train in them, and the classifier's accuracy is chance."""

@@ -73,6 +73,7 @@ class CBAFed(SemiSupervised):
     """
 
     group: ClassVar[str] = "pseudo-labels"
+    partner: ClassVar[str] = "cbafed"
 
     unlabeled_ratio: int = Field(1, ge=1, description="mu, unlabeled images for each labeled one")
     base: float = Field(

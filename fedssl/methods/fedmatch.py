@@ -77,6 +77,7 @@ class FedMatch(Method):
     """
 
     group: ClassVar[str] = "pseudo-labels"
+    partner: ClassVar[str] = "fedmatch"
 
     threshold: float = Field(
         0.85,

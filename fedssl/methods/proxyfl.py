@@ -4,7 +4,7 @@ Chen & Wang, "ProxyFL: A Proxy-Guided Framework for Federated Semi-Supervised Le
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,8 @@ class ProxyFL(PseudoLabeling):
     - Labeled, weak and strong views run through the network one after the other, not concatenated, so that two weights of
       0 are supervised training bit for bit (with normalizations that keep no batch statistics).
     """
+
+    partner: ClassVar[str] = "proxyfl"
 
     threshold: float = Field(
         0.95, ge=0, le=1, description="tau, least confidence of a pseudo-label"

@@ -39,6 +39,21 @@ def _describe_private(experiment: Experiment, federation: Federation) -> str:
     )
 
 
+def remarks_on_systems(experiment: Experiment) -> list[str]:
+    """Return a sentence for each method or strategy that runs without the other half of its system."""
+    remarks = []
+    for plan in experiment.plans:
+        method, strategy = plan.method, plan.strategy
+        pairs = (("method", method, "strategy", strategy), ("strategy", strategy, "method", method))
+        remarks += [
+            f"{name}.kind = {half.kind!r} is half a system: its other half is {other}.kind = {half.partner!r}, and here it "
+            f"is {found.kind!r}."
+            for name, half, other, found in pairs
+            if half.partner not in ("", found.kind)
+        ]
+    return list(dict.fromkeys(remarks))
+
+
 def remarks_on_data(federation: Federation) -> list[str]:
     """Return sentences about the data, one a line: how it was read, and which images were left out."""
     data = federation.data

@@ -18,6 +18,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
+from fedssl.record.description import remarks_on_systems
 from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, PHASE, Observer, Outcome
@@ -112,6 +113,8 @@ class ServerRun:
         """
         for observer in self._observers:
             observer.began(self._experiment, self._federation)
+        for remark in remarks_on_systems(self._experiment):
+            logger.warning("%s", remark)
         self._began = time.perf_counter()
         census = self._take_census()
         cohorts = cohorts_of(self._experiment, census)

@@ -92,6 +92,8 @@ class WithClientHalf(Plugin):
     """
 
     is_abstract: ClassVar[bool] = True
+    partner: ClassVar[str] = ""
+    """Method that is the clients' half of the same system; empty if the strategy does its work under any method."""
 
     def correction(self) -> Correction | None:
         """Return what clients do in each round; None, the default: nothing, and clients never see the section."""

@@ -24,7 +24,7 @@ from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.description import describe, remarks_on_data
+from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.provenance import partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
@@ -474,6 +474,21 @@ def test_what_differs_between_clients_is_said_in_the_first_line():
     said = describe(experiment, federation_of(experiment))
     assert "(classes, unlabeled iid, rotation by client)" in said
     assert "40 labels, 30% of them wrong (pair)" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "halves"),
+    [
+        ("fedmatch", "fedmatch", []),
+        ("fixmatch", "fedavg", []),
+        ("cbafed", "fedavg", ["method.kind = 'cbafed'"]),
+        ("cbafed", "fedmatch", ["method.kind = 'cbafed'", "strategy.kind = 'fedmatch'"]),
+    ],
+)
+def test_half_a_system_is_told(method, strategy, halves):
+    table = {"method": {"kind": method}, "strategy": {"kind": strategy}}
+    said = remarks_on_systems(small_experiment(**table))
+    assert [remark.partition(" is half a system")[0] for remark in said] == halves
 
 
 def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):

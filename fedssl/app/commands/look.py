@@ -28,7 +28,7 @@ def validate(file: File, settings: Settings = None) -> None:
     with quick_imports():
         from fedssl.app.simulation import check_engine, check_experiment, plan_workers_here
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe, remarks_on_data
+        from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
         from fedssl.record.judges import judges_of, remarks_on_judges
 
     experiment = load_experiment(file, settings or [])
@@ -45,7 +45,7 @@ def validate(file: File, settings: Settings = None) -> None:
     console = Console()
     facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
     console.print(f"{file}: valid", soft_wrap=True)
-    remarks = remarks_on_judges(judges_of(experiment, federation))
+    remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
     for line in (*facts, *remarks_on_data(federation), *remarks):
         console.print(f"  {line}", soft_wrap=True)
 
