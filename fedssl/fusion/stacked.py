@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.core.slots import Tensors
+from fedssl.models.group_norm import GroupNorm
 
 Function = Callable[..., tuple[Tensor, ...]]
 """A function of a network and of one client's tensors that returns tensors."""
@@ -194,7 +195,7 @@ def _widen(network: nn.Module, count: int) -> nn.Module:
             module.groups *= count
             module.in_channels *= count
             module.out_channels *= count
-        elif type(module) is nn.GroupNorm:
+        elif type(module) is nn.GroupNorm or type(module) is GroupNorm:
             module.num_groups *= count
             module.num_channels *= count
         elif type(module) is nn.Linear:

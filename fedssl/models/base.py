@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
+from fedssl.models.group_norm import GroupNorm
 from fedssl.models.modes import evaluation_mode
 from fedssl.models.static_norm import StaticBatchNorm
 
@@ -136,7 +137,7 @@ def norm_layer(norm: Norm, channels: int, groups: int = 8) -> nn.Module:
         groups: Groups of group normalization; a layer of fewer channels has one group per channel.
     """
     if norm == "group":
-        return nn.GroupNorm(min(groups, channels), channels)
+        return GroupNorm(min(groups, channels), channels)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "static":

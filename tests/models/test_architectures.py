@@ -10,6 +10,7 @@ from torch import nn
 from fedssl.core import rng
 from fedssl.core.errors import InputError
 from fedssl.models.base import MODELS, norm_layer
+from fedssl.models.group_norm import GroupNorm
 from fedssl.models.static_norm import StaticBatchNorm
 from fedssl.models.wrn import WRN
 
@@ -207,6 +208,6 @@ def test_groups_that_do_not_divide_a_width_are_refused_before_anything_is_built(
 
 def test_norm_layers():
     layers = [norm_layer(norm, 12, groups=4) for norm in NORMS]
-    kinds = [nn.GroupNorm, nn.BatchNorm2d, StaticBatchNorm, nn.Identity]
+    kinds = [GroupNorm, nn.BatchNorm2d, StaticBatchNorm, nn.Identity]
     assert [type(layer) for layer in layers] == kinds
     assert norm_layer("group", 4, groups=8).num_groups == 4
