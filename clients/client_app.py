@@ -53,7 +53,21 @@ def with_allowed_plugins(
 
 @app.train(mods=[protocol.reply_or_explain, with_allowed_plugins])
 def train(message: Message, context: Context) -> Message:
-    """Train the received weights on the local shard for one round and send them back."""
+    """Train the received weights on the local shard for one round and send them back.
+
+    A node with several devices trains the client with a process on each of them; see `fedssl.training.team`.
+    """
+    devices = devices_of(context)
+    if len(devices) == 1:
+        return answered_train(message, context)
+    from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
+
+    context.node_config[protocol.DEVICE] = devices[0]
+    return run_in_team(devices, message, context, lambda: answered_train(message, context))
+
+
+def answered_train(message: Message, context: Context) -> Message:
+    """Train on one device, as a process of the current team; see `train`."""
     return _answered(_train, message, context)
 
 
@@ -191,10 +205,15 @@ def query(message: Message, context: Context) -> Message:
     )
 
 
-def device_of(context: Context) -> str:
-    """Return the device that the engine gave this node; without one, a GPU if the machine has any, else the CPU."""
+def devices_of(context: Context) -> list[str]:
+    """Return the devices that the engine gave this node; without any, a GPU if the machine has one, else the CPU."""
     given = context.node_config.get(protocol.DEVICE)
-    return str(given) if given else "cuda" if torch.cuda.is_available() else "cpu"
+    return str(given or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
+
+
+def device_of(context: Context) -> str:
+    """Return the first device of this node."""
+    return devices_of(context)[0]
 
 
 def set_threads(experiment: ClientSettings) -> None:

@@ -19,7 +19,14 @@ from fedssl.core.machine import MB, available_cores, available_memory
 from fedssl.core.processes import InBackground
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
-from fedssl.engine.plan import Node, Wish, WorkerPlan, plan_workers, slots_on_a_gpu
+from fedssl.engine.plan import (
+    Node,
+    Wish,
+    WorkerPlan,
+    devices_of_worker,
+    plan_workers,
+    slots_on_a_gpu,
+)
 from fedssl.engine.ray.witness import Record
 from fedssl.exchange.census import Census, refuse_private
 from fedssl.experiment.experiment import Experiment
@@ -222,8 +229,7 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     if engine.kind == "serial":
         from fedssl.engine.serial_grid import SerialGrid
 
-        device = "cpu" if engine.gpus_per_worker == 0 else None
-        return SerialGrid(apps, clients, device, patience)
+        return SerialGrid(apps, clients, _devices_here(experiment), patience)
     with _ray_needed(engine.kind):
         from fedssl.engine.ray.grid import RayGrid
 
@@ -238,6 +244,21 @@ def _make_grid(experiment: Experiment) -> LocalGrid:
     if grid.plan.warning:
         log.warning("%s", grid.plan.warning)
     return grid
+
+
+def _devices_here(experiment: Experiment) -> str:
+    """Return the device of clients that train in this process, or the devices of their team with commas between them.
+
+    Raises:
+        InputError: The team is larger than the machine.
+    """
+    engine = experiment.engine
+    if engine.has_teams:
+        wish = Wish(1, engine.gpus_per_worker, cpus_per_client=engine.cpus_per_client)
+        plan_workers(wish, [this_machine()])
+    gpus = 1.0 if engine.gpus_per_worker is None else engine.gpus_per_worker
+    has_cuda = torch.cuda.is_available()
+    return devices_of_worker(gpus, engine.cpus_per_client, has_cuda)
 
 
 @contextlib.contextmanager
@@ -259,13 +280,14 @@ def _wish(experiment: Experiment) -> Wish:
     share, memory = engine.gpus_per_worker, engine.memory_per_worker
     if memory != "measured":
         megabytes = None if memory is None else memory * MB
-        return Wish(engine.workers, share, engine.cpu_workers, megabytes)
+        return Wish(engine.workers, share, engine.cpu_workers, megabytes, engine.cpus_per_client)
     from fedssl.clients.measuring import measured_bytes
 
     if share == 0 or not torch.cuda.is_available():
         taken = measured_bytes(experiment.plans, "cpu")
+        taken *= engine.cpus_per_client
         log.info("a worker with the largest client takes %.0f MB", taken / MB)
-        return Wish(engine.workers, share, engine.cpu_workers, taken)
+        return Wish(engine.workers, share, engine.cpu_workers, taken, engine.cpus_per_client)
     taken = measured_bytes(experiment.plans, "cuda:0")
     slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
     log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
@@ -276,7 +298,9 @@ def plan_workers_here(experiment: Experiment) -> WorkerPlan:
     """Return the workers that a run would use on this machine."""
     engine = experiment.engine
     if engine.kind == "serial":
-        return WorkerPlan(1, 1.0, float(torch.cuda.is_available()))
+        devices = _devices_here(experiment).split(",")
+        gpus = float(sum(device != "cpu" for device in devices))
+        return WorkerPlan(1, float(len(devices)), gpus, cpus_per_client=engine.cpus_per_client)
     return plan_workers(_wish(experiment), [this_machine()], experiment.largest_sample)
 
 

@@ -18,9 +18,10 @@ from fedssl.core.trust import EVERY_MODULE
 from fedssl.data.cache import cache_folder
 from fedssl.engine.grid_view import GridView
 from fedssl.engine.plan import WorkerPlan
+from fedssl.engine.ray.actor import devices_here
 from fedssl.engine.ray.start import RayCluster
 from fedssl.engine.ray.witness import Record
-from fedssl.exchange.protocol import ALLOWED_PLUGINS
+from fedssl.exchange.protocol import ALLOWED_PLUGINS, DEVICE
 
 HOME_VARIABLE = "FLWR_HOME"
 """This environment variable names the folder of Flower's files."""
@@ -60,7 +61,7 @@ def simulate(
     def main(grid: Grid, context: Context) -> None:
         serve(_Watched(grid, over))
 
-    cpus = 1 if plan.cpus >= 1 else plan.cpus
+    cpus = int(plan.cpus) if plan.cpus >= 1 else plan.cpus
     # Flower's runtime uses the Ray that it finds in this process. A Ray that it starts itself would admit everybody.
     cluster = RayCluster(None, num_cpus=max(1, round(plan.workers * cpus)))
     try:
@@ -68,7 +69,7 @@ def simulate(
             warnings.simplefilter("ignore", DeprecationWarning)
             run_simulation(
                 server_app=server_app,
-                client_app=_allow_all_modules(app),
+                client_app=_as_a_worker(app, plan.cpus_per_client),
                 num_supernodes=num_clients,
                 backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": plan.gpus}},
             )
@@ -89,11 +90,15 @@ def _find_home() -> None:
         os.environ[HOME_VARIABLE] = str(cache_folder() / "flower")
 
 
-def _allow_all_modules(app: ClientApp) -> ClientApp:
-    """Return an app that may import every module that the experiment names: the experiment is this machine's own."""
+def _as_a_worker(app: ClientApp, cpus_per_client: int) -> ClientApp:
+    """Return an app that is told what a worker of ours is told: its devices, and that it may import every module.
+
+    The experiment is this machine's own.
+    """
 
     def run(message: Message, context: Context) -> Message:
         context.node_config[ALLOWED_PLUGINS] = EVERY_MODULE
+        context.node_config[DEVICE] = devices_here(cpus_per_client)
         return app(message, context)
 
     return cast("ClientApp", run)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedssl.core.errors import InputError
@@ -36,12 +36,14 @@ class Wish:
         gpus_per_worker: GPUs of each worker; below 1, several workers share a GPU; None: the workers share all GPUs.
         cpu_workers: Number of further workers without a GPU.
         memory_per_worker: Bytes of memory for each worker; None: memory is not counted.
+        cpus_per_client: Processes that train a client together, where a worker has no GPU.
     """
 
     workers: int | Literal["auto"] = "auto"
     gpus_per_worker: float | None = None
     cpu_workers: int = 0
     memory_per_worker: float | None = None
+    cpus_per_client: int = 1
 
 
 AS_MANY_AS_FIT = Wish()
@@ -58,6 +60,7 @@ class WorkerPlan:
         cpu_workers: Number of further workers without a GPU.
         memory: Bytes of memory for each worker; 0: memory is not counted.
         warning: A warning to show the user; empty if there is nothing to warn of.
+        cpus_per_client: Processes that train a client together, where a worker has no GPU.
     """
 
     workers: int
@@ -66,6 +69,7 @@ class WorkerPlan:
     cpu_workers: int = 0
     memory: float = 0.0
     warning: str = ""
+    cpus_per_client: int = 1
 
     def __len__(self) -> int:
         return self.workers + self.cpu_workers
@@ -77,6 +81,9 @@ class WorkerPlan:
             parts.append(f"{self.cpu_workers} more without a GPU")
         if self.memory:
             parts.append(f"{self.memory / MB:,.0f} MB each")
+        together = int(self.gpus) if self.gpus > 1 else self.cpus_per_client
+        if together > 1:
+            parts.append(f"{together} processes train a client together")
         return "; ".join([*parts, self.warning] if self.warning else parts)
 
     def gpus_of(self, worker: int) -> float:
@@ -100,6 +107,15 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
     Raises:
         InputError: The wish asks for more GPUs or memory than there are. The error shows the arithmetic.
     """
+    # A worker whose clients have several processes takes as many cores: count in such bundles of cores.
+    bundle = wish.cpus_per_client
+    if bundle > (most_cores := max(int(node.cpus) for node in nodes)):
+        raise InputError(
+            "engine.cpus_per_client",
+            f"is {bundle}, but no machine here has more than {most_cores} cores",
+            f"at most {most_cores}",
+        )
+    nodes = [replace(node, cpus=node.cpus // bundle if bundle > 1 else node.cpus) for node in nodes]
     # Refuse a share of a GPU that fits no GPU.
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     share = wish.gpus_per_worker
@@ -144,11 +160,25 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
         )
     if total > cpus:
         warnings.append(
-            f"{total} workers share {cpus:g} cores: each gets {each:g}, and together they do no more work"
+            f"{total} workers share {cpus * bundle:g} cores: each gets {each * bundle:g}, and together they do no more work"
         )
-    return WorkerPlan(
-        count, each, share, cpu_workers, wish.memory_per_worker or 0.0, "; ".join(warnings)
-    )
+    memory = wish.memory_per_worker or 0.0
+    return WorkerPlan(count, each * bundle, share, cpu_workers, memory, "; ".join(warnings), bundle)
+
+
+def devices_of_worker(gpus: float, cpus_per_client: int, has_cuda: bool) -> str:
+    """Return the device of a worker, or the devices of a client's team with commas between them.
+
+    Args:
+        gpus: GPUs that the worker has, possibly a fraction of one.
+        cpus_per_client: Processes that train a client together on cores.
+        has_cuda: Whether torch can use the GPUs; if not, cores stand in for them.
+    """
+    if gpus > 1:
+        return ",".join(f"cuda:{gpu}" if has_cuda else "cpu" for gpu in range(int(gpus)))
+    if gpus and has_cuda:
+        return "cuda:0"
+    return ",".join(["cpu"] * cpus_per_client)
 
 
 def slots_on_a_gpu(client_bytes: float, gpu_bytes: float, reserve: float = 0.1) -> int:

@@ -28,7 +28,8 @@ class SerialGrid(LocalGrid):
     Args:
         apps: The apps that run clients.
         num_clients: Number of clients, K.
-        device: Device on which clients train; by default the first GPU, or the CPU if there is no GPU.
+        device: Device on which clients train, or the devices of a client's team with commas between them; by default the
+            first GPU, or the CPU if there is no GPU.
         patience: Retries and time limit of a client. Python can stop a client that hangs only in the main thread, and
             not inside a call that never returns.
     """
@@ -43,11 +44,11 @@ class SerialGrid(LocalGrid):
         super().__init__(num_clients)
         self._patience = patience
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        self._device = device.split(",")[0]
         one, together = apps.one, apps.together
         if patience.client_timeout is not None:
             one = _limited(one, patience.client_timeout)
             together = together and _limited(together, patience.client_timeout)
-        self._device = device
         self._worker = Worker(one, device, together)
 
     def map(

@@ -142,7 +142,13 @@ class EngineSection(Section):
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
-        description="share of a GPU that each actor gets, at most 1; unset: an equal share of all GPUs",
+        description="GPUs that each actor gets. Below 1: actors share a GPU. A whole number above 1: as many processes train a "
+        "client together, each on a GPU. Unset: an equal share of all GPUs",
+    )
+    cpus_per_client: int = Field(
+        1,
+        ge=1,
+        description="processes that train a client together on cores, each on train.threads cores; changes how sums are rounded",
     )
     state_memory: float = Field(
         1024.0,
@@ -186,8 +192,18 @@ class EngineSection(Section):
         if isinstance(memory, float) and memory <= 0:
             raise ValueError(f"memory_per_worker = {memory:g}; it must be above 0")
         gpus = self.gpus_per_worker
-        if gpus is not None and gpus > 1:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError(
-                f"gpus_per_worker = {gpus:g}; a client trains on one GPU, so more would be idle; set at most 1"
+                f"gpus_per_worker = {gpus:g}; above 1 it must be a whole number, because each process of a client has a GPU"
+            )
+        if self.has_teams and self.fuse != "off":
+            raise ValueError(
+                "fuse trains several clients in one process, and gpus_per_worker above 1 or cpus_per_client trains one client "
+                "in several; set one of them"
             )
         return self
+
+    @property
+    def has_teams(self) -> bool:
+        """Whether several processes train a client together."""
+        return self.cpus_per_client > 1 or (self.gpus_per_worker or 0) > 1

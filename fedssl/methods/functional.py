@@ -210,7 +210,7 @@ def class_shares(classes: Tensor, num_classes: int) -> Tensor:
         classes: Class of each example, int64 (B,).
         num_classes: The number of classes.
     """
-    counts = F.one_hot(classes, num_classes).sum(0, dtype=torch.float32)
+    counts = F.one_hot(classes, num_classes).sum(0, dtype=torch.get_default_dtype())
     return counts / max(1, len(classes))
 
 

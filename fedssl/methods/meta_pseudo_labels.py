@@ -266,7 +266,9 @@ class MetaPseudoLabels(SemiSupervised):
         if self.baseline_decay is None:
             return feedback
         kept = learner.state[BASELINE]
-        kept["mean"] = torch.lerp(feedback.float(), kept["mean"], self.baseline_decay)
+        kept["mean"] = torch.lerp(
+            feedback.to(kept["mean"].dtype), kept["mean"], self.baseline_decay
+        )
         return feedback - kept["mean"]
 
 

@@ -82,7 +82,7 @@ class SemiFL(Method):
         with evaluation_mode(learner.network):
             for ids, weak in learner.show("weak", name=LABELS):
                 confidence, classes = predict(learner.network, weak).max(1)
-                labels["confidence"][ids], labels["classes"][ids] = confidence, classes
+                labels["confidence"][ids], labels["classes"][ids] = confidence.float(), classes
         labels["classes"][given] = learner.shard.labels[given]
         labels["confidence"][given] = 1
 

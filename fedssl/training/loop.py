@@ -22,6 +22,7 @@ from fedssl.training.learner_functions import LearnerFunctions
 from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.recipe import Recipe, shared_parameters
+from fedssl.training.team import current_team, sharing_rows
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,12 @@ def fit(
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
     network.train()
-    with rng.seeded_torch(noise, device), train.autocast(device):
+    team, networks = current_team(), [network] if previous is None else [network, previous]
+    with (
+        rng.seeded_torch(noise, device),
+        train.autocast(device),
+        sharing_rows(team, networks),
+    ):
         if num_steps:
             if correction is not None:
                 correction.begin(learner)
@@ -177,6 +183,7 @@ def fit(
         measure_statistics(network, plain_batches(shard))
     if num_steps and correction is not None:
         correction.end(learner)
+    team.refuse_difference(network.state_dict().values())
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()

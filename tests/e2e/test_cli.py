@@ -104,7 +104,10 @@ def test_all_clients_failing_stops_with_exit_1(tmp_path):
         ('[data]\nsource = "imagenet"\n', ["there is no data source 'imagenet'"]),
         (MINIMAL + "[[phases]]\nrounds = 0\n", ["phases.0.rounds: is 0"]),
         ('[data]\nsource = "fashion_mnist"\nroot = "/nowhere"\n', ["data.root", "download=true"]),
-        (MINIMAL + "[engine]\ngpus_per_worker = 2\n", ["gpus_per_worker = 2; a client trains on one GPU", "at most 1"]),
+        (MINIMAL + "[engine]\ngpus_per_worker = 1.5\n", ["gpus_per_worker = 1.5; above 1 it must be a whole number"]),
+        (MINIMAL + "[engine]\ncpus_per_client = 500\n", ["engine.cpus_per_client: is 500, but no machine here has more than", "at most"]),
+        (MINIMAL + "[engine]\nkind = 'serial'\ncpus_per_client = 500\n", ["engine.cpus_per_client: is 500"]),
+        (MINIMAL + "[engine]\nkind = 'serial'\ngpus_per_worker = 64\n", ["engine.gpus_per_worker: is 64, but there are"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_exit_2_and_one_message(tmp_path, text, words):

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from fedssl.core.errors import InputError
 from fedssl.core.machine import MB, available_cores, available_memory
-from fedssl.engine.plan import Node, Wish, WorkerPlan, plan_workers, slots_on_a_gpu
+from fedssl.engine.plan import (
+    Node,
+    Wish,
+    WorkerPlan,
+    devices_of_worker,
+    plan_workers,
+    slots_on_a_gpu,
+)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +132,40 @@ def test_slots_on_a_gpu_by_what_a_client_took():
         InputError, match="one client took 95 MB, but a GPU has only 90 MB for workers"
     ):
         slots_on_a_gpu(95 * MB, 100 * MB)
+
+
+def test_a_team_takes_a_core_for_each_process():
+    """16 cores are five bundles of three; a client's processes are never spread over two machines."""
+    plan = plan_workers(Wish(cpus_per_client=3), [Node(16)])
+    assert plan == WorkerPlan(5, 3.0, 0.0, cpus_per_client=3)
+    assert plan.describe().endswith("; 3 processes train a client together")
+    assert plan_workers(Wish(cpus_per_client=2), [Node(3), Node(3)]).workers == 2
+    shared = plan_workers(Wish(2, cpus_per_client=2), [Node(2)])
+    assert (shared.cpus, shared.warning) == (
+        1.0,
+        "2 workers share 2 cores: each gets 1, and together they do no more work",
+    )
+    with pytest.raises(
+        InputError, match=r"cpus_per_client: is 4, but no machine here has more than 3"
+    ):
+        plan_workers(Wish(cpus_per_client=4), [Node(3), Node(3)])
+    on_gpus = plan_workers(Wish(gpus_per_worker=2), [Node(16, 4)])
+    assert on_gpus.describe() == (
+        "2 workers, 1 cores and 2 GPUs each; 2 processes train a client together"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "has_cuda", "devices"),
+    [
+        (0, 1, False, "cpu"),
+        (0, 1, True, "cpu"),
+        (0.5, 1, True, "cuda:0"),
+        (1, 3, True, "cuda:0"),
+        (1, 3, False, "cpu,cpu,cpu"),
+        (2, 1, True, "cuda:0,cuda:1"),
+        (2, 1, False, "cpu,cpu"),
+    ],
+)
+def test_the_devices_of_a_worker(gpus, cpus, has_cuda, devices):
+    assert devices_of_worker(gpus, cpus, has_cuda) == devices

@@ -75,6 +75,10 @@ def init(
         str,
         typer.Option(help="Modules that experiments may name and clients import, as a.b,c.d"),
     ] = "",
+    devices: Annotated[
+        str,
+        typer.Option(help="Devices of each client here, as cpu,cpu or cuda:0,cuda:1."),
+    ] = "",
 ) -> None:
     """Make the certificates, the keys and the services' file of a new deployment; nothing is overwritten.
 
@@ -101,6 +105,7 @@ def init(
             if server_data is None
             else resolve_existing("--server-data", server_data),
             "allowed_plugins": allowed_plugins,
+            "devices": devices,
         }
     )
     # Write the deployment's folder, and its Compose file beside the settings.
@@ -356,13 +361,17 @@ def join(
         str,
         typer.Option(help="Modules that experiments may name and this client imports, as a.b,c.d"),
     ] = "",
+    devices: Annotated[
+        str,
+        typer.Option(help="Devices on which this client trains, as cpu,cpu or cuda:0,cuda:1."),
+    ] = "",
 ) -> None:
     """Run a client of a deployment on another host, until interrupted.
 
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
     """
-    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS
+    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES
     from fedssl.app.deploy.keeper import keep
     from fedssl.app.deploy.secrets import write_node_key
     from fedssl.app.deploy.services import (
@@ -390,6 +399,12 @@ def join(
             f"{allowed_plugins!r} is not a list of modules",
             "separate their names by commas, e.g. mylab.mine,other",
         )
+    if not re.fullmatch(DEVICES, devices):
+        raise InputError(
+            "--devices",
+            f"{devices!r} is not a list of devices",
+            "separate them by commas, e.g. cuda:0,cuda:1",
+        )
     _refuse_wrong_clock(server, ca)
     # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
@@ -398,6 +413,7 @@ def join(
         "privacy-noise-multiplier": privacy_noise_multiplier,
         "privacy-rounds": privacy_rounds,
         "allowed-plugins": allowed_plugins or None,
+        "device": devices or None,
     }
     further = {name: value for name, value in asked.items() if value is not None}
     service = client_service(

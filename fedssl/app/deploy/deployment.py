@@ -28,6 +28,9 @@ CONTAINERS_USER = 10001
 ALLOWED_PLUGINS = r"^[\w., ]*$"
 """The form of a list of modules. It has no character that could end the quotation in a node's config."""
 
+DEVICES = r"^((cpu|cuda(:\d+)?)(,(cpu|cuda:\d+))*)?$"
+"""The form of a client's devices."""
+
 
 class Settings(Section):
     """The settings of a deployment, as in its ``deployment.toml``.
@@ -65,11 +68,18 @@ class Settings(Section):
         pattern=ALLOWED_PLUGINS,
         description="modules that experiments may name and these clients import, separated by commas",
     )
+    devices: str = Field(
+        "",
+        pattern=DEVICES,
+        description="devices on which each client here trains, with commas between them: cpu,cpu or cuda:0,cuda:1; several "
+        "train a client together; empty: a GPU if there is one, else the CPU",
+    )
 
     @property
     def node_config(self) -> dict[str, str | float]:
         """The settings in the config of every node here, beside the node's number and data."""
-        return {"allowed-plugins": self.allowed_plugins} if self.allowed_plugins else {}
+        given = {"allowed-plugins": self.allowed_plugins, "device": self.devices}
+        return {name: value for name, value in given.items() if value}
 
     @field_validator("names")
     @classmethod

@@ -27,25 +27,33 @@ CONTENTS_KEPT = 2
 """A worker keeps this many contents for its next call, which often belongs to the same round."""
 
 
+def devices_here(cpus_per_client: int) -> str:
+    """Return the device of this actor, which Ray started, or the devices of its clients' team with commas between them."""
+    import torch
+
+    from fedssl.engine.plan import devices_of_worker
+
+    return devices_of_worker(len(ray.get_gpu_ids()), cpus_per_client, torch.cuda.is_available())
+
+
 class Actor:
     """Hold the client app, and through it the resident model, for the whole life of a process.
 
     Args:
         apps: A list of one reference to the client apps. Ray does not resolve a reference inside a list, so the actor
             can do so within `quick_imports`.
+        cpus_per_client: Processes that train a client together on cores.
     """
 
-    def __init__(self, apps: list[Any]) -> None:
+    def __init__(self, apps: list[Any], cpus_per_client: int = 1) -> None:
         with quick_imports():
-            import torch
-
             from fedssl.engine.worker import Worker
 
             found: Apps = ray.get(apps[0])
         os.environ.pop(TOKEN, None)  # Ray has read the token; processes of a client must not see it
-        gpus = ray.get_gpu_ids()
-        self._device = "cuda:0" if gpus and torch.cuda.is_available() else "cpu"
-        self._worker = Worker(found.one, self._device, found.together)
+        devices = devices_here(cpus_per_client)
+        self._device = devices.split(",")[0]
+        self._worker = Worker(found.one, devices, found.together)
         self._contents: dict[str, RecordDict] = {}
 
     def describe(self) -> dict[str, Any]:

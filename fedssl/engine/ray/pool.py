@@ -153,7 +153,7 @@ class Pool:
             concurrency_groups={"watch": 1},
         )(Actor)
         # A list hides the reference: Ray would resolve it, with all imports that takes, before it makes the actor.
-        self._actors[worker] = kind.remote([self._apps])
+        self._actors[worker] = kind.remote([self._apps], self._plan.cpus_per_client)
         call = self._actors[worker].describe.remote()
         self._busy[call] = worker
         self._ready_by[call] = time.monotonic() + START_TIMEOUT

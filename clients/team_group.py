@@ -1,0 +1,54 @@
+"""The connection between the processes of a team: they meet in a folder and sum tensors up."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedssl.training.team import Team
+
+HANG = 60.0
+"""A process that waits this many seconds for another one gives up. Processes that work differ by less than a second."""
+
+LOOPBACK = "127.0.0.1"
+
+
+def join(place: Path, rank: int, size: int, device: str, patience: float = HANG) -> Team:
+    """Return this process's end of a team, once all its processes have joined.
+
+    Processes on GPUs of their own use NCCL. All others use gloo, over connections of this machine to itself.
+
+    Args:
+        place: A file, not there yet, in a folder that all processes of the team see.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Device of this process; ``cuda:N`` only if no other process of the team has it.
+        patience: Seconds that this process waits for another one, here and in every sum.
+
+    Raises:
+        RuntimeError: Not all processes joined in time. The team's sums raise it, too, if a process is lost or hangs.
+    """
+    group = _connected(place, rank, size, device, timedelta(seconds=patience))
+
+    def reduce(tensor: Tensor) -> None:
+        group.allreduce([tensor]).wait()
+
+    return Team(rank, size, reduce)
+
+
+def _connected(place: Path, rank: int, size: int, device: str, patience: timedelta) -> Any:
+    """Return a process group. It is no default group, so that nothing else in the process meets it."""
+    store = dist.FileStore(str(place), size)  # type: ignore[attr-defined]
+    store.set_timeout(patience)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+        nccl = dist.ProcessGroupNCCL.Options()
+        nccl._timeout = patience
+        return dist.ProcessGroupNCCL(store, rank, size, nccl)
+    gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    gloo._timeout = patience
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    return dist.ProcessGroupGloo(store, rank, size, gloo)

@@ -1,0 +1,48 @@
+"""A further process of a client's team: ``python -m fedssl.clients.team_member FD``, started by process 0.
+
+It does for each client what process 0 does, on a device of its own, and answers nobody but process 0.
+"""
+
+import os
+import pickle
+import shutil
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+from fedssl.core.processes import prepare_process, quick_imports
+
+
+def main() -> None:
+    """Serve process 0 until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for process 0
+    link = Connection(int(sys.argv[1]))
+    folder, rank, devices = link.recv()
+    threading.Thread(target=_end_with_process_0, args=(folder,), daemon=True).start()
+    prepare_process()
+    with quick_imports():
+        from fedssl.clients.team_work import Work
+
+    work = Work(folder, rank, devices)
+    while True:
+        metadata, content, context = pickle.loads(link.recv_bytes())
+        error = work.prepare(metadata, content, context)
+        link.send(error)
+        if error is not None or link.recv_bytes() != b"go":
+            return
+        error = work.do()
+        link.send(error)
+        if error is not None:
+            return
+
+
+def _end_with_process_0(folder: str) -> None:
+    """End this process, wherever it is, as soon as process 0 has ended, and remove what that one left."""
+    sys.stdin.buffer.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a further process of a team does for a client: the training of process 0, without a reply."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context, Message, Metadata, RecordDict
+
+from fedssl.clients.client_app import answered_train, with_allowed_plugins
+from fedssl.clients.local_data import local_data
+from fedssl.clients.resident import resident
+from fedssl.clients.team_group import join
+from fedssl.exchange import protocol
+from fedssl.training.team import Team, in_team
+
+
+class Work:
+    """The clients of a team, one after the other, as one of its processes trains them.
+
+    Args:
+        folder: The team's folder.
+        rank: Number of the process, from 1.
+        devices: Device of each process of the team.
+    """
+
+    def __init__(self, folder: str, rank: int, devices: Sequence[str]) -> None:
+        self._folder = Path(folder)
+        self._rank = rank
+        self._devices = devices
+        self._team: Team | None = None
+
+    def prepare(self, metadata: Metadata, content: RecordDict, context: Context) -> str | None:
+        """Read the request, build the network and read the images; return an error's text, or None."""
+        self._message = protocol.message_of(metadata, content)
+        self._context = context
+        context.node_config[protocol.DEVICE] = self._devices[self._rank]
+
+        def prepared(message: Message, context: Context) -> Message:
+            request = protocol.read_request(message)
+            here = resident(request.experiment, self._devices[self._rank], request.terms)
+            local_data(here.experiment, request.terms, context).shard()
+            return message
+
+        try:
+            with_allowed_plugins(self._message, context, prepared)
+        except Exception as error:
+            return protocol.explain_error(error)
+        return None
+
+    def do(self) -> str | None:
+        """Train the client with the other processes; return an error's text, or None."""
+        try:
+            if self._team is None:
+                place, size = self._folder / "meeting", len(self._devices)
+                self._team = join(place, self._rank, size, self._devices[self._rank])
+            with in_team(self._team):
+                with_allowed_plugins(self._message, self._context, answered_train)
+        except Exception as error:
+            return protocol.explain_error(error)
+        return None

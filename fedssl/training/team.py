@@ -1,0 +1,277 @@
+"""A team: the processes that train one client together, each on a device of its own.
+
+Each process runs the whole of the client's training, with the same examples, draws and views, so all of them hold the same
+weights and the same state. What takes long is divided: a batch's pass through the trunk of a classifier. Each process
+passes its own rows, and gets the features of the others. So a loss sees the whole batch on every process, whatever it
+compares, counts or gathers, and no method knows of teams.
+
+Two rules make the gradients right. A tensor outside a trunk has the same gradient on every process: that of the whole
+batch. Inside a trunk, a process has the gradient of its own rows, times the number of processes; the mean over the
+processes, which every parameter's gradient becomes, is the gradient of the whole batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+
+from fedssl.models.base import Classifier
+from fedssl.models.static_norm import StaticBatchNorm
+
+Reduce = Callable[[Tensor], None]
+"""A function that puts the sum over all processes in place of a tensor's values, with the same bits on each process."""
+
+
+class Team:
+    """One process of a team.
+
+    Args:
+        rank: Number of the process, from 0; process 0 answers for the client.
+        size: Number of processes.
+        reduce: Sums a tensor up over the processes; a team of one needs none.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, reduce: Reduce | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._reduce = reduce
+
+    def __deepcopy__(self, memo: Any) -> "Team":
+        return self  # a copied network stays with the team
+
+    def rows(self, count: int) -> slice:
+        """Return the rows of a batch that this process has; the shares differ by one row at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over the processes; half precision is added in single precision."""
+        halves = tensor.dtype in (torch.bfloat16, torch.float16)
+        total = tensor.float() if halves else tensor.clone()
+        if self._reduce is not None:
+            self._reduce(total)
+        return total.to(tensor.dtype)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean over the processes."""
+        return self.sum(tensor) / self.size
+
+    def refuse_difference(self, tensors: Iterable[Tensor]) -> None:
+        """Compare what the processes hold, by sums of the tensors' bits.
+
+        Raises:
+            RuntimeError: Some process holds other values than this one.
+        """
+        if self.size == 1:
+            return
+        sums = [_sum_of_bits(tensor) for tensor in tensors if tensor.numel()]
+        own = torch.stack(sums)
+        if not torch.equal(self.sum(own), own * self.size):
+            raise RuntimeError("the processes of a team do not hold the same weights")
+
+
+SOLO = Team()
+
+_CURRENT: ContextVar[Team] = ContextVar("team", default=SOLO)
+
+
+def current_team() -> Team:
+    """Return the team that the running client trains in; a team of one, unless `in_team` says otherwise."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def in_team(team: Team) -> Iterator[None]:
+    """Train the clients of the block in a team."""
+    token = _CURRENT.set(team)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def sharing_rows(team: Team, networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Divide the rows that pass through the networks' trunks among a team, for the time of the block.
+
+    A batch of fewer rows than processes is not divided. Batch normalization takes its statistics from the rows of all
+    processes. Dropout layers draw for all rows, and each process drops in its own.
+
+    Args:
+        team: The team; nothing changes for a team of one.
+        networks: Modules with classifiers in them; all their parameters' gradients become those of the whole batch.
+    """
+    if team.size == 1:
+        yield
+        return
+    undo: list[Callable[[], None]] = []
+    try:
+        modules = {id(m): m for network in networks for m in network.modules()}.values()
+        parameters = {id(p): p for m in modules for p in m.parameters(recurse=False)}.values()
+        for parameter in parameters:
+            if parameter.requires_grad:
+                undo.append(parameter.register_hook(team.mean).remove)  # type: ignore[no-untyped-call]
+        trunks = {id(m.trunk): m.trunk for m in modules if isinstance(m, Classifier)}.values()
+        for trunk in trunks:
+            undo += _divide(trunk, team)
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def _divide(trunk: nn.Module, team: Team) -> list[Callable[[], None]]:
+    """Divide what passes through a trunk; return what undoes it."""
+    calls: list[int] = []  # rows of the batches that pass at the moment; 0: not divided
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        images, *rest = inputs
+        calls.append(len(images) if len(images) >= team.size else 0)
+        return (_OwnRows.apply(images, team), *rest) if calls[-1] else None
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        count = calls.pop()
+        return _AllRows.apply(output, team, count) if count else None
+
+    undo = [
+        trunk.register_forward_pre_hook(before).remove,
+        trunk.register_forward_hook(after).remove,
+    ]
+    for module in trunk.modules():
+        shared = next(
+            (found for kinds, found in _SHARED.items() if isinstance(module, kinds)), None
+        )
+        if shared is not None:
+            undo.append(_replace_forward(module, shared, team, calls))
+    return undo
+
+
+def _replace_forward(
+    module: nn.Module, shared: "_Shared", team: Team, calls: list[int]
+) -> Callable[[], None]:
+    """Let a module in training mode work on divided rows as on whole batches; return what undoes it."""
+
+    def forward(own: nn.Module, rows: Tensor) -> Tensor:
+        if not own.training or not calls or not calls[-1]:
+            return type(own).forward(own, rows)  # type: ignore[no-any-return]
+        return shared(own, rows, team, calls[-1])
+
+    module.forward = MethodType(forward, module)
+    return lambda: module.__delattr__("forward")
+
+
+_Shared = Callable[[Any, Tensor, Team, int], Tensor]
+
+
+def _drop(module: nn.Module, rows: Tensor, team: Team, count: int) -> Tensor:
+    """Drop by a mask that is drawn for the whole batch, so the draws are those of a single process."""
+    ones = _empty(rows, count).fill_(1)
+    mask: Tensor = type(module).forward(module, ones)
+    return rows * mask[team.rows(count)]
+
+
+def _normalize(
+    module: nn.BatchNorm2d | StaticBatchNorm, rows: Tensor, team: Team, count: int
+) -> Tensor:
+    """Normalize rows (b, C, H, W) by the mean and the variance of the whole batch; update what the module tracks."""
+    values = count * rows.shape[2] * rows.shape[3]
+    mean = _Sum.apply(rows.sum((0, 2, 3)), team) / values
+    centered = rows - mean[None, :, None, None]
+    variance = _Sum.apply(centered.square().sum((0, 2, 3)), team) / values
+    if isinstance(module, nn.BatchNorm2d):
+        _track(module, mean, variance * (values / max(1, values - 1)))
+    scale = torch.rsqrt(variance + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight
+    normalized: Tensor = centered * scale[None, :, None, None]
+    if module.bias is not None:
+        normalized = normalized + module.bias[None, :, None, None]
+    return normalized.to(rows.dtype)
+
+
+@torch.no_grad()
+def _track(module: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Move running statistics towards a batch's, as torch's own layer does."""
+    if module.running_mean is None or module.running_var is None:
+        return
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked.add_(1)
+    share = module.momentum
+    if share is None:
+        share = 1.0 / float(module.num_batches_tracked)
+    for running, now in ((module.running_mean, mean), (module.running_var, variance)):
+        running.lerp_(now.to(running.dtype), share)
+
+
+_SHARED: dict[tuple[type[nn.Module], ...], _Shared] = {
+    (_DropoutNd, StochasticDepth): _drop,
+    (nn.BatchNorm2d, StaticBatchNorm): _normalize,
+}
+"""How layers that look at, or draw for, a whole batch work on divided rows."""
+
+
+class _OwnRows(torch.autograd.Function):
+    """The process's own rows of a batch that all processes hold; the batch's gradient is whole on every process."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor, team: Team) -> Tensor:
+        ctx.team, ctx.count = team, len(batch)
+        return batch[team.rows(len(batch))]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _whole(gradients[0], ctx.team, ctx.count) / ctx.team.size, None
+
+
+class _AllRows(torch.autograd.Function):
+    """A batch of which each process holds its own rows, whole on every process."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, team: Team, count: int) -> Tensor:
+        ctx.team, ctx.count = team, count
+        return _whole(rows, team, count)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0][ctx.team.rows(ctx.count)] * ctx.team.size, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; each process's part gets the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, team: Team) -> Tensor:
+        ctx.team = team
+        return team.sum(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.team.sum(gradients[0]), None
+
+
+def _whole(rows: Tensor, team: Team, count: int) -> Tensor:
+    """Return a batch of `count` rows from the rows of each process."""
+    whole = _empty(rows, count).zero_()
+    whole[team.rows(count)] = rows
+    return team.sum(whole)
+
+
+def _empty(rows: Tensor, count: int) -> Tensor:
+    """Return a new batch of `count` rows in the layout of these rows, in which random numbers are drawn."""
+    is_last = rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    shape = (count, *rows.shape[1:])
+    return torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=layout)
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor's numbers, read as integers, modulo 2^64."""
+    plain = tensor.detach().contiguous().flatten()
+    if plain.is_floating_point():
+        plain = plain.view(torch.int16 if plain.element_size() == 2 else torch.int32)
+    return plain.sum(dtype=torch.int64)

@@ -1,0 +1,90 @@
+"""Clients that several processes train together: the same bits on every engine, and nothing left of a team that is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import command, in_a_process, sha256, small_toml
+
+TEAM = ("--set", "engine.cpus_per_client=2")
+
+
+def members_of(pid):
+    """Return the processes of teams below a process."""
+    found = []
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+            words = Path(f"/proc/{entry}/cmdline").read_text()
+        except OSError:
+            continue
+        if "fedssl.clients.team_member" in words and parent == pid:
+            found.append(int(entry))
+    return found
+
+
+def folders():
+    return {path.name for path in Path(tempfile.gettempdir()).glob("fedssl-team-*")}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return small_toml(tmp_path / "e.toml", rounds=3, method={"kind": "fixmatch"})
+
+
+@pytest.fixture
+def run_alone(tmp_path, experiment):
+    in_a_process(
+        "run", experiment, "--plain", "--engine", "serial", *TEAM, "--out", tmp_path / "alone"
+    )
+    return sha256(tmp_path / "alone" / "model.safetensors")
+
+
+@pytest.mark.parametrize("engine", ["serial", "ray", "flower"])
+def test_a_team_of_two_has_the_same_bits_on_every_engine(tmp_path, experiment, run_alone, engine):
+    before = folders()
+    out = tmp_path / engine
+    in_a_process("run", experiment, "--plain", "--engine", engine, *TEAM, "--out", out)
+    assert sha256(out / "model.safetensors") == run_alone
+    assert folders() <= before
+
+
+def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path):
+    """A process of the team first, whose client is tried again; then the run itself, which is resumed."""
+    before = folders()
+    experiment = small_toml(tmp_path / "e.toml", rounds=60, method={"kind": "fixmatch"})
+    arguments = ("run", experiment, "--plain", "--engine", "serial", *TEAM)
+    in_a_process(*arguments, "--out", tmp_path / "whole")
+    out = tmp_path / "killed"
+    run = subprocess.Popen(command(*arguments, "--out", out), stderr=subprocess.DEVNULL)
+    rounds = out / "rounds.csv"
+
+    def wait_for(number):
+        until = time.monotonic() + 200
+        while not rounds.exists() or rounds.read_bytes().count(b"\n") <= number:
+            assert run.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    wait_for(3)
+    (member,) = members_of(run.pid)
+    os.kill(member, signal.SIGKILL)
+    wait_for(20)
+    (other,) = members_of(run.pid)
+    assert other != member
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{other}").exists() or folders() - before:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    in_a_process(*arguments, "--out", out, "--resume")
+    assert sha256(out / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert not [event for event in events if event["event"] == "client_failed"]
