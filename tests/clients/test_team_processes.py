@@ -18,14 +18,14 @@ TEAM = ("--set", "engine.cpus_per_client=2")
 def members_of(pid):
     """Return the processes of teams below a process."""
     found = []
-    for entry in filter(str.isdecimal, os.listdir("/proc")):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-            words = Path(f"/proc/{entry}/cmdline").read_text()
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_text()
         except OSError:
             continue
         if "fedssl.clients.team_member" in words and parent == pid:
-            found.append(int(entry))
+            found.append(int(entry.name))
     return found
 
 
