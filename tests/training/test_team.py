@@ -92,7 +92,7 @@ SENSITIVE = {
     "fedu": 1e-4,
     "simclr": 1e-5,
 }
-"""Methods that magnify rounding, and how far apart their weights may be in single precision."""
+"""Methods that magnify rounding, or whose thresholds it can cross, and how far apart weights may be in single precision."""
 
 
 @pytest.mark.parametrize("table", METHODS_HERE, ids=name_of)

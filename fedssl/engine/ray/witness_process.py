@@ -4,8 +4,8 @@ When one of Ray's own processes is lost, Ray ends the process that uses it from 
 that. The kernel does the same when memory runs out. This file runs as a script, by its path, and imports next to
 nothing, so that it costs some milliseconds and a few megabytes.
 
-Now and then Ray does not end the process that uses it, and a run that has lost Ray waits for it forever. The script ends
-such a run.
+Now and then Ray does not end the process that uses it, and a run that has lost Ray waits for it forever. This script
+ends such a run.
 
 It reads lines of JSON from its standard input. The keys of a line replace the same keys of earlier lines:
 
