@@ -179,7 +179,9 @@ def equalize(images: Tensor) -> Tensor:
     flat = step == 0
     before = counts.cumsum(2).sub_(counts).add_((step / 2).floor_())
     table = before.div_(step.masked_fill(flat, 1)).floor_().clamp_(0, 255)
-    table = torch.lerp(table, torch.arange(256.0).to(table), flat.to(table.dtype))
+    table = torch.lerp(
+        table, torch.arange(256.0, dtype=table.dtype, device=images.device), flat.to(table.dtype)
+    )
     return table.gather(2, levels).div_(255).view_as(images)
 
 

@@ -24,8 +24,8 @@ class CarryOver:
     Args:
         sources: Name in the phase's network -> name in what the last phase's method hands on (`Method.handed_on`).
         begun: Names of the weights that begin anew.
-        keeps_names: Whether the networks have names in common, and each weight whose name the last network has too starts
-            from the weight of that name. If not, what a strategy remembers of its names belongs to other weights.
+        keeps_names: Whether each weight whose name the last network has too starts from the weight of that name. If not,
+            what a strategy remembers of its names belongs to other weights.
     """
 
     sources: Mapping[str, str]
@@ -67,11 +67,8 @@ def carry_over(settings: ClientSettings, network: nn.Module, previous: Previous)
         [short.get(name, name) for name in sources], [short.get(name, name) for name in begun]
     )
     _check_head(settings, [short.get(name, name) for name in begun], previous)
-    known = [name for name in own if name in last]
-    keeps_names = (
-        bool(known)
-        and all(sources.get(name) == name for name in known)
-        and all(source in last for source in sources.values())
+    keeps_names = all(sources.get(name) == name for name in own if name in last) and all(
+        source in last for source in sources.values()
     )
     return CarryOver(sources, begun, keeps_names)
 

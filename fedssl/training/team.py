@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
 from fedssl.models.base import Classifier
 from fedssl.models.static_norm import StaticBatchNorm
@@ -143,9 +142,7 @@ def _divide(trunk: nn.Module, team: Team) -> list[Callable[[], None]]:
         trunk.register_forward_hook(after).remove,
     ]
     for module in trunk.modules():
-        shared = next(
-            (found for kinds, found in _SHARED.items() if isinstance(module, kinds)), None
-        )
+        shared = _shared_form(module)
         if shared is not None:
             undo.append(_replace_forward(module, shared, team, calls))
     return undo
@@ -208,11 +205,14 @@ def _track(module: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
         running.lerp_(now.to(running.dtype), share)
 
 
-_SHARED: dict[tuple[type[nn.Module], ...], _Shared] = {
-    (_DropoutNd, StochasticDepth): _drop,
-    (nn.BatchNorm2d, StaticBatchNorm): _normalize,
-}
-"""How layers that look at, or draw for, a whole batch work on divided rows."""
+def _shared_form(module: nn.Module) -> _Shared | None:
+    """Return how a layer that looks at, or draws for, a whole batch works on divided rows; None for any other layer."""
+    # torchvision's stochastic depth is known by its name, because importing torchvision takes long.
+    if isinstance(module, _DropoutNd) or type(module).__name__ == "StochasticDepth":
+        return _drop
+    if isinstance(module, nn.BatchNorm2d | StaticBatchNorm):
+        return _normalize
+    return None
 
 
 class _OwnRows(torch.autograd.Function):
