@@ -57,17 +57,6 @@ def train(message: Message, context: Context) -> Message:
 
     A node with several devices trains the client with a process on each of them; see `fedssl.training.team`.
     """
-    devices = devices_of(context)
-    if len(devices) == 1:
-        return answered_train(message, context)
-    from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
-
-    context.node_config[protocol.DEVICE] = devices[0]
-    return run_in_team(devices, message, context, lambda: answered_train(message, context))
-
-
-def answered_train(message: Message, context: Context) -> Message:
-    """Train on one device, as a process of the current team; see `train`."""
     return _answered(_train, message, context)
 
 
@@ -87,6 +76,20 @@ def _answered(work: Work, message: Message, context: Context) -> Message:
 def _train(
     message: Message, context: Context, request: protocol.Request, here: Resident
 ) -> Message:
+    devices = devices_of(context)
+    if len(devices) == 1:
+        return train_here(message, context, request, here)
+    from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
+
+    return run_in_team(
+        devices, message, context, lambda: train_here(message, context, request, here)
+    )
+
+
+def train_here(
+    message: Message, context: Context, request: protocol.Request, here: Resident
+) -> Message:
+    """Train on one device, as a process of the current team, and return the reply."""
     # Put the client into the process's network: its images, the server's weights, its private weights.
     experiment, recipe, weights = here.experiment, here.recipe, here.weights
     set_threads(experiment)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from flwr.app import Context, Message
 
-from fedssl.clients.team_group import HANG, join
+from fedssl.clients.team_group import HANG, join, uses_nccl
 from fedssl.core.processes import path_for_other_processes
 from fedssl.training.team import Team, in_team
 
@@ -76,11 +76,12 @@ class TeamProcesses:
             self._send(member, b"go")
         try:
             if self._team is None:
-                place, size = self._folder / "meeting", len(self._devices)
-                self._team = join(place, 0, size, self._devices[0])
+                self._team = join(self._folder / "meeting", 0, self._devices)
+                if not uses_nccl(self._devices):  # then nothing is left, however the processes end
+                    shutil.rmtree(self._folder)
             with in_team(self._team):
                 answer = work()
-        except BaseException as error:
+        except RuntimeError as error:  # which a sum raises if another process is lost
             said = [said for member in self._members if (said := self._last_words(member))]
             if said:
                 raise TeamLost(f"a process of the client's team failed: {said[0]}") from error

@@ -1,13 +1,13 @@
 """What a further process of a team does for a client: the training of process 0, without a reply."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message, Metadata, RecordDict
 
-from fedssl.clients.client_app import answered_train, with_allowed_plugins
+from fedssl.clients.client_app import train_here, with_allowed_plugins
 from fedssl.clients.local_data import local_data
-from fedssl.clients.resident import resident
+from fedssl.clients.resident import Resident, resident
 from fedssl.clients.team_group import join
 from fedssl.exchange import protocol
 from fedssl.training.team import Team, in_team
@@ -29,31 +29,39 @@ class Work:
         self._team: Team | None = None
 
     def prepare(self, metadata: Metadata, content: RecordDict, context: Context) -> str | None:
-        """Read the request, build the network and read the images; return an error's text, or None."""
+        """Read the request, build the network and read the images; return an error's text, or None.
+
+        Process 0 has asked the node's floor already, and counts the answer.
+        """
         self._message = protocol.message_of(metadata, content)
         self._context = context
         context.node_config[protocol.DEVICE] = self._devices[self._rank]
 
-        def prepared(message: Message, context: Context) -> Message:
-            request = protocol.read_request(message)
-            here = resident(request.experiment, self._devices[self._rank], request.terms)
+        def read(message: Message, context: Context) -> Message:
+            request, here = self._request()
             local_data(here.experiment, request.terms, context).shard()
             return message
 
-        try:
-            with_allowed_plugins(self._message, context, prepared)
-        except Exception as error:
-            return protocol.explain_error(error)
-        return None
+        return self._error_of(read)
 
     def do(self) -> str | None:
         """Train the client with the other processes; return an error's text, or None."""
-        try:
+
+        def train(message: Message, context: Context) -> Message:
             if self._team is None:
-                place, size = self._folder / "meeting", len(self._devices)
-                self._team = join(place, self._rank, size, self._devices[self._rank])
+                self._team = join(self._folder / "meeting", self._rank, self._devices)
             with in_team(self._team):
-                with_allowed_plugins(self._message, self._context, answered_train)
+                return train_here(message, context, *self._request())
+
+        return self._error_of(train)
+
+    def _request(self) -> tuple[protocol.Request, Resident]:
+        request = protocol.read_request(self._message)
+        return request, resident(request.experiment, self._devices[self._rank], request.terms)
+
+    def _error_of(self, work: Callable[[Message, Context], Message]) -> str | None:
+        try:
+            with_allowed_plugins(self._message, self._context, work)
         except Exception as error:
             return protocol.explain_error(error)
         return None

@@ -26,7 +26,7 @@ def results_of(size, function, patience=60.0, waits_for=None):
 
     def body(place, rank):
         try:
-            with in_team(join(place, rank, size, "cpu", patience)):
+            with in_team(join(place, rank, ["cpu"] * size, patience)):
                 found = {name: tensor.numpy() for name, tensor in function().items()}
             answers.put((rank, found, None))
         except BaseException:

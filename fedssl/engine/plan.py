@@ -105,17 +105,19 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
         most: No more workers than this are of use: the clients of a round. None: there is no limit.
 
     Raises:
-        InputError: The wish asks for more GPUs or memory than there are. The error shows the arithmetic.
+        InputError: The wish asks for more cores, GPUs or memory than there are. The error shows the arithmetic.
     """
     # A worker whose clients have several processes takes as many cores: count in such bundles of cores.
     bundle = wish.cpus_per_client
-    if bundle > (most_cores := max(int(node.cpus) for node in nodes)):
-        raise InputError(
-            "engine.cpus_per_client",
-            f"is {bundle}, but no machine here has more than {most_cores} cores",
-            f"at most {most_cores}",
-        )
-    nodes = [replace(node, cpus=node.cpus // bundle if bundle > 1 else node.cpus) for node in nodes]
+    if bundle > 1:
+        most_cores = max(int(node.cpus) for node in nodes)
+        if bundle > most_cores:
+            raise InputError(
+                "engine.cpus_per_client",
+                f"is {bundle}, but no machine here has more than {most_cores} cores",
+                f"at most {most_cores}",
+            )
+        nodes = [replace(node, cpus=node.cpus // bundle) for node in nodes]
     # Refuse a share of a GPU that fits no GPU.
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     share = wish.gpus_per_worker
