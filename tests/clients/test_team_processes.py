@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import command, in_a_process, sha256, small_toml
+from fedssl.clients.client_app import app
+from fedssl.core.errors import RunFailed
+from fedssl.engine.local_grid import Apps
+from fedssl.engine.serial_grid import SerialGrid
+from fedssl.server.app import serve
+from tests.helpers import command, in_a_process, sha256, small_experiment, small_toml
 
 TEAM = ("--set", "engine.cpus_per_client=2")
 
@@ -99,3 +104,10 @@ def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path, own_tmp):
     assert sha256(out / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert not [event for event in events if event["event"] == "client_failed"]
+
+
+def test_training_that_diverges_is_told_as_without_a_team():
+    experiment = small_experiment(method={"kind": "fixmatch"}, train={"lr": 1e30}, rounds=1)
+    with pytest.raises(RunFailed, match="FloatingPointError: training diverged") as raised:
+        serve(experiment, SerialGrid(Apps(app), 6, "cpu,cpu"), [])
+    assert "team" not in str(raised.value)

@@ -106,6 +106,10 @@ def test_cores_and_gpus_must_be_on_the_same_machine():
     assert plan_workers(Wish(gpus_per_worker=0), nodes).workers == 32
 
 
+def test_a_machine_of_a_cluster_may_lend_less_than_a_core():
+    assert plan_workers(Wish(1), [Node(0.5)]).cpus == 0.5
+
+
 def test_cores_beside_gpus():
     plan = plan_workers(Wish(cpu_workers=2), [Node(8, 2)])
     assert [plan.gpus_of(worker) for worker in range(len(plan))] == [1, 1, 0, 0]

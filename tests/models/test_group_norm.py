@@ -17,7 +17,8 @@ def both(groups, channels):
 
 
 @pytest.mark.parametrize(
-    ("groups", "channels", "side"), [(8, 16, 28), (8, 32, 14), (8, 64, 14), (8, 16, 8), (3, 3, 10)]
+    ("groups", "channels", "side"),
+    [(8, 16, 28), (8, 32, 14), (8, 64, 14), (8, 16, 8), (3, 3, 10), (8, 16, 32)],
 )
 def test_values_gradients_and_layout_are_those_of_torch(groups, channels, side):
     ours, torchs = both(groups, channels)
@@ -41,3 +42,22 @@ def test_it_can_be_mapped_over_clients():
     torch.testing.assert_close(
         torch.vmap(ours)(images), torch.stack([torchs(one) for one in images])
     )
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "anew"), [(16, 28, 1), (16, 8, 0), (16, 32, 0), (64, 28, 0)]
+)
+def test_images_are_laid_out_anew_where_torchs_kernel_for_channels_last_is_slow(
+    monkeypatch, channels, side, anew
+):
+    seen = []
+    normalize = nn.GroupNorm.forward
+
+    def noting(self, images):
+        seen.append(images.is_contiguous())
+        return normalize(self, images)
+
+    monkeypatch.setattr(nn.GroupNorm, "forward", noting)
+    images = torch.randn(2, channels, side, side).contiguous(memory_format=torch.channels_last)
+    GroupNorm(8, channels)(images)
+    assert seen == [bool(anew)]

@@ -41,7 +41,9 @@ LOOK_AGAIN = 0.5
 """Agents of a raylet that have not started yet are looked for again after this many seconds."""
 
 LIMIT = 10.0
-"""The run's process should end within this many seconds after the first death of a process of Ray's; it takes one."""
+"""The run's process should end within this many seconds after the first death of a process of Ray's.
+
+After an agent's death, it ends within a second. Without its control store, Ray itself would wait for a minute."""
 
 PATIENCE = 20.0
 """Ray's processes get this many seconds to end after the run's process has ended; then their folder is removed."""

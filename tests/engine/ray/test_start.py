@@ -177,10 +177,10 @@ def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
         ("ray::DashboardAgent", "Ray's dashboard agent died"),
         ("ray::RuntimeEnvAgent", "Ray's runtime environment agent died"),
         ("/raylet", "Ray's raylet died"),
+        ("/gcs_server", "Ray's control store died"),
     ],
 )
 def test_what_is_lost_of_ray_is_said_with_how_to_go_on(tmp_path, short, who, said):
-    """The control store too; that takes a minute and is in ``benchmarks/soak.py``."""
     run = Command(tmp_path, "ray", TMPDIR=str(short))
     try:
         os.kill(run.pid_of(who), signal.SIGKILL)
