@@ -114,13 +114,14 @@ table-systems-fashion: $(INSTALLED)  ## The same on 10,000 images of Fashion-MNI
 	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,four_labeled_clients)) --seeds 3 $(AS_FASHION) --set rounds=60
 	$(BIN)/fedssl run $(addsuffix /rscfed.toml,experiments/one_labeled_client experiments/four_labeled_clients) --seeds 3 $(AS_FASHION) $(RSCFED_AS_FASHION) --set rounds=20
 
-benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, data, fused clients; FASHION_ROOT as above.
+benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, teams, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python -m benchmarks.engines --fashion-root $(FASHION_ROOT)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.scaling --memory
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m benchmarks.team
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/fusion.py
 

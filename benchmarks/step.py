@@ -42,14 +42,15 @@ WORKLOADS = {
 """Name -> model, B, mu, number of steps that are timed together."""
 
 
-def shard_of_photos(count: int = 1024, labeled: int = 256) -> Shard:
+def shard_of_photos(count: int = 1024, labeled: int = 256, spec: ImageSpec = SPEC) -> Shard:
     """Return a shard of smooth random images; their content has no influence on the time."""
     stream = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 8, 8, generator=stream)
-    images = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    channels, *size = spec.shape
+    coarse = torch.rand(count, channels, 8, 8, generator=stream)
+    images = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
     labels = torch.randint(10, (count,), generator=stream)
     seen = torch.where(torch.arange(count) < labeled, labels, -1)
-    return Shard(images, seen, labels, SPEC)
+    return Shard(images, seen, labels, spec)
 
 
 class Straightforward:

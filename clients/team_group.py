@@ -1,9 +1,10 @@
-"""The connection between the processes of a team: they meet in a folder and sum tensors up."""
+"""The connection between the processes of a team: they meet by a file and sum tensors up."""
 
+import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -14,16 +15,34 @@ from fedssl.training.team import Team
 HANG = 60.0
 """A process that waits this many seconds for another one gives up. All have the same work between two sums."""
 
+DESCRIPTORS = Path("/proc/self/fd")
+"""On Linux, this folder has a path for each file that a process has open, also for a file without a name."""
+
 LOOPBACK = "127.0.0.1"
 
 
-def join(place: Path, rank: int, devices: Sequence[str], patience: float = HANG) -> Team:
-    """Return this process's end of a team, once all its processes have joined; gloo reads `place` no more then.
+def meeting_file() -> IO[bytes]:
+    """Return a new file by which the processes of a team meet.
+
+    On Linux it has no name, so nothing is left of it however the processes end. Elsewhere, closing it removes it.
+    """
+    if DESCRIPTORS.is_dir():
+        return tempfile.TemporaryFile()
+    return tempfile.NamedTemporaryFile(prefix="fedssl-team-")
+
+
+def meeting_place(file: IO[bytes]) -> str:
+    """Return the path by which a process opens a meeting file; on Linux, the process must have inherited the file."""
+    return str(DESCRIPTORS / str(file.fileno())) if DESCRIPTORS.is_dir() else file.name
+
+
+def join(place: str, rank: int, devices: Sequence[str], patience: float = HANG) -> Team:
+    """Return this process's end of a team, once all its processes have joined.
 
     Processes that each have a GPU of their own use NCCL. All others use gloo, over connections of this machine to itself.
 
     Args:
-        place: A file, not there yet, in a folder that all processes of the team see.
+        place: Path of an empty file that all processes of the team see; see `meeting_place`.
         rank: Number of this process, from 0.
         devices: Device of each process.
         patience: Seconds that this process waits for another one, here and in every sum.
@@ -41,19 +60,19 @@ def join(place: Path, rank: int, devices: Sequence[str], patience: float = HANG)
     return team
 
 
-def uses_nccl(devices: Sequence[str]) -> bool:
+def _uses_nccl(devices: Sequence[str]) -> bool:
     """Return whether each process has a GPU of its own."""
     return len(set(devices)) == len(devices) and all(d.startswith("cuda") for d in devices)
 
 
-def _connected(place: Path, rank: int, devices: Sequence[str], patience: timedelta) -> Any:
+def _connected(place: str, rank: int, devices: Sequence[str], patience: timedelta) -> Any:
     """Return a process group. It is no default group, so that nothing else in the process meets it."""
     size = len(devices)
     if devices[rank].startswith("cuda"):
         torch.cuda.set_device(devices[rank])
-    store = dist.FileStore(str(place), size)  # type: ignore[attr-defined]
+    store = dist.FileStore(place, size)  # type: ignore[attr-defined]
     store.set_timeout(patience)
-    if uses_nccl(devices):
+    if _uses_nccl(devices):
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = patience
         return dist.ProcessGroupNCCL(store, rank, size, nccl)

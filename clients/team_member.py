@@ -5,26 +5,26 @@ It does for each client what process 0 does, on a device of its own, and answers
 
 import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
 
-from fedssl.core.processes import prepare_process, quick_imports
+from fedssl.core.processes import prepare_process, quick_imports, signal_when_parent_ends
 
 
 def main() -> None:
     """Serve process 0 until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for process 0
+    signal_when_parent_ends(signal.SIGKILL)  # even if this process is stopped or hangs
     link = Connection(int(sys.argv[1]))
-    folder, rank, devices = link.recv()
-    threading.Thread(target=_end_with_process_0, args=(folder,), daemon=True).start()
+    place, rank, devices = link.recv()
+    threading.Thread(target=_end_with_process_0, daemon=True).start()
     prepare_process()
     with quick_imports():
         from fedssl.clients.team_work import Work
 
-    work = Work(folder, rank, devices)
+    work = Work(place, rank, devices)
     while True:
         metadata, content, context = pickle.loads(link.recv_bytes())
         error = work.prepare(metadata, content, context)
@@ -37,10 +37,9 @@ def main() -> None:
             return
 
 
-def _end_with_process_0(folder: str) -> None:
-    """End this process, wherever it is, as soon as process 0 has ended, and remove what that one left."""
+def _end_with_process_0() -> None:
+    """End this process, wherever it is, as soon as process 0 has ended."""
     sys.stdin.buffer.read()
-    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

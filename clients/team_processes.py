@@ -3,21 +3,18 @@
 import atexit
 import os
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TypeVar
 
 from flwr.app import Context, Message
 
-from fedssl.clients.team_group import HANG, join, uses_nccl
+from fedssl.clients.team_group import HANG, join, meeting_file, meeting_place
 from fedssl.core.processes import path_for_other_processes
 from fedssl.training.team import Team, in_team
 
@@ -46,7 +43,7 @@ class TeamProcesses:
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = tuple(devices)
-        self._folder = Path(tempfile.mkdtemp(prefix="fedssl-team-"))
+        self._meeting = meeting_file()
         self._members: list[_Member] = []
         self._team: Team | None = None
         try:
@@ -76,9 +73,7 @@ class TeamProcesses:
             self._send(member, b"go")
         try:
             if self._team is None:
-                self._team = join(self._folder / "meeting", 0, self._devices)
-                if not uses_nccl(self._devices):  # then nothing is left, however the processes end
-                    shutil.rmtree(self._folder)
+                self._team = join(meeting_place(self._meeting), 0, self._devices)
             with in_team(self._team):
                 answer = work()
         except RuntimeError as error:  # which a sum raises if another process is lost
@@ -90,8 +85,12 @@ class TeamProcesses:
             self._hear(member, HANG)
         return answer
 
+    def is_whole(self) -> bool:
+        """Return whether the other processes live. They end with the thread that started them."""
+        return all(member.process.poll() is None for member in self._members)
+
     def close(self) -> None:
-        """End the other processes, and remove the team's folder."""
+        """End the other processes."""
         for member in self._members:
             member.process.kill()
             member.process.wait()
@@ -101,7 +100,8 @@ class TeamProcesses:
                 member.process.stdin.close()
         self._members = []
         self._team = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # the team's connection may have removed a named file
+            self._meeting.close()
 
     def _start(self, rank: int) -> _Member:
         ours, theirs = socket.socketpair()
@@ -109,12 +109,12 @@ class TeamProcesses:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedssl.clients.team_member", str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # its end is this process's end
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._meeting.fileno()],
                 env=os.environ | {"PYTHONPATH": path_for_other_processes()},
                 start_new_session=True,  # what ends this process's group must not end the one that cleans up
             )
         link = Connection(ours.detach())
-        link.send((str(self._folder), rank, self._devices))
+        link.send((meeting_place(self._meeting), rank, self._devices))
         return _Member(process, link)
 
     def _send(self, member: _Member, order: bytes) -> None:
@@ -167,7 +167,7 @@ def run_in_team(
     The team stays for the next client. After any error it ends, and the next client gets a new one.
     """
     key = tuple(devices)
-    if key not in _teams:
+    if key not in _teams or not _teams[key].is_whole():
         end_team()
         _teams[key] = TeamProcesses(devices)
     try:

@@ -1,7 +1,6 @@
 """What a further process of a team does for a client: the training of process 0, without a reply."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from flwr.app import Context, Message, Metadata, RecordDict
 
@@ -17,13 +16,13 @@ class Work:
     """The clients of a team, one after the other, as one of its processes trains them.
 
     Args:
-        folder: The team's folder.
+        place: Path of the team's meeting file.
         rank: Number of the process, from 1.
         devices: Device of each process of the team.
     """
 
-    def __init__(self, folder: str, rank: int, devices: Sequence[str]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, place: str, rank: int, devices: Sequence[str]) -> None:
+        self._place = place
         self._rank = rank
         self._devices = devices
         self._team: Team | None = None
@@ -49,7 +48,7 @@ class Work:
 
         def train(message: Message, context: Context) -> Message:
             if self._team is None:
-                self._team = join(self._folder / "meeting", self._rank, self._devices)
+                self._team = join(self._place, self._rank, self._devices)
             with in_team(self._team):
                 return train_here(message, context, *self._request())
 

@@ -2,13 +2,11 @@
 
 import multiprocessing
 import os
-import tempfile
 import traceback
-from pathlib import Path
 
 import torch
 
-from fedssl.clients.team_group import join
+from fedssl.clients.team_group import join, meeting_file, meeting_place
 from fedssl.training.team import in_team
 
 
@@ -33,8 +31,8 @@ def results_of(size, function, patience=60.0, waits_for=None):
             answers.put((rank, None, traceback.format_exc()))
         os._exit(0)
 
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "meeting"
+    with meeting_file() as file:
+        place = meeting_place(file)
         processes = [context.Process(target=body, args=(place, rank)) for rank in range(size)]
         try:
             for process in processes:

@@ -1,5 +1,6 @@
 """Make a process ready: its environment variables, quick imports, and work in the background."""
 
+import ctypes
 import gc
 import io
 import os
@@ -24,8 +25,17 @@ DISCREET = {
 }
 """With these environment variables, libraries report nothing about their use to their makers."""
 
+PR_SET_PDEATHSIG = 1
+"""The number of the option PR_SET_PDEATHSIG of Linux's prctl(2)."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Names of this machine. Connections to them never go through a proxy."""
+
+
+def signal_when_parent_ends(number: int) -> None:
+    """Have this process sent a signal as soon as the thread that started it ends; on other systems than Linux, do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def prepare_process() -> None:

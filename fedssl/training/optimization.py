@@ -17,6 +17,7 @@ from fedssl.training.optimizers.base import OPTIMIZERS, Optimizer, Parameters
 from fedssl.training.optimizers.sgd import SGD
 from fedssl.training.schedules.base import SCHEDULES, Schedule
 from fedssl.training.schedules.constant import Constant
+from fedssl.training.team import backward, gradients
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
@@ -213,7 +214,7 @@ class Descent:
             return
         if self._bound is not None:
             total = self._bound.with_term(total, own)
-        (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
+        backward(total if scaler is None else scaler.scale(total), own)
         if scaler is not None and (self._bound is not None or self._train.clip_norm is not None):
             scaler.unscale_(optimizer)
         # The gradient is corrected first and clipped then, so that the limit holds for the step that is taken.
@@ -233,9 +234,7 @@ class Descent:
         if not total.requires_grad:
             return [(parameter, torch.zeros_like(parameter)) for parameter in own]
         scale = 1.0 if scaler is None else scaler.get_scale()
-        found = torch.autograd.grad(
-            total * scale, own, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        found = gradients(total * scale, own)
         return [(parameter, g / scale) for parameter, g in zip(own, found, strict=True)]
 
     def _own(self, name: str) -> list[nn.Parameter]:

@@ -12,7 +12,7 @@ import pytest
 
 from fedssl.clients.client_app import app
 from fedssl.core.errors import RunFailed
-from fedssl.engine.local_grid import Apps
+from fedssl.engine.local_grid import Apps, Patience
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.server.app import serve
 from tests.helpers import command, in_a_process, sha256, small_experiment, small_toml
@@ -20,16 +20,16 @@ from tests.helpers import command, in_a_process, sha256, small_experiment, small
 TEAM = ("--set", "engine.cpus_per_client=2")
 
 
-def members_of(pid):
-    """Return the processes of teams below a process."""
+def members_of(tmp):
+    """Return the further processes of teams whose temporary folder is this one."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             words = (entry / "cmdline").read_text()
+            variables = (entry / "environ").read_text().split("\0")
         except OSError:
             continue
-        if "fedssl.clients.team_member" in words and parent == pid:
+        if "fedssl.clients.team_member" in words and f"TMPDIR={tmp}" in variables:
             found.append(int(entry.name))
     return found
 
@@ -42,8 +42,13 @@ def own_tmp(monkeypatch):
         yield Path(folder)
 
 
-def folders(tmp):
-    return list(tmp.glob("fedssl-team-*"))
+def wait_until_nothing_is_left(tmp):
+    """Wait for the end of all further processes of teams, which follow a worker that Ray ends; teams leave no file."""
+    until = time.monotonic() + 20
+    while members_of(tmp):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert not list(tmp.glob("fedssl-team-*"))
 
 
 @pytest.fixture
@@ -66,10 +71,7 @@ def test_a_team_of_two_has_the_same_bits_on_every_engine(
     out = tmp_path / engine
     in_a_process("run", experiment, "--plain", "--engine", engine, *TEAM, "--out", out)
     assert sha256(out / "model.safetensors") == run_alone
-    until = time.monotonic() + 20  # a worker that Ray ends leaves this to the rest of its team
-    while folders(own_tmp):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until_nothing_is_left(own_tmp)
 
 
 def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path, own_tmp):
@@ -89,17 +91,14 @@ def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path, own_tmp):
             time.sleep(0.02)
 
     wait_for(3)
-    (member,) = members_of(run.pid)
+    (member,) = members_of(own_tmp)
     os.kill(member, signal.SIGKILL)
     wait_for(20)
-    (other,) = members_of(run.pid)
+    (other,) = members_of(own_tmp)
     assert other != member
     run.kill()
     run.wait()
-    until = time.monotonic() + 20
-    while Path(f"/proc/{other}").exists() or folders(own_tmp):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until_nothing_is_left(own_tmp)
     in_a_process(*arguments, "--out", out, "--resume")
     assert sha256(out / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
@@ -111,3 +110,36 @@ def test_training_that_diverges_is_told_as_without_a_team():
     with pytest.raises(RunFailed, match="FloatingPointError: training diverged") as raised:
         serve(experiment, SerialGrid(Apps(app), 6, "cpu,cpu"), [])
     assert "team" not in str(raised.value)
+
+
+def test_a_client_is_tried_again_if_one_process_of_its_team_fails(tmp_path):
+    def served(marker):
+        method = {"kind": "tests.plugins.half_broken", "marker": str(marker)}
+        grid = SerialGrid(Apps(app), 6, "cpu,cpu", patience=Patience(retries=1))
+        return serve(small_experiment(method=method, rounds=1), grid, [])
+
+    failed_before = tmp_path / "failed"
+    failed_before.touch()
+    expected, result = served(failed_before), served(tmp_path / "not yet")
+    assert (tmp_path / "not yet").exists()
+    for name, array in expected.model.arrays.items():
+        assert array.tobytes() == result.model.arrays[name].tobytes()
+
+
+def test_a_process_that_hangs_costs_no_more_than_the_clients_timeout(tmp_path, own_tmp):
+    """The worker that waits for it is ended; so is the rest of the team, and another team trains the client."""
+    experiment = small_toml(tmp_path / "e.toml", rounds=20, method={"kind": "fixmatch"})
+    arguments = ("run", experiment, "--plain", *TEAM)
+    in_a_process(*arguments, "--engine", "serial", "--out", tmp_path / "whole")
+    out = tmp_path / "hangs"
+    engine = ("--engine", "ray", "--set", "engine.client_timeout=5")
+    run = subprocess.Popen(command(*arguments, *engine, "--out", out), stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (out / "rounds.csv").exists() or not members_of(own_tmp):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (hanging,) = members_of(own_tmp)
+    os.kill(hanging, signal.SIGSTOP)
+    assert run.wait(120) == 0
+    assert sha256(out / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+    wait_until_nothing_is_left(own_tmp)

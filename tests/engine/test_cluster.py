@@ -57,6 +57,42 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
     assert one == other
 
 
+def test_a_team_has_its_devices_on_one_node(tmp_path):
+    """Two nodes with two pretended GPUs each: two workers with the GPUs of a node, and the bits of a serial team of two."""
+    out = in_a_process_of_its_own(f"""
+        from pathlib import Path
+
+        from ray.cluster_utils import Cluster
+
+        from fedssl.record.rows import Observer
+        from fedssl.record.run_directory import RunDirectory
+        from fedssl.app.simulation import Engine
+        from tests.helpers import small_experiment
+
+        node = {{"num_cpus": 2, "num_gpus": 2}}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        engine = {{"kind": "ray", "gpus_per_worker": 2, "address": cluster.address}}
+
+        class Looker(Observer):
+            def round_ended(self, end):
+                workers = machine._grid.result().describe_workers()
+                print(len({{worker["node"] for worker in workers}}), [w["gpu_ids"] for w in workers])
+
+        folder = Path({str(tmp_path)!r})
+        with Engine() as machine:
+            machine.run(small_experiment(rounds=1, engine=engine), [Looker(), RunDirectory(folder / "two")])
+        cluster.shutdown()
+        engine = {{"kind": "serial", "cpus_per_client": 2}}
+        with Engine() as machine:
+            machine.run(small_experiment(rounds=1, engine=engine), [RunDirectory(folder / "serial")])
+    """)
+    assert "2 [[0, 1], [0, 1]]" in out
+    one, other = (sha256(tmp_path / run / "model.safetensors") for run in ("two", "serial"))
+    assert one == other
+
+
 def test_an_address_where_nobody_is_is_the_users_mistake(tmp_path):
     from tests.helpers import fedssl, refused
 

@@ -7,7 +7,6 @@ a keeper lives: a process number does not, because the system gives it to anothe
 """
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -20,14 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from fedssl.core.processes import signal_when_parent_ends
+
 PAUSE = 2.0
 """A process that ended is started again after this many seconds."""
 
 PATIENCE = 20.0
 """A process that is told to end has this many seconds to do so."""
-
-PR_SET_PDEATHSIG = 1
-"""The number of the option PR_SET_PDEATHSIG of Linux's prctl(2)."""
 
 
 def keep(
@@ -117,14 +115,13 @@ def _start_process(command: list[str]) -> "subprocess.Popen[bytes]":
     """Start a process in a session of its own; on Linux it ends with this process."""
     this = os.getpid()
 
-    def end_with_parent() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != this:  # the keeper died before the call
-                os._exit(1)
+    def end_with_keeper() -> None:
+        signal_when_parent_ends(signal.SIGTERM)
+        if os.getppid() != this:  # the keeper died before the call
+            os._exit(1)
 
     # Code between fork and exec is safe here, because the keeper has only one thread.
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_keeper)
 
 
 def _end_process(process: "subprocess.Popen[bytes]") -> int:
