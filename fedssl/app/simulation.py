@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from flwr.serverapp import Grid
 
+from fedssl.app.engine_choice import Choice, choose_engine, on_engine
 from fedssl.app.interrupts import Interrupts, put_handlers_back
 from fedssl.clients.client_app import app
 from fedssl.clients.fused_app import train_together
@@ -81,9 +82,12 @@ class Engine:
             grid.end(_close)
 
     def start(self, experiment: Experiment) -> None:
-        """Begin to start the workers for an experiment, and return at once."""
+        """Begin to start the workers for an experiment, and return at once.
+
+        Nothing starts yet for an experiment that leaves its engine open: `run` chooses one.
+        """
         refuse_private(experiment)
-        if experiment.engine.kind != "flower":
+        if experiment.engine.kind not in ("auto", "flower"):
             self.close()
             self._grid = InBackground(lambda: _make_grid(experiment))
             self._made_for = _workers_of(experiment)
@@ -116,6 +120,8 @@ class Engine:
             return serve(experiment, grid, observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
+        if experiment.engine.kind == "auto":
+            experiment = self._with_engine(experiment)
         if self._grid is None or self._made_for != _workers_of(experiment):
             self.start(experiment)
         assert self._grid is not None
@@ -124,6 +130,15 @@ class Engine:
         grid.restart(experiment.federation.clients)
         grid.states.memory = int(experiment.engine.state_memory * MB)
         return grid
+
+    def _with_engine(self, experiment: Experiment) -> Experiment:
+        """Return an experiment with the engine on which it runs: workers of Ray that run already, or what is chosen."""
+        with_ray = on_engine(experiment, "ray")
+        if self._grid is not None and self._made_for == _workers_of(with_ray):
+            return with_ray
+        choice = choice_here(experiment)
+        log.info("engine %s, because %s", choice.experiment.engine.kind, choice.reason)
+        return choice.experiment
 
 
 def _record_of(observers: Sequence[Observer]) -> Record | None:
@@ -148,7 +163,7 @@ def _workers_of(experiment: Experiment) -> object:
 
 def check_engine(experiment: Experiment) -> None:
     """Raise `InputError` if the experiment's engine needs a library that is not installed."""
-    if experiment.engine.kind != "serial":
+    if experiment.engine.kind in ("ray", "flower"):
         require("ray", "engine.kind", f"{experiment.engine.kind!r}")
 
 
@@ -294,8 +309,14 @@ def _wish(experiment: Experiment) -> Wish:
     return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)
 
 
+def choice_here(experiment: Experiment) -> Choice:
+    """Return the engine on which an experiment would run on this machine, and why."""
+    room = 1 if experiment.engine.kind == "serial" else len(plan_workers_here(experiment))
+    return choose_engine(experiment, simulated_federation(experiment), room)
+
+
 def plan_workers_here(experiment: Experiment) -> WorkerPlan:
-    """Return the workers that a run would use on this machine."""
+    """Return the workers that a run would use on this machine; those of Ray if the experiment leaves its engine open."""
     engine = experiment.engine
     if engine.kind == "serial":
         devices = _devices_here(experiment).split(",")

@@ -131,10 +131,10 @@ class EngineSection(Section):
     An engine ignores the settings that it has no use for, so any engine can run any experiment file.
     """
 
-    kind: Literal["serial", "ray", "flower"] = Field(
-        "ray",
-        description="serial: one client after the other; ray: actors on cores and GPUs; "
-        "flower: Flower's own simulation runtime",
+    kind: Literal["auto", "serial", "ray", "flower"] = Field(
+        "auto",
+        description="serial: one client after the other; ray: actors on cores and GPUs; auto: serial if the run is too short for "
+        "actors to pay, or if there is room for one of them, else ray; flower: Flower's own simulation runtime",
     )
     workers: int | Literal["auto"] = Field(
         "auto", description="number of actors; auto: as many as fit; serial has no actors"

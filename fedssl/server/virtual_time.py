@@ -42,6 +42,11 @@ def work_of(phase: PhasePlan, census: Census) -> Floats:
     return _of_each_client(phase.recipe.work, census)
 
 
+def steps_of(phase: PhasePlan, census: Census) -> Floats:
+    """Return the number of steps that each client takes in a round of a phase, (K,)."""
+    return _of_each_client(phase.recipe.num_steps, census)
+
+
 def first_work_of(phase: PhasePlan, census: Census) -> Floats:
     """Return the work that each client has beside this in its first round of the phase, in the same unit, (K,)."""
     return _of_each_client(phase.recipe.first_work, census)

@@ -26,7 +26,12 @@ def validate(file: File, settings: Settings = None) -> None:
       fedssl validate mine.toml --set federation.clients=1000
     """
     with quick_imports():
-        from fedssl.app.simulation import check_engine, check_experiment, plan_workers_here
+        from fedssl.app.simulation import (
+            check_engine,
+            check_experiment,
+            choice_here,
+            plan_workers_here,
+        )
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
         from fedssl.record.judges import judges_of, remarks_on_judges
@@ -34,16 +39,19 @@ def validate(file: File, settings: Settings = None) -> None:
     experiment = load_experiment(file, settings or [])
     check_engine(experiment)
     check_experiment(experiment)
-    engine = experiment.engine
+    engine, because = experiment.engine, ""
     if experiment.federation.private:
         workers = "unused: clients with private data are deployed and not simulated"
     elif engine.address is None:
-        workers = plan_workers_here(experiment).describe()
+        choice = choice_here(experiment)
+        engine, because = choice.experiment.engine, choice.reason
+        workers = plan_workers_here(choice.experiment).describe()
     else:
         workers = f"as many workers as the cluster at {engine.address} has room for"
     federation = simulated_federation(experiment)
     console = Console()
-    facts = (describe(experiment, federation), f"engine {engine.kind}: {workers}")
+    facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
+    facts += [f"  because {because}"] if because else []
     console.print(f"{file}: valid", soft_wrap=True)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
     for line in (*facts, *remarks_on_data(federation), *remarks):

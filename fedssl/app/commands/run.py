@@ -25,8 +25,8 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="serial, ray or flower; overrides the file's engine.",
-            autocompletion=lambda: ["flower", "ray", "serial"],
+            help="auto, serial, ray or flower; overrides the file's engine.",
+            autocompletion=lambda: ["auto", "flower", "ray", "serial"],
         ),
     ] = None,
     workers: Annotated[

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedssl.app.engine_choice import on_engine
 from fedssl.app.simulation import count_runs_that_fit, plan_workers_here
 from fedssl.core.errors import InputError
 from fedssl.engine.plan import WorkerPlan
@@ -34,8 +35,7 @@ class Packing:
         """Return an experiment with the engine on which the sweep runs it; the engine does not change results."""
         if self.jobs == 1:
             return experiment
-        serial = experiment.engine.model_copy(update={"kind": "serial"})
-        return experiment.model_copy(update={"engine": serial})
+        return on_engine(experiment, "serial")
 
 
 def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:

@@ -1,0 +1,41 @@
+"""How much arithmetic a pass through a network takes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def multiplications(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the number of multiplications by weights in a pass of one image, in convolutions and linear layers.
+
+    Attention multiplies activations with each other; that is not counted.
+
+    Args:
+        network: A network of images; it is put into evaluation mode for the pass, and back.
+        shape: Shape of an image, (C, H, W).
+
+    Example:
+        >>> multiplications(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8))
+        640
+    """
+    counted = 0
+
+    def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal counted
+        row = layer.weight[
+            0
+        ].numel()  # each number of the output is a product of the input with one row of weights
+        counted += output.numel() * row
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    was_training = network.training
+    try:
+        network.eval()(torch.zeros(1, *shape))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return counted
