@@ -20,6 +20,9 @@ from fedssl.strategies.base import strategy_of
 START = 5.0
 """Ray takes about this many seconds longer to start than the serial engine (two cores)."""
 
+PROCESS = 3.0
+"""A process for runs beside other runs takes about this many seconds to start; it imports torch."""
+
 STEP = 1.5e-3
 """A step takes about this many seconds beside the passes over its images: batches, views, the optimizer."""
 

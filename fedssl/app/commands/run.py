@@ -1,4 +1,4 @@
-"""`fedssl run`: runs experiments one after another, and compares them at the end."""
+"""`fedssl run`: runs experiments, several at a time where that is faster, and compares them at the end."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:
     from fedssl.app.interrupts import Interrupts
+    from fedssl.app.sweep.packing import Packing
     from fedssl.experiment.experiment import Experiment
 
 
@@ -44,6 +45,14 @@ def run(
             min=1, help="Number of runs of each file: with its seed, the next seed, and so on."
         ),
     ] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of runs at a time; 1: one after the other. By default, as many as the machine has room for, if "
+            "the files leave the engine open (auto) and the runs are not too short.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Resume killed runs; finished runs are kept."),
@@ -79,6 +88,7 @@ def run(
             _choose_folders(experiments, out),
             console,
             interrupts,
+            jobs=jobs,
             resume=resume,
             plain=plain,
         )
@@ -112,19 +122,23 @@ def _run(
     console: Console,
     interrupts: "Interrupts",
     *,
+    jobs: int | None,
     resume: bool,
     plain: bool,
 ) -> list[Path]:
-    """Run all experiments on one engine, and return the run directories of the finished runs."""
+    """Run all experiments, on one engine or side by side, and return the run directories of the finished runs."""
     with quick_imports():
         from fedssl.app.runs import Runs
-        from fedssl.app.simulation import Engine, check_experiment
+        from fedssl.app.simulation import Engine
         from fedssl.views.screen.display import PlainDisplay, make_display
 
     with Engine() as engine:
         engine.start(experiments[0])  # the workers start while the experiments are checked
-        for experiment in experiments:
-            check_experiment(experiment)
+        packing = _check_and_pack(experiments, jobs)
+        if packing.jobs > 1:
+            return _run_side_by_side(
+                experiments, folders, packing, console, resume=resume, plain=plain
+            )
         runs = Runs(
             engine,
             console,
@@ -135,6 +149,96 @@ def _run(
         )
         finished, _ = runs.run(experiments, folders)
     return finished
+
+
+def _check_and_pack(experiments: list["Experiment"], jobs: int | None) -> "Packing":
+    """Check all experiments, and return how many of them run at a time.
+
+    Unless the user says how many, runs go side by side only if all of them leave their engine open, and if that saves more
+    time than the start of their processes takes.
+    """
+    from fedssl.app.engine_choice import PROCESS, estimate_seconds
+    from fedssl.app.simulation import check_experiment
+    from fedssl.app.sweep.packing import ONE_BY_ONE, pack
+    from fedssl.clients.local_data import simulated_federation
+
+    may_share = jobs is not None or all(each.engine.kind == "auto" for each in experiments)
+    seconds = 0.0
+    for experiment in experiments:
+        check_experiment(experiment)
+        if may_share and not experiment.federation.private:
+            seconds += estimate_seconds(experiment, simulated_federation(experiment))
+    if len(experiments) == 1 or not may_share:
+        return ONE_BY_ONE
+    packing = pack(experiments, jobs)
+    pays = seconds * (1 - 1 / packing.jobs) > PROCESS
+    return packing if jobs is not None or pays else ONE_BY_ONE
+
+
+def _run_side_by_side(
+    experiments: list["Experiment"],
+    folders: list[Path | None],
+    packing: "Packing",
+    console: Console,
+    *,
+    resume: bool,
+    plain: bool,
+) -> list[Path]:
+    """Run the experiments that are not finished, several at a time; return the run directories of the finished runs."""
+    with quick_imports():
+        from fedssl.app.runs import open_directory
+        from fedssl.app.sweep.display import make_display
+        from fedssl.app.sweep.points import Point
+        from fedssl.app.sweep.side_by_side import run_side_by_side
+        from fedssl.record.run_path import REPORT
+
+    finished: dict[Path, bool] = {}
+    for experiment, folder in zip(experiments, folders, strict=True):
+        directory = open_directory(experiment, folder, resume=resume)
+        finished[directory.path] = directory.is_finished
+        directory.close()  # the process that runs the experiment opens it
+    points = [Point(experiment, (), frozenset()) for experiment in experiments]
+    left = [
+        (point, path)
+        for point, (path, is_done) in zip(points, finished.items(), strict=True)
+        if not is_done
+    ]
+    done = len(points) - len(left)
+    _say(
+        f"{len(left)} runs, {packing.jobs} at a time (--jobs 1: one after the other); {done} done already",
+        console,
+    )
+    if packing.warning:
+        _say(packing.warning, console)
+
+    def ended(number: int) -> None:
+        path = left[number][1]
+        finished[path] = True
+        page = f", report: {path / REPORT}" if (path / REPORT).exists() else ""
+        _say(f"  recorded in {path}{page}", console)
+
+    def failed(number: int, reason: str) -> None:
+        experiment = left[number][0].experiment
+        complain(reason, f"{experiment.name} seed {experiment.seed}: ")
+
+    to_run = [point for point, _ in left]
+    try:
+        run_side_by_side(
+            to_run,
+            [path for _, path in left],
+            packing,
+            make_display(console, to_run, done, plain=plain),
+            ended=ended,
+            failed=failed,
+        )
+    except KeyboardInterrupt as error:
+        error.add_note("to go on, run the same command again with --resume")
+        raise
+    return [path for path, is_done in finished.items() if is_done]
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(text, style="dim", soft_wrap=True)
 
 
 def _choose_folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:

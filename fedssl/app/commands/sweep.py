@@ -180,22 +180,19 @@ def _run(
 ) -> None:
     """Run the points that are left, and record failures in the ledger."""
     from fedssl.app.sweep.display import make_display
-    from fedssl.app.sweep.messages import Failed, Task
-    from fedssl.app.sweep.pool import Pool
+    from fedssl.app.sweep.side_by_side import run_side_by_side
 
-    tasks = [
-        Task(packing.as_run(point.experiment).to_dict(), folder / point.name, point.label)
-        for point in todo
-    ]
     _say(f"{_count_runs(todo)}, {packing.jobs} at a time; {done} done already", console)
     if packing.warning:
         _say(packing.warning, console)
     try:
-        with make_display(console, todo, done, plain=plain) as display, Pool(packing.gpus) as pool:
-            for number, message in pool.run(tasks):
-                if isinstance(message, Failed):
-                    ledger.failed(todo[number], message.reason)
-                display.show(todo[number], message)
+        run_side_by_side(
+            todo,
+            [folder / point.name for point in todo],
+            packing,
+            make_display(console, todo, done, plain=plain),
+            failed=lambda number, reason: ledger.failed(todo[number], reason),
+        )
     except KeyboardInterrupt as error:
         error.add_note("to go on, run the same command again")
         raise

@@ -38,6 +38,10 @@ class Packing:
         return on_engine(experiment, "serial")
 
 
+ONE_BY_ONE = Packing((None,))
+"""The runs go one after the other, each with the engine that its file names."""
+
+
 def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
     """Decide how many runs go at a time.
 
@@ -57,7 +61,7 @@ def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
         if (jobs or 1) > 1:
             what = f"a cluster at {alone.engine.address}" if alone.engine.address else "flower"
             raise InputError("--jobs", f"is {jobs}, but {what} runs one at a time", "leave it out")
-        return Packing((None,))
+        return ONE_BY_ONE
     wanted = min(jobs or len(experiments), len(experiments))
     room = min(
         (count_runs_that_fit(each, jobs and wanted) for each in kinds),
@@ -65,7 +69,7 @@ def pack(experiments: Sequence[Experiment], jobs: int | None = None) -> Packing:
     )
     count = min(wanted, room.workers)
     if count == 1 or (jobs is None and count < max(len(plan_workers_here(each)) for each in kinds)):
-        return Packing((None,))
+        return ONE_BY_ONE
     return Packing(visible_gpus(room, count), room.warning)
 
 
