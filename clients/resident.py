@@ -8,6 +8,7 @@ from torch import nn
 
 from fedssl.clients.local_data import simulated_federation
 from fedssl.clients.weights import Weights
+from fedssl.core.processes import keep_freed_memory
 from fedssl.data.terms import Terms
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.training.optimizer_set import OptimizerSet
@@ -53,6 +54,7 @@ def resident(text: str, device: str, terms: Terms | None = None) -> Resident:
 
 @functools.lru_cache(maxsize=2)
 def _resident(text: str, device: str, terms: Terms | None) -> Resident:
+    keep_freed_memory()
     experiment = ClientSettings.from_json(text)
     recipe = experiment.recipe
     spec = simulated_federation(experiment).data.spec if terms is None else terms.spec

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,11 +25,33 @@ DISCREET = {
 }
 """With these environment variables, libraries report nothing about their use to their makers."""
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""The numbers of options of glibc's mallopt(3)."""
+
+LARGEST_KEPT = 32 * 2**20
+"""glibc can keep freed blocks of up to this many bytes; it returns larger ones to the system at once."""
+
+MOST_KEPT = 2**30
+"""glibc keeps this many bytes of freed memory at the end of its heap."""
+
 PR_SET_PDEATHSIG = 1
 """The number of the option PR_SET_PDEATHSIG of Linux's prctl(2)."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Names of this machine. Connections to them never go through a proxy."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that a training step frees, for the next step; with other libraries than glibc, do nothing.
+
+    By default, glibc returns blocks of more than 128 KB to the system as they are freed, and every step asks for the same blocks again.
+    The system clears them each time. With batches of 28x28 images, that was a fifth of the whole time.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # musl has no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+            mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def signal_when_parent_ends(number: int) -> None:

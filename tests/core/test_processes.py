@@ -1,6 +1,10 @@
 """Imports without garbage collection, and work in a background thread."""
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -62,3 +66,38 @@ def test_the_thread_ends_even_if_closing_fails():
         background.end(close)
     thread.join(10)
     assert not thread.is_alive()
+
+
+FAULTS = """
+import resource
+
+import torch
+
+from fedssl.core.processes import keep_freed_memory
+
+if {is_kept}:
+    keep_freed_memory()
+pages = []
+for _ in range(12):
+    step = [torch.ones(3 * 2**20) for _ in range(8)]  # 96 MB, which are 24,576 pages
+    del step
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[-1] - pages[6])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_training_process_asks_the_system_for_memory_once():
+    """Again and again, blocks are freed and the same blocks are asked for again. They are mapped anew each time, unless they are kept."""
+    mapping = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+    def new_pages(is_kept):
+        code = FAULTS.format(is_kept=is_kept)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=mapping
+        )
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert new_pages(False) > 100_000
+    assert new_pages(True) < 1_000
