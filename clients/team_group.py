@@ -1,5 +1,6 @@
 """The connection between the processes of a team: they meet by a file and sum tensors up."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedssl.training.team import Team
+from fedssl.training.team import SumLost, Team
 
 HANG = 60.0
 """A process that waits this many seconds for another one gives up. All have the same work between two sums."""
@@ -48,12 +49,15 @@ def join(place: str, rank: int, devices: Sequence[str], patience: float = HANG) 
         patience: Seconds that this process waits for another one, here and in every sum.
 
     Raises:
-        RuntimeError: Not all processes joined in time. The team's sums raise it, too, if a process is lost or hangs.
+        RuntimeError: Not all processes joined in time. The team's sums raise `SumLost` if a process is lost or hangs.
     """
     group = _connected(place, rank, devices, timedelta(seconds=patience))
 
     def reduce(tensor: Tensor) -> None:
-        group.allreduce([tensor]).wait()
+        try:
+            group.allreduce([tensor]).wait()
+        except RuntimeError as error:
+            raise SumLost(str(error)) from error
 
     team = Team(rank, len(devices), reduce)
     team.sum(torch.zeros(1, device=devices[rank]))
@@ -73,6 +77,9 @@ def _connected(place: str, rank: int, devices: Sequence[str], patience: timedelt
     store = dist.FileStore(place, size)  # type: ignore[attr-defined]
     store.set_timeout(patience)
     if _uses_nccl(devices):
+        os.environ.setdefault(
+            "TORCH_NCCL_BLOCKING_WAIT", "1"
+        )  # a lost process raises here, and does not end this process
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = patience
         return dist.ProcessGroupNCCL(store, rank, size, nccl)

@@ -39,7 +39,9 @@ def main() -> None:
 
 def _end_with_process_0() -> None:
     """End this process, wherever it is, as soon as process 0 has ended."""
-    sys.stdin.buffer.read()
+    # Not `sys.stdin`: its lock, held by this thread, would abort the interpreter's own end.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 

@@ -4,8 +4,10 @@ import atexit
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from flwr.app import Context, Message
 
 from fedssl.clients.team_group import HANG, join, meeting_file, meeting_place
 from fedssl.core.processes import path_for_other_processes
-from fedssl.training.team import Team, in_team
+from fedssl.training.team import SumLost, Team, in_team
 
 Answer = TypeVar("Answer")
 
@@ -79,6 +81,8 @@ class TeamProcesses:
         except RuntimeError as error:  # which a sum raises if another process is lost
             said = [said for member in self._members if (said := self._last_words(member))]
             if said:
+                # A process whose sum was lost failed because of another one.
+                said.sort(key=lambda text: SumLost.__name__ in text)
                 raise TeamLost(f"a process of the client's team failed: {said[0]}") from error
             raise
         for member in self._members:
@@ -105,9 +109,11 @@ class TeamProcesses:
 
     def _start(self, rank: int) -> _Member:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(HANG), 0))
         with theirs:
+            # -P: the current folder does not come before the standard library, but at its place in our path.
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedssl.clients.team_member", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "fedssl.clients.team_member", str(theirs.fileno())],
                 stdin=subprocess.PIPE,  # its end is this process's end
                 pass_fds=[theirs.fileno(), self._meeting.fileno()],
                 env=os.environ | {"PYTHONPATH": path_for_other_processes()},
@@ -120,6 +126,10 @@ class TeamProcesses:
     def _send(self, member: _Member, order: bytes) -> None:
         try:
             member.link.send_bytes(order)
+        except BlockingIOError as error:
+            raise TeamLost(
+                f"a process of the client's team did not take its work within {HANG:g} s"
+            ) from error
         except OSError as error:
             raise TeamLost(f"a process of the client's team ended: {_how(member)}") from error
 
@@ -155,6 +165,9 @@ def _how(member: _Member) -> str:
     return "it closed its connection"
 
 
+_one_at_a_time = threading.Lock()
+"""A team trains one client at a time, even if several threads of a process run experiments."""
+
 _teams: dict[tuple[str, ...], TeamProcesses] = {}
 """The team of this process, by its devices: one at most."""
 
@@ -167,14 +180,15 @@ def run_in_team(
     The team stays for the next client. After any error it ends, and the next client gets a new one.
     """
     key = tuple(devices)
-    if key not in _teams or not _teams[key].is_whole():
-        end_team()
-        _teams[key] = TeamProcesses(devices)
-    try:
-        return _teams[key].run(message, context, work)
-    except BaseException:
-        end_team()
-        raise
+    with _one_at_a_time:
+        if key not in _teams or not _teams[key].is_whole():
+            end_team()
+            _teams[key] = TeamProcesses(devices)
+        try:
+            return _teams[key].run(message, context, work)
+        except BaseException:
+            end_team()
+            raise
 
 
 @atexit.register

@@ -239,6 +239,12 @@ def virtual_seconds(experiment: Experiment) -> tuple[Devices, Floats] | None:
 
 def _make_grid(experiment: Experiment) -> LocalGrid:
     clients, engine = experiment.federation.clients, experiment.engine
+    threads = engine.cpus_per_client * experiment.train.threads
+    if engine.cpus_per_client > 1 and threads > available_cores():
+        log.warning(
+            "engine.cpus_per_client = %d with train.threads = %d: %d threads on %d cores, which is slower",
+            engine.cpus_per_client, experiment.train.threads, threads, available_cores(),
+        )  # fmt: skip
     apps = Apps(app, train_together)
     patience = Patience(engine.retries, engine.client_timeout)
     if engine.kind == "serial":

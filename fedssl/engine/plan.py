@@ -131,6 +131,12 @@ def plan_workers(wish: Wish, nodes: Sequence[Node], most: int | None = None) -> 
     # Count the workers: for "auto", as many as cores, GPUs and memory have room for on each machine.
     fit = _count_memory_slots(wish.memory_per_worker, nodes)
     wanted = 0.0 if gpus == 0 else 1.0 if share is None else share
+    if bundle > 1 and wanted and not wish.cpu_workers:
+        raise InputError(
+            "engine.cpus_per_client",
+            f"is {bundle}, but clients train on GPUs here",
+            "set engine.gpus_per_worker = 0 to train on cores, or to 2 or more for several GPUs in a client",
+        )
     if wish.workers == "auto":
         rooms = [_count_workers_that_fit(node, wanted, wish.memory_per_worker) for node in nodes]
         together = sum(min(int(node.cpus), room) for node, room in zip(nodes, rooms, strict=True))

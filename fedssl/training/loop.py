@@ -183,7 +183,8 @@ def fit(
         measure_statistics(network, plain_batches(shard))
     if num_steps and correction is not None:
         correction.end(learner)
-    team.refuse_difference(network.state_dict().values())
+    kept = (tensor for tensors in state.values() for tensor in tensors.values())
+    team.refuse_difference([*network.state_dict().values(), *kept])
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()

@@ -214,7 +214,7 @@ class Descent:
             return
         if self._bound is not None:
             total = self._bound.with_term(total, own)
-        backward(total if scaler is None else scaler.scale(total), own)
+        backward(total if scaler is None else scaler.scale(total))
         if scaler is not None and (self._bound is not None or self._train.clip_norm is not None):
             scaler.unscale_(optimizer)
         # The gradient is corrected first and clipped then, so that the limit holds for the step that is taken.

@@ -19,12 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fedssl.models.base import Classifier
 from fedssl.models.static_norm import StaticBatchNorm
 
 Reduce = Callable[[Tensor], None]
 """A function that puts the sum over all processes in place of a tensor's values, with the same bits on each process."""
+
+HALVES = (torch.bfloat16, torch.float16)
+"""The types of half precision."""
+
+UNFIT = (nn.modules.batchnorm._BatchNorm, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+"""Layers that look at, or draw for, a whole batch in a way that a team does not know; some that it knows are among them."""
+
+
+class SumLost(RuntimeError):
+    """A sum over the processes failed, because another process ended, failed or hangs."""
 
 
 class Team:
@@ -40,7 +51,9 @@ class Team:
         self.rank = rank
         self.size = size
         self._reduce = reduce
-        self._averages_later = False
+        self._waiting: list[Tensor] | None = (
+            None  # weights whose gradients will be averaged together
+        )
 
     def __deepcopy__(self, memo: Any) -> "Team":
         return self  # a copied network stays with the team
@@ -51,8 +64,7 @@ class Team:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over the processes; half precision is added in single precision."""
-        halves = tensor.dtype in (torch.bfloat16, torch.float16)
-        total = tensor.float() if halves else tensor.clone()
+        total = tensor.float() if tensor.dtype in HALVES else tensor.clone()
         if self._reduce is not None:
             self._reduce(total)
         return total.to(tensor.dtype)
@@ -73,17 +85,28 @@ class Team:
         return means
 
     @contextmanager
-    def averaging_later(self) -> Iterator[None]:
-        """Leave the gradients of parameters as each process has them, for the time of the block; `means` must follow."""
-        self._averages_later = True
-        try:
-            yield
-        finally:
-            self._averages_later = False
+    def averaging_later(self) -> Iterator[list[Tensor]]:
+        """Leave the gradients of weights as each process has them, for the time of the block; `means` must follow.
 
-    def average(self, gradient: Tensor) -> Tensor:
-        """Return what becomes of a parameter's gradient as soon as it is known: its mean, except in `averaging_later`."""
-        return gradient if self._averages_later else self.mean(gradient)
+        The block's list names the weights.
+        """
+        self._waiting = []
+        try:
+            yield self._waiting
+        finally:
+            self._waiting = None
+
+    def average(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a hook for a weight: it makes a gradient the mean over the processes, except in `averaging_later`."""
+
+        def hook(gradient: Tensor) -> Tensor:
+            _refuse_second_derivatives()
+            if self._waiting is None or not weight.is_leaf:
+                return self.mean(gradient)
+            self._waiting.append(weight)
+            return gradient
+
+        return hook
 
     def refuse_difference(self, tensors: Iterable[Tensor]) -> None:
         """Compare what the processes hold, by sums of the tensors' bits.
@@ -94,9 +117,11 @@ class Team:
         if self.size == 1:
             return
         sums = [_sum_of_bits(tensor) for tensor in tensors if tensor.numel()]
-        own = torch.stack(sums)
+        own = torch.stack([each.to(sums[0].device) for each in sums])
         if not torch.equal(self.sum(own), own * self.size):
-            raise RuntimeError("the processes of a team do not hold the same weights")
+            raise RuntimeError(
+                "the processes of a team do not hold the same weights and the same state"
+            )
 
 
 SOLO = Team()
@@ -119,21 +144,16 @@ def in_team(team: Team) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def backward(total: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Set the parameters' gradients to those of a scalar, for the whole batch of the current team.
-
-    Args:
-        total: The scalar.
-        parameters: Parameters without gradients; a parameter that the scalar does not depend on gets none.
-    """
+def backward(total: Tensor) -> None:
+    """Add the gradients of a scalar to those of all weights, as `torch.Tensor.backward`, for the whole batch of the current team."""
     team = current_team()
-    with team.averaging_later():
+    with team.averaging_later() as waiting:
         total.backward()  # type: ignore[no-untyped-call]
-    if team.size > 1:
-        reached = [parameter for parameter in parameters if parameter.grad is not None]
-        means = team.means([p.grad for p in reached if p.grad is not None])
-        for parameter, mean in zip(reached, means, strict=True):
-            parameter.grad = mean
+    reached = {id(weight): weight for weight in waiting if weight.grad is not None}
+    # What a gradient was before is the same on every process, so the mean leaves it as it is.
+    means = team.means([weight.grad for weight in reached.values() if weight.grad is not None])
+    for weight, mean in zip(reached.values(), means, strict=True):
+        weight.grad = mean
 
 
 def gradients(total: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -160,18 +180,18 @@ def sharing_rows(team: Team, networks: Iterable[nn.Module]) -> Iterator[None]:
 
     Args:
         team: The team; nothing changes for a team of one.
-        networks: Modules with classifiers in them; all their parameters' gradients become those of the whole batch.
+        networks: Modules with classifiers in them. Copies of them are divided, too, and networks that are called with other
+            weights than their own.
+
+    Raises:
+        RuntimeError: A trunk has a layer that cannot be divided, or a second derivative is asked for.
     """
     if team.size == 1:
         yield
         return
     undo: list[Callable[[], None]] = []
     try:
-        modules = {id(m): m for network in networks for m in network.modules()}.values()
-        parameters = {id(p): p for m in modules for p in m.parameters(recurse=False)}.values()
-        for parameter in parameters:
-            if parameter.requires_grad:
-                undo.append(parameter.register_hook(team.average).remove)  # type: ignore[no-untyped-call]
+        modules = [m for network in networks for m in network.modules()]
         trunks = {id(m.trunk): m.trunk for m in modules if isinstance(m, Classifier)}.values()
         for trunk in trunks:
             undo += _divide(trunk, team)
@@ -184,8 +204,14 @@ def sharing_rows(team: Team, networks: Iterable[nn.Module]) -> Iterator[None]:
 def _divide(trunk: nn.Module, team: Team) -> list[Callable[[], None]]:
     """Divide what passes through a trunk; return what undoes it."""
     calls: list[int] = []  # rows of the batches that pass at the moment; 0: not divided
+    hooks = (
+        WeakIdKeyDictionary()
+    )  # of the trunk's weights, those of copies, and those put in their place
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        for weight in module.parameters():
+            if weight.requires_grad and weight not in hooks:
+                hooks[weight] = weight.register_hook(team.average(weight))  # type: ignore[no-untyped-call]
         images, *rest = inputs
         calls.append(len(images) if len(images) >= team.size else 0)
         return (_OwnRows.apply(images, team), *rest) if calls[-1] else None
@@ -194,14 +220,23 @@ def _divide(trunk: nn.Module, team: Team) -> list[Callable[[], None]]:
         count = calls.pop()
         return _AllRows.apply(output, team, count) if count else None
 
+    def remove_hooks() -> None:
+        for hook in hooks.values():
+            hook.remove()
+
     undo = [
         trunk.register_forward_pre_hook(before).remove,
         trunk.register_forward_hook(after).remove,
+        remove_hooks,
     ]
-    for module in trunk.modules():
+    for name, module in trunk.named_modules():
         shared = _shared_form(module)
         if shared is not None:
             undo.append(_replace_forward(module, shared, team, calls))
+        elif isinstance(module, UNFIT):
+            raise RuntimeError(
+                f"a team cannot divide what passes through the layer {name} ({type(module).__name__}); train with one device"
+            )
     return undo
 
 
@@ -211,7 +246,8 @@ def _replace_forward(
     """Let a module in training mode work on divided rows as on whole batches; return what undoes it."""
 
     def forward(own: nn.Module, rows: Tensor) -> Tensor:
-        if not own.training or not calls or not calls[-1]:
+        uses_batch = own.training or (isinstance(own, nn.BatchNorm2d) and own.running_mean is None)
+        if not uses_batch or not calls or not calls[-1]:
             return type(own).forward(own, rows)  # type: ignore[no-any-return]
         return shared(own, rows, team, calls[-1])
 
@@ -224,20 +260,30 @@ _Shared = Callable[[Any, Tensor, Team, int], Tensor]
 
 def _drop(module: nn.Module, rows: Tensor, team: Team, count: int) -> Tensor:
     """Drop by a mask that is drawn for the whole batch, so the draws are those of a single process."""
+    share = team.rows(count)
+    if len(rows) != share.stop - share.start:
+        raise RuntimeError(
+            f"a team cannot divide what passes through {module}: its first dimension is {len(rows)} and not the "
+            f"{share.stop - share.start} images of this process; train with one device"
+        )
     ones = _empty(rows, count).fill_(1)
     mask: Tensor = type(module).forward(module, ones)
-    return rows * mask[team.rows(count)]
+    return rows * mask[share]
 
 
 def _normalize(
     module: nn.BatchNorm2d | StaticBatchNorm, rows: Tensor, team: Team, count: int
 ) -> Tensor:
-    """Normalize rows (b, C, H, W) by the mean and the variance of the whole batch; update what the module tracks."""
+    """Normalize rows (b, C, H, W) by the mean and the variance of the whole batch; update what the module tracks.
+
+    Half precision is summed in single precision, as torch's own layer does: squares overflow it.
+    """
+    given, rows = rows.dtype, rows.float() if rows.dtype in HALVES else rows
     values = count * rows.shape[2] * rows.shape[3]
     mean = _Sum.apply(rows.sum((0, 2, 3)), team) / values
     centered = rows - mean[None, :, None, None]
     variance = _Sum.apply(centered.square().sum((0, 2, 3)), team) / values
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d) and module.training:
         _track(module, mean, variance * (values / max(1, values - 1)))
     scale = torch.rsqrt(variance + module.eps)
     if module.weight is not None:
@@ -245,7 +291,7 @@ def _normalize(
     normalized: Tensor = centered * scale[None, :, None, None]
     if module.bias is not None:
         normalized = normalized + module.bias[None, :, None, None]
-    return normalized.to(rows.dtype)
+    return normalized.to(given)
 
 
 @torch.no_grad()
@@ -265,6 +311,8 @@ def _track(module: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
 def _shared_form(module: nn.Module) -> _Shared | None:
     """Return how a layer that looks at, or draws for, a whole batch works on divided rows; None for any other layer."""
     # torchvision's stochastic depth is known by its name, because importing torchvision takes long.
+    if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+        return None
     if isinstance(module, _DropoutNd) or type(module).__name__ == "StochasticDepth":
         return _drop
     if isinstance(module, nn.BatchNorm2d | StaticBatchNorm):
@@ -282,6 +330,7 @@ class _OwnRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        _refuse_second_derivatives()
         return _whole(gradients[0], ctx.team, ctx.count) / ctx.team.size, None
 
 
@@ -295,6 +344,7 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_second_derivatives()
         return gradients[0][ctx.team.rows(ctx.count)] * ctx.team.size, None, None
 
 
@@ -308,7 +358,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        _refuse_second_derivatives()
         return ctx.team.sum(gradients[0]), None
+
+
+def _refuse_second_derivatives() -> None:
+    """Raise `RuntimeError` on the way back if the gradient itself will be differentiated: sums are not known to autograd."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a team has no gradients of gradients (create_graph); train with one device"
+        )
 
 
 def _whole(rows: Tensor, team: Team, count: int) -> Tensor:

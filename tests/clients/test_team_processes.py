@@ -6,10 +6,13 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from fedssl.app.simulation import Engine
+from fedssl.clients import team_processes
 from fedssl.clients.client_app import app
 from fedssl.core.errors import RunFailed
 from fedssl.engine.local_grid import Apps, Patience
@@ -124,6 +127,60 @@ def test_a_client_is_tried_again_if_one_process_of_its_team_fails(tmp_path):
     assert (tmp_path / "not yet").exists()
     for name, array in expected.model.arrays.items():
         assert array.tobytes() == result.model.arrays[name].tobytes()
+
+
+def test_the_process_that_failed_says_why_and_ends_in_order(capfd):
+    """Process 1 of three only lost its sum with process 2, which has the reason."""
+    method = {"kind": "tests.plugins.half_broken", "rank": 2}
+    with pytest.raises(RunFailed, match="MemoryError: no memory for this process"):
+        serve(
+            small_experiment(method=method, rounds=1), SerialGrid(Apps(app), 6, "cpu,cpu,cpu"), []
+        )
+    assert "Fatal Python error" not in capfd.readouterr().err
+
+
+def test_a_process_that_takes_no_work_is_not_waited_for_forever(monkeypatch):
+    """A message of 8 MB fits in no socket, so sending it to a stopped process must have a limit."""
+    monkeypatch.setattr(team_processes, "HANG", 1)
+    team = team_processes.TeamProcesses(("cpu", "cpu"))
+    try:
+        (member,) = team._members
+        os.kill(member.process.pid, signal.SIGSTOP)
+        with pytest.raises(team_processes.TeamLost, match="did not take its work within 1 s"):
+            team._send(member, bytes(8_000_000))
+    finally:
+        team.close()
+
+
+def test_files_of_the_current_folder_do_not_get_in_the_way(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise SystemExit('not the torch that was meant')")
+    monkeypatch.chdir(tmp_path)
+    grid = SerialGrid(Apps(app), 6, "cpu,cpu")
+    serve(small_experiment(method={"kind": "supervised"}, rounds=1), grid, [])
+
+
+def test_more_threads_than_cores_are_warned_of(caplog):
+    engine = {"kind": "serial", "cpus_per_client": 2}
+    experiment = small_experiment(
+        method={"kind": "supervised"}, rounds=1, engine=engine, train={"threads": 64}
+    )
+    with Engine() as machine:
+        machine._grid_for(experiment)
+    assert "cpus_per_client = 2 with train.threads = 64: 128 threads on" in caplog.text
+
+
+def test_threads_of_a_process_take_turns_in_a_team():
+    """Two runs at once in one process have the results that they have alone."""
+
+    def weights(seed):
+        experiment = small_experiment(method={"kind": "supervised"}, rounds=2, seed=seed)
+        return serve(experiment, SerialGrid(Apps(app), 6, "cpu,cpu"), []).model.arrays
+
+    alone = [weights(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(weights, (0, 1)))
+    for first, second in zip(alone, together, strict=True):
+        assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
 def test_a_process_that_hangs_costs_no_more_than_the_clients_timeout(tmp_path, own_tmp):

@@ -153,6 +153,9 @@ def test_a_team_takes_a_core_for_each_process():
         InputError, match=r"cpus_per_client: is 4, but no machine here has more than 3"
     ):
         plan_workers(Wish(cpus_per_client=4), [Node(3), Node(3)])
+    with pytest.raises(InputError, match=r"cpus_per_client: is 2, but clients train on GPUs here"):
+        plan_workers(Wish(cpus_per_client=2), [Node(8, 1)])
+    assert plan_workers(Wish(gpus_per_worker=0, cpus_per_client=2), [Node(8, 1)]).workers == 4
     on_gpus = plan_workers(Wish(gpus_per_worker=2), [Node(16, 4)])
     assert on_gpus.describe() == (
         "2 workers, 1 cores and 2 GPUs each; 2 processes train a client together"

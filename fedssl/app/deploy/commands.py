@@ -19,6 +19,7 @@ from rich.text import Text
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.machine import available_cores
 
 app = typer.Typer(
     help="Run experiments over real processes, in containers or on this host: TLS, and a key for every client.",
@@ -405,6 +406,7 @@ def join(
             f"{devices!r} is not a list of devices",
             "separate them by commas, e.g. cuda:0,cuda:1",
         )
+    _refuse_missing_devices(devices)
     _refuse_wrong_clock(server, ca)
     # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
@@ -458,6 +460,24 @@ def _open_deployment(folder: Path, *, is_asked: bool = False) -> Any:
         when = f"expires in {left:.0f} days" if left >= 0 else f"expired {-left:.0f} days ago"
         say(f"{certificate} {when}; {renew}")
     return deployment
+
+
+def _refuse_missing_devices(devices: str) -> None:
+    """Raise `InputError` if a client's devices are more than this machine has."""
+    names = devices.split(",") if devices else []
+    num_processes, num_cores = names.count("cpu"), available_cores()
+    if num_processes > num_cores:
+        problem = f"names {num_processes} cores, but this machine has {num_cores}"
+        raise InputError("--devices", problem, f"at most {num_cores}")
+    on_gpus = [name for name in names if name.startswith("cuda")]
+    if on_gpus:
+        import torch
+
+        count = torch.cuda.device_count()
+        missing = [name for name in on_gpus if int(name.partition(":")[2] or 0) >= count]
+        if missing:
+            problem = f"names {missing[0]}, but torch sees {count} GPUs on this machine"
+            raise InputError("--devices", problem, "see fedssl doctor")
 
 
 def _refuse_wrong_clock(server: str, ca: Path) -> None:

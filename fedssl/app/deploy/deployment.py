@@ -28,7 +28,7 @@ CONTAINERS_USER = 10001
 ALLOWED_PLUGINS = r"^[\w., ]*$"
 """The form of a list of modules. It has no character that could end the quotation in a node's config."""
 
-DEVICES = r"^((cpu|cuda(:\d+)?)(,(cpu|cuda:\d+))*)?$"
+DEVICES = r"^(cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*)?$"
 """The form of a client's devices."""
 
 

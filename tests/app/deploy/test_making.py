@@ -170,6 +170,25 @@ def test_the_app_that_is_submitted_holds_no_code(made):
     }
 
 
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ("cuda:0,cuda", "is not a list of devices"),
+        (",".join(["cpu"] * 1000), "names 1000 cores, but this machine has"),
+        ("cuda:77", "names cuda:77, but torch sees"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(tmp_path, devices, words):
+    (tmp_path / "ca.crt").touch()
+    arguments = ("--number", 0, "--key", tmp_path / "mine", "--ca", tmp_path / "ca.crt")
+    assert fedssl("deploy", "join", "fed.example.org:9443", *arguments).exit_code == 0  # a key
+    refused(
+        fedssl("deploy", "join", "fed.example.org:9443", *arguments, "--devices", devices),
+        "--devices",
+        words,
+    )
+
+
 def test_a_key_for_a_client_elsewhere(tmp_path):
     key = tmp_path / "mine"
     done = fedssl(
