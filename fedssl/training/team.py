@@ -10,7 +10,7 @@ batch. Inside a trunk, a process has the gradient of its own rows, times the num
 processes, which every parameter's gradient becomes, is the gradient of the whole batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MethodType
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fedssl.models.base import Classifier
@@ -204,9 +205,8 @@ def sharing_rows(team: Team, networks: Iterable[nn.Module]) -> Iterator[None]:
 def _divide(trunk: nn.Module, team: Team) -> list[Callable[[], None]]:
     """Divide what passes through a trunk; return what undoes it."""
     calls: list[int] = []  # rows of the batches that pass at the moment; 0: not divided
-    hooks = (
-        WeakIdKeyDictionary()
-    )  # of the trunk's weights, those of copies, and those put in their place
+    # The hooks of the trunk's weights, of those of its copies, and of those that are put in their place.
+    hooks: MutableMapping[Tensor, RemovableHandle] = WeakIdKeyDictionary()
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         for weight in module.parameters():
