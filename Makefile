@@ -105,14 +105,14 @@ table-systems: $(INSTALLED)  ## Compare the field's systems and six baselines in
 	$(BIN)/fedssl run $(call systems,four_labeled_clients) --seeds 3
 	$(BIN)/fedssl run experiments/digits/byol.toml $(PERSONAL) --seeds 3
 
-table-systems-fashion: $(INSTALLED)  ## The same on 10,000 images of Fashion-MNIST, 60 rounds; hours. FASHION_ROOT=FOLDER names the data's folder.
-	$(BIN)/fedssl run $(filter-out %/one_machine.toml,$(call systems,labels_at_server)) --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=20
-	$(BIN)/fedssl run experiments/labels_at_server/one_machine.toml --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=100
-	$(BIN)/fedssl run $(filter-out %/fedema.toml,$(call systems,labels_at_clients)) --seeds 3 $(AS_FASHION) --set rounds=60
-	$(BIN)/fedssl run experiments/labels_at_clients/fedema.toml --seeds 3 $(AS_FASHION) --set phases.0.rounds=40 --set phases.1.rounds=20
-	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,one_labeled_client)) --seeds 3 $(AS_FASHION) --set rounds=60
-	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,four_labeled_clients)) --seeds 3 $(AS_FASHION) --set rounds=60
-	$(BIN)/fedssl run $(addsuffix /rscfed.toml,experiments/one_labeled_client experiments/four_labeled_clients) --seeds 3 $(AS_FASHION) $(RSCFED_AS_FASHION) --set rounds=20
+table-systems-fashion: $(INSTALLED)  ## The same on 10,000 images of Fashion-MNIST, 40 rounds; hours. FASHION_ROOT=FOLDER names the data's folder.
+	$(BIN)/fedssl run $(filter-out %/one_machine.toml,$(call systems,labels_at_server)) --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=20 --set rounds=40
+	$(BIN)/fedssl run experiments/labels_at_server/one_machine.toml --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=100 --set rounds=40
+	$(BIN)/fedssl run $(filter-out %/fedema.toml,$(call systems,labels_at_clients)) --seeds 3 $(AS_FASHION) --set rounds=40
+	$(BIN)/fedssl run experiments/labels_at_clients/fedema.toml --seeds 3 $(AS_FASHION) --set phases.0.rounds=27 --set phases.1.rounds=13
+	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,one_labeled_client)) --seeds 3 $(AS_FASHION) --set rounds=40
+	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,four_labeled_clients)) --seeds 3 $(AS_FASHION) --set rounds=40
+	$(BIN)/fedssl run $(addsuffix /rscfed.toml,experiments/one_labeled_client experiments/four_labeled_clients) --seeds 3 $(AS_FASHION) $(RSCFED_AS_FASHION) --set rounds=14
 
 benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, teams, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py

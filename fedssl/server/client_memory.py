@@ -26,7 +26,7 @@ def cannot_resume(experiment: Experiment, spec: ImageSpec) -> InputError:
 def _kept_at_clients(experiment: Experiment, spec: ImageSpec) -> Iterator[str]:
     """Yield what clients keep between rounds in any phase, and the section of the experiment file that is the reason."""
     for phase in experiment.plans:
-        for section, slots in phase.recipe.slots_by_section().items():
+        for section, slots in phase.recipe.slots_by_section.items():
             for slot in slots:
                 if slot.scope == "client":
                     yield f"the slot {slot.name!r} of [{section}]"

@@ -139,7 +139,9 @@ def fit(
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
-    network.train()
+    # Setting the mode writes to every module, so it is done only if an evaluation went before.
+    if not all(module.training for module in network.modules()):
+        network.train()
     team, networks = current_team(), [network] if previous is None else [network, previous]
     with (
         rng.seeded_torch(noise, device),
@@ -183,8 +185,9 @@ def fit(
         measure_statistics(network, plain_batches(shard))
     if num_steps and correction is not None:
         correction.end(learner)
-    kept = (tensor for tensors in state.values() for tensor in tensors.values())
-    team.refuse_difference([*network.state_dict().values(), *kept])
+    if team.size > 1:
+        kept = (tensor for tensors in state.values() for tensor in tensors.values())
+        team.refuse_difference([*network.state_dict().values(), *kept])
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()

@@ -1,5 +1,6 @@
 """The recipe of a phase: everything that decides how one client learns."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,8 +25,9 @@ class Recipe:
     augment: Augment
     correction: Correction | None = None
 
+    @functools.cached_property
     def slots_by_section(self) -> dict[str, tuple[Slot, ...]]:
-        """Return the slots by the section of the experiment file that declares them."""
+        """The slots by the section of the experiment file that declares them; a round asks for them several times."""
         return {
             "method": self.method.slots(),
             "augment": self.augment.slots(),
@@ -35,13 +37,13 @@ class Recipe:
 
     def slots(self) -> tuple[Slot, ...]:
         """Return the slots of all sections."""
-        return tuple(slot for slots in self.slots_by_section().values() for slot in slots)
+        return tuple(slot for slots in self.slots_by_section.values() for slot in slots)
 
     def sent_slots(self) -> dict[str, list[str]]:
         """Return the names of the slots that travel beside the weights, by section; a section without one is left out."""
         sent = {
             section: [slot.name for slot in slots if slot.scope == "server"]
-            for section, slots in self.slots_by_section().items()
+            for section, slots in self.slots_by_section.items()
         }
         return {section: names for section, names in sent.items() if names}
 
@@ -54,7 +56,7 @@ class Recipe:
 
         A correction's state may not be forgotten: its sum over all clients is a part of the server's state.
         """
-        return slot not in self.slots_by_section()["strategy"]
+        return slot not in self.slots_by_section["strategy"]
 
     def num_steps(self, num_labeled: int, num_examples: int) -> int:
         """Return the steps per round of a client that holds `num_examples` examples, `num_labeled` of them labeled."""

@@ -115,8 +115,6 @@ class Team:
         Raises:
             RuntimeError: Some process holds other values than this one.
         """
-        if self.size == 1:
-            return
         sums = [_sum_of_bits(tensor) for tensor in tensors if tensor.numel()]
         own = torch.stack([each.to(sums[0].device) for each in sums])
         if not torch.equal(self.sum(own), own * self.size):

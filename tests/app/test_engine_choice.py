@@ -13,7 +13,7 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.models.base import MODELS
 from fedssl.models.cost import multiplications
-from tests.helpers import fedssl, sha256, small_experiment, small_toml
+from tests.helpers import fedssl, in_a_process, sha256, small_experiment, small_toml
 
 OPEN = {"kind": "auto"}
 
@@ -87,8 +87,8 @@ def test_multiplications_are_those_that_torch_counts(kind, count):
 def test_a_run_says_what_it_chose_and_has_the_same_bits(tmp_path):
     file = small_toml(tmp_path / "e.toml", rounds=2, engine=OPEN)
     for out, engine in (("auto", ()), ("serial", ("--engine", "serial"))):
-        result = fedssl("run", file, "--plain", "--out", tmp_path / out, *engine)
-        assert ("engine serial, because" in result.output) == (out == "auto")
+        done = in_a_process("run", file, "--plain", "--out", tmp_path / out, *engine)
+        assert ("engine serial, because" in done.stderr) == (out == "auto")
     one, other = (sha256(tmp_path / run / "model.safetensors") for run in ("auto", "serial"))
     assert one == other
     assert 'kind = "auto"' in (tmp_path / "auto" / "experiment.toml").read_text()

@@ -189,7 +189,7 @@ def test_a_process_that_hangs_costs_no_more_than_the_clients_timeout(tmp_path, o
     arguments = ("run", experiment, "--plain", *TEAM)
     in_a_process(*arguments, "--engine", "serial", "--out", tmp_path / "whole")
     out = tmp_path / "hangs"
-    engine = ("--engine", "ray", "--set", "engine.client_timeout=5")
+    engine = ("--engine", "ray", "--set", "engine.client_timeout=15", "--set", "engine.retries=5")
     run = subprocess.Popen(command(*arguments, *engine, "--out", out), stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not (out / "rounds.csv").exists() or not members_of(own_tmp):
