@@ -27,7 +27,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak clean
 
-quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; about four minutes.
+quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; three to four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
 test: $(INSTALLED)  ## Run all tests, three at a time, for many of them only wait.
