@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -174,10 +175,10 @@ def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
 @pytest.mark.parametrize(
     ("who", "said"),
     [
-        ("ray::DashboardAgent", "Ray's dashboard agent died"),
-        ("ray::RuntimeEnvAgent", "Ray's runtime environment agent died"),
-        ("/raylet", "Ray's raylet died"),
-        ("/gcs_server", "Ray's control store died"),
+        ("ray::DashboardAgent", "dashboard agent"),
+        ("ray::RuntimeEnvAgent", "runtime environment agent"),
+        ("/raylet", "raylet"),
+        ("/gcs_server", "control store"),
     ],
 )
 def test_what_is_lost_of_ray_is_said_with_how_to_go_on(tmp_path, short, who, said):
@@ -193,11 +194,13 @@ def test_what_is_lost_of_ray_is_said_with_how_to_go_on(tmp_path, short, who, sai
         time.sleep(0.1)
     output = run.output.read_text()
     assert output.count("error:") == 1
-    assert said in output
+    # On a busy machine, the witness may see several deaths at once; then it names them all.
+    named = rf"Ray's [a-z ]*\b{said}\b[a-z ]* died"
+    assert re.search(named, output)
     assert "--resume" in output
     last = json.loads((run.out / "events.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "failed"
-    assert said in last["reason"]
+    assert re.search(named, last["reason"])
 
 
 def test_a_run_ends_well_in_a_hostile_place_and_leaves_nothing(tmp_path, short):
