@@ -77,9 +77,8 @@ def _connected(place: str, rank: int, devices: Sequence[str], patience: timedelt
     store = dist.FileStore(place, size)  # type: ignore[attr-defined]
     store.set_timeout(patience)
     if _uses_nccl(devices):
-        os.environ.setdefault(
-            "TORCH_NCCL_BLOCKING_WAIT", "1"
-        )  # a lost process raises here, and does not end this process
+        # A lost process must raise here, and must not end this process.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = patience
         return dist.ProcessGroupNCCL(store, rank, size, nccl)

@@ -6,6 +6,7 @@ engines give the same bits.
 """
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +50,16 @@ class Choice:
     reason: str = ""
 
 
-def choose_engine(experiment: Experiment, federation: Federation, workers: int) -> Choice:
+def choose_engine(
+    experiment: Experiment, federation: Federation, count_workers: Callable[[], int]
+) -> Choice:
     """Return an experiment with the engine on which it should run.
 
     Args:
         experiment: The experiment; the engine that its file names is kept.
         federation: The federation that it describes.
-        workers: Number of workers for which this machine has room.
+        count_workers: Returns the number of workers for which this machine has room. It is asked only if the number matters:
+            counting may train a client, and the room of a cluster is not known here.
     """
     engine = experiment.engine
     if engine.kind != "auto":
@@ -66,6 +70,7 @@ def choose_engine(experiment: Experiment, federation: Federation, workers: int) 
         return _chosen(experiment, "ray", f"engine.{named[0]} is set")
     if importlib.util.find_spec("ray") is None:
         return _chosen(experiment, "serial", "ray is not installed")
+    workers = count_workers()
     if workers < 2:
         return _chosen(experiment, "serial", "there is room for one worker")
     seconds = estimate_seconds(experiment, federation)

@@ -83,13 +83,13 @@ class Runs:
 
     def _run_one(self, experiment: Experiment, directory: RunDirectory) -> None:
         if directory.is_finished:
-            self._say(f"{_title(experiment)}: already done, in {directory.path}")
+            self._console.say(f"{_title(experiment)}: already done, in {directory.path}")
             return
         found = directory.load()
         if self._resume:
             for flaw in found.damaged:
                 self._complain(flaw, f"{_title(experiment)}: ")
-            self._say(f"{_title(experiment)}: {_describe_start(directory, found)}")
+            self._console.say(f"{_title(experiment)}: {_describe_start(directory, found)}")
 
         def complain(what: str) -> None:
             self._complain(what, f"{_title(experiment)}: ")
@@ -102,12 +102,14 @@ class Runs:
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise
-        report = directory.path / REPORT
-        page = f", report: {report}" if report.exists() else ""
-        self._say(f"  recorded in {directory.path}{page}")
+        self._console.say(where_recorded(directory.path))
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", soft_wrap=True)
+
+def where_recorded(path: Path) -> str:
+    """Return the line that tells where a finished run and its report are."""
+    report = path / REPORT
+    page = f", report: {report}" if report.exists() else ""
+    return f"  recorded in {path}{page}"
 
 
 @contextlib.contextmanager

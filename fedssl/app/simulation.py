@@ -317,8 +317,8 @@ def _wish(experiment: Experiment) -> Wish:
 
 def choice_here(experiment: Experiment) -> Choice:
     """Return the engine on which an experiment would run on this machine, and why."""
-    room = 1 if experiment.engine.kind == "serial" else len(plan_workers_here(experiment))
-    return choose_engine(experiment, simulated_federation(experiment), room)
+    federation = simulated_federation(experiment)
+    return choose_engine(experiment, federation, lambda: len(plan_workers_here(experiment)))
 
 
 def plan_workers_here(experiment: Experiment) -> WorkerPlan:

@@ -49,6 +49,10 @@ class Console(RichConsole):
         os.dup2(nowhere, self.file.fileno())
         os.close(nowhere)
 
+    def say(self, text: str) -> None:
+        """Print a line beside the main output, dimmed and unbroken."""
+        self.print(text, style="dim", soft_wrap=True)
+
     def render_str(self, text: str, **others: Any) -> Text:
         """Return a text whose control characters are written out, ready to be shown."""
         return super().render_str(printable(text), **others)

@@ -44,8 +44,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that a training step frees, for the next step; with other libraries than glibc, do nothing.
 
-    By default, glibc returns blocks of more than 128 KB to the system as they are freed, and every step asks for the same blocks again.
-    The system clears them each time. With batches of 28x28 images, that was a fifth of the whole time.
+    By default, glibc returns most of it to the system, and the next step asks for it again. The system clears the pages each time. With
+    batches of 28x28 images, that was a fifth of the whole time.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # musl has no mallopt

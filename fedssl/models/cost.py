@@ -24,10 +24,8 @@ def multiplications(network: nn.Module, shape: tuple[int, ...]) -> int:
 
     def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal counted
-        row = layer.weight[
-            0
-        ].numel()  # each number of the output is a product of the input with one row of weights
-        counted += output.numel() * row
+        # Each number of the output is a product of the input with one row of weights.
+        counted += output.numel() * layer.weight[0].numel()
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]

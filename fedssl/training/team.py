@@ -10,8 +10,9 @@ batch. Inside a trunk, a process has the gradient of its own rows, times the num
 processes, which every parameter's gradient becomes, is the gradient of the whole batch.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any
@@ -52,9 +53,8 @@ class Team:
         self.rank = rank
         self.size = size
         self._reduce = reduce
-        self._waiting: list[Tensor] | None = (
-            None  # weights whose gradients will be averaged together
-        )
+        # Weights whose gradients will be averaged together; None: each gradient is averaged at once.
+        self._waiting: list[Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> "Team":
         return self  # a copied network stays with the team
@@ -99,12 +99,14 @@ class Team:
 
     def average(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
         """Return a hook for a weight: it makes a gradient the mean over the processes, except in `averaging_later`."""
+        weak = weakref.ref(weight)  # the weight holds its hook
 
         def hook(gradient: Tensor) -> Tensor:
             _refuse_second_derivatives()
-            if self._waiting is None or not weight.is_leaf:
+            reached = weak()
+            if self._waiting is None or reached is None or not reached.is_leaf:
                 return self.mean(gradient)
-            self._waiting.append(weight)
+            self._waiting.append(reached)
             return gradient
 
         return hook
@@ -146,6 +148,9 @@ def in_team(team: Team) -> Iterator[None]:
 def backward(total: Tensor) -> None:
     """Add the gradients of a scalar to those of all weights, as `torch.Tensor.backward`, for the whole batch of the current team."""
     team = current_team()
+    if team.size == 1:
+        total.backward()  # type: ignore[no-untyped-call]
+        return
     with team.averaging_later() as waiting:
         total.backward()  # type: ignore[no-untyped-call]
     reached = {id(weight): weight for weight in waiting if weight.grad is not None}
@@ -163,7 +168,7 @@ def gradients(total: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         weights: Weights of a network; those that the scalar does not depend on have the gradient 0.
     """
     team = current_team()
-    with team.averaging_later():
+    with nullcontext() if team.size == 1 else team.averaging_later():
         found = torch.autograd.grad(
             total, weights, retain_graph=True, allow_unused=True, materialize_grads=True
         )

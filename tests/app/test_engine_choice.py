@@ -20,7 +20,7 @@ OPEN = {"kind": "auto"}
 
 def chosen(workers, *, engine=OPEN, **settings):
     experiment = small_experiment(engine=OPEN | engine, **settings)
-    choice = choose_engine(experiment, simulated_federation(experiment), workers)
+    choice = choose_engine(experiment, simulated_federation(experiment), lambda: workers)
     return choice.experiment.engine.kind, choice.reason
 
 
@@ -44,6 +44,12 @@ def test_an_engine_that_the_file_names_is_kept(kind):
 )
 def test_who_asks_for_workers_gets_them(setting):
     assert chosen(2, rounds=1, engine=setting) == ("ray", f"engine.{next(iter(setting))} is set")
+
+
+def test_a_clusters_workers_are_not_counted_here():
+    """The GPUs that the file asks for may be on the cluster, whatever this machine has."""
+    experiment = small_experiment(engine=OPEN | {"address": "auto", "gpus_per_worker": 64})
+    assert simulation.choice_here(experiment).experiment.engine.kind == "ray"
 
 
 def test_one_worker_is_no_help(monkeypatch):

@@ -1,15 +1,20 @@
 """What a method of one's own may do with networks in a team: the gradients of one process, or an error that says what fails."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+from fedssl.core.slots import Slot
 from fedssl.methods.functional import call_with
+from fedssl.methods.supervised import Supervised
 from fedssl.models.base import Classifier
 from fedssl.training.team import backward, current_team, gradients, sharing_rows
 from tests.team import results_of
+from tests.training.test_team import trained
 
 IMAGES = torch.rand(7, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -177,14 +182,42 @@ def test_statistics_are_summed_in_single_precision(half):
         torch.testing.assert_close(own[name], tensor, rtol=1e-2, atol=1e-3)
 
 
+class KeepsItsRank(Supervised):
+    """A method whose client keeps another number on each process of its team."""
+
+    def slots(self):
+        return (Slot("kept", "client"),)
+
+    def init_slot(self, name, fresh):
+        return {"rank": torch.zeros(1)}
+
+    def end(self, learner):
+        learner.state["kept"]["rank"] += current_team().rank
+
+
 def test_processes_that_keep_different_state_are_told():
-    """The weights of a network agree, but something that the client keeps does not."""
+    """The weights of the network agree, but something that the client keeps does not."""
 
     def run():
-        team = current_team()
-        kept = torch.full((2,), float(team.rank))
         with pytest.raises(RuntimeError, match="same weights and the same state"):
-            team.refuse_difference([torch.zeros(3), kept])
+            trained(KeepsItsRank(), dtype=torch.float32)
+        return {}
+
+    results_of(2, run)
+
+
+def test_weights_that_were_used_once_are_freed_at_once():
+    """A method that makes new weights in every step must not wait for the garbage collector."""
+
+    def run():
+        network = classifier()
+        gc.disable()
+        with sharing_rows(current_team(), [network]):
+            moved = {name: 2 * p for name, p in network.named_parameters()}
+            call_with(network, moved, IMAGES).square().mean().backward()
+            watched = [weakref.ref(weight) for weight in moved.values()]
+            moved.clear()
+            assert not any(ref() is not None for ref in watched)
         return {}
 
     results_of(2, run)

@@ -1,5 +1,6 @@
 """`fedssl run`: runs experiments, several at a time where that is faster, and compares them at the end."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -162,13 +163,14 @@ def _check_and_pack(experiments: list["Experiment"], jobs: int | None) -> "Packi
     from fedssl.app.sweep.packing import ONE_BY_ONE, pack
     from fedssl.clients.local_data import simulated_federation
 
-    may_share = jobs is not None or all(each.engine.kind == "auto" for each in experiments)
+    is_open = jobs is not None or all(each.engine.kind == "auto" for each in experiments)
+    may_share = is_open and len(experiments) > 1
     seconds = 0.0
     for experiment in experiments:
         check_experiment(experiment)
         if may_share and not experiment.federation.private:
             seconds += estimate_seconds(experiment, simulated_federation(experiment))
-    if len(experiments) == 1 or not may_share:
+    if not may_share:
         return ONE_BY_ONE
     packing = pack(experiments, jobs)
     pays = seconds * (1 - 1 / packing.jobs) > PROCESS
@@ -186,59 +188,46 @@ def _run_side_by_side(
 ) -> list[Path]:
     """Run the experiments that are not finished, several at a time; return the run directories of the finished runs."""
     with quick_imports():
-        from fedssl.app.runs import open_directory
+        from fedssl.app.runs import open_directory, where_recorded
         from fedssl.app.sweep.display import make_display
-        from fedssl.app.sweep.points import Point
+        from fedssl.app.sweep.points import Point, count_runs
         from fedssl.app.sweep.side_by_side import run_side_by_side
-        from fedssl.record.run_path import REPORT
 
-    finished: dict[Path, bool] = {}
+    # Open each run's folder, which refuses what cannot be used before anything runs, and find the runs that are left.
+    paths, left = [], []
     for experiment, folder in zip(experiments, folders, strict=True):
-        directory = open_directory(experiment, folder, resume=resume)
-        finished[directory.path] = directory.is_finished
-        directory.close()  # the process that runs the experiment opens it
-    points = [Point(experiment, (), frozenset()) for experiment in experiments]
-    left = [
-        (point, path)
-        for point, (path, is_done) in zip(points, finished.items(), strict=True)
-        if not is_done
-    ]
-    done = len(points) - len(left)
-    _say(
-        f"{len(left)} runs, {packing.jobs} at a time (--jobs 1: one after the other); {done} done already",
-        console,
+        with contextlib.closing(open_directory(experiment, folder, resume=resume)) as directory:
+            paths.append(directory.path)
+            if not directory.is_finished:
+                left.append((Point(experiment, (), frozenset()), directory.path))
+    points, folders_left = [point for point, _ in left], [path for _, path in left]
+    done = len(paths) - len(left)
+    console.say(
+        f"{count_runs(points)}, {packing.jobs} at a time (--jobs 1: one after the other); {done} done already"
     )
     if packing.warning:
-        _say(packing.warning, console)
+        console.say(packing.warning)
+    # Run them in processes that open the folders again.
+    failed: set[Path] = set()
 
-    def ended(number: int) -> None:
-        path = left[number][1]
-        finished[path] = True
-        page = f", report: {path / REPORT}" if (path / REPORT).exists() else ""
-        _say(f"  recorded in {path}{page}", console)
-
-    def failed(number: int, reason: str) -> None:
-        experiment = left[number][0].experiment
+    def complain_of(number: int, reason: str) -> None:
+        experiment = points[number].experiment
+        failed.add(folders_left[number])
         complain(reason, f"{experiment.name} seed {experiment.seed}: ")
 
-    to_run = [point for point, _ in left]
     try:
         run_side_by_side(
-            to_run,
-            [path for _, path in left],
+            points,
+            folders_left,
             packing,
-            make_display(console, to_run, done, plain=plain),
-            ended=ended,
-            failed=failed,
+            make_display(console, points, done, plain=plain),
+            ended=lambda number: console.say(where_recorded(folders_left[number])),
+            failed=complain_of,
         )
     except KeyboardInterrupt as error:
         error.add_note("to go on, run the same command again with --resume")
         raise
-    return [path for path, is_done in finished.items() if is_done]
-
-
-def _say(text: str, console: Console) -> None:
-    console.print(text, style="dim", soft_wrap=True)
+    return [path for path in paths if path not in failed]
 
 
 def _choose_folders(experiments: list["Experiment"], out: Path | None) -> list[Path | None]:

@@ -73,6 +73,7 @@ def sweep(
         from fedssl.app.interrupts import interruptible
         from fedssl.app.sweep.axes import parse_axes
         from fedssl.app.sweep.ledger import Ledger
+        from fedssl.app.sweep.points import count_runs
 
     console = Console()
     # Span the points of the sweep and find those that are left to run.
@@ -92,7 +93,7 @@ def sweep(
         _compare(points, folder, console)
     if ledger.failures:
         _list_failures(ledger, folder, console)
-        raise RunFailed(f"{len(ledger.failures)} of {_count_runs(points)} failed")
+        raise RunFailed(f"{len(ledger.failures)} of {count_runs(points)} failed")
 
 
 def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict[str, Any]:
@@ -159,14 +160,14 @@ def _list_points(
     points: "Sequence[Point]", folder: Path, packing: "Packing | None", console: Console
 ) -> None:
     """Print the state of each point, and how many points there are of each state."""
-    from fedssl.app.sweep.points import state_of
+    from fedssl.app.sweep.points import count_runs, state_of
 
     states = [state_of(folder / point.name) for point in points]
     for point, state in zip(points, states, strict=True):
-        _say(f"{state:<8}  {folder / point.name}", console)
+        console.say(f"{state:<8}  {folder / point.name}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "begun", "new"))
     at_a_time = f"; {packing.jobs} at a time" if packing is not None else ""
-    _say(f"{_count_runs(points)}: {counts}{at_a_time}", console)
+    console.say(f"{count_runs(points)}: {counts}{at_a_time}")
 
 
 def _run(
@@ -180,11 +181,12 @@ def _run(
 ) -> None:
     """Run the points that are left, and record failures in the ledger."""
     from fedssl.app.sweep.display import make_display
+    from fedssl.app.sweep.points import count_runs
     from fedssl.app.sweep.side_by_side import run_side_by_side
 
-    _say(f"{_count_runs(todo)}, {packing.jobs} at a time; {done} done already", console)
+    console.say(f"{count_runs(todo)}, {packing.jobs} at a time; {done} done already")
     if packing.warning:
-        _say(packing.warning, console)
+        console.say(packing.warning)
     try:
         run_side_by_side(
             todo,
@@ -216,11 +218,3 @@ def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
     for name, reason in ledger.failures.items():
         text = f" {folder / name}: {last_line(reason)}"
         console.print(text, soft_wrap=True)
-
-
-def _say(text: str, console: Console) -> None:
-    console.print(text, style="dim", soft_wrap=True)
-
-
-def _count_runs(points: "Sequence[Point]") -> str:
-    return f"{len(points)} run{'' if len(points) == 1 else 's'}"

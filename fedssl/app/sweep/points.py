@@ -71,3 +71,8 @@ def refuse_changed(points: Sequence[Point], out: Path) -> None:
         if has_begun(out / point.name):
             remedy = "put them back, or name another folder for the sweep"
             refuse_changes(out / point.name, point.experiment, field="--out", remedy=remedy)
+
+
+def count_runs(points: Sequence[Point]) -> str:
+    """Return how many runs there are, as people say it."""
+    return f"{len(points)} run{'' if len(points) == 1 else 's'}"
