@@ -1,8 +1,8 @@
 """Compare the time of fused clients with that of the same clients one by one, in one run, on one core.
 
 The clients train FixMatch on gray images of 8x8 and 28x28 (conv16-conv32-fc64): one step per client, SGD with Nesterov
-momentum. "2 images" means one labeled and one unlabeled image per step, "16 images" four and twelve. Both sides take
-turns. The output shows medians: milliseconds per client alone, and how many times as fast a client is in groups of 2 to
+momentum. "2 images" means one labeled and one unlabeled image per step, "16 images" four and twelve, and so on. Both sides
+take turns. The output shows medians: milliseconds per client alone, and how many times as fast a client is in groups of 2 to
 50.
 
     python benchmarks/fusion.py [--repeats 9] [--views default]
@@ -17,9 +17,11 @@ import torch
 
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
-from fedssl.fusion.fit import fit_together, worth_fusing
+from fedssl.fusion.fit import fit_together
+from fedssl.fusion.groups import group_size
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.models.cnn import CNN
+from fedssl.models.cost import multiplications
 from fedssl.training.loop import fit
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
@@ -29,7 +31,10 @@ SIZES = (2, 5, 10, 16, 32, 50)
 ALONE = 10
 """The number of clients that one turn times one by one."""
 
-BATCHES = {"2 images": (1, 1), "16 images": (4, 3)}
+COHORT = 1_000
+"""The clients of a round, for the rule that says how many are fused."""
+
+BATCHES = {"2 images": (1, 1), "16 images": (4, 3), "64 images": (16, 3), "256 images": (32, 7)}
 """Name -> labeled images per step, unlabeled images for each labeled image."""
 
 VIEWS = {
@@ -85,9 +90,13 @@ def measure(side: int, batch: str, norm: str, views: str, repeats: int) -> None:
 
     found = medians({0: one_by_one} | {size: together(size) for size in SIZES}, repeats)
     gains = " ".join(f"{found[0] / found[size]:7.2f}" for size in SIZES)
-    chosen = worth_fusing(network, shards, recipe)
+    step = multiplications(network, shards[0].spec.shape) * method.images_per_step(
+        batch_size, batch_size * ratio
+    )
+    chosen = group_size(step, 1, COHORT)
     print(
-        f"{side}x{side}, {batch:9}, norm {norm:5}: {found[0]:7.2f} ms; {gains}; auto: {chosen}",
+        f"{side}x{side}, {batch:9}, norm {norm:5}: {found[0]:7.2f} ms; {gains}; "
+        f"{step / 1e6:.1f} million multiplications, the rule says {chosen}",
         flush=True,
     )
 

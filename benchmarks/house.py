@@ -22,7 +22,7 @@ from pathlib import Path
 LINKED = ("clients", "strategies")
 """These folders of the repository are imported as packages of fedssl."""
 
-WORDS = ("fused_size", "by_class")
+WORDS = ("weights_begun_anew", "by_class")
 """Words whose lines are counted: a value that the server keeps between rounds, and a number that clients measure."""
 
 TRACED = """

@@ -3,9 +3,8 @@
 import functools
 import logging
 import traceback
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from flwr.app import Context, Message
@@ -25,9 +24,9 @@ from fedssl.exchange.reduction import Answer, CohortSums, Reduction, Sum
 from fedssl.exchange.replies import Reply
 from fedssl.exchange.unit_replies import Replies
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.fusion.fit import GroupFit, fit_together, worth_fusing
+from fedssl.fusion.fit import GroupFit, fit_together
 from fedssl.fusion.fusible import why_not_fusible
-from fedssl.fusion.groups import GROUP_SIZE, cut_groups, fusion_key
+from fedssl.fusion.groups import FusionKey, fusion_key
 from fedssl.metrics.drift import update_norms
 
 log = logging.getLogger("fedssl.fusion")
@@ -136,40 +135,11 @@ def why_not_together(experiment: ClientSettings, device: str = "cpu") -> str | N
     return why_not_fusible(here.recipe, here.network, spec)
 
 
-def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[Hashable]:
+def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[FusionKey]:
     """Return a key for each client; only clients with equal keys can be trained together. No image is read."""
     federation, recipe = simulated_federation(experiment), experiment.recipe
     sizes, labeled = federation.sizes, federation.labeled_sizes
     return [fusion_key(recipe, int(labeled[client]), int(sizes[client])) for client in clients]
-
-
-def group_size(
-    experiment: ClientSettings,
-    fuse: int | Literal["off", "auto", "on"],
-    clients: Sequence[int],
-    largest: int = GROUP_SIZE,
-    device: str = "cpu",
-) -> int:
-    """Return how many clients train together at most; 0: each trains alone.
-
-    Args:
-        experiment: The experiment as it stands in the phase.
-        fuse: The value of ``engine.fuse``. ``"auto"`` measures, so the caller must keep the answer for the whole run.
-        clients: The client numbers of a cohort; ``"auto"`` measures with clients of its longest group.
-        largest: The answer for ``"on"``, and the largest answer for ``"auto"``.
-        device: Device on which the clients train.
-    """
-    if fuse == "off" or why_not_together(experiment, device) is not None:
-        return 0
-    if fuse != "auto":
-        return largest if fuse == "on" else fuse
-    cut = cut_groups(fusion_keys(experiment, clients), len(clients))
-    federation = simulated_federation(experiment)
-    longest = [clients[place] for place in max(cut, key=len)[:largest]]
-    shards = [federation.shard(client).to(torch.device(device)) for client in longest]
-    here = resident(experiment.to_client_json(), device)
-    set_threads(experiment)
-    return worth_fusing(here.network, shards, here.recipe)
 
 
 def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:

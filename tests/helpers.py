@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "model": {"kind": "cnn", "widths": [8, 16], "hidden": 16},
     "method": {"kind": "fixmatch", "unlabeled_ratio": 2, "threshold": 0.3},
     "train": {"local_steps": 2, "batch_size": 8},
-    "engine": {"kind": "serial"},
+    "engine": {"kind": "serial", "fuse": "off"},
 }
 
 

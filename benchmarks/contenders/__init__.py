@@ -33,8 +33,9 @@ class Contender:
 
 CONTENDERS = {
     "plain": Contender("plain"),
-    "fedssl-serial": Contender("ours", {"kind": "serial"}),
-    "fedssl-ray": Contender("ours", {"kind": "ray"}, parallel=True),
+    "fedssl": Contender("ours", parallel=True),
+    "fedssl-serial": Contender("ours", {"kind": "serial", "fuse": "off"}),
+    "fedssl-ray": Contender("ours", {"kind": "ray", "fuse": "off"}, parallel=True),
     "fedssl-ray-fused": Contender("ours", {"kind": "ray", "fuse": "on"}, parallel=True),
     "flower": Contender("flower", parallel=True),
     "flower-fedssl": Contender("ours", {"kind": "flower"}, parallel=True),

@@ -1,4 +1,4 @@
-"""fedssl on one of its engines, run as by `fedssl run`; the variant is the engine's settings."""
+"""fedssl on one of its engines, run as by `fedssl run`; the variant is the engine's settings, or none for the default."""
 
 from typing import Any
 
@@ -25,7 +25,9 @@ def run(job: Job, watch: Stopwatch, **engine: Any) -> dict[str, Tensor]:
     Raises:
         InputError: This version of fedssl does not know a setting of the variant.
     """
-    experiment = job.experiment(**engine, workers=job.workers)
+    if engine:
+        engine["workers"] = job.workers
+    experiment = job.experiment(**engine)
     check_experiment(experiment)
     with Engine() as machine:
         outcome = machine.run(experiment, [_Watched(watch)])

@@ -156,9 +156,10 @@ class EngineSection(Section):
         description="MB of memory for what clients keep between rounds; the rest goes to a temporary file (in TMPDIR)",
     )
     fuse: int | Literal["off", "on", "auto"] = Field(
-        "off",
-        description="largest number of clients trained in one step; on: an eighth of the cohort, 5 to 32; auto: the fastest number, "
-        "measured once a run; changes the rounding of every sum; not with flower",
+        "auto",
+        description="whether several clients are trained in one step, which rounds sums in another way. auto: small clients, by "
+        "their sizes; off: none, with the bits of a deployment; on: groups of an eighth of the cohort, 5 to 32; a number: the "
+        "largest group. Not with the flower engine",
     )
     cpu_workers: int = Field(
         0, ge=0, description="number of actors without a GPU, in addition to those with a GPU"
@@ -196,12 +197,17 @@ class EngineSection(Section):
             raise ValueError(
                 f"gpus_per_worker = {gpus:g}; above 1 it must be a whole number, because each process of a client has a GPU"
             )
-        if self.has_teams and self.fuse != "off":
+        if self.has_teams and self.fuse not in ("off", "auto"):
             raise ValueError(
                 "fuse trains several clients in one process, and gpus_per_worker above 1 or cpus_per_client trains one client "
                 "in several; set one of them"
             )
         return self
+
+    @property
+    def fuse_in_effect(self) -> int | Literal["off", "on", "auto"]:
+        """The value of `fuse` where clients can be fused; off where each client is one process's or several processes' work."""
+        return "off" if self.kind == "flower" or self.has_teams else self.fuse
 
     @property
     def has_teams(self) -> bool:

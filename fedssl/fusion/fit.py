@@ -1,12 +1,9 @@
 """Train several small clients in one step, with each client's own batches and, but for rounding, its own updates."""
 
-import copy
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +12,7 @@ from fedssl.core import rng
 from fedssl.core.slots import Tensors
 from fedssl.data.shard import Shard
 from fedssl.fusion.batches import GroupBatch, GroupLoader, Stream
-from fedssl.fusion.fusible import way_to_fuse, why_not_fusible
+from fedssl.fusion.fusible import way_to_fuse
 from fedssl.fusion.groups import fusion_key
 from fedssl.fusion.loss import GroupLoss, group_loss
 from fedssl.fusion.stacked import Stacked
@@ -23,19 +20,10 @@ from fedssl.methods.base import Progress
 from fedssl.methods.functional import warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
-from fedssl.training.loop import FitReport, fit
+from fedssl.training.loop import FitReport
 from fedssl.training.optimization import Descent
 from fedssl.training.parameter_groups import Groups
 from fedssl.training.recipe import Recipe
-
-SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
-"""The group sizes (clients) that `worth_fusing` tries."""
-
-WORTH = 1.15
-"""The least speedup for which `worth_fusing` chooses to fuse; below it, noise would decide."""
-
-LONG = 0.02
-"""Steps longer than this (seconds) are compute-bound: fusing cannot help, and is not tried, because that takes long."""
 
 
 @dataclass(frozen=True)
@@ -126,56 +114,6 @@ def fit_together(
     trained = stacked.by_client(dict(zip(stacked.parameters, sent, strict=True)))
     seconds = (time.perf_counter() - began) / len(shards)
     return GroupFit(trained, tally.reports(num_steps, seconds))
-
-
-def worth_fusing(
-    network: nn.Module, shards: Sequence[Shard], recipe: Recipe, *, repeats: int = 3
-) -> int:
-    """Measure a step, and return the group size with the least time per client; 0 if single clients are as fast.
-
-    The answer depends on the machine and on the moment, so the caller must keep one answer for a whole run.
-
-    Args:
-        network: As for `fit_together`.
-        shards: Shards of clients with the same `fusion_key`; no group larger than their number is tried.
-        recipe: The method, the optimization and the augmentations.
-        repeats: Number of measurements of each size; the fastest counts.
-    """
-    if why_not_fusible(recipe, network, shards[0].spec) is not None or len(shards) < SIZES[0]:
-        return 0
-    one_step = {"local_steps": 1, "local_epochs": None}
-    step = dataclasses.replace(recipe, train=recipe.train.model_copy(update=one_step))
-    own = copy.deepcopy(network)
-    optimizers = step.optimizers(own)
-    when: dict[str, Any] = {"seed": 0, "server_round": 0, "phase_round": 1, "phase_rounds": 1}
-
-    def one_by_one() -> None:
-        for client, shard in enumerate(shards[: SIZES[0]]):
-            fit(own, shard, step, {}, client=client, optimizers=optimizers, **when)
-
-    def together(size: int) -> None:
-        fit_together(network, shards[:size], step, clients=range(size), **when)
-
-    alone = _seconds(one_by_one, repeats) / SIZES[0]
-    if alone > LONG:
-        return 0
-    tried = {
-        size: _seconds(functools.partial(together, size), repeats) / size
-        for size in SIZES
-        if size <= len(shards)
-    }
-    best = min(tried, key=tried.__getitem__)
-    return best if alone > WORTH * tried[best] else 0
-
-
-def _seconds(trial: Callable[[], None], repeats: int) -> float:
-    """Return the processor time (seconds) of the fastest trial but the first; other processes do not count in it."""
-    times = []
-    for _ in range(repeats + 1):
-        began = time.process_time()
-        trial()
-        times.append(time.process_time() - began)
-    return min(times[1:])
 
 
 @functools.lru_cache(maxsize=4)  # the groups of a cohort have only a few sizes

@@ -155,11 +155,7 @@ def settings_that_change_results(experiment: Experiment) -> dict[str, Any]:
         del table["server"][name]
     for name in experiment.data.places:
         del table["data"][name]
-    engine = whole["engine"]
-    if engine["fuse"] != "off":
-        table["engine"] = {"fuse": engine["fuse"]}
-        if engine["kind"] == "flower":  # the flower engine fuses no clients
-            table["engine"]["kind"] = "flower"
+    table["engine"] = {"fuse": experiment.engine.fuse_in_effect}
     return table
 
 

@@ -1,43 +1,32 @@
-"""Decide which clients of a round are fused into one step: a fixed function of the cohort, whatever engine runs it."""
+"""Decide which clients of a round are fused into one step: a fixed function of the experiment, whatever engine runs it."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from fedssl.clients.fused_app import fusion_keys, group_size, why_not_together
-from fedssl.core.arrays import NamedArrays
+from fedssl.clients.fused_app import fusion_keys, why_not_together
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
-from fedssl.experiment.experiment import PhasePlan
-from fedssl.fusion.groups import GROUP_SIZE, cut_groups
+from fedssl.fusion.groups import LARGEST, FusionKey, cut_groups, group_size, share_of
+from fedssl.models.cost import multiplications
 from fedssl.server.phase import Phase
 
 log = logging.getLogger("fedssl.fusion")
 
-FEWEST_GROUPS = 8
-"""A large cohort is cut into at least this many groups, so that several workers have something to do."""
-
-SMALLEST_CUT = 5
-"""Groups of this many clients are always allowed, even if a cohort then has fewer groups than `FEWEST_GROUPS`."""
+Largest = Callable[[FusionKey], int]
+"""A function from a client's key to the largest group of such clients; 0: they train alone."""
 
 
 class Fusing:
-    """Decide how many clients are fused into one step in each phase.
+    """Decide which clients are fused into one step.
 
-    The number is decided in a phase's first round and then kept, because a second measurement could differ.
+    Args:
+        shape: Shape of an image, (C, H, W).
     """
 
-    def __init__(self) -> None:
-        self._sizes: dict[int, int] = {}
-
-    def kept(self) -> NamedArrays:
-        """Return the largest group of each phase that has begun."""
-        return {"phases": np.array([*self._sizes]), "sizes": np.array([*self._sizes.values()])}
-
-    def take_up(self, kept: NamedArrays) -> None:
-        """Go on with what `kept` returned."""
-        self._sizes = dict(zip(kept["phases"].tolist(), kept["sizes"].tolist(), strict=True))
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._largest: dict[int, Largest | None] = {}
 
     def units(self, phase: Phase, grid: ClientGrid, clients: Sequence[int]) -> list[Span]:
         """Return which clients of a cohort train together, as positions; units of one client each if none are fused.
@@ -47,51 +36,74 @@ class Fusing:
             grid: The grid that reaches its clients.
             clients: The cohort's client numbers, in the order in which requests are sent.
         """
-        if phase.index not in self._sizes:
-            self._sizes[phase.index] = fused_size(phase, grid, clients)
-        return fused_units(phase.experiment, clients, self._sizes[phase.index])
+        if phase.index not in self._largest:
+            self._largest[phase.index] = largest_groups(phase, grid, self._shape)
+        largest = self._largest[phase.index]
+        if largest is None:
+            return [(place, place + 1) for place in range(len(clients))]
+        cut = cut_groups(fusion_keys(phase.experiment, clients), largest)
+        return [(places[0], places[-1] + 1) for places in cut]
 
 
-def fused_size(phase: Phase, grid: ClientGrid, cohort: Sequence[int]) -> int:
-    """Return how many clients of a phase train in one step at most; 0: each trains alone, and the log says why.
+def largest_groups(phase: Phase, grid: ClientGrid, shape: tuple[int, ...]) -> Largest | None:
+    """Return how large the groups of a phase are; None: each client trains alone.
+
+    The log says why clients are trained alone if the experiment names a size, and that they are fused if it does not.
 
     Args:
         phase: The phase.
         grid: The grid that reaches its clients.
-        cohort: Client numbers of a round; some of these clients are measured under ``engine.fuse = "auto"``.
+        shape: Shape of an image, (C, H, W).
     """
-    experiment, fuse = phase.experiment, phase.experiment.engine.fuse
-    if fuse == "off":
-        return 0
-    if not grid.is_simulation:
-        why: str | None = "Flower's own runtime hands out one client at a time"
-    elif not phase.by_sums:
-        why = f"strategy {experiment.strategy.kind!r} needs the reply of each client"
-    else:
-        why = why_not_together(experiment)
-    if why is not None:
+    engine = phase.experiment.engine
+    fuse = engine.fuse
+    if fuse == "off" or engine.has_teams:
+        return None
+    largest = _by_rule(phase, shape) if fuse == "auto" else _as_asked(phase, fuse)
+    if fuse == "auto" and not _fuses_any(phase, largest):
+        return None
+    why = _why_not(phase, grid)
+    if why is None:
+        if fuse == "auto":
+            log.info(
+                'small clients are trained together (engine.fuse = "off" would train each alone)'
+            )
+        return largest
+    if fuse != "auto":
         log.warning("engine.fuse: clients are trained one by one: %s", why)
-        return 0
-    largest = min(GROUP_SIZE, max(SMALLEST_CUT, -(-len(cohort) // FEWEST_GROUPS)))
-    size = group_size(experiment, fuse, cohort, largest)
-    if size == 0:
-        log.warning(
-            "engine.fuse: clients are trained one by one: a measurement says that this is faster"
-        )
-        return 0
-    log.info("engine.fuse: clients are trained in groups of at most %d", size)
-    return size
+    return None
 
 
-def fused_units(experiment: PhasePlan, clients: Sequence[int], size: int) -> list[Span]:
-    """Return the groups of a cohort as positions, in order; groups of one client each if none are fused.
+def _by_rule(phase: Phase, shape: tuple[int, ...]) -> Largest:
+    experiment, sample = phase.experiment, phase.experiment.federation.sample
+    method, batch = experiment.method, experiment.train.batch_size
+    image = multiplications(method.classifier(phase.network), shape)
 
-    Args:
-        experiment: The experiment as it stands in the phase.
-        clients: The cohort's client numbers, in the order in which requests are sent.
-        size: Largest number of clients in a group; 0: no clients are fused.
-    """
-    if size == 0:
-        return [(place, place + 1) for place in range(len(clients))]
-    cut = cut_groups(fusion_keys(experiment, clients), size)
-    return [(places[0], places[-1] + 1) for places in cut]
+    @functools.cache
+    def largest(key: FusionKey) -> int:
+        labeled = batch if key.is_labeled else 0
+        images = method.images_per_step(labeled, batch * method.views().ratio)
+        return group_size(image * images, key.num_steps, sample)
+
+    return largest
+
+
+def _as_asked(phase: Phase, fuse: int | str) -> Largest:
+    share = min(LARGEST, share_of(phase.experiment.federation.sample, is_short=True))
+    size = fuse if isinstance(fuse, int) else share
+    return lambda key: size
+
+
+def _fuses_any(phase: Phase, largest: Largest) -> bool:
+    """Return whether any client of the federation is fused; a trial is not worth its time otherwise."""
+    clients = range(phase.experiment.federation.clients)
+    return any(largest(key) for key in set(fusion_keys(phase.experiment, clients)))
+
+
+def _why_not(phase: Phase, grid: ClientGrid) -> str | None:
+    """Return why clients cannot be fused, or None."""
+    if not grid.is_simulation:
+        return "each deployed client trains alone, and so do clients on the flower engine"
+    if not phase.by_sums:
+        return f"strategy {phase.experiment.strategy.kind!r} needs the reply of each client"
+    return why_not_together(phase.experiment)

@@ -80,7 +80,7 @@ class ServerRun:
         self._phase_state = PhaseState()
         self._carried: Mapping[str, float] = {}
         self._training = ServerTraining(self._federation.server_shard())
-        self._fusing = Fusing()
+        self._fusing = Fusing(self._spec.shape)
         self._clock = make_clock(experiment)
         self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
         self._began = 0.0
@@ -97,7 +97,6 @@ class ServerRun:
             "strategy": KeptStrategy(self._strategy),
             "phase-state": self._phase_state,
             "training": self._training,
-            "fusing": self._fusing,
         }
         return parts if self._clock is None else parts | {"clock": self._clock}
 

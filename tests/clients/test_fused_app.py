@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedssl.clients import fused_app
 from fedssl.clients.client_app import app
-from fedssl.clients.fused_app import fusion_keys, group_size, train_together, why_not_together
+from fedssl.clients.fused_app import fusion_keys, train_together, why_not_together
 from fedssl.clients.local_data import simulated_federation
 from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
@@ -17,8 +17,6 @@ from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
 from fedssl.exchange.reduction import Reduction, by_examples
 from fedssl.exchange.unit_replies import Replies
-from fedssl.fusion.fit import SIZES
-from fedssl.fusion.groups import GROUP_SIZE
 from fedssl.training.network import build_network
 from tests.helpers import small_experiment
 
@@ -208,23 +206,3 @@ def test_clients_are_told_apart_by_their_steps_and_whether_they_have_labels():
         num_steps = experiment.recipe.num_steps(len(shard.labeled), len(shard))
         assert key == (num_steps, len(shard.labeled) > 0)
     assert len(set(keys)) > 1
-
-
-def test_the_size_of_groups_is_what_the_engine_says(fusible):
-    cohort = list(range(6))
-    assert group_size(fusible, "off", cohort) == 0
-    assert group_size(fusible, "on", cohort) == GROUP_SIZE
-    assert group_size(fusible, 5, cohort) == 5
-    assert group_size(fusible, "auto", cohort) in (0, *SIZES)
-    assert group_size(small_experiment(method={"kind": "freematch"}), 5, cohort) == 0
-    assert group_size(small_experiment(method={"kind": "freematch"}), "auto", cohort) == 0
-
-
-def test_what_is_measured_are_the_clients_of_the_longest_group(monkeypatch):
-    seen = []
-    monkeypatch.setattr(fused_app, "worth_fusing", lambda n, shards, r: seen.append(shards) or 8)
-    federation = {"labels": {"per_class": 1}, "partition": {"alpha": 0.05}}
-    experiment = small_experiment(federation=federation)
-    assert group_size(experiment, "auto", list(range(6))) == 8
-    (shards,) = seen
-    assert len({len(shard.labeled) > 0 for shard in shards}) == 1

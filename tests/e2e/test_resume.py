@@ -407,22 +407,21 @@ def test_data_that_was_moved_is_gone_on_with(tmp_path):
         directory_to_resume(small_experiment(**settings), tmp_path)
 
 
-def test_who_is_fused_is_part_of_the_settings_and_what_was_measured_goes_on(tmp_path, monkeypatch):
-    """Under ``auto`` a machine that is faster another way must not change a bit of a run that goes on there."""
-    experiment = small_experiment(rounds=4, engine={"fuse": "auto"})
-    monkeypatch.setattr("fedssl.server.fusing.group_size", lambda *arguments: 3)
+def test_who_is_fused_is_part_of_the_settings(tmp_path):
+    """Six small clients a round are fused by the rule, so a run that goes on must fuse them too."""
+    experiment = small_experiment(rounds=4, federation={"sample": 6}, engine={"fuse": "auto"})
     run(experiment, tmp_path / "whole")
     with pytest.raises(Stop):
         run(experiment, tmp_path / "run", Stopper(2))
     file = tmp_path / "e.toml"
     file.write_text(experiment.to_toml())
     again = ("run", file, "--out", tmp_path / "run", "--resume")
-    refused(fedssl(*again, "--set", "engine.fuse=off"), 'engine.fuse was "auto" and is unset')
-    refused(fedssl(*again, "--engine", "flower"), 'engine.kind was unset and is "flower"')
-    monkeypatch.setattr("fedssl.server.fusing.group_size", lambda *arguments: 0)
+    refused(fedssl(*again, "--set", "engine.fuse=off"), 'engine.fuse was "auto" and is "off"')
+    refused(fedssl(*again, "--engine", "flower"), 'engine.fuse was "auto" and is "off"')
     go_on(experiment, tmp_path / "run")
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
-    run(experiment, tmp_path / "one by one")
+    alone = experiment.model_copy(update={"engine": small_experiment().engine})
+    run(alone, tmp_path / "one by one")
     assert bits(tmp_path / "one by one") != bits(tmp_path / "whole")
 
 

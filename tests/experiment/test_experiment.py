@@ -81,11 +81,11 @@ def test_round_trips_through_toml_and_json(tmp_path):
 
 
 @pytest.mark.parametrize("fuse", ["off", "on", "auto", 2, 50])
-def test_fusion_is_off_on_measured_or_a_number_of_clients(tmp_path, fuse):
+def test_clients_are_fused_by_the_rule_never_always_or_by_a_number(tmp_path, fuse):
     experiment = load(tmp_path, MINIMAL, f"engine.fuse={fuse}")
     assert experiment.engine.fuse == fuse
     assert load(tmp_path, experiment.to_toml()) == experiment
-    assert load(tmp_path, MINIMAL).engine.fuse == "off"
+    assert load(tmp_path, MINIMAL).engine.fuse == "auto"
 
 
 def test_phases_script_the_rounds(tmp_path):

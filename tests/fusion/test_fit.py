@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedssl.augment.policy import Augment
-from fedssl.fusion import fit as fusion
-from fedssl.fusion.fit import SIZES, worth_fusing
 from fedssl.fusion.fusible import why_not_fusible
-from fedssl.fusion.groups import cut_groups, fusion_key
+from fedssl.fusion.groups import cut_groups, fusion_key, group_size
 from fedssl.methods.base import METHODS
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import snapshot
@@ -213,7 +211,7 @@ def test_clients_of_one_key_take_the_same_steps_and_both_have_labels_or_neither(
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 7))
 def test_groups_are_even_parts_of_runs_of_one_key_and_as_few_as_may_be(keys, size):
-    cut = cut_groups(keys, size)
+    cut = cut_groups(keys, lambda key: size)
     assert [place for group in cut for place in group] == list(range(len(keys)))
     assert all(1 <= len(group) <= size for group in cut)
     assert all(len({keys[place] for place in group}) == 1 for group in cut)
@@ -224,35 +222,24 @@ def test_groups_are_even_parts_of_runs_of_one_key_and_as_few_as_may_be(keys, siz
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_measured_size_is_one_that_was_tried_or_none():
-    network, plan = network_for(FixMatch()), recipe(FixMatch())
-    many = [shard(seed=i) for i in range(8)]
-    assert worth_fusing(network, many, plan, repeats=1) in (0, *SIZES[:2])
-    assert worth_fusing(network, many[:2], plan) == 0
-    clipped = recipe(FixMatch(), Train(clip_norm=1.0))
-    assert worth_fusing(network, many, clipped) == 0
-
-
 @pytest.mark.parametrize(
-    ("seconds", "size"),
+    ("step", "num_steps", "cohort", "size"),
     [
-        ([4e-3, 2e-3, 3e-3], 8),
-        ([4e-3, 1e-3, 3e-3], 4),
-        ([4e-3, 3.8e-3, 7.2e-3], 0),
-        ([4e-3, 8e-3, 24e-3], 0),
-        ([0.4], 0),  # a long step; fusing is not tried
+        (1.84e6, 1, 10, 5),  # short clients: a group of five, although there are two groups then
+        (0.2e6, 1, 100, 13),  # an eighth of the cohort
+        (0.2e6, 1, 1_000, 32),  # the largest group
+        (14.7e6, 10, 5, 0),  # a long round, and workers would have nothing to share
+        (14.7e6, 10, 100, 10),  # as many as one step has room for
+        (20.0e6, 10, 100, 8),
+        (20.1e6, 10, 100, 0),  # convolutions fill a core
+        (2.0e6, 1, 3, 0),  # a cohort of three
+        (2.0e6, 11, 24, 0),  # an eighth are three
+        (2.0e6, 10, 24, 5),
+        (0.0, 0, 40, 5),  # clients that take no step
     ],
 )
-def test_the_fastest_size_is_taken_if_it_pays(monkeypatch, seconds, size):
-    """Seconds of four clients alone, of four and of eight together."""
-    script = iter(seconds)
-    monkeypatch.setattr(fusion, "_seconds", lambda trial, repeats: trial() or next(script))
-    many = [shard(seed=i) for i in range(8)]
-    network = network_for(FixMatch())
-    before = snapshot(network)
-    assert worth_fusing(network, many, recipe(FixMatch())) == size
-    assert all(torch.equal(before[k], v) for k, v in snapshot(network).items())
-    assert next(script, None) is None
+def test_small_clients_are_fused_by_a_rule_of_sizes_alone(step, num_steps, cohort, size):
+    assert group_size(step, num_steps, cohort) == size
 
 
 def test_streams_are_named_by_client_and_round():
