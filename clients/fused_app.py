@@ -6,17 +6,18 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import Context, Message
 
 from fedssl.clients.client_app import app, device_of, set_threads
 from fedssl.clients.local_data import local_data, simulated_federation
 from fedssl.clients.privacy import clip_and_add_noise
-from fedssl.clients.resident import resident
-from fedssl.clients.state import save_state
+from fedssl.clients.resident import Resident, resident
+from fedssl.clients.state import kept_slots, save_state, shared_state
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.slots import State
 from fedssl.data.shard import Shard
-from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import CALMER, Holding
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
@@ -25,20 +26,43 @@ from fedssl.exchange.replies import Reply
 from fedssl.exchange.unit_replies import Replies
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.fusion.fit import GroupFit, fit_together
-from fedssl.fusion.fusible import why_not_fusible
+from fedssl.fusion.fusible import way_to_fuse
 from fedssl.fusion.groups import FusionKey, fusion_key
 from fedssl.metrics.drift import update_norms
+from fedssl.training.learn import fill_slots
+from fedssl.training.recipe import Recipe
 
 log = logging.getLogger("fedssl.fusion")
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A client whose request can be answered: its place among the messages, its number, and its images."""
+    """A client whose request can be answered.
+
+    Args:
+        place: Its place among the messages.
+        client: Its number.
+        shard: Its images.
+        state: The contents of its slots at the round's start.
+    """
 
     place: int
     client: int
     shard: Shard
+    state: State
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a trained client sends.
+
+    Args:
+        metrics: Its metrics.
+        arrays: The arrays of its reply, by record.
+    """
+
+    metrics: protocol.Metrics
+    arrays: Mapping[str, NamedArrays]
 
 
 class _Group(Replies):
@@ -51,6 +75,7 @@ class _Group(Replies):
         fitted: Their weights and reports after training; None if no client was trained.
         request: The content that all requests share.
         experiment: The experiment as it stands in the phase; says what may leave a client.
+        recipe: How the clients learn; says which state returns to the server.
     """
 
     def __init__(
@@ -61,21 +86,26 @@ class _Group(Replies):
         fitted: GroupFit | None,
         request: protocol.Request,
         experiment: ClientSettings,
+        recipe: Recipe,
     ) -> None:
         self._requests = requests
         self._errors = dict(errors)
-        self._trained: dict[int, tuple[protocol.Metrics, NamedArrays]] = {}
+        self._trained: dict[int, _Sent] = {}
         if fitted is None:
             return
         # Weights are stacked: each array is (M, *shape), one row for each client in `ready`.
         weights = {name: protocol.as_numpy(stack) for name, stack in fitted.weights.items()}
+        shared = {
+            name: protocol.as_numpy(stack)
+            for name, stack in shared_state(recipe, fitted.state).items()
+        }
         finite = fitted.finite()
         norms: Sequence[float | None] = [None] * len(ready)
         if may_leave(experiment, protocol.UPDATE_NORM):
             norms = update_norms(request.arrays, weights)
         for i, (own, report) in enumerate(zip(ready, fitted.reports, strict=True)):
             if not finite[i]:
-                reason = f"FloatingPointError: training diverged: weights are not finite; {CALMER}"
+                reason = f"FloatingPointError: training diverged: weights or state are not finite; {CALMER}"
                 self._errors[own.place] = protocol.error_reply(requests[own.place], reason)
                 continue
             metrics = protocol.fit_metrics(
@@ -92,7 +122,12 @@ class _Group(Replies):
                 server_round=request.server_round,
                 client=own.client,
             )
-            self._trained[own.place] = metrics_that_may_leave(experiment, metrics), sent
+            arrays = {protocol.ARRAYS: sent}
+            for record in protocol.STATE_RECORDS.values():
+                if record in requests[own.place].content:
+                    names = requests[own.place].content.array_records[record]
+                    arrays[record] = {n: np.asarray(shared[n][i]) for n in names if n in shared}
+            self._trained[own.place] = _Sent(metrics_that_may_leave(experiment, metrics), arrays)
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -114,25 +149,29 @@ class _Group(Replies):
             if place in self._errors:
                 answers.append(sums.add(place, self._errors[place]))
                 continue
-            metrics, arrays = self._trained[place]
-            node, size = request.metadata.dst_node_id, protocol.encoded_bytes(arrays)
-            found = {name: arrays if name == protocol.ARRAYS else {} for name in reduction.layouts}
-            reply = Reply(node, *protocol.split_metrics(metrics), found, size)
+            own = self._trained[place]
+            size = sum(protocol.encoded_bytes(arrays) for arrays in own.arrays.values())
+            found = {name: own.arrays.get(name, {}) for name in reduction.layouts}
+            node = request.metadata.dst_node_id
+            reply = Reply(node, *protocol.split_metrics(own.metrics), found, size)
             answers.append(sums.add_reply(place, reply, holding))
         return answers, sums.result()
 
     def _reply(self, place: int) -> Message:
         if place in self._errors:
             return self._errors[place]
-        metrics, arrays = self._trained[place]
-        return protocol.fit_reply(self._requests[place], arrays, {}, metrics)
+        own = self._trained[place]
+        arrays, *state = own.arrays.values()
+        shared = {name: torch.from_numpy(array) for part in state for name, array in part.items()}
+        return protocol.fit_reply(self._requests[place], arrays, shared, own.metrics)
 
 
 def why_not_together(experiment: ClientSettings, device: str = "cpu") -> str | None:
     """Return why this experiment's clients cannot be trained together, in one sentence; None if they can."""
     spec = simulated_federation(experiment).data.spec
     here = resident(experiment.to_client_json(), device)
-    return why_not_fusible(here.recipe, here.network, spec)
+    way = way_to_fuse(here.recipe, here.network, spec)
+    return way if isinstance(way, str) else None
 
 
 def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[FusionKey]:
@@ -180,29 +219,36 @@ def _train(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:
     set_threads(experiment)
     here.weights.load(request.arrays, contexts[0].state)  # fused clients have no private weights
     errors: dict[int, Message] = {}
-    ready = _prepare(experiment, request.terms, messages, contexts, errors)
+    ready = _prepare(here, request, messages, contexts, errors)
     fitted = None
     if ready:
+        way = way_to_fuse(here.recipe, here.network, ready[0].shard.spec)
+        if isinstance(way, str):
+            raise ValueError(way)
         fitted = fit_together(
             here.network,
             [own.shard for own in ready],
             here.recipe,
+            [own.state for own in ready],
+            way,
             seed=experiment.seed,
             server_round=request.server_round,
             clients=[own.client for own in ready],
             phase_round=request.phase_round or request.server_round,
             phase_rounds=request.phase_rounds or experiment.num_rounds,
         )
-    group = _Group(messages, errors, ready, fitted, request, experiment)
-    for context, failed in zip(contexts, group.failed, strict=True):
-        if context.state and not failed:  # drop an earlier phase's state; fused clients keep none
-            save_state(here.recipe, here.weights, {}, context.state, request)
+    group = _Group(messages, errors, ready, fitted, request, experiment, here.recipe)
+    failed = group.failed
+    for i, own in enumerate(ready):
+        if fitted is not None and not failed[own.place]:
+            kept = contexts[own.place].state
+            save_state(here.recipe, here.weights, fitted.state_of(i), kept, request)
     return group
 
 
 def _prepare(
-    experiment: ClientSettings,
-    terms: Terms | None,
+    here: Resident,
+    request: protocol.Request,
     messages: Sequence[Message],
     contexts: Sequence[Context],
     errors: dict[int, Message],
@@ -211,9 +257,11 @@ def _prepare(
     ready = []
     for place, (message, context) in enumerate(zip(messages, contexts, strict=True)):
         try:
-            local = local_data(experiment, terms, context)
+            local = local_data(here.experiment, request.terms, context)
             shard = local.shard().to(torch.device(device_of(context)))
-            ready.append(_Ready(place, local.client, shard))
+            kept = kept_slots(here.recipe, request, context.state)
+            state = fill_slots(here.recipe, here.network, shard, kept)
+            ready.append(_Ready(place, local.client, shard, state))
         except Exception:
             errors[place] = protocol.error_reply(message, traceback.format_exc())
     return ready

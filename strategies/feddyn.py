@@ -91,6 +91,8 @@ class DynamicRegularizer(Correction):
         alpha: Weight of the quadratic term.
     """
 
+    is_elementwise: ClassVar[bool] = True
+
     alpha: float
 
     def slots(self) -> tuple[Slot, ...]:

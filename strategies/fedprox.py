@@ -40,6 +40,8 @@ class ProximalTerm(Correction):
         mu: Weight of the term.
     """
 
+    is_elementwise: ClassVar[bool] = True
+
     mu: float
 
     def begin(self, learner: Learner) -> None:

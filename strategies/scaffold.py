@@ -95,6 +95,8 @@ class _Gradients:
 class ControlVariates(Correction):
     """The client half: it corrects gradients, and renews c_i at the end of a round."""
 
+    is_elementwise: ClassVar[bool] = True
+
     def slots(self) -> tuple[Slot, ...]:
         """Keep c_i at the client; let the server move c by the mean of the changes over all K clients."""
         return (Slot(OWN, "client"), Slot(SERVER, "server", Merge("uniform", over="population")))

@@ -5,9 +5,10 @@ import torch
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.fusion.fit import fit_together
+from fedssl.fusion.fusible import way_to_fuse
 from fedssl.methods.functional import snapshot
 from fedssl.models.cnn import CNN
-from fedssl.training.loop import fit
+from fedssl.training.learn import fill_slots, learn
 from fedssl.training.network import build_network
 from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
@@ -49,25 +50,56 @@ def recipe(method, train=TRAIN, augment=None):
 
 def alone(network, shards, recipe, clients=CLIENTS):
     """Return each client's (weights, report), trained by itself; the network is left as it is."""
+    return [
+        (weights, report)
+        for weights, _, report in alone_with_state(network, shards, recipe, clients)
+    ]
+
+
+def alone_with_state(network, shards, recipe, clients=CLIENTS, kept=None, **when):
+    """Return each client's (weights, state, report); `kept` is what each keeps from its last round."""
     start, trained = snapshot(network), []
-    for client, own in zip(clients, shards, strict=True):
-        report = fit(network, own, recipe, {}, client=client, **WHEN)
-        trained.append((snapshot(network), report))
+    for client, own, found in zip(
+        clients[: len(shards)], shards, kept or [{}] * len(shards), strict=True
+    ):
+        report, state = learn(network, own, recipe, found, client=client, **(WHEN | when))
+        trained.append((snapshot(network), state, report))
         network.load_state_dict(start)
     return trained
 
 
 def together(network, shards, recipe, clients=CLIENTS, **when):
     """Return each client's (weights, report), all trained in one step."""
-    fitted = fit_together(network, shards, recipe, clients=clients, **(WHEN | when))
+    found = together_with_state(network, shards, recipe, clients, **when)
+    return [(weights, report) for weights, _, report in found]
+
+
+def together_with_state(network, shards, recipe, clients=CLIENTS, kept=None, **when):
+    """Return each client's (weights, state, report), all trained in one step."""
+    way = way_to_fuse(recipe, network, shards[0].spec)
+    if isinstance(way, str):
+        raise ValueError(way)
+    states = [
+        fill_slots(recipe, network, own, found)
+        for own, found in zip(shards, kept or [{}] * len(shards), strict=True)
+    ]
+    fitted = fit_together(
+        network, shards, recipe, states, way, clients=clients[: len(shards)], **(WHEN | when)
+    )
     return [
-        ({name: stack[i] for name, stack in fitted.weights.items()}, report)
+        ({name: stack[i] for name, stack in fitted.weights.items()}, fitted.state_of(i), report)
         for i, report in enumerate(fitted.reports)
     ]
 
 
 def apart(network, first, second):
     """Return how far two trained clients are from each other, as a share of the way they came."""
-    start = snapshot(network)
+    start = {k: v for k, v in snapshot(network).items() if v.is_floating_point()}
     way = torch.stack([(first[k] - start[k]).norm() for k in start]).norm()
     return float(torch.stack([(first[k] - second[k]).norm() for k in start]).norm() / way)
+
+
+def why_not(recipe, network, spec):
+    """Return why clients cannot be fused; None if they can."""
+    way = way_to_fuse(recipe, network, spec)
+    return way if isinstance(way, str) else None

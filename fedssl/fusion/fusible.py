@@ -1,55 +1,63 @@
 """The check whether clients of a recipe can be fused, by reading the recipe and by a trial.
 
-No method is named here. A method can be fused if its step is a pure loss: it keeps the interface's own `step`, has no
-other hook and no state, and draws no random numbers. The strategy must not correct the step either. A trial on a few
-made-up images then shows whether the loss can be mapped over clients, and whether the network computes the same for
-clients side by side.
+No method is named here. A method can be fused if it keeps the interface's own `step`, draws no random numbers, keeps no state
+by example, and has no other hook than an elementwise `after_step`. A strategy's correction must be elementwise, too. A trial
+on a few made-up images then shows whether fused clients learn what each of them learns alone.
 """
 
 import copy
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedssl.augment.policy import Augment
 from fedssl.core import rng
-from fedssl.core.slots import Tensors
-from fedssl.data.shard import ImageSpec
-from fedssl.fusion.batches import GroupBatch
-from fedssl.fusion.loss import group_loss
+from fedssl.core.arrays import NamedArrays
+from fedssl.core.slots import State, Tensors
+from fedssl.data.shard import ImageSpec, Shard
+from fedssl.fusion.fit import fit_together
 from fedssl.fusion.stacked import Mapped, Stacked, Wide
-from fedssl.methods.base import Batch, Method, Progress
+from fedssl.methods.base import Method
+from fedssl.methods.functional import snapshot
+from fedssl.training.learn import fill_slots, learn
+from fedssl.training.loop import FitReport
+from fedssl.training.optimization import Train
 from fedssl.training.recipe import Recipe
+
+Kept = Mapping[str, NamedArrays]
+"""The contents of slots that a client begins a round with, by slot."""
 
 OWN_HOOKS = (
     "step",
     "begin",
     "pools",
-    "after_step",
     "end",
     "optimizers",
     "is_shared",
     "is_sent_back",
 )
-"""A method that overrides one of these hooks cannot be fused."""
+"""A method that overrides one of these hooks cannot be fused, nor one that has an `after_step` which is not elementwise."""
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
-TOLERANCE = 1e-3
-"""The largest distance of a fused gradient from a client's own, as a share of its norm; rounding makes about 1e-6."""
+TOLERANCE = 1e-6
+"""The largest distance of what fused clients learn from what each learns alone, as a share of the way, in double precision."""
 
+TINY = 1e-12
+"""This distance is rounding, even if nothing moved."""
 
-def why_not_fusible(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
-    """Return None if clients that learn by a recipe can be fused, else one sentence that says why not.
+TRIAL = Train(local_steps=2, batch_size=1, lr=0.05)
+"""The steps of a trial's rounds. Their optimizer is plain, because every optimizer that fuses is elementwise."""
 
-    Args:
-        recipe: The method, the optimization and the augmentations.
-        network: The network that the clients train.
-        spec: Shape, classes and normalization of the clients' images.
-    """
-    way = way_to_fuse(recipe, network, spec)
-    return way if isinstance(way, str) else None
+ROUNDS = 2
+"""The rounds of a trial: the second one begins with what clients keep."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,7 +69,8 @@ def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Sta
     reasons = []
     for way in (Wide, Mapped):
         try:
-            reason = _trial(way, recipe, network, spec)
+            with _double_precision():
+                reason = _trial(way, recipe, network, spec)
         except Exception as error:  # any error of the trial is a reason not to fuse
             reason = (
                 f"the loss of {recipe.method.kind} cannot be mapped over clients: {_brief(error)}"
@@ -75,22 +84,24 @@ def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Sta
 def _forbidden(recipe: Recipe, network: nn.Module) -> str | None:
     """Return a reason against fusion that holds for every loss, or None."""
     method, train = recipe.method, recipe.train
-    own = [hook for hook in OWN_HOOKS if getattr(type(method), hook) is not getattr(Method, hook)]
+    hooks = OWN_HOOKS if method.is_elementwise else (*OWN_HOOKS, "after_step")
+    own = [hook for hook in hooks if getattr(type(method), hook) is not getattr(Method, hook)]
     if own:
         return f"the method {method.kind} has a hook of its own: {', '.join(own)}"
-    if recipe.correction is not None:
+    if recipe.correction is not None and not recipe.correction.is_elementwise:
         name = type(recipe.correction).__name__
-        return f"the strategy changes the steps of its clients ({name}), and fused steps are plain"
-    if recipe.slots():
-        return f"clients keep state: {', '.join(slot.name for slot in recipe.slots())}"
+        return f"the strategy's client half ({name}) does not say that it is elementwise"
+    kept = [*recipe.slots_by_section["augment"], *recipe.slots_by_section["train"]]
+    kept += [slot for slot in recipe.slots() if slot.scope == "phase"]
+    if kept:
+        return f"clients keep state that is not fused: {', '.join(slot.name for slot in kept)}"
     if train.precision != "fp32":
         return f"train.precision is {train.precision}, and only fp32 is fused"
     if not train.optimizer.is_elementwise:
         return f"the optimizer {train.optimizer.kind} looks at whole tensors, which are each client's own"
-    if train.clip_norm is not None:
-        return "train.clip_norm is set, and gradients are clipped client by client"
-    if next(network.buffers(), None) is not None:
-        return "the network has buffers, such as statistics of its batches"
+    tracking = [m for m in network.modules() if m._buffers and type(m) is not nn.BatchNorm2d]
+    if tracking:
+        return f"the network has buffers of its own, in a {type(tracking[0]).__name__}"
     if any(isinstance(module, DROPOUT) and module.p > 0 for module in network.modules()):
         return "the network has dropout, whose draws are each client's own"
     return None
@@ -102,107 +113,128 @@ def _brief(error: Exception) -> str:
 
 
 def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSpec) -> str | None:
-    """Compare losses and gradients of two made-up clients, fused and alone; return what differs, or None.
+    """Train two made-up clients for two rounds, fused and alone; return what differs, or None.
 
-    The trial runs with labels, and again without labels if clients without labels can learn.
+    The trial is in double precision, because some methods magnify rounding. It has one more round without labels if clients
+    without labels can learn.
     """
+    asked = {"ema_decay": recipe.train.ema_decay, "clip_norm": recipe.train.clip_norm}
+    views = {name: {"kind": "noise"} for name in recipe.method.views().names}
+    plan = dataclasses.replace(
+        recipe, train=TRIAL.model_copy(update=asked), augment=Augment.model_validate(views)
+    )
+    network = copy.deepcopy(network).double()
+    device = next(network.parameters()).device
     draws = rng.make_generator(0, "fusion/trial")
-    alone = [_shaken(network, draws) for _ in range(2)]
-    stacked = way(network, 2)
-    stacked.start_from(alone)
-    weight = next(network.parameters())
-    for num_labeled in (2, 0) if recipe.method.can_learn(0) else (2,):
-        batch = _made_up(recipe.method, spec, num_labeled, draws, weight)
-        with rng.seeded_torch(0, weight.device):
-            before = torch.get_rng_state()
-            differs = _differs(stacked, alone, recipe.method, batch)
-            drew = not torch.equal(before, torch.get_rng_state())
-        if drew:
-            return "the network draws random numbers, which are each client's own"
-        if differs:
-            return (
-                f"{recipe.method.kind} with this network computes something else when it is fused"
-            )
+    for is_labeled in (True, False) if recipe.method.can_learn(0) else (True,):
+        shards = [_made_up(spec, size, is_labeled, draws).to(device) for size in (3, 5)]
+        kept: list[Kept] = [{}, {}]
+        for phase_round in range(1, ROUNDS + 1 if is_labeled else 2):
+            with rng.seeded_torch(0, device):
+                before = torch.get_rng_state()
+                fused = _together(way, plan, network, shards, kept, phase_round)
+                drew = not torch.equal(before, torch.get_rng_state())
+            if drew:
+                return "the network draws random numbers, which are each client's own"
+            alone = _one_by_one(plan, network, shards, kept, phase_round)
+            if any(_differs(network, *pair) for pair in zip(fused, alone, strict=True)):
+                return (
+                    f"{recipe.method.kind} with this network learns something else when it is fused"
+                )
+            kept = [_kept(plan, trained.state) for trained in alone]
     return None
 
 
-def _shaken(network: nn.Module, draws: torch.Generator) -> nn.Module:
-    """Return a copy of a network with slightly different weights."""
-    shaken = copy.deepcopy(network).train()
-    with torch.no_grad():
-        for parameter in shaken.parameters():
-            noise = torch.randn(parameter.shape, generator=draws).to(parameter)
-            parameter.add_(0.1 * noise * parameter.abs().mean())
-    return shaken
+@contextmanager
+def _double_precision() -> Iterator[None]:
+    """Make new tensors of floats in double precision inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _made_up(
-    method: Method, spec: ImageSpec, num_labeled: int, draws: torch.Generator, like: Tensor
-) -> GroupBatch:
-    """Return a batch of noise for two clients of two images each, with the type and device of `like`."""
-    views = method.views()
-    num_labeled = num_labeled if views.labeled else 0
-    num_unlabeled = 2 * views.ratio if views.unlabeled else 0
-
-    def images(count: int) -> Tensor:
-        return torch.randn(2, count, *spec.shape, generator=draws).to(like)
-
-    def numbers(count: int, below: int) -> Tensor:
-        return torch.randint(below, (2, count), generator=draws).to(like.device)
-
-    unlabeled_ids = numbers(num_unlabeled, 2)
-    return GroupBatch(
-        labeled=tuple(images(num_labeled) for _ in views.labeled),
-        labels=numbers(num_labeled, spec.num_classes),
-        labeled_ids=numbers(num_labeled, 2),
-        unlabeled=tuple(images(num_unlabeled) for _ in views.unlabeled),
-        unlabeled_ids=unlabeled_ids,
-        hidden=unlabeled_ids >= 0,
-        truth=unlabeled_ids,
-    )
+def _made_up(spec: ImageSpec, size: int, is_labeled: bool, draws: torch.Generator) -> Shard:
+    """Return a client with images of noise, two of them labeled, or none."""
+    images = torch.rand(size, *spec.shape, generator=draws, dtype=torch.float64)
+    classes = torch.randint(spec.num_classes, (size,), generator=draws)
+    shown = (torch.arange(size) < 2) & is_labeled
+    return Shard(images, torch.where(shown, classes, -1), classes, spec)
 
 
-def _differs(
-    stacked: Stacked, alone: Sequence[nn.Module], method: Method, batch: GroupBatch
-) -> bool:
-    """Say whether fusion changes any client's loss, gradient or pseudo-labels."""
-    progress = Progress(round=2, num_rounds=2, step=1, num_steps=2)
-    fused = group_loss(method, stacked, batch, progress)
-    gradients = stacked.split(_gradients(fused.total.sum(), stacked.parameters))
-    for i, network in enumerate(alone):
-        own = Batch(
-            labeled=tuple(view[i] for view in batch.labeled),
-            labels=batch.labels[i],
-            labeled_ids=batch.labeled_ids[i],
-            unlabeled=tuple(view[i] for view in batch.unlabeled),
-            unlabeled_ids=batch.unlabeled_ids[i],
-            generator=torch.Generator(),
-        )
-        loss = method.loss(network, own, {}, progress)
-        wanted = _gradients(loss.total, dict(network.named_parameters()))
-        if _apart(fused.total[i], loss.total) or _apart(_flat(gradients[i]), _flat(wanted)):
+@dataclass(frozen=True)
+class _Trained:
+    """What a client of the trial has learned in a round."""
+
+    weights: Tensors
+    state: State
+    report: FitReport
+
+
+def _together(
+    way: type[Stacked],
+    recipe: Recipe,
+    network: nn.Module,
+    shards: Sequence[Shard],
+    kept: Sequence[Kept],
+    phase_round: int,
+) -> list[_Trained]:
+    pairs = zip(shards, kept, strict=True)
+    states = [fill_slots(recipe, network, shard, own) for shard, own in pairs]
+    when = {"server_round": phase_round, "phase_round": phase_round, "phase_rounds": ROUNDS}
+    found = fit_together(network, shards, recipe, states, way, seed=0, clients=(0, 1), **when)
+    return [
+        _Trained({n: w[i] for n, w in found.weights.items()}, found.state_of(i), report)
+        for i, report in enumerate(found.reports)
+    ]
+
+
+def _one_by_one(
+    recipe: Recipe,
+    network: nn.Module,
+    shards: Sequence[Shard],
+    kept: Sequence[Kept],
+    phase_round: int,
+) -> list[_Trained]:
+    when: Any = {"server_round": phase_round, "phase_round": phase_round, "phase_rounds": ROUNDS}
+    trained = []
+    for client, (shard, own) in enumerate(zip(shards, kept, strict=True)):
+        copied = copy.deepcopy(network).train()
+        report, state = learn(copied, shard, recipe, own, seed=0, client=client, **when)
+        trained.append(_Trained(snapshot(copied), state, report))
+    return trained
+
+
+def _kept(recipe: Recipe, state: State) -> Kept:
+    """Return what a client begins its next round with, as numpy arrays by slot and name."""
+    slots = [slot.name for slot in recipe.slots() if slot.scope != "reset"]
+    return {slot: {n: t.numpy(force=True) for n, t in state[slot].items()} for slot in slots}
+
+
+def _differs(network: nn.Module, fused: _Trained, alone: _Trained) -> bool:
+    """Say whether fusion changes a client's weights, state or report by more than rounding."""
+    start = network.state_dict()
+    came = _length({name: tensor - start[name] for name, tensor in alone.weights.items()})
+    missed = _length({name: tensor - fused.weights[name] for name, tensor in alone.weights.items()})
+    if not missed <= TOLERANCE * came + TINY:
+        return True
+    for slot, tensors in alone.state.items():
+        others = fused.state[slot]
+        missed = _length({name: tensor - others[name] for name, tensor in tensors.items()})
+        if not missed <= TOLERANCE * _length(tensors) + TINY:
             return True
-        both = fused.pseudo_labels, loss.pseudo_labels
-        if both[0] is not None and both[1] is not None and not torch.equal(both[0][i], both[1]):
-            return True
-    return False
+    pair = _numbers(fused.report), _numbers(alone.report)
+    return not torch.allclose(*pair, rtol=TOLERANCE, atol=TINY, equal_nan=True)
 
 
-def _flat(gradients: Tensors) -> Tensor:
-    """Return the whole gradient as one vector, because single parts of it may consist of rounding errors only."""
-    return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+def _length(tensors: Tensors) -> float:
+    """Return the L2 norm of all tensors together, because single ones may consist of rounding errors only."""
+    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in tensors.values()))
 
 
-def _apart(found: Tensor, expected: Tensor) -> bool:
-    return not bool((found - expected).norm() <= TOLERANCE * expected.norm() + 1e-9)
-
-
-def _gradients(total: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tensors:
-    """Return the gradient of each trainable weight; zeros if the total does not depend on the weight."""
-    learned = {name: p for name, p in parameters.items() if p.requires_grad}
-    if not total.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in learned.items()}
-    found = torch.autograd.grad(
-        total, list(learned.values()), allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(learned, found, strict=True))
+def _numbers(report: FitReport) -> Tensor:
+    counts = (report.considered, report.accepted, report.judged, report.right)
+    numbers = [report.numbers[name] for name in sorted(report.numbers)]
+    return torch.tensor([report.num_steps, report.loss, *counts, *report.by_class, *numbers])

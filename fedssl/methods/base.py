@@ -398,6 +398,11 @@ class Method(Plugin):
     """Whether a run may begin with the method only if some client holds labels. The server's labels reach the classifier
     alone, so another network of the method would never see a label."""
 
+    is_elementwise: ClassVar[bool] = False
+    """Whether `after_step` treats each number of the weights and of the state alike and by itself, as a moving average does.
+    Then one call can do it for several small clients, whose weights are stacked. It may read `Learner.network`'s parameters,
+    `Learner.state`, `Learner.progress` and `Learner.scratch`, and nothing else."""
+
     @abstractmethod
     def views(self) -> Views:
         """Return the views that every step needs."""

@@ -4,6 +4,7 @@ Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning
 """
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -104,7 +105,7 @@ def fairness_loss(logits: Tensor, mask: Tensor, statistics: Tensors) -> Tensor:
     """
     counted = mask.sum().clamp(min=1)
     probs = widen_half_precision(logits).softmax(1)
-    hard = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1.0)
+    hard = F.one_hot(probs.argmax(1), probs.shape[1]).to(probs.dtype)
     mean_probs = (probs * mask.unsqueeze(1)).sum(0) / counted
     shares = (hard * mask.unsqueeze(1)).sum(0) / counted
     wanted = _divide_and_normalize(statistics["probs"], statistics["shares"])

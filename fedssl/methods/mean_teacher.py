@@ -41,6 +41,7 @@ class MeanTeacher(SemiSupervised):
     """
 
     group: ClassVar[str] = "consistency"
+    is_elementwise: ClassVar[bool] = True
 
     unlabeled_weight: float = Field(
         10.0, ge=0, description="largest weight of the consistency loss"

@@ -38,6 +38,11 @@ class Correction:
         [4.0]
     """
 
+    is_elementwise: ClassVar[bool] = False
+    """Whether all hooks treat each number of the weights, gradients and state alike and by itself, and `term` is a sum over
+    them. Then one call can correct several small clients at once, whose weights are stacked. A hook that looks at a whole
+    tensor, such as its norm, or at the client's examples must say False."""
+
     def slots(self) -> tuple[Slot, ...]:
         """Return the slots of the correction's state; none by default."""
         return ()

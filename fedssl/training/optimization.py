@@ -1,7 +1,7 @@
 """The ``[train]`` section, and what it configures: optimizers, schedules, precision and descent steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
@@ -182,11 +182,19 @@ class Descent:
         optimizers: The method's optimizers, by name.
         train: Schedule, precision and clipping.
         device: Device of the network.
+        clip: Function that scales gradients down to a norm; by default to a norm over all given parameters.
     """
 
-    def __init__(self, optimizers: Optimizers, train: Train, device: torch.device) -> None:
+    def __init__(
+        self,
+        optimizers: Optimizers,
+        train: Train,
+        device: torch.device,
+        clip: Callable[[list[nn.Parameter], float], object] = nn.utils.clip_grad_norm_,
+    ) -> None:
         self._optimizers = optimizers
         self._train = train
+        self._clip = clip
         self._bound: BoundCorrection | None = None
         # One scaler per optimizer: a shared scaler would have to be told when both have stepped.
         self._scalers = {
@@ -219,9 +227,9 @@ class Descent:
             scaler.unscale_(optimizer)
         # The gradient is corrected first and clipped then, so that the limit holds for the step that is taken.
         if self._bound is not None:
-            self._bound.correct(own)
+            self._bound.correct(own, may_overflow=scaler is not None)
         if self._train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(own, self._train.clip_norm)
+            self._clip(own, self._train.clip_norm)
         if scaler is None:
             optimizer.step()
         else:
@@ -263,19 +271,26 @@ class BoundCorrection:
         term = self._correction.term(self._learner, shared) if shared else None
         return total if term is None else total + term
 
-    def correct(self, own: Sequence[nn.Parameter]) -> None:
+    def correct(self, own: Sequence[nn.Parameter], *, may_overflow: bool) -> None:
         """Correct the gradients of the shared parameters that a step moves, if it moves any.
 
-        Gradients that overflowed in half precision stay as they are: their step is not taken.
+        Args:
+            own: The parameters that a step moves.
+            may_overflow: Whether the loss was scaled. Gradients that then overflowed stay as they are, because their step
+                is not taken.
         """
         shared = self._shared_of(own)
         for parameter in shared.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in shared.values() if p.grad is not None]
-        norms = torch._foreach_norm(gradients) if gradients else ()
-        if shared and all(math.isfinite(norm) for norm in norms):
-            self._correction.correct(self._learner, shared)
+        if not shared or (may_overflow and self._overflowed(shared)):
+            return
+        self._correction.correct(self._learner, shared)
+
+    @staticmethod
+    def _overflowed(shared: Mapping[str, nn.Parameter]) -> bool:
+        norms = torch._foreach_norm([p.grad for p in shared.values() if p.grad is not None])
+        return not all(math.isfinite(norm) for norm in norms)
 
     def _shared_of(self, own: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
         return {self._names[id(p)]: p for p in own if id(p) in self._names}

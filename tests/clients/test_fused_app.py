@@ -15,8 +15,9 @@ from fedssl.data.federation import Federation
 from fedssl.data.shard import as_float
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import Holding
-from fedssl.exchange.reduction import Reduction, by_examples
+from fedssl.exchange.reduction import WEIGH_STATE, Reduction, by_examples
 from fedssl.exchange.unit_replies import Replies
+from fedssl.training.learn import fill_slots
 from fedssl.training.network import build_network
 from tests.helpers import small_experiment
 
@@ -61,7 +62,11 @@ def check_reply(fused, expected):
     assert list(found) == list(wanted)
     for name in set(wanted) - {"seconds"}:
         assert found[name] == pytest.approx(wanted[name], rel=1e-4), name
-    here, there = (protocol.from_record(r.content[protocol.ARRAYS]) for r in (fused, expected))
+    check_arrays(fused.content[protocol.ARRAYS], expected.content[protocol.ARRAYS])
+
+
+def check_arrays(fused, expected):
+    here, there = protocol.from_record(fused), protocol.from_record(expected)
     assert list(here) == list(there)
     for name, array in there.items():
         assert here[name].dtype == array.dtype
@@ -74,6 +79,70 @@ def test_replies_are_those_of_each_alone(fusible):
     for reply, expected in zip(replies, alone(*requests(fusible, CLIENTS)), strict=True):
         check_reply(reply, expected)
     assert not any(context.state for context in contexts)
+
+
+WITH_STATE = {
+    "sent and merged": {"method": {"kind": "freematch"}},
+    "kept by clients": {"method": {"kind": "mean_teacher", "teacher_scope": "client"}},
+    "of the strategy": {"strategy": "scaffold"},
+    "both": {"method": {"kind": "mean_teacher", "teacher_scope": "server"}, "strategy": "scaffold"},
+}
+
+
+def with_state(experiment):
+    """Return requests that carry the first state of every slot that travels, and fresh contexts."""
+    content = requests(experiment, CLIENTS)[0][0].content
+    federation, recipe = simulated_federation(experiment), experiment.recipe
+    network = build_network(experiment.model, experiment.method, federation.data.spec, 0)
+    state = fill_slots(recipe, network, federation.shard(0), {})
+    for slot in recipe.slots_in("server"):
+        record = protocol.STATE_RECORDS[slot.merge.weight]
+        tensors = {protocol.slot_key(slot.name, n): t for n, t in state[slot.name].items()}
+        before = content.array_records.get(record, {})
+        content[record] = protocol.to_record(
+            {**protocol.from_record(before), **tensors} if before else tensors
+        )
+    return requests(experiment, CLIENTS, content)
+
+
+@pytest.mark.parametrize("overrides", WITH_STATE.values(), ids=WITH_STATE)
+def test_state_is_kept_and_sent_as_by_each_alone(overrides):
+    """In the second round, clients begin with what they kept in the first."""
+    experiment = small_experiment(federation={"labels": {"per_class": 8}}, **overrides)
+    assert why_not_together(experiment) is None
+    messages, contexts = with_state(experiment)
+    others, own = with_state(experiment)
+    for _ in range(2):
+        for reply, expected in zip(
+            train_together(messages, contexts).messages, alone(others, own), strict=True
+        ):
+            check_reply(reply, expected)
+            for record in set(expected.content.array_records) - {protocol.ARRAYS}:
+                check_arrays(reply.content[record], expected.content[record])
+        for context, other in zip(contexts, own, strict=True):
+            assert set(context.state) == set(other.state)
+            for record in other.state:
+                check_arrays(context.state[record], other.state[record])
+    assert all(
+        bool(context.state) == bool(experiment.recipe.slots_in("client")) for context in contexts
+    )
+
+
+@pytest.mark.parametrize("overrides", WITH_STATE.values(), ids=WITH_STATE)
+def test_sums_of_state_are_those_of_the_messages_to_the_bit(overrides):
+    experiment = small_experiment(federation={"labels": {"per_class": 8}}, **overrides)
+    messages, contexts = with_state(experiment)
+    replies = train_together(messages, contexts)
+    carried = {n: protocol.from_record(r) for n, r in messages[0].content.array_records.items()}
+    weigh = {protocol.ARRAYS: by_examples, **WEIGH_STATE}
+    reduction = Reduction.of(carried, weigh)
+    answers, part = replies.reduce(reduction, [None] * len(CLIENTS))
+    expected, summed = Replies(replies.messages).reduce(reduction, [None] * len(CLIENTS))
+    assert answers == expected
+    assert part.keys() == summed.keys() == carried.keys()
+    for record, (sums, weight) in summed.items():
+        assert weight == part[record][1] > 0
+        assert all(np.array_equal(part[record][0][name], array) for name, array in sums.items())
 
 
 @pytest.mark.parametrize("state", [{}, {"model": {"x": np.zeros(2)}}])
@@ -165,7 +234,7 @@ def test_nobody_can_be_prepared(fusible):
     assert all("the experiment has 6 clients" in reply.error.reason for reply in replies)
 
 
-@pytest.mark.parametrize("method", [{"kind": "freematch"}, {"kind": "tests.plugins.raising"}])
+@pytest.mark.parametrize("method", [{"kind": "vat"}, {"kind": "tests.plugins.raising"}])
 def test_what_cannot_be_fused_is_trained_one_by_one_to_the_same_bits_and_says_why(method, caplog):
     experiment = small_experiment(method=method)
     with caplog.at_level(logging.WARNING, "fedssl.fusion.fit"):

@@ -1,7 +1,7 @@
 """The check whether clients can be fused looks at the recipe and makes a trial; it has no list of methods."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,17 +10,17 @@ from torch import nn
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Slot
-from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse, why_not_fusible
+from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse
 from fedssl.fusion.stacked import Mapped, Wide
 from fedssl.methods.base import Loss, Views
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.functional import supervised_loss
-from fedssl.methods.mean_teacher import MeanTeacher
 from fedssl.methods.supervised import Supervised
+from fedssl.methods.temporal_ensembling import TemporalEnsembling
 from fedssl.models.cnn import CNN
-from fedssl.strategies.fedprox import ProximalTerm
+from fedssl.training.correction import Correction
 from fedssl.training.optimization import Train
-from tests.fused import SPEC, TRAIN, alone, apart, network_for, recipe, shards, together
+from tests.fused import SPEC, TRAIN, alone, apart, network_for, recipe, shards, together, why_not
 
 
 class Pull(Supervised):
@@ -47,11 +47,49 @@ class Jitters(Supervised):
         return Loss(supervised_loss(network, batch.labeled[0] + noise, batch.labels))
 
 
-class Counts(Supervised):
-    """Keeps state."""
+class Remembers(Supervised):
+    """Keeps the state of an earlier phase."""
 
     def slots(self):
-        return (Slot("count", "client"),)
+        return (Slot("earlier", "phase"),)
+
+
+class Follows(Supervised):
+    """Does something after each step, and does not say that it is elementwise."""
+
+    def after_step(self, learner, batch, loss):
+        pass
+
+
+class Shows(Supervised):
+    """Says that it is elementwise, and looks at images."""
+
+    is_elementwise = True
+
+    def after_step(self, learner, batch, loss):
+        list(learner.show("plain", name="all"))
+
+
+class Lengths(Supervised):
+    """Says that it is elementwise, and looks at the length of a weight."""
+
+    is_elementwise = True
+
+    @torch.no_grad()
+    def after_step(self, learner, batch, loss):
+        for weight in learner.network.parameters():
+            weight /= weight.norm()
+
+
+@dataclass(frozen=True)
+class Normalized(Correction):
+    """Says that it is elementwise, and looks at the length of a gradient."""
+
+    is_elementwise = True
+
+    def correct(self, learner, parameters):
+        for parameter in parameters.values():
+            parameter.grad /= parameter.grad.norm() + 1e-9
 
 
 class Unlabeled(Supervised):
@@ -99,11 +137,9 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("plan", "model", "words"),
     [
-        (recipe(FixMatch()), {"norm": "batch"}, "buffers"),
-        (recipe(FixMatch()), {"norm": "static"}, "buffers"),
+        (recipe(FixMatch()), {"norm": "static"}, "buffers of its own, in a StaticBatchNorm"),
         (recipe(FixMatch()), {"dropout": 0.5}, "dropout"),
         (recipe(FixMatch(), Train(precision="bf16")), {}, "precision is bf16"),
-        (recipe(FixMatch(), Train(clip_norm=1.0)), {}, "clip_norm"),
         (recipe(FixMatch(), Train(keep_momentum=True)), {}, "optimizer.sgd"),
         (
             recipe(FixMatch(), Train(optimizer="lars")),
@@ -111,17 +147,20 @@ class Tied(nn.Module):
             "the optimizer lars looks at whole tensors",
         ),
         (recipe(FixMatch(), augment=Augment(strong=CTAugment())), {}, "augment.strong"),
-        (recipe(MeanTeacher()), {}, "after_step"),
-        (recipe(FixMatch(labeler="received")), {}, "keep state: received"),
-        (recipe(Counts()), {}, "keep state: count"),
-        (replace(recipe(FixMatch()), correction=ProximalTerm(1.0)), {}, "ProximalTerm"),
+        (recipe(Follows()), {}, "after_step"),
+        (recipe(Shows()), {}, "uses more than weights and state"),
+        (recipe(Lengths()), {}, "learns something else when it is fused"),
+        (recipe(TemporalEnsembling()), {}, "state of different shapes: ensemble"),
+        (recipe(Remembers()), {}, "state that is not fused: earlier"),
+        (replace(recipe(FixMatch()), correction=Correction()), {}, "Correction"),
+        (replace(recipe(FixMatch()), correction=Normalized()), {}, "learns something else"),
         (recipe(Halves()), {}, "cannot be mapped over clients"),
         (recipe(Jitters()), {}, "random"),
     ],
 )
 def test_what_cannot_be_fused_says_why(plan, model, words):
     network = network_for(plan.method, CNN(widths=(8,), hidden=8).model_copy(update=model))
-    reason = why_not_fusible(plan, network, SPEC)
+    reason = why_not(plan, network, SPEC)
     assert words in reason
     with pytest.raises(ValueError, match=re.escape(reason)):
         together(network, shards(), plan)
@@ -131,7 +170,7 @@ def test_what_cannot_be_fused_says_why(plan, model, words):
 def test_a_method_with_a_hook_of_its_own_is_not_fused(hook):
     changed = type("Changed", (Supervised,), {hook: lambda self, *rest: None})
     network = network_for(Supervised())
-    assert hook in why_not_fusible(recipe(changed()), network, SPEC)
+    assert hook in why_not(recipe(changed()), network, SPEC)
 
 
 @pytest.mark.parametrize(("method", "way"), [(Supervised(), Wide), (Pull(), Mapped)])
@@ -158,18 +197,18 @@ def test_networks_that_cannot_stand_side_by_side_are_mapped(how):
 
 def test_dropout_in_an_architectures_code_is_found_by_trying():
     network, before = Other("dropout"), torch.get_rng_state()
-    assert "random" in why_not_fusible(recipe(FixMatch()), network, SPEC)
+    assert "random" in why_not(recipe(FixMatch()), network, SPEC)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_layers_that_share_a_weight_are_not_fused():
-    assert "share a weight" in why_not_fusible(recipe(Supervised()), Tied(), SPEC)
+    assert "share a weight" in why_not(recipe(Supervised()), Tied(), SPEC)
 
 
 def test_the_trial_leaves_the_network_as_it_is():
     network = network_for(FixMatch())
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert why_not_fusible(recipe(FixMatch()), network, SPEC) is None
+    assert why_not(recipe(FixMatch()), network, SPEC) is None
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert all(weight.grad is None for weight in network.parameters())
 
