@@ -82,7 +82,10 @@ class Shard:
 
     def without_truth(self) -> "Shard":
         """Return the same shard with every true class unknown, which is all that a method may see."""
-        return dataclasses.replace(self, truth=torch.full_like(self.truth, -1))
+        hidden = dataclasses.replace(self, truth=torch.full_like(self.truth, -1))
+        computed = {n: v for n, v in vars(self).items() if n in ("labeled", "unlabeled")}
+        vars(hidden).update(computed)
+        return hidden
 
     def to(self, device: torch.device) -> "Shard":
         """Return the same shard on a device."""

@@ -20,7 +20,7 @@ from fedssl.fusion.state import GroupState
 from fedssl.methods.base import Learner, Progress
 from fedssl.methods.functional import ema_update, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
-from fedssl.metrics.pseudo_labels import ClassTally, count_pseudo_labels
+from fedssl.metrics.pseudo_labels import PseudoLabelTally
 from fedssl.training.loop import FitReport
 from fedssl.training.optimization import BoundCorrection, Descent
 from fedssl.training.parameter_groups import Groups
@@ -206,23 +206,20 @@ class _Tally:
 
     def __init__(self, num_clients: int, num_classes: int, device: torch.device) -> None:
         self._losses = torch.zeros(num_clients, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(num_clients, 4, dtype=torch.float64, device=device)
-        self._by_class = ClassTally(num_clients, num_classes)
+        self._pseudo_labels = PseudoLabelTally(num_clients, num_classes)
         self._numbers = StepMeans()
 
     def add(self, loss: GroupLoss, batch: GroupBatch) -> None:
         self._losses += loss.total.detach()
         self._numbers.add(loss.numbers)
         if loss.pseudo_labels is not None and loss.accepted is not None:
-            step = loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth
-            self._counts += count_pseudo_labels(*step)
-            self._by_class.add(*step)
+            self._pseudo_labels.add(loss.pseudo_labels, loss.accepted, batch.hidden, batch.truth)
 
     def reports(self, num_steps: int, seconds: float) -> list[FitReport]:
-        losses, counts = (self._losses / num_steps).tolist(), self._counts.tolist()
+        losses, counts = (self._losses / num_steps).tolist(), self._pseudo_labels.counts()
         means = {name: mean.tolist() for name, mean in self._numbers.means().items()}
         numbers = [{n: each[client] for n, each in means.items()} for client in range(len(losses))]
-        rows = zip(losses, counts, self._by_class.counts(), numbers, strict=True)
+        rows = zip(losses, counts, self._pseudo_labels.by_class(), numbers, strict=True)
         return [
             FitReport(num_steps, loss, shown, used, judged, right, seconds, by_class, recorded)
             for loss, (shown, used, judged, right), by_class, recorded in rows

@@ -19,6 +19,17 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def modules_of(network: nn.Module) -> list[nn.Module]:
+    """Return a network and all modules in it, as `torch.nn.Module.modules` does, but in a fraction of its time.
+
+    A module that stands in several places is there several times.
+    """
+    found = [network]
+    for module in found:
+        found += [child for child in module._modules.values() if child is not None]
+    return found
+
+
 def dropout_layers(network: nn.Module) -> list[_DropoutNd]:
     """Return the dropout layers of a network."""
     return [module for module in network.modules() if isinstance(module, _DropoutNd)]

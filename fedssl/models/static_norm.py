@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedssl.models.modes import evaluation_mode
+from fedssl.models.modes import evaluation_mode, modules_of
 
 
 class StaticBatchNorm(nn.Module):
@@ -76,7 +76,8 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
         network: Its buffers are written in place.
         batches: Normalized images, each (B, C, H, W), on the network's device; sizes may differ.
     """
-    layers = [module for module in network.modules() if isinstance(module, StaticBatchNorm)]
+    found = (module for module in modules_of(network) if isinstance(module, StaticBatchNorm))
+    layers = list(dict.fromkeys(found))
     if not layers:
         return
     tallies = [_Tally(layer) for layer in layers]

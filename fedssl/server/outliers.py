@@ -178,7 +178,8 @@ def _flaws(measure: Measure, wave: Mapping[int, Change], ratio: float) -> dict[i
 
 def _share_of(arrays: NamedArrays) -> float:
     """Return the length from which on a change of arrays is long beside the arrays themselves."""
-    return LEAST_SHARE * _length(dict.fromkeys(arrays, np.zeros(())), arrays)
+    zeros = {name: np.broadcast_to(0.0, array.shape) for name, array in arrays.items()}
+    return LEAST_SHARE * _length(zeros, arrays)
 
 
 def _length(before: NamedArrays, after: NamedArrays) -> float:

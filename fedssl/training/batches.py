@@ -1,7 +1,7 @@
 """The batches of a round: a shard cut into steps, with each example in the views that a method asks for."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -195,6 +195,8 @@ def show_view(
 
 def in_full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Return a block in which autocast has no effect: half precision is for networks and not for views."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Loss, Pools
-from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally
+from fedssl.metrics.pseudo_labels import PseudoLabelTally
 
 
 class Judged:
@@ -35,21 +35,16 @@ class Judged:
             # A client without pools takes no step that could show whether the method gives pseudo-labels.
             self._gives_pseudo_labels = not len(pools) and pools.gives_pseudo_labels
 
-    def count(self, tallies: tuple[PseudoLabelTally, ClassTally], loss: Loss, batch: Batch) -> None:
-        """Add a step's pseudo-labels to tallies, if the method gave any."""
+    def count(self, tally: PseudoLabelTally, loss: Loss, batch: Batch) -> None:
+        """Add a step's pseudo-labels to a tally, if the method gave any."""
         if loss.pseudo_labels is None or loss.accepted is None:
             return
         self._gives_pseudo_labels = True
         ids = batch.unlabeled_ids
-        for tally in tallies:
-            tally.add(
-                loss.pseudo_labels,
-                loss.accepted,
-                self._is_judged[ids],
-                self._shard.truth[ids],
-            )
+        hidden, truth = self._is_judged[ids], self._shard.truth[ids]
+        tally.add(loss.pseudo_labels, loss.accepted, hidden, truth)
 
-    def count_left_out(self, tally: PseudoLabelTally, by_class: ClassTally, num_draws: int) -> None:
+    def count_left_out(self, tally: PseudoLabelTally, num_draws: int) -> None:
         """Add the judged examples that the method left out of its unlabeled pool: considered, and not accepted.
 
         So the coverage is a share of all examples, and a method that chooses confident examples before the steps can be
@@ -58,7 +53,7 @@ class Judged:
         client with one chosen example, or with none, counts in a cohort's coverage as much as a client that chose all.
 
         Args:
-            tally, by_class: The counts of the round's steps, which are all counted.
+            tally: The counts of the round's steps, which are all counted.
             num_draws: Number of unlabeled examples that the round's steps show if the method chooses no pools.
         """
         if self._is_left_out is None or not self._gives_pseudo_labels:
@@ -66,9 +61,8 @@ class Judged:
         truth = self._shard.truth[self._is_left_out]
         if not len(truth):
             return
-        times, num_shown = num_draws / len(self._shard), tally.counts()[0]
+        times, num_shown = num_draws / len(self._shard), tally.counts()[0][0]
         num_chosen = int(self._is_judged.sum()) - len(truth)
-        for each in (tally, by_class):
-            if num_shown:
-                each.scale(times * num_chosen / num_shown)
-            each.add_left_out(truth, times)
+        if num_shown:
+            tally.scale(times * num_chosen / num_shown)
+        tally.add_left_out(truth, times)

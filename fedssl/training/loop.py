@@ -13,8 +13,8 @@ from fedssl.data.shard import Shard
 from fedssl.methods.base import Batch, Learner, Pools, Progress
 from fedssl.methods.functional import ema_update, predict, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
-from fedssl.metrics.pseudo_labels import ClassTally, PseudoLabelTally, pseudo_label_coverage
-from fedssl.models.modes import evaluation_mode
+from fedssl.metrics.pseudo_labels import PseudoLabelTally, pseudo_label_coverage
+from fedssl.models.modes import evaluation_mode, modules_of
 from fedssl.models.static_norm import measure_statistics
 from fedssl.training.batches import plain_batches
 from fedssl.training.judged import Judged
@@ -133,14 +133,14 @@ def fit(
         descent.correct_with(BoundCorrection(correction, learner, shared))
     # Start the moving average of the weights and the sums of what is measured.
     average = None if train.ema_decay is None else snapshot(network)
-    tally, by_class = PseudoLabelTally(device), ClassTally(1, shard.spec.num_classes)
+    tally = PseudoLabelTally(1, shard.spec.num_classes)
     total = torch.zeros((), dtype=torch.float64, device=device)
     numbers = StepMeans()
     # Take the steps: labeled views (B, C, H, W), unlabeled views (mu B, C, H, W). Without steps, no hook runs.
     noise = rng.derive_seed(seed, "dropout", round=server_round, client=client)
     pools: Pools | None = None
     # Setting the mode writes to every module, so it is done only if an evaluation went before.
-    if not all(module.training for module in network.modules()):
+    if not all(module.training for module in modules_of(network)):
         network.train()
     team, networks = current_team(), [network] if previous is None else [network, previous]
     with (
@@ -156,8 +156,8 @@ def fit(
         judged = Judged(shard, pools)
         if pools is not None:
             if not len(pools):
-                judged.count_left_out(tally, by_class, num_draws)
-                return sit_out(tally, by_class, time.perf_counter() - began)
+                judged.count_left_out(tally, num_draws)
+                return sit_out(tally, time.perf_counter() - began)
             passed = 0 if pools.replacement == "labeled" else len(pools.labeled)
             num_steps = train.num_steps(passed, len(pools.unlabeled), views)
             learner.progress = Progress(phase_round, phase_rounds, 0, num_steps)
@@ -174,7 +174,7 @@ def fit(
                 ema_update(average, network, warm_decay(train.ema_decay, step))
             total += loss.total.detach()
             numbers.add(loss.numbers)
-            judged.count((tally, by_class), loss, batch)
+            judged.count(tally, loss, batch)
         if num_steps:
             method.end(learner)
     # The client sends its moving average if there is one. Static batch normalization measures with the sent weights; a
@@ -191,23 +191,23 @@ def fit(
     # Keep the optimizers' state for the client's next round, and report.
     for slot in train.slots():
         state[slot.name] = optimizers.tensors()
-    judged.count_left_out(tally, by_class, num_draws)
-    counts = tally.counts()
+    judged.count_left_out(tally, num_draws)
+    (counts,), (by_class,) = tally.counts(), tally.by_class()
     mean_loss = float(total) / num_steps if num_steps else float("nan")
     seconds = time.perf_counter() - began
     means = {name: float(mean) for name, mean in numbers.means().items()}
-    return FitReport(num_steps, mean_loss, *counts, seconds, by_class.counts()[0], means)
+    return FitReport(num_steps, mean_loss, *counts, seconds, by_class, means)
 
 
-def sit_out(tally: PseudoLabelTally, by_class: ClassTally, seconds: float) -> FitReport:
+def sit_out(tally: PseudoLabelTally, seconds: float) -> FitReport:
     """Return the report of a client that took no step, because its method found nothing to train on.
 
     Args:
-        tally, by_class: Counts of the examples that the method left out, which are all.
+        tally: Counts of the examples that the method left out, which are all.
         seconds: Duration of the client's look at its examples (seconds).
     """
-    counts, (classes,) = tally.counts(), by_class.counts()
-    return FitReport(0, float("nan"), *counts, seconds, classes, is_inactive=True)
+    (counts,), (by_class,) = tally.counts(), tally.by_class()
+    return FitReport(0, float("nan"), *counts, seconds, by_class, is_inactive=True)
 
 
 def _learn_augmentation(recipe: Recipe, learner: Learner, batch: Batch) -> None:

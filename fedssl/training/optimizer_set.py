@@ -47,11 +47,11 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
         for name, optimizer in self._by_name.items():
             state, groups = self._fresh[name]
             optimizer.state.clear()
-            optimizer.state.update(copy.deepcopy(state))
+            optimizer.state.update({p: copy.deepcopy(entries) for p, entries in state.items()})
             for group, fresh in zip(optimizer.param_groups, groups, strict=True):
                 parameters = group["params"]
                 group.clear()
-                group.update(copy.deepcopy(fresh), params=parameters)
+                group.update(_copied_group(fresh), params=parameters)
 
     def tensors(self) -> Tensors:
         """Return the state of all optimizers as tensors, by ``NAME/PLACE/KEY``.
@@ -96,13 +96,18 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
                 optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+_PLAIN = (bool, int, float, str, type(None))
+"""Values of these types cannot change, so they need no copy."""
+
+
 def _copied_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
     """Return a copy of an optimizer's state by parameter; the parameters themselves are not copied."""
     return {parameter: copy.deepcopy(entries) for parameter, entries in optimizer.state.items()}
 
 
 def _copied_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+    values = ((key, value) for key, value in group.items() if key != "params")
+    return {k: v if isinstance(v, _PLAIN) else copy.deepcopy(v) for k, v in values}
 
 
 def _as_tensor(value: Any, where: str) -> Tensor:
