@@ -15,7 +15,7 @@ from fedssl.clients.local_data import local_data, simulated_federation
 from fedssl.clients.privacy import clip_and_add_noise
 from fedssl.clients.resident import Resident, resident
 from fedssl.clients.state import kept_slots, save_state, shared_state
-from fedssl.core.arrays import NamedArrays
+from fedssl.core.arrays import NamedArrays, unique_pairs
 from fedssl.core.slots import State
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
@@ -179,6 +179,13 @@ def fusion_keys(experiment: ClientSettings, clients: Iterable[int]) -> list[Fusi
     federation, recipe = simulated_federation(experiment), experiment.recipe
     sizes, labeled = federation.sizes, federation.labeled_sizes
     return [fusion_key(recipe, int(labeled[client]), int(sizes[client])) for client in clients]
+
+
+def all_fusion_keys(experiment: ClientSettings) -> set[FusionKey]:
+    """Return the keys of all clients; there are few, so this takes a moment even for a million clients."""
+    federation, recipe = simulated_federation(experiment), experiment.recipe
+    pairs, _ = unique_pairs(federation.labeled_sizes, federation.sizes)
+    return {fusion_key(recipe, *pair) for pair in pairs.tolist()}
 
 
 def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> Replies:

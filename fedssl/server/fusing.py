@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 
-from fedssl.clients.fused_app import fusion_keys, why_not_together
+from fedssl.clients.fused_app import all_fusion_keys, fusion_keys, why_not_together
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
 from fedssl.fusion.groups import LARGEST, FusionKey, cut_groups, group_size, share_of
@@ -96,8 +96,7 @@ def _as_asked(phase: Phase, fuse: int | str) -> Largest:
 
 def _fuses_any(phase: Phase, largest: Largest) -> bool:
     """Return whether any client of the federation is fused; a trial is not worth its time otherwise."""
-    clients = range(phase.experiment.federation.clients)
-    return any(largest(key) for key in set(fusion_keys(phase.experiment, clients)))
+    return any(largest(key) for key in all_fusion_keys(phase.experiment))
 
 
 def _why_not(phase: Phase, grid: ClientGrid) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedssl.core.arrays import unique_pairs
 from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
@@ -54,11 +55,8 @@ def first_work_of(phase: PhasePlan, census: Census) -> Floats:
 
 def _of_each_client(count: Callable[[int, int], float], census: Census) -> Floats:
     """Return a function's value at each client's number of labeled and of all images, (K,)."""
-    kinds, which = np.unique(
-        np.stack([census.num_labeled, census.num_examples]), axis=1, return_inverse=True
-    )
-    counted = [count(int(labeled), int(size)) for labeled, size in kinds.T]
-    return np.array(counted, dtype=np.float64)[which.reshape(-1)]
+    pairs, which = unique_pairs(census.num_labeled, census.num_examples)
+    return np.array([count(*pair) for pair in pairs.tolist()], dtype=np.float64)[which]
 
 
 def times_asked(phase: PhasePlan, census: Census) -> Floats:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from fedssl.core.arrays import unique_pairs
 from fedssl.data.federation import Federation
 from fedssl.data.partitions.base import Partition
 from fedssl.data.partitions.natural import Natural
@@ -41,11 +42,10 @@ def client_names(federation: Federation, partition: Partition) -> list[str]:
     if not isinstance(partition, Natural):
         return numbers
     dealt = federation.owner >= 0
-    pairs = np.stack(
-        [federation.owner[dealt], federation.data.train.columns[partition.column][dealt]]
-    )
+    codes = federation.data.train.columns[partition.column][dealt]
+    pairs, _ = unique_pairs(federation.owner[dealt], codes)
     values: list[list[str]] = [[] for _ in numbers]
-    for client, code in np.unique(pairs, axis=1).T.tolist():
+    for client, code in pairs.tolist():
         values[client].append(federation.data.column_values[partition.column][code])
     return [
         f"{number} ({own[0]}{f' +{len(own) - 1}' if len(own) > 1 else ''})"
