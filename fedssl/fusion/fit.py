@@ -22,7 +22,8 @@ from fedssl.methods.functional import ema_update, snapshot, warm_decay
 from fedssl.metrics.means import StepMeans
 from fedssl.metrics.pseudo_labels import PseudoLabelTally
 from fedssl.training.loop import FitReport
-from fedssl.training.optimization import BoundCorrection, Descent
+from fedssl.training.optimization import BoundCorrection, Descent, Train
+from fedssl.training.optimizer_set import OptimizerSet
 from fedssl.training.parameter_groups import Groups
 from fedssl.training.recipe import Recipe
 
@@ -97,19 +98,18 @@ def fit_together(
     method, train, correction = recipe.method, recipe.train, recipe.correction
     device = shards[0].images.device
     num_steps = recipe.num_steps(len(shards[0].labeled), len(shards[0]))
-    # Stack M copies of the network; every copy starts from the same weights.
-    stacked = _stacked(way, network, len(shards))
+    # Stack M copies of the network; every copy starts from the same weights. One optimizer steps all clients, because each
+    # weight's update depends on its own gradient only.
+    stacked, optimizers = _stacked(way, network, len(shards), train)
     stacked.start_from([network])
+    optimizers.forget()
     parameters = stacked.parameters
     weights = list(parameters.values())
-    # One optimizer steps all clients, because each weight's update depends on its own gradient only.
-    groups = Groups(train, network, parameters)
-    optimizers = {"main": train.make_optimizer(groups.of(weights))}
     descent = Descent(optimizers, train, device, functools.partial(_clip_each, stacked))
     # Hooks see all clients as one: stacked weights, and state in the same layout.
     state = GroupState(states, stacked)
     learner = _learner(
-        stacked, state, optimizers, Progress(phase_round, phase_rounds, 0, num_steps)
+        stacked, state, dict(optimizers), Progress(phase_round, phase_rounds, 0, num_steps)
     )
     if correction is not None:
         descent.correct_with(BoundCorrection(correction, learner, parameters))
@@ -145,16 +145,24 @@ def fit_together(
         correction.end(learner)
     # Cut the result by client. The weights are the group's own memory; the next group starts in other memory, but for
     # buffers.
-    buffers = {name: tensor.clone() for name, tensor in stacked.network.named_buffers()}
+    buffers = {name: tensor.clone() for name, tensor in stacked.buffers.items()}
     trained = stacked.by_client({**stacked.tensors, **buffers})
     seconds = (time.perf_counter() - began) / len(shards)
     return GroupFit(trained, state.for_losses(), tally.reports(num_steps, seconds))
 
 
 @functools.lru_cache(maxsize=4)  # the groups of a cohort have only a few sizes
-def _stacked(way: type[Stacked], network: nn.Module, count: int) -> Stacked:
-    """Return copies of a network, made once per group size; `Stacked.start_from` gives them new memory."""
-    return way(network, count)
+def _stacked(
+    way: type[Stacked], network: nn.Module, count: int, train: Train
+) -> tuple[Stacked, OptimizerSet]:
+    """Return copies of a network and their optimizer, made once per group size.
+
+    `Stacked.start_from` gives the copies new memory, and `OptimizerSet.forget` puts the optimizer back.
+    """
+    stacked = way(network, count)
+    groups = Groups(train, network, stacked.parameters)
+    made = train.make_optimizer(groups.of(list(stacked.parameters.values())))
+    return stacked, OptimizerSet({"main": made})
 
 
 def _clip_each(stacked: Stacked, parameters: Sequence[nn.Parameter], limit: float) -> None:

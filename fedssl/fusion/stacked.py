@@ -8,6 +8,7 @@ fast memory layouts. Both ways map the loss over clients by vmap.
 """
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,15 +48,21 @@ class Stacked(ABC):
         if len(list(network.parameters())) < len(parameters):
             raise ValueError("two of the network's layers share a weight")
 
-    @property
+    @functools.cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """All weights, by the network's own names."""
         return dict(self.network.named_parameters())
 
+    @functools.cached_property
+    def buffers(self) -> Tensors:
+        """All buffers, by the network's own names."""
+        return dict(self.network.named_buffers())
+
     @property
     def tensors(self) -> Tensors:
         """All weights and buffers, by the network's own names and in its order; they share memory with the copies."""
-        return self.network.state_dict()
+        own = {**self.parameters, **self.buffers}
+        return {name: own[name].detach() for name in self._shapes}
 
     @abstractmethod
     def map(self, function: Function, *tensors: Any) -> tuple[Tensor, ...]:
@@ -80,7 +87,7 @@ class Stacked(ABC):
         laid_out = self.laid_out({n: torch.stack([own[n] for own in given]) for n in given[0]})
         for name, parameter in self.parameters.items():
             parameter.data = laid_out[name]
-        for name, buffer in self.network.named_buffers():
+        for name, buffer in self.buffers.items():
             buffer.copy_(laid_out[name])
 
     def is_laid_out(self, name: str, shape: torch.Size) -> bool:
@@ -93,9 +100,10 @@ class Stacked(ABC):
         Args:
             tensors: Tensors by the names of weights or buffers, each (M, *shape), or (1, *shape) if it is everybody's.
         """
-        own, found = self.tensors, {}
+        found: Tensors = {}
         for name, given in tensors.items():
-            empty = torch.empty_like(own[name], dtype=given.dtype).detach()
+            own = self.parameters[name] if name in self.parameters else self.buffers[name]
+            empty = torch.empty_like(own, dtype=given.dtype).detach()
             if name in self._shared:
                 empty.copy_(given[0])
             else:
@@ -211,11 +219,17 @@ class _Seen(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in blank.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        self._own = {id(tensor) for tensor in (*blank.parameters(), *blank.buffers())}
+        # Where each tensor stands, and what stands there if nothing is lent.
+        self._places = [
+            (f"{prefix}{'.' if prefix else ''}{name}", held, name, tensor)
+            for prefix, module in self.named_modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
 
     def forward(self, images: Tensor) -> Tensor:
-        named = (*self.named_parameters(), *self.named_buffers())
-        lent = {name: tensor for name, tensor in named if id(tensor) not in self._own}
+        lent = {name: held[key] for name, held, key, own in self._places if held[key] is not own}
         logits: Tensor = _Pass.apply(images, self._wide, self.training, tuple(lent), *lent.values())
         return logits
 
