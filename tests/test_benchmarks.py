@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.check import TOLERANCE, step_difference
 from benchmarks.processes import Outcome
 from benchmarks.workloads import WORKLOADS, Plain, Workload
@@ -43,6 +44,18 @@ def test_plain_clients_hold_what_ours_hold(tmp_path: Path) -> None:
         assert data.images.equal(shard.images.float() / 255)
         assert data.labels.equal(shard.labels)
         assert data.labeled.equal(shard.labeled)
+
+
+def test_the_gpu_script_finds_a_wrong_device_and_runs_on_the_cpu(monkeypatch, capsys) -> None:
+    """There is no GPU here, so the CPU stands for it."""
+    arguments = ["gpu", "--device", "cpu", "--repeats", "1", "--cases", "M"]
+    monkeypatch.setattr("sys.argv", arguments)
+    gpu.main()
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["M", "0.0e+00"]
+    gradient, found = gpu._gradient, iter([1.0, 1.01])
+    monkeypatch.setattr(gpu, "_gradient", lambda *args: next(found) * gradient(*args))
+    with pytest.raises(SystemExit, match=r"1\.0e-02 from the CPU's"):
+        gpu.main()
 
 
 def test_the_first_two_rounds_and_the_last_are_no_steady_state() -> None:

@@ -88,12 +88,13 @@ class Shard:
         return hidden
 
     def to(self, device: torch.device) -> "Shard":
-        """Return the same shard on a device."""
+        """Return the same shard on a device.
+
+        A GPU copies from pinned memory, so the process does not wait for the copy.
+        """
         if self.images.device == device:
             return self
-        return Shard(
-            self.images.to(device),
-            self.labels.to(device),
-            self.truth.to(device),
-            self.spec,
-        )
+        tensors: tuple[Tensor, ...] = (self.images, self.labels, self.truth)
+        if device.type == "cuda":
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        return Shard(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.spec)
