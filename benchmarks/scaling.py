@@ -22,7 +22,7 @@ from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.experiment.experiment import Experiment
 
 SAMPLES = (10, 30, 100, 300, 1_000)
-CLIENTS = (1_000, 10_000, 100_000)
+CLIENTS = (1_000, 10_000, 100_000, 1_000_000)
 FIXED_CLIENTS, FIXED_SAMPLE = 10_000, 100
 
 MEMORY_SAMPLES = (10, 1_000)

@@ -94,7 +94,8 @@ class Shard:
         """
         if self.images.device == device:
             return self
-        tensors: tuple[Tensor, ...] = (self.images, self.labels, self.truth)
-        if device.type == "cuda":
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        return Shard(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.spec)
+        images, labels, truth = (
+            (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+            for tensor in (self.images, self.labels, self.truth)
+        )
+        return Shard(images, labels, truth, self.spec)
