@@ -10,6 +10,8 @@ baselines = $(addprefix $(1)/,supervised_strong.toml supervised.toml)
 baselines_first = $(call baselines,$(1)) $(filter-out $(call baselines,$(1)),$(sort $(wildcard $(1)/*.toml)))
 DIGITS := $(call baselines,experiments/digits) $(addprefix experiments/digits/,fixmatch.toml mean_teacher.toml)
 FAMILY := $(patsubst %,experiments/digits/%.toml,moco simclr byol comatch noisy_student meta_pseudo_labels ups)
+# The tables were measured with each client trained alone; small clients that are fused round otherwise.
+ALONE := --set engine.fuse=off
 # FedEMA and FedU stand beside BYOL in a table of their own, judged by a probe on the same labels.
 PERSONAL := $(patsubst %,experiments/digits/%.toml,fedema fedu)
 LABELS := $(patsubst %,experiments/labels/%.toml,at_clients at_server some_clients skewed two_classes)
@@ -64,55 +66,55 @@ format: $(INSTALLED)  ## Format the code, and let the linter fix what it can.
 	$(BIN)/ruff check --fix .
 
 table: $(INSTALLED)  ## Train two baselines and twelve methods on the 40 labels of the quickstart, five seeds; about an hour.
-	$(BIN)/fedssl run $(filter-out $(FAMILY) $(PERSONAL),$(call baselines_first,experiments/digits)) --seeds 5
+	$(BIN)/fedssl run $(filter-out $(FAMILY) $(PERSONAL),$(call baselines_first,experiments/digits)) --seeds 5 $(ALONE)
 
 table-family: $(INSTALLED)  ## Compare contrastive methods, Noisy Student, Meta Pseudo Labels and UPS with FixMatch, five seeds; an hour.
-	$(BIN)/fedssl run $(call baselines,experiments/digits) experiments/digits/fixmatch.toml $(FAMILY) --seeds 5
-	$(BIN)/fedssl run experiments/digits/meta_pseudo_labels.toml --seeds 5 --set method.feedback=false
+	$(BIN)/fedssl run $(call baselines,experiments/digits) experiments/digits/fixmatch.toml $(FAMILY) --seeds 5 $(ALONE)
+	$(BIN)/fedssl run experiments/digits/meta_pseudo_labels.toml --seeds 5 --set method.feedback=false $(ALONE)
 
 table-pretraining: $(INSTALLED)  ## Compare pre-training, fine-tuning and distillation with FixMatch, five seeds; half an hour.
-	$(BIN)/fedssl run experiments/digits/fixmatch.toml experiments/pretraining/simclr.toml --seeds 5
+	$(BIN)/fedssl run experiments/digits/fixmatch.toml experiments/pretraining/simclr.toml --seeds 5 $(ALONE)
 
 table-fashion: $(INSTALLED)  ## Train methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER names the data's folder.
-	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT)
+	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT) $(ALONE)
 
 yardsticks: $(INSTALLED)  ## Fit scikit-learn's logistic regression and label spreading on the same labels of digits; seconds.
 	$(BIN)/python -m benchmarks.yardsticks
 
 table-labels: $(INSTALLED)  ## Compare five places of the same 40 labels, supervised and FixMatch, five seeds; half an hour.
-	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised
-	$(BIN)/fedssl run $(LABELS) --seeds 5
+	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised $(ALONE)
+	$(BIN)/fedssl run $(LABELS) --seeds 5 $(ALONE)
 
 table-server: $(INSTALLED)  ## Compare SemiFL, FixMatch and the server alone, labels at the server, five seeds; a quarter of an hour.
-	$(BIN)/fedssl run $(AT_SERVER) --seeds 5 --set train.local_epochs=unset --set train.local_steps=20
+	$(BIN)/fedssl run $(AT_SERVER) --seeds 5 --set train.local_epochs=unset --set train.local_steps=20 $(ALONE)
 
 table-noise: $(INSTALLED)  ## Compare DivideMix, FixMatch and supervised training, 20, 40 and 60 % wrong labels; an hour.
-	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.2
-	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.4
-	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.6
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.2 $(ALONE)
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.4 $(ALONE)
+	$(BIN)/fedssl run $(NOISY) --seeds 5 --set federation.label_noise.rate=0.6 $(ALONE)
 
 table-one-labeled: $(INSTALLED)  ## Compare RSCFed, FixMatch and the labeled client alone, one labeled client of ten; half an hour.
-	$(BIN)/fedssl run $(addprefix experiments/one_labeled_client/,labeled_alone.toml fixmatch.toml mean_teacher.toml rscfed.toml) --seeds 5
+	$(BIN)/fedssl run $(addprefix experiments/one_labeled_client/,labeled_alone.toml fixmatch.toml mean_teacher.toml rscfed.toml) --seeds 5 $(ALONE)
 
 table-drift: $(INSTALLED)  ## Compare FedProx, SCAFFOLD and FedDyn with FedAvg on very skewed clients, five seeds; an hour beside other work.
-	$(BIN)/fedssl run $(addprefix experiments/drift/,fedavg.toml fedprox.toml scaffold.toml feddyn.toml) --seeds 5
-	$(BIN)/fedssl run experiments/drift/feddyn.toml --seeds 5 --set strategy.alpha=1
+	$(BIN)/fedssl run $(addprefix experiments/drift/,fedavg.toml fedprox.toml scaffold.toml feddyn.toml) --seeds 5 $(ALONE)
+	$(BIN)/fedssl run experiments/drift/feddyn.toml --seeds 5 --set strategy.alpha=1 $(ALONE)
 
 table-systems: $(INSTALLED)  ## Compare the field's systems and six baselines in four protocols on digits, three seeds; hours.
-	$(BIN)/fedssl run $(call systems,labels_at_server) --seeds 3
-	$(BIN)/fedssl run $(call systems,labels_at_clients) --seeds 3
-	$(BIN)/fedssl run $(call systems,one_labeled_client) --seeds 3
-	$(BIN)/fedssl run $(call systems,four_labeled_clients) --seeds 3
-	$(BIN)/fedssl run experiments/digits/byol.toml $(PERSONAL) --seeds 3
+	$(BIN)/fedssl run $(call systems,labels_at_server) --seeds 3 $(ALONE)
+	$(BIN)/fedssl run $(call systems,labels_at_clients) --seeds 3 $(ALONE)
+	$(BIN)/fedssl run $(call systems,one_labeled_client) --seeds 3 $(ALONE)
+	$(BIN)/fedssl run $(call systems,four_labeled_clients) --seeds 3 $(ALONE)
+	$(BIN)/fedssl run experiments/digits/byol.toml $(PERSONAL) --seeds 3 $(ALONE)
 
 table-systems-fashion: $(INSTALLED)  ## The same on 10,000 images of Fashion-MNIST, 40 rounds; hours. FASHION_ROOT=FOLDER names the data's folder.
-	$(BIN)/fedssl run $(filter-out %/one_machine.toml,$(call systems,labels_at_server)) --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=20 --set rounds=40
-	$(BIN)/fedssl run experiments/labels_at_server/one_machine.toml --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=100 --set rounds=40
-	$(BIN)/fedssl run $(filter-out %/fedema.toml,$(call systems,labels_at_clients)) --seeds 3 $(AS_FASHION) --set rounds=40
-	$(BIN)/fedssl run experiments/labels_at_clients/fedema.toml --seeds 3 $(AS_FASHION) --set phases.0.rounds=27 --set phases.1.rounds=13
-	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,one_labeled_client)) --seeds 3 $(AS_FASHION) --set rounds=40
-	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,four_labeled_clients)) --seeds 3 $(AS_FASHION) --set rounds=40
-	$(BIN)/fedssl run $(addsuffix /rscfed.toml,experiments/one_labeled_client experiments/four_labeled_clients) --seeds 3 $(AS_FASHION) $(RSCFED_AS_FASHION) --set rounds=14
+	$(BIN)/fedssl run $(filter-out %/one_machine.toml,$(call systems,labels_at_server)) --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=20 --set rounds=40 $(ALONE)
+	$(BIN)/fedssl run experiments/labels_at_server/one_machine.toml --seeds 3 $(AS_FASHION) --set train.local_epochs=unset --set train.local_steps=100 --set rounds=40 $(ALONE)
+	$(BIN)/fedssl run $(filter-out %/fedema.toml,$(call systems,labels_at_clients)) --seeds 3 $(AS_FASHION) --set rounds=40 $(ALONE)
+	$(BIN)/fedssl run experiments/labels_at_clients/fedema.toml --seeds 3 $(AS_FASHION) --set phases.0.rounds=27 --set phases.1.rounds=13 $(ALONE)
+	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,one_labeled_client)) --seeds 3 $(AS_FASHION) --set rounds=40 $(ALONE)
+	$(BIN)/fedssl run $(filter-out %/rscfed.toml,$(call systems,four_labeled_clients)) --seeds 3 $(AS_FASHION) --set rounds=40 $(ALONE)
+	$(BIN)/fedssl run $(addsuffix /rscfed.toml,experiments/one_labeled_client experiments/four_labeled_clients) --seeds 3 $(AS_FASHION) $(RSCFED_AS_FASHION) --set rounds=14 $(ALONE)
 
 benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentation, a step, teams, data, fused clients; FASHION_ROOT as above.
 	$(BIN)/python benchmarks/startup.py
