@@ -202,9 +202,12 @@ def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> 
     Raises:
         MemoryError: Memory ran out; torch may raise its own error instead. The clients are not trained alone then,
             because that would give other bits, and there may be enough memory later.
+        TimeoutError: The clients' time is over. They are not trained alone then, for the same reason.
     """
     try:
         return _train(messages, contexts)
+    except TimeoutError:
+        raise
     except Exception as error:  # the client that caused it raises it again when it is trained alone
         if protocol.is_out_of_memory(error):
             raise
@@ -269,6 +272,8 @@ def _prepare(
             kept = kept_slots(here.recipe, request, context.state)
             state = fill_slots(here.recipe, here.network, shard, kept)
             ready.append(_Ready(place, local.client, shard, state))
+        except TimeoutError:
+            raise
         except Exception:
             errors[place] = protocol.error_reply(message, traceback.format_exc())
     return ready

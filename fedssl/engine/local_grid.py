@@ -1,6 +1,7 @@
 """The common part of the grids of this machine: numbered clients, streams of replies, and sums of replies."""
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,6 +44,10 @@ class Patience:
 
     retries: int = 0
     client_timeout: float | None = None
+
+    def for_clients(self, count: int) -> float:
+        """Return the seconds that some clients may take together, which is the sum of what each may take; or infinity."""
+        return math.inf if self.client_timeout is None else count * self.client_timeout
 
 
 IMPATIENT = Patience()

@@ -47,8 +47,10 @@ class SerialGrid(LocalGrid):
         self._device = device.split(",")[0]
         one, together = apps.one, apps.together
         if patience.client_timeout is not None:
-            one = _limited(one, patience.client_timeout)
-            together = together and _limited(together, patience.client_timeout)
+            one = _limited(one, lambda *asked: patience.for_clients(1))
+            together = together and _limited(
+                together, lambda messages, contexts: patience.for_clients(len(messages))
+            )
         self._worker = Worker(one, device, together)
 
     def map(
@@ -97,11 +99,13 @@ class SerialGrid(LocalGrid):
             yield span, done
 
 
-def _limited(app: Callable[Asked, Answered], seconds: float) -> Callable[Asked, Answered]:
+def _limited(
+    app: Callable[Asked, Answered], limit: Callable[Asked, float]
+) -> Callable[Asked, Answered]:
     """Return an app that raises `TimeoutError` if it takes longer than a limit (seconds) and can be interrupted."""
 
     def run(*args: Asked.args, **kwargs: Asked.kwargs) -> Answered:
-        with _alarm(seconds):
+        with _alarm(limit(*args, **kwargs)):
             return app(*args, **kwargs)
 
     return run

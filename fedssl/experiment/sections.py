@@ -180,7 +180,8 @@ class EngineSection(Section):
     client_timeout: float | None = Field(
         None,
         gt=0,
-        description="seconds that a client may take; unset: server.timeout; not with flower",
+        description="seconds that a client may take; clients that are trained together may take the sum; unset: server.timeout; "
+        "not with flower",
     )
 
     @model_validator(mode="after")

@@ -60,9 +60,18 @@ ROUNDS = 2
 """The rounds of a trial: the second one begins with what clients keep."""
 
 
-@functools.lru_cache(maxsize=8)
 def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Stacked] | str:
     """Return the fastest way to run copies of the network at once, or a sentence that says why there is none."""
+    try:
+        return _way(recipe, network, spec)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return f"a section of the recipe has no hash, and the answer could not be kept: {error}"
+
+
+@functools.lru_cache(maxsize=8)
+def _way(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Stacked] | str:
     reason = _forbidden(recipe, network)
     if reason is not None:
         return reason
@@ -127,7 +136,9 @@ def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSp
     device = next(network.parameters()).device
     draws = rng.make_generator(0, "fusion/trial")
     for is_labeled in (True, False) if recipe.method.can_learn(0) else (True,):
-        shards = [_made_up(spec, size, is_labeled, draws).to(device) for size in (3, 5)]
+        # The clients have unlike numbers of images and of labels, so that state by example shows itself.
+        sizes = ((3, 2), (5, 1)) if is_labeled else ((3, 0), (5, 0))
+        shards = [_made_up(spec, *size, draws).to(device) for size in sizes]
         kept: list[Kept] = [{}, {}]
         for phase_round in range(1, ROUNDS + 1 if is_labeled else 2):
             with rng.seeded_torch(0, device):
@@ -156,12 +167,12 @@ def _double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _made_up(spec: ImageSpec, size: int, is_labeled: bool, draws: torch.Generator) -> Shard:
-    """Return a client with images of noise, two of them labeled, or none."""
+def _made_up(spec: ImageSpec, size: int, num_labeled: int, draws: torch.Generator) -> Shard:
+    """Return a client with images of noise, some of them labeled."""
     images = torch.rand(size, *spec.shape, generator=draws, dtype=torch.float64)
     classes = torch.randint(spec.num_classes, (size,), generator=draws)
-    shown = (torch.arange(size) < 2) & is_labeled
-    return Shard(images, torch.where(shown, classes, -1), classes, spec)
+    given = torch.where(torch.arange(size) < num_labeled, classes, -1)
+    return Shard(images, given, classes, spec)
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,8 @@ def _differs(network: nn.Module, fused: _Trained, alone: _Trained) -> bool:
         return True
     for slot, tensors in alone.state.items():
         others = fused.state[slot]
-        missed = _length({name: tensor - others[name] for name, tensor in tensors.items()})
+        pairs = {name: (tensor.double(), others[name].double()) for name, tensor in tensors.items()}
+        missed = _length({name: first - second for name, (first, second) in pairs.items()})
         if not missed <= TOLERANCE * _length(tensors) + TINY:
             return True
     pair = _numbers(fused.report), _numbers(alone.report)

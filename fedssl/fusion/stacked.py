@@ -91,8 +91,11 @@ class Stacked(ABC):
             buffer.copy_(laid_out[name])
 
     def is_laid_out(self, name: str, shape: torch.Size) -> bool:
-        """Return whether one client's tensor is laid out as the network's weight of its name is."""
-        return self._shapes.get(name) == shape
+        """Return whether a tensor of each client is laid out as the network's weight or buffer of its name is.
+
+        A buffer of which all copies have one value is not: of such a tensor, each client may have kept its own.
+        """
+        return name not in self._shared and self._shapes.get(name) == shape
 
     def laid_out(self, tensors: Tensors) -> Tensors:
         """Return tensors of the clients in the layout of `tensors`, in new memory.

@@ -6,6 +6,19 @@ import torch
 from torch import Tensor, nn
 
 
+def counts_all(network: nn.Module) -> bool:
+    """Return whether `multiplications` counts every layer that has a matrix or kernels of weights.
+
+    It knows no attention, no transposed convolution and no layer of a user's own.
+
+    Example:
+        >>> counts_all(nn.Linear(4, 2)), counts_all(nn.ConvTranspose2d(4, 4, 3))
+        (True, False)
+    """
+    others = (m for m in network.modules() if not isinstance(m, nn.Conv2d | nn.Linear))
+    return not any(p.dim() > 1 for m in others for p in m.parameters(recurse=False))
+
+
 @torch.no_grad()
 def multiplications(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the number of multiplications by weights in a pass of one image, in convolutions and linear layers.

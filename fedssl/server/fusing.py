@@ -8,7 +8,7 @@ from fedssl.clients.fused_app import all_fusion_keys, fusion_keys, why_not_toget
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange.sums import Span
 from fedssl.fusion.groups import LARGEST, FusionKey, cut_groups, group_size, share_of
-from fedssl.models.cost import multiplications
+from fedssl.models.cost import counts_all, multiplications
 from fedssl.server.phase import Phase
 
 log = logging.getLogger("fedssl.fusion")
@@ -77,13 +77,17 @@ def largest_groups(phase: Phase, grid: ClientGrid, shape: tuple[int, ...]) -> La
 def _by_rule(phase: Phase, shape: tuple[int, ...]) -> Largest:
     experiment, sample = phase.experiment, phase.experiment.federation.sample
     method, batch = experiment.method, experiment.train.batch_size
-    image = multiplications(method.classifier(phase.network), shape)
+    network = method.classifier(phase.network)
+    is_counted = counts_all(network)
+    image = multiplications(network, shape)
 
     @functools.cache
     def largest(key: FusionKey) -> int:
+        if key.num_steps == 0:
+            return 0  # such a client has nothing to do
         labeled = batch if key.is_labeled else 0
         images = method.images_per_step(labeled, batch * method.views().ratio)
-        return group_size(image * images, key.num_steps, sample)
+        return group_size(image * images, key.num_steps, sample) if is_counted else 0
 
     return largest
 

@@ -174,12 +174,22 @@ def test_sums_are_those_of_the_messages_to_the_bit(fusible, state):
         assert np.array_equal(sums[name], array), name
 
 
-def test_want_of_memory_is_no_reason_to_train_one_by_one(fusible, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("fit_together", RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes")),
+        ("fit_together", TimeoutError("no reply within 2 s")),
+        ("local_data", TimeoutError("no reply within 2 s")),
+    ],
+)
+def test_want_of_memory_or_time_is_no_reason_to_train_one_by_one(
+    fusible, monkeypatch, where, error
+):
     def greedy(*args, **kwargs):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 12 bytes")
+        raise error
 
-    monkeypatch.setattr(fused_app, "fit_together", greedy)
-    with pytest.raises(RuntimeError, match="can't allocate"):
+    monkeypatch.setattr(fused_app, where, greedy)
+    with pytest.raises(type(error), match=str(error)[:10]):
         train_together(*requests(fusible, CLIENTS))
 
 

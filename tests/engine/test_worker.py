@@ -98,8 +98,18 @@ def test_fused_clients_have_one_limit_together():
     )
     assert time.monotonic() - began < 10
     assert 2 in failed
-    assert "no reply within 0.3 s" in failed[2]
+    assert "no reply within 0.9 s" in failed[2]
     assert total[0] >= 4.0
+
+
+def test_fused_clients_may_take_the_sum_of_their_limits():
+    """Three clients of .4 s each, and a limit of .5 s: alone, none would be late."""
+    slow = Clients()
+    together = slow.together
+    slow.together = lambda messages, contexts: time.sleep(1.2) or together(messages, contexts)
+    failed, total, _, _ = answers_of(slow, FUSED, client_timeout=0.5)
+    assert failed == {}
+    assert total == [10.0, 10.0]
 
 
 def test_an_app_that_raises_for_all_is_each_ones_answer():

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,19 @@ from fedssl.methods.temporal_ensembling import TemporalEnsembling
 from fedssl.models.cnn import CNN
 from fedssl.training.correction import Correction
 from fedssl.training.optimization import Train
-from tests.fused import SPEC, TRAIN, alone, apart, network_for, recipe, shards, together, why_not
+from tests.fused import (
+    SPEC,
+    TRAIN,
+    alone,
+    alone_with_state,
+    apart,
+    network_for,
+    recipe,
+    shards,
+    together,
+    together_with_state,
+    why_not,
+)
 
 
 class Pull(Supervised):
@@ -45,6 +58,39 @@ class Jitters(Supervised):
     def loss(self, network, batch, state, progress):
         noise = torch.rand(batch.labeled[0].shape, generator=batch.generator)
         return Loss(supervised_loss(network, batch.labeled[0] + noise, batch.labels))
+
+
+class ByLabel(Supervised):
+    """Keeps one number for each labeled image."""
+
+    def slots(self):
+        return (Slot("memory", "client"),)
+
+    def init_slot(self, name, fresh):
+        return {"seen": torch.zeros(len(fresh.shard.labeled))}
+
+
+class Listed(Supervised):
+    """Has a setting without a hash."""
+
+    sizes: list[int] = [1, 2]  # noqa: RUF012  (pydantic copies it)
+
+
+class Odd(Supervised):
+    """Keeps a truth value, and a count that stands under the name of one of the network's."""
+
+    def slots(self):
+        return (Slot("odd", "client"),)
+
+    def init_slot(self, name, fresh):
+        return {"flag": torch.tensor(False), "trunk.1.num_batches_tracked": torch.tensor(0)}
+
+    def loss(self, network, batch, state, progress):
+        loss = super().loss(network, batch, state, progress)
+        odd = state["odd"]
+        counted = odd["trunk.1.num_batches_tracked"] + 1
+        updates = {"odd": {"flag": ~odd["flag"], "trunk.1.num_batches_tracked": counted}}
+        return Loss(loss.total, updates=updates)
 
 
 class Remembers(Supervised):
@@ -151,6 +197,8 @@ class Tied(nn.Module):
         (recipe(Shows()), {}, "uses more than weights and state"),
         (recipe(Lengths()), {}, "learns something else when it is fused"),
         (recipe(TemporalEnsembling()), {}, "state of different shapes: ensemble"),
+        (recipe(ByLabel()), {}, "state of different shapes: memory"),
+        (recipe(Listed()), {}, "has no hash, and the answer could not be kept: unhashable"),
         (recipe(Remembers()), {}, "state that is not fused: earlier"),
         (replace(recipe(FixMatch()), correction=Correction()), {}, "Correction"),
         (replace(recipe(FixMatch()), correction=Normalized()), {}, "learns something else"),
@@ -164,6 +212,24 @@ def test_what_cannot_be_fused_says_why(plan, model, words):
     assert words in reason
     with pytest.raises(ValueError, match=re.escape(reason)):
         together(network, shards(), plan)
+
+
+def test_each_client_goes_on_with_a_count_of_its_own():
+    """One client has taken part before and the other has not; a buffer of this name is one for all copies."""
+    plan = recipe(Odd())
+    network = network_for(Odd(), CNN(widths=(8,), hidden=8, norm="batch"))
+    assert way_to_fuse(plan, network, SPEC) is Wide
+    name = "trunk.1.num_batches_tracked"
+    kept = [{"odd": {"flag": np.array(True), name: np.array(7)}}, {}]
+    for (_, state, _), (_, wanted, _) in zip(
+        together_with_state(network, shards()[:2], plan, kept=kept),
+        alone_with_state(network, shards()[:2], plan, kept=kept),
+        strict=True,
+    ):
+        assert {n: t.item() for n, t in state["odd"].items()} == {
+            n: t.item() for n, t in wanted["odd"].items()
+        }
+    assert wanted["odd"][name] == TRAIN.local_steps
 
 
 @pytest.mark.parametrize("hook", OWN_HOOKS)

@@ -79,6 +79,15 @@ def test_fused_clients_keep_and_merge_their_state_on_every_engine_and_resumed(
         ({"model": {"widths": [64, 128]}}, False),
         ({"train": {"local_steps": 60}}, False),
         ({"strategy": "flwr:FedMedian"}, False),
+        # Most clients have no label, and so nothing to do: they are not small, they are idle.
+        (
+            {
+                "method": "supervised",
+                "model": {"widths": [64, 128], "hidden": 2048},
+                "federation": {"sample": 6, "labels": {"kind": "some_clients"}},
+            },
+            False,
+        ),
     ],
 )
 def test_small_clients_are_fused_unless_the_engine_says_off(overrides, is_fused, caplog):

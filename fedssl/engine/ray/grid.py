@@ -140,7 +140,8 @@ class RayGrid(LocalGrid):
         def submit(actor: Any, span: Span) -> Any:
             return actor.call.remote(function, arguments[span[0]])
 
-        for span, result, reason in self._dispatch(backlog, submit, timeout):
+        limit = self._patience.for_clients(1)
+        for span, result, reason in self._dispatch(backlog, submit, timeout, lambda unit: limit):
             if reason:
                 raise RunFailed(f"{function.__module__}.{function.__name__} failed: {reason}")
             results[span[0]] = result
@@ -173,10 +174,14 @@ class RayGrid(LocalGrid):
                 jobs.append(tuple(unit))
             return actor.run.remote(Order(tuple(jobs), contents, rules))
 
+        def limit(unit: int) -> float:
+            start, stop = units[unit]
+            return self._patience.for_clients(stop - start)
+
         count = num_parts(len(units), len(self._pool), self._unit_seconds)
         backlog = Backlog(len(units), count, self._patience.retries)
         try:
-            for span, done, reason in self._dispatch(backlog, submit, timeout, meanwhile):
+            for span, done, reason in self._dispatch(backlog, submit, timeout, limit, meanwhile):
                 if reason:
                     yield span, reason
                     continue
@@ -197,18 +202,26 @@ class RayGrid(LocalGrid):
         backlog: Backlog,
         submit: Submit,
         timeout: float | None,
+        limit: Callable[[int], float],
         meanwhile: Callable[[], None] = do_nothing,
     ) -> Iterator[tuple[Span, Any, str]]:
-        """Hand parts to idle workers until no part is left; yield each part's result, or why it has no result."""
+        """Hand parts to idle workers until no part is left; yield each part's result, or why it has no result.
+
+        Args:
+            backlog: The parts.
+            submit: Hands a part to an actor.
+            timeout: Seconds for all parts.
+            limit: Returns the seconds that a unit may take.
+            meanwhile: The caller's own work while the first parts run; called once.
+        """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        patience = self._patience.client_timeout or math.inf
         running: dict[Any, _Call] = {}
 
         def hand_out() -> None:
             while backlog and self._pool.idle:
                 worker, span = self._pool.idle.pop(0), backlog.take()
                 call = submit(self._pool[worker], span)
-                running[call] = _Call(worker, span, time.monotonic() + patience)
+                running[call] = _Call(worker, span, time.monotonic() + limit(span[0]))
 
         try:
             self._pool.welcome()
@@ -226,7 +239,7 @@ class RayGrid(LocalGrid):
                 elif time.monotonic() >= deadline:
                     yield from self._give_up(running, backlog, f"no reply within {timeout:g} s")
                 elif time.monotonic() >= ask_at:
-                    yield from self._stop_overdue(running, backlog, patience)
+                    yield from self._stop_overdue(running, backlog, limit)
         finally:
             # Calls are left here if the caller does not read the iterator to its end.
             for reference, call in running.items():
@@ -248,20 +261,22 @@ class RayGrid(LocalGrid):
         return [(call.span, result, "")]
 
     def _stop_overdue(
-        self, running: dict[Any, _Call], backlog: Backlog, patience: float
+        self, running: dict[Any, _Call], backlog: Backlog, limit: Callable[[int], float]
     ) -> list[tuple[Span, Any, str]]:
-        """Ask workers that take long about their progress, and replace each worker whose client takes too long."""
+        """Ask workers that take long about their progress, and replace each worker whose unit takes too long."""
         failed = []
         for reference, call in list(running.items()):
             if time.monotonic() < call.ask_at:
                 continue
             progress = self._pool.progress(call.worker)
+            unit = call.span[0] + (0 if progress is None else progress[0])
+            patience = limit(unit)
             if progress is not None and progress[1] < patience:
                 call.ask_at = time.monotonic() + patience - progress[1]
                 continue
             del running[reference]
             self._pool.replace(call.worker)
-            culprit = None if progress is None else call.span[0] + progress[0]
+            culprit = None if progress is None else unit
             failed += self._lost(call, culprit, f"no reply within {patience:g} s", backlog)
         return failed
 

@@ -22,6 +22,7 @@ from fedssl.engine.plan import Wish
 from fedssl.engine.ray.grid import RayGrid
 from fedssl.exchange import protocol
 from fedssl.exchange.reduction import CohortSums, Reduction, by_examples
+from fedssl.exchange.unit_replies import Replies
 
 naughty = ClientApp()
 
@@ -87,6 +88,24 @@ def reduced(grid, clients, folder, timeout=None):
     failed = {protocol.client_of(a.node): a.reason for a in answers if a.metrics is None}
     total, weight = sums.result()["arrays"]
     return None if total is None else total["w"].tolist(), weight, failed
+
+
+def test_fused_clients_may_take_the_sum_of_their_limits(tmp_path):
+    """Three clients of 1.2 s each, and a limit of 2 s for each."""
+
+    def slow(messages, contexts):
+        time.sleep(3.6)
+        return Replies([naughty(m, c) for m, c in zip(messages, contexts, strict=True)])
+
+    grid = RayGrid(Apps(naughty, slow), 11, Wish(1), patience=Patience(client_timeout=2))
+    try:
+        messages = requests([FINE, 9, 10], tmp_path)
+        arrays = {"arrays": {"w": np.zeros(2, np.float32)}}
+        sums = CohortSums(Reduction.of(arrays, {"arrays": by_examples}), 1)
+        answers = list(grid.reduce(messages, sums, units=[(0, 3)]))
+        assert [answer.reason for answer in answers] == [""] * 3
+    finally:
+        grid.close()
 
 
 def test_ray_starts_no_process_that_no_run_needs(patient):
