@@ -59,10 +59,13 @@ def largest_groups(phase: Phase, grid: ClientGrid, shape: tuple[int, ...]) -> La
     fuse = engine.fuse
     if fuse == "off" or engine.has_teams:
         return None
-    largest = _by_rule(phase, shape) if fuse == "auto" else _as_asked(phase, fuse)
-    if fuse == "auto" and not _fuses_any(phase, largest):
-        return None
-    why = _why_not(phase, grid)
+    why = _why_never(phase, grid)
+    largest = _as_asked(phase, fuse)
+    if fuse == "auto" and why is None:
+        largest = _by_rule(phase, shape)
+        if not any(largest(key) for key in all_fusion_keys(phase.experiment)):
+            return None
+    why = why or why_not_together(phase.experiment)
     if why is None:
         if fuse == "auto":
             log.info(
@@ -98,15 +101,10 @@ def _as_asked(phase: Phase, fuse: int | str) -> Largest:
     return lambda key: size
 
 
-def _fuses_any(phase: Phase, largest: Largest) -> bool:
-    """Return whether any client of the federation is fused; a trial is not worth its time otherwise."""
-    return any(largest(key) for key in all_fusion_keys(phase.experiment))
-
-
-def _why_not(phase: Phase, grid: ClientGrid) -> str | None:
-    """Return why clients cannot be fused, or None."""
+def _why_never(phase: Phase, grid: ClientGrid) -> str | None:
+    """Return why no client of this grid and strategy can be fused, whatever it learns; or None."""
     if not grid.is_simulation:
         return "each deployed client trains alone, and so do clients on the flower engine"
     if not phase.by_sums:
         return f"strategy {phase.experiment.strategy.kind!r} needs the reply of each client"
-    return why_not_together(phase.experiment)
+    return None
