@@ -169,6 +169,7 @@ def test_a_browser_draws_it_and_asks_for_nothing(run, page):
         assert all(f"{name} {value:.4g}" in said for name, value in row.items()), said
         shown.locator("#accuracy summary").click()
         table = shown.locator("#accuracy table tbody tr")
+        table.first.wait_for(timeout=5000)  # the page fills the table once it hears of the click
         assert table.count() == len(chart_of(page, "accuracy").rows)
     with opened(path, DARK) as shown:
         assert marks(shown) == counts
