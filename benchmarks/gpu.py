@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import local_step
+from benchmarks.step import shard_of_photos
 from fedssl.augment.policy import Augment
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.fusion.fit import fit_together
@@ -86,14 +87,10 @@ class Case:
         model = MODELS.build(dict(self.model))
         return build_network(model, self.method, self.spec, 0).to(device)
 
-    def shard(self, device: torch.device, seed: int = 0) -> Shard:
-        """Return a client with random images, a quarter of them labeled."""
-        stream = torch.Generator().manual_seed(seed)
+    def shard(self, device: torch.device) -> Shard:
+        """Return a client, a quarter of whose images is labeled."""
         count = 2 * self.labeled * (1 + self.ratio)
-        images = torch.randint(256, (count, *self.shape), generator=stream, dtype=torch.uint8)
-        classes = torch.randint(10, (count,), generator=stream)
-        seen = torch.where(torch.arange(count) < max(1, count // 4), classes, -1)
-        return Shard(images, seen, classes, self.spec).to(device)
+        return shard_of_photos(count, max(1, count // 4), self.spec).to(device)
 
 
 CASES = {
@@ -185,7 +182,7 @@ def times(case: Case, device: torch.device, repeats: int) -> tuple[float, float,
     way = way_to_fuse(recipe, network, case.spec)
     if isinstance(way, str) or case.model["kind"] != "cnn":
         return ours / steps, plain / steps, float("nan")
-    group, clients = [case.shard(device, seed) for seed in range(GROUP)], range(GROUP)
+    group, clients = [shard] * GROUP, range(GROUP)
     together = milliseconds(
         lambda: fit_together(network, group, recipe, [{}] * GROUP, way, clients=clients, **WHEN),
         device,

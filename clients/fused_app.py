@@ -58,11 +58,13 @@ class _Sent:
 
     Args:
         metrics: Its metrics.
-        arrays: The arrays of its reply, by record.
+        weights: Its weights.
+        state: Its state of ``server`` slots, by ``SLOT/NAME``.
     """
 
     metrics: protocol.Metrics
-    arrays: Mapping[str, NamedArrays]
+    weights: NamedArrays
+    state: NamedArrays
 
 
 class _Group(Replies):
@@ -122,12 +124,10 @@ class _Group(Replies):
                 server_round=request.server_round,
                 client=own.client,
             )
-            arrays = {protocol.ARRAYS: sent}
-            for record in protocol.STATE_RECORDS.values():
-                if record in requests[own.place].content:
-                    names = requests[own.place].content.array_records[record]
-                    arrays[record] = {n: np.asarray(shared[n][i]) for n in names if n in shared}
-            self._trained[own.place] = _Sent(metrics_that_may_leave(experiment, metrics), arrays)
+            kept = {name: np.asarray(stack[i]) for name, stack in shared.items()}
+            self._trained[own.place] = _Sent(
+                metrics_that_may_leave(experiment, metrics), sent, kept
+            )
 
     @functools.cached_property
     def messages(self) -> Sequence[Message]:
@@ -150,8 +150,10 @@ class _Group(Replies):
                 answers.append(sums.add(place, self._errors[place]))
                 continue
             own = self._trained[place]
-            size = sum(protocol.encoded_bytes(arrays) for arrays in own.arrays.values())
-            found = {name: own.arrays.get(name, {}) for name in reduction.layouts}
+            asked = protocol.state_asked_for(request, own.state)
+            arrays = {protocol.ARRAYS: own.weights, **asked}
+            size = sum(map(protocol.encoded_bytes, arrays.values()))
+            found = {name: arrays.get(name, {}) for name in reduction.layouts}
             node = request.metadata.dst_node_id
             reply = Reply(node, *protocol.split_metrics(own.metrics), found, size)
             answers.append(sums.add_reply(place, reply, holding))
@@ -161,9 +163,7 @@ class _Group(Replies):
         if place in self._errors:
             return self._errors[place]
         own = self._trained[place]
-        arrays, *state = own.arrays.values()
-        shared = {name: torch.from_numpy(array) for part in state for name, array in part.items()}
-        return protocol.fit_reply(self._requests[place], arrays, shared, own.metrics)
+        return protocol.fit_reply(self._requests[place], own.weights, own.state, own.metrics)
 
 
 def why_not_together(experiment: ClientSettings, device: str = "cpu") -> str | None:

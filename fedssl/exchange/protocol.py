@@ -108,6 +108,7 @@ Metrics = Mapping[str, int | float | Sequence[float]]
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 """Shape and type of every array, by name."""
 Record = TypeVar("Record", ArrayRecord, MetricRecord, RecordDict)
+Value = TypeVar("Value", npt.NDArray[Any], Tensor, npt.NDArray[Any] | Tensor)
 
 NO_MEMORY = "can't allocate memory"
 """Torch raises a plain RuntimeError with these words when a CPU's memory is used up."""
@@ -484,19 +485,30 @@ def fit_metrics(
 def fit_reply(
     message: Message,
     arrays: Mapping[str, npt.NDArray[Any] | Tensor],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, npt.NDArray[Any] | Tensor],
     metrics: Metrics,
 ) -> Message:
-    """Return the reply to a training request.
-
-    The reply has a state only if the request had one: Flower's own strategies accept one array record only.
-    """
+    """Return the reply to a training request; of the state, it has what `state_asked_for` returns."""
     records = {ARRAYS: to_record(arrays), METRICS: _filled(MetricRecord(), metrics)}
-    for record in STATE_RECORDS.values():
-        if record in message.content:
-            names = message.content.array_records[record]
-            records[record] = to_record({name: state[name] for name in names if name in state})
+    for record, asked in state_asked_for(message, state).items():
+        records[record] = to_record(asked)
     return Message(content=_filled(RecordDict(), records), reply_to=message)
+
+
+def state_asked_for(message: Message, state: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Return the part of a client's state that the reply to a request carries, by record.
+
+    A reply has a state only if the request had one: Flower's own strategies accept one array record only.
+
+    Args:
+        message: The request.
+        state: The state after training, by ``SLOT/NAME``.
+    """
+    asked = (record for record in STATE_RECORDS.values() if record in message.content)
+    return {
+        record: {n: state[n] for n in message.content.array_records[record] if n in state}
+        for record in asked
+    }
 
 
 def without_records(reply: Message, records: Collection[str]) -> Message:

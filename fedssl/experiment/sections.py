@@ -207,7 +207,7 @@ class EngineSection(Section):
 
     @property
     def fuse_in_effect(self) -> int | Literal["off", "on", "auto"]:
-        """The value of `fuse` where clients can be fused; off where each client is one process's or several processes' work."""
+        """The value of `fuse`, but off where no clients are fused whatever it says: on the flower engine and in teams."""
         return "off" if self.kind == "flower" or self.has_teams else self.fuse
 
     @property

@@ -179,7 +179,7 @@ class _Nothing:
     """Stands for what hooks of a group must not use."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise ValueError("a hook that says it is elementwise looks at more than weights and state")
+        self()
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError("a hook that says it is elementwise uses more than weights and state")

@@ -141,13 +141,14 @@ def _trial(way: type[Stacked], recipe: Recipe, network: nn.Module, spec: ImageSp
         shards = [_made_up(spec, *size, draws).to(device) for size in sizes]
         kept: list[Kept] = [{}, {}]
         for phase_round in range(1, ROUNDS + 1 if is_labeled else 2):
+            when = _Round(plan, network, shards, kept, phase_round)
             with rng.seeded_torch(0, device):
                 before = torch.get_rng_state()
-                fused = _together(way, plan, network, shards, kept, phase_round)
+                fused = when.together(way)
                 drew = not torch.equal(before, torch.get_rng_state())
             if drew:
                 return "the network draws random numbers, which are each client's own"
-            alone = _one_by_one(plan, network, shards, kept, phase_round)
+            alone = when.one_by_one()
             if any(_differs(network, *pair) for pair in zip(fused, alone, strict=True)):
                 return (
                     f"{recipe.method.kind} with this network learns something else when it is fused"
@@ -184,38 +185,49 @@ class _Trained:
     report: FitReport
 
 
-def _together(
-    way: type[Stacked],
-    recipe: Recipe,
-    network: nn.Module,
-    shards: Sequence[Shard],
-    kept: Sequence[Kept],
-    phase_round: int,
-) -> list[_Trained]:
-    pairs = zip(shards, kept, strict=True)
-    states = [fill_slots(recipe, network, shard, own) for shard, own in pairs]
-    when = {"server_round": phase_round, "phase_round": phase_round, "phase_rounds": ROUNDS}
-    found = fit_together(network, shards, recipe, states, way, seed=0, clients=(0, 1), **when)
-    return [
-        _Trained({n: w[i] for n, w in found.weights.items()}, found.state_of(i), report)
-        for i, report in enumerate(found.reports)
-    ]
+@dataclass(frozen=True)
+class _Round:
+    """A round of a trial.
 
+    Args:
+        recipe: How the clients learn.
+        network: Holds the weights with which the round begins; it is not changed.
+        shards: The clients' images.
+        kept: What each client has kept from the round before.
+        number: The round, from 1.
+    """
 
-def _one_by_one(
-    recipe: Recipe,
-    network: nn.Module,
-    shards: Sequence[Shard],
-    kept: Sequence[Kept],
-    phase_round: int,
-) -> list[_Trained]:
-    when: Any = {"server_round": phase_round, "phase_round": phase_round, "phase_rounds": ROUNDS}
-    trained = []
-    for client, (shard, own) in enumerate(zip(shards, kept, strict=True)):
-        copied = copy.deepcopy(network).train()
-        report, state = learn(copied, shard, recipe, own, seed=0, client=client, **when)
-        trained.append(_Trained(snapshot(copied), state, report))
-    return trained
+    recipe: Recipe
+    network: nn.Module
+    shards: Sequence[Shard]
+    kept: Sequence[Kept]
+    number: int
+
+    def together(self, way: type[Stacked]) -> list[_Trained]:
+        """Train the clients in one step."""
+        pairs = zip(self.shards, self.kept, strict=True)
+        states = [fill_slots(self.recipe, self.network, shard, own) for shard, own in pairs]
+        found = fit_together(
+            *(self.network, self.shards, self.recipe, states, way), clients=(0, 1), **self._when
+        )
+        return [
+            _Trained({n: w[i] for n, w in found.weights.items()}, found.state_of(i), report)
+            for i, report in enumerate(found.reports)
+        ]
+
+    def one_by_one(self) -> list[_Trained]:
+        """Train the clients alone."""
+        trained = []
+        for client, (shard, own) in enumerate(zip(self.shards, self.kept, strict=True)):
+            copied = copy.deepcopy(self.network).train()
+            report, state = learn(copied, shard, self.recipe, own, client=client, **self._when)
+            trained.append(_Trained(snapshot(copied), state, report))
+        return trained
+
+    @property
+    def _when(self) -> dict[str, Any]:
+        number = self.number
+        return {"seed": 0, "server_round": number, "phase_round": number, "phase_rounds": ROUNDS}
 
 
 def _kept(recipe: Recipe, state: State) -> Kept:

@@ -25,7 +25,7 @@ class GroupState:
 
     def __init__(self, states: Sequence[State], stacked: Stacked) -> None:
         self._stacked = stacked
-        self._laid_out: dict[str, list[str]] = {}
+        self._laid_out: dict[str, set[str]] = {}
         self.for_hooks: State = {}
         """The state as hooks see it; they may write to it and replace its tensors."""
         for slot in states[0]:
@@ -38,22 +38,23 @@ class GroupState:
     def update(self, updates: State) -> None:
         """Put tensors of shape (M, *shape), by slot and name, in place of those that the clients had."""
         for slot, tensors in updates.items():
-            laid_out = {n: t for n, t in tensors.items() if n in self._laid_out[slot]}
-            self.for_hooks[slot].update({**tensors, **self._stacked.laid_out(laid_out)})
+            self.for_hooks[slot].update(self._in_layout(slot, tensors))
 
     def _stack(self, slot: str, each: Sequence[Tensors]) -> Tensors:
         shapes = [{name: tensor.shape for name, tensor in own.items()} for own in each]
         if any(own != shapes[0] for own in shapes):
             raise ValueError(f"clients keep state of different shapes: {slot}")
-        tensors = {name: torch.stack([own[name] for own in each]) for name in shapes[0]}
         is_laid_out = self._stacked.is_laid_out
-        self._laid_out[slot] = [
-            name for name, shape in shapes[0].items() if is_laid_out(name, shape)
-        ]
-        laid_out = {name: tensors[name] for name in self._laid_out[slot]}
-        return {**tensors, **self._stacked.laid_out(laid_out)}
+        self._laid_out[slot] = {n for n, shape in shapes[0].items() if is_laid_out(n, shape)}
+        stacks = {name: torch.stack([own[name] for own in each]) for name in shapes[0]}
+        return self._in_layout(slot, stacks)
+
+    def _in_layout(self, slot: str, tensors: Tensors) -> Tensors:
+        return {**tensors, **self._stacked.laid_out(self._like_weights(slot, tensors))}
 
     def _by_client(self, slot: str) -> Tensors:
         tensors = self.for_hooks[slot]
-        laid_out = {name: tensors[name] for name in self._laid_out[slot]}
-        return {**tensors, **self._stacked.by_client(laid_out)}
+        return {**tensors, **self._stacked.by_client(self._like_weights(slot, tensors))}
+
+    def _like_weights(self, slot: str, tensors: Tensors) -> Tensors:
+        return {name: tensor for name, tensor in tensors.items() if name in self._laid_out[slot]}

@@ -232,7 +232,7 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
             raise ValueError(
                 f"Loss.{name} must have shape {tuple(shape)}, not {tuple(tensor.shape)}"
             )
-    if loss.accepted is not None and not _is_within(loss.accepted, 0, 1):
+    if loss.accepted is not None and not _are_shares(loss.accepted):
         raise ValueError("Loss.accepted must lie between 0 and 1")
     check_names(loss.numbers)
     for name, tensor in loss.numbers.items():
@@ -249,14 +249,12 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
                 raise ValueError(f"{where} carries a gradient; detach it")
 
 
-def _is_within(values: Tensor, low: float, high: float) -> bool:
-    """Return whether all values lie between two bounds; NaN does not."""
+def _are_shares(values: Tensor) -> bool:
+    """Return whether all values lie in [0, 1]; NaN does not."""
     if not values.numel():
         return True
-    if values.dtype == torch.bool:
-        return True
-    least, most = values.detach().aminmax()
-    return low <= float(least) and float(most) <= high
+    least, most = values.detach().double().aminmax()
+    return float(least) >= 0 and float(most) <= 1
 
 
 @dataclass(frozen=True)

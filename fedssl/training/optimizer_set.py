@@ -29,7 +29,10 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
     def __init__(self, by_name: Mapping[str, torch.optim.Optimizer]) -> None:
         self._by_name = dict(by_name)
         self._fresh = {
-            name: (_copied_state(optimizer), [_copied_group(g) for g in optimizer.param_groups])
+            name: (
+                _copied_state(optimizer.state),
+                [_copied_group(group) for group in optimizer.param_groups],
+            )
             for name, optimizer in self._by_name.items()
         }
 
@@ -47,7 +50,7 @@ class OptimizerSet(Mapping[str, torch.optim.Optimizer]):
         for name, optimizer in self._by_name.items():
             state, groups = self._fresh[name]
             optimizer.state.clear()
-            optimizer.state.update({p: copy.deepcopy(entries) for p, entries in state.items()})
+            optimizer.state.update(_copied_state(state))
             for group, fresh in zip(optimizer.param_groups, groups, strict=True):
                 parameters = group["params"]
                 group.clear()
@@ -100,9 +103,9 @@ _PLAIN = (bool, int, float, str, type(None))
 """Values of these types cannot change, so they need no copy."""
 
 
-def _copied_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+def _copied_state(state: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, dict[str, Any]]:
     """Return a copy of an optimizer's state by parameter; the parameters themselves are not copied."""
-    return {parameter: copy.deepcopy(entries) for parameter, entries in optimizer.state.items()}
+    return {parameter: copy.deepcopy(entries) for parameter, entries in state.items()}
 
 
 def _copied_group(group: Mapping[str, Any]) -> dict[str, Any]:
