@@ -20,7 +20,7 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def modules_of(network: nn.Module) -> list[nn.Module]:
-    """Return a network and all modules in it, as `torch.nn.Module.modules` does, but in a fraction of its time.
+    """Return a network and all modules in it, as `torch.nn.Module.modules` does, but faster.
 
     A module that stands in several places is there several times.
     """
