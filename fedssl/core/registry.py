@@ -45,6 +45,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        """Hash the settings, also those of a plug-in that are lists or dicts: caches look sections up."""
+        values = tuple(vars(self)[name] for name in type(self).model_fields)
+        try:
+            return hash((type(self), values))
+        except TypeError:
+            return hash((type(self), _hashable(values)))
+
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
@@ -54,6 +62,15 @@ class Section(BaseModel):
         if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
             raise ValueError(f"is {value!r}, not a number")
         return value
+
+
+def _hashable(value: Any) -> Any:
+    """Return a value that has a hash, the same one for equal settings: lists become tuples, dicts and sets lose their order."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(own)) for key, own in value.items())
+    return frozenset(value) if isinstance(value, set) else value
 
 
 def _is_class_variable(kind: Any) -> bool:

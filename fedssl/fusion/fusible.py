@@ -67,7 +67,7 @@ def way_to_fuse(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Sta
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        return f"a section of the recipe has no hash, and the answer could not be kept: {error}"
+        return f"the strategy's client half has no hash, as a frozen dataclass would have: {error}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -80,7 +80,9 @@ def _way(recipe: Recipe, network: nn.Module, spec: ImageSpec) -> type[Stacked] |
         try:
             with _double_precision():
                 reason = _trial(way, recipe, network, spec)
-        except Exception as error:  # any error of the trial is a reason not to fuse
+        except TimeoutError:
+            raise  # the answer is not known, and must not be kept
+        except Exception as error:  # any other error of the trial is a reason not to fuse
             reason = (
                 f"the loss of {recipe.method.kind} cannot be mapped over clients: {_brief(error)}"
             )

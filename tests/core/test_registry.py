@@ -290,3 +290,34 @@ def test_the_schema_names_what_a_kind_cannot_do_without(family):
     for name in family.names():
         needed = {n for n, info in family.get(name).model_fields.items() if info.is_required()}
         assert set(kinds[name].get("required", ())) - {family.key} == needed - {"name"}
+
+
+class Loose(Section):
+    """Settings of types that have no hash of their own."""
+
+    sizes: list[int] = []  # noqa: RUF012  (pydantic copies it)
+    named: dict[str, list[float]] = {}  # noqa: RUF012
+    chosen: set[int] = set()  # noqa: RUF012
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=3),
+    st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from([0.0, 1.0]), max_size=2)),
+    st.sets(st.integers(0, 3)),
+)
+def test_equal_sections_have_equal_hashes_whatever_their_settings_are(sizes, named, chosen):
+    section = Loose(sizes=sizes, named=named, chosen=chosen)
+    turned = dict(reversed(named.items()))
+    same = Loose(sizes=list(sizes), named=turned, chosen=set(chosen))
+    assert section == same
+    assert hash(section) == hash(same)
+    other = Loose(sizes=[*sizes, 9], named=named, chosen=chosen)
+    assert {section: 1}.get(other) is None
+    assert {section: 1}[same] == 1
+
+
+def test_sections_of_an_experiment_are_looked_up_by_their_settings():
+    first, second = small_experiment(), small_experiment()
+    assert hash(first.federation.deal) == hash(second.federation.deal)
+    assert hash(first.recipe) == hash(second.recipe)
+    assert hash(small_experiment(train={"lr": 0.1}).train) != hash(first.train)

@@ -11,6 +11,7 @@ from torch import nn
 from fedssl.augment.ctaugment import CTAugment
 from fedssl.augment.policy import Augment
 from fedssl.core.slots import Slot
+from fedssl.fusion import fusible
 from fedssl.fusion.fusible import OWN_HOOKS, way_to_fuse
 from fedssl.fusion.stacked import Mapped, Wide
 from fedssl.methods.base import Loss, Views
@@ -127,6 +128,14 @@ class Lengths(Supervised):
             weight /= weight.norm()
 
 
+@dataclass
+class Thawed(Correction):
+    """Is a dataclass that is not frozen, and so has no hash."""
+
+    is_elementwise = True
+    factor: float = 0.5
+
+
 @dataclass(frozen=True)
 class Normalized(Correction):
     """Says that it is elementwise, and looks at the length of a gradient."""
@@ -198,7 +207,7 @@ class Tied(nn.Module):
         (recipe(Lengths()), {}, "learns something else when it is fused"),
         (recipe(TemporalEnsembling()), {}, "state of different shapes: ensemble"),
         (recipe(ByLabel()), {}, "state of different shapes: memory"),
-        (recipe(Listed()), {}, "has no hash, and the answer could not be kept: unhashable"),
+        (replace(recipe(FixMatch()), correction=Thawed()), {}, "client half has no hash"),
         (recipe(Remembers()), {}, "state that is not fused: earlier"),
         (replace(recipe(FixMatch()), correction=Correction()), {}, "Correction"),
         (replace(recipe(FixMatch()), correction=Normalized()), {}, "learns something else"),
@@ -212,6 +221,20 @@ def test_what_cannot_be_fused_says_why(plan, model, words):
     assert words in reason
     with pytest.raises(ValueError, match=re.escape(reason)):
         together(network, shards(), plan)
+
+
+def test_a_trial_that_was_interrupted_is_no_answer(monkeypatch):
+    """An alarm rings amid the trial; later, there is time for it."""
+    plan, network = recipe(FixMatch()), network_for(FixMatch())
+
+    def late(*args):
+        raise TimeoutError("no reply within 2 s")
+
+    monkeypatch.setattr(fusible, "_trial", late)
+    with pytest.raises(TimeoutError):
+        way_to_fuse(plan, network, SPEC)
+    monkeypatch.undo()
+    assert way_to_fuse(plan, network, SPEC) is Wide
 
 
 def test_each_client_goes_on_with_a_count_of_its_own():
@@ -239,7 +262,9 @@ def test_a_method_with_a_hook_of_its_own_is_not_fused(hook):
     assert hook in why_not(recipe(changed()), network, SPEC)
 
 
-@pytest.mark.parametrize(("method", "way"), [(Supervised(), Wide), (Pull(), Mapped)])
+@pytest.mark.parametrize(
+    ("method", "way"), [(Supervised(), Wide), (Pull(), Mapped), (Listed(), Wide)]
+)
 def test_a_loss_that_looks_at_the_weights_is_mapped_over_them(method, way):
     plan, network = recipe(method), network_for(method)
     assert way_to_fuse(plan, network, SPEC) is way
