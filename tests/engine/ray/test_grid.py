@@ -309,7 +309,11 @@ def _raise():
 
 def in_a_ray_of_its_own(code):
     """Run code against a Ray of its own that believes in two GPUs."""
-    start = "import ray\nray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)\n"
+    # Without "local", Ray joins any cluster it finds on this machine: that of another test.
+    start = """
+import ray
+ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+"""
     return in_a_process_of_its_own(start + textwrap.dedent(code))
 
 

@@ -260,7 +260,7 @@ def test_a_token_protects_ray_whoever_imported_it_before():
         grid.close()
         print("after", token_mode())
         logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="error")
         RayCluster(None).close()
         print("theirs still", ray.is_initialized())
     """)
@@ -280,7 +280,7 @@ def variables(device: str) -> list[str]:
 def test_a_cluster_with_a_token_admits_those_who_have_it(tmp_path):
     code = """
         import ray
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="error")
         print(ray.get_runtime_context().gcs_address, flush=True)
         input()
     """
