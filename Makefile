@@ -78,8 +78,8 @@ table-pretraining: $(INSTALLED)  ## Compare pre-training, fine-tuning and distil
 table-fashion: $(INSTALLED)  ## Train methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER names the data's folder.
 	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT) $(ALONE)
 
-yardsticks: $(INSTALLED)  ## Fit scikit-learn's logistic regression and label spreading on the same labels of digits; seconds.
-	$(BIN)/python -m benchmarks.yardsticks
+yardsticks: $(INSTALLED)  ## Fit scikit-learn's classifiers on the same labels of digits; seconds.
+	$(BIN)/fedssl baseline experiments/digits/supervised.toml --seeds 5
 
 table-labels: $(INSTALLED)  ## Compare five places of the same 40 labels, supervised and FixMatch, five seeds; half an hour.
 	$(BIN)/fedssl run $(LABELS) --seeds 5 --set method.kind=supervised $(ALONE)

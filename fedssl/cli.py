@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedssl import __version__
+from fedssl.app.commands.baseline import baseline
 from fedssl.app.commands.compare import compare
 from fedssl.app.commands.export import export
 from fedssl.app.commands.listing import doctor, list_plugins, schema
@@ -65,6 +66,7 @@ def _show_log_lines() -> None:
 app.command()(run)
 app.command()(compare)
 app.command()(sweep)
+app.command()(baseline)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(show)

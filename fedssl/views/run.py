@@ -188,6 +188,11 @@ class Run:
             flips=facts["flips"],
         )
 
+    @property
+    def newest_round(self) -> int | None:
+        """Number of the round after which the newest weights are; None if there are none yet."""
+        return next((round for round, _ in self._places()), None)
+
     def weights(self) -> tuple[int, dict[str, NamedArrays]]:
         """Return the newest weights, and the number of the round after which the models had them.
 

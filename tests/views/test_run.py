@@ -13,7 +13,7 @@ from fedssl.app.deploy.follow import _read_new_rounds
 from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.rows import ClassRow, ClientRow
 from fedssl.views import run as reading
-from fedssl.views.reports.evaluation import look_closely
+from fedssl.views.closer_look import look_closely
 from fedssl.views.run import Run
 from tests.helpers import federation_of, fedssl, refused, small_experiment
 from tests.resuming import Stop, Stopper

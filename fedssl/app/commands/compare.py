@@ -32,6 +32,13 @@ def compare(
         bool,
         typer.Option("--force", help="Compare runs even if their data or their splits differ."),
     ] = False,
+    yardsticks: Annotated[
+        bool,
+        typer.Option(
+            "--yardsticks",
+            help="Also measure classical classifiers on the same labels, as `fedssl baseline` does.",
+        ),
+    ] = False,
 ) -> None:
     """Compare recorded runs: means and intervals over seeds, paired differences, and costs.
 
@@ -44,21 +51,30 @@ def compare(
       fedssl compare runs/digits-supervised runs --out comparison
     """
     require("pandas", "compare", "the table")
-    compare_runs(runs, out, Console(), force=force)
+    if yardsticks:
+        require("sklearn", "--yardsticks", "the classifiers")
+    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks)
 
 
 def compare_runs(
-    paths: Sequence[Path], out: Path | None, console: Console, *, force: bool, brief: bool = False
+    paths: Sequence[Path],
+    out: Path | None,
+    console: Console,
+    *,
+    force: bool,
+    brief: bool = False,
+    yardsticks: bool = False,
 ) -> "Comparison":
     """Compare runs, print the comparison, write it to files, and return it.
 
     Args:
         paths: Run directories, or folders that hold run directories; the line of the first run is the baseline.
         out: Folder for ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv``, ``comparison_numbers.csv`` (if a
-            method recorded numbers) and ``comparison.png``, created if it does not exist; None: a new folder below ``runs/``.
+            method recorded numbers), ``comparison_tests.csv`` (if there are pairs to test), ``comparison_yardsticks.csv`` (if they are asked for) and ``comparison.png``, created if it does not exist; None: a new folder below ``runs/``.
         console: The console on which to print.
         force: Compare runs even if their data or their split differs; a note says so.
         brief: Print only accuracies, and costs if there is virtual time; the files hold everything.
+        yardsticks: Measure classical classifiers on the federations of the first line.
 
     Raises:
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
@@ -66,7 +82,7 @@ def compare_runs(
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.table import as_rich, tables_of
 
-    comparison = Comparison.of_runs(paths, force=force)
+    comparison = Comparison.of_runs(paths, force=force, yardsticks=yardsticks)
     for table in tables_of(comparison, brief=brief):
         console.print(as_rich(table))
         console.print()
@@ -90,6 +106,10 @@ def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
         comparison.curves.to_csv(curves, index=False)
         if len(comparison.numbers):
             comparison.numbers.to_csv(folder / "comparison_numbers.csv", index=False)
+        if len(comparison.verdicts.pairs):
+            comparison.verdicts.pairs.to_csv(folder / "comparison_tests.csv", index=False)
+        if len(comparison.yardsticks):
+            comparison.yardsticks.to_csv(folder / "comparison_yardsticks.csv", index=False)
         page = _write_page(comparison, folder / "comparison.html")
         drawn = _draw_curves(comparison, folder / "comparison.png")
     except OSError as error:

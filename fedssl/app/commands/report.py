@@ -46,20 +46,14 @@ def report(
 
 
 def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
-    """Return a closer look at the run's newest models: the recorded one if it is of these models, else a new one.
+    """Return a closer look at the run's newest models.
 
     If there is no model or the images are missing, the user is told, and the recorded closer look is returned.
     """
-    from fedssl.views.reports.evaluation import look_closely, read_evaluation, write_evaluation
+    from fedssl.views.closer_look import closer_look, read_evaluation
 
-    recorded = read_evaluation(run.path)
     try:
-        round, models = run.weights()
-        if recorded is not None and recorded["round"] == round:
-            return recorded
-        evaluation = look_closely(run.experiment, run.federation, models, round)
-    except InputError as error:  # no model yet, or no images here: the page can show the rest
+        return closer_look(run)
+    except InputError as error:  # the page can show the rest
         console.print(f"no closer look at the models: {error}", soft_wrap=True)
-        return recorded
-    write_evaluation(run.path, evaluation)
-    return evaluation
+        return read_evaluation(run.path)

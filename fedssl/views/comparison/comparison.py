@@ -24,6 +24,8 @@ from fedssl.views.comparison.statistics import (
     with_gains,
     with_reach,
 )
+from fedssl.views.comparison.verdicts import Verdicts, verdicts_of
+from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
 
 SUMMED = (
@@ -46,6 +48,9 @@ class Comparison:
             rounds.
         number_curves: One row per line, number and round: label, name, round, and mean, low and high over the seeds.
         curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
+        verdicts: Which lines can be told apart.
+        yardsticks: What classical classifiers make of the same labels, one row a classifier and seed of the first line; empty
+            unless they were asked for.
         source: Data source of the baseline.
         evaluated_on: The baseline's held-out images: ``"test"`` or ``"validation"``.
         last_evaluations: Number of last evaluations whose mean is a run's accuracy, such as ``"10"``, or
@@ -58,6 +63,8 @@ class Comparison:
     curves: pd.DataFrame
     numbers: pd.DataFrame
     number_curves: pd.DataFrame
+    verdicts: Verdicts
+    yardsticks: pd.DataFrame
     source: str
     evaluated_on: str
     last_evaluations: str
@@ -89,15 +96,19 @@ class Comparison:
         return bool(self.lines["clients_inactive"].any())
 
     @classmethod
-    def of_runs(cls, paths: Sequence[Path], *, force: bool) -> "Comparison":
+    def of_runs(
+        cls, paths: Sequence[Path], *, force: bool, yardsticks: bool = False
+    ) -> "Comparison":
         """Read runs and aggregate them over their seeds.
 
         Args:
             paths: Run directories and folders that hold run directories; see `fedssl.views.comparison.gather.gather`.
             force: Compare runs even if their data or their split differs; a note says so.
+            yardsticks: Measure classical classifiers on the federations of the first line.
 
         Raises:
-            InputError: No finished run is found, or data or splits differ and `force` is false.
+            InputError: No finished run is found, or data or splits differ and `force` is false, or yardsticks are asked for
+                and the images are no longer there.
         """
         gathered = gather(paths)
         lines = gathered.lines
@@ -110,12 +121,16 @@ class Comparison:
         target = runs["ema_accuracy"][runs["label"] == lines[0].label].mean()
         runs = with_reach(runs, rounds, float(target))
         first = next(iter(lines[0].runs.values()))
+        verdicts = verdicts_of(lines, runs)
+        measured = lines[0].runs.items() if yardsticks else ()
         return cls(
-            lines=_with_judges(lines_of(runs), lines),
+            lines=_with_judges(lines_of(runs, verdicts.overlap), lines),
             runs=runs,
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
             number_curves=number_curves_of(recorded),
+            verdicts=verdicts,
+            yardsticks=measure((seed, run.federation) for seed, run in measured),
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
             last_evaluations=_span(_of_all(lines, "last_rounds")),
@@ -125,6 +140,7 @@ class Comparison:
                 *unpaired(lines),
                 *_lengths(lines),
                 *_judges(lines),
+                *verdicts.notes,
                 *_remarks(lines),
             ),
         )

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from fedssl.views.comparison.significance import spread_factor
+
 LEVEL = 0.95
 """Every interval of a mean has this confidence level, a probability."""
 
@@ -28,17 +30,19 @@ SPENT = ("megabytes", "seconds", "virtual_seconds")
 """Columns of what a run has spent by the end of a round."""
 
 
-def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
+def mean_interval(values: "pd.Series[float]", overlap: float = 0.0) -> tuple[float, float]:
     """Return low and high of the 95 % interval of a mean, by Student's t; both are NaN for fewer than two values.
 
     Args:
-        values: Independent values; NaN values are ignored.
+        values: One value a seed; NaN values are ignored.
+        overlap: See `fedssl.views.comparison.significance.spread_factor`.
     """
     known = values.dropna()
     if len(known) < 2:
         return math.nan, math.nan
     quantile = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
-    half = quantile * float(known.std(ddof=1)) / math.sqrt(len(known))
+    factor = spread_factor(len(known), overlap)
+    half = quantile * float(known.std(ddof=1)) * math.sqrt(factor)
     return float(known.mean()) - half, float(known.mean()) + half
 
 
@@ -85,7 +89,7 @@ def with_reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Da
     return runs.merge(columns, on=RUN, how="left", validate="one_to_one")
 
 
-def lines_of(runs: pd.DataFrame) -> pd.DataFrame:
+def lines_of(runs: pd.DataFrame, overlap: float = 0.0) -> pd.DataFrame:
     """Return one row per line, in the order of the runs: statistics over the line's seeds.
 
     ``*_std`` is the standard deviation over seeds; ``*_ci95_low`` and ``*_ci95_high`` bound the 95 % interval of the
@@ -94,8 +98,9 @@ def lines_of(runs: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         runs: Runs as `with_gains` and `with_reach` return them.
+        overlap: See `fedssl.views.comparison.significance.spread_factor`.
     """
-    return pd.DataFrame([_line(seeds) for _, seeds in runs.groupby("label", sort=False)])
+    return pd.DataFrame([_line(seeds, overlap) for _, seeds in runs.groupby("label", sort=False)])
 
 
 def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -138,14 +143,14 @@ def number_curves_of(recorded: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
 
 
-def _line(seeds: pd.DataFrame) -> dict[str, Any]:
+def _line(seeds: pd.DataFrame, overlap: float) -> dict[str, Any]:
     line: dict[str, Any] = {"name": seeds["name"].iloc[0], "label": seeds["label"].iloc[0]}
     line["seeds"] = len(seeds)
     for name in ACCURACIES:
         line |= {name: seeds[name].mean(), f"{name}_std": seeds[name].std(ddof=1)}
-        line |= _interval(name, seeds[name])
+        line |= _interval(name, seeds[name], overlap)
     gain = seeds["gain"]
-    line |= {"gain": gain.mean(), **_interval("gain", gain)}
+    line |= {"gain": gain.mean(), **_interval("gain", gain, overlap)}
     line |= {"gain_worst": gain.min(), "gain_best": gain.max(), "paired_seeds": gain.count()}
     for name in ("pseudo_label_accuracy", "pseudo_label_coverage", "seconds", "virtual_seconds"):
         line[name] = seeds[name].mean()
@@ -162,6 +167,6 @@ def _line(seeds: pd.DataFrame) -> dict[str, Any]:
     return line
 
 
-def _interval(name: str, values: "pd.Series[float]") -> dict[str, float]:
-    low, high = mean_interval(values)
+def _interval(name: str, values: "pd.Series[float]", overlap: float) -> dict[str, float]:
+    low, high = mean_interval(values, overlap)
     return {f"{name}_ci95_low": low, f"{name}_ci95_high": high}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedssl.record.judges import in_brackets
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.yardstick_table import yardstick_table
 from fedssl.views.text_table import TextTable
 
 Line = Mapping[Any, Any]
@@ -22,12 +23,22 @@ ACCURACIES = (
     "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
     "share of unlabeled images whose pseudo-label is accepted"
 )
-LEAST = "; least: smallest gain of one seed"
+LIKE = "; like: rows that share a letter cannot be told apart"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
     "gain is the whole interval; pairs: seeds that both the row and the first row have; worst, "
     "best: the least and the largest gain of one seed"
+)
+OVERLAP = (
+    "; each seed has held-out images of its own from one pool, so the seeds share images and the "
+    "intervals are wider (Nadeau & Bengio, 2003)"
+)
+LUCK = (
+    "gain of the final EMA models over the first row, ± its standard error, over all predictions; "
+    "only it, only first: predictions that only this row or only the first row has right; p seeds, "
+    "p images: probability that luck makes the difference, corrected for the number of pairs "
+    "(Tukey's test with seeds as blocks; images drawn anew); apart: no p is 0.05 or more"
 )
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
@@ -42,11 +53,13 @@ VIRTUAL = "; virtual s: seconds of the virtual clock"
 LOST = "; lost: clients lost to virtual time in all seeds together"
 INACTIVE = "; inactive: clients that had nothing to train on, in all seeds together"
 
+ONE_MODEL = "; of one seed, images say which model is better, not which method"
+
 
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
-    """Return the tables of a comparison: accuracies, their intervals, what reaching the baseline took, costs.
+    """Return the tables of a comparison: accuracies, their intervals, tests, what reaching the baseline took, costs.
 
-    The table of intervals needs several seeds, and the table of what reaching the baseline took needs several lines.
+    The table of intervals needs several seeds; the tests and the table of what reaching the baseline took need several lines.
 
     Args:
         comparison: The comparison to lay out.
@@ -57,34 +70,36 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
     several = comparison.most_seeds > 1
     tables = [_accuracies(comparison)]
     tables += [_intervals(comparison)] if several else []
+    tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
     tables += [_reach(comparison)] if len(comparison.lines) > 1 else []
     tables += [_numbers(comparison)] if len(comparison.numbers) else []
+    tables += [_yardsticks(comparison)] if len(comparison.yardsticks) else []
     return [*tables, _costs(comparison)]
 
 
 def _accuracies(comparison: Comparison) -> TextTable:
-    several = comparison.most_seeds > 1
-    gain = ["gain", "least"] if several else ["gain"]
+    several, letters = comparison.most_seeds > 1, comparison.verdicts.letters
     title = (
         f"{comparison.source}, {comparison.evaluated_on} images: mean of the last "
         f"{comparison.last_evaluations} evaluations{', ± deviation over seeds' if several else ''}"
     )
-    columns = ("seeds", "accuracy", "EMA", *gain, "right", "used")
+    like = ["like"] if letters else []
+    columns = ("seeds", "accuracy", "EMA", "gain", *like, "right", "used")
     rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
-        gains = (_points(line["gain"]), _points(line["gain_worst"])) if number else ("", "")
         rows.append(
             [
                 line["label"] + in_brackets(line["judged_by"]),
                 str(line["seeds"]),
                 _spread(line["server_accuracy"], line["server_accuracy_std"]),
                 _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
-                *gains[: len(gain)],
+                _points(line["gain"]) if number else "",
+                *([letters.get(line["label"], "-")] if letters else []),
                 _percent(line["pseudo_label_accuracy"]),
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
-    note = ACCURACIES + (LEAST if several else ONE_SEED)
+    note = ACCURACIES + (LIKE if letters else "") + ("" if several else ONE_SEED)
     return TextTable(title, (FIRST, *columns), rows, note)
 
 
@@ -103,7 +118,29 @@ def _intervals(comparison: Comparison) -> TextTable:
                 *(gain if number else [""] * len(gain)),
             ]
         )
-    return TextTable("what the seeds say", (FIRST, *columns), rows, INTERVALS)
+    note = INTERVALS + (OVERLAP if comparison.verdicts.overlap else "")
+    return TextTable("what the seeds say", (FIRST, *columns), rows, note)
+
+
+def _luck(comparison: Comparison) -> TextTable:
+    columns = ("gain", "only it", "only first", "p seeds", "p images", "apart")
+    rows = []
+    for pair in comparison.verdicts.pairs.to_dict("records"):
+        gain, error = pair["image_gain"], pair["image_error"]
+        rows.append(
+            [
+                pair["label"],
+                "-" if math.isnan(gain) else f"{_points(gain)} ± {_percent(error)}",
+                _count(pair["only_line"]),
+                _count(pair["only_first"]),
+                _probability(pair["p_seeds"]),
+                _probability(pair["p_images"]),
+                "yes" if pair["apart"] else "no",
+            ]
+        )
+    one_seed = bool(comparison.verdicts.pairs["p_seeds"].isna().all())
+    note = LUCK + (ONE_MODEL if one_seed else "")
+    return TextTable("more than luck?", (FIRST, *columns), rows, note)
 
 
 def _reach(comparison: Comparison) -> TextTable:
@@ -127,6 +164,10 @@ def _numbers(comparison: Comparison) -> TextTable:
         name = f"{line['label']}: {line['name']}"
         rows.append([name, str(line["seeds"]), f"{line['mean']:.5g}", deviation])
     return TextTable("what methods recorded", (FIRST, "seeds", "mean", "deviation"), rows, NUMBERS)
+
+
+def _yardsticks(comparison: Comparison) -> TextTable:
+    return yardstick_table(comparison.yardsticks, comparison.evaluated_on)
 
 
 def _costs(comparison: Comparison) -> TextTable:
@@ -174,6 +215,16 @@ def _percent(share: float) -> str:
 
 def _points(share: float) -> str:
     return "-" if math.isnan(share) else f"{share * 100:+.1f}"
+
+
+def _count(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}"
+
+
+def _probability(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _amount(value: float) -> str:

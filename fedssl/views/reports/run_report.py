@@ -10,8 +10,8 @@ from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run_path import REPORT
+from fedssl.views.closer_look import read_evaluation
 from fedssl.views.reports.charts import Chart
-from fedssl.views.reports.evaluation import read_evaluation
 from fedssl.views.reports.federation_charts import federation_charts
 from fedssl.views.reports.material import Material, read_material
 from fedssl.views.reports.model_charts import model_charts

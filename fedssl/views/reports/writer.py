@@ -9,7 +9,7 @@ from fedssl.core.extras import install_command, is_installed
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import Observer, Outcome, RoundEnd
-from fedssl.views.reports.evaluation import look_closely, write_evaluation
+from fedssl.views.closer_look import look_closely, write_evaluation
 from fedssl.views.reports.run_report import write_report
 from fedssl.views.run import Run
 

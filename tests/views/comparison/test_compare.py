@@ -186,6 +186,7 @@ def test_a_fresh_folder_by_default(runs, tmp_path, monkeypatch):
         "comparison.html",
         "comparison.png",
         "comparison_curves.csv",
+        "comparison_tests.csv",
     ]
     assert fedssl("compare", "runs").exit_code == 0  # what was written is no run
 

@@ -66,7 +66,7 @@ def test_a_browser_draws_it_and_asks_for_nothing(comparison, tmp_path):
         assert set(counts) == CHARTS
         assert counts["by-round"] >= 3 * (2 + 40)  # a line, a band and its points each
         assert counts["final"] >= 3 * (2 + 3)
-        assert page.locator("section table").count() == 4
+        assert page.locator("section table").count() == 5
         page.locator("#by-round .mark-symbol path").nth(25).hover(force=True)
         tooltip = page.locator("#vg-tooltip-element.visible")
         tooltip.wait_for(timeout=5000)

@@ -15,8 +15,8 @@ import vl_convert
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
+from fedssl.views.closer_look import look_closely, read_evaluation
 from fedssl.views.reports.charts import Band, thinned
-from fedssl.views.reports.evaluation import look_closely, read_evaluation
 from fedssl.views.reports.line_specs import lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, write_page

@@ -1,5 +1,7 @@
-"""A closer look at the two global models than each round's evaluation: by class, by confidence and by client."""
+"""A closer look at the two global models than each round's evaluation: by image, by class, by confidence and by client."""
 
+import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,13 +16,17 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
+from fedssl.data.images import Images
 from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.calibration import confusion_matrix, measure_reliability
 from fedssl.metrics.predictions import predict_probs
-from fedssl.views.run import build_classifier
+from fedssl.views.run import Run, build_classifier
 
 EVALUATION = "evaluation.json"
 """File of a run directory that holds the closer look at the models."""
+
+DIGEST_BYTES = 8
+"""Length of an image's fingerprint; that two of a million images share one has the probability 3e-8."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,7 +34,10 @@ Floats = npt.NDArray[np.float64]
 def look_closely(
     experiment: Experiment, federation: Federation, models: Mapping[str, NamedArrays], round: int
 ) -> dict[str, Any]:
-    """Return confusion, reliability and accuracy by client of models on the held-out images, as values for JSON.
+    """Return what models say of the held-out images, as values for JSON.
+
+    Each model has its class for every image, its confusion matrix, its reliability and its accuracy by client. Beside the
+    models are the images' fingerprints and true classes.
 
     Args:
         experiment: The experiment that ran.
@@ -40,6 +49,8 @@ def look_closely(
     return {
         "round": round,
         "client_images": counts,
+        "images": fingerprints(federation.held_out),
+        "labels": federation.held_out.labels.tolist(),
         "models": {
             name: _evaluate_model(
                 build_classifier(
@@ -50,6 +61,42 @@ def look_closely(
             for name, arrays in models.items()
         },
     }
+
+
+def closer_look(run: Run) -> dict[str, Any]:
+    """Return a closer look at a run's newest models: the recorded one if it is of these models, else a new one.
+
+    A new one is recorded if the run directory can be written to.
+
+    Raises:
+        InputError: There is no model yet, or the run's images are missing.
+    """
+    recorded = read_evaluation(run.path)
+    if recorded is not None and recorded["round"] == run.newest_round and _has_images(recorded):
+        return recorded
+    round, models = run.weights()
+    evaluation = look_closely(run.experiment, run.federation, models, round)
+    with contextlib.suppress(OSError):
+        write_evaluation(run.path, evaluation)
+    return evaluation
+
+
+def _has_images(evaluation: Mapping[str, Any]) -> bool:
+    """Return whether a closer look says which class each model gives to each image; one of an older version does not."""
+    try:
+        predicted = [model["predicted"] for model in evaluation["models"].values()]
+        count = len(evaluation["images"])
+        return all(len(values) == count for values in (evaluation["labels"], *predicted))
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def fingerprints(images: Images) -> list[str]:
+    """Return a hexadecimal fingerprint of each image's pixels, by which runs can tell that they were judged on the same one."""
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
+        for image in images.images
+    ]
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
@@ -70,10 +117,11 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
     spec, labels = federation.data.spec, federation.held_out.labels
     images = torch.from_numpy(federation.held_out.images)
     probs = predict_probs(network, images, spec).double().numpy()
-    found = measure_reliability(probs, labels)
-    right = (probs.argmax(1) == labels).astype(np.float64)
+    found, predicted = measure_reliability(probs, labels), probs.argmax(1)
+    right = (predicted == labels).astype(np.float64)
     return {
-        "confusion": confusion_matrix(labels, probs.argmax(1), spec.num_classes).tolist(),
+        "predicted": predicted.tolist(),
+        "confusion": confusion_matrix(labels, predicted, spec.num_classes).tolist(),
         "reliability": {
             "count": found.count.tolist(),
             "confidence": _plain(found.confidence),

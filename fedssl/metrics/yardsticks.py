@@ -1,0 +1,68 @@
+"""Classical classifiers on the labels of a federation, all images in one place: what a federation's accuracy is held against.
+
+Each classifier sees raw pixels in [0, 1] and has scikit-learn's default settings, because nothing but held-out images could choose
+better ones. Logistic regression and the nearest neighbor learn from the labeled images alone. Label spreading over the graph of
+nearest neighbors learns from the unlabeled images too.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedssl.core.errors import InputError
+from fedssl.core.extras import require
+from fedssl.data.federation import Federation
+
+MOST_SPREAD = 100_000
+"""With more training images than this, label spreading is left out: its graph would take hours."""
+
+Pixels = npt.NDArray[np.float32]
+
+
+class Yardstick(NamedTuple):
+    """A classifier, and its accuracy on the held-out images, in [0, 1]."""
+
+    name: str
+    accuracy: float
+
+
+def yardsticks(federation: Federation) -> Iterator[Yardstick]:
+    """Yield each classifier once it has learned and was judged.
+
+    Raises:
+        InputError: There are no labels of two classes, or no held-out images, or scikit-learn is not installed.
+    """
+    require("sklearn", "baseline", "the classifiers")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.semi_supervised import LabelSpreading
+
+    labeled, given = federation.labeled, federation.given
+    if len(np.unique(given[labeled])) < 2:
+        raise InputError("baseline", "needs labeled images of two classes at least")
+    if not len(federation.held_out):
+        raise InputError("baseline", "needs held-out images, and there are none")
+    train, test = _pixels(federation.data.train.images), _pixels(federation.held_out.images)
+    truth = federation.held_out.labels
+    # More steps than the default: it ends once the weights no longer change.
+    linear = LogisticRegression(max_iter=1000).fit(train[labeled], given[labeled])
+    yield Yardstick("logistic regression", float(linear.score(test, truth)))
+    nearest = KNeighborsClassifier(1).fit(train[labeled], given[labeled])
+    yield Yardstick("nearest neighbor", float(nearest.score(test, truth)))
+    if len(train) > MOST_SPREAD:
+        return
+    with warnings.catch_warnings():
+        # Some images of a small graph are out of reach of every label. They get no class, and scikit-learn warns.
+        warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
+        # scikit-learn marks an image without a label by -1, as a federation does.
+        graph = LabelSpreading(kernel="knn").fit(train, given)
+        accuracy = float(graph.score(test, truth))
+    yield Yardstick("label spreading", accuracy)
+
+
+def _pixels(images: npt.NDArray[np.uint8]) -> Pixels:
+    """Return images (N, C, H, W) as rows of pixels in [0, 1], shape (N, C H W)."""
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)

@@ -1,0 +1,52 @@
+"""The accuracy of classical classifiers beside a comparison or an experiment: measured seed by seed, and as a table."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from fedssl.data.federation import Federation
+from fedssl.metrics.yardsticks import yardsticks
+from fedssl.views.text_table import TextTable
+
+NOTE = (
+    "accuracy, % of the held-out images, ± deviation over seeds, of scikit-learn's classifiers with default settings, "
+    "which have the raw pixels of all images in one place; label spreading learns from unlabeled images too; worst, best: "
+    "seeds"
+)
+
+
+def measure(federations: Iterable[tuple[int, Federation]]) -> pd.DataFrame:
+    """Return one row a classifier and seed: ``classifier``, ``seed`` and ``accuracy``, a share in [0, 1].
+
+    Args:
+        federations: Seeds and their federations.
+
+    Raises:
+        InputError: The classifiers cannot learn; see `fedssl.metrics.yardsticks.yardsticks`.
+    """
+    return pd.DataFrame(
+        [
+            {"classifier": one.name, "seed": seed, "accuracy": one.accuracy}
+            for seed, federation in federations
+            for one in yardsticks(federation)
+        ]
+    )
+
+
+def yardstick_table(measured: pd.DataFrame, held_out_name: str) -> TextTable:
+    """Return what `measure` measured as a table, a row a classifier.
+
+    Args:
+        measured: As `measure` returns it.
+        held_out_name: ``"test"`` or ``"validation"``.
+    """
+    rows = []
+    for name, seeds in measured.groupby("classifier", sort=False)["accuracy"]:
+        values = seeds * 100
+        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+        mean = f"{values.mean():.1f}{spread}"
+        rows.append(
+            [str(name), str(len(values)), mean, f"{values.min():.1f}", f"{values.max():.1f}"]
+        )
+    columns = ("classifier", "seeds", "accuracy", "worst", "best")
+    return TextTable(f"classical yardsticks, {held_out_name} images", columns, rows, NOTE)

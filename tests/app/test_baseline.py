@@ -1,0 +1,70 @@
+"""`fedssl baseline` measures scikit-learn's classifiers on a federation's labels, seed by seed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from fedssl.metrics.yardsticks import yardsticks
+from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
+from tests.views.comparison.records import record
+
+DIGITS = "experiments/digits/supervised.toml"
+
+
+def test_digits_have_the_accuracies_that_a_review_measured(tmp_path):
+    """Label spreading on seeds 0 to 4: 93.9, 93.1, 95.6, 93.1 and 92.8 %, measured outside this repository."""
+    out = tmp_path / "baseline.csv"
+    result = fedssl("baseline", DIGITS, "--seeds", 5, "--out", out)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    spread = table[table["classifier"] == "label spreading"]
+    assert (spread["accuracy"] * 100).round(1).tolist() == [93.9, 93.1, 95.6, 93.1, 92.8]
+    assert spread["seed"].tolist() == [0, 1, 2, 3, 4]
+    assert "93.7 ± 1.1" in result.output
+    assert "40 labels" in result.output
+
+
+def test_the_nearest_neighbor_learns_from_labeled_images_alone():
+    federation = federation_of(small_experiment())
+    found = {one.name: one.accuracy for one in yardsticks(federation)}
+    rows = np.flatnonzero(federation.labeled)
+    train = federation.data.train.read(rows).reshape(len(rows), -1) / 255
+    test = federation.held_out.images.reshape(len(federation.held_out), -1) / 255
+    model = KNeighborsClassifier(1).fit(train, federation.given[rows])
+    expected = model.score(test, federation.held_out.labels)
+    assert found["nearest neighbor"] == pytest.approx(expected, abs=0.01)
+
+
+def test_what_cannot_be_measured_is_one_clear_error(tmp_path):
+    own = small_toml(tmp_path / "own.toml", federation={"private": True})
+    refused(fedssl("baseline", own), "private")
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    refused(fedssl("baseline", DIGITS, "--out", kept), "is there already")
+    assert kept.read_text() == "mine"
+    refused(fedssl("baseline", DIGITS, "--out", tmp_path / "no" / "x.csv"), "--out")
+    refused(fedssl("baseline", tmp_path / "none.toml"), "none.toml")
+
+
+def test_a_comparison_has_yardsticks_on_request(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    assert fedssl("run", file, "--plain", "--out", tmp_path / "run").exit_code == 0
+    plain = fedssl("compare", tmp_path / "run", "--out", tmp_path / "a")
+    assert "yardsticks" not in plain.output
+    result = fedssl("compare", tmp_path / "run", "--out", tmp_path / "b", "--yardsticks")
+    assert result.exit_code == 0, result.output
+    assert "logistic regression" in result.output
+    written = pd.read_csv(tmp_path / "b" / "comparison_yardsticks.csv")
+    assert written["classifier"].tolist() == [
+        "logistic regression",
+        "nearest neighbor",
+        "label spreading",
+    ]
+    assert "label spreading" in (tmp_path / "b" / "comparison.html").read_text()
+
+
+def test_yardsticks_need_the_images_of_the_runs(tmp_path):
+    record(tmp_path / "a", [0.5], name="a")
+    refused(fedssl("compare", tmp_path / "a", "--yardsticks", "--out", tmp_path / "out"), "images")
+    assert not (tmp_path / "out").exists()
