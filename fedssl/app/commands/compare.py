@@ -39,6 +39,14 @@ def compare(
             help="Also measure classical classifiers on the same labels, as `fedssl baseline` does.",
         ),
     ] = False,
+    bound: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINE",
+            help="A line such as all labels: show how much of the gap between the first line and it the others close.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare recorded runs: means and intervals over seeds, paired differences, and costs.
 
@@ -49,11 +57,13 @@ def compare(
       fedssl compare runs/digits-supervised runs/digits-fixmatch
 
       fedssl compare runs/digits-supervised runs --out comparison
+
+      fedssl compare runs/few-labels runs --bound all-labels
     """
     require("pandas", "compare", "the table")
     if yardsticks:
         require("sklearn", "--yardsticks", "the classifiers")
-    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks)
+    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks, bound=bound)
 
 
 def compare_runs(
@@ -64,6 +74,7 @@ def compare_runs(
     force: bool,
     brief: bool = False,
     yardsticks: bool = False,
+    bound: str | None = None,
 ) -> "Comparison":
     """Compare runs, print the comparison, write it to files, and return it.
 
@@ -75,6 +86,7 @@ def compare_runs(
         force: Compare runs even if their data or their split differs; a note says so.
         brief: Print only accuracies, and costs if there is virtual time; the files hold everything.
         yardsticks: Measure classical classifiers on the federations of the first line.
+        bound: Label of the line from which the share of the gap is counted that the others close; None: none is shown.
 
     Raises:
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
@@ -82,7 +94,7 @@ def compare_runs(
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.table import as_rich, tables_of
 
-    comparison = Comparison.of_runs(paths, force=force, yardsticks=yardsticks)
+    comparison = Comparison.of_runs(paths, force=force, yardsticks=yardsticks, bound=bound)
     for table in tables_of(comparison, brief=brief):
         console.print(as_rich(table))
         console.print()

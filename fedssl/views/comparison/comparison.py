@@ -22,6 +22,7 @@ from fedssl.views.comparison.statistics import (
     numbers_of,
     spent_by_round,
     with_gains,
+    with_gap,
     with_reach,
 )
 from fedssl.views.comparison.verdicts import Verdicts, verdicts_of
@@ -97,7 +98,12 @@ class Comparison:
 
     @classmethod
     def of_runs(
-        cls, paths: Sequence[Path], *, force: bool, yardsticks: bool = False
+        cls,
+        paths: Sequence[Path],
+        *,
+        force: bool,
+        yardsticks: bool = False,
+        bound: str | None = None,
     ) -> "Comparison":
         """Read runs and aggregate them over their seeds.
 
@@ -105,10 +111,11 @@ class Comparison:
             paths: Run directories and folders that hold run directories; see `fedssl.views.comparison.gather.gather`.
             force: Compare runs even if their data or their split differs; a note says so.
             yardsticks: Measure classical classifiers on the federations of the first line.
+            bound: Label of the line from which the share of the gap is counted that the others close.
 
         Raises:
             InputError: No finished run is found, or data or splits differ and `force` is false, or yardsticks are asked for
-                and the images are no longer there.
+                and the images are no longer there, or no line has the label of the bound.
         """
         gathered = gather(paths)
         lines = gathered.lines
@@ -123,8 +130,11 @@ class Comparison:
         first = next(iter(lines[0].runs.values()))
         verdicts = verdicts_of(lines, runs)
         measured = lines[0].runs.items() if yardsticks else ()
+        summed = lines_of(runs, verdicts.overlap)
+        if bound is not None:
+            summed = with_gap(summed, _checked_bound(bound, lines))
         return cls(
-            lines=_with_judges(lines_of(runs, verdicts.overlap), lines),
+            lines=_with_judges(summed, lines),
             runs=runs,
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
@@ -144,6 +154,13 @@ class Comparison:
                 *_remarks(lines),
             ),
         )
+
+
+def _checked_bound(bound: str, lines: Sequence[Line]) -> str:
+    labels = [line.label for line in lines]
+    if bound not in labels:
+        raise InputError("--bound", f"no line is called {bound!r}", f"one of: {', '.join(labels)}")
+    return bound
 
 
 def _of_all(lines: Sequence[Line], key: str) -> list[int]:

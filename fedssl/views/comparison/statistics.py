@@ -103,6 +103,21 @@ def lines_of(runs: pd.DataFrame, overlap: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame([_line(seeds, overlap) for _, seeds in runs.groupby("label", sort=False)])
 
 
+def with_gap(lines: pd.DataFrame, bound: str) -> pd.DataFrame:
+    """Return lines with ``gap_closed``: the share of the way from the first line's accuracy to a bound's that a line has come.
+
+    It is a share of EMA accuracy, below 0 for a line below the first one; NaN if the bound is not above the first line.
+
+    Args:
+        lines: Lines as `lines_of` returns them.
+        bound: Label of the line that is the bound, such as training with all labels.
+    """
+    accuracy = lines["ema_accuracy"]
+    first, best = accuracy.iloc[0], accuracy[lines["label"] == bound].iloc[0]
+    way = best - first if best > first else math.nan
+    return lines.assign(gap_closed=(accuracy - first) / way)
+
+
 def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:
     """Return one row per line and round: means over ``seeds`` seeds of accuracies, pseudo-labels and what was spent.
 

@@ -23,6 +23,7 @@ ACCURACIES = (
     "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
     "share of unlabeled images whose pseudo-label is accepted"
 )
+GAP = "; gap %: how much of the way from the first row's EMA to the bound's a row has come"
 LIKE = "; like: rows that share a letter cannot be told apart"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 INTERVALS = (
@@ -84,7 +85,8 @@ def _accuracies(comparison: Comparison) -> TextTable:
         f"{comparison.last_evaluations} evaluations{', ± deviation over seeds' if several else ''}"
     )
     like = ["like"] if letters else []
-    columns = ("seeds", "accuracy", "EMA", "gain", *like, "right", "used")
+    gap = ["gap %"] if "gap_closed" in comparison.lines else []
+    columns = ("seeds", "accuracy", "EMA", "gain", *gap, *like, "right", "used")
     rows = []
     for number, line in enumerate(comparison.lines.to_dict("records")):
         rows.append(
@@ -94,12 +96,14 @@ def _accuracies(comparison: Comparison) -> TextTable:
                 _spread(line["server_accuracy"], line["server_accuracy_std"]),
                 _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
                 _points(line["gain"]) if number else "",
+                *([_share(line["gap_closed"])] if gap else []),
                 *([letters.get(line["label"], "-")] if letters else []),
                 _percent(line["pseudo_label_accuracy"]),
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
-    note = ACCURACIES + (LIKE if letters else "") + ("" if several else ONE_SEED)
+    note = ACCURACIES + (GAP if gap else "") + (LIKE if letters else "")
+    note += "" if several else ONE_SEED
     return TextTable(title, (FIRST, *columns), rows, note)
 
 
@@ -211,6 +215,10 @@ def as_rich(grid: TextTable) -> Table:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{share * 100:.1f}"
+
+
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share * 100:.0f}"
 
 
 def _points(share: float) -> str:

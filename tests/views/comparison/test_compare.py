@@ -100,6 +100,21 @@ def test_every_column_is_explained(runs):
             assert known.get(str(column.header), str(column.header)) in said
 
 
+def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
+    """From 50 % to 90 %: 60 % has come a quarter of the way, and 40 % has gone back as far."""
+    for name, accuracy in (("few", 0.5), ("ours", 0.6), ("worse", 0.4), ("all", 0.9)):
+        record(tmp_path / name, [accuracy], name=name)
+    paths = [tmp_path / "few", tmp_path]
+    found = Comparison.of_runs(paths, force=False, bound="all")
+    closed = dict(zip(found.lines.label, found.lines.gap_closed, strict=True))
+    assert closed == pytest.approx({"few": 0, "ours": 0.25, "worse": -0.25, "all": 1})
+    assert "gap %" in text_of(found)
+    assert "gap_closed" not in Comparison.of_runs(paths, force=False).lines
+    lower = Comparison.of_runs(paths, force=False, bound="worse")
+    assert lower.lines.gap_closed.isna().all()
+    refused(fedssl("compare", tmp_path, "--bound", "none"), "--bound", "few", "worse")
+
+
 def test_one_seed_has_no_interval_and_says_that_it_tells_little(tmp_path):
     record(tmp_path / "a", [0.5], name="a")
     record(tmp_path / "b", [0.7], name="b")
