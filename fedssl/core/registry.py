@@ -124,6 +124,14 @@ class Plugin(Section):
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
 
+    def at_default(self) -> frozenset[str]:
+        """Return the names of the settings that are at their defaults."""
+        return frozenset(
+            name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) == field.get_default(call_default_factory=True)
+        )
+
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
         """Return the section as a table of the experiment file; the kind comes first."""
         return {key: self.kind, **self.model_dump(mode="json", exclude={"name"})}
@@ -240,6 +248,19 @@ class Family:
         except NoPlugin:
             return False
         return True
+
+    def settings_of(self, kind: Any) -> frozenset[str]:
+        """Return the names of the settings that a kind has; of a kind that may not be imported here, those that all members have.
+
+        Args:
+            kind: The kind, which need not exist.
+        """
+        stem = kind.partition(":")[0] if isinstance(kind, str) else ""
+        known: type[BaseModel] = self.base
+        if stem and (self._is_built_in(stem) or current_trust().allows(stem)):
+            with contextlib.suppress(InputError):  # `build` will tell
+                known = self.get(stem)
+        return frozenset(known.model_fields)
 
     def get(self, stem: str) -> type[Plugin]:
         """Return the class that a kind names.

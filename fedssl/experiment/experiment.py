@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Plugin, Section
 from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.experiment.families import STRATEGIES, TRACKERS
+from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, read_toml, tables_of, without_none
 from fedssl.experiment.system.section import System
@@ -116,6 +116,8 @@ class Experiment(RunSettings):
         description="the phases of a run, in order; none: one phase of `rounds` rounds, or of 40 if that is unset",
     )
 
+    _dropped: tuple[str, ...] = PrivateAttr(())
+
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
         if self.rounds is not None and self.phases:
@@ -149,6 +151,11 @@ class Experiment(RunSettings):
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("plans", None)
         return copied
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Settings that were left out because a section got another kind that lacks them, such as ``method.threshold = 0.9``."""
+        return self._dropped
 
     @property
     def largest_sample(self) -> int:
@@ -198,10 +205,12 @@ class Experiment(RunSettings):
         Raises:
             InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
         """
-        table = read_toml(Path(path))
+        table, dropped = read_toml(Path(path)), list[str]()
         overrides = tables_of(settings)
         try:
-            return cls.from_dict(merge(table, overrides))
+            experiment = cls.from_dict(merge(table, overrides, dropped=dropped))
+            experiment._dropped = tuple(dropped)
+            return experiment
         except InputError as error:
             raise error.within(f"{path}: ") from None
 
@@ -214,8 +223,26 @@ class Experiment(RunSettings):
         Raises:
             InputError: A setting is invalid.
         """
+        dropped: list[str] = []
         with trusting(self._trust):
-            return self.from_dict(merge(self.to_dict(), tables_of(settings)))
+            table = merge(self._given(), tables_of(settings), dropped=dropped)
+            experiment = self.from_dict(table)
+        experiment._dropped = (*self._dropped, *dropped)
+        return experiment
+
+    def _given(self) -> dict[str, Any]:
+        """Return `to_dict` without those settings of plug-ins that are at their defaults: another kind has other defaults."""
+        table = self.to_dict()
+        for section in PLUGIN_SECTIONS:
+            *path, last = section.split(".")
+            owner: Any = self
+            inner = table
+            for part in path:
+                owner, inner = getattr(owner, part, None), inner.get(part, {})
+            plugin = getattr(owner, last, None)
+            if isinstance(plugin, Plugin):
+                inner[last] = {k: v for k, v in inner[last].items() if k not in plugin.at_default()}
+        return table
 
     def _own_settings(self) -> dict[str, Any]:
         """Return every setting but the phases, in the form of `to_dict`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.core.errors import InputError
+from fedssl.core.registry import Family
 from fedssl.experiment.families import family_at
 
 LARGEST_FILE = 4 << 20
@@ -15,18 +16,26 @@ UNSET = "unset"
 """``--set KEY=unset`` removes a setting with this word. `fedssl list` prints it for a setting without a default."""
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def merge(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+    path: str = "",
+    dropped: list[str] | None = None,
+) -> dict[str, Any]:
     """Return one table of settings laid over another.
 
-    Tables merge key by key. But a section that names another plug-in (``method.kind``) replaces the old section,
-    because settings of one method mean nothing to another method. Only settings that all members of the family have
-    stay, such as the number of labels. A value of None removes a setting. Numbered keys (``phases.0.rounds``) reach
-    into lists.
+    Tables merge key by key. If the table on top names another plug-in for a section (``method.kind``), the section keeps the
+    settings that the new plug-in has too, so that a comparison of two plug-ins changes nothing else. A value of None removes a
+    setting. Numbered keys (``phases.0.rounds``) reach into lists.
 
     Args:
         base: The table below.
         over: The table on top.
         path: Dotted name of the section that both tables are; empty for a whole experiment.
+        dropped: List to which each setting is added that another plug-in does not have, such as ``method.threshold = 0.9
+            (supervised has no such setting)``. None:
+            a section with another plug-in keeps only the settings that all members of the family have, such as the number of
+            labels. A phase begins a section anew in this way, since the table below has all defaults written out.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -36,19 +45,36 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
         if family is not None:
             value, below = family.as_table(value), family.as_table(below)
             if family.kind_of(value, below) != family.kind_of(below):
-                below = {k: v for k, v in (below or {}).items() if k in family.base.model_fields}
+                below = _for_other_kind(below or {}, family, value, where, dropped)
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(below, list):
-            merged[key] = _merge_list(below, value, where)
+            merged[key] = _merge_list(below, value, where, dropped)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge(below, value, where)
+            merged[key] = merge(below, value, where, dropped)
         else:
             merged[key] = value
     return merged
 
 
-def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[Any]:
+def _for_other_kind(
+    below: Mapping[str, Any], family: Family, value: Any, where: str, dropped: list[str] | None
+) -> dict[str, Any]:
+    """Return the settings of a section that stay if the section gets another kind; see `merge`."""
+    if dropped is None:
+        return {k: v for k, v in below.items() if k in family.base.model_fields}
+    kind = family.kind_of(value, below)
+    known, own = family.settings_of(kind), {family.key, "name"}
+    given = value if isinstance(value, Mapping) else {}
+    for key, old in below.items():
+        if key not in {*known, *own, *given}:
+            dropped.append(f"{where}.{key} = {old} ({kind} has no such setting)")
+    return {k: v for k, v in below.items() if k in known and k not in own}
+
+
+def _merge_list(
+    below: list[Any], over: Mapping[str, Any], where: str, dropped: list[str] | None
+) -> list[Any]:
     merged = list(below)
     for key, value in over.items():
         if not (key.isascii() and key.isdecimal() and int(key) < len(merged)):
@@ -56,7 +82,8 @@ def _merge_list(below: list[Any], over: Mapping[str, Any], where: str) -> list[A
         item = merged[int(key)]
         if isinstance(item, Mapping) and isinstance(value, Mapping):
             # A phase holds sections of the experiment, so their dotted names begin anew.
-            merged[int(key)] = merge(item, value, "" if where == "phases" else f"{where}.{key}")
+            path = "" if where == "phases" else f"{where}.{key}"
+            merged[int(key)] = merge(item, value, path, dropped)
         else:
             merged[int(key)] = value
     return merged

@@ -1,11 +1,14 @@
 """Arguments that several commands share, such as experiment files and settings, and functions that read them."""
 
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fedssl.core.console import Console
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.experiment.experiment import Experiment
@@ -68,6 +71,12 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
     """Read an experiment file once per seed: with the file's seed, the next seed, and so on."""
     first = load_experiment(file, settings).seed
     return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
+
+
+def say_dropped(experiments: "Iterable[Experiment]", console: Console) -> None:
+    """Tell which settings of the files are left out because of another kind, once for all seeds and runs."""
+    for line in dict.fromkeys(line for each in experiments for line in each.dropped):
+        console.say(f"left out: {line}")
 
 
 def load_run(folder: Path, *, plugins: bool) -> "Run":

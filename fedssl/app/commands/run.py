@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import Files, Settings, load_seeds
+from fedssl.app.commands.arguments import Files, Settings, load_seeds, say_dropped
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import complain, guarded
 from fedssl.core.console import Console
@@ -84,6 +84,7 @@ def run(
     # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:
         experiments = _load_experiments(files, overrides, seeds)
+        say_dropped(experiments, console)
         finished = _run(
             experiments,
             _choose_folders(experiments, out),

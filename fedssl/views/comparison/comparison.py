@@ -1,6 +1,6 @@
 """The comparison of recorded runs, from which terminal tables, the comparison page and the end of a sweep are made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
+from fedssl.views.comparison.labels import differences
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
     curves_of,
@@ -37,6 +38,10 @@ SUMMED = (
 """Numbers of a run's summary that a comparison aggregates over seeds."""
 
 
+TRAINING = frozenset({"rounds", "phases", "train", "augment", "model"})
+"""Sections whose settings train a model: if lines differ in them, their difference is not due to their methods alone."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
@@ -49,6 +54,7 @@ class Comparison:
             rounds.
         number_curves: One row per line, number and round: label, name, round, and mean, low and high over the seeds.
         curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
+        differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
         yardsticks: What classical classifiers make of the same labels, one row a classifier and seed of the first line; empty
             unless they were asked for.
@@ -64,6 +70,7 @@ class Comparison:
     curves: pd.DataFrame
     numbers: pd.DataFrame
     number_curves: pd.DataFrame
+    differences: Mapping[str, Mapping[str, Sequence[str]]]
     verdicts: Verdicts
     yardsticks: pd.DataFrame
     source: str
@@ -129,6 +136,7 @@ class Comparison:
         runs = with_reach(runs, rounds, float(target))
         first = next(iter(lines[0].runs.values()))
         verdicts = verdicts_of(lines, runs)
+        different_settings = differences({line.label: line.settings for line in lines})
         measured = lines[0].runs.items() if yardsticks else ()
         summed = lines_of(runs, verdicts.overlap)
         if bound is not None:
@@ -139,6 +147,7 @@ class Comparison:
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
             number_curves=number_curves_of(recorded),
+            differences=different_settings,
             verdicts=verdicts,
             yardsticks=measure((seed, run.federation) for seed, run in measured),
             source=first.data["source"],
@@ -148,7 +157,7 @@ class Comparison:
                 *gathered.notes,
                 *different,
                 *unpaired(lines),
-                *_lengths(lines),
+                *_training(different_settings, by_kind=len(set(_kinds(lines))) > 1),
                 *_judges(lines),
                 *verdicts.notes,
                 *_remarks(lines),
@@ -163,6 +172,11 @@ def _checked_bound(bound: str, lines: Sequence[Line]) -> str:
     return bound
 
 
+def _kinds(lines: Sequence[Line]) -> list[str]:
+    """Return the name and the method of each line, by which people tell lines apart."""
+    return [f"{line.settings['name']} {line.settings['method.kind']}" for line in lines]
+
+
 def _of_all(lines: Sequence[Line], key: str) -> list[int]:
     return [run.summary[key] for line in lines for run in line.runs.values()]
 
@@ -172,10 +186,14 @@ def _span(numbers: Sequence[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _lengths(lines: Sequence[Line]) -> list[str]:
-    """Return a sentence if the runs have different numbers of rounds."""
-    rounds = _of_all(lines, "rounds")
-    return [] if min(rounds) == max(rounds) else [f"runs have {_span(rounds)} rounds"]
+def _training(different: Mapping[str, Mapping[str, Sequence[str]]], *, by_kind: bool) -> list[str]:
+    """Return a sentence if lines were trained differently, such as at another learning rate, and differ in more than that."""
+    keys = [key for key in different if key.partition(".")[0] in TRAINING]
+    if not keys or (len(keys) == len(different) and not by_kind):
+        return []
+    return [
+        f"lines differ in their training, so a gain has more than one reason: {', '.join(keys)}"
+    ]
 
 
 def _judge_of(run: Run) -> str:

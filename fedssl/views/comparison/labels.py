@@ -35,6 +35,28 @@ def _bare(text: str) -> str:
     return value if isinstance(value, str) else text
 
 
+def differences(lines: Mapping[str, Settings]) -> dict[str, dict[str, list[str]]]:
+    """Return the settings that differ among lines; a kind is left out if every line has another one.
+
+    Args:
+        lines: The settings of each line by its label.
+
+    Returns:
+        For each setting, the labels of the lines by their common value, as ``--set`` takes it; a line that lacks the setting is
+        left out. Settings are left out as in `label_lines`.
+    """
+    found = {}
+    for key in _differing(list(lines.values())):
+        values: dict[str, list[str]] = {}
+        for label, own in lines.items():
+            if key in own:
+                values.setdefault(_bare(own[key]), []).append(label)
+        is_factor = key.rpartition(".")[2] in ("kind", "source") and len(values) == len(lines)
+        if key != "name" and not is_factor:
+            found[key] = values
+    return found
+
+
 def _differing(lines: Sequence[Settings]) -> list[str]:
     every = dict.fromkeys(key for line in lines for key in line)
     return [key for key in every if _differs(key, lines)]

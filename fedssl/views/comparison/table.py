@@ -26,6 +26,13 @@ ACCURACIES = (
 GAP = "; gap %: how much of the way from the first row's EMA to the bound's a row has come"
 LIKE = "; like: rows that share a letter cannot be told apart"
 ONE_SEED = "; one seed tells little: what it gains may be luck"
+DIFFERENCES = (
+    "each setting that can change a result and is not the same in all lines; settings that only one "
+    "kind of a section has are left out"
+)
+LONGEST_VALUE = 24
+"""A longer value of a setting is cut, so that tables fit the screen."""
+
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
     "gain is the whole interval; pairs: seeds that both the row and the first row have; worst, "
@@ -70,6 +77,7 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
         return [_accuracies(comparison), *([_costs(comparison)] if comparison.is_timed else [])]
     several = comparison.most_seeds > 1
     tables = [_accuracies(comparison)]
+    tables += [_differences(comparison)] if comparison.differences else []
     tables += [_intervals(comparison)] if several else []
     tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
     tables += [_reach(comparison)] if len(comparison.lines) > 1 else []
@@ -105,6 +113,18 @@ def _accuracies(comparison: Comparison) -> TextTable:
     note = ACCURACIES + (GAP if gap else "") + (LIKE if letters else "")
     note += "" if several else ONE_SEED
     return TextTable(title, (FIRST, *columns), rows, note)
+
+
+def _differences(comparison: Comparison) -> TextTable:
+    """Return a row for each setting and value; the value that most lines have stands for all others."""
+    rows = []
+    for key, values in comparison.differences.items():
+        usual = max(values, key=lambda value: len(values[value]))
+        for value, labels in values.items():
+            most = value == usual and len(labels) > 1
+            whose = "the others" if most else ", ".join(labels)
+            rows.append([whose, f"{key} = {_shortened(value)}"])
+    return TextTable("settings that differ", (FIRST, "setting"), rows, DIFFERENCES)
 
 
 def _intervals(comparison: Comparison) -> TextTable:
@@ -211,6 +231,10 @@ def as_rich(grid: TextTable) -> Table:
     for row in grid.rows:
         table.add_row(*row)
     return table
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
 
 
 def _percent(share: float) -> str:

@@ -126,6 +126,8 @@ def _remarks(material: Material) -> Iterator[str]:
         yield f"This run is not finished: {done}.{reason} To go on, repeat the command that began it, with --resume."
     elif remark := material.summary.get("remark"):  # older records have no remark
         yield remark
+    if dropped := material.environment.get("dropped"):  # older records do not say it
+        yield f"Settings that were left out: {'; '.join(map(str, dropped))}."
     if material.out_of_range:
         count = len(material.out_of_range)
         first = "; ".join(material.out_of_range[:MOST_NUMBERS])

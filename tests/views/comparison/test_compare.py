@@ -100,6 +100,30 @@ def test_every_column_is_explained(runs):
             assert known.get(str(column.header), str(column.header)) in said
 
 
+def test_settings_that_differ_are_shown_and_training_is_warned_of(tmp_path):
+    """As a newcomer did it: two files with other learning rates and rounds, and a gain that says nothing of the methods."""
+    slow = {"train": {"lr": 0.01}, "method": {"kind": "supervised"}}
+    record(tmp_path / "a", [0.5], name="a", **slow)
+    record(tmp_path / "b", [0.9] * 2, name="b", method={"kind": "fixmatch"}, train={"lr": 0.05})
+    found = Comparison.of_runs([tmp_path], force=False)
+    assert found.differences["train.lr"] == {"0.01": ["a"], "0.05": ["b"]}
+    assert {"rounds", "train.lr"} <= found.differences.keys()
+    assert "method.kind" not in found.differences
+    assert any(
+        "lines differ in their training" in note and "train.lr" in note for note in found.notes
+    )
+    text = text_of(found)
+    assert "train.lr = 0.05" in text
+
+
+def test_a_sweep_over_the_learning_rate_is_no_reason_to_warn(tmp_path):
+    for lr in (0.01, 0.02, 0.05):
+        record(tmp_path / str(lr), [0.5], train={"lr": lr})
+    found = Comparison.of_runs([tmp_path], force=False)
+    assert list(found.differences) == ["train.lr"]
+    assert found.notes == ()
+
+
 def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
     """From 50 % to 90 %: 60 % has come a quarter of the way, and 40 % has gone back as far."""
     for name, accuracy in (("few", 0.5), ("ours", 0.6), ("worse", 0.4), ("all", 0.9)):
