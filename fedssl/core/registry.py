@@ -249,8 +249,8 @@ class Family:
             return False
         return True
 
-    def settings_of(self, kind: Any) -> frozenset[str]:
-        """Return the names of the settings that a kind has; of a kind that may not be imported here, those that all members have.
+    def settings_of(self, kind: Any) -> dict[str, Any]:
+        """Return the settings that a kind has, with their defaults; of a kind that may not be imported here, those of all members.
 
         Args:
             kind: The kind, which need not exist.
@@ -260,7 +260,8 @@ class Family:
         if stem and (self._is_built_in(stem) or current_trust().allows(stem)):
             with contextlib.suppress(InputError):  # `build` will tell
                 known = self.get(stem)
-        return frozenset(known.model_fields)
+        fields = known.model_fields.items()
+        return {name: field.get_default(call_default_factory=True) for name, field in fields}
 
     def get(self, stem: str) -> type[Plugin]:
         """Return the class that a kind names.

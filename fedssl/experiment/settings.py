@@ -32,10 +32,10 @@ def merge(
         base: The table below.
         over: The table on top.
         path: Dotted name of the section that both tables are; empty for a whole experiment.
-        dropped: List to which each setting is added that another plug-in does not have, such as ``method.threshold = 0.9
-            (supervised has no such setting)``. None:
-            a section with another plug-in keeps only the settings that all members of the family have, such as the number of
-            labels. A phase begins a section anew in this way, since the table below has all defaults written out.
+        dropped: List to which each setting is added that the new plug-in lacks and that is not at its default, such as
+            ``method.threshold = 0.9 (supervised has no such setting)``. None: a section with another plug-in keeps only the settings
+            that all members of the family have, such as the number of labels. A phase begins a section anew in this way, since
+            the table below has all defaults written out.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -65,9 +65,10 @@ def _for_other_kind(
         return {k: v for k, v in below.items() if k in family.base.model_fields}
     kind = family.kind_of(value, below)
     known, own = family.settings_of(kind), {family.key, "name"}
+    before = family.settings_of(family.kind_of(below))
     given = value if isinstance(value, Mapping) else {}
     for key, old in below.items():
-        if key not in {*known, *own, *given}:
+        if key not in {*known, *own, *given} and old != before.get(key):
             dropped.append(f"{where}.{key} = {old} ({kind} has no such setting)")
     return {k: v for k, v in below.items() if k in known and k not in own}
 

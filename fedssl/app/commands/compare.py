@@ -39,6 +39,13 @@ def compare(
             help="Also measure classical classifiers on the same labels, as `fedssl baseline` does.",
         ),
     ] = False,
+    latex: Annotated[
+        bool,
+        typer.Option(
+            "--latex",
+            help="Also write comparison.tex, and comparison.pdf and .svg as wide as a column of a paper.",
+        ),
+    ] = False,
     bound: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +70,9 @@ def compare(
     require("pandas", "compare", "the table")
     if yardsticks:
         require("sklearn", "--yardsticks", "the classifiers")
-    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks, bound=bound)
+    if latex:
+        require("matplotlib", "--latex", "the figure")
+    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks, bound=bound, latex=latex)
 
 
 def compare_runs(
@@ -75,6 +84,7 @@ def compare_runs(
     brief: bool = False,
     yardsticks: bool = False,
     bound: str | None = None,
+    latex: bool = False,
 ) -> "Comparison":
     """Compare runs, print the comparison, write it to files, and return it.
 
@@ -87,6 +97,7 @@ def compare_runs(
         brief: Print only accuracies, and costs if there is virtual time; the files hold everything.
         yardsticks: Measure classical classifiers on the federations of the first line.
         bound: Label of the line from which the share of the gap is counted that the others close; None: none is shown.
+        latex: Write the table of accuracies as ``comparison.tex``, and the curves as ``comparison.pdf`` and ``comparison.svg``.
 
     Raises:
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
@@ -100,14 +111,14 @@ def compare_runs(
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
     said += _write_files(
-        comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S")
+        comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S"), latex=latex
     )
     for line in said:
         console.print(line, style="dim", soft_wrap=True)
     return comparison
 
 
-def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
+def _write_files(comparison: "Comparison", folder: Path, *, latex: bool) -> list[str]:
     """Write page, tables and picture; return lines that name their files."""
     from fedssl.record.run_path import unwritable_error
 
@@ -124,9 +135,24 @@ def _write_files(comparison: "Comparison", folder: Path) -> list[str]:
             comparison.yardsticks.to_csv(folder / "comparison_yardsticks.csv", index=False)
         page = _write_page(comparison, folder / "comparison.html")
         drawn = _draw_curves(comparison, folder / "comparison.png")
+        if latex:
+            _write_for_paper(comparison, folder)
     except OSError as error:
         raise unwritable_error(folder, str(error.strerror)) from None
-    return [f"  page: {page}", f"  picture: {drawn}   table: {table}   curves: {curves}"]
+    paper = [f"  for a paper: {folder / 'comparison.tex'}, comparison.pdf, comparison.svg"]
+    lines = [f"  page: {page}", f"  picture: {drawn}   table: {table}   curves: {curves}"]
+    return [*lines, *(paper if latex else [])]
+
+
+def _write_for_paper(comparison: "Comparison", folder: Path) -> None:
+    """Write the accuracies as LaTeX, and the curves as a PDF and an SVG."""
+    from fedssl.views.comparison.latex import latex_of
+    from fedssl.views.comparison.table import tables_of
+    from fedssl.views.pictures.paper_plot import plot_for_paper
+
+    text = latex_of(tables_of(comparison, brief=True)[0])
+    (folder / "comparison.tex").write_text(text, encoding="utf-8")
+    plot_for_paper(comparison.curves, [folder / f"comparison.{kind}" for kind in ("pdf", "svg")])
 
 
 def _write_page(comparison: "Comparison", path: Path) -> str:

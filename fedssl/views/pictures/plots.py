@@ -1,9 +1,10 @@
 """The picture of a comparison of runs, and the palette and functions that all pictures share."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the picture of a federation must not wait for pandas
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Okabe & Ito's palette, which color-blind readers can tell apart."""
+
+LONG_LABEL = 24
+"""Longer labels stand below each other in a legend."""
 
 Color = str | tuple[float, float, float, float]
 
@@ -32,65 +36,129 @@ class Picture(Figure):
 def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
     """Draw the learning curves of several lines: means over seeds, with a band from the worst to the best seed.
 
-    If there is virtual time, a second row draws accuracy against virtual time and against the bytes sent. Beyond eight
-    lines, no bands are drawn, and the legend is beside the curves.
+    A second panel draws pseudo-labels, if there are any. If there is virtual time, a second row draws accuracy against virtual
+    time and against the bytes sent. The legend is outside the curves. Beyond eight lines, no bands are drawn.
 
     Args:
         curves: Columns as in `fedssl.views.comparison.statistics.curves_of`.
         title: Title of the picture.
-        path: The PNG file to write.
+        path: The file to write; its suffix says whether it is a PNG, a PDF or an SVG.
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     crowded = len(lines) > len(COLORS)
-    rows = 2 if curves["virtual_seconds"].notna().any() else 1
-    figure = Figure(
-        figsize=(12.5 if crowded else 10, 0.3 + 3.7 * rows), layout="constrained", dpi=110
-    )
-    panels = figure.subplots(rows, 2, squeeze=False).ravel().tolist()
-    palette: Sequence[Color] = COLORS
-    if crowded:
-        palette = [colormaps["tab20"](i % 20) for i in range(len(lines))]
-    for (label, line), color in zip(lines.items(), palette, strict=False):
-        _draw_line(panels, line, str(label), color, band=not crowded)
-    _describe_panels(panels)
-    if crowded:
-        figure.legend(frameon=False, fontsize=8, loc="outside right center")
-    else:
-        panels[0].legend(frameon=False, fontsize=9, loc="lower right")
-    for legend in (*figure.legends, *(axes.get_legend() for axes in panels)):
-        for text in () if legend is None else legend.get_texts():
-            text.set_parse_math(False)  # a dollar sign in a label is text and not a formula
+    panels = [panel for panel in PANELS if curves[list(panel.values)].notna().any(axis=None)]
+    timed = curves["virtual_seconds"].notna().any()
+    panels = panels if timed else [panel for panel in panels if panel.against == "round"]
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 5 * columns + (2.5 if crowded else 0)
+    figure = Figure(figsize=(width, 0.6 + 3.7 * rows), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for one in axes[len(panels) :]:
+        one.set_visible(False)
+    for one, panel in zip(axes, panels, strict=False):
+        draw_panel(one, panel, lines, palette_for(len(lines)), band=not crowded)
+    add_legend(figure, axes[0], beside=crowded)
     figure.suptitle(title, fontsize=11, parse_math=False)
     save_figure(figure, path)
 
 
-def _draw_line(
-    panels: Sequence[Axes], line: "pd.DataFrame", label: str, color: Color, *, band: bool
+@dataclass(frozen=True)
+class Panel:
+    """One coordinate system of a picture of curves.
+
+    Args:
+        title: Title of the panel.
+        against: Column of the horizontal axis.
+        unit: Name of the horizontal axis.
+        values: Columns of shares on the vertical axis; the first one is drawn as a line and has a band, others are dotted.
+    """
+
+    title: str
+    against: str
+    unit: str
+    values: tuple[str, ...]
+
+
+ACCURACY = Panel(
+    "accuracy of the global model's moving average (EMA)", "round", "round", ("ema_accuracy",)
+)
+PANELS = (
+    ACCURACY,
+    Panel(
+        "pseudo-labels: right (line), used (dots)",
+        "round",
+        "round",
+        ("pseudo_label_accuracy", "pseudo_label_coverage"),
+    ),
+    Panel(
+        "accuracy (EMA) by virtual time", "virtual_seconds", "virtual seconds", ("ema_accuracy",)
+    ),
+    Panel("accuracy (EMA) by traffic", "megabytes", "MB, up and down", ("ema_accuracy",)),
+)
+
+
+def palette_for(count: int) -> Sequence[Color]:
+    """Return as many colors as there are lines; beyond the twentieth they repeat."""
+    if count <= len(COLORS):
+        return COLORS[:count]
+    return [colormaps["tab20"](i % 20) for i in range(count)]
+
+
+def draw_panel(
+    axes: Axes,
+    panel: Panel,
+    lines: "Mapping[Any, pd.DataFrame]",
+    palette: Sequence[Color],
+    *,
+    band: bool,
 ) -> None:
-    """Draw one line of a comparison into every panel; only the first panel labels the line."""
-    accuracy, pseudo_labels, *costs = panels
-    _curve(accuracy, line, "round", "ema_accuracy", color, label=label, band=band)
-    _curve(pseudo_labels, line, "round", "pseudo_label_accuracy", color, band=band)
-    _curve(pseudo_labels, line, "round", "pseudo_label_coverage", color, style=":", band=False)
-    for axes, spent in zip(costs, ("virtual_seconds", "megabytes"), strict=False):
-        _curve(axes, line, spent, "ema_accuracy", color, band=band)
+    """Draw a panel's curves of all lines, in percent.
+
+    Args:
+        axes: Where to draw.
+        panel: What to draw.
+        lines: The curves of each line by its label.
+        palette: A color for each line.
+        band: Whether to shade the range from the worst to the best seed.
+    """
+    solid, *dotted = panel.values
+    for (label, line), color in zip(lines.items(), palette, strict=True):
+        _curve(axes, line, panel.against, solid, color, label=str(label), band=band)
+        for share in dotted:
+            _curve(axes, line, panel.against, share, color, style=":", band=False)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(panel.unit)
+    axes.set_ylabel("%")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.against == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _describe_panels(panels: Sequence[Axes]) -> None:
-    titles = (
-        ("accuracy of the global model's moving average (EMA)", "round"),
-        ("pseudo-labels: right (line), used (dots)", "round"),
-        ("accuracy (EMA) by virtual time", "virtual seconds"),
-        ("accuracy (EMA) by traffic", "MB, up and down"),
+def add_legend(figure: Figure, axes: Axes, *, beside: bool, size: float = 9) -> None:
+    """Add a legend of the lines that a panel draws, outside the curves.
+
+    Args:
+        figure: The figure.
+        axes: The panel.
+        beside: Put the legend beside the curves; if false, below them.
+        size: Size of the letters, in points.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    columns = 1 if beside or max(map(len, labels)) > LONG_LABEL else min(4, len(labels))
+    legend = figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=size,
+        loc="outside right center" if beside else "outside lower center",
+        ncols=columns,
     )
-    for axes, (title, unit) in zip(panels, titles, strict=False):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel(unit)
-        axes.set_ylabel("%")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if unit == "round":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in a label is text and not a formula
 
 
 def _curve(

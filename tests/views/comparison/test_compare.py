@@ -11,6 +11,7 @@ from PIL import Image
 from fedssl.app.commands.compare import compare_runs
 from fedssl.core.console import Console
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.latex import latex_of
 from fedssl.views.comparison.table import as_rich, tables_of
 from fedssl.views.pictures.plots import plot_comparison
 from tests.helpers import fedssl, refused, small_toml
@@ -247,6 +248,37 @@ def test_runs_that_have_just_ended_are_compared_the_same_way_and_never_refused(t
     refused(fedssl(*asked), "different split")
     assert fedssl(*asked, "--force").exit_code == 0
     assert pd.read_csv(tmp_path / "again" / "comparison.csv").equals(table)
+
+
+def test_a_table_and_figures_for_a_paper(runs, tmp_path):
+    for folder, ratio, accuracy in (("a", 1, 0.5), ("b", 2, 0.4)):
+        path, method = tmp_path / "odd" / folder, {"unlabeled_ratio": ratio}
+        record(path, [accuracy], name="odd_one", method=method)
+    out = tmp_path / "out"
+    result = fedssl("compare", tmp_path / "odd", "--out", out, "--latex")
+    assert result.exit_code == 0, result.output
+    assert "comparison.tex" in result.output
+    text = (out / "comparison.tex").read_text()
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    assert body[:2] == [r"\begin{tabular}{lrrrrrrr}", r"\toprule"]
+    label = r"odd\_one (method.unlabeled\_ratio=1)"
+    assert body[4].startswith(label + " & 1 & 40.0 & 50.0 &  & ")
+    assert "& $-$10.0 &" in body[5]
+    assert (out / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    assert "odd_one (method.unlabeled_ratio=1)" in (out / "comparison.svg").read_text()
+    several = latex_of(tables_of(Comparison.of_runs([runs], force=False))[0])
+    assert r"$\pm$" in several
+    assert "±" not in "".join(line for line in several.splitlines() if line[0] != "%")
+
+
+def test_a_picture_has_a_panel_of_pseudo_labels_only_if_there_are_any(tmp_path):
+    record(tmp_path / "a", [0.5, 0.6], name="a")
+    curves = Comparison.of_runs([tmp_path], force=False).curves
+    plot_comparison(curves, "t", tmp_path / "both.png")
+    none = curves.assign(pseudo_label_accuracy=np.nan, pseudo_label_coverage=np.nan)
+    plot_comparison(none, "t", tmp_path / "one.png")
+    both, one = (Image.open(tmp_path / f"{name}.png").width for name in ("both", "one"))
+    assert one == pytest.approx(both / 2, abs=5)
 
 
 def test_pictures_are_drawn(tmp_path):
