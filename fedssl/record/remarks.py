@@ -1,4 +1,4 @@
-"""Remarks on a run that went wrong, for its end: facts of its record, in one line."""
+"""Remarks on a run that went wrong or was too short, for its end: facts of its record, and what to try, in one line."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,19 +16,50 @@ FEWEST_ROUNDS = 5
 EXPLODED = 50.0
 """A model with a held-out loss above this (nats per image) has diverged; a guess among a thousand classes has 6.9."""
 
+MOST_REMARKS = 2
+"""A remark has at most this many findings; the worst come first."""
+
+FEWEST_TO_COMPARE = 8
+"""With fewer evaluated rounds, the end of a run is not compared with what came before."""
+
+FELL = 0.1
+"""A model whose accuracy, in [0, 1], is lower at the end than it was by this has lost what it had learned."""
+
+ROSE = 0.015
+"""An accuracy that rises by this from the last but one part of a run to the last part would rise further."""
+
+FEWEST_LABELED_ROUNDS = 20
+"""With fewer rounds of pseudo-labels, nothing is said of how many are used and right."""
+
+HARDLY = 0.02
+"""Below this share of used pseudo-labels, a method hardly differs from training on labels alone."""
+
+MANY, WRONG = 0.1, 0.5
+"""Pseudo-labels do harm if more than the first share of them are used and less than the second share of the used ones are right."""
+
 
 def remark_on(
-    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool = True
+    rows: Sequence["RoundRow"],
+    most_frequent: float,
+    evaluated_on: str,
+    *,
+    is_trained: bool = True,
+    has_threshold: bool = False,
 ) -> str:
-    """Return what went wrong in a run, as sentences on one line; empty if nothing did.
+    """Return what went wrong in a run and what to try, as one or two sentences on one line; empty if nothing did.
 
     Args:
         rows: Every round of the run.
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
         is_trained: Whether the run's last phase trained the judge that its accuracies come from.
+        has_threshold: Whether the last phase's method has the setting ``threshold``.
     """
-    return " ".join(_remarks(rows, most_frequent, evaluated_on, is_trained=is_trained))
+    failed = list(_failures(rows, most_frequent, evaluated_on, is_trained=is_trained))
+    last = [row for row in rows if row.phase == rows[-1].phase]
+    found = [*failed, *_pseudo_labels(last, has_threshold=has_threshold)]
+    found += [] if failed or not is_trained else _course(last, evaluated_on)
+    return " ".join(found[:MOST_REMARKS])
 
 
 def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
@@ -37,7 +68,7 @@ def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
     return float(np.bincount(known).max() / len(known)) if len(known) else math.nan
 
 
-def _remarks(
+def _failures(
     rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool
 ) -> Iterator[str]:
     if rows and all(row.clients_ok == 0 for row in rows) and rows[-1].clients_inactive:
@@ -64,6 +95,61 @@ def _remarks(
                 f"{last.server_accuracy * 100:.1f} % of {evaluated_on} images, and naming the most frequent "
                 f"class alone is right on {most_frequent * 100:.1f} %."
             )
-    used = [row.pseudo_label_coverage for row in rows if not math.isnan(row.pseudo_label_coverage)]
+
+
+def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterator[str]:
+    """Say if no pseudo-label, hardly any, or many wrong ones were used in a phase's rounds."""
+    known = [row for row in rows if not math.isnan(row.pseudo_label_coverage)]
+    used = [row.pseudo_label_coverage for row in known]
     if len(used) >= FEWEST_ROUNDS and max(used) == 0:
-        yield f"No pseudo-label was used in any of {len(used)} rounds."
+        yield f"No pseudo-label was used in any of {len(used)} rounds{_lower(has_threshold)}."
+        return
+    if len(used) < FEWEST_LABELED_ROUNDS:
+        return
+    late = known[-(len(known) // 4) :]
+    share = float(np.mean([row.pseudo_label_coverage for row in late]))
+    right = [row.pseudo_label_accuracy for row in late if row.pseudo_label_coverage > 0]
+    right = [each for each in right if not math.isnan(each)]
+    if share < HARDLY:
+        yield (
+            f"Hardly any pseudo-label was used, {share * 100:.1f} % of the unlabeled images in the last {len(late)} "
+            f"rounds{_lower(has_threshold)}."
+        )
+    elif share > MANY and right and np.mean(right) < WRONG:
+        yield (
+            f"Most pseudo-labels were wrong: in the last {len(late)} rounds, {share * 100:.0f} % of the unlabeled images had "
+            f"one, and {np.mean(right) * 100:.0f} % of these were right. Try a first phase of supervised training"
+            + (", or a higher method.threshold." if has_threshold else ".")
+        )
+
+
+def _lower(has_threshold: bool) -> str:
+    """Return what to try if pseudo-labels are not used, as the end of a sentence."""
+    lower = "a lower method.threshold, or " if has_threshold else ""
+    return f": try {lower}more rounds or local steps"
+
+
+def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
+    """Say if the accuracy fell far below what it had been, or was still rising at the end of a phase."""
+    evaluated = [row for row in rows if row.evaluated]
+    if len(evaluated) < FEWEST_TO_COMPARE:
+        return
+    window = max(2, len(evaluated) // 8)
+    accuracy = np.array([row.server_accuracy for row in evaluated])
+    means = np.convolve(accuracy, np.full(window, 1 / window), mode="valid")
+    best = int(means.argmax())
+    if means[best] - means[-1] > FELL:
+        around = evaluated[best + window - 1].round
+        yield (
+            f"The accuracy on {evaluated_on} images fell from {means[best] * 100:.1f} % about round {around} to "
+            f"{means[-1] * 100:.1f} %: try a lower train.lr or fewer local steps."
+        )
+        return
+    rise = means[-1] - means[-1 - window]
+    # How far two such means differ by the noise from one evaluation to the next.
+    noise = np.diff(accuracy).std() / math.sqrt(window)
+    if rise > max(ROSE, 2 * noise) and means[-1] >= means[best]:
+        yield (
+            f"The accuracy was still rising at the end, by {rise * 100:.1f} points from the last but one eighth of the "
+            "evaluations to the last: more rounds would help."
+        )

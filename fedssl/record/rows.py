@@ -253,7 +253,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     Only rounds with the judge of the last round count; ``judged_by`` names this judge.
 
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
-    that the run diverged, learned nothing or used no pseudo-label; otherwise it is empty.
+    what went wrong, such as that the model diverged or that most pseudo-labels were wrong; otherwise it is empty.
 
     Args:
         experiment: The experiment that ran.
@@ -288,6 +288,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             outcome.most_frequent,
             experiment.evaluated_on,
             is_trained=judge != UNTRAINED,
+            has_threshold="threshold" in type(experiment.plans[-1].method).model_fields,
         ),
     }
 
