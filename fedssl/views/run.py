@@ -149,7 +149,7 @@ class Run:
         """
         if not self.is_finished:
             raise InputError(
-                str(self.path), "is not finished", "go on with it: fedssl run --resume"
+                str(self.path), "is not finished", f"go on with it: fedssl run {self.path} --resume"
             )
         summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
         with naming_damaged_files(self.path / SUMMARY):

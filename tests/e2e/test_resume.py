@@ -500,3 +500,24 @@ def test_under_flowers_runtime_what_clients_keep_is_lost_and_nothing_else(tmp_pa
         run(free, tmp_path / "run", Stopper(2))
     in_a_process("run", file, "--out", tmp_path / "run", "--resume", "--engine", "flower")
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+def test_a_run_is_resumed_by_its_folder_to_the_same_bits(killed, tmp_path):
+    _, whole, path = killed
+    shutil.copytree(path, tmp_path / "run")
+    result = fedssl("run", tmp_path / "run", "--resume", "--plain")
+    assert result.exit_code == 0, result.output
+    assert bits(tmp_path / "run") == whole
+    again = fedssl("run", tmp_path / "run", "--resume", "--plain")
+    assert "already done" in again.output
+
+
+def test_the_folder_of_a_run_is_no_experiment_file(killed, tmp_path):
+    _, _, path = killed
+    before = sorted(path.rglob("*"))
+    refused(fedssl("run", path), "is the folder of a run", "--resume")
+    refused(fedssl("run", tmp_path, "--resume"), "is a folder that holds no run")
+    file = small_toml(tmp_path / "e.toml")
+    for more in ((file,), ("--seeds", 2), ("--out", tmp_path / "o")):
+        refused(fedssl("run", path, *more, "--resume"), "without --out and --seeds")
+    assert sorted(path.rglob("*")) == before

@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.views.run import Run
 
 Files = Annotated[list[Path], typer.Argument(help="Experiment files (TOML).", show_default=False)]
+FilesOrRuns = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Experiment files (TOML); with --resume, also folders of runs.", show_default=False
+    ),
+]
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
 Settings = Annotated[
     list[str] | None,

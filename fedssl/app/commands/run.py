@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import Files, Settings, load_seeds, say_dropped
+from fedssl.app.commands.arguments import FilesOrRuns, Settings, load_seeds, say_dropped
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import complain, guarded
 from fedssl.core.console import Console
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @guarded
 def run(
-    files: Files,
+    files: FilesOrRuns,
     settings: Settings = None,
     engine: Annotated[
         str | None,
@@ -72,6 +72,8 @@ def run(
       fedssl run experiments/digits/fixmatch.toml --set federation.partition.alpha=0.1 --engine serial
 
       fedssl run experiments/digits/*.toml --seeds 5 --resume
+
+      fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
     with quick_imports():
         from fedssl.app.interrupts import interruptible
@@ -83,11 +85,13 @@ def run(
     console = Console()
     # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:
-        experiments = _load_experiments(files, overrides, seeds)
+        named = _find_named_runs(files, out, seeds, resume=resume)
+        sources = [named.get(file, file) for file in files]
+        experiments = _load_experiments(sources, overrides, seeds)
         say_dropped(experiments, console)
         finished = _run(
             experiments,
-            _choose_folders(experiments, out),
+            list(named) if named else _choose_folders(experiments, out),
             console,
             interrupts,
             jobs=jobs,
@@ -98,6 +102,35 @@ def run(
             compare_runs(finished, out, console, force=True, brief=True)
     if failed := len(experiments) - len(finished):
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
+
+
+def _find_named_runs(
+    files: list[Path], out: Path | None, seeds: int, *, resume: bool
+) -> dict[Path, Path]:
+    """Return the experiment file of each run that is named by its folder; empty if experiment files are named.
+
+    Raises:
+        InputError: A folder holds no run, or it is named without ``--resume`` or beside experiment files, a folder or seeds.
+    """
+    from fedssl.record.run_path import EXPERIMENT, has_begun
+
+    folders = [file for file in files if file.is_dir()]
+    for folder in folders:
+        if not has_begun(folder):
+            raise InputError(str(folder), "is a folder that holds no run", "name a TOML file")
+        if not resume:
+            raise InputError(
+                str(folder),
+                "is the folder of a run",
+                f"go on with it: fedssl run {folder} --resume",
+            )
+    if folders and (len(folders) < len(files) or out is not None or seeds > 1):
+        raise InputError(
+            str(folders[0]),
+            "is the folder of a run, which says its own file, seed and folder",
+            "name folders of runs alone, without --out and --seeds",
+        )
+    return {folder: folder / EXPERIMENT for folder in folders}
 
 
 def _load_experiments(files: list[Path], settings: list[str], seeds: int) -> list["Experiment"]:

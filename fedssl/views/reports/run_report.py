@@ -123,7 +123,7 @@ def _remarks(material: Material) -> Iterator[str]:
         failed = [event for event in material.events if event["event"] == "failed"]
         done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
-        yield f"This run is not finished: {done}.{reason} To go on, repeat the command that began it, with --resume."
+        yield f"This run is not finished: {done}.{reason} To go on: fedssl run FOLDER --resume, with this page's folder."
     elif remark := material.summary.get("remark"):  # older records have no remark
         yield remark
     if dropped := material.environment.get("dropped"):  # older records do not say it
