@@ -4,6 +4,8 @@ import itertools
 import time
 from pathlib import Path
 
+import filelock
+
 from fedssl.core.errors import InputError
 from fedssl.core.files import PARTIAL
 from fedssl.experiment.experiment import Experiment
@@ -70,6 +72,20 @@ def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
 def has_begun(path: Path) -> bool:
     """Return whether a folder holds a run. Its experiment file is the last file that is written before round 1."""
     return (path / EXPERIMENT).exists()
+
+
+def is_running(path: Path) -> bool:
+    """Return whether a process records a run in a folder at this moment; a killed run's folder is free again."""
+    if not (path / LOCK).exists():
+        return False
+    lock = filelock.FileLock(path / LOCK, thread_local=False)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # a folder that cannot be written to
+        return False
 
 
 def never_began(path: Path) -> bool:

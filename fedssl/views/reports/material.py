@@ -13,7 +13,16 @@ from fedssl.core.rng import SERVER
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.lines import read_rows
 from fedssl.record.rows import NAN, STATUSES, ClassRow, ClientRow, NumberRow, RoundRow
-from fedssl.record.run_path import CLASSES, CLIENTS, EVENTS, NUMBERS, PARTITION, ROUNDS, SUMMARY
+from fedssl.record.run_path import (
+    CLASSES,
+    CLIENTS,
+    EVENTS,
+    NUMBERS,
+    PARTITION,
+    ROUNDS,
+    SUMMARY,
+    is_running,
+)
 from fedssl.views.reports.charts import is_out_of_range
 from fedssl.views.run import Run, naming_damaged_files
 
@@ -38,6 +47,7 @@ class Material:
         events: Events of the run, oldest first.
         summary: Summary of a finished run; None if the run is not finished.
         evaluation: A closer look at the models; None if no closer look was taken.
+        is_running: Whether the run goes on at this moment.
         out_of_range: One sentence for each number of the record that is too large to be true. NaN or 0 replaces the
             number.
     """
@@ -55,6 +65,7 @@ class Material:
     events: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
+    is_running: bool = False
     out_of_range: Sequence[str] = ()
 
     @property
@@ -111,6 +122,7 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
         events=_events(run),
         summary=summary,
         evaluation=evaluation,
+        is_running=summary is None and is_running(run.path),
         out_of_range=wrong,
     )
 

@@ -31,6 +31,8 @@ class Page:
     Args:
         title: Title of the page.
         subtitle: One line that describes the content.
+        state: How far what is shown has come; empty if it is complete.
+        reload_seconds: The browser loads the page again after so many seconds; 0: it does not.
         figures: Numbers at the top of the page.
         remarks: Sentences that the reader must not miss, such as why a run stopped.
         tables: Tables before the charts.
@@ -40,6 +42,8 @@ class Page:
 
     title: str
     subtitle: str
+    state: str = ""
+    reload_seconds: int = 0
     figures: Sequence[Figure] = ()
     remarks: Sequence[str] = ()
     tables: Sequence[TextTable] = ()

@@ -32,6 +32,9 @@ from fedssl.views.text_table import TextTable
 MOST_EVENTS = 50
 """The table of events has at most this many rows, the most frequent events first."""
 
+RELOAD = 10
+"""Seconds after which a browser loads the page of a run anew that goes on."""
+
 MOST_NUMBERS = 5
 """The page names at most this many of the numbers out of range, and counts the others."""
 
@@ -56,6 +59,8 @@ def report_page(material: Material) -> Page:
     return Page(
         title=f"{experiment.name}, seed {experiment.seed}",
         subtitle=material.data["description"],
+        state=_state(material),
+        reload_seconds=RELOAD if material.is_running and experiment.record.report_every else 0,
         figures=list(_figures(material)),
         remarks=list(_remarks(material)),
         tables=[] if (table := _table_of_events(material)) is None else [table],
@@ -117,15 +122,33 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure("inactive", f"{inactive:,}", "had nothing to train on")
 
 
+def _state(material: Material) -> str:
+    """Return how far a run has come that goes on at this moment; empty for any other run."""
+    if not material.is_running:
+        return ""
+    every = material.experiment.record.report_every
+    again = (
+        f"this page is written again every {every} rounds, and loads itself anew"
+        if every
+        else "fedssl report writes this page again"
+    )
+    now = datetime.now().astimezone().strftime("%H:%M:%S")
+    return f"Running at {now}: {_rounds_done(material)}; {again}."
+
+
+def _rounds_done(material: Material) -> str:
+    return f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
+
+
 def _remarks(material: Material) -> Iterator[str]:
     """Yield sentences on what is wrong with a run or missing from its page."""
-    if material.summary is None:
+    if material.summary is None and not material.is_running:
         failed = [event for event in material.events if event["event"] == "failed"]
-        done = f"{len(material.rounds)} of {material.experiment.num_rounds} rounds are recorded"
+        done = _rounds_done(material)
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
         yield f"This run is not finished: {done}.{reason} To go on: fedssl run FOLDER --resume, with this page's folder."
-    elif remark := material.summary.get("remark"):  # older records have no remark
-        yield remark
+    if material.summary is not None and (remark := material.summary.get("remark")):
+        yield remark  # older records have none
     if dropped := material.environment.get("dropped"):  # older records do not say it
         yield f"Settings that were left out: {'; '.join(map(str, dropped))}."
     if material.out_of_range:

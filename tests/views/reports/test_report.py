@@ -218,13 +218,20 @@ def test_it_is_written_as_the_run_goes(tmp_path):
             page = tmp_path / "run" / "report.html"
             text = page.read_text() if page.exists() else ""
             self.seen += re.findall(r"(\d) of 5 rounds are recorded", text) or ["none"]
+            if text:  # it is no failure that a run goes on
+                assert "Running at" in text
+                assert '<meta http-equiv="refresh" content="10">' in text
+                assert "not finished" not in text
 
     watch = Watch()
     experiment = small_experiment(rounds=5, record={"report_every": 2})
     run = run_into(tmp_path / "run", experiment, watch)
     assert watch.seen == ["none", "2", "2", "4", "4"]
     assert read_evaluation(run.path)["round"] == 5
-    assert "not finished" not in (run.path / "report.html").read_text()
+    text = (run.path / "report.html").read_text()
+    assert "not finished" not in text
+    assert "Running at" not in text
+    assert 'http-equiv="refresh"' not in text
 
 
 def test_it_is_left_out_on_request(tmp_path):
@@ -271,6 +278,8 @@ def test_of_a_run_that_was_stopped(tmp_path):
     assert result.exit_code == 0, result.output
     text = (tmp_path / "run" / "report.html").read_text()
     assert "This run is not finished: 3 of 6 rounds" in text
+    assert "fedssl run FOLDER --resume" in text
+    assert "Running at" not in text
     assert "a cable was pulled" in text
     assert read_evaluation(tmp_path / "run")["round"] == 3
 
