@@ -8,6 +8,7 @@ import typer
 from fedssl import __version__
 from fedssl.app.commands.baseline import baseline
 from fedssl.app.commands.compare import compare
+from fedssl.app.commands.explain import explain
 from fedssl.app.commands.export import export
 from fedssl.app.commands.listing import doctor, list_plugins, schema
 from fedssl.app.commands.look import show, validate
@@ -69,6 +70,7 @@ app.command()(sweep)
 app.command()(baseline)
 app.command()(validate)
 app.command("list")(list_plugins)
+app.command()(explain)
 app.command()(show)
 app.command()(report)
 app.command()(export)

@@ -151,10 +151,11 @@ def _settings_of(member: "type[Plugin]") -> Iterator[str]:
         if info.is_required():
             yield field
         else:
-            yield f"{field} = {_shorten(info.get_default(call_default_factory=True))}"
+            yield f"{field} = {shown_default(info.get_default(call_default_factory=True))}"
 
 
-def _shorten(value: Any) -> str:
+def shown_default(value: Any) -> str:
+    """Return a default as a table shows it; a plug-in is shown as its kind."""
     from fedssl.core.registry import Plugin
 
     if isinstance(value, Plugin):
