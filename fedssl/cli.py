@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Federated semi-supervised learning: simulate, measure, deploy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click suggests one already
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -292,9 +292,14 @@ class Family:
                 return find_plugin(import_module(module), module, self.base, self.noun)
         file = find_file_meant(stem)
         if file is None:
-            raise NoPlugin("", suggest_nearest(stem, self.names()))
+            raise NoPlugin("", suggest_nearest(stem, self.names()) + self._named_kinds())
         remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
         raise NoPlugin(f"{file} is ignored, because a kind without a dot is built in", remedy)
+
+    def _named_kinds(self) -> str:
+        """Return how kinds with a name after a colon are written, as the end of a remedy; empty if the family has none."""
+        named = [stem for stem in self.names() if "name" in self.get(stem).model_fields]
+        return f"; or {', '.join(f'{stem}:NAME' for stem in named)}" if named else ""
 
     def _load_module(self, module: str) -> type[Plugin]:
         if find_module(module) is None:
@@ -341,6 +346,11 @@ class Family:
         if not self._is_built_in(stem) and not current_trust().allows(stem):
             return self._stand_in_for(kind, stem, fields)
         plugin = self.get(stem)
+        if colon and "name" not in plugin.model_fields:
+            problem = f"is {kind!r}, but {stem!r} has no ':NAME'"
+            own = ", ".join(plugin.model_fields)
+            remedy = f"write a table with its settings: {own}" if own else f"write {stem!r}"
+            raise InputError(f"{self.section}.{self.key}", problem, remedy)
         if colon:
             fields["name"] = name
         if "name" in plugin.model_fields and not fields.get("name"):

@@ -12,12 +12,13 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Plugin, Section
+from fedssl.core.toml import read_toml
 from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
-from fedssl.experiment.settings import merge, read_toml, tables_of, without_none
+from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
 from fedssl.training.correction import WithClientHalf

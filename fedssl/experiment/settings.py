@@ -2,15 +2,11 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family
 from fedssl.experiment.families import family_at
-
-LARGEST_FILE = 4 << 20
-"""An experiment file has at most this many bytes; a longer file is not an experiment file."""
 
 UNSET = "unset"
 """``--set KEY=unset`` removes a setting with this word. `fedssl list` prints it for a setting without a default."""
@@ -90,30 +86,6 @@ def _merge_list(
     return merged
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: The file does not exist, cannot be read, is too large, or is not valid TOML.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
-        raise InputError(str(path), f"cannot be read: {error}") from None
-    if len(content) > LARGEST_FILE:
-        raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:  # Python itself raises it for a number of too many digits
-        raise InputError(str(path), f"is not valid TOML: {error}") from None
-    except RecursionError:
-        raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
-
-
 def tables_of(settings: Iterable[str]) -> dict[str, Any]:
     """Return ``a.b=value`` settings as nested tables.
 
@@ -132,7 +104,10 @@ def _put(table: dict[str, Any], setting: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise InputError("--set", f"{setting!r} is not of the form a.b=value")
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], 1):
+        family = family_at(".".join(parts[:depth]))
+        if family is not None and part in table:
+            table[part] = family.as_table(table[part])
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InputError("--set", f"{setting!r} reaches into a value that is not a table")

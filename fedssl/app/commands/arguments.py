@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedssl.core.console import Console
+from fedssl.core.toml import read_toml
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.experiment.experiment import Experiment
@@ -56,6 +57,13 @@ PluginsOption = Annotated[
         help="Import your own modules that the run's experiment names; this runs their code.",
     ),
 ]
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Raise `InputError` if an experiment file cannot be read, before seconds pass in which torch is imported."""
+    for file in files:
+        if not file.is_dir():
+            read_toml(file)
 
 
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import File, Settings, load_seeds
+from fedssl.app.commands.arguments import File, Settings, check_files, load_seeds
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -36,6 +36,7 @@ def baseline(
     """
     require("sklearn", "baseline", "the classifiers")
     require("pandas", "baseline", "the table")
+    check_files([file])
     with quick_imports():
         from fedssl.app.simulation import check_experiment
         from fedssl.clients.local_data import simulated_federation

@@ -5,8 +5,6 @@ import itertools
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from fedssl.app.commands.listing import shown_default
@@ -15,7 +13,10 @@ from fedssl.core.console import Console
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.processes import quick_imports
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # --help must not wait for pydantic
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
     from fedssl.core.registry import Family
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -46,6 +47,8 @@ def explain(
 
       fedssl explain federation.partition.dirichlet.alpha
     """
+    from pydantic.fields import FieldInfo
+
     from fedssl.core.registry import Family
 
     with quick_imports():
@@ -85,9 +88,11 @@ def _find(place: str) -> Place:
     return found
 
 
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+def _section_of(field: "FieldInfo") -> "type[BaseModel] | None":
     """Return the section that a field holds, alone or in a list; None if it holds a value."""
-    waiting = [field.annotation]
+    from pydantic import BaseModel
+
+    waiting: list[Any] = [field.annotation]
     while waiting:
         kind = waiting.pop()
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
@@ -124,13 +129,15 @@ def _table(fields: "dict[str, FieldInfo]") -> Table:
     return table
 
 
-def _default_of(field: FieldInfo) -> str:
+def _default_of(field: "FieldInfo") -> str:
+    from pydantic import BaseModel
+
     value = field.get_default(call_default_factory=True)
     is_section = isinstance(value, BaseModel) and not hasattr(value, "kind")
     return "table" if is_section else shown_default(value)
 
 
-def _limits(field: FieldInfo) -> list[str]:
+def _limits(field: "FieldInfo") -> list[str]:
     """Return the range of a setting, or the values that it can have."""
     found = [
         f"{sign} {getattr(limit, name):g}"

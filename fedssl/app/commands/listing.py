@@ -65,11 +65,12 @@ def list_plugins(
     family: Annotated[
         str,
         typer.Argument(
+            metavar="FAMILY",
             help=f"One of: {', '.join(FAMILIES)}.",
             autocompletion=lambda: sorted(FAMILIES),
             show_default=False,
         ),
-    ],
+    ] = "",
 ) -> None:
     """List the kinds that a section of the experiment file can name, with their settings.
 
@@ -80,7 +81,9 @@ def list_plugins(
     """
     if family not in FAMILIES:
         raise InputError(
-            "list", f"there is no family {family!r}", suggest_nearest(family, FAMILIES)
+            "list",
+            f"there is no family {family!r}" if family else "wants to know which family",
+            suggest_nearest(family, FAMILIES),
         )
     with quick_imports():
         members = members_of(family)

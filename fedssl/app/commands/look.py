@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import File, Settings, load_experiment, say_dropped
+from fedssl.app.commands.arguments import File, Settings, check_files, load_experiment, say_dropped
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -25,6 +25,7 @@ def validate(file: File, settings: Settings = None) -> None:
 
       fedssl validate mine.toml --set federation.clients=1000
     """
+    check_files([file])
     with quick_imports():
         from fedssl.app.simulation import (
             check_engine,
@@ -78,6 +79,7 @@ def show(
       fedssl show mine.toml --set federation.partition.alpha=0.1 --out skewed.png
     """
     require("matplotlib", "show", "the picture")
+    check_files([file])
     with quick_imports():
         from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import FilesOrRuns, Settings, load_seeds, say_dropped
+from fedssl.app.commands.arguments import (
+    FilesOrRuns,
+    Settings,
+    check_files,
+    load_seeds,
+    say_dropped,
+)
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import complain, guarded
 from fedssl.core.console import Console
@@ -75,6 +81,7 @@ def run(
 
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
+    check_files(files)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
 

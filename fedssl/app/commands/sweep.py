@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedssl.app.commands.arguments import Files, load_seeds, say_dropped
+from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_dropped
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
@@ -69,6 +69,7 @@ def sweep(
 
       fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
     """
+    check_files(files)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
         from fedssl.app.sweep.axes import parse_axes

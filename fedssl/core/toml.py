@@ -1,0 +1,34 @@
+"""Reads TOML files; importing this module does not import torch, so a mistyped path is told at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fedssl.core.errors import InputError
+
+LARGEST_FILE = 4 << 20
+"""An experiment file has at most this many bytes; a longer file is not an experiment file."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: The file does not exist, cannot be read, is too large, or is not valid TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
+        raise InputError(str(path), f"cannot be read: {error}") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # Python itself raises it for a number of too many digits
+        raise InputError(str(path), f"is not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
