@@ -22,6 +22,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.errors import InputError, suggest_nearest
@@ -124,14 +125,6 @@ class Plugin(Section):
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
 
-    def at_default(self) -> frozenset[str]:
-        """Return the names of the settings that are at their defaults."""
-        return frozenset(
-            name
-            for name, field in type(self).model_fields.items()
-            if getattr(self, name) == field.get_default(call_default_factory=True)
-        )
-
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
         """Return the section as a table of the experiment file; the kind comes first."""
         return {key: self.kind, **self.model_dump(mode="json", exclude={"name"})}
@@ -232,7 +225,7 @@ class Family:
         """Return the kind that a table names, else the kind that a second table names, else the default."""
         for table in (value, otherwise):
             if isinstance(table, Mapping) and self.key in table:
-                return table[self.key]
+                return table[self.key] or self.default  # `unset` puts the default back
         return self.default
 
     def names(self) -> list[str]:
@@ -249,8 +242,8 @@ class Family:
             return False
         return True
 
-    def settings_of(self, kind: Any) -> dict[str, Any]:
-        """Return the settings that a kind has, with their defaults; of a kind that may not be imported here, those of all members.
+    def settings_of(self, kind: Any) -> dict[str, FieldInfo]:
+        """Return the settings that a kind has; of a kind that may not be imported here, those that all members have.
 
         Args:
             kind: The kind, which need not exist.
@@ -260,8 +253,7 @@ class Family:
         if stem and (self._is_built_in(stem) or current_trust().allows(stem)):
             with contextlib.suppress(InputError):  # `build` will tell
                 known = self.get(stem)
-        fields = known.model_fields.items()
-        return {name: field.get_default(call_default_factory=True) for name, field in fields}
+        return dict(known.model_fields)
 
     def get(self, stem: str) -> type[Plugin]:
         """Return the class that a kind names.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Plugin, Section
@@ -117,8 +117,6 @@ class Experiment(RunSettings):
         description="the phases of a run, in order; none: one phase of `rounds` rounds, or of 40 if that is unset",
     )
 
-    _dropped: tuple[str, ...] = PrivateAttr(())
-
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
         if self.rounds is not None and self.phases:
@@ -153,10 +151,10 @@ class Experiment(RunSettings):
         copied.__dict__.pop("plans", None)
         return copied
 
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """Settings that were left out because a section got another kind that lacks them, such as ``method.threshold = 0.9``."""
-        return self._dropped
+    @functools.cached_property
+    def changed_kinds(self) -> tuple[str, ...]:
+        """Which settings a section kept and lost when it got another kind, as sentences; no part of the settings."""
+        return ()
 
     @property
     def largest_sample(self) -> int:
@@ -206,14 +204,14 @@ class Experiment(RunSettings):
         Raises:
             InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
         """
-        table, dropped = read_toml(Path(path)), list[str]()
+        table, said = read_toml(Path(path)), list[str]()
         overrides = tables_of(settings)
         try:
-            experiment = cls.from_dict(merge(table, overrides, dropped=dropped))
-            experiment._dropped = tuple(dropped)
-            return experiment
+            experiment = cls.from_dict(merge(table, overrides, said=said))
         except InputError as error:
             raise error.within(f"{path}: ") from None
+        experiment.__dict__["changed_kinds"] = tuple(said)
+        return experiment
 
     def with_settings(self, *settings: str) -> "Experiment":
         """Return this experiment with ``a.b=value`` settings laid over it, as ``--set`` does to a file.
@@ -224,15 +222,14 @@ class Experiment(RunSettings):
         Raises:
             InputError: A setting is invalid.
         """
-        dropped: list[str] = []
+        said: list[str] = []
         with trusting(self._trust):
-            table = merge(self._given(), tables_of(settings), dropped=dropped)
-            experiment = self.from_dict(table)
-        experiment._dropped = (*self._dropped, *dropped)
+            experiment = self.from_dict(merge(self._given(), tables_of(settings), said=said))
+        experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
         return experiment
 
     def _given(self) -> dict[str, Any]:
-        """Return `to_dict` without those settings of plug-ins that are at their defaults: another kind has other defaults."""
+        """Return `to_dict` without those settings of plug-ins that nobody gave: another kind has other defaults."""
         table = self.to_dict()
         for section in PLUGIN_SECTIONS:
             *path, last = section.split(".")
@@ -242,7 +239,8 @@ class Experiment(RunSettings):
                 owner, inner = getattr(owner, part, None), inner.get(part, {})
             plugin = getattr(owner, last, None)
             if isinstance(plugin, Plugin):
-                inner[last] = {k: v for k, v in inner[last].items() if k not in plugin.at_default()}
+                given = {PLUGIN_SECTIONS[section].key, *plugin.model_fields_set}
+                inner[last] = {k: v for k, v in inner[last].items() if k in given}
         return table
 
     def _own_settings(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def merge(
     base: Mapping[str, Any],
     over: Mapping[str, Any],
     path: str = "",
-    dropped: list[str] | None = None,
+    said: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return one table of settings laid over another.
 
@@ -28,10 +28,10 @@ def merge(
         base: The table below.
         over: The table on top.
         path: Dotted name of the section that both tables are; empty for a whole experiment.
-        dropped: List to which each setting is added that the new plug-in lacks and that is not at its default, such as
-            ``method.threshold = 0.9 (supervised has no such setting)``. None: a section with another plug-in keeps only the settings
-            that all members of the family have, such as the number of labels. A phase begins a section anew in this way, since
-            the table below has all defaults written out.
+        said: List to which sentences are added on a section that gets another kind: which settings it keeps that are not at the
+            new kind's default, and which are left out. None: a section with another plug-in keeps only the settings that all
+            members of the family have, such as the number of labels. A phase begins a section anew in this way, since the table
+            below has all defaults written out.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -41,36 +41,48 @@ def merge(
         if family is not None:
             value, below = family.as_table(value), family.as_table(below)
             if family.kind_of(value, below) != family.kind_of(below):
-                below = _for_other_kind(below or {}, family, value, where, dropped)
+                below = _for_other_kind(below or {}, family, value, where, said)
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(below, list):
-            merged[key] = _merge_list(below, value, where, dropped)
+            merged[key] = _merge_list(below, value, where, said)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge(below, value, where, dropped)
+            merged[key] = merge(below, value, where, said)
         else:
             merged[key] = value
     return merged
 
 
 def _for_other_kind(
-    below: Mapping[str, Any], family: Family, value: Any, where: str, dropped: list[str] | None
+    below: Mapping[str, Any], family: Family, value: Any, where: str, said: list[str] | None
 ) -> dict[str, Any]:
     """Return the settings of a section that stay if the section gets another kind; see `merge`."""
-    if dropped is None:
+    if said is None:
         return {k: v for k, v in below.items() if k in family.base.model_fields}
-    kind = family.kind_of(value, below)
-    known, own = family.settings_of(kind), {family.key, "name"}
-    before = family.settings_of(family.kind_of(below))
+    kind, old_kind = family.kind_of(value, below), family.kind_of(below)
+    known, before = family.settings_of(kind), family.settings_of(old_kind)
+    is_same = (
+        str(kind).partition(":")[0] == str(old_kind).partition(":")[0]
+    )  # another name, such as another folder
     given = value if isinstance(value, Mapping) else {}
+    kept = {}
     for key, old in below.items():
-        if key not in {*known, *own, *given} and old != before.get(key):
-            dropped.append(f"{where}.{key} = {old} ({kind} has no such setting)")
-    return {k: v for k, v in below.items() if k in known and k not in own}
+        if key in (family.key, "name"):
+            continue
+        if key not in before:  # a mistake, which the check of the settings tells
+            kept[key] = old
+        elif key in known and known[key].annotation == before[key].annotation:
+            kept[key] = old
+            default = known[key].get_default(call_default_factory=True)
+            if not is_same and key not in {*given, *family.base.model_fields} and old != default:
+                said.append(f"kept: {where}.{key} = {old} (the default of {kind} is {default})")
+        elif key not in given and old != before[key].get_default(call_default_factory=True):
+            said.append(f"left out: {where}.{key} = {old} ({kind} has no such setting)")
+    return kept
 
 
 def _merge_list(
-    below: list[Any], over: Mapping[str, Any], where: str, dropped: list[str] | None
+    below: list[Any], over: Mapping[str, Any], where: str, said: list[str] | None
 ) -> list[Any]:
     merged = list(below)
     for key, value in over.items():
@@ -80,7 +92,10 @@ def _merge_list(
         if isinstance(item, Mapping) and isinstance(value, Mapping):
             # A phase holds sections of the experiment, so their dotted names begin anew.
             path = "" if where == "phases" else f"{where}.{key}"
-            merged[int(key)] = merge(item, value, path, dropped)
+            own = None if said is None else list[str]()
+            merged[int(key)] = merge(item, value, path, own)
+            if said is not None:
+                said += [f"phase {key}: {line}" for line in own or ()]
         else:
             merged[int(key)] = value
     return merged

@@ -128,7 +128,10 @@ class RunDirectory(Observer):
             if self._continues:
                 check_partition(self.path / PARTITION, federation)
             else:
-                self._write(ENVIRONMENT, as_json(environment() | {"dropped": experiment.dropped}))
+                self._write(
+                    ENVIRONMENT,
+                    as_json(environment() | {"changed_kinds": experiment.changed_kinds}),
+                )
                 self._write(DATA, as_json(data_facts(experiment, federation)))
                 self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())

@@ -84,10 +84,14 @@ def closer_look(run: Run) -> dict[str, Any]:
 def _has_images(evaluation: Mapping[str, Any]) -> bool:
     """Return whether a closer look says which class each model gives to each image; one of an older version does not."""
     try:
-        predicted = [model["predicted"] for model in evaluation["models"].values()]
-        count = len(evaluation["images"])
-        return all(len(values) == count for values in (evaluation["labels"], *predicted))
-    except (KeyError, TypeError, AttributeError):
+        images, models = evaluation["images"], evaluation["models"]
+        numbers = [evaluation["labels"], *(models[name]["predicted"] for name in ("ema", "model"))]
+        are_texts = all(isinstance(image, str) for image in images)
+        are_classes = all(
+            isinstance(each, int) and -1 <= each < 2**31 for row in numbers for each in row
+        )
+        return are_texts and are_classes and {len(row) for row in numbers} == {len(images)}
+    except (KeyError, TypeError):
         return False
 
 
@@ -103,7 +107,7 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
     """Return what `write_evaluation` wrote into a run directory; None if the file is missing or damaged."""
     try:
         found: dict[str, Any] = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and {"round", "models"} <= found.keys() else None
 

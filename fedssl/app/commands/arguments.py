@@ -87,10 +87,10 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
     return [load_experiment(file, [*settings, f"seed={first + i}"]) for i in range(seeds)]
 
 
-def say_dropped(experiments: "Iterable[Experiment]", console: Console) -> None:
-    """Tell which settings of the files are left out because of another kind, once for all seeds and runs."""
-    for line in dict.fromkeys(line for each in experiments for line in each.dropped):
-        console.say(f"left out: {line}")
+def say_changed_kinds(experiments: "Iterable[Experiment]", console: Console) -> None:
+    """Tell which settings of the files sections with another kind keep and lose, once for all seeds and runs."""
+    for line in dict.fromkeys(line for each in experiments for line in each.changed_kinds):
+        console.say(line)
 
 
 def load_run(folder: Path, *, plugins: bool) -> "Run":

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from fedssl.app.commands.arguments import File, Settings, check_files, load_experiment, say_dropped
+from fedssl.app.commands.arguments import (
+    File,
+    Settings,
+    check_files,
+    load_experiment,
+    say_changed_kinds,
+)
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -54,7 +60,7 @@ def validate(file: File, settings: Settings = None) -> None:
     facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
     facts += [f"  because {because}"] if because else []
     console.print(f"{file}: valid", soft_wrap=True)
-    say_dropped([experiment], console)
+    say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
     for line in (*facts, *remarks_on_data(federation), *remarks):
         console.print(f"  {line}", soft_wrap=True)

@@ -11,7 +11,7 @@ from fedssl.app.commands.arguments import (
     Settings,
     check_files,
     load_seeds,
-    say_dropped,
+    say_changed_kinds,
 )
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import complain, guarded
@@ -95,7 +95,7 @@ def run(
         named = _find_named_runs(files, out, seeds, resume=resume)
         sources = [named.get(file, file) for file in files]
         experiments = _load_experiments(sources, overrides, seeds)
-        say_dropped(experiments, console)
+        say_changed_kinds(experiments, console)
         finished = _run(
             experiments,
             list(named) if named else _choose_folders(experiments, out),

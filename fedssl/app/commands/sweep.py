@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_dropped
+from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_changed_kinds
 from fedssl.app.commands.compare import compare_runs
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
@@ -81,7 +81,7 @@ def sweep(
     with interruptible():
         axes = parse_axes(settings or [])
         points = _make_points(files, axes, seeds)
-        say_dropped((point.experiment for point in points), console)
+        say_changed_kinds((point.experiment for point in points), console)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
         todo = _unfinished_points(points, folder)
         packing = _pack(todo, jobs) if todo else None

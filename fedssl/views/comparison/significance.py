@@ -1,19 +1,17 @@
-"""Which lines of a comparison differ by more than luck: a test over seeds, a test over images, and groups of lines.
+"""Which lines of a comparison differ by more than luck: a test of all pairs of lines, and groups of lines.
 
-Two kinds of luck decide a measured difference. Other seeds give other partitions, labels and initial weights: the test over
-seeds asks whether a difference is large beside its spread from seed to seed. Other held-out images give other accuracies:
-the test over images asks the same of images. Both tests correct for the number of pairs: if no two lines of a comparison
-differ in truth, a test tells any two of them apart in one comparison of twenty.
+Two kinds of luck decide a measured difference. Other seeds give other partitions, labels and initial weights. Other held-out
+images give other accuracies. So the variance of a difference is the sum of two variances: one from its spread over the seeds,
+and one from the images that only one of two lines names correctly. The test is Tukey's: it corrects for the number of pairs,
+so that if no two lines differ in truth, about one comparison of twenty tells at least one pair apart.
 
 All functions work on arrays; shares are in [0, 1], and L is the number of lines.
 """
 
-import functools
 import itertools
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,57 +22,34 @@ Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 ALPHA = 0.05
-"""Two lines are told apart if luck makes such a difference with less than this probability."""
+"""Two lines are told apart if luck alone would make a difference as large as theirs less often than this."""
 
-RESAMPLES = 2000
-"""The test over images draws the held-out images anew this many times."""
-
-CHUNK_BYTES = 64 * 2**20
-"""The draws are made in chunks of about this size (bytes)."""
+ENDLESS = 1e6
+"""Degrees of freedom that stand for infinitely many."""
 
 MOST_GROUPS = len(string.ascii_lowercase)
 """A group of lines has a letter, so there are no more groups than letters."""
 
 
 @dataclass(frozen=True)
-class SeedTest:
-    """What the seeds say about lines.
+class Spread:
+    """How uncertain the difference of each pair of lines is, for one kind of luck; both arrays are (L, L).
 
     Args:
-        p: Probability that luck makes the difference between a line and the first line, corrected for the number of pairs, (L,);
-            1 for the first line.
-        apart: Whether two lines are told apart, (L, L).
+        variance: Variance of the difference of two lines' accuracies.
+        freedom: Degrees of freedom of the variance.
     """
 
-    p: Floats
-    apart: Mask
+    variance: Floats
+    freedom: Floats
 
 
-@dataclass(frozen=True)
-class ImageTest:
-    """What the held-out images say about lines; all arrays but `p` are (L, L).
+def spread_over_seeds(values: Floats, overlap: float = 0.0) -> Spread | None:
+    """Return how uncertain differences of means over seeds are; None for fewer than two seeds or two lines.
 
-    Args:
-        p: As in `SeedTest`.
-        apart: As in `SeedTest`.
-        gain: Accuracy of the row's line minus that of the column's line, over all predictions.
-        error: Standard error of the gain.
-        only: Number of predictions that the row's line has right and the column's line has wrong.
-    """
-
-    p: Floats
-    apart: Mask
-    gain: Floats
-    error: Floats
-    only: Counts
-
-
-def seed_test(values: Floats, overlap: float = 0.0) -> SeedTest | None:
-    """Compare the differences of lines with their spread over seeds; None for fewer than two seeds or two lines.
-
-    It is Tukey's test in a design of blocks, where a seed is a block. The spread is what is left of the values once the mean of
-    each line and of each seed is taken away; if a pair has more spread of its own than that, its own counts. For two lines,
-    this is Student's paired t test.
+    A seed is a block: the spread is what is left of the values once the mean of each line and of each seed is taken away. If a
+    pair has more spread of its own than that, its own spread counts, with the few degrees of freedom that it has: an unsteady
+    line does not borrow the steadiness of the others.
 
     Args:
         values: Accuracies, (S, L); a row has the same seed of all lines.
@@ -86,21 +61,9 @@ def seed_test(values: Floats, overlap: float = 0.0) -> SeedTest | None:
     residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     freedom = (lines - 1) * (seeds - 1)
     common = 2 * float((residuals**2).sum()) / freedom
-    differences = values[:, :, None] - values[:, None, :]
-    variance = np.maximum(common, differences.var(0, ddof=1)) * spread_factor(seeds, overlap)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ranges = np.abs(differences.mean(0)) / np.sqrt(variance / 2)
-    # Without any spread, equal means give 0 / 0, which is no difference, and other means a range without end.
-    ranges = np.nan_to_num(ranges, nan=0.0, posinf=np.finfo(np.float64).max)
-    critical = _critical_range(lines, freedom)
-    p = np.asarray(stats.studentized_range.sf(ranges[0], lines, freedom), dtype=np.float64)
-    p[0] = 1.0
-    return SeedTest(np.where(np.isinf(ranges[0]), 0.0, p), ranges > critical)
-
-
-@functools.cache  # scipy integrates for a tenth of a second
-def _critical_range(lines: int, freedom: int) -> float:
-    return float(stats.studentized_range.ppf(1 - ALPHA, lines, freedom))
+    own = (values[:, :, None] - values[:, None, :]).var(0, ddof=1)
+    variance = np.maximum(common, own) * spread_factor(seeds, overlap)
+    return Spread(variance, np.where(own > common, seeds - 1.0, float(freedom)))
 
 
 def spread_factor(seeds: int, overlap: float) -> float:
@@ -115,47 +78,75 @@ def spread_factor(seeds: int, overlap: float) -> float:
     return 1 / seeds + overlap
 
 
-def image_test(right: Mask, images: Counts) -> ImageTest | None:
-    """Compare the differences of lines with what other held-out images could give; None for fewer than two lines.
+@dataclass(frozen=True)
+class ImageCounts:
+    """What held-out images say of lines; all arrays are (L, L).
 
-    The images are drawn anew with replacement. An image that is held out for several seeds is drawn with all its predictions, for
-    these are alike. In each draw, the largest of all pairs' deviations over their standard errors is taken; its distribution
-    corrects for the number of pairs (Westfall & Young, Resampling-based multiple testing, 1993).
+    Args:
+        gain: Accuracy of the row's line minus that of the column's line, over all predictions.
+        spread: How uncertain the gain is.
+        only: Number of predictions that the row's line has right and the column's line has wrong.
+    """
+
+    gain: Floats
+    spread: Spread
+    only: Counts
+
+
+def counts_by_image(right: Mask, images: Counts) -> ImageCounts:
+    """Return what held-out images say of lines; for one prediction an image, the variance is McNemar's.
+
+    An image that is held out for several seeds counts once, with all its predictions, for these are alike.
 
     Args:
         right: Whether a prediction is right, (N, L); a row is one image and one seed of all lines.
         images: Which image a row is of, (N,).
     """
-    lines = right.shape[1]
-    if lines < 2 or not len(images):
-        return None
-    # Sum the predictions of each image.
     _, place = np.unique(images, return_inverse=True)
-    shown = np.bincount(place, np.ones(len(place)))
+    shown = np.bincount(place).astype(np.float64)
     hits = np.stack([np.bincount(place, line) for line in right.T.astype(np.float64)], axis=1)
-    # Draw images, and take all pairs' gains of each draw.
-    drawn = _accuracies_of_draws(hits, shown)
     accuracy = hits.sum(0) / shown.sum()
-    first, second = np.triu_indices(lines, 1)
-    gains = (accuracy[:, None] - accuracy[None, :])[first, second]
-    deviations = drawn[:, first] - drawn[:, second] - gains
-    errors = deviations.std(0, ddof=1)
-    # Compare each pair's gain with the draws' largest deviations; two lines that predict the same are not different.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        largest = np.nan_to_num(np.abs(deviations) / errors, nan=0.0).max(1)
-        scores = np.nan_to_num(np.abs(gains) / errors, nan=0.0)
-    at_least = len(largest) - np.searchsorted(np.sort(largest), scores, side="left")
-    p = _symmetric((at_least + 1) / (len(largest) + 1), lines, diagonal=1.0)
-    return ImageTest(
-        p=p[0],
-        apart=p < ALPHA,
+    # How far each image is from the mean of its line, weighed by its predictions; the products sum to a covariance.
+    off = hits - shown[:, None] * accuracy
+    covariance = off.T @ off / shown.sum() ** 2
+    own = np.diag(covariance)
+    variance = np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0.0)
+    return ImageCounts(
         gain=accuracy[:, None] - accuracy[None, :],
-        error=_symmetric(errors, lines, diagonal=0.0),
+        spread=Spread(variance, np.full(variance.shape, ENDLESS)),
         only=right.T.astype(np.int64) @ ~right,
     )
 
 
-def letters_of(apart: Mask) -> list[str]:
+def probabilities(gain: Floats, *spreads: Spread) -> Floats:
+    """Return how often luck alone would make a pair's difference or a larger one, corrected for the number of pairs, (L, L).
+
+    The degrees of freedom of the summed variance are Welch's and Satterthwaite's.
+
+    Args:
+        gain: Accuracy of the row's line minus that of the column's line, (L, L).
+        spreads: How uncertain the gain is by each kind of luck.
+    """
+    lines = len(gain)
+    variance = np.sum([spread.variance for spread in spreads], axis=0)
+    parts = np.sum([spread.variance**2 / spread.freedom for spread in spreads], axis=0)
+    p = np.ones((lines, lines))
+    for one, other in itertools.combinations(range(lines), 2):
+        difference, total = abs(gain[one, other]), variance[one, other]
+        if total > TINY:
+            freedom = min(total**2 / parts[one, other], ENDLESS)
+            found = stats.studentized_range.sf(difference / np.sqrt(total / 2), lines, freedom)
+        else:  # no luck was seen at all
+            found = float(difference**2 <= TINY)
+        p[one, other] = p[other, one] = found
+    return p
+
+
+TINY = 1e-18
+"""A variance of shares below this is rounding."""
+
+
+def letters_of(apart: Mask) -> list[str] | None:
     """Return letters for each line, so that two lines share a letter if, and only if, they are not told apart.
 
     This is a compact letter display (Piepho, Journal of Computational and Graphical Statistics 13, 2004).
@@ -164,7 +155,7 @@ def letters_of(apart: Mask) -> list[str]:
         apart: Whether two lines are told apart, (L, L).
 
     Returns:
-        A text for each line, such as ``"ab"``. The texts are empty if there are more groups than letters.
+        A text for each line, such as ``"ab"``; None if there are more groups than letters.
     """
     lines = range(len(apart))
     groups = [frozenset(lines)]
@@ -172,7 +163,7 @@ def letters_of(apart: Mask) -> list[str]:
         if apart[one, other]:
             groups = _without_both(groups, one, other)
         if len(groups) > MOST_GROUPS:
-            return [""] * len(apart)
+            return None
     named = list(zip(sorted(groups, key=sorted), string.ascii_lowercase, strict=False))
     return ["".join(letter for group, letter in named if line in group) for line in lines]
 
@@ -184,24 +175,3 @@ def _without_both(groups: Sequence[frozenset[int]], one: int, other: int) -> lis
         both = one in group and other in group
         split |= dict.fromkeys([group - {one}, group - {other}] if both else [group])
     return [group for group in split if not any(group < larger for larger in split)]
-
-
-def _accuracies_of_draws(hits: npt.NDArray[Any], shown: npt.NDArray[Any]) -> Floats:
-    """Return the accuracy of each line in each draw of images, (RESAMPLES, L)."""
-    images = len(shown)
-    generator = np.random.default_rng(0)  # so that the same records give the same page
-    count = max(1, CHUNK_BYTES // (8 * images))
-    parts = []
-    for start in range(0, RESAMPLES, count):
-        size = min(count, RESAMPLES - start)
-        times = generator.multinomial(images, np.full(images, 1 / images), size=size)
-        parts.append((times @ hits) / (times @ shown)[:, None])
-    return np.concatenate(parts)
-
-
-def _symmetric(upper: Floats, lines: int, *, diagonal: float) -> Floats:
-    """Return a symmetric matrix (L, L) from its part above the diagonal, row by row."""
-    matrix = np.full((lines, lines), diagonal)
-    first, second = np.triu_indices(lines, 1)
-    matrix[first, second] = matrix[second, first] = upper
-    return matrix

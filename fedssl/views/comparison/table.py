@@ -43,10 +43,10 @@ OVERLAP = (
     "intervals are wider (Nadeau & Bengio, 2003)"
 )
 LUCK = (
-    "gain of the final EMA models over the first row, ± its standard error, over all predictions; "
-    "only it, only first: predictions that only this row or only the first row has right; p seeds, "
-    "p images: probability that luck makes the difference, corrected for the number of pairs "
-    "(Tukey's test with seeds as blocks; images drawn anew); apart: no p is 0.05 or more"
+    "gain of the EMA over the first row, ± its standard error by seeds and images together; only it, "
+    "only first: predictions of the final models that only this row or only the first row has "
+    "right; p: how often luck alone would make such a difference, corrected for the number of "
+    "pairs of rows (Tukey's test); apart: p is below 0.05"
 )
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
@@ -116,13 +116,14 @@ def _accuracies(comparison: Comparison) -> TextTable:
 
 
 def _differences(comparison: Comparison) -> TextTable:
-    """Return a row for each setting and value; the value that most lines have stands for all others."""
-    rows = []
+    """Return a row for each setting and value; of a setting that all lines have, the usual value comes last."""
+    rows, count = [], len(comparison.lines)
     for key, values in comparison.differences.items():
         usual = max(values, key=lambda value: len(values[value]))
-        for value, labels in values.items():
-            most = value == usual and len(labels) > 1
-            whose = "the others" if most else ", ".join(labels)
+        all_have_it = sum(map(len, values.values())) == count
+        for value, labels in sorted(values.items(), key=lambda each: each[0] == usual):
+            is_rest = value == usual and len(labels) > 1 and all_have_it
+            whose = "the others" if is_rest else ", ".join(labels)
             rows.append([whose, f"{key} = {_shortened(value)}"])
     return TextTable("settings that differ", (FIRST, "setting"), rows, DIFFERENCES)
 
@@ -147,23 +148,19 @@ def _intervals(comparison: Comparison) -> TextTable:
 
 
 def _luck(comparison: Comparison) -> TextTable:
-    columns = ("gain", "only it", "only first", "p seeds", "p images", "apart")
-    rows = []
-    for pair in comparison.verdicts.pairs.to_dict("records"):
-        gain, error = pair["image_gain"], pair["image_error"]
-        rows.append(
-            [
-                pair["label"],
-                "-" if math.isnan(gain) else f"{_points(gain)} ± {_percent(error)}",
-                _count(pair["only_line"]),
-                _count(pair["only_first"]),
-                _probability(pair["p_seeds"]),
-                _probability(pair["p_images"]),
-                "yes" if pair["apart"] else "no",
-            ]
-        )
-    one_seed = bool(comparison.verdicts.pairs["p_seeds"].isna().all())
-    note = LUCK + (ONE_MODEL if one_seed else "")
+    columns = ("gain", "only it", "only first", "p", "apart")
+    rows = [
+        [
+            pair["label"],
+            f"{_points(pair['gain'])} ± {_percent(pair['error'])}",
+            _count(pair["only_line"]),
+            _count(pair["only_first"]),
+            "< .001" if pair["p"] < 0.001 else f"{pair['p']:.3f}",
+            "yes" if pair["apart"] else "no",
+        ]
+        for pair in comparison.verdicts.pairs.to_dict("records")
+    ]
+    note = LUCK + ("" if comparison.most_seeds > 1 else ONE_MODEL)
     return TextTable("more than luck?", (FIRST, *columns), rows, note)
 
 
@@ -251,12 +248,6 @@ def _points(share: float) -> str:
 
 def _count(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:,.0f}"
-
-
-def _probability(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _amount(value: float) -> str:

@@ -1,5 +1,6 @@
 """Which lines of a comparison can be told apart: what seeds and held-out images say, taken from recorded runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,18 +12,20 @@ from fedssl.core.errors import InputError
 from fedssl.views.closer_look import closer_look
 from fedssl.views.comparison.gather import Line
 from fedssl.views.comparison.significance import (
+    ALPHA,
     Counts,
     Floats,
-    ImageTest,
+    ImageCounts,
     Mask,
-    SeedTest,
-    image_test,
+    Spread,
+    counts_by_image,
     letters_of,
-    seed_test,
+    probabilities,
+    spread_over_seeds,
 )
 
-MOST_LINES = 50
-"""More lines are not compared in pairs: the tests would take long, and hardly any pair could be told apart."""
+MOST_LINES = 26
+"""More lines are not compared in pairs: the test would take long, and hardly any pair could be told apart."""
 
 
 class Predictions(NamedTuple):
@@ -34,17 +37,16 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the tests say.
+    """What the test says.
 
     Args:
-        pairs: One row for each tested line but the first: ``label``; ``p_seeds`` and ``p_images``, the probabilities that luck makes the
-            line's difference from the first line, corrected for the number of pairs; ``image_gain`` and ``image_error``, the gain of
-            the final models over all predictions, and its standard error; ``only_line`` and ``only_first``, the predictions that
-            only one of the two has right; ``apart``, whether both tests tell the two lines apart. A test that was not
-            possible leaves NaN and does not count.
+        pairs: One row for each tested line but the first: ``label``; ``gain``, the difference of its mean EMA accuracy from the first
+            line's, and ``error``, the gain's standard error by seeds and images together; ``only_line`` and ``only_first``, the
+            predictions that only one of the two has right (NaN if unknown); ``p``, how often luck alone would make such a
+            difference, corrected for the number of pairs; ``apart``, whether that is below 5 %.
         letters: Letters by label: two lines that share a letter cannot be told apart.
         overlap: See `fedssl.views.comparison.significance.spread_factor`.
-        notes: Why a test was not possible.
+        notes: What could not be tested, and why.
     """
 
     pairs: pd.DataFrame
@@ -60,37 +62,65 @@ def verdicts_of(lines: Sequence[Line], runs: pd.DataFrame) -> Verdicts:
         lines: The lines of a comparison.
         runs: One row per run: label, seed, ema_accuracy.
     """
-    overlap = _overlap(lines[0])
+    overlap = _overlap(lines)
     seeds = list(lines[0].runs)
-    tested = [line for line in lines if set(seeds) <= line.runs.keys()]
-    notes = [
-        f"{line.label}: not tested against other lines, because it lacks a seed of {lines[0].label}"
-        for line in lines
-        if line not in tested and set(seeds) & line.runs.keys()
-    ]
-    if len(tested) > MOST_LINES:
-        notes = [f"no tests of pairs: there are more than {MOST_LINES} lines"]
+    tested, notes = _testable(lines, runs)
     if not 2 <= len(tested) <= MOST_LINES:
         return Verdicts(pd.DataFrame(), {}, overlap, tuple(notes))
-    by_seed, by_image = seed_test(_accuracies(tested, seeds, runs), overlap), None
+    values = _accuracies(tested, seeds, runs)
+    by_seed, by_image = spread_over_seeds(values, overlap), None
     try:
-        by_image = image_test(*_predictions(tested, seeds))
+        by_image = counts_by_image(*_predictions(tested, seeds))
     except InputError as error:
-        notes.append(f"no test over images: {error}")
+        notes.append(f"the test knows no luck of images: {error}")
+    spreads = [by_seed] if by_seed is not None else []
+    spreads += [by_image.spread] if by_image is not None else []
+    if not spreads:
+        return Verdicts(pd.DataFrame(), {}, overlap, tuple(notes))
+    means = values.mean(0)
+    gain = means[:, None] - means[None, :]
+    p = probabilities(gain, *spreads)
+    letters = _letters(tested, means, p < ALPHA)
+    if letters is None:
+        letters = {}
+        notes.append("which lines cannot be told apart needs more letters than there are")
     return Verdicts(
-        pairs=_pairs(tested, by_seed, by_image),
-        letters=_letters(tested, runs, _apart(by_seed, by_image)),
+        pairs=_pairs(tested, gain, p, spreads, by_image),
+        letters=letters,
         overlap=overlap,
         notes=tuple(notes),
     )
 
 
-def _overlap(line: Line) -> float:
-    """Return how far the held-out images of a line's seeds come from one pool; 0 if all seeds have the same ones."""
-    facts = [run.data for run in line.runs.values()]
-    if len({fact["held_out_sha256"] for fact in facts}) == 1:
-        return 0.0
-    return float(facts[0]["num_held_out"] / facts[0]["num_train"])
+def _testable(lines: Sequence[Line], runs: pd.DataFrame) -> tuple[list[Line], list[str]]:
+    """Return the lines that can be tested against each other, and sentences about the others."""
+    first, unknown = lines[0], runs[runs["ema_accuracy"].isna()]["label"].unique()
+    tested, notes = [], []
+    for line in lines:
+        if line.label in unknown:
+            notes.append(
+                f"{line.label}: not tested against other lines, because it has a run without accuracy"
+            )
+        elif set(first.runs) <= line.runs.keys():
+            tested.append(line)
+        elif set(first.runs) & line.runs.keys():
+            notes.append(
+                f"{line.label}: not tested against other lines, because it lacks a seed of {first.label}"
+            )
+    if len(tested) > MOST_LINES:
+        notes = [f"no tests of pairs: there are more than {MOST_LINES} lines"]
+    return (tested if first in tested else []), notes
+
+
+def _overlap(lines: Sequence[Line]) -> float:
+    """Return how far the held-out images of seeds come from one pool; 0 if all seeds have the same ones, or if it is unknown."""
+    for line in lines:
+        facts = [run.data for run in line.runs.values()]
+        if len({str(fact.get("held_out_sha256")) for fact in facts}) > 1:
+            held_out, train = facts[0].get("num_held_out"), facts[0].get("num_train")
+            if isinstance(held_out, int) and isinstance(train, int) and train > 0:
+                return held_out / train
+    return 0.0
 
 
 def _accuracies(lines: Sequence[Line], seeds: Sequence[int], runs: pd.DataFrame) -> Floats:
@@ -110,7 +140,7 @@ def _predictions(lines: Sequence[Line], seeds: Sequence[int]) -> Predictions:
     for seed in seeds:
         looks = [closer_look(line.runs[seed]) for line in lines]
         for line, look in zip(lines, looks, strict=True):
-            if look["images"] != looks[0]["images"]:
+            if any(look[key] != looks[0][key] for key in ("images", "labels")):
                 raise InputError(line.label, f"has other held-out images than {lines[0].label}")
         truth = np.asarray(looks[0]["labels"])
         right.append(np.stack([_predicted(look) == truth for look in looks], axis=1))
@@ -123,37 +153,30 @@ def _predicted(look: Mapping[str, Any]) -> Counts:
     return np.asarray(look["models"]["ema"]["predicted"], dtype=np.int64)
 
 
-def _apart(by_seed: SeedTest | None, by_image: ImageTest | None) -> Mask | None:
-    """Return which pairs all possible tests tell apart; None if no test was possible."""
-    found = [test.apart for test in (by_seed, by_image) if test is not None]
-    return np.logical_and.reduce(found) if found else None
-
-
 def _pairs(
-    lines: Sequence[Line], by_seed: SeedTest | None, by_image: ImageTest | None
+    lines: Sequence[Line],
+    gain: Floats,
+    p: Floats,
+    spreads: Sequence[Spread],
+    by_image: ImageCounts | None,
 ) -> pd.DataFrame:
-    apart = _apart(by_seed, by_image)
-    if apart is None:
-        return pd.DataFrame()
-    unknown = np.full(len(lines), np.nan)
+    error = np.sqrt(np.sum([spread.variance for spread in spreads], axis=0))
     columns = {
         "label": [line.label for line in lines],
-        "p_seeds": unknown if by_seed is None else by_seed.p,
-        "p_images": unknown if by_image is None else by_image.p,
-        "image_gain": unknown if by_image is None else by_image.gain[:, 0],
-        "image_error": unknown if by_image is None else by_image.error[:, 0],
-        "only_line": unknown if by_image is None else by_image.only[:, 0],
-        "only_first": unknown if by_image is None else by_image.only[0],
-        "apart": apart[0],
+        "gain": gain[:, 0],
+        "error": error[:, 0],
+        "only_line": math.nan if by_image is None else by_image.only[:, 0],
+        "only_first": math.nan if by_image is None else by_image.only[0],
+        "p": p[0],
+        "apart": p[0] < ALPHA,
     }
     return pd.DataFrame(columns).iloc[1:].reset_index(drop=True)
 
 
-def _letters(lines: Sequence[Line], runs: pd.DataFrame, apart: Mask | None) -> dict[str, str]:
-    """Return the letters of lines; the most accurate line has the letter a."""
-    if apart is None:
-        return {}
-    means = runs.groupby("label")["ema_accuracy"].mean()
-    order = sorted(range(len(lines)), key=lambda i: -means[lines[i].label])
+def _letters(lines: Sequence[Line], means: Floats, apart: Mask) -> dict[str, str] | None:
+    """Return the letters of lines; the most accurate line has the letter a. None if there are too few letters."""
+    order = np.argsort(-means, kind="stable")
     letters = letters_of(apart[np.ix_(order, order)])
-    return {lines[i].label: text for i, text in zip(order, letters, strict=True)}
+    if letters is None:
+        return None
+    return {lines[i].label: text for i, text in zip(order.tolist(), letters, strict=True)}

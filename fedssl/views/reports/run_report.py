@@ -149,8 +149,8 @@ def _remarks(material: Material) -> Iterator[str]:
         yield f"This run is not finished: {done}.{reason} To go on: fedssl run FOLDER --resume, with this page's folder."
     if material.summary is not None and (remark := material.summary.get("remark")):
         yield remark  # older records have none
-    if dropped := material.environment.get("dropped"):  # older records do not say it
-        yield f"Settings that were left out: {'; '.join(map(str, dropped))}."
+    if said := material.environment.get("changed_kinds"):  # older records do not say it
+        yield f"Sections got another kind than the file's. {'; '.join(map(str, said))}."
     if material.out_of_range:
         count = len(material.out_of_range)
         first = "; ".join(material.out_of_range[:MOST_NUMBERS])

@@ -63,11 +63,12 @@ def rows_of(accuracies: Sequence[float], spent: Spent = Spent()) -> tuple[RoundR
 def _look(accuracies: Sequence[float]) -> dict[str, Any]:
     """Return a closer look at models that name the first of 100 images correctly, as many as the last accuracy says."""
     right = min(100, round(100 * accuracies[-1]))
+    predicted = {"predicted": [1] * right + [0] * (100 - right)}
     return {
         "round": len(accuracies),
         "images": [f"{i:x}" for i in range(100)],
         "labels": [1] * 100,
-        "models": {"ema": {"predicted": [1] * right + [0] * (100 - right)}},
+        "models": {"ema": predicted, "model": predicted},
     }
 
 

@@ -1,8 +1,7 @@
-"""Recorded runs become tests of lines: by their accuracies, and by what their models say of the held-out images."""
+"""Recorded runs are tested against each other: by their accuracies, and by what their models say of the held-out images."""
 
 import io
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,117 +17,143 @@ from fedssl.views.run import Run
 from tests.helpers import fedssl, small_toml
 from tests.views.comparison.records import record
 
-IMAGES = 400
+
+def compared(folder, **options):
+    return Comparison.of_runs([folder], force=False, **options)
 
 
-@pytest.fixture
-def looks(monkeypatch):
-    """A closer look at hand-written runs: by run folder, which of 400 images its model names correctly."""
-    right = {}
-
-    def look(run):
-        predicted = np.where(right[run.path.name], 1, 0)
-        return {
-            "images": [f"{i:x}" for i in range(IMAGES)],
-            "labels": [1] * IMAGES,
-            "models": {"ema": {"predicted": predicted.tolist()}},
-        }
-
-    monkeypatch.setattr(verdicts, "closer_look", look)
-    return right
-
-
-def draw(share, seed):
-    return np.random.default_rng(seed).random(IMAGES) < share
-
-
-def test_lines_are_told_apart_by_seeds_and_by_images_together(tmp_path, looks):
-    """Ours and theirs are ten points better; by images, theirs is not: its final model has the baseline's predictions."""
+def test_lines_are_told_apart_by_seeds_and_images_together(tmp_path):
+    """Ours is ten points better on every seed, theirs is two, which a hundred images cannot tell."""
     for seed in range(4):
-        base = draw(0.8, seed)
-        for name, accuracy, right in (
-            ("base", 0.80 + seed / 1000, base),
-            ("ours", 0.90 + seed / 1001, base | draw(0.5, 100 + seed)),
-            ("theirs", 0.90 + seed / 1002, base),
-        ):
-            folder = f"{name}-{seed}"
-            looks[folder] = right
-            record(tmp_path / folder, [accuracy], name=name, seed=seed)
-    found = Comparison.of_runs([tmp_path], force=False)
+        for name, accuracy in (("base", 0.80), ("ours", 0.90), ("theirs", 0.82)):
+            record(tmp_path / f"{name}-{seed}", [accuracy + seed / 100], name=name, seed=seed)
+    found = compared(tmp_path)
     pairs = found.verdicts.pairs.set_index("label")
-    assert (pairs.p_seeds < 0.001).all()
-    assert pairs.p_images.tolist() == pytest.approx([1 / 2001, 1])
-    assert pairs.apart.tolist() == [True, False]
+    assert pairs.gain.tolist() == pytest.approx([0.1, 0.02])
+    assert pairs.only_line.tolist() == [40, 8]
     assert pairs.only_first.tolist() == [0, 0]
-    assert found.verdicts.letters == {"ours": "a", "theirs": "ab", "base": "b"}
+    # The seeds agree, so all the error is the images': ten of a hundred are ours alone, others from seed to seed.
+    assert 0.6 < pairs.error["ours"] / np.sqrt(0.1 * 0.9 / 100) <= 1
+    assert pairs.apart.tolist() == [True, False]
+    assert found.verdicts.letters == {"ours": "a", "theirs": "b", "base": "b"}
     assert found.notes == ()
-    accuracies, _, luck = tables_of(found)[:3]
-    assert [row[accuracies.columns.index("like")] for row in accuracies.rows] == ["b", "a", "ab"]
+    accuracies, luck = (
+        next(table for table in tables_of(found) if word in table.columns)
+        for word in ("like", "apart")
+    )
+    assert [row[accuracies.columns.index("like")] for row in accuracies.rows] == ["b", "a", "b"]
     assert [row[-1] for row in luck.rows] == ["yes", "no"]
     compare_runs([tmp_path], tmp_path / "out", Console(file=io.StringIO()), force=False)
     written = pd.read_csv(tmp_path / "out" / "comparison_tests.csv")
     pd.testing.assert_frame_equal(written, found.verdicts.pairs)
 
 
-def test_one_seed_is_tested_by_images_alone_and_says_so(tmp_path, looks):
-    looks |= {"a": draw(0.5, 0), "b": draw(0.9, 1)}
+def test_one_seed_is_tested_by_images_alone_and_says_so(tmp_path):
     record(tmp_path / "a", [0.5], name="a")
     record(tmp_path / "b", [0.9], name="b")
-    found = Comparison.of_runs([tmp_path], force=False)
-    assert found.verdicts.pairs.p_seeds.isna().all()
+    found = compared(tmp_path)
     assert found.verdicts.pairs.apart.tolist() == [True]
-    assert "which model is better, not which method" in tables_of(found)[1].note
+    luck = next(table for table in tables_of(found) if "apart" in table.columns)
+    assert "which model is better, not which method" in luck.note
 
 
-def test_records_without_models_are_tested_by_seeds_alone(tmp_path):
+DAMAGED = {
+    "gone": lambda look: None,
+    "older": lambda look: {key: value for key, value in look.items() if key != "images"},
+    "texts for classes": lambda look: {**look, "labels": ["x"] * 100},
+    "nothing for a class": lambda look: {**look, "labels": [None] * 100},
+    "a huge class": lambda look: {**look, "labels": [10**30] * 100},
+    "numbers for images": lambda look: {**look, "images": list(range(100))},
+    "fewer images": lambda look: {**look, "images": look["images"][1:]},
+    "no model": lambda look: {**look, "models": {}},
+    "a list": lambda look: [1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_records_that_do_not_say_what_models_predict_are_tested_by_seeds_alone(tmp_path, damage):
     for seed in range(3):
         record(tmp_path / f"a{seed}", [0.5 + seed / 100], name="a", seed=seed)
         record(tmp_path / f"b{seed}", [0.9 + seed / 101], name="b", seed=seed)
-    (tmp_path / "b1" / EVALUATION).unlink()
-    found = Comparison.of_runs([tmp_path], force=False)
-    assert found.verdicts.pairs.p_images.isna().all()
+    path = tmp_path / "b1" / EVALUATION
+    changed = damage(json.loads(path.read_text()))
+    path.unlink()
+    if changed is not None:
+        path.write_text(json.dumps(changed))
+    found = compared(tmp_path)
+    assert found.verdicts.pairs.only_line.isna().all()
     assert found.verdicts.letters == {"a": "b", "b": "a"}
-    assert any(note.startswith("no test over images: ") for note in found.notes)
+    assert any(note.startswith("the test knows no luck of images: ") for note in found.notes)
 
 
-def test_other_held_out_images_are_not_tested_image_by_image(tmp_path):
+@pytest.mark.parametrize("key", ["images", "labels"])
+def test_other_held_out_images_are_not_tested_image_by_image(tmp_path, key):
     for name in "ab":
         path = record(tmp_path / name, [0.5], name=name)
     look = json.loads((path / EVALUATION).read_text())
-    (path / EVALUATION).write_text(json.dumps({**look, "images": look["images"][::-1]}))
-    found = Comparison.of_runs([tmp_path], force=False)
-    assert found.notes[-1] == "no test over images: b: has other held-out images than a"
+    other = [0] * 100 if key == "labels" else look[key][::-1]
+    (path / EVALUATION).write_text(json.dumps({**look, key: other}))
+    found = compared(tmp_path)
+    assert found.notes[-1].endswith("b: has other held-out images than a")
     assert found.verdicts.letters == {}
 
 
-def test_a_line_that_lacks_a_seed_of_the_first_line_is_not_tested(tmp_path, looks):
-    for name in ("a0", "a1", "b0", "b1", "c0", "d7"):  # that d cannot be paired is said anyway
-        looks[name] = draw(0.8, int(name[1]))
-        record(tmp_path / name, [0.5], name=name[0], seed=int(name[1]))
-    found = Comparison.of_runs([tmp_path], force=False)
+def test_lines_that_lack_a_seed_or_an_accuracy_are_not_tested(tmp_path):
+    for name in (
+        "a0",
+        "a1",
+        "b0",
+        "b1",
+        "c0",
+        "d7",
+        "e0",
+        "e1",
+    ):  # that d cannot be paired is said anyway
+        path = record(tmp_path / name, [0.5], name=name[0], seed=int(name[1]))
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "ema_accuracy": None}))
+    found = compared(tmp_path)
     assert found.verdicts.letters.keys() == {"a", "b"}
-    assert [note.partition(":")[0] for note in found.notes] == ["d", "c"]
+    assert [note.partition(":")[0] for note in found.notes] == ["d", "c", "e"]
 
 
 def test_too_many_lines_are_not_tested(tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "MOST_LINES", 2)
     for name in "abc":
         record(tmp_path / name, [0.5], name=name)
-    found = Comparison.of_runs([tmp_path], force=False)
+    found = compared(tmp_path)
     assert found.verdicts.letters == {}
     assert any("more than 2 lines" in note for note in found.notes)
 
 
 def test_seeds_with_images_of_their_own_have_wider_intervals(tmp_path):
-    """100 held-out and 400 training images: the half-width of two seeds is larger by sqrt((1/2 + 1/4) / (1/2))."""
+    """100 held-out and 400 training images: the half-width of two seeds is larger by sqrt((1/2 + 1/4) / (1/2)).
+
+    The first line has one seed, and so cannot tell whether the seeds have images of their own; the second can.
+    """
     halves = []
     for own in (False, True):
+        folder = tmp_path / str(own)
         for seed in range(2):
             facts = {"num_held_out": 100} | ({"held_out_sha256": str(seed)} if own else {})
-            record(tmp_path / str(own) / f"{seed}", [0.5 + seed / 10], seed=seed, facts=facts)
-        line = Comparison.of_runs([tmp_path / str(own)], force=False).lines.iloc[0]
+            record(folder / f"b{seed}", [0.5 + seed / 10], name="b", seed=seed, facts=facts)
+        record(
+            folder / "a",
+            [0.5],
+            name="a",
+            seed=0,
+            facts=facts | {"held_out_sha256": "0"} if own else facts,
+        )
+        line = compared(folder).lines.set_index("label").loc["b"]
         halves.append(line.ema_accuracy_ci95_high - line.ema_accuracy)
     assert halves[1] / halves[0] == pytest.approx(np.sqrt(1.5))
+
+
+def test_a_record_without_the_number_of_images_is_compared_all_the_same(tmp_path):
+    for seed in range(2):
+        facts = {"held_out_sha256": str(seed), "num_train": 0}
+        record(tmp_path / f"{seed}", [0.5], seed=seed, facts=facts)
+    assert compared(tmp_path).verdicts.overlap == 0
 
 
 def test_a_run_says_what_its_models_predict_and_an_older_record_is_looked_at_again(tmp_path):
@@ -144,4 +169,3 @@ def test_a_run_says_what_its_models_predict_and_an_older_record_is_looked_at_aga
     (run.path / EVALUATION).write_text(json.dumps(older))
     assert closer_look(run) == found
     assert json.loads((run.path / EVALUATION).read_text()) == found
-    shutil.rmtree(tmp_path / "run")
