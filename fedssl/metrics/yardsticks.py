@@ -5,6 +5,7 @@ better ones. Logistic regression and the nearest neighbor learn from the labeled
 nearest neighbors learns from the unlabeled images too.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from fedssl.core.extras import require
 from fedssl.data.federation import Federation
 
 MOST_SPREAD = 100_000
-"""With more training images than this, label spreading is left out: its graph would take hours."""
+"""With more training images than this, the accuracy of label spreading is NaN: its graph would take hours."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -45,15 +46,18 @@ def yardsticks(federation: Federation) -> Iterator[Yardstick]:
         raise InputError("baseline", "needs labeled images of two classes at least")
     if not len(federation.held_out):
         raise InputError("baseline", "needs held-out images, and there are none")
-    train, test = _pixels(federation.data.train.images), _pixels(federation.held_out.images)
-    truth = federation.held_out.labels
+    images, truth = federation.data.train, federation.held_out.labels
+    rows = np.flatnonzero(labeled)
+    known, test = _pixels(images.read(rows)), _pixels(federation.held_out.images)
     # More steps than the default: it ends once the weights no longer change.
-    linear = LogisticRegression(max_iter=1000).fit(train[labeled], given[labeled])
+    linear = LogisticRegression(max_iter=1000).fit(known, given[rows])
     yield Yardstick("logistic regression", float(linear.score(test, truth)))
-    nearest = KNeighborsClassifier(1).fit(train[labeled], given[labeled])
+    nearest = KNeighborsClassifier(1).fit(known, given[rows])
     yield Yardstick("nearest neighbor", float(nearest.score(test, truth)))
-    if len(train) > MOST_SPREAD:
+    if len(images) > MOST_SPREAD:
+        yield Yardstick("label spreading (too many images)", math.nan)
         return
+    train = _pixels(images.images)
     with warnings.catch_warnings():
         # Some images of a small graph are out of reach of every label. They get no class, and scikit-learn warns.
         warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)

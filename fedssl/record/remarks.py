@@ -34,8 +34,11 @@ FEWEST_LABELED_ROUNDS = 20
 HARDLY = 0.02
 """Below this share of used pseudo-labels, a method hardly differs from training on labels alone."""
 
-MANY, WRONG = 0.1, 0.5
-"""Pseudo-labels do harm if more than the first share of them are used and less than the second share of the used ones are right."""
+MANY = 0.1
+"""Pseudo-labels for more than this share of the unlabeled images are many, and can do harm."""
+
+WRONG = 0.5
+"""Pseudo-labels do harm if less than this share of them is right."""
 
 
 def remark_on(
@@ -46,7 +49,7 @@ def remark_on(
     is_trained: bool = True,
     has_threshold: bool = False,
 ) -> str:
-    """Return what went wrong in a run and what to try, as one or two sentences on one line; empty if nothing did.
+    """Return what went wrong in a run and what to try, as one or two findings on one line; empty if nothing did.
 
     Args:
         rows: Every round of the run.
@@ -150,6 +153,6 @@ def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
     noise = np.diff(accuracy).std() / math.sqrt(window)
     if rise > max(ROSE, 2 * noise) and means[-1] >= means[best]:
         yield (
-            f"The accuracy was still rising at the end, by {rise * 100:.1f} points from the last but one eighth of the "
-            "evaluations to the last: more rounds would help."
+            f"The accuracy was still rising at the end: its last {window} evaluations are {rise * 100:.1f} points above the "
+            f"{window} before. More rounds would help."
         )

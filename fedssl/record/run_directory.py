@@ -55,6 +55,9 @@ from fedssl.record.run_path import (
 )
 from fedssl.record.snapshot import Snapshot
 
+LOCK_SECONDS = 0.5
+"""A folder is in use if its lock is not free within this many seconds; who looks whether a run goes on holds it shortly."""
+
 TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow, NUMBERS: NumberRow}
 
 
@@ -252,7 +255,7 @@ class RunDirectory(Observer):
         if self._lock.is_locked:
             return
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=LOCK_SECONDS)
         except filelock.Timeout:
             raise InputError(
                 "--out",

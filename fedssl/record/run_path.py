@@ -74,6 +74,11 @@ def has_begun(path: Path) -> bool:
     return (path / EXPERIMENT).exists()
 
 
+def run_below(path: Path) -> Path | None:
+    """Return the last run by name at any depth below a folder; None if there is none."""
+    return max((folder for folder in path.glob("**/") if has_begun(folder)), default=None)
+
+
 def is_running(path: Path) -> bool:
     """Return whether a process records a run in a folder at this moment; a killed run's folder is free again."""
     if not (path / LOCK).exists():

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from fedssl.record.run_path import (
     ROUNDS,
     SUMMARY,
     has_begun,
+    run_below,
 )
 from fedssl.training.judging import Judge, learn_judge
 
@@ -66,8 +68,8 @@ class Run:
         self.path = Path(path)
         self._trust = ALL if plugins else NOBODY
         if not has_begun(self.path):
-            below = sorted(folder for folder in self.path.glob("**/") if has_begun(folder))
-            remedy = f"name one of its runs, such as {below[-1]}" if below else ""
+            below = run_below(self.path)
+            remedy = f"name one of its runs, such as {below}" if below else ""
             raise InputError(str(path), "holds no run", remedy)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
@@ -149,7 +151,9 @@ class Run:
         """
         if not self.is_finished:
             raise InputError(
-                str(self.path), "is not finished", f"go on with it: fedssl run {self.path} --resume"
+                str(self.path),
+                "is not finished",
+                f"go on with it: fedssl run {shlex.quote(str(self.path))} --resume",
             )
         summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
         with naming_damaged_files(self.path / SUMMARY):

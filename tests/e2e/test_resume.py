@@ -508,8 +508,13 @@ def test_a_run_is_resumed_by_its_folder_to_the_same_bits(killed, tmp_path):
     result = fedssl("run", tmp_path / "run", "--resume", "--plain")
     assert result.exit_code == 0, result.output
     assert bits(tmp_path / "run") == whole
-    again = fedssl("run", tmp_path / "run", "--resume", "--plain")
-    assert "already done" in again.output
+    (tmp_path / "x").mkdir()
+    again = fedssl("run", tmp_path / "run", tmp_path / "x" / ".." / "run", "--resume", "--plain")
+    assert again.exit_code == 0, again.output
+    assert again.output.count("already done") == 1
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # a second run of one name and seed
+    both = fedssl("run", tmp_path / "run", tmp_path / "copy", "--resume", "--plain")
+    assert both.output.count("already done") == 2
 
 
 def test_the_folder_of_a_run_is_no_experiment_file(killed, tmp_path):
@@ -517,6 +522,7 @@ def test_the_folder_of_a_run_is_no_experiment_file(killed, tmp_path):
     before = sorted(path.rglob("*"))
     refused(fedssl("run", path), "is the folder of a run", "--resume")
     refused(fedssl("run", tmp_path, "--resume"), "is a folder that holds no run")
+    refused(fedssl("run", path.parent, "--resume"), "name one of its runs, such as")
     file = small_toml(tmp_path / "e.toml")
     for more in ((file,), ("--seeds", 2), ("--out", tmp_path / "o")):
         refused(fedssl("run", path, *more, "--resume"), "without --out and --seeds")

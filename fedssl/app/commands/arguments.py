@@ -69,8 +69,11 @@ def check_files(files: Iterable[Path]) -> None:
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
     """Read an experiment file; it may name modules in its own folder or in the current folder."""
     from fedssl.experiment.experiment import Experiment
+    from fedssl.record.run_path import EXPERIMENT, has_begun
 
-    find_modules_in(file.absolute().parent, Path.cwd())
+    # The folder of a record holds no modules of the user.
+    folders = [] if file.name == EXPERIMENT and has_begun(file.parent) else [file.absolute().parent]
+    find_modules_in(*folders, Path.cwd())
     return Experiment.load(file, settings)
 
 

@@ -90,8 +90,9 @@ def compare_runs(
 
     Args:
         paths: Run directories, or folders that hold run directories; the line of the first run is the baseline.
-        out: Folder for ``comparison.html``, ``comparison.csv``, ``comparison_curves.csv``, ``comparison_numbers.csv`` (if a
-            method recorded numbers), ``comparison_tests.csv`` (if there are pairs to test), ``comparison_yardsticks.csv`` (if they are asked for) and ``comparison.png``, created if it does not exist; None: a new folder below ``runs/``.
+        out: Folder for the page, the picture and the tables, created if it does not exist; None: a new folder below ``runs/``. The
+            files are ``comparison.html``, ``comparison.png``, ``comparison.csv``, ``comparison_curves.csv``, and, if there is anything to write,
+            ``comparison_numbers.csv``, ``comparison_tests.csv`` and ``comparison_yardsticks.csv``.
         console: The console on which to print.
         force: Compare runs even if their data or their split differs; a note says so.
         brief: Print only accuracies, and costs if there is virtual time; the files hold everything.

@@ -1,6 +1,7 @@
 """`fedssl run`: runs experiments, several at a time where that is faster, and compares them at the end."""
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,8 +94,9 @@ def run(
     # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:
         named = _find_named_runs(files, out, seeds, resume=resume)
-        sources = [named.get(file, file) for file in files]
-        experiments = _load_experiments(sources, overrides, seeds)
+        experiments = _load_experiments(list(named.values()) or files, overrides, seeds)
+        if not named:
+            _refuse_twins(experiments)
         say_changed_kinds(experiments, console)
         finished = _run(
             experiments,
@@ -116,22 +118,23 @@ def _find_named_runs(
 ) -> dict[Path, Path]:
     """Return the experiment file of each run that is named by its folder; empty if experiment files are named.
 
+    A folder that is named twice counts once.
+
     Raises:
         InputError: A folder holds no run, or it is named without ``--resume`` or beside experiment files, a folder or seeds.
     """
-    from fedssl.record.run_path import EXPERIMENT, has_begun
+    from fedssl.record.run_path import EXPERIMENT, has_begun, run_below
 
-    folders = [file for file in files if file.is_dir()]
+    folders = list({file.resolve(): file for file in files if file.is_dir()}.values())
     for folder in folders:
         if not has_begun(folder):
-            raise InputError(str(folder), "is a folder that holds no run", "name a TOML file")
+            below = run_below(folder)
+            remedy = f"name one of its runs, such as {below}" if below else "name a TOML file"
+            raise InputError(str(folder), "is a folder that holds no run", remedy)
         if not resume:
-            raise InputError(
-                str(folder),
-                "is the folder of a run",
-                f"go on with it: fedssl run {folder} --resume",
-            )
-    if folders and (len(folders) < len(files) or out is not None or seeds > 1):
+            remedy = f"go on with it: fedssl run {shlex.quote(str(folder))} --resume"
+            raise InputError(str(folder), "is the folder of a run", remedy)
+    if folders and (any(file.is_file() for file in files) or out is not None or seeds > 1):
         raise InputError(
             str(folders[0]),
             "is the folder of a run, which says its own file, seed and folder",
@@ -144,13 +147,12 @@ def _load_experiments(files: list[Path], settings: list[str], seeds: int) -> lis
     """Return each file's experiment with `seeds` seeds, from the file's own seed on.
 
     Raises:
-        InputError: Two runs have the same name and seed, or this machine cannot run an experiment.
+        InputError: This machine cannot run an experiment.
     """
     with quick_imports():
         from fedssl.app.simulation import check_engine
 
     experiments = [each for file in files for each in load_seeds(file, settings, seeds)]
-    _refuse_twins(experiments)
     for experiment in experiments:
         check_engine(experiment)
     if len(experiments) > 1:

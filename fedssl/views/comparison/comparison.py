@@ -121,8 +121,8 @@ class Comparison:
             bound: Label of the line from which the share of the gap is counted that the others close.
 
         Raises:
-            InputError: No finished run is found, or data or splits differ and `force` is false, or yardsticks are asked for
-                and the images are no longer there, or no line has the label of the bound.
+            InputError: No finished run is found, or data or splits differ and `force` is false, or no line has the label of the
+                bound.
         """
         gathered = gather(paths)
         lines = gathered.lines
@@ -137,10 +137,13 @@ class Comparison:
         first = next(iter(lines[0].runs.values()))
         verdicts = verdicts_of(lines, runs)
         different_settings = differences({line.label: line.settings for line in lines})
-        measured = lines[0].runs.items() if yardsticks else ()
+        measured, unmeasured = _yardsticks(lines[0]) if yardsticks else (pd.DataFrame(), [])
         summed = lines_of(runs, verdicts.overlap)
+        too_low = []
         if bound is not None:
             summed = with_gap(summed, _checked_bound(bound, lines))
+            if summed["gap_closed"].isna().all():
+                too_low = [f"no share of a gap: {bound} is not above {lines[0].label}"]
         return cls(
             lines=_with_judges(summed, lines),
             runs=runs,
@@ -149,7 +152,7 @@ class Comparison:
             number_curves=number_curves_of(recorded),
             differences=different_settings,
             verdicts=verdicts,
-            yardsticks=measure((seed, run.federation) for seed, run in measured),
+            yardsticks=measured,
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
             last_evaluations=_span(_of_all(lines, "last_rounds")),
@@ -159,10 +162,20 @@ class Comparison:
                 *unpaired(lines),
                 *_training(different_settings, by_kind=len(set(_kinds(lines))) > 1),
                 *_judges(lines),
+                *too_low,
+                *unmeasured,
                 *verdicts.notes,
                 *_remarks(lines),
             ),
         )
+
+
+def _yardsticks(line: Line) -> tuple[pd.DataFrame, list[str]]:
+    """Return what classical classifiers make of a line's labels, or a sentence that says why they make nothing of them."""
+    try:
+        return measure((seed, run.federation) for seed, run in line.runs.items()), []
+    except InputError as error:
+        return pd.DataFrame(), [f"no yardsticks: {error}"]
 
 
 def _checked_bound(bound: str, lines: Sequence[Line]) -> str:

@@ -44,9 +44,8 @@ def yardstick_table(measured: pd.DataFrame, held_out_name: str) -> TextTable:
     for name, seeds in measured.groupby("classifier", sort=False)["accuracy"]:
         values = seeds * 100
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        mean = f"{values.mean():.1f}{spread}"
-        rows.append(
-            [str(name), str(len(values)), mean, f"{values.min():.1f}", f"{values.max():.1f}"]
-        )
+        shown = [f"{values.mean():.1f}{spread}", f"{values.min():.1f}", f"{values.max():.1f}"]
+        unknown = values.isna().any()
+        rows.append([str(name), str(len(values)), *(["-"] * len(shown) if unknown else shown)])
     columns = ("classifier", "seeds", "accuracy", "worst", "best")
     return TextTable(f"classical yardsticks, {held_out_name} images", columns, rows, NOTE)

@@ -1,5 +1,6 @@
 """The learning curves of a comparison as a figure for a paper: one column wide, with letters that can be edited."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 COLUMN = 3.3
 """Width of the figure, inches: a column of the usual two-column styles."""
 
+LETTERS_A_LINE = 42
+"""A label of the legend is broken into lines of this many letters, which fit the column."""
+
 LEGEND_LINE = 0.16
 """Height of a line of the legend, inches."""
 
@@ -37,12 +41,13 @@ def plot_for_paper(curves: "pd.DataFrame", paths: list[Path]) -> None:
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     with matplotlib.rc_context(LETTERS):
-        height = 2.3 + LEGEND_LINE * len(lines)
+        rows = sum(len(textwrap.wrap(str(label), LETTERS_A_LINE)) for label in lines)
+        height = 2.3 + LEGEND_LINE * rows
         figure = Figure(figsize=(COLUMN, height), layout="constrained")
         axes = figure.subplots()
         draw_panel(axes, ACCURACY, lines, palette_for(len(lines)), band=len(lines) <= len(COLORS))
         axes.set_title("")
         axes.set_ylabel("accuracy, %")
-        add_legend(figure, axes, beside=False, size=7)
+        add_legend(figure, axes, beside=False, size=7, width=LETTERS_A_LINE)
         for path in paths:
             save_figure(figure, path)

@@ -1,6 +1,7 @@
 """The picture of a comparison of runs, and the palette and functions that all pictures share."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,11 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     crowded = len(lines) > len(COLORS)
-    panels = [panel for panel in PANELS if curves[list(panel.values)].notna().any(axis=None)]
+    panels = [
+        panel
+        for panel in PANELS
+        if panel is ACCURACY or curves[list(panel.values)].notna().any(axis=None)
+    ]
     timed = curves["virtual_seconds"].notna().any()
     panels = panels if timed else [panel for panel in panels if panel.against == "round"]
     columns = min(2, len(panels))
@@ -136,7 +141,9 @@ def draw_panel(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def add_legend(figure: Figure, axes: Axes, *, beside: bool, size: float = 9) -> None:
+def add_legend(
+    figure: Figure, axes: Axes, *, beside: bool, size: float = 9, width: int = 90
+) -> None:
     """Add a legend of the lines that a panel draws, outside the curves.
 
     Args:
@@ -144,6 +151,7 @@ def add_legend(figure: Figure, axes: Axes, *, beside: bool, size: float = 9) -> 
         axes: The panel.
         beside: Put the legend beside the curves; if false, below them.
         size: Size of the letters, in points.
+        width: Longer labels are broken into lines of this many letters.
     """
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
@@ -151,7 +159,7 @@ def add_legend(figure: Figure, axes: Axes, *, beside: bool, size: float = 9) -> 
     columns = 1 if beside or max(map(len, labels)) > LONG_LABEL else min(4, len(labels))
     legend = figure.legend(
         handles,
-        labels,
+        [textwrap.fill(label, width) for label in labels],
         frameon=False,
         fontsize=size,
         loc="outside right center" if beside else "outside lower center",

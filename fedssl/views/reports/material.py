@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ class Material:
     """A run's record.
 
     Args:
+        path: The run directory.
         experiment: The experiment that ran.
         data: Facts about the images; see `fedssl.record.provenance.data_facts`.
         environment: Machine, versions and command of the run.
@@ -52,6 +54,7 @@ class Material:
             number.
     """
 
+    path: Path
     experiment: Experiment
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -109,6 +112,7 @@ def read_material(run: Run, evaluation: Mapping[str, Any] | None) -> Material:
             wrong.append(f"{SUMMARY}: {key} is {_short(value)}")
     owner, label, given = _partition(run)
     return Material(
+        path=run.path,
         experiment=run.experiment,
         data=run.data,
         environment=run.environment,

@@ -1,5 +1,6 @@
 """The report of a run: one page that shows what ran, how it went and why."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -33,7 +34,7 @@ MOST_EVENTS = 50
 """The table of events has at most this many rows, the most frequent events first."""
 
 RELOAD = 10
-"""Seconds after which a browser loads the page of a run anew that goes on."""
+"""A browser loads the page of a run that goes on again after this many seconds."""
 
 MOST_NUMBERS = 5
 """The page names at most this many of the numbers out of range, and counts the others."""
@@ -128,7 +129,9 @@ def _state(material: Material) -> str:
         return ""
     every = material.experiment.record.report_every
     again = (
-        f"this page is written again every {every} rounds, and loads itself anew"
+        f"this page is written again every {every} rounds, and reloads itself"
+        if every > 1
+        else "this page is written again every round, and reloads itself"
         if every
         else "fedssl report writes this page again"
     )
@@ -146,7 +149,8 @@ def _remarks(material: Material) -> Iterator[str]:
         failed = [event for event in material.events if event["event"] == "failed"]
         done = _rounds_done(material)
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
-        yield f"This run is not finished: {done}.{reason} To go on: fedssl run FOLDER --resume, with this page's folder."
+        path = shlex.quote(str(material.path))
+        yield f"This run is not finished: {done}.{reason} To go on: fedssl run {path} --resume"
     if material.summary is not None and (remark := material.summary.get("remark")):
         yield remark  # older records have none
     if said := material.environment.get("changed_kinds"):  # older records do not say it

@@ -137,6 +137,7 @@ def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
     assert "gap_closed" not in Comparison.of_runs(paths, force=False).lines
     lower = Comparison.of_runs(paths, force=False, bound="worse")
     assert lower.lines.gap_closed.isna().all()
+    assert "no share of a gap: worse is not above few" in lower.notes
     refused(fedssl("compare", tmp_path, "--bound", "none"), "--bound", "few", "worse")
 
 

@@ -278,7 +278,7 @@ def test_of_a_run_that_was_stopped(tmp_path):
     assert result.exit_code == 0, result.output
     text = (tmp_path / "run" / "report.html").read_text()
     assert "This run is not finished: 3 of 6 rounds" in text
-    assert "fedssl run FOLDER --resume" in text
+    assert f"fedssl run {tmp_path / 'run'} --resume" in text
     assert "Running at" not in text
     assert "a cable was pulled" in text
     assert read_evaluation(tmp_path / "run")["round"] == 3
