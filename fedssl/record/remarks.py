@@ -148,11 +148,13 @@ def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
             f"{means[-1] * 100:.1f} %: try a lower train.lr or fewer local steps."
         )
         return
+    average = np.array([row.ema_accuracy for row in evaluated])
     rise = means[-1] - means[-1 - window]
+    average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
     # How far two such means differ by the noise from one evaluation to the next.
     noise = np.diff(accuracy).std() / math.sqrt(window)
-    if rise > max(ROSE, 2 * noise) and means[-1] >= means[best]:
+    if rise > max(ROSE, 2 * noise) and average_rise > ROSE and means[-1] >= means[best]:
         yield (
             f"The accuracy was still rising at the end: its last {window} evaluations are {rise * 100:.1f} points above the "
-            f"{window} before. More rounds would help."
+            f"{window} before. More rounds may help."
         )

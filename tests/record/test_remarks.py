@@ -74,7 +74,7 @@ def test_an_accuracy_that_fell_names_when_it_was_best():
 def test_an_accuracy_that_is_still_rising_wants_more_rounds():
     said = remark_on(rows(*np.linspace(0.3, 0.8, 40)), 0.1, "test")
     assert said == (
-        "The accuracy was still rising at the end: its last 5 evaluations are 6.4 points above the 5 before. More rounds would "
+        "The accuracy was still rising at the end: its last 5 evaluations are 6.4 points above the 5 before. More rounds may "
         "help."
     )
     assert remark_on(rows(*np.linspace(0.3, 0.8, 7)), 0.1, "test") == ""
