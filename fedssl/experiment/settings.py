@@ -61,9 +61,8 @@ def _for_other_kind(
         return {k: v for k, v in below.items() if k in family.base.model_fields}
     kind, old_kind = family.kind_of(value, below), family.kind_of(below)
     known, before = family.settings_of(kind), family.settings_of(old_kind)
-    is_same = (
-        str(kind).partition(":")[0] == str(old_kind).partition(":")[0]
-    )  # another name, such as another folder
+    # The same kind with another name, such as another folder, has the same settings with the same meanings.
+    is_same = str(kind).partition(":")[0] == str(old_kind).partition(":")[0]
     given = value if isinstance(value, Mapping) else {}
     kept = {}
     for key, old in below.items():

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedssl.core.errors import InputError
-from fedssl.core.extras import require
 from fedssl.data.federation import Federation
 
 MOST_SPREAD = 100_000
@@ -34,9 +33,8 @@ def yardsticks(federation: Federation) -> Iterator[Yardstick]:
     """Yield each classifier once it has learned and was judged.
 
     Raises:
-        InputError: There are no labels of two classes, or no held-out images, or scikit-learn is not installed.
+        InputError: There are no labels of two classes, or no held-out images.
     """
-    require("sklearn", "baseline", "the classifiers")
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.semi_supervised import LabelSpreading

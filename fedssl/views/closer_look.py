@@ -63,16 +63,23 @@ def look_closely(
     }
 
 
+def recorded_look(run: Run) -> dict[str, Any] | None:
+    """Return the recorded closer look if it is of the run's newest models; one of an older version does not name images."""
+    recorded = read_evaluation(run.path)
+    is_newest = recorded is not None and recorded["round"] == run.newest_round
+    return recorded if is_newest else None
+
+
 def closer_look(run: Run) -> dict[str, Any]:
-    """Return a closer look at a run's newest models: the recorded one if it is of these models, else a new one.
+    """Return a closer look at a run's newest models that names the images: the recorded one if it does, else a new one.
 
     A new one is recorded if the run directory can be written to.
 
     Raises:
         InputError: There is no model yet, or the run's images are missing.
     """
-    recorded = read_evaluation(run.path)
-    if recorded is not None and recorded["round"] == run.newest_round and _has_images(recorded):
+    recorded = recorded_look(run)
+    if recorded is not None and _has_images(recorded):
         return recorded
     round, models = run.weights()
     evaluation = look_closely(run.experiment, run.federation, models, round)

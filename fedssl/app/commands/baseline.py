@@ -52,9 +52,9 @@ def baseline(
         check_output(out, ".csv")
     for experiment in experiments:
         check_experiment(experiment)
-    measured = measure((one.seed, simulated_federation(one)) for one in experiments)
     first, console = simulated_federation(experiments[0]), Console()
     console.print(describe(experiments[0], first), soft_wrap=True)
+    measured = measure((one.seed, simulated_federation(one)) for one in experiments)
     console.print(as_rich(yardstick_table(measured, first.held_out_name)))
     if out is not None:
         try:

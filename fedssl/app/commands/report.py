@@ -50,10 +50,10 @@ def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None
 
     If there is no model or the images are missing, the user is told, and the recorded closer look is returned.
     """
-    from fedssl.views.closer_look import closer_look, read_evaluation
+    from fedssl.views.closer_look import closer_look, read_evaluation, recorded_look
 
     try:
-        return closer_look(run)
+        return recorded_look(run) or closer_look(run)
     except InputError as error:  # the page can show the rest
         console.print(f"no closer look at the models: {error}", soft_wrap=True)
         return read_evaluation(run.path)

@@ -37,7 +37,6 @@ SUMMED = (
 )
 """Numbers of a run's summary that a comparison aggregates over seeds."""
 
-
 TRAINING = frozenset({"rounds", "phases", "train", "augment", "model"})
 """Sections whose settings train a model: if lines differ in them, their difference is not due to their methods alone."""
 

@@ -27,6 +27,9 @@ ALPHA = 0.05
 ENDLESS = 1e6
 """Degrees of freedom that stand for infinitely many."""
 
+TINY = 1e-18
+"""A variance of shares below this is rounding."""
+
 MOST_GROUPS = len(string.ascii_lowercase)
 """A group of lines has a letter, so there are no more groups than letters."""
 
@@ -140,10 +143,6 @@ def probabilities(gain: Floats, *spreads: Spread) -> Floats:
             found = float(difference**2 <= TINY)
         p[one, other] = p[other, one] = found
     return p
-
-
-TINY = 1e-18
-"""A variance of shares below this is rounding."""
 
 
 def letters_of(apart: Mask) -> list[str] | None:

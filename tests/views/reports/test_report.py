@@ -452,3 +452,16 @@ def test_a_summary_of_wrong_numbers_is_shown_as_such_or_refused(run, tmp_path, k
         return
     (said,) = read_material(Run(path), None).out_of_range
     assert said == f"summary.json: {key} is {value:g}"
+
+
+def test_an_older_closer_look_serves_where_the_images_are_gone(tmp_path):
+    """It names no images, which a report does not need."""
+    run = run_into(tmp_path / "run", small_experiment(rounds=2))
+    older = read_evaluation(run.path)
+    del older["images"]
+    (run.path / "evaluation.json").write_text(json.dumps(older))
+    (run.path / "partition.csv").write_text((run.path / "partition.csv").read_text() + "\n")
+    result = fedssl("report", run.path)
+    assert result.exit_code == 0, result.output
+    assert "no closer look" not in result.output
+    assert read_evaluation(run.path) == older
