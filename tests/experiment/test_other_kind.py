@@ -4,6 +4,7 @@ import pytest
 
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
+from fedssl.methods.base import METHODS
 from tests.helpers import fedssl, small_experiment, small_toml
 
 FILE = """
@@ -43,6 +44,15 @@ def test_another_kind_keeps_every_setting_that_it_has_too(file):
     given = Experiment.load(file, ["method.kind=flexmatch", "method.threshold=0.9"])
     assert given.method.threshold == 0.9
     assert len(given.changed_kinds) == 1
+
+
+@pytest.mark.parametrize("kind", METHODS.names())
+def test_every_method_keeps_what_it_shares_and_the_rest_is_said(file, kind):
+    """A setting is kept, or said to be left out: none changes or vanishes in silence."""
+    experiment = Experiment.load(file, [f"method.kind={kind}"])
+    for name, value in (("threshold", 0.8), ("unlabeled_ratio", 2)):
+        left_out = f"left out: method.{name} = {value}" in " ".join(experiment.changed_kinds)
+        assert left_out != (getattr(experiment.method, name, None) == value)
 
 
 def test_python_and_the_command_line_agree(file):

@@ -91,7 +91,7 @@ def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]
 
 
 def say_changed_kinds(experiments: "Iterable[Experiment]", console: Console) -> None:
-    """Tell which settings of the files sections with another kind keep and lose, once for all seeds and runs."""
+    """Tell which settings a section keeps and loses because it got another kind, once for all seeds and runs."""
     for line in dict.fromkeys(line for each in experiments for line in each.changed_kinds):
         console.say(line)
 
