@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fedssl.app.library import compare as compare
     from fedssl.app.library import run as run
     from fedssl.core.errors import InputError as InputError
     from fedssl.core.errors import RunFailed as RunFailed
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from fedssl.views.run import Run as Run
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "InputError", "Run", "RunFailed", "__version__", "run"]
+__all__ = ["Experiment", "InputError", "Run", "RunFailed", "__version__", "compare", "run"]
 
 _HOMES = {
     "Experiment": "fedssl.experiment.experiment",
     "InputError": "fedssl.core.errors",
     "Run": "fedssl.views.run",
     "RunFailed": "fedssl.core.errors",
+    "compare": "fedssl.app.library",
     "run": "fedssl.app.library",
 }
 

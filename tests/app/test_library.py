@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import fedssl as package
-from fedssl import Experiment, InputError, Run, run
+from fedssl import Experiment, InputError, Run, compare, run
 from fedssl.app.library import _kept_engine
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
@@ -281,3 +281,69 @@ def test_an_unknown_run_is_refused(tmp_path):
         Run(tmp_path)
     refused(fedssl("export", tmp_path, "--format", "onnx"), "holds no run")
     refused(fedssl("predict", tmp_path, tmp_path), "holds no run")
+
+
+@pytest.fixture(scope="module")
+def two_lines(tmp_path_factory):
+    """Return two seeds of two methods, run from Python."""
+    folder = tmp_path_factory.mktemp("lines")
+    lines = []
+    for kind in ("supervised", "fixmatch"):
+        experiment = small_experiment(rounds=2, name=kind, method={"kind": kind})
+        lines.append(run(experiment, seeds=2, out=folder, progress=False))
+    return folder, lines
+
+
+def test_several_seeds_are_the_runs_of_the_command_line(two_lines, tmp_path):
+    folder, (supervised, _) = two_lines
+    assert [found.experiment.seed for found in supervised] == [0, 1]
+    assert supervised[1].path == folder / "supervised-seed1"
+    alone = run(
+        small_experiment(rounds=2, name="supervised", seed=1, method={"kind": "supervised"}),
+        out=tmp_path / "alone",
+        progress=False,
+    )
+    assert sha256(alone.path / "ema.safetensors") == sha256(supervised[1].path / "ema.safetensors")
+
+
+def test_runs_are_compared_in_python_as_on_the_command_line(two_lines, tmp_path):
+    folder, lines = two_lines
+    found = compare(lines, out=tmp_path / "python")
+    assert (
+        fedssl(
+            "compare", folder / "supervised-seed0", folder, "--out", tmp_path / "cli", "--latex"
+        ).exit_code
+        == 0
+    )
+    names = {file.name for file in (tmp_path / "cli").iterdir()}
+    assert {file.name for file in (tmp_path / "python").iterdir()} == names
+    for name in ("comparison.csv", "comparison_tests.csv", "comparison.tex"):
+        assert sha256(tmp_path / "python" / name) == sha256(tmp_path / "cli" / name)
+    assert found.lines.label.tolist() == ["supervised", "fixmatch"]
+    assert "95 % intervals" in str(found)
+    assert repr(found) == "<Comparison of 2 lines, 4 runs, with supervised>"
+    assert "<table" in found._repr_html_()
+    assert found.plot()._repr_png_().startswith(b"\x89PNG")
+    assert r"\toprule" in found.latex()
+    turned = compare(folder, baseline="fixmatch")
+    assert turned.lines.gain.iloc[1] == -found.lines.gain.iloc[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "no runs are named"),
+        (7, "compare: is 7; give runs"),
+        ("nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_what_is_no_run_is_refused(given, said):
+    with pytest.raises(InputError, match=said):
+        compare(given)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, True, 1.5, "3"])
+def test_a_number_of_seeds_that_is_none_is_refused(seeds, tmp_path):
+    with pytest.raises(InputError, match=r"seeds: is .*; give a number of seeds"):
+        run(small_experiment(rounds=1), seeds=seeds, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()

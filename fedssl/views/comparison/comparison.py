@@ -1,12 +1,15 @@
 """The comparison of recorded runs, from which terminal tables, the comparison page and the end of a sweep are made."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from fedssl.core.errors import InputError
+from fedssl.core.extras import require
 from fedssl.core.rng import SERVER
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
@@ -14,6 +17,7 @@ from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
+from fedssl.views.comparison.groups import Group, chosen, grouped
 from fedssl.views.comparison.labels import differences
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
@@ -26,9 +30,12 @@ from fedssl.views.comparison.statistics import (
     with_gap,
     with_reach,
 )
-from fedssl.views.comparison.verdicts import Verdicts, verdicts_of
+from fedssl.views.comparison.verdicts import Verdicts, together, verdicts_of
 from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
+
+if TYPE_CHECKING:
+    from fedssl.views.pictures.plots import Picture
 
 SUMMED = (
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
@@ -41,13 +48,16 @@ TRAINING = frozenset({"rounds", "phases", "train", "augment", "model"})
 """Sections whose settings train a model: if lines differ in them, their difference is not due to their methods alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
-            ``judged_by``: how the models of the line were judged at the end.
+        lines: One row per line, group by group, its baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
+            ``judged_by``: how the models of the line were judged at the end, ``baseline``: the label of the line that it is measured
+            against (its own for a baseline), and ``target``: that line's final EMA accuracy, mean over its seeds, which the others
+            of the group are timed until they reach.
+        groups: Which lines are measured against which.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
             rounds.
@@ -55,16 +65,17 @@ class Comparison:
         curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
         differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
-        yardsticks: What classical classifiers make of the same labels, one row a classifier and seed of the first line; empty
-            unless they were asked for.
-        source: Data source of the baseline.
-        evaluated_on: The baseline's held-out images: ``"test"`` or ``"validation"``.
+        yardsticks: What classical classifiers make of the same labels, one row a baseline, classifier and seed; empty unless they
+            were asked for.
+        source: Data source of the first line.
+        evaluated_on: The first line's held-out images: ``"test"`` or ``"validation"``.
         last_evaluations: Number of last evaluations whose mean is a run's accuracy, such as ``"10"``, or
             ``"4 to 10"`` if runs differ.
         notes: Sentences about runs that were left out and about unwanted differences.
     """
 
     lines: pd.DataFrame
+    groups: tuple[Group, ...]
     runs: pd.DataFrame
     curves: pd.DataFrame
     numbers: pd.DataFrame
@@ -77,15 +88,45 @@ class Comparison:
     last_evaluations: str
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Return all tables as text, 80 columns wide, and the notes below them."""
+        from fedssl.views.comparison.table import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        """Return how many lines and runs there are, and what each line is measured against."""
+        return f"<Comparison of {len(self.lines)} lines, {len(self.runs)} runs, with {', '.join(self.baselines)}>"
+
+    def _repr_html_(self) -> str:
+        from fedssl.views.comparison.table import as_html
+
+        return as_html(self)
+
+    def plot(self) -> "Picture":
+        """Draw the learning curves: means over seeds, with a band from the worst to the best seed."""
+        require("matplotlib", "plot", "the picture")
+        from fedssl.views.pictures.plots import comparison_figure
+
+        data = f"{self.source}, {self.evaluated_on} images"
+        return comparison_figure(self.curves, f"{data}: mean over seeds, band from worst to best")
+
+    def latex(self) -> str:
+        """Return the table of accuracies as LaTeX that needs the package booktabs."""
+        from fedssl.views.comparison.latex import latex_of
+        from fedssl.views.comparison.table import tables_of
+
+        return latex_of(tables_of(self, brief=True)[0])
+
     @property
-    def baseline(self) -> str:
-        """Label of the first line."""
-        return str(self.lines["label"].iloc[0])
+    def baselines(self) -> list[str]:
+        """Labels of the lines that others are measured against, or that stand alone, in the order of the groups."""
+        return [group.lines[0].label for group in self.groups]
 
     @property
     def target(self) -> float:
-        """The final EMA accuracy of the baseline, mean over its seeds: other lines are timed until they reach it."""
-        return float(self.lines["ema_accuracy"].iloc[0])
+        """The final EMA accuracy of the first baseline, mean over its seeds."""
+        return float(self.lines["target"].iloc[0])
 
     @property
     def most_seeds(self) -> int:
@@ -109,48 +150,48 @@ class Comparison:
         *,
         force: bool,
         yardsticks: bool = False,
+        baseline: str | None = None,
         bound: str | None = None,
+        by_data: bool = True,
     ) -> "Comparison":
         """Read runs and aggregate them over their seeds.
 
         Args:
             paths: Run directories and folders that hold run directories; see `fedssl.views.comparison.gather.gather`.
             force: Compare runs even if their data or their split differs; a note says so.
-            yardsticks: Measure classical classifiers on the federations of the first line.
-            bound: Label of the line from which the share of the gap is counted that the others close.
+            yardsticks: Measure classical classifiers on the federations of the baselines.
+            baseline: The line, or lines, that others are measured against; see `fedssl.views.comparison.groups.grouped`.
+            bound: The line, or one line a group, from which the share of the gap is counted that the others close; a label, or
+                settings as for the baseline.
+            by_data: Whether lines form groups without a named baseline; if false, all are measured against the first one.
 
         Raises:
-            InputError: No finished run is found, or data or splits differ and `force` is false, or no line has the label of the
-                bound.
+            InputError: No finished run is found, or data or splits differ within a group and `force` is false, or no line is the
+                named baseline or bound.
         """
         gathered = gather(paths)
-        lines = gathered.lines
-        different = disagreements(lines)
+        groups = grouped(gathered.lines, baseline, by_data=by_data)
+        lines = tuple(line for group in groups for line in group.lines)
+        different = [said for group in groups for said in disagreements(group.lines)]
         if different and not force:
             raise InputError("compare", "; ".join(different), "--force compares them all the same")
-        runs = with_gains(_runs(lines))
+        runs = _runs(lines)
         rounds = spent_by_round(_rounds(lines), runs)
         recorded = _recorded(lines)
-        target = runs["ema_accuracy"][runs["label"] == lines[0].label].mean()
-        runs = with_reach(runs, rounds, float(target))
+        bounds = [] if bound is None else chosen(bound, lines, "--bound")
+        parts = [_part(group, runs, rounds, bounds) for group in groups]
         first = next(iter(lines[0].runs.values()))
-        verdicts = verdicts_of(lines, runs)
         different_settings = differences({line.label: line.settings for line in lines})
-        measured, unmeasured = _yardsticks(lines[0]) if yardsticks else (pd.DataFrame(), [])
-        summed = lines_of(runs, verdicts.overlap)
-        too_low = []
-        if bound is not None:
-            summed = with_gap(summed, _checked_bound(bound, lines))
-            if summed["gap_closed"].isna().all():
-                too_low = [f"no share of a gap: {bound} is not above {lines[0].label}"]
+        measured, unmeasured = _yardsticks(groups) if yardsticks else (pd.DataFrame(), [])
         return cls(
-            lines=_with_judges(summed, lines),
-            runs=runs,
+            lines=_with_judges(pd.concat([part.lines for part in parts], ignore_index=True), lines),
+            groups=groups,
+            runs=pd.concat([part.runs for part in parts], ignore_index=True),
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
             number_curves=number_curves_of(recorded),
             differences=different_settings,
-            verdicts=verdicts,
+            verdicts=together([part.verdicts for part in parts]),
             yardsticks=measured,
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
@@ -158,30 +199,64 @@ class Comparison:
             notes=(
                 *gathered.notes,
                 *different,
-                *unpaired(lines),
+                *_alone(groups),
+                *(said for group in groups for said in unpaired(group.lines)),
                 *_training(different_settings, by_kind=len(set(_kinds(lines))) > 1),
-                *_judges(lines),
-                *too_low,
+                *(said for group in groups for said in _judges(group.lines)),
+                *(note for part in parts for note in part.notes),
                 *unmeasured,
-                *verdicts.notes,
                 *_remarks(lines),
             ),
         )
 
 
-def _yardsticks(line: Line) -> tuple[pd.DataFrame, list[str]]:
-    """Return what classical classifiers make of a line's labels, or a sentence that says why they make nothing of them."""
-    try:
-        return measure((seed, run.federation) for seed, run in line.runs.items()), []
-    except InputError as error:
-        return pd.DataFrame(), [f"no yardsticks: {error}"]
+class _Part(NamedTuple):
+    """What is said of the lines of one group: rows of `Comparison.lines` and `Comparison.runs`, verdicts, and notes."""
+
+    lines: pd.DataFrame
+    runs: pd.DataFrame
+    verdicts: Verdicts
+    notes: list[str]
 
 
-def _checked_bound(bound: str, lines: Sequence[Line]) -> str:
-    labels = [line.label for line in lines]
-    if bound not in labels:
-        raise InputError("--bound", f"no line is called {bound!r}", f"one of: {', '.join(labels)}")
-    return bound
+def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequence[Line]) -> _Part:
+    """Measure the lines of a group against its baseline, and against the bound if it has one."""
+    first = group.lines[0].label
+    own = runs[runs["label"].isin([line.label for line in group.lines])]
+    own = with_gains(own.reset_index(drop=True))
+    target = float(own["ema_accuracy"][own["label"] == first].mean())
+    own = with_reach(own, rounds, target)
+    verdicts = verdicts_of(group.lines, own)
+    lines = lines_of(own, verdicts.overlap).assign(baseline=first, target=target)
+    notes = list(verdicts.notes)
+    if bounds:
+        bound = [line.label for line in bounds if line in group.lines]
+        lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)
+        if len(group.lines) > 1 and lines["gap_closed"].isna().all():
+            has = f"{bound[0]} is not above {first}" if len(bound) == 1 else ""
+            notes.append(f"no share of a gap: {has or f'{first} has {len(bound)} bounds'}")
+    return _Part(lines, own, verdicts, notes)
+
+
+def _alone(groups: Sequence[Group]) -> list[str]:
+    """Return a sentence that names the lines that are measured against no other, if there are others that are."""
+    names = [group.lines[0].label for group in groups if len(group.lines) == 1]
+    if not names or len(groups) == 1:
+        return []
+    return [f"no other line has the data, or the settings, of {', '.join(names)}: no gain"]
+
+
+def _yardsticks(groups: Iterable[Group]) -> tuple[pd.DataFrame, list[str]]:
+    """Return what classical classifiers make of the baselines' labels, and sentences that say where they make nothing of them."""
+    measured, notes = [], []
+    for group in groups:
+        first = group.lines[0]
+        try:
+            table = measure((seed, run.federation) for seed, run in first.runs.items())
+            measured.append(table.assign(baseline=first.label))
+        except InputError as error:
+            notes.append(f"no yardsticks beside {first.label}: {error}")
+    return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
 
 
 def _kinds(lines: Sequence[Line]) -> list[str]:

@@ -1,14 +1,20 @@
 """Lays out a comparison as tables within 80 columns; a note below each table explains the columns."""
 
+import io
 import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
+import pandas as pd
 from rich import box
 from rich.table import Table
 
+from fedssl.core.console import Console
 from fedssl.record.judges import in_brackets
+from fedssl.record.rows import NAN
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.pivot import Pivot, pivot_of
 from fedssl.views.comparison.yardstick_table import yardstick_table
 from fedssl.views.text_table import TextTable
 
@@ -19,12 +25,18 @@ FIRST = "experiment"
 """Heading of the first column, which holds the labels of the lines."""
 
 ACCURACIES = (
-    "% of the global model and of its moving average (EMA); gain of the EMA over the first row, "
+    "% of the global model and of its moving average (EMA); gain of the EMA over {base}, "
     "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
     "share of unlabeled images whose pseudo-label is accepted"
 )
-GAP = "; gap %: how much of the way from the first row's EMA to the bound's a row has come"
+GAP = "; gap %: how much of the way from the EMA of {base} to the bound's a row has come"
 LIKE = "; like: rows that share a letter cannot be told apart"
+LIKE_IN_GROUP = "; like: rows below one base that share a letter cannot be told apart"
+FIRST_ROW = "the first row"
+BASE_ABOVE = "the nearest row above it that is marked base"
+BASE = "base"
+"""The gain of a row that others are measured against, if there are several such rows."""
+
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 DIFFERENCES = (
     "each setting that can change a result and is not the same in all lines; settings that only one "
@@ -35,7 +47,7 @@ LONGEST_VALUE = 24
 
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
-    "gain is the whole interval; pairs: seeds that both the row and the first row have; worst, "
+    "gain is the whole interval; pairs: seeds that both the row and its base, {base}, have; worst, "
     "best: the least and the largest gain of one seed"
 )
 OVERLAP = (
@@ -43,8 +55,8 @@ OVERLAP = (
     "intervals are wider (Nadeau & Bengio, 2003)"
 )
 LUCK = (
-    "gain of the EMA over the first row, ± its standard error by seeds and images together; only it, "
-    "only first: predictions of the final models that only this row or only the first row has "
+    "gain of the EMA over {base}, ± its standard error by seeds and images together; only it, "
+    "only base: predictions of the final models that only this row or only its base has "
     "right; p: how often luck alone would make such a difference, corrected for the number of "
     "pairs of rows (Tukey's test); apart: p is below 0.05"
 )
@@ -62,6 +74,9 @@ LOST = "; lost: clients lost to virtual time in all seeds together"
 INACTIVE = "; inactive: clients that had nothing to train on, in all seeds together"
 
 ONE_MODEL = "; of one seed, images say which model is better, not which method"
+PIVOT = "% of the moving average (EMA), as in the table above: a column for each value"
+MOST_WITH_DEVIATION = 4
+"""A pivot of more columns shows no deviation over seeds."""
 
 
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
@@ -73,14 +88,15 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
         comparison: The comparison to lay out.
         brief: Return only the accuracies, and the costs if any run has virtual time.
     """
+    tables, pivot = [_accuracies(comparison)], pivot_of(comparison.groups)
+    tables += [_pivot(comparison, pivot)] if pivot is not None else []
     if brief:
-        return [_accuracies(comparison), *([_costs(comparison)] if comparison.is_timed else [])]
+        return [*tables, *([_costs(comparison)] if comparison.is_timed else [])]
     several = comparison.most_seeds > 1
-    tables = [_accuracies(comparison)]
     tables += [_differences(comparison)] if comparison.differences else []
     tables += [_intervals(comparison)] if several else []
     tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
-    tables += [_reach(comparison)] if len(comparison.lines) > 1 else []
+    tables += [_reach(comparison)] if any(len(g.lines) > 1 for g in comparison.groups) else []
     tables += [_numbers(comparison)] if len(comparison.numbers) else []
     tables += [_yardsticks(comparison)] if len(comparison.yardsticks) else []
     return [*tables, _costs(comparison)]
@@ -96,22 +112,23 @@ def _accuracies(comparison: Comparison) -> TextTable:
     gap = ["gap %"] if "gap_closed" in comparison.lines else []
     columns = ("seeds", "accuracy", "EMA", "gain", *gap, *like, "right", "used")
     rows = []
-    for number, line in enumerate(comparison.lines.to_dict("records")):
+    for line in comparison.lines.to_dict("records"):
         rows.append(
             [
                 line["label"] + in_brackets(line["judged_by"]),
                 str(line["seeds"]),
                 _spread(line["server_accuracy"], line["server_accuracy_std"]),
                 _spread(line["ema_accuracy"], line["ema_accuracy_std"]),
-                _points(line["gain"]) if number else "",
+                _base(comparison) if _is_base(line) else _points(line["gain"]),
                 *([_share(line["gap_closed"])] if gap else []),
                 *([letters.get(line["label"], "-")] if letters else []),
                 _percent(line["pseudo_label_accuracy"]),
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
-    note = ACCURACIES + (GAP if gap else "") + (LIKE if letters else "")
-    note += "" if several else ONE_SEED
+    like_note = LIKE if len(comparison.groups) == 1 else LIKE_IN_GROUP
+    note = ACCURACIES + (GAP if gap else "") + (like_note if letters else "")
+    note = note.format(base=_name_base(comparison)) + ("" if several else ONE_SEED)
     return TextTable(title, (FIRST, *columns), rows, note)
 
 
@@ -131,7 +148,7 @@ def _differences(comparison: Comparison) -> TextTable:
 def _intervals(comparison: Comparison) -> TextTable:
     columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
     rows = []
-    for number, line in enumerate(comparison.lines.to_dict("records")):
+    for line in comparison.lines.to_dict("records"):
         low, high = line["gain_ci95_low"], line["gain_ci95_high"]
         gain = ["-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"]
         gain += [str(line["paired_seeds"]), _points(line["gain_worst"]), _points(line["gain_best"])]
@@ -140,15 +157,16 @@ def _intervals(comparison: Comparison) -> TextTable:
                 line["label"],
                 _percent(_half(line, "server_accuracy")),
                 _percent(_half(line, "ema_accuracy")),
-                *(gain if number else [""] * len(gain)),
+                *([""] * len(gain) if _is_base(line) else gain),
             ]
         )
-    note = INTERVALS + (OVERLAP if comparison.verdicts.overlap else "")
+    note = INTERVALS.format(base=_name_base(comparison))
+    note += OVERLAP if comparison.verdicts.overlap else ""
     return TextTable("what the seeds say", (FIRST, *columns), rows, note)
 
 
 def _luck(comparison: Comparison) -> TextTable:
-    columns = ("gain", "only it", "only first", "p", "apart")
+    columns = ("gain", "only it", "only base", "p", "apart")
     rows = [
         [
             pair["label"],
@@ -160,14 +178,18 @@ def _luck(comparison: Comparison) -> TextTable:
         ]
         for pair in comparison.verdicts.pairs.to_dict("records")
     ]
-    note = LUCK + ("" if comparison.most_seeds > 1 else ONE_MODEL)
+    note = LUCK.format(base=_name_base(comparison)) + (
+        "" if comparison.most_seeds > 1 else ONE_MODEL
+    )
     return TextTable("more than luck?", (FIRST, *columns), rows, note)
 
 
 def _reach(comparison: Comparison) -> TextTable:
     columns = ["reached", "rounds", "MB", "seconds"]
     columns += ["virtual s"] if comparison.is_timed else []
-    title = f"until the first row's final EMA accuracy, {_percent(comparison.target)} %"
+    title = "until the final EMA accuracy of a row's base"
+    if len(comparison.groups) == 1:
+        title = f"until the first row's final EMA accuracy, {_percent(comparison.target)} %"
     rows = []
     for line in comparison.lines.to_dict("records"):
         names = ("rounds", "megabytes", "seconds", "virtual_seconds")
@@ -191,6 +213,35 @@ def _yardsticks(comparison: Comparison) -> TextTable:
     return yardstick_table(comparison.yardsticks, comparison.evaluated_on)
 
 
+def _pivot(comparison: Comparison, pivot: Pivot) -> TextTable:
+    """Return the EMA accuracies as rows by columns; deviations are left out if there are many columns."""
+    lines = {line["label"]: line for line in comparison.lines.to_dict("records")}
+    wide = len(pivot.columns) > MOST_WITH_DEVIATION
+    rows = []
+    for label, by_column in pivot.rows.items():
+        row = [label]
+        for column in pivot.columns:
+            line = lines.get(by_column.get(column))
+            mean, std = (line["ema_accuracy"], line["ema_accuracy_std"]) if line else (NAN, NAN)
+            row.append(_percent(mean) if wide else _spread(mean, std))
+        rows.append(row)
+    title = f"EMA accuracy by {', '.join(pivot.factors)}"
+    return TextTable(title, (FIRST, *pivot.columns), rows, PIVOT)
+
+
+def _is_base(line: Line) -> bool:
+    return bool(line["label"] == line["baseline"])
+
+
+def _base(comparison: Comparison) -> str:
+    """Return the gain of a row that others are measured against."""
+    return "" if len(comparison.groups) == 1 else BASE
+
+
+def _name_base(comparison: Comparison) -> str:
+    return FIRST_ROW if len(comparison.groups) == 1 else BASE_ABOVE
+
+
 def _costs(comparison: Comparison) -> TextTable:
     columns = ["seconds", "MB up", "MB down", "failed"]
     caption = COSTS
@@ -208,6 +259,28 @@ def _costs(comparison: Comparison) -> TextTable:
             cells += [_amount(line["virtual_seconds"]), f"{line['clients_lost']:,}"]
         rows.append([line["label"], *cells])
     return TextTable("what a run costs", (FIRST, *columns), rows, caption)
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return all tables as text, 80 columns wide, and the notes below them."""
+    console = Console(file=io.StringIO(), width=80)
+    for table in tables_of(comparison):
+        console.print(as_rich(table))
+        console.print()
+    for note in comparison.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def as_html(comparison: Comparison) -> str:
+    """Return all tables as HTML, for a notebook, and the notes below them."""
+    shown = [
+        f"<h4>{escape(table.title)}</h4>"
+        + pd.DataFrame(list(table.rows), columns=list(table.columns)).to_html(index=False, border=0)
+        + f"<small>{escape(table.note)}</small>"
+        for table in tables_of(comparison)
+    ]
+    return "".join([*shown, *(f"<p>{escape(note)}</p>" for note in comparison.notes)])
 
 
 def as_rich(grid: TextTable) -> Table:

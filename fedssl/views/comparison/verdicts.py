@@ -92,6 +92,17 @@ def verdicts_of(lines: Sequence[Line], runs: pd.DataFrame) -> Verdicts:
     )
 
 
+def together(parts: Sequence[Verdicts]) -> Verdicts:
+    """Return the verdicts of several groups as one; letters of two groups say nothing about each other."""
+    pairs = [part.pairs for part in parts if len(part.pairs)]
+    return Verdicts(
+        pairs=pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame(),
+        letters={label: letters for part in parts for label, letters in part.letters.items()},
+        overlap=max(part.overlap for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
 def _testable(lines: Sequence[Line], runs: pd.DataFrame) -> tuple[list[Line], list[str]]:
     """Return the lines that can be tested against each other, and sentences about the others."""
     first, unknown = lines[0], runs[runs["ema_accuracy"].isna()]["label"].unique()

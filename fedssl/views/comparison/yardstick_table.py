@@ -34,18 +34,21 @@ def measure(federations: Iterable[tuple[int, Federation]]) -> pd.DataFrame:
 
 
 def yardstick_table(measured: pd.DataFrame, held_out_name: str) -> TextTable:
-    """Return what `measure` measured as a table, a row a classifier.
+    """Return what `measure` measured as a table, a row a classifier; of several baselines, each row names its own.
 
     Args:
-        measured: As `measure` returns it.
+        measured: As `measure` returns it; with the column ``baseline`` if it was measured beside the lines of a comparison.
         held_out_name: ``"test"`` or ``"validation"``.
     """
     rows = []
-    for name, seeds in measured.groupby("classifier", sort=False)["accuracy"]:
+    several = "baseline" in measured and measured["baseline"].nunique() > 1
+    keys = ["baseline", "classifier"] if several else ["classifier"]
+    for named, seeds in measured.groupby(keys, sort=False)["accuracy"]:
+        name = ": ".join(map(str, named))
         values = seeds * 100
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
         shown = [f"{values.mean():.1f}{spread}", f"{values.min():.1f}", f"{values.max():.1f}"]
         unknown = values.isna().any()
-        rows.append([str(name), str(len(values)), *(["-"] * len(shown) if unknown else shown)])
+        rows.append([name, str(len(values)), *(["-"] * len(shown) if unknown else shown)])
     columns = ("classifier", "seeds", "accuracy", "worst", "best")
     return TextTable(f"classical yardsticks, {held_out_name} images", columns, rows, NOTE)

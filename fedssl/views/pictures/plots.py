@@ -34,7 +34,7 @@ class Picture(Figure):
         return content.getvalue()
 
 
-def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
+def comparison_figure(curves: "pd.DataFrame", title: str) -> Picture:
     """Draw the learning curves of several lines: means over seeds, with a band from the worst to the best seed.
 
     A second panel draws pseudo-labels, if there are any. If there is virtual time, a second row draws accuracy against virtual
@@ -43,7 +43,6 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
     Args:
         curves: Columns as in `fedssl.views.comparison.statistics.curves_of`.
         title: Title of the picture.
-        path: The file to write; its suffix says whether it is a PNG, a PDF or an SVG.
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     crowded = len(lines) > len(COLORS)
@@ -57,7 +56,7 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     width = 5 * columns + (2.5 if crowded else 0)
-    figure = Figure(figsize=(width, 0.6 + 3.7 * rows), layout="constrained", dpi=110)
+    figure = Picture(figsize=(width, 0.6 + 3.7 * rows), layout="constrained", dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for one in axes[len(panels) :]:
         one.set_visible(False)
@@ -65,7 +64,7 @@ def plot_comparison(curves: "pd.DataFrame", title: str, path: Path) -> None:
         draw_panel(one, panel, lines, palette_for(len(lines)), band=not crowded)
     add_legend(figure, axes[0], beside=crowded)
     figure.suptitle(title, fontsize=11, parse_math=False)
-    save_figure(figure, path)
+    return figure
 
 
 @dataclass(frozen=True)

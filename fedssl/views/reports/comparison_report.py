@@ -45,7 +45,7 @@ def comparison_page(comparison: Comparison) -> Page:
         title=f"{lines} experiment{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
         subtitle=(
             f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} each; "
-            f"compared with {comparison.baseline}"
+            f"compared with {_bases(comparison)}"
         ),
         remarks=comparison.notes,
         tables=tables_of(comparison),
@@ -59,7 +59,8 @@ def comparison_page(comparison: Comparison) -> Page:
 
 
 def _charts(comparison: Comparison) -> Iterator[Chart]:
-    if len(comparison.lines) > 1 and comparison.lines["paired_seeds"].iloc[1:].any():
+    others = comparison.lines[comparison.lines["label"] != comparison.lines["baseline"]]
+    if others["paired_seeds"].any():
         yield _gain_chart(comparison)
     yield _accuracy_chart(comparison)
     for axis, (column, name) in SPENT.items():
@@ -114,18 +115,26 @@ def _number_charts(comparison: Comparison) -> Iterator[Chart]:
 
 
 def _gain_chart(comparison: Comparison) -> Chart:
-    others = comparison.lines.iloc[1:]
+    others = comparison.lines[comparison.lines["label"] != comparison.lines["baseline"]]
     rows = _intervals(others, "gain")
     own = comparison.runs[
         comparison.runs["label"].isin(others["label"]) & comparison.runs["gain"].notna()
     ]
     seeds = _seeds(own, "gain")
     note = (
-        f"Points of EMA accuracy over {comparison.baseline}, seed by seed (ticks), with mean and 95 % interval of the "
+        f"Points of EMA accuracy over {_bases(comparison)}, seed by seed (ticks), with mean and 95 % interval of the "
         "mean by Student's t. If an interval contains 0, the seeds do not show which of the two is better."
     )
     spec = intervals(rows, seeds, "points", zero=True)
-    return Chart("gain", "Gain over the first line", note, rows, spec)
+    title = "Gain over the first line" if len(comparison.groups) == 1 else "Gain over the base"
+    return Chart("gain", title, note, rows, spec)
+
+
+def _bases(comparison: Comparison) -> str:
+    """Return the label of the line that all others are measured against, or that each group has its own."""
+    if len(comparison.groups) == 1:
+        return comparison.baselines[0]
+    return "the base of each group"
 
 
 def _accuracy_chart(comparison: Comparison) -> Chart:

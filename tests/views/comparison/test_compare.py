@@ -13,7 +13,7 @@ from fedssl.core.console import Console
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
 from fedssl.views.comparison.table import as_rich, tables_of
-from fedssl.views.pictures.plots import plot_comparison
+from fedssl.views.pictures.plots import comparison_figure, save_figure
 from tests.helpers import fedssl, refused, small_toml
 from tests.views.comparison.records import Spent, record
 
@@ -61,13 +61,13 @@ def test_what_is_written_is_to_the_bit_what_was_computed(runs, tmp_path):
     comparison = compare_runs([runs], tmp_path / "out", Console(file=io.StringIO()), force=False)
     read = pd.read_csv(tmp_path / "out" / "comparison.csv", dtype=str)
     assert list(read) == list(comparison.lines)
-    for column in comparison.lines.drop(columns=["name", "label", "judged_by"]):
+    for column in comparison.lines.drop(columns=["name", "label", "judged_by", "baseline"]):
         np.testing.assert_array_equal(read[column].astype(float), comparison.lines[column])
 
 
 def test_the_first_line_is_the_baseline(runs):
     comparison = Comparison.of_runs([runs / "ours", runs], force=False)
-    assert comparison.baseline == "ours"
+    assert comparison.baselines == ["ours"]
     assert comparison.target == pytest.approx(2.2 / 3)
     assert comparison.lines.gain.tolist() == pytest.approx([0, -0.4 / 3])
 
@@ -275,9 +275,9 @@ def test_a_table_and_figures_for_a_paper(runs, tmp_path):
 def test_a_picture_has_a_panel_of_pseudo_labels_only_if_there_are_any(tmp_path):
     record(tmp_path / "a", [0.5, 0.6], name="a")
     curves = Comparison.of_runs([tmp_path], force=False).curves
-    plot_comparison(curves, "t", tmp_path / "both.png")
+    save_figure(comparison_figure(curves, "t"), tmp_path / "both.png")
     none = curves.assign(pseudo_label_accuracy=np.nan, pseudo_label_coverage=np.nan)
-    plot_comparison(none, "t", tmp_path / "one.png")
+    save_figure(comparison_figure(none, "t"), tmp_path / "one.png")
     both, one = (Image.open(tmp_path / f"{name}.png").width for name in ("both", "one"))
     assert one == pytest.approx(both / 2, abs=5)
 
@@ -290,8 +290,9 @@ def test_pictures_are_drawn(tmp_path):
     for i in range(25):
         record(tmp_path / "many" / str(i), [0.1, 0.5], name=f"experiment-{i}")
     for name in ("a", "b", "many"):
-        curves = Comparison.of_runs([tmp_path / name], force=False).curves
-        plot_comparison(curves, "t", tmp_path / f"{name}.png")
+        save_figure(
+            Comparison.of_runs([tmp_path / name], force=False).plot(), tmp_path / f"{name}.png"
+        )
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     heights = {name: Image.open(tmp_path / f"{name}.png").height for name in "ab"}
     assert heights["b"] > 1.5 * heights["a"]  # two more panels
