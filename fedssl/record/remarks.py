@@ -1,6 +1,7 @@
 """Remarks on a run that went wrong or was too short, for its end: facts of its record, and what to try, in one line."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ FEWEST_ROUNDS = 5
 
 EXPLODED = 50.0
 """A model with a held-out loss above this (nats per image) has diverged; a guess among a thousand classes has 6.9."""
+
+MOST_NAMES = 3
+"""A finding names at most this many classes."""
 
 MOST_REMARKS = 2
 """A remark has at most this many findings; the worst come first."""
@@ -40,6 +44,18 @@ MANY = 0.1
 WRONG = 0.5
 """Pseudo-labels do harm if less than this share of them is right."""
 
+JUMPS = 0.05
+"""An accuracy that changes by this from one evaluation to the next, in the second half of a phase, has not settled."""
+
+APART = 0.7
+"""Clients pull apart if the average of their changes is shorter than this share of their mean length."""
+
+ALWAYS = 0.9
+"""A class that this share of the rounds does not name is never named."""
+
+SELDOM = 0.4
+"""Labels take part seldom if fewer than this share of the rounds has a client with labels."""
+
 
 def remark_on(
     rows: Sequence["RoundRow"],
@@ -48,6 +64,7 @@ def remark_on(
     *,
     is_trained: bool = True,
     has_threshold: bool = False,
+    class_names: Sequence[str] = (),
 ) -> str:
     """Return what went wrong in a run and what to try, as one or two findings on one line; empty if nothing did.
 
@@ -57,10 +74,12 @@ def remark_on(
         evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
         is_trained: Whether the run's last phase trained the judge that its accuracies come from.
         has_threshold: Whether the last phase's method has the setting ``threshold``.
+        class_names: Names of the classes; empty if they are unknown.
     """
     failed = list(_failures(rows, most_frequent, evaluated_on, is_trained=is_trained))
     last = [row for row in rows if row.phase == rows[-1].phase]
     found = [*failed, *_pseudo_labels(last, has_threshold=has_threshold)]
+    found += [*_labels(last), *_never_named(last, class_names)]
     found += [] if failed or not is_trained else _course(last, evaluated_on)
     return " ".join(found[:MOST_REMARKS])
 
@@ -126,6 +145,35 @@ def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterat
         )
 
 
+def _never_named(rows: Sequence["RoundRow"], class_names: Sequence[str]) -> Iterator[str]:
+    """Say which classes hardly any round of the last quarter of a phase has named by a pseudo-label, though it used some."""
+    known = [row for row in rows if row.pseudo_label_coverage > 0]
+    late = known[-(len(known) // 4) :]
+    if len(known) < FEWEST_LABELED_ROUNDS:
+        return
+    unnamed = Counter(int(number) for row in late for number in row.classes_unnamed.split())
+    missing = [number for number, times in sorted(unnamed.items()) if times >= ALWAYS * len(late)]
+    if missing and len(class_names) > max(missing):
+        names = [class_names[number] for number in missing[:MOST_NAMES]]
+        others = " and others" if len(missing) > MOST_NAMES else ""
+        which, whose = ("class", "its") if len(missing) == 1 else ("classes", "their")
+        yield (
+            f"No pseudo-label named the {which} {', '.join(names)}{others} in the last {len(late)} rounds, though {whose} images were "
+            "shown: try more labels there, or a method with a threshold for each class, such as freematch."
+        )
+
+
+def _labels(rows: Sequence["RoundRow"]) -> Iterator[str]:
+    """Say if clients with labels take part in few rounds of a phase."""
+    known = [row for row in rows if row.num_labeled >= 0 and row.clients_ok]
+    have = sum(row.num_labeled > 0 for row in known)
+    if len(known) >= FEWEST_LABELED_ROUNDS and 0 < have < SELDOM * len(known):
+        yield (
+            f"Clients with labels took part in {have} of {len(known)} rounds, and the others trained without any label: try a larger "
+            "federation.sample, or labels at more clients."
+        )
+
+
 def _lower(has_threshold: bool) -> str:
     """Return what to try if pseudo-labels are not used, as the end of a sentence."""
     lower = "a lower method.threshold, or " if has_threshold else ""
@@ -148,6 +196,7 @@ def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
             f"{means[-1] * 100:.1f} %: try a lower train.lr or fewer local steps."
         )
         return
+    yield from _jumps(rows, accuracy)
     average = np.array([row.ema_accuracy for row in evaluated])
     rise = means[-1] - means[-1 - window]
     average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
@@ -157,4 +206,25 @@ def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
         yield (
             f"The accuracy was still rising at the end: its last {window} evaluations are {rise * 100:.1f} points above the "
             f"{window} before. More rounds may help."
+        )
+
+
+def _jumps(rows: Sequence["RoundRow"], accuracy: npt.NDArray[np.float64]) -> Iterator[str]:
+    """Say if the accuracy jumps up and down because clients pull apart.
+
+    Args:
+        rows: The rounds of a phase.
+        accuracy: Accuracies of the evaluated rounds, (E,), shares in [0, 1].
+    """
+    late = rows[len(rows) // 2 :]
+    shares = [
+        row.update_norm / row.client_update_norm for row in late if row.client_update_norm > 0
+    ]
+    shares = [share for share in shares if not math.isnan(share)]
+    jump = float(np.abs(np.diff(accuracy[len(accuracy) // 2 :])).mean())
+    if shares and jump > JUMPS and np.mean(shares) < APART:
+        yield (
+            f"The clients pull apart: from one evaluation to the next the accuracy changes by {jump * 100:.0f} points, and the average "
+            f"of the clients' changes has {np.mean(shares) * 100:.0f} % of their length. Try a larger federation.sample, fewer local "
+            "steps, or strategy.kind = fedprox or scaffold."
         )

@@ -78,6 +78,7 @@ def outcome_of(path: Path) -> Outcome:
         seconds=float(summary["seconds"]),
         most_frequent=math.nan if share is None else float(share),
         judges=tuple(facts.get("judged_by", ())),  # an older record names no judges
+        class_names=tuple(facts.get("class_names", ())),
     )
 
 

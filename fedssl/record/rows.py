@@ -85,6 +85,11 @@ class RoundRow:
         virtual_seconds: Virtual clock at the end of the round (seconds); NaN without ``[system]``.
         update_norm: L2 norm of the step that the clients' aggregate made the global model take, before any training
             at the server; NaN if there was no such step.
+        client_update_norm: Mean of the ``update_norm`` of the clients that succeeded; NaN if none sent it.
+        num_labeled: Number of labeled images of the clients that succeeded; -1 in an older record.
+        classes_unnamed: Numbers of the classes of which at least ten unlabeled images were shown, and which no accepted pseudo-label
+            named, separated by spaces; empty if there are none, if the true classes are unknown, or if there are more than 128
+            classes.
     """
 
     round: int
@@ -106,6 +111,9 @@ class RoundRow:
     clients_inactive: int = 0
     virtual_seconds: float = NAN
     update_norm: float = NAN
+    client_update_norm: float = NAN
+    num_labeled: int = -1
+    classes_unnamed: str = ""
 
     @property
     def evaluated(self) -> bool:
@@ -204,6 +212,7 @@ class Outcome:
         seconds: Time from the first round to the end (seconds).
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         judges: How the model of each phase was judged; empty: by its classifier.
+        class_names: Names of the classes; empty if they are unknown.
     """
 
     model: GlobalModel
@@ -211,6 +220,7 @@ class Outcome:
     seconds: float
     most_frequent: float = NAN
     judges: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -289,6 +299,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             experiment.evaluated_on,
             is_trained=judge != UNTRAINED,
             has_threshold="threshold" in type(experiment.plans[-1].method).model_fields,
+            class_names=outcome.class_names,
         ),
     }
 

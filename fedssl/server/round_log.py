@@ -17,7 +17,15 @@ from fedssl.exchange.replies import is_inactive
 from fedssl.experiment.system.clock import Fate
 from fedssl.metrics.accuracy import Evaluation
 from fedssl.metrics.pseudo_labels import pseudo_label_accuracy, pseudo_label_coverage
-from fedssl.record.rows import NAN, ClassRow, ClientRow, Failure, NumberRow, RoundRow
+from fedssl.record.rows import (
+    NAN,
+    ClassRow,
+    ClientRow,
+    Failure,
+    NumberRow,
+    RoundRow,
+    nan_mean,
+)
 
 Fates = Mapping[int, Fate]
 
@@ -36,6 +44,13 @@ class Measured(NamedTuple):
     counts: Sequence[float]
     numbers: Mapping[str, float]
     classes: npt.NDArray[np.float64] | None
+
+
+MOST_CLASSES = 128
+"""With more classes, the row of a round does not say which ones no pseudo-label named."""
+
+FEWEST_SHOWN = 10
+"""Of a class with fewer shown unlabeled images, the row of a round does not say that no pseudo-label named it."""
 
 
 class RoundLog:
@@ -239,6 +254,17 @@ class RoundLog:
             return []
         return [ClassRow(self.round, label, *own) for label, own in enumerate(counts.T.tolist())]
 
+    def classes_unnamed(self) -> str:
+        """Return the numbers of the classes that no accepted pseudo-label named, as a `RoundRow` has them."""
+        if self._num_classes > MOST_CLASSES:
+            return ""
+        unnamed = [
+            str(row.label)
+            for row in self.class_rows()
+            if row.considered >= FEWEST_SHOWN and row.predicted == 0
+        ]
+        return " ".join(unnamed)
+
     def number_rows(self) -> list[NumberRow]:
         """Return the numbers that the round's clients recorded, and after them the server's numbers.
 
@@ -340,4 +366,7 @@ def row_of(
         clients_inactive=log.num_inactive,
         virtual_seconds=virtual_seconds,
         update_norm=log.update_norm,
+        client_update_norm=nan_mean(row.update_norm for row in log.clients if row.status == "ok"),
+        num_labeled=sum(row.num_labeled for row in log.clients if row.status == "ok"),
+        classes_unnamed=log.classes_unnamed(),
     )

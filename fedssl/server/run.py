@@ -130,7 +130,8 @@ class ServerRun:
         seconds = time.perf_counter() - self._began
         share = most_frequent_share(self._federation.held_out.labels)
         judges = judges_of(self._experiment, self._federation)
-        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share, judges)
+        names = tuple(self._federation.data.class_names)
+        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share, judges, names)
         for observer in self._observers:
             observer.ended(outcome)
         return outcome

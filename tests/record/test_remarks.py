@@ -155,3 +155,71 @@ def test_a_run_that_cannot_learn_says_so_in_its_record(tmp_path):
     assert bool(done.summary["remark"]) == (last <= done.summary["most_frequent_class"])
     again = outcome_of(tmp_path / "run")
     assert summarize(experiment, dataclasses.replace(again))["remark"] == done.summary["remark"]
+
+
+def labeled(count, has, **more):
+    """Return rounds of which some have a client with labels."""
+    return tuple(
+        dataclasses.replace(row, num_labeled=40 * (i % count < has), **more)
+        for i, row in enumerate(rows(*[0.9] * count))
+    )
+
+
+def test_labels_in_too_few_rounds():
+    said = remark_on(labeled(40, 9), 0.1, "test")
+    assert said.startswith("Clients with labels took part in 9 of 40 rounds")
+    assert "federation.sample" in said
+    assert remark_on(labeled(40, 20), 0.1, "test") == ""
+    # Labels at the server: no client ever has one. An older record does not know.
+    assert remark_on(labeled(40, 0), 0.1, "test") == ""
+    assert remark_on(rows(*[0.9] * 40), 0.1, "test") == ""
+
+
+def test_a_class_that_no_pseudo_label_names():
+    known = [
+        dataclasses.replace(row, classes_unnamed="1" if i != 35 else "")
+        for i, row in enumerate(rows(*[0.9] * 40, coverage=0.5, right=0.9))
+    ]
+    said = remark_on(known, 0.1, "test", class_names=("zero", "one"))
+    assert said.startswith("No pseudo-label named the class one in the last 10 rounds")
+    assert "freematch" in said
+    # Where the class is named in every second round, and where nothing says how classes are called.
+    half = [dataclasses.replace(row, classes_unnamed="1" * (i % 2)) for i, row in enumerate(known)]
+    assert remark_on(half, 0.1, "test", class_names=("zero", "one")) == ""
+    assert remark_on(known, 0.1, "test") == ""
+
+
+def test_clients_that_pull_apart():
+    """The accuracy jumps by 20 points, and the average of the clients' changes has half of their length."""
+    jumping = [0.8, 0.6] * 20
+    apart = [
+        dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in rows(*jumping)
+    ]
+    said = remark_on(apart, 0.1, "test")
+    assert said.startswith(
+        "The clients pull apart: from one evaluation to the next the accuracy changes by 20 points"
+    )
+    assert "50 % of their length" in said
+    together = [dataclasses.replace(row, update_norm=1.9) for row in apart]
+    assert remark_on(together, 0.1, "test") == ""
+    steady = [dataclasses.replace(row, server_accuracy=0.8) for row in apart]
+    assert remark_on(steady, 0.1, "test") == ""
+
+
+def test_a_round_says_what_remarks_need(tmp_path):
+    """The mean of the clients' changes and their labels in rounds.csv are those of clients.csv, and classes those of classes.csv."""
+    method = {"kind": "fixmatch", "threshold": 0.5, "unlabeled_ratio": 7}
+    found = run(
+        small_experiment(rounds=3, method=method, train={"local_steps": 4}),
+        out=tmp_path / "run",
+        progress=False,
+    )
+    clients, classes = found.clients, found.classes
+    for row in found.round_rows:
+        own = clients[(clients["round"] == row.round) & (clients.status == "ok")]
+        assert row.client_update_norm == pytest.approx(own.update_norm.mean())
+        assert row.num_labeled == own.num_labeled.sum()
+        of_round = classes[classes["round"] == row.round]
+        unnamed = of_round[(of_round.considered >= 10) & (of_round.predicted == 0)].label
+        assert row.classes_unnamed == " ".join(map(str, unnamed))
+    assert any(row.classes_unnamed for row in found.round_rows)

@@ -19,6 +19,7 @@ from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.groups import Group, chosen, grouped
 from fedssl.views.comparison.labels import differences
+from fedssl.views.comparison.reasons import reasons
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
     curves_of,
@@ -228,7 +229,7 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
     own = with_reach(own, rounds, target)
     verdicts = verdicts_of(group.lines, own)
     lines = lines_of(own, verdicts.overlap).assign(baseline=first, target=target)
-    notes = list(verdicts.notes)
+    notes = [*verdicts.notes, *reasons(group, lines, verdicts.pairs)]
     if bounds:
         bound = [line.label for line in bounds if line in group.lines]
         lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)

@@ -1,0 +1,94 @@
+"""Why a line won or lost against its baseline: one sentence a pair that can be told apart, from facts of the records."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from fedssl.views.closer_look import recorded_look
+from fedssl.views.comparison.gather import Line
+from fedssl.views.comparison.groups import Group
+
+Floats = npt.NDArray[np.float64]
+
+MOST_REASONS = 8
+"""A comparison of more pairs gives no reasons: nobody would read them."""
+
+USED = 0.02
+"""Of a line that uses pseudo-labels for a smaller share of the unlabeled images, it is not said how many of them are right."""
+
+SAME = 0.02
+"""If all classes gain within this of one another, in [0, 1], no class is named."""
+
+
+def reasons(group: Group, lines: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[str]:
+    """Yield a sentence for each line of a group that can be told apart from the baseline.
+
+    It says how many of the used pseudo-labels are right, beside the accuracy of the baseline's model, and which class gains most and
+    which least.
+
+    Args:
+        group: The lines.
+        lines: Their rows of `fedssl.views.comparison.comparison.Comparison.lines`.
+        pairs: Their pairs of `fedssl.views.comparison.verdicts.Verdicts`.
+    """
+    apart = pairs[pairs["apart"]] if len(pairs) else pairs
+    if len(apart) > MOST_REASONS:
+        return
+    by_label = {line.label: line for line in group.lines}
+    rows = {row["label"]: row for row in lines.to_dict("records")}
+    first = group.lines[0]
+    for pair in apart.to_dict("records"):
+        label, gain = str(pair["label"]), float(pair["gain"])
+        facts = [
+            *_pseudo_labels(rows[label], rows[first.label]["ema_accuracy"]),
+            *_classes(by_label[label], first),
+        ]
+        if facts:
+            verb = "gains" if gain > 0 else "loses"
+            yield f"{label} {verb} {abs(gain) * 100:.1f} points against {first.label}: {'; '.join(facts)}"
+
+
+def _pseudo_labels(line: Mapping[Any, Any], accuracy: float) -> Iterator[str]:
+    """Say how many of a line's pseudo-labels are used and right at the end, beside the baseline's accuracy."""
+    right, used = line["pseudo_label_accuracy"], line["pseudo_label_coverage"]
+    if not used > USED or right != right:
+        return
+    than = "fewer than the model of the baseline has right" if right < accuracy else ""
+    more = f", {than} ({accuracy * 100:.0f} %)" if than else ""
+    yield f"it uses pseudo-labels for {used * 100:.0f} % of the unlabeled images, and {right * 100:.0f} % of them are right{more}"
+
+
+def _classes(line: Line, first: Line) -> Iterator[str]:
+    """Say which class gains most and which least, by the share of its held-out images that the EMA models have right."""
+    own, others = _recall(line), _recall(first)
+    if own is None or others is None or own.shape != others.shape:
+        return
+    gain = own - others
+    known = np.flatnonzero(~np.isnan(gain))
+    if len(known) < 2:
+        return
+    most, least = known[np.argmax(gain[known])], known[np.argmin(gain[known])]
+    if gain[most] - gain[least] > SAME:
+        names = next(iter(line.runs.values())).data["class_names"]
+        yield f"class {names[most]} gains most ({gain[most] * 100:+.0f}), class {names[least]} least ({gain[least] * 100:+.0f})"
+
+
+def _recall(line: Line) -> Floats | None:
+    """Return the share of each class's held-out images that the EMA models name correctly, (classes,), over all seeds.
+
+    It is NaN for a class without images; None if a run has no closer look.
+    """
+    counts = []
+    for run in line.runs.values():
+        look = recorded_look(run)
+        if look is None or "confusion" not in look["models"]["ema"]:
+            return None
+        counts.append(np.asarray(look["models"]["ema"]["confusion"], dtype=np.float64))
+    total: Floats = np.sum(counts, axis=0)
+    images = total.sum(1)
+    recall = np.full(len(total), np.nan)
+    np.divide(np.diag(total), images, out=recall, where=images > 0)
+    return recall
