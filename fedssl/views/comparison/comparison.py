@@ -229,7 +229,13 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
     own = with_reach(own, rounds, target)
     verdicts = verdicts_of(group.lines, own)
     lines = lines_of(own, verdicts.overlap).assign(baseline=first, target=target)
-    notes = [*verdicts.notes, *reasons(group, lines, verdicts.pairs)]
+    alike = [line.label for line in group.lines if _judges_of(line) == _judges_of(group.lines[0])]
+    pairs = (
+        verdicts.pairs[verdicts.pairs["label"].isin(alike)]
+        if len(verdicts.pairs)
+        else verdicts.pairs
+    )
+    notes = [*verdicts.notes, *reasons(group, lines, pairs)]
     if bounds:
         bound = [line.label for line in bounds if line in group.lines]
         lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)

@@ -36,7 +36,8 @@ def test_lines_are_told_apart_by_seeds_and_images_together(tmp_path):
     assert 0.6 < pairs.error["ours"] / np.sqrt(0.1 * 0.9 / 100) <= 1
     assert pairs.apart.tolist() == [True, False]
     assert found.verdicts.letters == {"ours": "a", "theirs": "b", "base": "b"}
-    assert found.notes == ()
+    (reason,) = found.notes
+    assert reason.startswith("ours gains 10.0 points against base: ")
     accuracies, luck = (
         next(table for table in tables_of(found) if word in table.columns)
         for word in ("like", "apart")
