@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, model_validator
 
 from fedssl.core.errors import InputError
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.registry import Plugin, Section
 from fedssl.core.toml import read_toml
 from fedssl.core.trust import trusting
@@ -195,7 +196,21 @@ class Experiment(RunSettings):
 
     @classmethod
     def load(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
-        """Read an experiment file and lay ``a.b=value`` settings over it.
+        """Read an experiment file, which may name modules in its folder, and lay ``a.b=value`` settings over it.
+
+        Args:
+            path: A TOML file.
+            settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
+
+        Raises:
+            InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
+        """
+        find_modules_in(Path(path).absolute().parent)
+        return cls.read(path, settings)
+
+    @classmethod
+    def read(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
+        """Read an experiment file as `load` does, but search no modules in its folder, such as that of a record.
 
         Args:
             path: A TOML file.

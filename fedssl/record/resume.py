@@ -120,7 +120,7 @@ def refuse_changes(
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield each difference between an experiment and the experiment of the run in a folder, as text."""
     with trusting(NOBODY):
-        before = settings_as_text(settings_that_change_results(Experiment.load(path / EXPERIMENT)))
+        before = settings_as_text(settings_that_change_results(Experiment.read(path / EXPERIMENT)))
     now = settings_as_text(settings_that_change_results(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")

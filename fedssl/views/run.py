@@ -85,7 +85,7 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment that ran, defaults included."""
         with trusting(self._trust):
-            return Experiment.load(self.path / EXPERIMENT)
+            return Experiment.read(self.path / EXPERIMENT)
 
     @property
     def is_finished(self) -> bool:
