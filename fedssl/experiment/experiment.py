@@ -22,6 +22,7 @@ from fedssl.experiment.sections import EngineSection, RecordSection, ServerSecti
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
+from fedssl.models.base import MODELS
 from fedssl.training.correction import WithClientHalf
 from fedssl.training.recipe import Recipe
 
@@ -142,6 +143,8 @@ class Experiment(RunSettings):
         plans: list[PhasePlan] = []
         with trusting(self._trust):
             for i, phase in enumerate(self.phases):
+                if i:
+                    _refuse_weights(phase, f"phases[{i}].")
                 plan = _resolved(table, phase, f"phases[{i}].")
                 plans.append(plan.after(plans[-1] if plans else None))
         return tuple(plans)
@@ -277,6 +280,17 @@ class Experiment(RunSettings):
         """Return the text of an equal experiment file, with every default written out."""
         table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
         return tomli_w.dumps(table)
+
+
+def _refuse_weights(phase: Phase, where: str) -> None:
+    """Refuse a file of weights in a phase that goes on from another one."""
+    model = MODELS.as_table(phase.overrides.get(MODELS.section))
+    if isinstance(model, Mapping) and {"weights", "new_head"} & set(model):
+        raise InputError(
+            f"{where}model.weights",
+            "a phase after the first one begins with the weights of the phase before it",
+            "set it in the first phase or in [model]",
+        )
 
 
 def _resolved(table: Mapping[str, Any], phase: Phase, where: str) -> PhasePlan:

@@ -23,6 +23,7 @@ from fedssl.record.provenance import (
     check_partition,
     data_facts,
     environment,
+    initial_weights,
     partition_table,
 )
 from fedssl.record.rows import (
@@ -133,6 +134,7 @@ class RunDirectory(Observer):
                 check_partition(self.path / PARTITION, federation)
             else:
                 facts = environment() | {"changed_kinds": experiment.changed_kinds}
+                facts |= initial_weights(experiment)
                 self._write(ENVIRONMENT, as_json(facts | {"own_modules": own_modules(experiment)}))
                 self._write(DATA, as_json(data_facts(experiment, federation)))
                 self._write(PARTITION, partition_table(federation))

@@ -26,7 +26,7 @@ from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
 from fedssl.record.lines import read_rounds, whole_lines
-from fedssl.record.provenance import fingerprint, partition_table
+from fedssl.record.provenance import fingerprint, partition_table, spec_of
 from fedssl.record.rows import RoundRow
 from fedssl.record.run_path import (
     CLASSES,
@@ -183,14 +183,7 @@ class Run:
     @property
     def spec(self) -> ImageSpec:
         """Properties that all images of the run share, such as their shape."""
-        facts = self.data
-        return ImageSpec(
-            shape=tuple(facts["shape"]),
-            num_classes=facts["num_classes"],
-            mean=tuple(facts["mean"]),
-            std=tuple(facts["std"]),
-            flips=facts["flips"],
-        )
+        return spec_of(self.data)
 
     @property
     def newest_round(self) -> int | None:

@@ -34,6 +34,8 @@ def test_named_plugins():
     assert model.kind == "torchvision:resnet18"
     assert model.to_dict() == {
         "kind": "torchvision:resnet18",
+        "weights": None,
+        "new_head": False,
         "resize": 32,
         "norm": None,
         "groups": 8,
