@@ -78,6 +78,12 @@ class RunSettings(ClientSettings):
             raise ValueError(
                 "data.validation and federation.labels.validation exclude each other; drop one"
             )
+        stop = self.server.stop_when
+        if stop is not None and stop.no_gain is not None and self.evaluated_on != "validation":
+            raise ValueError(
+                "server.stop_when.no_gain needs validation images, because no choice may look at test images; "
+                "set data.validation or federation.labels.validation, such as to 0.2, or drop no_gain"
+            )
         if self.system is not None and self.federation.private:
             raise ValueError(
                 "system is virtual time, but clients with private data (federation.private) run in real time; drop system"

@@ -77,6 +77,7 @@ def outcome_of(path: Path) -> Outcome:
         rounds=read_rounds(path / ROUNDS),
         seconds=float(summary["seconds"]),
         most_frequent=math.nan if share is None else float(share),
+        stopped=str(summary.get("stopped", "")),  # an older record has all its rounds
         judges=tuple(facts.get("judged_by", ())),  # an older record names no judges
     )
 

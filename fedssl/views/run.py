@@ -314,7 +314,7 @@ class Run:
 
 def _kind_of(key: str) -> Any:
     """Return the types that an entry of a summary can have; an unknown number is null."""
-    if key in ("name", "method", "evaluated_on", "judged_by", "remark"):
+    if key in ("name", "method", "evaluated_on", "judged_by", "remark", "stopped"):
         return str
     return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 
