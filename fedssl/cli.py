@@ -12,6 +12,7 @@ from fedssl.app.commands.explain import explain
 from fedssl.app.commands.export import export
 from fedssl.app.commands.listing import doctor, list_plugins, schema
 from fedssl.app.commands.look import show, validate
+from fedssl.app.commands.new import new
 from fedssl.app.commands.predict import predict
 from fedssl.app.commands.report import report
 from fedssl.app.commands.run import run
@@ -65,6 +66,7 @@ def _show_log_lines() -> None:
         log.setLevel(logging.INFO)
 
 
+app.command()(new)
 app.command()(run)
 app.command()(compare)
 app.command()(sweep)

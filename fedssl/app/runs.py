@@ -10,6 +10,7 @@ from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Found
+from fedssl.record.own_modules import changes_of_own_modules
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
@@ -89,6 +90,8 @@ class Runs:
         if self._resume:
             for flaw in found.damaged:
                 self._complain(flaw, f"{_title(experiment)}: ")
+            for change in changes_of_own_modules(directory.path, experiment):
+                self._complain(change, f"{_title(experiment)}: ")
             self._console.say(f"{_title(experiment)}: {_describe_start(directory, found)}")
 
         def complain(what: str) -> None:

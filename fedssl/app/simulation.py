@@ -17,7 +17,8 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import FedsslError, InputError, RunFailed
 from fedssl.core.extras import install_command, require
 from fedssl.core.machine import MB, available_cores, available_memory
-from fedssl.core.processes import InBackground
+from fedssl.core.processes import InBackground, path_for_other_processes
+from fedssl.core.user_code import naming_user_code
 from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
@@ -32,6 +33,7 @@ from fedssl.engine.ray.witness import Record
 from fedssl.exchange.census import Census, refuse_private
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Devices, Floats
+from fedssl.record.own_modules import own_modules
 from fedssl.record.rows import Observer, Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import EVENTS, LOCK
@@ -158,7 +160,8 @@ def _workers_of(experiment: Experiment) -> object:
     """Return a value that is equal for two experiments if they can use the same workers."""
     measured = experiment.engine.memory_per_worker == "measured"
     what = experiment.to_client_json() if measured else ""
-    return experiment.engine, experiment.largest_sample, what
+    # Workers find the user's modules in the folders that were searched when they started.
+    return experiment.engine, experiment.largest_sample, what, path_for_other_processes()
 
 
 def check_engine(experiment: Experiment) -> None:
@@ -178,9 +181,11 @@ def check_experiment(experiment: Experiment) -> None:
     check_tracker(experiment)
     if experiment.engine.address is None:  # the resources of a cluster are not known here
         plan_workers_here(experiment)
-    # Check the data, the federation and every phase.
-    experiment.data.prepare(verify=True)
-    check_phases(experiment, simulated_federation(experiment))
+    # Check the data, the federation and every phase; here the user's own code runs for the first time.
+    own = ", ".join(own_modules(experiment))
+    with naming_user_code(f"the check of {own}" if own else ""):
+        experiment.data.prepare(verify=True)
+        check_phases(experiment, simulated_federation(experiment))
 
 
 def check_phases(experiment: Experiment, federation: Federation) -> None:

@@ -1,8 +1,9 @@
 """Find plug-ins by name: a plug-in's name is the name of its module, and a new plug-in takes one file.
 
 A `Family` is a package of such modules. ``kind = "fixmatch"`` is the module ``fedssl/methods/fixmatch.py``.
-``kind = "torchvision:resnet18"`` is the module ``torchvision`` with its field ``name = "resnet18"``. A kind with a dot,
-``kind = "mylab.mymethod"``, is any importable module of the user's own.
+``kind = "torchvision:resnet18"`` is the module ``torchvision`` with its field ``name = "resnet18"``. A kind with a dot is the
+user's own: a file (``kind = "sharp.py"``), any importable module (``kind = "mylab.sharp"``), or one class of several
+(``kind = "sharp.py:Sharp"``).
 """
 
 import contextlib
@@ -27,16 +28,23 @@ from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.plugin_modules import (
+    FILE,
     IN_ITS_OWN_MODULE,
     LONGEST_NAME,
     NoPlugin,
+    check_file,
     check_name,
     describe_searched_folders,
     find_file_meant,
     find_module,
     find_plugin,
     import_module,
+    is_own,
+    kind_of_class,
+    module_of,
     modules_beside,
+    own_classes,
+    split_kind,
 )
 from fedssl.core.trust import Trust, current_trust, trusting
 
@@ -120,8 +128,7 @@ class Plugin(Section):
     def kind(self) -> str:
         """The name that selects this plug-in in an experiment file."""
         module = type(self).__module__
-        short = module.rsplit(".", 1)[-1]
-        stem = short if module.startswith("fedssl.") else module
+        stem = kind_of_class(type(self)) if is_own(module) else module.rsplit(".", 1)[-1]
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
 
@@ -225,7 +232,8 @@ class Family:
         """Return the kind that a table names, else the kind that a second table names, else the default."""
         for table in (value, otherwise):
             if isinstance(table, Mapping) and self.key in table:
-                return table[self.key] or self.default  # `unset` puts the default back
+                kind = table[self.key] or self.default  # `unset` puts the default back
+                return ":".join(filter(None, split_kind(kind))) if isinstance(kind, str) else kind
         return self.default
 
     def names(self) -> list[str]:
@@ -248,26 +256,36 @@ class Family:
         Args:
             kind: The kind, which need not exist.
         """
-        stem = kind.partition(":")[0] if isinstance(kind, str) else ""
+        stem = split_kind(kind)[0] if isinstance(kind, str) else ""
         known: type[BaseModel] = self.base
-        if stem and (self._is_built_in(stem) or current_trust().allows(stem)):
+        if stem and (self._is_built_in(stem) or current_trust().allows(module_of(stem))):
             with contextlib.suppress(InputError):  # `build` will tell
-                known = self.get(stem)
+                known = self.get(kind)
         return dict(known.model_fields)
 
-    def get(self, stem: str) -> type[Plugin]:
+    def get(self, kind: str) -> type[Plugin]:
         """Return the class that a kind names.
 
         Args:
-            stem: The kind without its ``:name`` part.
+            kind: The kind; a ``:NAME`` that is no class is ignored.
 
         Raises:
             InputError: The module cannot be found, cannot be imported, or does not define exactly one plug-in. The
                 error says which folders were searched.
         """
+        return self._find(*split_kind(kind))[0]
+
+    def _find(self, stem: str, rest: str) -> tuple[type[Plugin], str]:
+        """Return the class that a kind names, and the ``NAME`` of the kind, which may be empty.
+
+        Args:
+            stem, rest: The kind, as `split_kind` gives it. In a kind of the user's own, the rest may begin with a class.
+        """
         try:
             check_name(stem)
-            return self._load_module(stem) if "." in stem else self._load_built_in(stem)
+            if "." not in stem:
+                return self._load_built_in(stem), rest
+            return self._load_own(stem, rest)
         except NoPlugin as error:
             raise self._error_about(stem, error) from error.__cause__
 
@@ -284,21 +302,29 @@ class Family:
                 return find_plugin(import_module(module), module, self.base, self.noun)
         file = find_file_meant(stem)
         if file is None:
-            raise NoPlugin("", suggest_nearest(stem, self.names()) + self._named_kinds())
-        remedy = f"put it into a folder, such as mylab/{file.name}, and write 'mylab.{stem}'"
-        raise NoPlugin(f"{file} is ignored, because a kind without a dot is built in", remedy)
+            known = suggest_nearest(stem, self.names()) + self._named_kinds()
+            raise NoPlugin("", f"{known}; your own are named 'mine.py' or 'mylab.mine'")
+        raise NoPlugin("a kind without a dot is built in", f"write '{stem}{FILE}' to name {file}")
 
     def _named_kinds(self) -> str:
         """Return how kinds with a name after a colon are written, as the end of a remedy; empty if the family has none."""
         named = [stem for stem in self.names() if "name" in self.get(stem).model_fields]
         return f"; or {', '.join(f'{stem}:NAME' for stem in named)}" if named else ""
 
-    def _load_module(self, module: str) -> type[Plugin]:
-        if find_module(module) is None:
+    def _load_own(self, stem: str, rest: str) -> tuple[type[Plugin], str]:
+        module = module_of(stem)
+        if stem.endswith(FILE):
+            check_file(stem)
+        elif find_module(module) is None:
             beside = modules_beside(module)
             near = suggest_nearest(module, beside) if beside else "kinds without a dot are built in"
             raise NoPlugin(f"no module of that name is found ({describe_searched_folders()})", near)
-        return find_plugin(import_module(module), module, self._member_base(), self.noun)
+        imported, base = import_module(module), self._member_base()
+        first, _, name = rest.partition(":")
+        for found in own_classes(imported, module, base):
+            if found.__name__ == first:
+                return found, name
+        return find_plugin(imported, stem, base, self.noun), rest
 
     def _member_base(self) -> type[Plugin]:
         """Return the class that members derive from; where `base` is `Plugin`, the package's ``base`` module has it."""
@@ -334,16 +360,13 @@ class Family:
             )
         if not isinstance(kind, str):
             raise InputError(f"{self.section}.{self.key}", f"is {kind!r}, not a name")
-        stem, colon, name = kind.partition(":")
-        if not self._is_built_in(stem) and not current_trust().allows(stem):
+        stem, rest = split_kind(kind)
+        if not self._is_built_in(stem) and not current_trust().allows(module_of(stem)):
             return self._stand_in_for(kind, stem, fields)
-        plugin = self.get(stem)
-        if colon and "name" not in plugin.model_fields:
-            problem = f"is {kind!r}, but {stem!r} has no ':NAME'"
-            own = ", ".join(plugin.model_fields)
-            remedy = f"write a table with its settings: {own}" if own else f"write {stem!r}"
-            raise InputError(f"{self.section}.{self.key}", problem, remedy)
-        if colon:
+        plugin, name = self._find(stem, rest)
+        if (name or kind.endswith(":")) and "name" not in plugin.model_fields:
+            raise InputError(f"{self.section}.{self.key}", *self._no_name(kind, plugin, name))
+        if name:
             fields["name"] = name
         if "name" in plugin.model_fields and not fields.get("name"):
             what = plugin.model_fields["name"].description
@@ -360,6 +383,16 @@ class Family:
             found = input_error(error, plugin, self.section)
             meant = "" if self.key in value else self._kinds_with(error)
             raise InputError(found.field, found.problem, meant or found.remedy) from None
+
+    def _no_name(self, kind: str, plugin: type[Plugin], name: str) -> tuple[str, str]:
+        """Return what is wrong with a kind whose plug-in takes no ``:NAME``, and what to do."""
+        stem, _ = split_kind(kind)
+        if "." in stem:
+            problem = f"is {kind!r}, but {stem} defines no {self.noun} {name!r}"
+            return problem, suggest_nearest(name, [plugin.__name__])
+        own = ", ".join(plugin.model_fields)
+        remedy = f"write a table with its settings: {own}" if own else f"write {stem!r}"
+        return f"is {kind!r}, but {stem!r} has no ':NAME'", remedy
 
     def _kinds_with(self, error: ValidationError) -> str:
         """Return which kinds have the unknown key of a section without a kind, as a remedy; empty if none has it."""
@@ -384,10 +417,10 @@ class Family:
         trust = current_trust()
         if not trust.keeps_tables:
             problem = f"{kind!r} is a module that this client does not allow; it was not imported"
-            remedy = f'allow it in the node\'s config: allowed-plugins="{stem}"'
+            remedy = f'allow it in the node\'s config: allowed-plugins="{module_of(stem)}"'
             raise InputError(f"{self.section}.{self.key}", problem, remedy)
-        if stem in sys.modules:
-            with trusting(Trust((stem,))):
+        if module_of(stem) in sys.modules:
+            with trusting(Trust((module_of(stem),))):
                 return self.build({self.key: kind, **fields})
         try:
             check_name(stem)
@@ -405,7 +438,7 @@ class Family:
         if not stands or own.__module__ in ("__main__", "__mp_main__"):
             problem = f"{own.__name__} is defined in a notebook, a script or a function"
             raise InputError(where, problem, IN_ITS_OWN_MODULE)
-        found = self.get(plugin.kind.partition(":")[0])
+        found = self.get(plugin.kind)
         if found is not own:
             problem = f"workers would find {found.__name__} by this kind in place of {own.__name__}"
             raise InputError(where, problem, IN_ITS_OWN_MODULE)

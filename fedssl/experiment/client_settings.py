@@ -128,7 +128,16 @@ class ClientSettings(Section):
         table = self.model_dump(mode="json", exclude_none=True, include=names)
         if self.previous is not None and self.needs_previous:
             table[PREVIOUS] = self.previous.model_dump(mode="json", exclude_none=True)
+        _leave_out_weights(table)
         return json.dumps(without_none(table))
+
+
+def _leave_out_weights(table: dict[str, Any]) -> None:
+    """Take out where the first weights are: clients get the weights themselves."""
+    for name in ("weights", "new_head"):
+        table["model"].pop(name, None)
+    if PREVIOUS in table:
+        _leave_out_weights(table[PREVIOUS])
 
 
 @functools.lru_cache(maxsize=8)

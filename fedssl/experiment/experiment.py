@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, model_validator
 
 from fedssl.core.errors import InputError
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.registry import Plugin, Section
 from fedssl.core.toml import read_toml
 from fedssl.core.trust import trusting
@@ -21,6 +22,7 @@ from fedssl.experiment.sections import EngineSection, RecordSection, ServerSecti
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
+from fedssl.models.base import MODELS
 from fedssl.training.correction import WithClientHalf
 from fedssl.training.recipe import Recipe
 
@@ -75,6 +77,12 @@ class RunSettings(ClientSettings):
         if self.data.validation and self.federation.labels.validation:
             raise ValueError(
                 "data.validation and federation.labels.validation exclude each other; drop one"
+            )
+        stop = self.server.stop_when
+        if stop is not None and stop.no_gain is not None and self.evaluated_on != "validation":
+            raise ValueError(
+                "server.stop_when.no_gain needs validation images, because no choice may look at test images; "
+                "set data.validation or federation.labels.validation, such as to 0.2, or drop no_gain"
             )
         if self.system is not None and self.federation.private:
             raise ValueError(
@@ -141,6 +149,8 @@ class Experiment(RunSettings):
         plans: list[PhasePlan] = []
         with trusting(self._trust):
             for i, phase in enumerate(self.phases):
+                if i:
+                    _refuse_weights(phase, f"phases[{i}].")
                 plan = _resolved(table, phase, f"phases[{i}].")
                 plans.append(plan.after(plans[-1] if plans else None))
         return tuple(plans)
@@ -195,7 +205,21 @@ class Experiment(RunSettings):
 
     @classmethod
     def load(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
-        """Read an experiment file and lay ``a.b=value`` settings over it.
+        """Read an experiment file, which may name modules in its folder, and lay ``a.b=value`` settings over it.
+
+        Args:
+            path: A TOML file.
+            settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
+
+        Raises:
+            InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
+        """
+        find_modules_in(Path(path).absolute().parent)
+        return cls.read(path, settings)
+
+    @classmethod
+    def read(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
+        """Read an experiment file as `load` does, but search no modules in its folder, such as that of a record.
 
         Args:
             path: A TOML file.
@@ -262,6 +286,17 @@ class Experiment(RunSettings):
         """Return the text of an equal experiment file, with every default written out."""
         table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
         return tomli_w.dumps(table)
+
+
+def _refuse_weights(phase: Phase, where: str) -> None:
+    """Refuse a file of weights in a phase that goes on from another one."""
+    model = MODELS.as_table(phase.overrides.get(MODELS.section))
+    if isinstance(model, Mapping) and {"weights", "new_head"} & set(model):
+        raise InputError(
+            f"{where}model.weights",
+            "a phase after the first one begins with the weights of the phase before it",
+            "set it in the first phase or in [model]",
+        )
 
 
 def _resolved(table: Mapping[str, Any], phase: Phase, where: str) -> PhasePlan:

@@ -40,6 +40,29 @@ class FederationSection(Deal):
         return Deal.model_construct(**{name: getattr(self, name) for name in Deal.model_fields})
 
 
+class StopSection(Section):
+    """The table ``server.stop_when``: a run ends before its last round as soon as one of its conditions holds.
+
+    The model is that of the last round, and not the best one. Schedules still span all `rounds`.
+    """
+
+    no_gain: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations of the last phase in a row in which the moving average is not more accurate than before; "
+        "needs validation images",
+    )
+    minutes: float | None = Field(
+        None, gt=0, description="time of the run, with the time before it was resumed (minutes)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "StopSection":
+        if self.no_gain is None and self.minutes is None:
+            raise ValueError("names no condition; set no_gain, minutes or both")
+        return self
+
+
 class ServerSection(Section):
     """The ``[server]`` section: what the server does in addition to aggregating."""
 
@@ -63,6 +86,10 @@ class ServerSection(Section):
         10,
         ge=1,
         description="rounds between checkpoints; --resume goes on from the last checkpoint",
+    )
+    stop_when: StopSection | None = Field(
+        None,
+        description="conditions under which the run ends before its last round; unset: it has all its rounds",
     )
     timeout: float = Field(3600.0, gt=0, description="seconds to wait for a round's replies")
     min_success: float = Field(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.errors import InputError
@@ -78,6 +79,16 @@ class Model(Plugin):
     """
 
     is_abstract: ClassVar[bool] = True
+
+    weights: str | None = Field(
+        None,
+        description="weights with which the first phase begins: a .safetensors file, the folder of a finished run (its moving "
+        "average), or torchvision:NAME for weights of torchvision that are on this machine; unset: the seed draws them",
+    )
+    new_head: bool = Field(
+        False,
+        description="whether the head of the weights is left out, such as for other classes; it begins anew",
+    )
 
     @abstractmethod
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from fedssl.core.errors import InputError
 from fedssl.core.machine import available_cores
 from fedssl.data.federation import Federation
 from fedssl.data.images import Images
+from fedssl.data.shard import ImageSpec
 from fedssl.experiment.experiment import Experiment
+from fedssl.models.weights_file import find_weights
 from fedssl.record.description import describe
 from fedssl.record.judges import judges_of
 
@@ -43,6 +46,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def initial_weights(experiment: Experiment) -> dict[str, Any]:
+    """Return the file with whose weights a run begins, and the file's checksum; empty if the seed draws the weights."""
+    model = experiment.plans[0].model
+    if model.weights is None:
+        return {}
+    file = find_weights(model.weights, model.kind)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"initial_weights": {"file": str(file.absolute()), "sha256": digest}}
+
+
 def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]:
     """Return facts about the images: enough to build the run's network without them, and to recognize them later.
 
@@ -65,6 +79,17 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
         "notes": data.notes,
         "remarks": data.remarks,
     }
+
+
+def spec_of(facts: Mapping[str, Any]) -> ImageSpec:
+    """Return the properties that all images of a run share, from the facts that `data_facts` gave."""
+    return ImageSpec(
+        shape=tuple(facts["shape"]),
+        num_classes=facts["num_classes"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        flips=facts["flips"],
+    )
 
 
 def fingerprint(images: Images) -> str:

@@ -77,6 +77,7 @@ def outcome_of(path: Path) -> Outcome:
         rounds=read_rounds(path / ROUNDS),
         seconds=float(summary["seconds"]),
         most_frequent=math.nan if share is None else float(share),
+        stopped=str(summary.get("stopped", "")),  # an older record has all its rounds
         judges=tuple(facts.get("judged_by", ())),  # an older record names no judges
         class_names=tuple(facts.get("class_names", ())),
     )
@@ -121,7 +122,7 @@ def refuse_changes(
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     """Yield each difference between an experiment and the experiment of the run in a folder, as text."""
     with trusting(NOBODY):
-        before = settings_as_text(settings_that_change_results(Experiment.load(path / EXPERIMENT)))
+        before = settings_as_text(settings_that_change_results(Experiment.read(path / EXPERIMENT)))
     now = settings_as_text(settings_that_change_results(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")

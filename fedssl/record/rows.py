@@ -213,6 +213,7 @@ class Outcome:
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         judges: How the model of each phase was judged; empty: by its classifier.
         class_names: Names of the classes; empty if they are unknown.
+        stopped: Why the run ended before its last round, as a sentence; empty if it had all its rounds.
     """
 
     model: GlobalModel
@@ -221,6 +222,7 @@ class Outcome:
     most_frequent: float = NAN
     judges: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    stopped: str = ""
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -264,6 +266,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
 
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
     what went wrong, such as that the model diverged or that most pseudo-labels were wrong; otherwise it is empty.
+    ``stopped`` says why the run ended before its last round.
 
     Args:
         experiment: The experiment that ran.
@@ -293,6 +296,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
         "most_frequent_class": outcome.most_frequent,
+        "stopped": outcome.stopped,
         "remark": remark_on(
             rounds,
             outcome.most_frequent,

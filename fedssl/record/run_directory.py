@@ -18,10 +18,12 @@ from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
 from fedssl.record.lines import Lines, Table, has_other_columns
+from fedssl.record.own_modules import own_modules
 from fedssl.record.provenance import (
     check_partition,
     data_facts,
     environment,
+    initial_weights,
     partition_table,
 )
 from fedssl.record.rows import (
@@ -131,10 +133,9 @@ class RunDirectory(Observer):
             if self._continues:
                 check_partition(self.path / PARTITION, federation)
             else:
-                self._write(
-                    ENVIRONMENT,
-                    as_json(environment() | {"changed_kinds": experiment.changed_kinds}),
-                )
+                facts = environment() | {"changed_kinds": experiment.changed_kinds}
+                facts |= initial_weights(experiment)
+                self._write(ENVIRONMENT, as_json(facts | {"own_modules": own_modules(experiment)}))
                 self._write(DATA, as_json(data_facts(experiment, federation)))
                 self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())

@@ -14,6 +14,7 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.methods.base import Method, Previous
 from fedssl.methods.fine_tune import HeadOnLayer
 from fedssl.models.base import Classifier
+from fedssl.server.initial_weights import load_initial_weights
 from fedssl.training.network import classifier_names
 
 
@@ -145,7 +146,9 @@ def check_network(settings: ClientSettings, spec: ImageSpec) -> nn.Module:
     """
     network = settings.build_network(spec)
     previous = last_network(settings, spec)
-    if previous is not None:
+    if previous is None:
+        load_initial_weights(settings, network)
+    else:
         carry_over(settings, network, previous)
     # The content of phase slots is made of the last phase's network, if there is one.
     classifier = None if previous is None else previous.classifier

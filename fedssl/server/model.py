@@ -22,6 +22,7 @@ from fedssl.methods.functional import warm_decay
 from fedssl.metrics.drift import update_norm
 from fedssl.record.global_model import GlobalModel
 from fedssl.server.carry_over import CarryOver, carry_over, shared_weights
+from fedssl.server.initial_weights import load_initial_weights
 from fedssl.server.method_state import merge_state
 from fedssl.server.round_log import RoundLog
 
@@ -51,7 +52,7 @@ class ModelKeeper:
         spec: ImageSpec,
         previous: Previous | None,
     ) -> CarryOver | None:
-        """Begin a phase: some weights start from the last phase's weights, and the method's state is made anew.
+        """Begin a phase: weights start from the last phase's or from a file, and the method's state is made anew.
 
         Args:
             settings: The settings of the phase.
@@ -63,6 +64,8 @@ class ModelKeeper:
             What the phase takes over; None in the first phase.
         """
         model = self.model
+        if previous is None:
+            load_initial_weights(settings, network)
         carried = None if previous is None else carry_over(settings, network, previous)
         sources = {} if carried is None else carried.sources
         last = None if settings.previous is None else settings.previous.method

@@ -38,6 +38,7 @@ from fedssl.server.privacy import check_privacy
 from fedssl.server.round_ends import Finished, RoundEnds
 from fedssl.server.round_log import Fates, RoundLog
 from fedssl.server.server_training import ServerTraining, check_all_rates
+from fedssl.server.stopping import Stopping
 from fedssl.server.virtual_time import cohorts_of, fates_of, first_work_of, make_clock, work_of
 from fedssl.strategies.base import strategy_of
 from fedssl.strategies.keeping import KeptStrategy
@@ -82,6 +83,7 @@ class ServerRun:
         self._training = ServerTraining(self._federation.server_shard())
         self._fusing = Fusing(self._spec.shape)
         self._clock = make_clock(experiment)
+        self._stopping = Stopping(experiment)
         self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
         self._began = 0.0
         # Only clients with private data are sent the terms, because they must prepare their images to fit them.
@@ -123,15 +125,23 @@ class ServerRun:
                 observer.resumed(resume)
         try:
             for index in range(len(self._experiment.plans)):
-                self._run_phase(index, cohorts)
+                if not self._stopping.reason:
+                    self._run_phase(index, cohorts)
         except BaseException:
             self._ends.rescue()  # records a round that was over before the error
             raise
         seconds = time.perf_counter() - self._began
         share = most_frequent_share(self._federation.held_out.labels)
         judges = judges_of(self._experiment, self._federation)
-        names = tuple(self._federation.data.class_names)
-        outcome = Outcome(self._model.model, tuple(self._ends.rows), seconds, share, judges, names)
+        outcome = Outcome(
+            self._model.model,
+            tuple(self._ends.rows),
+            seconds,
+            share,
+            judges,
+            class_names=tuple(self._federation.data.class_names),
+            stopped=self._stopping.reason,
+        )
         for observer in self._observers:
             observer.ended(outcome)
         return outcome
@@ -181,8 +191,17 @@ class ServerRun:
             # Nobody has trained the classifier yet, and clients may give pseudo-labels with it.
             self._train_at_server(phase, 0, is_measured=False)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
+            if self._must_stop(index):
+                break
             self._run_round(phase, phase_round, cohorts)
         self._ends.catch_up()
+
+    def _must_stop(self, index: int) -> bool:
+        """Return whether the run ends before the next round of a phase."""
+        if self._stopping.needs_evaluations(index):
+            self._ends.catch_up()
+            self._stopping.watch_accuracy(index, self._ends.rows)
+        return bool(self._stopping.reason)
 
     def _begin_phase(self, index: int, network: nn.Module, cohorts: Cohorts) -> None:
         """Make the global model, the state and the strategy with which a phase begins; `network` is written to."""
@@ -366,7 +385,8 @@ class ServerRun:
         server = phase.experiment.server
         self._model.average(log.round, server.ema_decay, phase.buffers)
         self._grid.states.commit()
-        is_last = phase_round == phase.experiment.num_rounds
+        self._stopping.watch_time(phase.index, log.round, time.perf_counter() - self._began)
+        is_last = phase_round == phase.experiment.num_rounds or bool(self._stopping.reason)
         finished = Finished(
             phase,
             log,

@@ -26,7 +26,7 @@ from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
 from fedssl.record.lines import read_rounds, whole_lines
-from fedssl.record.provenance import fingerprint, partition_table
+from fedssl.record.provenance import fingerprint, partition_table, spec_of
 from fedssl.record.rows import RoundRow
 from fedssl.record.run_path import (
     CLASSES,
@@ -85,7 +85,7 @@ class Run:
     def experiment(self) -> Experiment:
         """The experiment that ran, defaults included."""
         with trusting(self._trust):
-            return Experiment.load(self.path / EXPERIMENT)
+            return Experiment.read(self.path / EXPERIMENT)
 
     @property
     def is_finished(self) -> bool:
@@ -183,14 +183,7 @@ class Run:
     @property
     def spec(self) -> ImageSpec:
         """Properties that all images of the run share, such as their shape."""
-        facts = self.data
-        return ImageSpec(
-            shape=tuple(facts["shape"]),
-            num_classes=facts["num_classes"],
-            mean=tuple(facts["mean"]),
-            std=tuple(facts["std"]),
-            flips=facts["flips"],
-        )
+        return spec_of(self.data)
 
     @property
     def newest_round(self) -> int | None:
@@ -321,7 +314,7 @@ class Run:
 
 def _kind_of(key: str) -> Any:
     """Return the types that an entry of a summary can have; an unknown number is null."""
-    if key in ("name", "method", "evaluated_on", "judged_by", "remark"):
+    if key in ("name", "method", "evaluated_on", "judged_by", "remark", "stopped"):
         return str
     return int if key in ("rounds", "last_rounds", "seed") else int | float | None
 

@@ -34,6 +34,8 @@ def test_named_plugins():
     assert model.kind == "torchvision:resnet18"
     assert model.to_dict() == {
         "kind": "torchvision:resnet18",
+        "weights": None,
+        "new_head": False,
         "resize": 32,
         "norm": None,
         "groups": 8,
@@ -125,9 +127,16 @@ def test_a_module_with_two_plugins_is_refused_with_both_names(lab, base):
     """The first of them would run under the name of the one that is meant."""
     package = lab(mine=a_method("Base") + a_method("Mine", base))
     with pytest.raises(
-        InputError, match=r"more than one method: Base and Mine; .*is_abstract.*underscore"
+        InputError,
+        match=r"more than one method: Base and Mine; write '.*mine:Base' .*is_abstract.*underscore",
     ):
         METHODS.get(f"{package}.mine")
+    method = METHODS.build(f"{package}.mine:Mine")
+    assert type(method).__name__ == "Mine"
+    assert method.kind == f"{package}.mine:Mine"
+    assert METHODS.build(method.to_dict()) == method
+    with pytest.raises(InputError, match="more than one method"):
+        METHODS.build(f"{package}.mine:Other")
 
 
 @pytest.mark.parametrize(
@@ -216,11 +225,18 @@ def test_ctrl_c_in_an_import_is_nobodys_fault(lab):
 @pytest.mark.parametrize(
     ("kind", "remedy"),
     [
-        ("sharp.py", "such as mylab/sharp.py, and write 'mylab.sharp'"),
-        ("./sharp.py", "such as mylab/sharp.py, and write 'mylab.sharp'"),
-        ("mylab/sharp.py", "write 'mylab.sharp'"),
-        ("mylab\\sharp.py", "write 'mylab.sharp'"),
-        ("sharp", "sharp.py is ignored.*such as mylab/sharp.py, and write 'mylab.sharp'"),
+        ("shrp.py", "there is no such file .*did you mean 'sharp.py'"),
+        (
+            "../sharp.py",
+            "from the folder of the experiment file.*put the file there, and write 'sharp.py'",
+        ),
+        ("/somewhere/sharp.py", "put the file there, and write 'sharp.py'"),
+        ("mylab/sharp", "write 'mylab.sharp'"),
+        ("mylab.sharp.py", "write 'mylab/sharp.py'"),
+        ("my-lab/sharp.py", "put the file there, and write 'sharp.py'"),
+        ("sharp", "without a dot is built in; write 'sharp.py' to name .*sharp.py"),
+        ("sharpp", "your own are named 'mine.py' or 'mylab.mine'"),
+        ("random.py", "'random' is a module of Python itself; give your file another name"),
         ("unittest.__main__", "a notebook or a script is not a module"),
         ("__main__", "a notebook or a script is not a module.*workers import it by that name"),
         ("unittest.mock", "'unittest' is a module of Python itself"),
@@ -234,6 +250,66 @@ def test_what_is_meant_by_another_name_is_said(lab, tmp_path, kind, remedy):
     with pytest.raises(InputError, match=f"there is no method .*{remedy}") as caught:
         METHODS.build(kind)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.fixture
+def sharp(lab, tmp_path):
+    """Write a file of its own name, and return that name without its ending."""
+    stem = f"sharp_{uuid.uuid4().hex}"
+    (tmp_path / f"{stem}.py").write_text(a_method("Sharp"))
+    importlib.invalidate_caches()
+    yield stem
+    sys.modules.pop(stem, None)
+
+
+@pytest.mark.parametrize("form", ["{}.py", "./{}.py", ".\\{}.py", "{}.py:Sharp"])
+def test_a_file_of_ones_own_is_a_kind(sharp, form):
+    method = METHODS.build(form.format(sharp))
+    assert method.kind == f"{sharp}.py"
+    assert METHODS.build(method.to_dict()) == method
+    assert METHODS.kind_of({"kind": "./sharp.py:Sharp"}) == "sharp.py:Sharp"
+
+
+def test_a_file_in_a_folder_is_the_module_that_it_makes(lab):
+    package = lab(mine=a_method())
+    assert METHODS.build(f"./{package}/mine.py").kind == f"{package}.mine"
+
+
+def test_a_class_that_a_file_does_not_define_is_told(sharp):
+    with pytest.raises(InputError, match="defines no method 'Shrp'; did you mean 'Sharp'"):
+        METHODS.build(f"{sharp}.py:Shrp")
+
+
+def test_two_files_of_one_name_are_never_taken_for_each_other(sharp, tmp_path, monkeypatch):
+    """A process has one module of each name; which of two files it is must not depend on the order of folders."""
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr(sys, "path", [str(other), *sys.path])
+    copy = other / f"{sharp}.py"
+    copy.write_text((tmp_path / copy.name).read_text())
+    assert METHODS.build(copy.name).kind == copy.name
+    copy.write_text(a_method("Other"))
+    with pytest.raises(InputError, match="have that name and are not the same; rename one"):
+        METHODS.build(copy.name)
+
+
+def test_a_file_called_as_an_installed_module_is_refused(lab, tmp_path):
+    (tmp_path / "pydantic.py").write_text("raise AssertionError('it was imported')")
+    with pytest.raises(
+        InputError, match=r"Python finds .*pydantic.__init__.py in place of .*; give"
+    ):
+        METHODS.build("pydantic.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [("\n1 / 0", 2), ("def", 1), (a_method(body="end: float = 0.5"), 5)],
+    ids=["raises", "cannot be read", "a setting called as a hook"],
+)
+def test_an_error_in_ones_own_file_names_its_line(lab, tmp_path, code, line):
+    package = lab(mine=code)
+    with pytest.raises(InputError, match=rf"{package}.mine.py, line {line}\)"):
+        METHODS.get(f"{package}.mine")
 
 
 def test_a_typo_in_a_dotted_name_says_what_lies_there_and_imports_nothing(lab, tmp_path):

@@ -1,6 +1,5 @@
 """Arguments that several commands share, such as experiment files and settings, and functions that read them."""
 
-import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedssl.core.console import Console
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.toml import read_toml
 
 if TYPE_CHECKING:  # --help must not wait for torch
@@ -69,19 +69,15 @@ def check_files(files: Iterable[Path]) -> None:
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
     """Read an experiment file; it may name modules in its own folder or in the current folder."""
     from fedssl.experiment.experiment import Experiment
+    from fedssl.record.own_modules import folders_of_own_modules
     from fedssl.record.run_path import EXPERIMENT, has_begun
 
-    # The folder of a record holds no modules of the user.
-    folders = [] if file.name == EXPERIMENT and has_begun(file.parent) else [file.absolute().parent]
-    find_modules_in(*folders, Path.cwd())
+    # The folder of a record holds no modules of the user, but the record says where the user's modules are.
+    if file.name == EXPERIMENT and has_begun(file.parent):
+        find_modules_in(*folders_of_own_modules(file.parent), Path.cwd())
+        return Experiment.read(file, settings)
+    find_modules_in(file.absolute().parent, Path.cwd())
     return Experiment.load(file, settings)
-
-
-def find_modules_in(*folders: Path) -> None:
-    """Let experiments name modules in these folders; a console script searches none of them by itself."""
-    for folder in map(str, folders):
-        if folder not in sys.path:
-            sys.path.append(folder)
 
 
 def load_seeds(file: Path, settings: list[str], seeds: int) -> "list[Experiment]":
@@ -101,12 +97,14 @@ def load_run(folder: Path, *, plugins: bool) -> "Run":
 
     Args:
         folder: The run directory.
-        plugins: Import the users' modules that the run's experiment names, also from the current folder.
+        plugins: Import the users' modules that the run's experiment names, from the folders that the record names and
+            from the current folder.
     """
+    from fedssl.record.own_modules import folders_of_own_modules
     from fedssl.views.run import Run
 
     if plugins:
-        find_modules_in(Path.cwd())
+        find_modules_in(*folders_of_own_modules(folder), Path.cwd())
     return Run(folder, plugins=plugins)
 
 

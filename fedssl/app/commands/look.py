@@ -23,8 +23,14 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 @guarded
-def validate(file: File, settings: Settings = None) -> None:
-    """Check an experiment file against its data without training, and say what it would run.
+def validate(
+    file: File,
+    settings: Settings = None,
+    step: Annotated[
+        bool, typer.Option("--step/--no-step", help="Also train one client for one step.")
+    ] = True,
+) -> None:
+    """Check an experiment file against its data, try one step of one client, and say what would run.
 
     Examples:
       fedssl validate mine.toml
@@ -39,6 +45,7 @@ def validate(file: File, settings: Settings = None) -> None:
             choice_here,
             plan_workers_here,
         )
+        from fedssl.app.trial_step import try_one_step
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
         from fedssl.record.judges import judges_of, remarks_on_judges
@@ -56,6 +63,8 @@ def validate(file: File, settings: Settings = None) -> None:
     else:
         workers = f"as many workers as the cluster at {engine.address} has room for"
     federation = simulated_federation(experiment)
+    if step and not experiment.federation.private:
+        try_one_step(experiment, federation)
     console = Console()
     facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
     facts += [f"  because {because}"] if because else []

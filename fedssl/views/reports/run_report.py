@@ -151,6 +151,8 @@ def _remarks(material: Material) -> Iterator[str]:
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
         path = shlex.quote(str(material.path))
         yield f"This run is not finished: {done}.{reason} To go on: fedssl run {path} --resume"
+    if material.summary is not None and (stopped := material.summary.get("stopped")):
+        yield stopped  # older records have none
     if material.summary is not None and (remark := material.summary.get("remark")):
         yield remark  # older records have none
     if said := material.environment.get("changed_kinds"):  # older records do not say it

@@ -63,7 +63,7 @@ def closing_line(experiment: Experiment, outcome: Outcome) -> str:
         f"{outcome.seconds:.1f} s, {failed} client failure{'' if failed == 1 else 's'}"
         f"{f', {inactive} inactive' if inactive else ''}"
         f"{_in_virtual_time(summary)}"
-        f"{'. ' + summary['remark'] if summary['remark'] else ''}"
+        f"{''.join(f'. {said}' for said in (summary['stopped'].rstrip('.'), summary['remark']) if said)}"
     )
 
 

@@ -1,0 +1,121 @@
+"""`fedssl validate` takes one step of one client: errors of one's own code are told with file and line."""
+
+import sys
+import uuid
+
+import pytest
+
+from fedssl.app.trial_step import MOST_IMAGES, try_one_step
+from fedssl.core.errors import InputError
+from fedssl.methods.base import METHODS
+from tests.helpers import CHAIN, federation_of, fedssl, refused, small_experiment, small_toml
+
+NEED_A_LAST_PHASE = {"distill", "fine_tune", "noisy_student"}
+AT_SERVER = {"labels": {"kind": "at_server", "per_class": 4}}
+
+METHOD = """
+from fedssl.methods.fixmatch import FixMatch
+class Mine(FixMatch):
+    def loss(self, network, batch, state, progress):
+        return network(batch.unlabelled)
+"""
+
+MODEL = """
+from fedssl.models.cnn import CNN
+class Mine(CNN):
+    def build(self, spec, generator):
+        return super().build(spec, generator).nothing
+"""
+
+OTHER_ARGUMENTS = """
+from fedssl.models.cnn import CNN
+class Mine(CNN):
+
+    def build(self):
+        return None
+"""
+
+STRATEGY = """
+from fedssl.strategies.base import Strategy
+class Mine(Strategy):
+    def build(self, cohorts):
+        return cohorts.nothing
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a file of one's own beside the experiment, and return its kind."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"own_{uuid.uuid4().hex}"
+
+    def write(code):
+        (tmp_path / f"{name}.py").write_text(code)
+        return f"{name}.py"
+
+    yield write
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "code", "line", "said"),
+    [
+        ("method", METHOD, 5, "AttributeError"),
+        ("model", MODEL, 5, "AttributeError"),
+        ("model", OTHER_ARGUMENTS, 5, "Mine.build() takes 1 positional argument"),
+        ("strategy", STRATEGY, 5, "AttributeError"),
+    ],
+)
+def test_an_error_of_ones_own_code_is_one_message_with_its_line(
+    tmp_path, own, section, code, line, said
+):
+    kind = own(code)
+    file = small_toml(tmp_path / "e.toml")
+    result = fedssl("validate", file, "--set", f"{section}.kind={kind}")
+    refused(result, f"{tmp_path / kind}, line {line}, in ", said)
+
+
+def test_a_hook_of_the_servers_method_is_tried(tmp_path, own):
+    kind = own(METHOD)
+    file = small_toml(tmp_path / "e.toml", federation=AT_SERVER)
+    result = fedssl("validate", file, "--set", f"server.method.kind={kind}")
+    refused(result, "line 5, in loss", "a trial step of the server")
+    assert (
+        fedssl("validate", file, "--set", f"server.method.kind={kind}", "--no-step").exit_code == 0
+    )
+
+
+def test_a_phase_is_named():
+    wrong = {
+        **CHAIN,
+        "phases": [*CHAIN["phases"], {"rounds": 1, "method": "tests.plugins.raising"}],
+    }
+    experiment = small_experiment(**wrong)
+    with pytest.raises(InputError, match=r"raising.py, line .*during phases\[3\]: a trial step"):
+        try_one_step(experiment, federation_of(experiment))
+
+
+@pytest.mark.parametrize("kind", sorted(set(METHODS.names()) - NEED_A_LAST_PHASE))
+def test_every_built_in_method_takes_the_step(kind):
+    experiment = small_experiment(method=kind, train={"batch_size": 4 * MOST_IMAGES})
+    try_one_step(experiment, federation_of(experiment))
+
+
+def test_phases_that_build_on_each_other_take_the_step():
+    phases = [
+        *CHAIN["phases"],
+        {"rounds": 1, "method": {"kind": "noisy_student", "unlabeled_ratio": 2}},
+    ]
+    experiment = small_experiment(**{**CHAIN, "phases": phases})
+    try_one_step(experiment, federation_of(experiment))
+
+
+def test_the_step_writes_nothing_and_changes_no_random_stream(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    file = small_toml(tmp_path / "e.toml")
+    before = torch.get_rng_state()
+    assert fedssl("validate", file).exit_code == 0
+    assert torch.equal(before, torch.get_rng_state())
+    assert [path.name for path in tmp_path.rglob("*")] == ["e.toml"]
