@@ -18,6 +18,7 @@ from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
 from fedssl.data.images import Images
 from fedssl.experiment.experiment import Experiment
+from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.metrics.calibration import confusion_matrix, measure_reliability
 from fedssl.metrics.predictions import predict_probs
 from fedssl.views.run import Run, build_classifier
@@ -36,8 +37,8 @@ def look_closely(
 ) -> dict[str, Any]:
     """Return what models say of the held-out images, as values for JSON.
 
-    Each model has its class for every image, its confusion matrix, its reliability and its accuracy by client. Beside the
-    models are the images' fingerprints and true classes.
+    Each model has its class for every image, its confusion matrix, the measures that give every class the same weight, for
+    all classes together and by class, its reliability and its accuracy by client. Beside the models are the images' fingerprints and true classes.
 
     Args:
         experiment: The experiment that ran.
@@ -133,6 +134,7 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
     return {
         "predicted": predicted.tolist(),
         "confusion": confusion_matrix(labels, predicted, spec.num_classes).tolist(),
+        **_balanced(measure_balanced(probs, labels)),
         "reliability": {
             "count": found.count.tolist(),
             "confidence": _plain(found.confidence),
@@ -140,6 +142,20 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
             "ece": _plain([found.ece])[0],
         },
         "client_accuracy": _plain(_accuracy_by_client(network, federation, right)),
+    }
+
+
+def _balanced(found: Balanced) -> dict[str, Any]:
+    """Return the measures of all classes together, and those of each class under ``by_class``."""
+    return {
+        **{name: _plain([value])[0] for name, value in found.by_name.items()},
+        "by_class": {
+            "images": found.images.tolist(),
+            "recall": _plain(found.recall),
+            "precision": _plain(found.precision),
+            "f1": _plain(found.f1),
+            "auroc": _plain(found.auroc),
+        },
     }
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,14 @@ from fedssl.core.extras import install_command, is_installed, require
 
 if TYPE_CHECKING:
     from fedssl.views.comparison.comparison import Comparison
+
+
+class Measure(StrEnum):
+    """A measure that gives every class the same weight; the names are those of `fedssl.metrics.balanced.MEASURES`."""
+
+    macro_f1 = "macro_f1"
+    balanced_accuracy = "balanced_accuracy"
+    auroc = "auroc"
 
 
 @guarded_reader
@@ -54,6 +63,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    measure: Annotated[
+        list[Measure] | None,
+        typer.Option(
+            help="Also show a measure that gives every class the same weight; name several one by one.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare recorded runs: means and intervals over seeds, paired differences, and costs.
 
@@ -66,13 +82,24 @@ def compare(
       fedssl compare runs/digits-supervised runs --out comparison
 
       fedssl compare runs/few-labels runs --bound all-labels
+
+      fedssl compare runs/skin-supervised runs/skin-fixmatch --measure macro_f1 --measure auroc
     """
     require("pandas", "compare", "the table")
     if yardsticks:
         require("sklearn", "--yardsticks", "the classifiers")
     if latex:
         require("matplotlib", "--latex", "the figure")
-    compare_runs(runs, out, Console(), force=force, yardsticks=yardsticks, bound=bound, latex=latex)
+    compare_runs(
+        runs,
+        out,
+        Console(),
+        force=force,
+        yardsticks=yardsticks,
+        bound=bound,
+        latex=latex,
+        measures=measure or (),
+    )
 
 
 def compare_runs(
@@ -85,6 +112,7 @@ def compare_runs(
     yardsticks: bool = False,
     bound: str | None = None,
     latex: bool = False,
+    measures: Sequence[str] = (),
 ) -> "Comparison":
     """Compare runs, print the comparison, write it to files, and return it.
 
@@ -99,6 +127,7 @@ def compare_runs(
         yardsticks: Measure classical classifiers on the federations of the first line.
         bound: Label of the line from which the share of the gap is counted that the others close; None: none is shown.
         latex: Write the table of accuracies as ``comparison.tex``, and the curves as ``comparison.pdf`` and ``comparison.svg``.
+        measures: Names of the measures that give every class the same weight and that a table is to show.
 
     Raises:
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
@@ -106,7 +135,9 @@ def compare_runs(
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.table import as_rich, tables_of
 
-    comparison = Comparison.of_runs(paths, force=force, yardsticks=yardsticks, bound=bound)
+    comparison = Comparison.of_runs(
+        paths, force=force, yardsticks=yardsticks, bound=bound, measures=measures
+    )
     for table in tables_of(comparison, brief=brief):
         console.print(as_rich(table))
         console.print()

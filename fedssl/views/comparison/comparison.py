@@ -8,6 +8,7 @@ import pandas as pd
 
 from fedssl.core.errors import InputError
 from fedssl.core.rng import SERVER
+from fedssl.metrics.balanced import MEASURES
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
@@ -17,6 +18,7 @@ from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.labels import differences
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
+    BALANCED,
     curves_of,
     lines_of,
     number_curves_of,
@@ -24,6 +26,7 @@ from fedssl.views.comparison.statistics import (
     spent_by_round,
     with_gains,
     with_gap,
+    with_measures,
     with_reach,
 )
 from fedssl.views.comparison.verdicts import Verdicts, verdicts_of
@@ -31,6 +34,7 @@ from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
 
 SUMMED = (
+    *BALANCED,
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
     *("clients_failed", "clients_lost", "clients_inactive"),
     *("bytes_up", "bytes_down", "seconds", "virtual_seconds"),
@@ -46,8 +50,8 @@ class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
-            ``judged_by``: how the models of the line were judged at the end.
+        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of` and
+            `with_measures`, and ``judged_by``: how the models of the line were judged at the end.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
             rounds.
@@ -55,6 +59,7 @@ class Comparison:
         curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
         differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
+        measures: Names of the measures in `MEASURES` that a table shows because they were asked for.
         yardsticks: What classical classifiers make of the same labels, one row a classifier and seed of the first line; empty
             unless they were asked for.
         source: Data source of the baseline.
@@ -71,6 +76,7 @@ class Comparison:
     number_curves: pd.DataFrame
     differences: Mapping[str, Mapping[str, Sequence[str]]]
     verdicts: Verdicts
+    measures: Sequence[str]
     yardsticks: pd.DataFrame
     source: str
     evaluated_on: str
@@ -110,6 +116,7 @@ class Comparison:
         force: bool,
         yardsticks: bool = False,
         bound: str | None = None,
+        measures: Sequence[str] = (),
     ) -> "Comparison":
         """Read runs and aggregate them over their seeds.
 
@@ -118,6 +125,7 @@ class Comparison:
             force: Compare runs even if their data or their split differs; a note says so.
             yardsticks: Measure classical classifiers on the federations of the first line.
             bound: Label of the line from which the share of the gap is counted that the others close.
+            measures: Names of the measures in `MEASURES` that a table is to show.
 
         Raises:
             InputError: No finished run is found, or data or splits differ and `force` is false, or no line has the label of the
@@ -137,7 +145,7 @@ class Comparison:
         verdicts = verdicts_of(lines, runs)
         different_settings = differences({line.label: line.settings for line in lines})
         measured, unmeasured = _yardsticks(lines[0]) if yardsticks else (pd.DataFrame(), [])
-        summed = lines_of(runs, verdicts.overlap)
+        summed = with_measures(lines_of(runs, verdicts.overlap), runs)
         too_low = []
         if bound is not None:
             summed = with_gap(summed, _checked_bound(bound, lines))
@@ -151,6 +159,7 @@ class Comparison:
             number_curves=number_curves_of(recorded),
             differences=different_settings,
             verdicts=verdicts,
+            measures=measures,
             yardsticks=measured,
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
@@ -162,6 +171,7 @@ class Comparison:
                 *_training(different_settings, by_kind=len(set(_kinds(lines))) > 1),
                 *_judges(lines),
                 *too_low,
+                *_older(summed, measures),
                 *unmeasured,
                 *verdicts.notes,
                 *_remarks(lines),
@@ -175,6 +185,25 @@ def _yardsticks(line: Line) -> tuple[pd.DataFrame, list[str]]:
         return measure((seed, run.federation) for seed, run in line.runs.items()), []
     except InputError as error:
         return pd.DataFrame(), [f"no yardsticks: {error}"]
+
+
+def _older(lines: pd.DataFrame, measures: Sequence[str]) -> list[str]:
+    """Return a sentence for each line of which a measure is not known, though it was asked for."""
+    unknown = {
+        label: [
+            title for name, title in MEASURES.items() if name in measures and _is_nan(line, name)
+        ]
+        for label, line in lines.set_index("label").iterrows()
+    }
+    return [
+        f"{label}: no {', '.join(titles)}: a run of an older version did not measure it, or its model diverged"
+        for label, titles in unknown.items()
+        if titles
+    ]
+
+
+def _is_nan(line: "pd.Series[float]", measure: str) -> bool:
+    return bool(pd.isna(line[f"ema_{measure}"]))
 
 
 def _checked_bound(bound: str, lines: Sequence[Line]) -> str:
@@ -259,11 +288,14 @@ def _remarks(lines: Sequence[Line]) -> list[str]:
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return one row per run with the numbers of its summary, null as NaN; older summaries count no inactive clients."""
+    """Return one row per run with the numbers of its summary, null as NaN.
+
+    Older summaries count no inactive clients and have no measures that give every class the same weight.
+    """
     runs = []
     for line in lines:
         for seed, run in line.runs.items():
-            summary = {"clients_inactive": 0, **run.summary}
+            summary = {"clients_inactive": 0, **dict.fromkeys(BALANCED), **run.summary}
             told = {"label": line.label, "name": summary["name"], "seed": seed}
             numbers = {name: summary[name] for name in SUMMED}
             runs.append({**told, "path": str(run.path), **numbers})
