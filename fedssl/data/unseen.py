@@ -12,12 +12,13 @@ import numpy as np
 from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.data.blocks import Block
-from fedssl.data.decode import Encoded, Target, decode
+from fedssl.data.decode import decode
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image
 from fedssl.data.sources.npz import Npz
 from fedssl.data.sources.own_images import entries_under
+from fedssl.data.target import Encoded, Target
 
 FIELD = "IMAGES"
 """Error messages name this as the field that is wrong."""

@@ -233,21 +233,22 @@ def test_a_run_that_scaled_its_own_images_scales_these(tmp_path):
 def test_memory_does_not_grow_with_a_folder(finished, folder, monkeypatch):
     """A block at a time: nothing is decoded before what came before it is predicted."""
     from fedssl.data import decode
+    from fedssl.data.target import Target
     from fedssl.views import predictions
 
     decoded, seen = [], []
-    true_pixels, true_probs = decode.Target.pixels, predictions.predict_probs
+    true_decode, true_probs = Target.decode, predictions.predict_probs
 
-    def pixels(target, item):
+    def watched(target, item):
         decoded.append(item.name)
-        return true_pixels(target, item)
+        return true_decode(target, item)
 
     def probs(network, images, spec):
         seen.append((len(decoded), len(images)))
         return true_probs(network, images, spec)
 
     monkeypatch.setattr(decode, "BLOCK_SIZE", 50)
-    monkeypatch.setattr(decode.Target, "pixels", pixels)
+    monkeypatch.setattr(Target, "decode", watched)
     monkeypatch.setattr(predictions, "predict_probs", probs)
     assert fedssl("predict", finished.path, folder).exit_code == 0
     assert seen[:3] == [(50, 50), (100, 50), (150, 50)]

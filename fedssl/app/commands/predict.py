@@ -22,7 +22,7 @@ from fedssl.core.errors import InputError
 from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:
-    from fedssl.data.decode import Target
+    from fedssl.data.target import Target
     from fedssl.views.predictions import Predictions, Tally
     from fedssl.views.run import Run
 
@@ -114,18 +114,20 @@ def _choose_target(run: "Run", resize: bool) -> "Target":
     """Return the size and channels that images must have.
 
     Other images are scaled and converted if the user asks for it, or if the run's own images were when they were read.
+    Files of more than 8 bits or of several frames are read as the run's own files were.
     """
-    from fedssl.data.decode import Target
     from fedssl.data.sources.own_images import EncodedImages
+    from fedssl.data.target import Reading, Target
 
-    channels, *size = run.spec.shape
+    channels, height, width = run.spec.shape
     data = run.experiment.data
     own = data.geometry if isinstance(data, EncodedImages) else None
     scales = own is not None and own.size is not None
     converts = own is not None and own.channels is not None
-    height, width = size
     hint = "as the run's"
-    return Target((height, width), channels, resize or scales, resize or converts, hint, hint)
+    reading = Reading() if own is None else own.reading
+    size = height, width
+    return Target(size, channels, resize or scales, resize or converts, hint, hint, reading)
 
 
 @contextlib.contextmanager
