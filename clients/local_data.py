@@ -13,6 +13,8 @@ from fedssl.data.cache import Prepared
 from fedssl.data.federation import Deal, Federation, draw_federation
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.data.sources.base import Source
+from fedssl.data.sources.own_images import EncodedImages
+from fedssl.data.target import Reading
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
@@ -148,7 +150,7 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
         )
     path = context.node_config.get(protocol.DATA_PATH)
     if experiment.federation.private:
-        return _private_data(number, path, terms, context)
+        return _private_data(number, path, terms, _reading_of(experiment.data), context)
     if path is not None:
         raise InputError(
             f"client {number}: {protocol.DATA_PATH}",
@@ -159,7 +161,14 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
     return SimulatedData(number, simulated_federation(experiment))
 
 
-def _private_data(client: int, path: object, terms: Terms | None, context: Context) -> PrivateData:
+def _reading_of(source: Source) -> Reading:
+    """Return how the files of a source become images of 8 bits; a client's own files do in the same way."""
+    return source.geometry.reading if isinstance(source, EncodedImages) else Reading()
+
+
+def _private_data(
+    client: int, path: object, terms: Terms | None, reading: Reading, context: Context
+) -> PrivateData:
     # Imported here because workers of simulations do not need it.
     from fedssl.data.private import prepare_private
 
@@ -178,7 +187,7 @@ def _private_data(client: int, path: object, terms: Terms | None, context: Conte
         )
     skip = _skips(where, context.node_config.get(protocol.BAD_IMAGES))
     try:
-        return PrivateData(client, terms, prepare_private(path, terms, skip=skip))
+        return PrivateData(client, terms, prepare_private(path, terms, reading, skip=skip))
     except InputError as error:
         raise error.within(where) from None
 

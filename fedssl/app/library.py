@@ -108,6 +108,7 @@ def compare(
     *,
     baseline: str | None = None,
     bound: str | None = None,
+    measures: Sequence[str] = (),
     yardsticks: bool = False,
     force: bool = False,
     out: Path | str | None = None,
@@ -122,6 +123,8 @@ def compare(
         baseline: The line, or settings such as ``"method.kind=supervised"``, that the others are compared with; see
             `fedssl.views.comparison.groups.grouped`.
         bound: The line, or settings, from which the share of the gap is counted that the others close.
+        measures: Measures that give every class the same weight and that a table is to show: ``"macro_f1"``,
+            ``"balanced_accuracy"``, ``"auroc"``.
         yardsticks: Measure classical classifiers on the same labels; they need scikit-learn.
         force: Compare runs even if their data or their splits differ, all with the first one.
         out: Folder to which page, tables and pictures are written; None: no file is written.
@@ -145,6 +148,7 @@ def compare(
         baseline=baseline,
         bound=bound,
         by_data=not force,
+        measures=measures,
     )
     if out is not None:
         write_files(found, Path(out), latex=is_installed("matplotlib"))

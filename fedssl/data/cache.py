@@ -29,7 +29,7 @@ import platformdirs
 from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.data.blocks import Block, PartWriter
-from fedssl.data.flaws import Flaws
+from fedssl.data.flaws import NO_TRAINING_IMAGES, Flaws
 from fedssl.data.images import UNKNOWN, Images, Mask, Rows
 
 FORMAT = 3
@@ -341,7 +341,7 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
         "classes have the name of another", [n for n, count in shown.items() if count > 1]
     )
     empty = [raw.class_names[cls] for cls in np.flatnonzero(~there)]
-    raw.flaws.add("classes without training images", empty)
+    raw.flaws.add(NO_TRAINING_IMAGES, empty)
     # Write the test images of these classes; all flaws are known only now, so now they are refused.
     test = None
     if raw.test is not None:
@@ -349,7 +349,7 @@ def _write_parts(partial: Path, kind: str, raw: Raw, skip: bool) -> dict[str, An
             for block in _keep_classes(kept, _read_blocks(kind, raw.test), raw.flaws):
                 test.add(block)
     if not skip:
-        raw.flaws.refuse(kind)
+        raw.flaws.refuse(kind, train.count + (0 if test is None else test.count))
     missing = _describe_missing(train, len(kept), test)
     if missing:
         left_out = "; ".join(("", *raw.flaws.notes()))

@@ -1,25 +1,21 @@
-"""Decodes images, such as PNG and JPEG files, to bytes of one shape; images that do not fit become flaws."""
+"""Decodes many images to blocks of bytes of one shape; images that do not fit become flaws."""
 
+import contextlib
 import math
 import os
-import re
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
-from fedssl.data.flaws import Flaws, plain_text
-from fedssl.data.formats import FORMATS, NotRegularError, has_several_frames, open_image
+from fedssl.data.flaws import Flaws
+from fedssl.data.intensities import SCALED
+from fedssl.data.target import Decoded, Encoded, Flaw, Reading, Target, header_of, num_frames_in
 
 BLOCK_SIZE = 256
 """A block has at most this many images."""
@@ -30,63 +26,19 @@ BLOCK_BYTES = 2**25
 WORTH_A_THREAD = 8192
 """Threads decode faster if an encoded image has at least this many bytes; on 2 cores, that is near 150x150 pixels."""
 
-MOST_PIXELS = 178_956_970
-"""Images with more pixels are refused before they are decoded: in color, they would take more than half a GB.
+LARGE_SIDE = 128
+"""A message proposes at most this size (pixels) for images that have many sizes."""
 
-This is Pillow's own limit.
-"""
+OTHER_FRAMES = {
+    "first": "frames are not the first of their file",
+    "middle": "frames are not the middle one of their file",
+}
+"""What is left out of files with several frames."""
 
-LARGE = 2**24
-"""Images with more pixels are decoded one at a time, so that memory does not grow with the number of cores."""
-
-CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
-"""Number of channels by Pillow's name of a mode; "P", a palette, counts as colors."""
-
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-"""Modes with more than 8 bits a channel; Pillow would clip their values to 8 bits instead of scaling them."""
-
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
-"""EXIF's tag for the orientation of a camera, and the tag's values that swap height and width."""
-
-UNREADABLE = "images cannot be read"
-
-PASSING = "images cannot be read now"
-
-TOO_LARGE = f"images have more than {MOST_PIXELS:,} pixels (scale them down before)"
-
-_one_large = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """What is wrong with one image.
-
-    Args:
-        kind: The flaw as a phrase in the plural, as `Flaws.add` takes it.
-        reason: Detail about this image; empty if there is none.
-        passing: Whether the reason may pass, so that the same file can be read later.
-    """
-
-    kind: str
-    reason: str = ""
-    passing: bool = False
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One encoded image.
-
-    Args:
-        name: Name of the image in messages.
-        content: Path of the file, or the bytes of the file.
-        label: Class of the image; -1 if nobody knows it.
-        columns: Further facts about the image, by the column's name.
-    """
-
-    name: str
-    content: str | bytes
-    label: int
-    columns: dict[str, Any] = field(default_factory=dict)
+MIXED_FRAMES = (
+    "frames of one file may be both training and test images, which makes test accuracy too high: put files for test into "
+    "a folder of their own"
+)
 
 
 @dataclass(frozen=True)
@@ -98,10 +50,12 @@ class Geometry:
             size already.
         channels: 1 or 3; images are converted to it and lose their transparency. None: all images must have the same
             number of channels already.
+        reading: How files become images of 8 bits.
     """
 
     size: tuple[int, int] | None
     channels: int | None
+    reading: Reading = field(default_factory=Reading)
 
 
 Parts = dict[str, Callable[[], Iterator[Encoded]]]
@@ -118,83 +72,23 @@ def decode_parts(parts: Parts, geometry: Geometry, flaws: Flaws) -> dict[str, It
         geometry: Size and channels that every image is to get.
         flaws: Filled with the images that cannot be read or do not fit.
     """
-    size, channels = geometry.size, geometry.channels
+    size, channels, size_hint = geometry.size, geometry.channels, ""
     if size is None or channels is None:
-        usual_size, usual_channels = _most_common(parts)
-        size, channels = size or usual_size, channels or usual_channels
+        sizes, usual_channels = _count_headers(parts)
+        size, channels = size or sizes.most_common(1)[0][0], channels or usual_channels
+        size_hint = _size_hint(sizes)
     target = Target(
         size,
         channels,
         geometry.size is not None,
         geometry.channels is not None,
-        "as most are (data.size scales them)",
+        size_hint,
         f"(data.channels = {channels} converts them)",
+        geometry.reading,
     )
+    if geometry.reading.frames == "all" and "test" not in parts:
+        flaws.remark(MIXED_FRAMES)
     return {name: decode(items(), target, flaws) for name, items in parts.items()}
-
-
-@dataclass(frozen=True)
-class Target:
-    """The size and channels of every decoded image, and whether other images are changed or refused.
-
-    Args:
-        size: (H, W) in pixels.
-        channels: 1 or 3.
-        scales, converts: Whether to scale images of another size, and to convert images with other channels. If not,
-            these images are refused.
-        size_hint, channels_hint: End of the message about an image that is refused for its size or channels: why this
-            is asked for, and which setting changes images.
-    """
-
-    size: tuple[int, int]
-    channels: int
-    scales: bool
-    converts: bool
-    size_hint: str
-    channels_hint: str
-
-    def pixels(self, item: Encoded) -> npt.NDArray[np.uint8] | Flaw:
-        """Return the bytes of an image, (C, H, W), or its flaw.
-
-        Raises:
-            InputError: There is too little memory to decode the image.
-        """
-        try:
-            with open_image(item.content) as image:
-                if math.prod(image.size) <= LARGE:
-                    return self._pixels(image)
-                with _one_large:
-                    return self._pixels(image)
-        except MemoryError:
-            problem = f"{plain_text(item.name)}: there is too little memory to decode it"
-            raise InputError("data.source", problem, "scale it down, or free memory") from None
-        except Exception as error:  # damaged files make Pillow's readers raise many types of errors
-            return _flaw_from(error)
-
-    def _pixels(self, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8] | Flaw:
-        """Return the bytes of an open image, (C, H, W), or its flaw."""
-        height, width = self.size
-        mode = "L" if self.channels == 1 else "RGB"
-        if has_several_frames(image):
-            return Flaw("images have several frames (give each a file of its own)")
-        if _is_deep(image):
-            return Flaw("images have more than 8 bits a channel")
-        channels = CHANNELS.get(image.mode, len(image.getbands())) + _has_alpha_aside(image)
-        if channels != self.channels and not self.converts:
-            return Flaw(
-                f"images have {channels} channels, not {self.channels} {self.channels_hint}"
-            )
-        image.load()  # without this, EXIF data behind the pixels of a PNG would be missed
-        is_upright = image.getexif().get(ORIENTATION, 1) == 1
-        upright = image if is_upright else ImageOps.exif_transpose(image)
-        if upright.size != (width, height) and not self.scales:
-            return Flaw(f"images are not {height}x{width} {self.size_hint}")
-        # Colors are converted before scaling, because Pillow cannot mix the numbers of a palette.
-        plain = upright if upright.mode == mode else upright.convert(mode)
-        if plain.size != (width, height):
-            plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
-        array = np.asarray(plain, dtype=np.uint8)
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[Block]:
@@ -205,6 +99,8 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
         target: Size and channels that every image is to get.
         flaws: Filled with the images that cannot be read or do not fit the target.
     """
+    if target.reading.frames == "all":
+        items = _frame_by_frame(items)
     at_once = max(1, min(BLOCK_SIZE, BLOCK_BYTES // (target.channels * math.prod(target.size))))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         while batch := list(islice(items, at_once)):
@@ -215,9 +111,14 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
                     flaws.add(found.kind, [named])
                     if found.passing and isinstance(item.content, str):
                         flaws.passing.append(item.content)
-                else:
-                    pixels.append(found)
-                    kept.append(item)
+                    continue
+                pixels.append(found.pixels)
+                kept.append(item)
+                if found.rule is not None:
+                    flaws.tell(f"images have more than 8 bits: {SCALED[found.rule]}")
+                if found.num_left_out:
+                    others = (f"{item.name}: frame {i + 1}" for i in range(found.num_left_out))
+                    flaws.leave_out(OTHER_FRAMES[target.reading.frames], others)
             if kept:
                 columns = {
                     name: [item.columns.get(name) for item in kept]
@@ -228,15 +129,36 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
                 yield Block(np.stack(pixels), labels, None, columns, names)
 
 
+def _frame_by_frame(items: Iterator[Encoded]) -> Iterator[Encoded]:
+    """Yield every frame of every file as an item of its own."""
+    for item in items:
+        try:
+            with _without_warnings():
+                count = num_frames_in(item.content)
+        except Exception:  # the file becomes a flaw when its pixels are read
+            count = 1
+        if count == 1:
+            yield item
+        for frame in range(count if count > 1 else 0):
+            yield replace(item, name=f"{item.name}: frame {frame + 1}", frame=frame)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide the warnings of libraries about bad metadata, which are no flaws."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _decode_batch(
     batch: list[Encoded], target: Target, threads: ThreadPoolExecutor
-) -> list[npt.NDArray[np.uint8] | Flaw]:
-    """Return the bytes or the flaw of each image; threads decode them if that is faster."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of bad metadata, which is no flaw
+) -> list[Decoded | Flaw]:
+    """Return each image or its flaw; threads decode them if that is faster."""
+    with _without_warnings():
         if _num_bytes(batch[0]) < WORTH_A_THREAD:
-            return [target.pixels(item) for item in batch]
-        return list(threads.map(target.pixels, batch))
+            return [target.decode(item) for item in batch]
+        return list(threads.map(target.decode, batch))
 
 
 def _num_bytes(item: Encoded) -> int:
@@ -248,58 +170,29 @@ def _num_bytes(item: Encoded) -> int:
         return 0
 
 
-def _most_common(parts: Parts) -> tuple[tuple[int, int], int]:
-    """Return the most common size, (H, W), and number of channels, as the images' headers tell."""
+def _count_headers(parts: Parts) -> tuple[Counter[tuple[int, int]], int]:
+    """Return how many files have each size, (H, W), and the number of channels of most, as their headers tell."""
     sizes: Counter[tuple[int, int]] = Counter()
     channels: Counter[int] = Counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _without_warnings():
         for item in chain.from_iterable(items() for items in parts.values()):
             try:
-                with open_image(item.content) as image:
-                    sizes[image.size if _is_turned(image) else image.size[::-1]] += 1
-                    channels[CHANNELS.get(image.mode, 0)] += 1
+                size, own_channels = header_of(item.content)
             except Exception:  # the image becomes a flaw when its pixels are read
                 continue
-    most = sizes.most_common(1)[0][0] if sizes else (1, 1)
-    return most, 1 if channels[1] > channels[3] else 3
+            sizes[size] += 1
+            channels[own_channels] += 1
+    return sizes or Counter([(1, 1)]), 1 if channels[1] > channels[3] else 3
 
 
-def _flaw_from(error: Exception) -> Flaw:
-    """Return the flaw of an image whose reading raised an error.
-
-    An `OSError` with a number comes from the operating system and may pass; Pillow raises `OSError` without a number
-    about damaged files.
-    """
-    if isinstance(error, NotRegularError):
-        return Flaw(UNREADABLE, "not a regular file")
-    if isinstance(error, Image.DecompressionBombError):
-        found = re.search(r"\d+", str(error))
-        return Flaw(TOO_LARGE, f"{int(found[0]):,} pixels" if found else "")
-    if isinstance(error, OSError) and error.errno is not None:
-        return Flaw(PASSING, error.strerror or type(error).__name__, passing=True)
-    if isinstance(error, UnidentifiedImageError):
-        return Flaw(UNREADABLE, f"none of the formats {', '.join(FORMATS)}")
-    return Flaw(UNREADABLE, plain_text(str(error)) or type(error).__name__)
-
-
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Say whether an image has more than 8 bits a channel; for color images, only Pillow's list of tiles shows this."""
-    return image.mode in DEEP_MODES or (
-        image.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in image.tile)
+def _size_hint(sizes: Counter[tuple[int, int]]) -> str:
+    """Return why a size is asked for, and a setting that scales all images."""
+    if 2 * max(sizes.values()) > sizes.total():
+        return "as most are (data.size scales them)"
+    sides = [side for size in sizes for side in size]
+    shorter = sorted(min(size) for size in sizes.elements())
+    side = min(2 ** int(math.log2(shorter[len(shorter) // 2])), LARGE_SIDE)
+    return (
+        f"as the largest group is; there are {len(sizes):,} sizes, with sides of {min(sides):,} to {max(sides):,} pixels "
+        f"(data.size = {side} scales all)"
     )
-
-
-def _has_alpha_aside(image: ImageFile.ImageFile) -> bool:
-    """Say whether a PNG without an alpha channel declares some of its colors transparent."""
-    found = image.info.get("transparency") if image.format == "PNG" else None
-    return any(value < 255 for value in found) if isinstance(found, bytes) else found is not None
-
-
-def _is_turned(image: ImageFile.ImageFile) -> bool:
-    """Say whether EXIF data swaps height and width, as far as the header tells."""
-    if image.format == "TIFF":
-        return False  # Pillow has swapped height and width already
-    if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode the whole image to look for EXIF data behind its pixels
-    return image.getexif().get(ORIENTATION) in TURNED

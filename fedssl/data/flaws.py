@@ -12,6 +12,11 @@ MOST_NAMED = 3
 MOST_TEXT = 200
 """Texts of other libraries and names of files are cut to this many characters."""
 
+MOST_FLAWS = 3
+"""If there are so many flaws for one image without a flaw, they are too many to go on without the flawed images."""
+
+NO_TRAINING_IMAGES = "classes without training images"
+
 VERBS = {"have": " has ", "are": " is ", "lie": " lies ", "lead": " leads "}
 """Verbs of flaws in the plural, and the same verbs in the singular."""
 
@@ -36,11 +41,12 @@ class Flaws:
         self._switch = switch
         self._found: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
-        self._refused = False
+        self._num_flaws = 0
+        self._told: dict[str, int] = {}
+        self._advice: dict[str, str] = {}
         self.passing: list[str] = []
         """Paths of images that cannot be read for a reason that may pass, such as a missing permission."""
-        self.remarks: list[str] = []
-        """Sentences about how the data was read; what is left out is not among them."""
+        self._remarks: list[str] = []
 
     def add(self, flaw: str, names: Iterable[str]) -> None:
         """Note a flaw of some images or classes.
@@ -49,7 +55,7 @@ class Flaws:
             flaw: A phrase in the plural, such as ``"images cannot be read"``.
             names: Names of the flawed files, rows or classes.
         """
-        self._refused |= self._count(flaw, names)
+        self._num_flaws += self._count(flaw, names)
 
     def leave_out(self, what: str, names: Iterable[str]) -> None:
         """Note something that is left out and is no flaw, such as a text file beside the images; it is never refused.
@@ -60,20 +66,38 @@ class Flaws:
         """
         self._count(what, names)
 
-    def _count(self, what: str, names: Iterable[str]) -> bool:
-        """Count names and keep the first `MOST_NAMED`; say whether there was any name."""
+    def remark(self, *sentences: str) -> None:
+        """Note sentences about how the data was read; what is left out is not among them."""
+        self._remarks += sentences
+
+    def tell(self, what: str) -> None:
+        """Note that something was done to one more image; `remarks` says it once, with the number of images."""
+        self._told[what] = self._told.get(what, 0) + 1
+
+    def advise(self, flaw: str, advice: str) -> None:
+        """Note what a user should know who has a flaw; the error says it if there is this flaw."""
+        self._advice[flaw] = advice
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences about how the data was read; what is left out is not among them."""
+        told = [f"{count:,} {what}" for what, count in self._told.items()]
+        return self._remarks + [_to_singular(each) if each[:2] == "1 " else each for each in told]
+
+    def _count(self, what: str, names: Iterable[str]) -> int:
+        """Count names and keep the first `MOST_NAMED`; return how many names there were."""
         before = self._counts.get(what, 0)
         for name in names:
             named = self._found.setdefault(what, [])
             self._counts[what] = self._counts.get(what, 0) + 1
             if len(named) < MOST_NAMED:
                 named.append(plain_text(name))
-        return self._counts.get(what, 0) > before
+        return self._counts.get(what, 0) - before
 
     @property
     def refused(self) -> bool:
         """Whether there is any flaw; things that are only left out are no flaws."""
-        return self._refused
+        return self._num_flaws > 0
 
     def notes(self) -> tuple[str, ...]:
         """Return one line for each kind of flaw and of thing left out: its number, and the first names."""
@@ -84,26 +108,33 @@ class Flaws:
             lines.append(f"{count:,} {said} ({named})")
         return tuple(lines)
 
-    def refuse(self, what: str) -> None:
+    def refuse(self, what: str, num_good: int) -> None:
         """Raise `InputError` if there are flaws.
 
         Args:
             what: Name of the data, as the user wrote it.
+            num_good: Number of images without a flaw. If `MOST_FLAWS` times as many have one, the message does not offer to go
+                on without them.
 
         Raises:
-            InputError: There are flaws; the message has all notes.
+            InputError: There are flaws; the message has all notes, and what to do.
         """
-        if self._refused:
-            raise InputError(
-                "data.source",
-                f"{what}: {'; '.join(self.notes())}",
-                f"mend this, or set {self._switch} to go on without them",
-            )
+        if not self.refused:
+            return
+        if self._num_flaws < MOST_FLAWS * num_good:
+            remedy = f"mend this, or set {self._switch} to go on without them"
+        else:
+            remedy = f"mend this ({self._switch} would leave out most of the images)"
+        advice = [advice for flaw, advice in self._advice.items() if flaw in self._counts]
+        problem = f"{what}: {'; '.join(self.notes())}"
+        raise InputError("data.source", problem, "; ".join([remedy, *advice]))
 
 
 def _to_singular(flaw: str) -> str:
     """Return a flaw with its subject and the first verb after it in the singular."""
     flaw = re.sub(
-        r"^((?:test )?)(image|class|folder|file|array|split|link|table)(?:es|s)", r"\1\2", flaw
+        r"^((?:1 )?(?:test |color )?)(image|class|folder|file|frame|array|split|link|table)(?:es|s)",
+        r"\1\2",
+        flaw,
     )
     return re.sub(r" (have|are|lie|lead) ", lambda verb: VERBS[verb[1]], flaw, count=1)

@@ -22,6 +22,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from fedssl.core.extras import install_command
+
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read."""
 
@@ -31,11 +33,23 @@ SUFFIXES = frozenset((
 ))  # fmt: skip
 """Suffixes of files in the formats of `FORMATS`, in lower case."""
 
+DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
+"""Suffixes of DICOM files, in lower case; the library pydicom reads them (`fedssl.data.dicom`)."""
+
+EXTRA = "medical"
+"""The extra of fedssl that installs pydicom."""
+
+READ = (
+    f"files are read that end in {', '.join(sorted(SUFFIXES))}, and, with pydicom ({install_command(EXTRA)}), "
+    f"in {', '.join(sorted(DICOM_SUFFIXES))}"
+)
+"""What can be read, for people who have other files."""
+
 OTHER_IMAGES = frozenset((
     ".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".hdp", ".wdp", ".flif", ".bpg", ".mpo", ".qoi",
     ".svg", ".svgz", ".ico", ".icns", ".cur", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf",
-    ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".rwl", ".iiq", ".3fr", ".x3f", ".erf", ".kdc", ".mrw", ".dcm",
-    ".dicom", ".dic", ".ima", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".svs", ".ndpi", ".mrxs", ".scn",
+    ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".rwl", ".iiq", ".3fr", ".x3f", ".erf", ".kdc", ".mrw", ".dic",
+    ".ima", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".svs", ".ndpi", ".mrxs", ".scn",
     ".vms", ".bif", ".czi", ".lif", ".lsm", ".nd2", ".vsi", ".oib", ".oif", ".stk", ".fits", ".fit", ".fts", ".sid",
     ".ecw", ".psd", ".psb", ".xcf", ".kra", ".ai", ".eps", ".ps", ".pdf", ".djvu", ".tga", ".pcx", ".dcx", ".dds",
     ".exr", ".hdr", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".sun", ".xbm", ".xpm", ".wmf", ".emf", ".fli", ".flc",
@@ -66,7 +80,7 @@ SYSTEM_FILES = frozenset((
 SEVERAL_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 """Formats whose further frames are images of their own; in a JPEG of a phone, they are smaller copies of the first."""
 
-NO_SUFFIX = "files have no suffix and may be images"
+NO_SUFFIX = "files have no suffix and may be images (DICOM files are read if they end in .dcm)"
 COPIES = "files have another suffix behind that of an image"
 NOT_READ = "files have the suffix of a format that is not read"
 NO_IMAGES = "files have a suffix that no image has"
@@ -79,20 +93,27 @@ def suffix_of(path: str) -> str:
 
 def is_image(path: str) -> bool:
     """Say whether a file has the suffix of an image; only decoding shows whether the file holds one."""
-    return suffix_of(path) in SUFFIXES
+    return suffix_of(path) in SUFFIXES or is_dicom(path)
+
+
+def is_dicom(content: str | bytes) -> bool:
+    """Say whether a file has the suffix of DICOM files, or whether bytes begin as a DICOM file does."""
+    if isinstance(content, bytes):
+        return content[128:132] == b"DICM"
+    return suffix_of(content) in DICOM_SUFFIXES
 
 
 def may_be_image(path: str) -> str:
     """Return why a file without the suffix of an image may hold an image, as a flaw; empty if it does not."""
     name = os.path.basename(path).lower()  # noqa: PTH119
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    if suffix in OTHER_IMAGES or (suffix == ".gz" and suffix_of(stem) in OTHER_IMAGES):
+    inner = suffix_of(stem)
+    if suffix in OTHER_IMAGES or (suffix == ".gz" and inner in OTHER_IMAGES | DICOM_SUFFIXES):
         return NOT_READ
-    if not suffix or (suffix[1:].isdigit() and suffix_of(stem) not in SUFFIXES):
+    if not suffix or (suffix[1:].isdigit() and not is_image(stem)):
         # "IM.0001" is how scanners number their images.
         return "" if name in TEXTS else NO_SUFFIX
-    inner = suffix_of(stem)
-    is_copy = inner in SUFFIXES or inner in OTHER_IMAGES
+    is_copy = is_image(stem) or inner in OTHER_IMAGES
     grown = any(suffix.startswith(known) and not suffix[len(known)].isalnum() for known in SUFFIXES)
     return COPIES if (is_copy and suffix not in SIDECARS) or grown else ""
 
@@ -107,27 +128,30 @@ def open_image(content: str | bytes) -> ImageFile.ImageFile:
         NotRegularError: The path names a pipe, a device, a socket or a folder.
         OSError, Exception: Pillow's readers raise many types of errors about a damaged file.
     """
-    if isinstance(content, bytes):
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    if not stat.S_ISREG(os.stat(content).st_mode):  # noqa: PTH116
+    check_regular(content)
+    return Image.open(
+        io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
+    )
+
+
+def check_regular(content: str | bytes) -> None:
+    """Raise `NotRegularError` if a path names a pipe, a device, a socket or a folder."""
+    if isinstance(content, str) and not stat.S_ISREG(os.stat(content).st_mode):  # noqa: PTH116
         raise NotRegularError
-    return Image.open(content, formats=FORMATS)
 
 
 class NotRegularError(Exception):
     """A path does not name a regular file; opening a pipe, for example, would wait for ever."""
 
 
-def has_several_frames(image: ImageFile.ImageFile) -> bool:
-    """Say whether a file holds more than one image, as a stack or an animation does."""
-    if image.format == "PPM":
-        return _is_followed(image)
-    return image.format in SEVERAL_FRAMES and bool(getattr(image, "is_animated", False))
+def num_frames(image: ImageFile.ImageFile) -> int:
+    """Return the number of images in a file, such as the pages of a TIFF file or the frames of an animation."""
+    return int(getattr(image, "n_frames", 1)) if image.format in SEVERAL_FRAMES else 1
 
 
-def _is_followed(image: ImageFile.ImageFile) -> bool:
-    """Say whether another image follows the first image of a binary PPM file; Pillow does not tell."""
-    if not image.tile or image.tile[0][0] != "raw" or image.fp is None:
+def is_followed(image: ImageFile.ImageFile) -> bool:
+    """Say whether another image follows the first image of a binary PPM file, which Pillow neither tells nor reads."""
+    if image.format != "PPM" or not image.tile or image.tile[0][0] != "raw" or image.fp is None:
         return False
     width, height = image.size
     row = (width + 7) // 8 if image.mode == "1" else width * len(image.getbands())

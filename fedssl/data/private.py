@@ -9,7 +9,7 @@ import numpy as np
 from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Prepared, Raw
-from fedssl.data.decode import Encoded, Parts, decode_parts
+from fedssl.data.decode import Parts, decode_parts
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN, Rows
 from fedssl.data.sources.folder import (
@@ -19,15 +19,16 @@ from fedssl.data.sources.folder import (
     loose_images,
     note_unread_files,
 )
-from fedssl.data.sources.npz import Npz, names_as_text, note_unused_arrays
+from fedssl.data.sources.npz import Npz, names_as_text, note_unused_arrays, parts_of
 from fedssl.data.sources.own_images import OwnImages
+from fedssl.data.target import Encoded, Reading
 from fedssl.data.terms import Terms
 
 SKIP = "bad-images = 'skip' in the node config"
 """The setting that leaves flawed images out, for messages."""
 
 
-def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
+def prepare_private(path: str, terms: Terms, reading: Reading, *, skip: bool) -> Prepared:
     """Return the cache entry of a client's images; it is written once, and again if a file changes.
 
     Labels are numbers of the federation's classes, -1 where an image has no label. The entry has a part ``"test"`` if
@@ -36,6 +37,7 @@ def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
     Args:
         path: A folder, or a file whose name ends in ``.npz``.
         terms: Shape, classes and normalization of the federation's images.
+        reading: How the federation's files become images of 8 bits.
         skip: Whether to leave out images that cannot be used; otherwise they are refused.
 
     Raises:
@@ -43,7 +45,7 @@ def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
     """
     kind = _PrivateNpz if path.lower().endswith(".npz") else _PrivateFolder
     try:
-        source = kind.model_validate(_settings(kind, path, terms, skip))
+        source = kind.model_validate(_settings(kind, path, terms, reading, skip))
         return source.prepare()
     except InputError as error:
         problem = error.problem.removeprefix("private:")
@@ -51,7 +53,9 @@ def prepare_private(path: str, terms: Terms, *, skip: bool) -> Prepared:
         raise InputError(field, problem, error.remedy) from None
 
 
-def _settings(kind: type[OwnImages], path: str, terms: Terms, skip: bool) -> dict[str, object]:
+def _settings(
+    kind: type[OwnImages], path: str, terms: Terms, reading: Reading, skip: bool
+) -> dict[str, object]:
     """Return the settings of a source that fits images to the terms; they are a part of the cache entry's name."""
     channels, height, width = terms.spec.shape
     common = {
@@ -63,7 +67,8 @@ def _settings(kind: type[OwnImages], path: str, terms: Terms, skip: bool) -> dic
         "std": terms.spec.std,
     }
     if kind is _PrivateFolder:
-        return {**common, "size": (height, width), "channels": channels}
+        size = {"size": (height, width), "channels": channels}
+        return {**common, **size, **vars(reading)}
     return {**common, "shape": terms.spec.shape}
 
 
@@ -86,7 +91,7 @@ class _PrivateFolder(Folder):
         """
         layout = self.find_layout()
         test, flaws = layout.test, Flaws(SKIP)
-        flaws.remarks += layout.remarks()
+        flaws.remark(*layout.remarks())
         parts: Parts = {"train": partial(self._images, layout.homes, layout.root)}
         if test is not None:
             parts["test"] = partial(
@@ -138,15 +143,20 @@ class _PrivateNpz(Npz):
             InputError: There is no such file, images have another shape, or the federation does not have a class.
         """
         flaws = Flaws(SKIP)
-        arrays = self._arrays(flaws)
-        if "labels" not in arrays:
-            arrays["labels"] = np.full(len(arrays.get("images", ())), UNKNOWN, dtype=np.int64)
+        arrays = self._arrays()
+        parts = parts_of(arrays)
+        flaws.remark(*parts.remarks())
+        labels = f"{parts.train}labels"
+        if labels not in arrays:
+            images = arrays.get(f"{parts.train}images", ())
+            arrays[labels] = np.full(len(images), UNKNOWN, dtype=np.int64)
         names = arrays.get("class_names")
         own = None if names is None else names_as_text(names)
-        train = self._fit_to_terms(self._block(arrays, ""), own)
-        has_test = "test_images" in arrays
-        test = self._fit_to_terms(self._block(arrays, "test_"), own) if has_test else None
-        note_unused_arrays(arrays, flaws)
+        train = self._fit_to_terms(self._block(arrays, parts.train), own)
+        test = None
+        if parts.test is not None:
+            test = self._fit_to_terms(self._block(arrays, parts.test), own)
+        note_unused_arrays(arrays, parts, flaws)
         return Raw(
             class_names=self.class_names,
             train=[train],

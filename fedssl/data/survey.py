@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedssl.core.errors import InputError
-from fedssl.data.decode import CHANNELS, Encoded
-from fedssl.data.formats import open_image
 from fedssl.data.sources.folder import Folder, class_folders, images_in, subfolders
+from fedssl.data.target import Encoded, header_of
 
 MOST_OPENED = 500
 """The headers of at most this many files are read, evenly spread over all files."""
@@ -120,12 +119,10 @@ def _open_some(
     unreadable = []
     for item in items[::step]:
         try:
-            with open_image(item.content) as image:
-                width, height = image.size
-                found = CHANNELS.get(image.mode, len(image.getbands()))
+            size, found = header_of(item.content)
         except Exception:  # damaged files make Pillow's readers raise many types of errors
             unreadable.append(item.name)
             continue
-        sizes[height, width] += 1
+        sizes[size] += 1
         channels[found] += 1
     return sizes, channels, tuple(unreadable)

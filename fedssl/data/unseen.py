@@ -12,12 +12,13 @@ import numpy as np
 from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.data.blocks import Block
-from fedssl.data.decode import Encoded, Target, decode
+from fedssl.data.decode import decode
 from fedssl.data.flaws import Flaws
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image
 from fedssl.data.sources.npz import Npz
 from fedssl.data.sources.own_images import entries_under
+from fedssl.data.target import Encoded, Target
 
 FIELD = "IMAGES"
 """Error messages name this as the field that is wrong."""
@@ -31,7 +32,7 @@ def read_blocks(
     Args:
         paths: Image files, folders with images at any depth, and ``.npz`` files.
         class_names: Class names of the run. An image in a folder has the class of the first folder on its way down
-            that has the name of a class.
+            that has the name of a class; if there is none, that of the folder in `paths` if it has the name of a class.
         target: Shape that every image gets.
         flaws: Filled with the images that cannot be read or do not fit the target, and with the files left out.
 
@@ -63,13 +64,14 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
         return
     if not path.is_dir():
         raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
-    found = False
+    found, own = False, _class_of((path.resolve().name,), numbers)
     try:
         for entry in entries_under(str(path), flaws=flaws):
             if note_unless_image(entry, flaws):
                 found = True
-                below = Path(entry.path).relative_to(path)
-                yield Encoded(entry.path, entry.path, _class_of(below, numbers))
+                below = Path(entry.path).relative_to(path).parts[:-1]
+                label = _class_of(below, numbers)
+                yield Encoded(entry.path, entry.path, own if label == UNKNOWN else label)
     except OSError as error:
         raise InputError(
             FIELD, f"{path} cannot be read: {error}", "check who may read it"
@@ -79,10 +81,11 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
         raise InputError(FIELD, f"there are no images in {path}{left_out}", "check the path")
 
 
-def _class_of(below: Path, numbers: Mapping[str, int]) -> int:
+def _class_of(folders: Iterable[str], numbers: Mapping[str, int]) -> int:
+    """Return the number of the first folder that has the name of a class; -1 if none has."""
     # A run's record holds the names of classes on one line, so folder names are changed in the same way.
-    parts = map(one_line, below.parts[:-1])
-    return next((numbers[part] for part in parts if part in numbers), UNKNOWN)
+    names = map(one_line, folders)
+    return next((numbers[name] for name in names if name in numbers), UNKNOWN)
 
 
 def _npz_block(path: Path, numbers: Mapping[str, int], target: Target, flaws: Flaws) -> Block:

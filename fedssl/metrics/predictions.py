@@ -21,7 +21,7 @@ def predict_probs(network: nn.Module, images: Tensor, spec: ImageSpec) -> Tensor
         images: Bytes, or floats in [0, 1], shape (B, C, H, W).
         spec: Says how to normalize the images.
     """
-    parts = [torch.empty(0, spec.num_classes)]
+    parts = [torch.empty(0, spec.num_classes, device=images.device)]
     for start in range(0, len(images), BATCH_SIZE):
         part = as_float(images[start : start + BATCH_SIZE])
         parts.append(network(spec.normalize(part)).softmax(1))

@@ -1,14 +1,15 @@
 """The rows of a run's record, the events that observers see, and the summary of a run."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+from fedssl.metrics.balanced import MEASURES, Balanced
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import UNTRAINED, judge_in, judged_as_the_last
 from fedssl.record.remarks import remark_on
@@ -214,6 +215,8 @@ class Outcome:
         judges: How the model of each phase was judged; empty: by its classifier.
         class_names: Names of the classes; empty if they are unknown.
         stopped: Why the run ended before its last round, as a sentence; empty if it had all its rounds.
+        balanced: What the final models are worth if every class counts the same: of the global model (``"server"``) and of
+            its moving average (``"ema"``); empty if unknown.
     """
 
     model: GlobalModel
@@ -223,6 +226,7 @@ class Outcome:
     judges: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     stopped: str = ""
+    balanced: Mapping[str, Balanced] = field(default_factory=dict)
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -262,7 +266,8 @@ class Observer:
 def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Return the summary of a run. Its accuracies are means over the last evaluated rounds, never those of the best.
 
-    Only rounds with the judge of the last round count; ``judged_by`` names this judge.
+    Only rounds with the judge of the last round count; ``judged_by`` names this judge. The measures that give every class
+    the same weight, such as ``ema_macro_f1``, are those of the final models.
 
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
     what went wrong, such as that the model diverged or that most pseudo-labels were wrong; otherwise it is empty.
@@ -285,6 +290,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "judged_by": judge,
         "server_accuracy": nan_mean(row.server_accuracy for row in last),
         "ema_accuracy": nan_mean(row.ema_accuracy for row in last),
+        **_balanced(outcome),
         "pseudo_label_accuracy": nan_mean(row.pseudo_label_accuracy for row in last),
         "pseudo_label_coverage": nan_mean(row.pseudo_label_coverage for row in last),
         "clients_ok": sum(row.clients_ok for row in rounds),
@@ -305,6 +311,16 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             has_threshold="threshold" in type(experiment.plans[-1].method).model_fields,
             class_names=outcome.class_names,
         ),
+    }
+
+
+def _balanced(outcome: Outcome) -> dict[str, float]:
+    """Return the measures of both final models that give every class the same weight; NaN if unknown."""
+    known = {model: found.by_name for model, found in outcome.balanced.items()}
+    return {
+        f"{model}_{name}": known.get(model, {}).get(name, NAN)
+        for name in MEASURES
+        for model in ("server", "ema")
     }
 
 

@@ -1,11 +1,14 @@
 """Evaluate global models on the held-out images: at the server, or in shares on the workers where that is faster."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
 from fedssl.clients.client_app import set_threads
 from fedssl.clients.local_data import simulated_federation
@@ -17,8 +20,13 @@ from fedssl.engine.client_grid import ClientGrid
 from fedssl.experiment.experiment import PhasePlan
 from fedssl.metrics.accuracy import BATCH_SIZE, Evaluation, add_evaluations, evaluate_batches
 from fedssl.metrics.evaluators.base import EVALUATORS, Evaluator
+from fedssl.metrics.predictions import predict_probs
 from fedssl.models.modes import evaluation_mode
 from fedssl.training.judging import Judge, learn_judge, subject_of
+
+Probs = npt.NDArray[np.float32]
+Found = TypeVar("Found")
+Share = Callable[[str, "Judging", NamedArrays, NamedArrays, int, int], Found]
 
 WORTH_SHARING = 2048
 """Workers without GPUs evaluate only from this many held-out images on; with fewer, a call costs more than it saves."""
@@ -78,26 +86,54 @@ def evaluate_models(
         workers: The grid whose workers may evaluate.
         timeout: Seconds that the workers may take; None: any time.
     """
-    if are_shared(workers, num_images):
-        try:
-            return _by_workers(judging, models, num_images, workers, timeout)
-        except RunFailed as error:  # the server gets the same result, only later
-            workers.incidents.append(f"evaluated at the server: {error}")
-    return [_at_server(judging, arrays, num_images) for arrays in models]
+    found = _in_shares(evaluate_share, judging, models, num_images, workers, timeout)
+    return [add_evaluations(part for share in shares for part in share) for shares in found]
 
 
-def _at_server(judging: Judging, arrays: NamedArrays, num_images: int) -> Evaluation:
-    learned = learn_share("cpu", judging, arrays) if judging.learns else {}
-    return add_evaluations(evaluate_share("cpu", judging, arrays, learned, 0, num_images))
+def predict_models(
+    judging: Judging,
+    models: Sequence[NamedArrays],
+    num_images: int,
+    workers: ClientGrid,
+    timeout: float | None = None,
+) -> list[Probs]:
+    """Return each model's probability of every class for the held-out images, (N, C); arguments as in `evaluate_models`."""
+    found = _in_shares(predict_share, judging, models, num_images, workers, timeout)
+    return [np.concatenate(shares) for shares in found]
 
 
-def _by_workers(
+def _in_shares(
+    share: Share[Found],
     judging: Judging,
     models: Sequence[NamedArrays],
     num_images: int,
     workers: ClientGrid,
     timeout: float | None,
-) -> list[Evaluation]:
+) -> list[list[Found]]:
+    """Return for each model what a function finds on shares of the held-out images, by workers if that is faster."""
+    if are_shared(workers, num_images):
+        try:
+            return _by_workers(share, judging, models, num_images, workers, timeout)
+        except RunFailed as error:  # the server gets the same result, only later
+            workers.incidents.append(f"evaluated at the server: {error}")
+    return [[_at_server(share, judging, arrays, num_images)] for arrays in models]
+
+
+def _at_server(
+    share: Share[Found], judging: Judging, arrays: NamedArrays, num_images: int
+) -> Found:
+    learned = learn_share("cpu", judging, arrays) if judging.learns else {}
+    return share("cpu", judging, arrays, learned, 0, num_images)
+
+
+def _by_workers(
+    share: Share[Found],
+    judging: Judging,
+    models: Sequence[NamedArrays],
+    num_images: int,
+    workers: ClientGrid,
+    timeout: float | None,
+) -> list[list[Found]]:
     learned: Sequence[NamedArrays] = [{} for _ in models]
     if judging.learns:
         learned = workers.map(
@@ -113,8 +149,8 @@ def _by_workers(
         for arrays, own in zip(models, learned, strict=True)
         for start in starts
     ]
-    results = iter(workers.map(evaluate_share, calls, timeout=timeout))
-    return [add_evaluations(part for _ in starts for part in next(results)) for _ in models]
+    results = iter(workers.map(share, calls, timeout=timeout))
+    return [[next(results) for _ in starts] for _ in models]
 
 
 def learn_share(device: str, judging: Judging, arrays: NamedArrays) -> NamedArrays:
@@ -148,18 +184,43 @@ def evaluate_share(
         learned: What `learn_share` returned for the model.
         start, end: Rows of the held-out images: from `start` up to and without `end`.
     """
+    judge, images, labels = _loaded_judge(device, judging, arrays, learned, start, end)
+    with evaluation_mode(judge.network):
+        return evaluate_batches(judge.scores, images, labels, judge.spec)
+
+
+def predict_share(
+    device: str,
+    judging: Judging,
+    arrays: NamedArrays,
+    learned: NamedArrays,
+    start: int,
+    end: int,
+) -> Probs:
+    """Return a model's probabilities for some held-out images, (n, C); arguments as in `evaluate_share`."""
+    judge, images, _ = _loaded_judge(device, judging, arrays, learned, start, end)
+    with evaluation_mode(judge.network):
+        return predict_probs(judge, images, judge.spec).cpu().numpy()
+
+
+def _loaded_judge(
+    device: str,
+    judging: Judging,
+    arrays: NamedArrays,
+    learned: NamedArrays,
+    start: int,
+    end: int,
+) -> tuple[Judge, Tensor, Tensor]:
+    """Return the judge of a model, and some held-out images with their labels; arguments as in `evaluate_share`."""
     here, evaluator = _loaded(device, judging, arrays)
     federation = simulated_federation(here.experiment)
     held_out, spec = federation.held_out, federation.data.spec
     tensors = {name: torch.tensor(array) for name, array in learned.items()}
-    judge = Judge(evaluator, here.recipe.method, here.network, spec, tensors)
-    with evaluation_mode(here.network):
-        return evaluate_batches(
-            judge.scores,
-            torch.from_numpy(held_out.images[start:end]).to(device),
-            torch.from_numpy(held_out.labels[start:end]).to(device),
-            spec,
-        )
+    return (
+        Judge(evaluator, here.recipe.method, here.network, spec, tensors),
+        torch.from_numpy(held_out.images[start:end]).to(device),
+        torch.from_numpy(held_out.labels[start:end]).to(device),
+    )
 
 
 def _loaded(device: str, judging: Judging, arrays: NamedArrays) -> tuple[Resident, Evaluator]:

@@ -18,6 +18,7 @@ from fedssl.exchange import protocol
 from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.experiment import Experiment
+from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.record.description import remarks_on_systems
 from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
@@ -28,7 +29,7 @@ from fedssl.server.carry_over import last_network
 from fedssl.server.client_memory import can_resume, cannot_resume
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
-from fedssl.server.evaluation import check_evaluator
+from fedssl.server.evaluation import Judging, check_evaluator, predict_models
 from fedssl.server.fusing import Fusing
 from fedssl.server.method_state import attach_state, by_record
 from fedssl.server.model import ModelKeeper
@@ -141,10 +142,23 @@ class ServerRun:
             judges,
             class_names=tuple(self._federation.data.class_names),
             stopped=self._stopping.reason,
+            balanced=self._measure_balanced(),
         )
         for observer in self._observers:
             observer.ended(outcome)
         return outcome
+
+    def _measure_balanced(self) -> dict[str, Balanced]:
+        """Return what the final models are worth on the held-out images if every class counts the same."""
+        plan, model = self._experiment.plans[-1], self._model.model
+        judging = Judging.of(plan.to_client_json(), plan.server.evaluator)
+        labels = self._federation.held_out.labels
+        models, timeout = [model.arrays, model.ema], plan.server.timeout
+        server, ema = predict_models(judging, models, len(labels), self._grid, timeout)
+        return {
+            "server": measure_balanced(server, labels),
+            "ema": measure_balanced(ema, labels),
+        }
 
     def _take_census(self) -> Census:
         if self._grid.is_simulation:

@@ -71,7 +71,7 @@ class Judge(nn.Module):
         learned: Tensors,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.spec = network, spec
         self._evaluator = evaluator
         self._subject = subject_of(method, network, spec, evaluator)
         device = next(network.parameters()).device

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
 from fedssl.core.files import write_atomically
+from fedssl.core.rng import SERVER
 from fedssl.data.federation import Federation
-from fedssl.data.images import Images
 from fedssl.experiment.experiment import Experiment
+from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.metrics.calibration import confusion_matrix, measure_reliability
 from fedssl.metrics.predictions import predict_probs
 from fedssl.views.run import Run, build_classifier
@@ -28,6 +30,9 @@ EVALUATION = "evaluation.json"
 DIGEST_BYTES = 8
 """Length of an image's fingerprint; that two of a million images share one has the probability 3e-8."""
 
+AT_ONCE = 4096
+"""Training images are read this many at a time for their fingerprints, so that memory does not grow with them."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,8 +41,8 @@ def look_closely(
 ) -> dict[str, Any]:
     """Return what models say of the held-out images, as values for JSON.
 
-    Each model has its class for every image, its confusion matrix, its reliability and its accuracy by client. Beside the
-    models are the images' fingerprints and true classes.
+    Each model has its class for every image, its confusion matrix, the measures that give every class the same weight, for
+    all classes together and by class, its reliability and its accuracy by client. Beside the models are the images' fingerprints and true classes.
 
     Args:
         experiment: The experiment that ran.
@@ -49,7 +54,7 @@ def look_closely(
     return {
         "round": round,
         "client_images": counts,
-        "images": fingerprints(federation.held_out),
+        "images": fingerprints(federation.held_out.images),
         "labels": federation.held_out.labels.tolist(),
         "models": {
             name: _evaluate_model(
@@ -102,12 +107,25 @@ def _has_images(evaluation: Mapping[str, Any]) -> bool:
         return False
 
 
-def fingerprints(images: Images) -> list[str]:
-    """Return a hexadecimal fingerprint of each image's pixels, by which runs can tell that they were judged on the same one."""
+def fingerprints(images: npt.NDArray[np.uint8]) -> list[str]:
+    """Return a hexadecimal fingerprint of each image's pixels, by which an image is known again; images are (N, C, H, W)."""
     return [
-        hashlib.blake2b(image.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
-        for image in images.images
+        hashlib.blake2b(image.tobytes(), digest_size=DIGEST_BYTES).hexdigest() for image in images
     ]
+
+
+def training_fingerprints(run: Run) -> frozenset[str]:
+    """Return the fingerprints of all images that a run's clients and server train on, labeled or not.
+
+    Raises:
+        InputError: The run's images are missing, or clients train on images of their own, which nobody else knows.
+    """
+    if run.experiment.federation.private:
+        raise InputError("federation.private", "is true, so clients trained on images of their own")
+    federation = run.federation
+    rows, train = np.flatnonzero(federation.owner >= SERVER), federation.data.train
+    parts = (train.read(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE))
+    return frozenset(each for part in parts for each in fingerprints(part))
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
@@ -133,6 +151,7 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
     return {
         "predicted": predicted.tolist(),
         "confusion": confusion_matrix(labels, predicted, spec.num_classes).tolist(),
+        **_balanced(measure_balanced(probs, labels)),
         "reliability": {
             "count": found.count.tolist(),
             "confidence": _plain(found.confidence),
@@ -140,6 +159,20 @@ def _evaluate_model(network: nn.Module, federation: Federation) -> dict[str, Any
             "ece": _plain([found.ece])[0],
         },
         "client_accuracy": _plain(_accuracy_by_client(network, federation, right)),
+    }
+
+
+def _balanced(found: Balanced) -> dict[str, Any]:
+    """Return the measures of all classes together, and those of each class under ``by_class``."""
+    return {
+        **{name: _plain([value])[0] for name, value in found.by_name.items()},
+        "by_class": {
+            "images": found.images.tolist(),
+            "recall": _plain(found.recall),
+            "precision": _plain(found.precision),
+            "f1": _plain(found.f1),
+            "auroc": _plain(found.auroc),
+        },
     }
 
 

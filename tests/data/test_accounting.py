@@ -21,12 +21,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from fedssl.core.errors import InputError
 from fedssl.data import cache, decode, formats, splits
+from fedssl.data import target as targets
 from fedssl.data.flaws import Flaws
 from fedssl.data.private import prepare_private
 from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.folder import Folder
 from fedssl.data.sources.hf import Hf
 from fedssl.data.sources.npz import Npz
+from fedssl.data.target import MOST_PIXELS, Reading, Target
 from fedssl.data.terms import Terms
 from fedssl.data.unseen import read_blocks
 from tests.data.own_images import colors, refused, save, save_classes
@@ -182,7 +184,7 @@ def test_usual_names_of_splits_are_understood_and_said(root, tmp_path, train, te
     data = Folder(name=str(whole)).dataset(0)
     assert (len(data.train), len(data.held_out)) == (21, 2)
     assert data.remarks == (f"training images: {train}/, test images: {test}/",)
-    prepared = prepare_private(str(whole), TERMS, skip=False)
+    prepared = prepare_private(str(whole), TERMS, Reading(), skip=False)
     assert [len(prepared.part(part)) for part in ("train", "test")] == [21, 2]
 
 
@@ -204,7 +206,7 @@ def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path, folders, sa
         save(tmp_path / "own" / folder / "x.png", colors()[0])
     for prepare in (
         Folder(name=str(tmp_path / "own")).prepare,
-        lambda: prepare_private(str(tmp_path / "own"), TERMS, skip=False),
+        lambda: prepare_private(str(tmp_path / "own"), TERMS, Reading(), skip=False),
     ):
         with pytest.raises(InputError, match=said):
             prepare()
@@ -228,7 +230,7 @@ def test_only_regular_files_are_opened(root):
         os.close(where)
         refused(Folder(name=str(root)), "3 images cannot be read", "pipe.png: not a regular file")
     flaws = Flaws()
-    target = decode.Target((8, 8), 3, True, True, "", "")
+    target = Target((8, 8), 3, True, True, "", "")
     assert list(read_blocks([root / "cat" / "pipe.png"], ("cat", "dog"), target, flaws)) == []
     assert "not a regular file" in flaws.notes()[0]
 
@@ -305,7 +307,7 @@ def test_no_clients_own_image_without_a_label_gets_one(tmp_path, folders):
     for folder in folders:
         put(tmp_path / folder, 2)
     with pytest.raises(InputError, match=r"have no labels"):
-        prepare_private(str(tmp_path), TERMS, skip=False)
+        prepare_private(str(tmp_path), TERMS, Reading(), skip=False)
 
 
 def test_names_are_told_whatever_width_they_were_typed_in(tmp_path):
@@ -330,7 +332,7 @@ def test_classes_that_would_be_shown_alike_are_refused(tmp_path):
 
 def test_classes_to_predict_are_told_by_the_names_of_the_record(tmp_path):
     put(tmp_path / "a\nb", 2)
-    target = decode.Target((8, 8), 3, scales=True, converts=True, size_hint="", channels_hint="")
+    target = Target((8, 8), 3, scales=True, converts=True, size_hint="", channels_hint="")
     (block,) = read_blocks([tmp_path], ("a\\nb",), target, Flaws())
     assert block.labels.tolist() == [0, 0]
 
@@ -347,7 +349,7 @@ def test_an_image_that_follows_another_in_its_file_is_refused(root):
     (root / "cat" / "a.ppm").write_bytes(file.getvalue() + b"\n")
     assert len(Folder(name=str(root)).prepare().part("train").labels) == 21
     (root / "cat" / "a.ppm").write_bytes(file.getvalue() * 2)
-    with pytest.raises(InputError, match=r"1 image has several frames"):
+    with pytest.raises(InputError, match=r"1 image is followed by another in the same file"):
         Folder(name=str(root)).prepare()
 
 
@@ -398,33 +400,33 @@ def test_the_reason_an_image_cannot_be_read_is_said(root, monkeypatch):
 
 
 def test_the_limit_on_pixels_is_pillows():
-    assert decode.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 def test_too_little_memory_is_one_error_and_never_a_missing_image(root, monkeypatch):
-    def short(self, image):
+    def short(self, image, place):
         raise MemoryError
 
-    monkeypatch.setattr(decode.Target, "_pixels", short)
+    monkeypatch.setattr(Target, "_decode_open", short)
     with pytest.raises(InputError, match="too little memory"):
         Folder(name=str(root), bad_images="skip").prepare()
 
 
 def test_large_images_are_decoded_one_at_a_time(root, monkeypatch):
-    monkeypatch.setattr(decode, "LARGE", 10)
+    monkeypatch.setattr(targets, "LARGE", 10)
     monkeypatch.setattr(decode, "WORTH_A_THREAD", 1)
-    plain, at_once = decode.Target._pixels, []
+    plain, at_once = Target._decode_open, []
 
-    def watched(self, image):
-        assert decode._one_large.locked()
+    def watched(self, image, place):
+        assert targets._one_large.locked()
         at_once.append(1)
         assert sum(at_once) == 1
         try:
-            return plain(self, image)
+            return plain(self, image, place)
         finally:
             at_once.pop()
 
-    monkeypatch.setattr(decode.Target, "_pixels", watched)
+    monkeypatch.setattr(Target, "_decode_open", watched)
     assert len(Folder(name=str(root)).prepare().part("train")) == 20
 
 
@@ -432,7 +434,7 @@ def test_large_images_are_decoded_one_at_a_time(root, monkeypatch):
     "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
 )
 def test_an_image_left_out_for_a_passing_reason_is_tried_again(root, monkeypatch, error):
-    source, plain = Folder(name=str(root), bad_images="skip"), decode.open_image
+    source, plain = Folder(name=str(root), bad_images="skip"), targets.open_image
     whole = cache._sha256
 
     def refuses(path):
@@ -440,7 +442,7 @@ def test_an_image_left_out_for_a_passing_reason_is_tried_again(root, monkeypatch
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "open_image", lambda path: refuses(path) or plain(path))
+        patch.setattr(targets, "open_image", lambda path: refuses(path) or plain(path))
         patch.setattr(cache, "_sha256", lambda path: refuses(path) or whole(path))
         for _ in range(2):
             entry = source.prepare()
@@ -470,7 +472,7 @@ def test_files_of_a_folder_to_predict_are_used_and_left_out_ones_together(root):
         (root / "cat" / name).write_bytes(FLAWED.get(name, PNG))
     flaws = Flaws()
     blocks = list(
-        read_blocks([root], ("cat", "dog"), decode.Target((8, 8), 3, False, False, "", ""), flaws)
+        read_blocks([root], ("cat", "dog"), Target((8, 8), 3, False, False, "", ""), flaws)
     )
     assert sum(len(block.labels) for block in blocks) == 20
     assert left_out(flaws.notes()) == len(HARMLESS) + len(FLAWED)
@@ -530,6 +532,33 @@ def test_medmnist_files_are_read(tmp_path):
     assert data.notes == ("2 arrays are not used (val_images, val_labels)",)
     np.savez(tmp_path / "y.npz", **{k: v for k, v in arrays.items() if "test" not in k})
     assert len(Npz(name=str(tmp_path / "y.npz")).dataset(0).held_out) == 4
+    flaws = Flaws()
+    (block,) = read_blocks(
+        [tmp_path / "x.npz"], ("0", "1"), Target((8, 8), 3, False, False, "", ""), flaws
+    )
+    assert len(block.labels) == 6  # the test images are to predict
+    assert flaws.remarks == ["images: test_images"]
+    assert flaws.notes() == ("4 arrays are not used (train_images, train_labels, val_images, ...)",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"labels": np.zeros((20, 14), np.uint8)},
+            "train_labels has 14 labels for each image; an image must have one class",
+        ),
+        ({"images": np.zeros((20, 8, 8, 8), np.uint8)}, "train_images has 8 channels"),
+        ({"labels": np.zeros((19, 1), np.uint8)}, r"train_labels is uint8 of shape \(19, 1\)"),
+    ],
+)
+def test_medmnist_files_of_several_labels_and_of_volumes_are_refused_by_their_own_names(
+    tmp_path, changed, said
+):
+    arrays = {"images": colors(20), "labels": np.zeros((20, 1), np.uint8)} | changed
+    np.savez(tmp_path / "x.npz", **{f"train_{name}": array for name, array in arrays.items()})
+    with pytest.raises(InputError, match=said):
+        Npz(name=str(tmp_path / "x.npz")).prepare()
 
 
 def claiming(shape, body=b""):
@@ -652,7 +681,7 @@ def test_nobody_else_can_read_what_is_prepared(root, tmp_path, monkeypatch):
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "new" / "cache"))
     before = os.umask(0o022)
     try:
-        prepare_private(str(root), TERMS, skip=False)
+        prepare_private(str(root), TERMS, Reading(), skip=False)
     finally:
         os.umask(before)
     folder = tmp_path / "new" / "cache"

@@ -8,6 +8,7 @@ from fedssl.core.errors import InputError
 from fedssl.data.private import prepare_private
 from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.folder import Folder
+from fedssl.data.target import Reading
 from fedssl.data.terms import Terms
 from tests.data.own_images import colors, save
 
@@ -19,14 +20,14 @@ GRAY = Terms(ImageSpec((1, 8, 8), 3, (0.1,), (0.3,), flips=True), ("cat", "cow",
 
 def parts(path, terms=COLOR, skip=False):
     """Return (images, labels) of the parts for training and test."""
-    prepared = prepare_private(str(path), terms, skip=skip)
+    prepared = prepare_private(str(path), terms, Reading(), skip=skip)
     found = [prepared.part(name) for name in ("train", "test")]
     return [None if part is None else (part.images, part.labels) for part in found]
 
 
 def refused(path, *said, terms=COLOR):
     with pytest.raises(InputError) as caught:
-        prepare_private(str(path), terms, skip=False)
+        prepare_private(str(path), terms, Reading(), skip=False)
     assert caught.value.field == "data-path"
     for text in (str(path), *said):
         assert text in str(caught.value)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from fedssl import Run, run
 from tests.helpers import fedssl, refused, small_experiment
@@ -97,6 +98,73 @@ def test_without_labels_there_is_no_accuracy(finished, folder, tmp_path):
     assert "accuracy" not in result.output
 
 
+def test_a_folder_that_is_named_as_a_class_says_the_class(finished, folder, monkeypatch):
+    images = list((folder / "3").rglob("*.png"))
+    said = f"of {len(images)} images whose class is known"
+    result = fedssl("predict", finished.path, folder / "3")
+    assert result.exit_code == 0, result.output
+    assert said in result.output
+    assert "macro F1" not in result.output  # images of one class
+    monkeypatch.chdir(folder / "3")
+    assert said in fedssl("predict", finished.path, ".").output
+    assert "accuracy" not in fedssl("predict", finished.path, "deep").output
+
+
+def test_measures_are_scikit_learns(finished, folder):
+    held_out = finished.federation.held_out
+    probs = finished.predict(held_out.images)
+    truth, guess = held_out.labels, probs.argmax(1)
+    auroc = np.mean([roc_auc_score(truth == cls, probs[:, cls]) for cls in range(10)])
+    result = fedssl("predict", finished.path, folder)
+    expected = (
+        f"macro F1 {f1_score(truth, guess, average='macro') * 100:.1f} %, "
+        f"balanced accuracy {balanced_accuracy_score(truth, guess) * 100:.1f} %, AUROC {auroc * 100:.1f} %"
+    )
+    assert expected in result.output
+    assert "training images" not in result.output
+
+
+def test_more_probabilities_than_memory_may_take_leave_the_accuracy(finished, folder, monkeypatch):
+    monkeypatch.setattr("fedssl.views.predictions.MOST_PROBS", 1000)
+    result = fedssl("predict", finished.path, folder)
+    assert "of 360 images whose class is known" in result.output
+    assert "macro F1" not in result.output
+
+
+def test_training_images_among_the_images_are_counted_and_left_out(finished, tmp_path):
+    """With 30 images of the training set and all held-out ones, with 30 of the training set alone, and without them."""
+    federation = finished.federation
+    train, held_out = federation.data.train, federation.held_out
+    rows = np.arange(30)
+    images = np.concatenate([train.read(rows), held_out.images])[:, 0]
+    labels = np.concatenate([train.labels[rows], held_out.labels])
+    np.savez(tmp_path / "both.npz", images=images, labels=labels)
+    np.savez(tmp_path / "train.npz", images=images[:30], labels=labels[:30])
+    np.savez(tmp_path / "unknown.npz", images=images[:30])
+    right = int((finished.predict(held_out.images).argmax(1) == held_out.labels).sum())
+    result = fedssl("predict", finished.path, tmp_path / "both.npz")
+    assert "30 of these were training images of the run; without them: accuracy " in result.output
+    assert f"{right / 360 * 100:.1f} %: {right} of 360; macro F1 " in result.output
+    result = fedssl("predict", finished.path, tmp_path / "train.npz")
+    assert "all of these were training images of the run" in result.output
+    assert (
+        "training images" not in fedssl("predict", finished.path, tmp_path / "unknown.npz").output
+    )
+
+
+def test_a_run_whose_images_are_gone_says_that_it_does_not_know_them(finished, folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(finished.path, copy)
+    facts = (
+        (copy / "data.json").read_text().replace('"held_out_sha256": "', '"held_out_sha256": "0')
+    )
+    (copy / "data.json").write_text(facts)
+    result = fedssl("predict", copy, folder)
+    assert result.exit_code == 0, result.output
+    assert "which of the images were training images is not known" in result.output
+    assert "of 360 images whose class is known" in result.output
+
+
 def test_images_of_another_size_are_refused_all_at_once_or_resized(finished, folder, tmp_path):
     digit = Image.open(next(folder.glob("3/*.png")))
     digit.resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "large.png")
@@ -165,21 +233,22 @@ def test_a_run_that_scaled_its_own_images_scales_these(tmp_path):
 def test_memory_does_not_grow_with_a_folder(finished, folder, monkeypatch):
     """A block at a time: nothing is decoded before what came before it is predicted."""
     from fedssl.data import decode
+    from fedssl.data.target import Target
     from fedssl.views import predictions
 
     decoded, seen = [], []
-    true_pixels, true_probs = decode.Target.pixels, predictions.predict_probs
+    true_decode, true_probs = Target.decode, predictions.predict_probs
 
-    def pixels(target, item):
+    def watched(target, item):
         decoded.append(item.name)
-        return true_pixels(target, item)
+        return true_decode(target, item)
 
     def probs(network, images, spec):
         seen.append((len(decoded), len(images)))
         return true_probs(network, images, spec)
 
     monkeypatch.setattr(decode, "BLOCK_SIZE", 50)
-    monkeypatch.setattr(decode.Target, "pixels", pixels)
+    monkeypatch.setattr(Target, "decode", watched)
     monkeypatch.setattr(predictions, "predict_probs", probs)
     assert fedssl("predict", finished.path, folder).exit_code == 0
     assert seen[:3] == [(50, 50), (100, 50), (150, 50)]

@@ -1,5 +1,7 @@
 """Evaluation on workers gives the same bits as evaluation in the server's process."""
 
+import numpy as np
+
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.plan import Wish
 from fedssl.engine.ray.grid import RayGrid
@@ -31,12 +33,19 @@ def test_shares_add_up_to_the_whole(monkeypatch):
     ]
     judging = Judging.of(experiment.to_client_json(), experiment.server.evaluator)
     here = evaluation.evaluate_models(judging, models, held_out, SerialGrid(Apps(print), 6, "cpu"))
+    alone = SerialGrid(Apps(print), 6, "cpu")
+    probs = evaluation.predict_models(judging, models, held_out, alone)
     grid = RayGrid(Apps(print), 6, Wish(2, 0))
     try:
         assert evaluation.evaluate_models(judging, models, held_out, grid) == here
+        theirs = evaluation.predict_models(judging, models, held_out, grid)
     finally:
         grid.close()
     assert here[0] != here[1]
+    labels = federation_of(experiment).held_out.labels
+    for mine, theirs_of_model, found in zip(probs, theirs, here, strict=True):
+        assert np.array_equal(mine, theirs_of_model)
+        assert (mine.argmax(1) == labels).sum() == found.num_correct
     assert here[0].num_examples == held_out
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,14 @@ from fedssl.core.extras import require
 
 if TYPE_CHECKING:
     from fedssl.views.comparison.comparison import Comparison
+
+
+class Measure(StrEnum):
+    """A measure that gives every class the same weight; the names are those of `fedssl.metrics.balanced.MEASURES`."""
+
+    macro_f1 = "macro_f1"
+    balanced_accuracy = "balanced_accuracy"
+    auroc = "auroc"
 
 
 @guarded_reader
@@ -63,6 +72,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    measure: Annotated[
+        list[Measure] | None,
+        typer.Option(
+            help="Also show a measure that gives every class the same weight; name several one by one.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare recorded runs: means and intervals over seeds, paired differences, and costs.
 
@@ -77,6 +93,8 @@ def compare(
       fedssl compare runs/few-labels runs --bound all-labels
 
       fedssl compare runs/sweep-digits --baseline method.kind=supervised
+
+      fedssl compare runs/skin-supervised runs/skin-fixmatch --measure macro_f1 --measure auroc
     """
     require("pandas", "compare", "the table")
     if yardsticks:
@@ -93,6 +111,7 @@ def compare(
         bound=bound,
         by_data=not force,
         latex=latex,
+        measures=measure or (),
     )
 
 
@@ -108,6 +127,7 @@ def compare_runs(
     bound: str | None = None,
     by_data: bool = True,
     latex: bool = False,
+    measures: Sequence[str] = (),
 ) -> "Comparison":
     """Compare runs, print the comparison, write it to files, and return it.
 
@@ -122,6 +142,7 @@ def compare_runs(
         bound: The line, or lines, from which the share of the gap is counted that the others close; None: none is shown.
         by_data: Whether lines form groups without a named baseline; if false, all are compared with the first one.
         latex: Write the table of accuracies as ``comparison.tex``, and the curves as ``comparison.pdf`` and ``comparison.svg``.
+        measures: Names of the measures that give every class the same weight and that a table is to show.
 
     Raises:
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
@@ -137,6 +158,7 @@ def compare_runs(
         baseline=baseline,
         bound=bound,
         by_data=by_data,
+        measures=measures,
     )
     for table in tables_of(comparison, brief=brief):
         console.print(as_rich(table))

@@ -22,8 +22,8 @@ from fedssl.core.errors import InputError
 from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:
-    from fedssl.data.decode import Target
-    from fedssl.views.predictions import Predictions
+    from fedssl.data.target import Target
+    from fedssl.views.predictions import Predictions, Tally
     from fedssl.views.run import Run
 
 SHOWN = 20
@@ -49,6 +49,8 @@ def predict(
 ) -> None:
     """Predict the class of images, and say how often that is right if folders or an .npz name the true classes.
 
+    A folder names the class of its images if it has the name of a class: IMAGES itself, or a folder in it.
+
     Examples:
       fedssl predict runs/mine/20260101-120000-seed0 photos/ --out predictions.csv
 
@@ -67,7 +69,8 @@ def predict(
     with _open_for_writing(out) as file, _make_counter() as progress:
         predictions = Predictions(SHOWN, file)
         task = progress.add_task("", total=None)
-        for one in predictions_of(network, blocks, found.spec, names):
+        seen = TrainingImages(found)
+        for one in predictions_of(network, blocks, found.spec, names, seen):
             predictions.add(one)
             progress.update(task, advance=1)
         if flaws.refused:
@@ -78,26 +81,53 @@ def predict(
             )
             raise InputError(FIELD, "; ".join(flaws.notes()), remedy)
     judge = in_brackets(judge_in(found.judges, found.experiment.phase_of(found.weights()[0])))
-    said = [*flaws.remarks, *(f"left out: {note}" for note in flaws.notes())]
+    said = [*flaws.remarks, *(f"left out: {note}" for note in flaws.notes()), *seen.notes]
     _show(predictions, out, said, judge)
+
+
+class TrainingImages:
+    """The fingerprints of a run's training images, read once somebody asks for them.
+
+    Args:
+        run: The run; if its images are not there, a note says that nobody knows what was trained on.
+    """
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._found: frozenset[str] | None = None
+        self.notes: list[str] = []
+
+    def __call__(self) -> frozenset[str]:
+        """Return the fingerprints; none if they are not known."""
+        from fedssl.views.closer_look import training_fingerprints
+
+        if self._found is None:
+            try:
+                self._found = training_fingerprints(self._run)
+            except InputError as error:
+                self._found = frozenset()
+                self.notes.append(f"which of the images were training images is not known: {error}")
+        return self._found
 
 
 def _choose_target(run: "Run", resize: bool) -> "Target":
     """Return the size and channels that images must have.
 
     Other images are scaled and converted if the user asks for it, or if the run's own images were when they were read.
+    Files of more than 8 bits or of several frames are read as the run's own files were.
     """
-    from fedssl.data.decode import Target
     from fedssl.data.sources.own_images import EncodedImages
+    from fedssl.data.target import Reading, Target
 
-    channels, *size = run.spec.shape
+    channels, height, width = run.spec.shape
     data = run.experiment.data
     own = data.geometry if isinstance(data, EncodedImages) else None
     scales = own is not None and own.size is not None
     converts = own is not None and own.channels is not None
-    height, width = size
     hint = "as the run's"
-    return Target((height, width), channels, resize or scales, resize or converts, hint, hint)
+    reading = Reading() if own is None else own.reading
+    size = height, width
+    return Target(size, channels, resize or scales, resize or converts, hint, hint, reading)
 
 
 @contextlib.contextmanager
@@ -145,12 +175,40 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str], jud
         console.print(f"written to {out}", soft_wrap=True)
     for line in said:
         console.print(line, soft_wrap=True)
-    unknown = predictions.count - predictions.num_labeled
-    if predictions.num_labeled:
-        share = predictions.num_right / predictions.num_labeled
-        console.print(
-            f"accuracy{judge} {share * 100:.1f} %: {predictions.num_right:,} of "
-            f"{predictions.num_labeled:,} images whose class is known"
-            + (f"; images of no class of the run: {unknown:,}" if unknown else ""),
-            soft_wrap=True,
+    if predictions.labeled.count:
+        for line in _results(predictions, judge):
+            console.print(line, soft_wrap=True)
+
+
+def _results(predictions: "Predictions", judge: str) -> Iterator[str]:
+    """Yield lines that say how often predictions are right, for all images of known class and without training images."""
+    labeled, new = predictions.labeled, predictions.new
+    unknown = predictions.count - labeled.count
+    yield (
+        f"accuracy{judge} {_percent(labeled.accuracy)}: {labeled.num_right:,} of "
+        f"{labeled.count:,} images whose class is known{_balanced(labeled)}"
+        + (f"; images of no class of the run: {unknown:,}" if unknown else "")
+    )
+    seen = labeled.count - new.count
+    if seen and not new.count:
+        yield "all of these were training images of the run, so this says little of new images"
+    elif seen:
+        yield (
+            f"{seen:,} of these were training images of the run; without them: accuracy{judge} "
+            f"{_percent(new.accuracy)}: {new.num_right:,} of {new.count:,}{_balanced(new)}"
         )
+
+
+def _balanced(tally: "Tally") -> str:
+    """Return the measures that give every class the same weight; empty if the images have fewer than two classes."""
+    from fedssl.metrics.balanced import MEASURES
+
+    found = tally.measure_balanced()
+    if found is None:
+        return ""
+    shown = (f"{MEASURES[name]} {_percent(value)}" for name, value in found.by_name.items())
+    return f"; {', '.join(shown)}"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"

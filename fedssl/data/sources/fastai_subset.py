@@ -14,9 +14,10 @@ from pydantic import Field
 from fedssl.core.extras import require
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Raw
-from fedssl.data.decode import Encoded, Geometry, decode_parts
+from fedssl.data.decode import Geometry, decode_parts
 from fedssl.data.flaws import Flaws
 from fedssl.data.sources.torchvision_files import TorchvisionFiles
+from fedssl.data.target import Encoded
 
 SITE = "https://s3.amazonaws.com/fast-ai-imageclas"
 """Where the archives are published."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import Field
 
 from fedssl.data.cache import Raw
-from fedssl.data.decode import Encoded, Parts, decode_parts
-from fedssl.data.flaws import MOST_NAMED, Flaws, plain_text
-from fedssl.data.formats import NO_IMAGES, SYSTEM_FILES, is_image, may_be_image
+from fedssl.data.decode import Parts, decode_parts
+from fedssl.data.flaws import MOST_NAMED, NO_TRAINING_IMAGES, Flaws, plain_text
+from fedssl.data.formats import NO_IMAGES, READ, SYSTEM_FILES, is_image, may_be_image
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.own_images import (
     EncodedImages,
@@ -28,6 +28,7 @@ from fedssl.data.splits import (
     role_of,
     says_unlabeled,
 )
+from fedssl.data.target import Encoded
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Folder(EncodedImages):
             )
         self._check_no_split_in(train, classes, layout.root)
         flaws = Flaws()
-        flaws.remarks += layout.remarks()
+        flaws.remark(*layout.remarks())
         numbers = {name: number for number, name in enumerate(classes)}
         parts: Parts = {"train": partial(images_in, layout.homes, numbers, layout.root)}
         if test is not None:
@@ -102,6 +103,7 @@ class Folder(EncodedImages):
             flaws.add("test folders are of no class there is to learn", strange)
             parts["test"] = partial(images_in, [test], numbers, layout.root)
         note_unread_files(layout, flaws)
+        flaws.advise(NO_TRAINING_IMAGES, READ)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(
             class_names=tuple(classes),
@@ -284,7 +286,7 @@ def note_unread_files(layout: Layout, flaws: Flaws, *, takes_loose: bool = False
             flaws.leave_out("files lie in a folder of a split that is not read", [path])
         elif note_unless_image(entry, flaws) and os.path.dirname(path) in untaken:  # noqa: PTH120
             flaws.add("images lie outside of the class folders", [path])
-    flaws.remarks += links.remarks()
+    flaws.remark(*links.remarks())
 
 
 def note_unless_image(entry: "os.DirEntry[str]", flaws: Flaws) -> bool:

@@ -17,13 +17,14 @@ from pydantic import Field
 
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.data.cache import Raw
-from fedssl.data.decode import Encoded, Parts, decode_parts
+from fedssl.data.decode import Parts, decode_parts
 from fedssl.data.flaws import Flaws, plain_text
 from fedssl.data.formats import is_image, suffix_of
 from fedssl.data.images import UNKNOWN
 from fedssl.data.sources.folder import note_unless_image, subfolders
 from fedssl.data.sources.own_images import EncodedImages, entries_under, files_under, is_hidden
 from fedssl.data.splits import find_twins, group_by_role, role_of
+from fedssl.data.target import Encoded
 
 ROWS_AT_ONCE = 256
 """Number of rows of a table that are read at once."""
@@ -99,7 +100,7 @@ class Hf(EncodedImages):
         }
         flaws = Flaws()
         read = [name for several in chosen.values() for name in several]
-        flaws.remarks += _remarks(chosen, [name for name in splits if name not in read])
+        flaws.remark(*_remarks(chosen, [name for name in splits if name not in read]))
         self._note_unread_files(splits, image, flaws)
         blocks = decode_parts(parts, self.geometry, flaws)
         return Raw(

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,8 @@ class Npz(OwnImages):
     that a `natural` partition can follow; the array of the same column for test images begins with ``test_``.
 
     Files of MedMNIST are read too. In these files, arrays of training images begin with ``train_``, and labels have
-    shape (N, 1). Arrays that begin with ``val_`` are read as test images if there are no arrays of test images.
+    shape (N, 1). Arrays that begin with ``val_`` are read as test images if there are no arrays of test images; otherwise
+    they are not used, and data.validation holds training images out. Several labels an image are refused.
     """
 
     name: str = Field(description="path of the file, which numpy.savez writes")
@@ -57,9 +58,11 @@ class Npz(OwnImages):
             InputError: There is no such file, numpy cannot read it, or its arrays have wrong names, types or shapes.
         """
         flaws = Flaws()
-        arrays = self._arrays(flaws)
-        train = self._block(arrays, "")
-        test = self._block(arrays, "test_") if "test_images" in arrays else None
+        arrays = self._arrays()
+        parts = parts_of(arrays)
+        flaws.remark(*parts.remarks())
+        train = self._block(arrays, parts.train)
+        test = None if parts.test is None else self._block(arrays, parts.test)
         if test is not None and set(test.columns) != set(train.columns):
             raise self.source_error(
                 f"training images have the columns {sorted(train.columns)}, test images {sorted(test.columns)}",
@@ -77,7 +80,7 @@ class Npz(OwnImages):
                 "give one name a class",
             )
         shown = np.arange(classes) if names is None else names
-        note_unused_arrays(arrays, flaws)
+        note_unused_arrays(arrays, parts, flaws)
         return Raw(
             class_names=tuple(names_as_text(shown)),
             train=[train],
@@ -89,17 +92,22 @@ class Npz(OwnImages):
     def read_images(self, flaws: Flaws) -> tuple[Block, tuple[str, ...]]:
         """Return the images of the file, with labels if it has any, and the name of every class.
 
+        Of a MedMNIST file, these are the test images if there are any.
+
         Args:
             flaws: Filled with the arrays that are not used.
 
         Raises:
             InputError: There is no such file, numpy cannot read it, or its arrays have wrong names, types or shapes.
         """
-        arrays = self._arrays(flaws)
-        images = arrays.get("images")
+        arrays = self._arrays()
+        images, parts = arrays.get("images"), parts_of(arrays)
         if images is not None and "labels" not in arrays:
             arrays["labels"] = np.full(images.shape[:1], UNKNOWN)
-        block = self._block(arrays, "")
+        prefix = parts.train if not parts.train or parts.test is None else parts.test
+        if prefix:
+            flaws.remark(f"images: {prefix}images")
+        block = self._block(arrays, prefix)
         largest = int(block.labels.max(initial=UNKNOWN))
         if not len(block.labels):
             raise self.source_error("holds no images", "check the file")
@@ -110,7 +118,7 @@ class Npz(OwnImages):
                 f"has class_names of shape {arrays['class_names'].shape}, but labels up to {largest}",
                 "give one name a class",
             )
-        used = {"images", "labels", "class_names", *block.columns}
+        used = {"class_names", *(prefix + name for name in ("images", "labels", *block.columns))}
         flaws.leave_out("arrays are not used", [name for name in arrays if name not in used])
         names = arrays.get("class_names", np.arange(int(block.labels.max(initial=UNKNOWN)) + 1))
         return block, tuple(names_as_text(names))
@@ -125,8 +133,8 @@ class Npz(OwnImages):
             raise self.source_error("there is no such file", "check the path")
         return path
 
-    def _arrays(self, flaws: Flaws) -> Arrays:
-        """Return all arrays of the file; arrays of MedMNIST get the names of this source, and a remark says so."""
+    def _arrays(self) -> Arrays:
+        """Return all arrays of the file."""
         path = self._path()
         try:
             self._check_sizes(path)
@@ -136,7 +144,7 @@ class Npz(OwnImages):
                     "cannot be read: it holds one array without a name", "write it with numpy.savez"
                 )
             with file:
-                return _rename_medmnist_arrays({name: file[name] for name in file.files}, flaws)
+                return {name: file[name] for name in file.files}
         except MemoryError:
             raise self.source_error(
                 "there is too little memory for its arrays", "remove arrays that are no images"
@@ -204,13 +212,18 @@ class Npz(OwnImages):
         if images.shape[3] not in (1, 3):
             raise self.source_error(
                 f"{prefix}images has {images.shape[3]} channels",
-                "there must be 1 or 3, the last axis",
+                "there must be 1 or 3, the last axis; volumes are not read",
             )
         if 0 in images.shape[1:]:
             raise self.source_error(f"{prefix}images has shape {images.shape}: no pixels")
         # Labels: int64 (N,), -1 or a class.
         if labels.shape == (len(images), 1):
             labels = labels[:, 0]
+        if labels.ndim == 2 and len(labels) == len(images):
+            raise self.source_error(
+                f"{prefix}labels has {labels.shape[1]} labels for each image",
+                "an image must have one class: keep one of the labels, integers (N,)",
+            )
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
             raise self.source_error(
                 f"{prefix}labels is {labels.dtype} of shape {labels.shape}",
@@ -242,22 +255,39 @@ class Npz(OwnImages):
         return Block(rows, labels, None, columns)
 
 
-def note_unused_arrays(arrays: Arrays, flaws: Flaws) -> None:
+class Parts(NamedTuple):
+    """How the names of arrays of training and of test images begin; `test` is None if there are no test images."""
+
+    train: str
+    test: str | None
+
+    def remarks(self) -> list[str]:
+        """Return one sentence that says which arrays are read, if the file has MedMNIST's names; otherwise none."""
+        test = "a share of the training images" if self.test is None else f"{self.test}images"
+        return [f"training images: {self.train}images, test images: {test}"] if self.train else []
+
+
+def parts_of(arrays: Arrays) -> Parts:
+    """Return which arrays are training and test images, by this source's names or by MedMNIST's."""
+    if "images" in arrays or "train_images" not in arrays:
+        return Parts("", "test_" if "test_images" in arrays else None)
+    tests = (prefix for prefix in ("test_", "val_") if f"{prefix}images" in arrays)
+    return Parts("train_", next(tests, None))
+
+
+def note_unused_arrays(arrays: Arrays, parts: Parts, flaws: Flaws) -> None:
     """Note the arrays that are neither images, labels, class names nor columns as left out."""
-    has_test = "test_images" in arrays
-    known = {
-        "images",
-        "labels",
-        "class_names",
-        *(("test_images", "test_labels") if has_test else ()),
-    }
-    unused = [
-        name
-        for name in arrays
-        if name not in known
-        and (not _is_column(name, arrays) or (name.startswith("test_") and not has_test))
-    ]
-    flaws.leave_out("arrays are not used", unused)
+    read = [prefix for prefix in parts if prefix is not None]
+    known = {"class_names", *(prefix + name for prefix in read for name in ("images", "labels"))}
+
+    def is_used(name: str) -> bool:
+        if name in known or not _is_column(name, arrays):
+            return name in known
+        if parts.train:
+            return name.startswith(tuple(read))
+        return parts.test is not None or not name.startswith("test_")
+
+    flaws.leave_out("arrays are not used", [name for name in arrays if not is_used(name)])
 
 
 def _is_column(name: str, arrays: Arrays) -> bool:
@@ -271,23 +301,6 @@ def names_as_text(names: npt.NDArray[Any]) -> list[str]:
         names = np.char.decode(names, "utf-8", "replace")
     shown: list[str] = names.reshape(-1).astype(str).tolist()
     return shown
-
-
-def _rename_medmnist_arrays(arrays: Arrays, flaws: Flaws) -> Arrays:
-    """Return arrays of a MedMNIST file under the names that `Npz` describes; other files' arrays keep their names."""
-    if "images" in arrays or "train_images" not in arrays:
-        return arrays
-    renamed = {"train_": ""} if "test_images" in arrays else {"train_": "", "val_": "test_"}
-    test = next((name for name in ("test_images", "val_images") if name in arrays), None)
-    flaws.remarks.append(
-        f"training images: train_images, test images: {test or 'a share of the training images'}"
-    )
-    result: Arrays = {}
-    for name, values in arrays.items():
-        prefix = next((old for old in renamed if name.startswith(old)), None)
-        ours = name if prefix is None else renamed[prefix] + name.removeprefix(prefix)
-        result[ours] = values
-    return result
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -12,6 +12,7 @@ from fedssl.data.decode import Geometry
 from fedssl.data.flaws import Flaws
 from fedssl.data.formats import SYSTEM_FILES
 from fedssl.data.sources.base import Source
+from fedssl.data.target import Reading
 
 
 class OwnImages(Source):
@@ -69,17 +70,30 @@ class EncodedImages(OwnImages):
         description="1 for gray or 3 for color: images are converted; unset: all images have the same already",
     )
 
+    intensities: tuple[float, float] | None = Field(
+        None,
+        description="[LOW, HIGH], the values that become 0 and 255 in gray images of more than 8 bits (16-bit PNG and TIFF, "
+        "DICOM after rescaling); unset: each image by itself, by its window (DICOM) or from its least to its greatest value",
+    )
+    frames: Literal["refuse", "first", "middle", "all"] = Field(
+        "refuse",
+        description="what to read of a file with several frames (pages of a TIFF file, slices of a DICOM file, an "
+        "animation): refuse stops with a message; all makes each frame an image of the file's class",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> "EncodedImages":
         if self.size is not None and min(self.geometry.size or (0,)) < 1:
             raise ValueError(f"size = {self.size}; a side has at least one pixel")
+        if self.intensities is not None and not self.intensities[0] < self.intensities[1]:
+            raise ValueError(f"intensities = {list(self.intensities)}; LOW must be below HIGH")
         return self
 
     @property
     def geometry(self) -> Geometry:
-        """The size and channels that every image is to get, as far as they are set."""
+        """The size and channels that every image is to get, as far as they are set, and how files become images."""
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return Geometry(size, self.channels)
+        return Geometry(size, self.channels, Reading(self.intensities, self.frames))
 
 
 def files_under(folder: str, root: str | None = None) -> Iterator[str]:

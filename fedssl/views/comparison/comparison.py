@@ -11,6 +11,7 @@ import pandas as pd
 from fedssl.core.errors import InputError
 from fedssl.core.extras import require
 from fedssl.core.rng import SERVER
+from fedssl.metrics.balanced import MEASURES
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
@@ -22,6 +23,7 @@ from fedssl.views.comparison.labels import differences
 from fedssl.views.comparison.reasons import reasons
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
+    BALANCED,
     curves_of,
     lines_of,
     number_curves_of,
@@ -29,6 +31,7 @@ from fedssl.views.comparison.statistics import (
     spent_by_round,
     with_gains,
     with_gap,
+    with_measures,
     with_reach,
 )
 from fedssl.views.comparison.verdicts import Verdicts, together, verdicts_of
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from fedssl.views.pictures.plots import Picture
 
 SUMMED = (
+    *BALANCED,
     *("server_accuracy", "ema_accuracy", "pseudo_label_accuracy", "pseudo_label_coverage"),
     *("clients_failed", "clients_lost", "clients_inactive"),
     *("bytes_up", "bytes_down", "seconds", "virtual_seconds"),
@@ -54,10 +58,10 @@ class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row per line, group by group, its baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
-            ``judged_by``: how the models of the line were judged at the end, ``baseline``: the label of the line that it is measured
-            against (its own for a baseline), and ``target``: that line's final EMA accuracy, mean over its seeds, which the others
-            of the group are timed until they reach.
+        lines: One row per line, group by group, its baseline first; columns as in `fedssl.views.comparison.statistics.lines_of` and
+            `with_measures`, and ``judged_by``: how the models of the line were judged at the end, ``baseline``: the label of the line
+            that it is measured against (its own for a baseline), and ``target``: that line's final EMA accuracy, mean over its seeds,
+            which the others of the group are timed until they reach.
         groups: Which lines are measured against which.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
@@ -66,6 +70,7 @@ class Comparison:
         curves: One row per line and round; columns as in `fedssl.views.comparison.statistics.curves_of`.
         differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
+        measures: Names of the measures in `MEASURES` that a table shows because they were asked for.
         yardsticks: What classical classifiers make of the same labels, one row a baseline, classifier and seed; empty unless they
             were asked for.
         source: Data source of the first line.
@@ -83,6 +88,7 @@ class Comparison:
     number_curves: pd.DataFrame
     differences: Mapping[str, Mapping[str, Sequence[str]]]
     verdicts: Verdicts
+    measures: Sequence[str]
     yardsticks: pd.DataFrame
     source: str
     evaluated_on: str
@@ -154,6 +160,7 @@ class Comparison:
         baseline: str | None = None,
         bound: str | None = None,
         by_data: bool = True,
+        measures: Sequence[str] = (),
     ) -> "Comparison":
         """Read runs and aggregate them over their seeds.
 
@@ -165,6 +172,7 @@ class Comparison:
             bound: The line, or one line a group, from which the share of the gap is counted that the others close; a label, or
                 settings as for the baseline.
             by_data: Whether lines form groups without a named baseline; if false, all are measured against the first one.
+            measures: Names of the measures in `MEASURES` that a table is to show.
 
         Raises:
             InputError: No finished run is found, or data or splits differ within a group and `force` is false, or no line is the
@@ -184,8 +192,9 @@ class Comparison:
         first = next(iter(lines[0].runs.values()))
         different_settings = differences({line.label: line.settings for line in lines})
         measured, unmeasured = _yardsticks(groups) if yardsticks else (pd.DataFrame(), [])
+        summed = pd.concat([part.lines for part in parts], ignore_index=True)
         return cls(
-            lines=_with_judges(pd.concat([part.lines for part in parts], ignore_index=True), lines),
+            lines=_with_judges(summed, lines),
             groups=groups,
             runs=pd.concat([part.runs for part in parts], ignore_index=True),
             curves=curves_of(rounds),
@@ -193,6 +202,7 @@ class Comparison:
             number_curves=number_curves_of(recorded),
             differences=different_settings,
             verdicts=together([part.verdicts for part in parts]),
+            measures=measures,
             yardsticks=measured,
             source=first.data["source"],
             evaluated_on=first.data["evaluated_on"],
@@ -205,6 +215,7 @@ class Comparison:
                 *_training(different_settings, by_kind=len(set(_kinds(lines))) > 1),
                 *(said for group in groups for said in _judges(group.lines)),
                 *(note for part in parts for note in part.notes),
+                *_older(summed, measures),
                 *unmeasured,
                 *_remarks(lines),
             ),
@@ -228,7 +239,8 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
     target = float(own["ema_accuracy"][own["label"] == first].mean())
     own = with_reach(own, rounds, target)
     verdicts = verdicts_of(group.lines, own)
-    lines = lines_of(own, verdicts.overlap).assign(baseline=first, target=target)
+    lines = with_measures(lines_of(own, verdicts.overlap), own)
+    lines = lines.assign(baseline=first, target=target)
     alike = [line.label for line in group.lines if _judges_of(line) == _judges_of(group.lines[0])]
     pairs = (
         verdicts.pairs[verdicts.pairs["label"].isin(alike)]
@@ -264,6 +276,25 @@ def _yardsticks(groups: Iterable[Group]) -> tuple[pd.DataFrame, list[str]]:
         except InputError as error:
             notes.append(f"no yardsticks beside {first.label}: {error}")
     return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
+
+
+def _older(lines: pd.DataFrame, measures: Sequence[str]) -> list[str]:
+    """Return a sentence for each line of which a measure is not known, though it was asked for."""
+    unknown = {
+        label: [
+            title for name, title in MEASURES.items() if name in measures and _is_nan(line, name)
+        ]
+        for label, line in lines.set_index("label").iterrows()
+    }
+    return [
+        f"{label}: no {', '.join(titles)}: a run of an older version did not measure it, or its model diverged"
+        for label, titles in unknown.items()
+        if titles
+    ]
+
+
+def _is_nan(line: "pd.Series[float]", measure: str) -> bool:
+    return bool(pd.isna(line[f"ema_{measure}"]))
 
 
 def _kinds(lines: Sequence[Line]) -> list[str]:
@@ -341,11 +372,14 @@ def _remarks(lines: Sequence[Line]) -> list[str]:
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return one row per run with the numbers of its summary, null as NaN; older summaries count no inactive clients."""
+    """Return one row per run with the numbers of its summary, null as NaN.
+
+    Older summaries count no inactive clients and have no measures that give every class the same weight.
+    """
     runs = []
     for line in lines:
         for seed, run in line.runs.items():
-            summary = {"clients_inactive": 0, **run.summary}
+            summary = {"clients_inactive": 0, **dict.fromkeys(BALANCED), **run.summary}
             told = {"label": line.label, "name": summary["name"], "seed": seed}
             numbers = {name: summary[name] for name in SUMMED}
             runs.append({**told, "path": str(run.path), **numbers})

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.significance import spread_factor
 
 LEVEL = 0.95
@@ -22,6 +23,9 @@ RUN = ["label", "seed"]
 
 ACCURACIES = ("server_accuracy", "ema_accuracy")
 """Columns of accuracies whose spread over seeds is reported."""
+
+BALANCED = tuple(f"{model}_{name}" for name in MEASURES for model in ("server", "ema"))
+"""Columns of measures of the final models that give every class the same weight."""
 
 BANDS = (*ACCURACIES, "pseudo_label_accuracy", "pseudo_label_coverage")
 """Columns of a curve that have a band from the lowest to the highest seed."""
@@ -116,6 +120,29 @@ def with_gap(lines: pd.DataFrame, bound: str) -> pd.DataFrame:
     first, best = accuracy.iloc[0], accuracy[lines["label"] == bound].iloc[0]
     way = best - first if best > first else math.nan
     return lines.assign(gap_closed=(accuracy - first) / way)
+
+
+def with_measures(lines: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return lines with the measures of their final models that give every class the same weight; NaN if unknown.
+
+    New columns are for example ``ema_macro_f1``, its mean over the line's seeds; ``ema_macro_f1_std``, the deviation over seeds;
+    and ``ema_macro_f1_gain``, the mean difference from the first line's run of the same seed.
+
+    Args:
+        lines: Lines as `lines_of` returns them.
+        runs: One row per run: label, seed, and the measures.
+    """
+    first = runs[runs["label"] == runs["label"].iloc[0]].set_index("seed")
+    columns: dict[str, pd.Series[float]] = {}
+    for name in BALANCED:
+        gains = runs.assign(gain=runs[name] - runs["seed"].map(first[name]))
+        by_line = gains.groupby("label", sort=False)
+        columns |= {
+            name: by_line[name].mean(),
+            f"{name}_std": by_line[name].std(ddof=1),
+            f"{name}_gain": by_line["gain"].mean(),
+        }
+    return lines.join(pd.DataFrame(columns), on="label")
 
 
 def curves_of(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from fedssl.core.console import Console
+from fedssl.metrics.balanced import MEASURES
 from fedssl.record.judges import in_brackets
 from fedssl.record.rows import NAN
 from fedssl.views.comparison.comparison import Comparison
@@ -42,6 +43,9 @@ DIFFERENCES = (
     "each setting that can change a result and is not the same in all lines; settings that only one "
     "kind of a section has are left out"
 )
+SHORT = {"balanced_accuracy": "bal. acc."}
+"""Names of measures that are too long for the heading of a column, and shorter ones."""
+
 LONGEST_VALUE = 24
 """A longer value of a setting is cut, so that tables fit the screen."""
 
@@ -59,6 +63,11 @@ LUCK = (
     "only base: predictions of the final models that only this row or only its base has "
     "right; p: how often luck alone would make such a difference, corrected for the number of "
     "pairs of rows (Tukey's test); apart: p is below 0.05"
+)
+BALANCED = (
+    "of the final moving averages; every class counts the same, however many images it has; gain: the "
+    "measure before it less that of the first row, seed by seed; macro F1: mean F1 of the classes; "
+    "bal. acc.: balanced accuracy, their mean recall; AUROC: each class against the rest"
 )
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
@@ -82,7 +91,7 @@ MOST_WITH_DEVIATION = 4
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
     """Return the tables of a comparison: accuracies, their intervals, tests, what reaching the baseline took, costs.
 
-    The table of intervals needs several seeds; the tests and the table of what reaching the baseline took need several lines.
+    Measures that give every class the same weight have a table if they were asked for. The table of intervals needs several seeds; the tests and the table of what reaching the baseline took need several lines.
 
     Args:
         comparison: The comparison to lay out.
@@ -93,6 +102,7 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
     if brief:
         return [*tables, *([_costs(comparison)] if comparison.is_timed else [])]
     several = comparison.most_seeds > 1
+    tables += [_measures(comparison)] if comparison.measures else []
     tables += [_differences(comparison)] if comparison.differences else []
     tables += [_intervals(comparison)] if several else []
     tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
@@ -130,6 +140,21 @@ def _accuracies(comparison: Comparison) -> TextTable:
     note = ACCURACIES + (GAP if gap else "") + (like_note if letters else "")
     note = note.format(base=_name_base(comparison)) + ("" if several else ONE_SEED)
     return TextTable(title, (FIRST, *columns), rows, note)
+
+
+def _measures(comparison: Comparison) -> TextTable:
+    """Return a row for each line, with a measure and its gain for each measure that was asked for."""
+    asked = [name for name in MEASURES if name in comparison.measures]
+    columns = [title for name in asked for title in (SHORT.get(name, MEASURES[name]), "gain")]
+    rows = []
+    for line in comparison.lines.to_dict("records"):
+        cells = []
+        for name in (f"ema_{measure}" for measure in asked):
+            cells.append(_spread(line[name], line[f"{name}_std"]))
+            cells.append(_base(comparison) if _is_base(line) else _points(line[f"{name}_gain"]))
+        rows.append([line["label"] + in_brackets(line["judged_by"]), *cells])
+    title = f"the same weight for every class, {comparison.evaluated_on} images, %"
+    return TextTable(title, (FIRST, *columns), rows, BALANCED)
 
 
 def _differences(comparison: Comparison) -> TextTable:

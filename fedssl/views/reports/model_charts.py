@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fedssl.metrics.balanced import MEASURES
 from fedssl.metrics.calibration import mean_accuracy_of_worst_tenth
 from fedssl.views.reports.cell_specs import heatmap
 from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number
@@ -12,8 +13,11 @@ from fedssl.views.reports.material import Material
 NAMES = {"ema": "moving average", "model": "global model"}
 """Names of the two models on the page, by their keys in a closer look."""
 
+BY_CLASS = {"recall": "recall", "precision": "precision", "f1": "F1", "auroc": "AUROC"}
+"""Measures of a class by their keys in a closer look, and their names in the chart's table."""
+
 MOST_BARS = 200
-"""The chart of accuracy by client has at most this many bars."""
+"""A chart of clients or classes has at most this many bars."""
 
 MOST_CLASSES = 20
 """With at most this many classes, every pair of classes has a cell, and every class a name on the axis."""
@@ -109,6 +113,65 @@ def reliability_chart(material: Material) -> Chart | None:
     return Chart("reliability", "Reliability", note, rows, _reliability_spec())
 
 
+def class_chart(material: Material) -> Chart | None:
+    """Draw the moving average's recall of each class, worst first; None without a closer look that has it."""
+    if material.evaluation is None or "by_class" not in material.evaluation["models"]["ema"]:
+        return None  # an older closer look
+    found = material.evaluation["models"]["ema"]["by_class"]
+    known = sorted(
+        (recall, cls) for cls, recall in enumerate(found["recall"]) if recall is not None
+    )
+    if not known:
+        return None
+    places = np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_BARS)).astype(int))
+    classes = [known[place][1] for place in places.tolist()]
+    rows = [
+        {
+            "class": material.class_names[cls],
+            "images": found["images"][cls],
+            **{f"{title}, %": _percent(found[key][cls]) for key, title in BY_CLASS.items()},
+        }
+        for cls in classes
+    ]
+    note = (
+        f"Recall (sensitivity) of the moving average: how many images of a class it names, worst class first; the table "
+        f"also has precision, F1 and AUROC (the class against the rest). {_measures_of_all(material)}."
+    )
+    few = len(rows) <= MOST_CLASSES
+    axis = {"labelAngle": 0 if few else -90, "labels": few, "ticks": False}
+    spec: Spec = {
+        "height": HEIGHT,
+        "mark": {"type": "bar", "color": COLORS[0], "tooltip": True},
+        "encoding": {
+            "x": {"field": "class", "type": "nominal", "sort": None, "title": None, "axis": axis},
+            "y": {
+                "field": "recall, %", "type": "quantitative",
+                "scale": {"domain": [0, 100]}, "axis": {"tickCount": 5},
+            },
+            "tooltip": [{"field": name} for name in rows[0]],
+        },
+    }  # fmt: skip
+    return Chart("by-class", "Recall by class", note, rows, spec)
+
+
+def _measures_of_all(material: Material) -> str:
+    """Return the measures that give every class the same weight, of both models, as one text."""
+    assert material.evaluation is not None
+    models = material.evaluation["models"]
+    return "; ".join(
+        f"{NAMES[key]}: "
+        + ", ".join(
+            f"{title} {'-' if (value := _percent(models[key][name])) is None else f'{value} %'}"
+            for name, title in MEASURES.items()
+        )
+        for key in NAMES
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else number(share * 100, 1)
+
+
 def client_accuracy_chart(material: Material) -> Chart | None:
     """Draw the accuracy on each client's own held-out images, worst first; None if no client has such images."""
     if material.evaluation is None:
@@ -164,6 +227,7 @@ def model_charts(material: Material) -> Iterator[Chart]:
     """Yield the charts of a closer look at the models."""
     for chart in (
         confusion_chart(material),
+        class_chart(material),
         reliability_chart(material),
         client_accuracy_chart(material),
     ):

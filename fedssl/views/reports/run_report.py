@@ -1,5 +1,6 @@
 """The report of a run: one page that shows what ran, how it went and why."""
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,9 @@ def _figures(material: Material) -> Iterator[Figure]:
     last = f"{known['evaluated_on']}, mean of the last {known['last_rounds']}{judge}"
     yield Figure("moving average", percent(known["ema_accuracy"]), last)
     yield Figure("global model", percent(known["server_accuracy"]), last)
+    macro = known.get("ema_macro_f1", math.nan)  # older records have none
+    if macro == macro:
+        yield Figure("macro F1", percent(macro), "moving average at the end, all classes alike")
     right, used = known["pseudo_label_accuracy"], known["pseudo_label_coverage"]
     if used == used:
         yield Figure("pseudo-labels right", percent(right), "of those accepted")
@@ -163,7 +167,7 @@ def _remarks(material: Material) -> Iterator[str]:
         more = f"; and {count - MOST_NUMBERS} more" if count > MOST_NUMBERS else ""
         yield f"Numbers of this record are out of range and are not shown: {first}{more}."
     if material.evaluation is None and material.rounds:
-        yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
+        yield "Confusion, recall by class, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
 def _table_of_events(material: Material) -> TextTable | None:

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import Measure, compare_runs
 from fedssl.core.console import Console
+from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
 from fedssl.views.comparison.table import as_rich, tables_of
@@ -80,7 +81,7 @@ def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
             path = tmp_path / f"{threshold}-{seed}"
             method = {"threshold": threshold}
             record(path, [accuracy] * 2, spent=expensive, seed=seed, name="x" * 40, method=method)
-    text = text_of(Comparison.of_runs([tmp_path], force=False))
+    text = text_of(Comparison.of_runs([tmp_path], force=False, measures=tuple(MEASURES)))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     for words in (
@@ -95,7 +96,8 @@ def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
 
 def test_every_column_is_explained(runs):
     known = {"EMA": "(EMA)", "accuracy": "global model", "seeds": "over seeds"}
-    for table in map(as_rich, tables_of(Comparison.of_runs([runs], force=False))):
+    comparison = Comparison.of_runs([runs], force=False, measures=tuple(MEASURES))
+    for table in map(as_rich, tables_of(comparison)):
         for column in table.columns[1:]:
             said = f"{table.title} {table.caption}"
             assert known.get(str(column.header), str(column.header)) in said
@@ -139,6 +141,38 @@ def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
     assert lower.lines.gap_closed.isna().all()
     assert "no share of a gap: worse is not above few" in lower.notes
     refused(fedssl("compare", tmp_path, "--bound", "none"), "--bound", "few", "worse")
+
+
+def test_measures_that_were_asked_for_have_a_table(runs, tmp_path):
+    """The second line's macro F1 is .9 for each seed; the first line's is .5, .6 and .7."""
+    for path in runs.rglob("summary.json"):
+        summary, seed = json.loads(path.read_text()), int(path.parent.name)
+        is_first = path.parent.parent.name == "base"
+        summary["ema_macro_f1"] = 0.5 + seed / 10 if is_first else 0.9
+        path.write_text(json.dumps(summary))
+    found = Comparison.of_runs([runs], force=False, measures=["macro_f1"])
+    assert found.lines.ema_macro_f1.tolist() == pytest.approx([0.6, 0.9])
+    assert found.lines.ema_macro_f1_std.tolist() == pytest.approx([0.1, 0.0])
+    assert found.lines.ema_macro_f1_gain.tolist() == pytest.approx([0.0, 0.3])
+    assert found.lines.ema_auroc.isna().all()
+    text = text_of(found)
+    assert "the same weight for every class" in " ".join(text.split())
+    assert "60.0 ± 10.0" in text
+    assert "+30.0" in text
+    asked = ("--measure", "macro_f1", "--measure", "balanced_accuracy", "--measure", "auroc")
+    result = fedssl("compare", runs, "--out", tmp_path / "out", *asked)
+    assert result.exit_code == 0, result.output
+    for words in ("macro F1", "bal. acc.", "AUROC", "base: no balanced accuracy, AUROC: a run of"):
+        assert words in result.output
+    assert "bal. acc." in (tmp_path / "out" / "comparison.html").read_text()
+    assert "the same weight" not in fedssl("compare", runs, "--out", tmp_path / "b").output
+    wrong = fedssl("compare", runs, "--measure", "f2")
+    assert wrong.exit_code == 2
+    assert "macro_f1" in wrong.output
+
+
+def test_the_names_of_measures_are_one_list():
+    assert list(Measure) == list(MEASURES)
 
 
 def test_one_seed_has_no_interval_and_says_that_it_tells_little(tmp_path):

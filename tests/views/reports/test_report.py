@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vl_convert
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
@@ -38,7 +39,7 @@ EVERYTHING = {
 """A small run that has something to draw in every chart."""
 
 CHARTS = {
-    "accuracy", "pseudo-labels", "loss", "class-right", "class-used", "confusion", "reliability", "clients",
+    "accuracy", "pseudo-labels", "loss", "class-right", "class-used", "confusion", "by-class", "reliability", "clients",
     "drift", "partition", "participation", "bytes", "seconds", "virtual-time",
 }  # fmt: skip
 
@@ -118,6 +119,53 @@ def test_the_closer_look_agrees_with_the_rounds(run):
         images = np.array(found["client_images"])
         assert np.nansum(accuracy * images) == pytest.approx(np.trace(confusion), abs=1e-3)
         assert sum(found["models"][key]["reliability"]["count"]) == len(federation.held_out)
+
+
+def test_measures_that_give_classes_the_same_weight_are_scikit_learns_everywhere(run, page):
+    """In summary.json, evaluation.json and on the page, for both models."""
+    held_out, found = run.federation.held_out, read_evaluation(run.path)["models"]
+    for key, name in (("ema", "ema"), ("model", "server")):
+        probs = run.predict(held_out.images, average=key == "ema")
+        truth, guess = held_out.labels, probs.argmax(1)
+        expected = {
+            "macro_f1": f1_score(truth, guess, average="macro"),
+            "balanced_accuracy": balanced_accuracy_score(truth, guess),
+            "auroc": np.mean([roc_auc_score(truth == c, probs[:, c]) for c in range(10)]),
+        }
+        for measure, value in expected.items():
+            assert run.summary[f"{name}_{measure}"] == pytest.approx(value, abs=1e-9)
+            assert found[key][measure] == pytest.approx(value, abs=1e-6)
+        recall = recall_score(truth, guess, average=None)
+        assert found[key]["by_class"]["recall"] == pytest.approx(recall, abs=1e-6)
+    chart = chart_of(page, "by-class")
+    assert len(chart.rows) == 10
+    shown = [row["recall, %"] for row in chart.rows]
+    assert shown == sorted(shown)
+    by_name = {row["class"]: row for row in chart.rows}
+    ours = found["ema"]["by_class"]
+    for cls in range(10):
+        row = by_name[str(cls)]
+        assert row["images"] == (held_out.labels == cls).sum()
+        assert row["recall, %"] == pytest.approx(ours["recall"][cls] * 100, abs=0.051)
+        assert row["F1, %"] == pytest.approx(ours["f1"][cls] * 100, abs=0.051)
+    shown = f"{run.summary['ema_macro_f1'] * 100:.1f} %"
+    assert f"moving average: macro F1 {shown}" in chart.note
+    assert next(f for f in page.figures if f.name == "macro F1").value == shown
+
+
+def test_a_record_of_an_older_version_has_no_measures_by_class_and_a_page(run, tmp_path):
+    found, measures = read_evaluation(run.path), ("macro_f1", "balanced_accuracy", "auroc")
+    for model in found["models"].values():
+        for name in ("by_class", *measures):
+            del model[name]
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    kept = {key: value for key, value in summary.items() if not key.endswith(measures)}
+    (copy / "summary.json").write_text(json.dumps(kept))
+    page = report_page(read_material(Run(copy), found))
+    assert {chart.name for chart in page.charts} == CHARTS - {"by-class"}
+    assert "macro F1" not in [figure.name for figure in page.figures]
 
 
 def test_clients_that_see_differently_are_judged_by_what_they_see():
