@@ -135,9 +135,13 @@ def compare(
     require("pandas", "compare", "the tables")
     if yardsticks:
         require("sklearn", "yardsticks", "the classifiers")
+    from fedssl.metrics.balanced import MEASURES
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.files import write_files
 
+    for name in measures:
+        if name not in MEASURES:
+            raise InputError("measures", f"no {name!r}", f"one of: {', '.join(MEASURES)}")
     paths = list(_paths(runs))
     if not paths:
         raise InputError("compare", "no runs are named")

@@ -342,6 +342,11 @@ def test_what_is_no_run_is_refused(given, said):
         compare(given)
 
 
+def test_a_measure_that_is_none_is_refused(two_lines):
+    with pytest.raises(InputError, match="measures: no 'f1'; one of: macro_f1, "):
+        compare(two_lines[0], measures=["f1"])
+
+
 @pytest.mark.parametrize("seeds", [0, -1, True, 1.5, "3"])
 def test_a_number_of_seeds_that_is_none_is_refused(seeds, tmp_path):
     with pytest.raises(InputError, match=r"seeds: is .*; give a number of seeds"):
