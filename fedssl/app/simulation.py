@@ -19,6 +19,7 @@ from fedssl.core.extras import install_command, require
 from fedssl.core.machine import MB, available_cores, available_memory
 from fedssl.core.processes import InBackground
 from fedssl.data.federation import Federation
+from fedssl.data.sites import prepare_sites, refuse_leak
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     Node,
@@ -179,7 +180,13 @@ def check_experiment(experiment: Experiment) -> None:
     if experiment.engine.address is None:  # the resources of a cluster are not known here
         plan_workers_here(experiment)
     # Check the data, the federation and every phase.
-    experiment.data.prepare(verify=True)
+    own = experiment.data.prepare(verify=True)
+    if experiment.federation.sites is not None:
+        kind, _, path = experiment.data.kind.partition(":")
+        named = path if kind in ("folder", "npz") else ""
+        refuse_leak(experiment.federation.sites, named, has_test=own.part("test") is not None)
+        data = experiment.data.dataset(experiment.seed)
+        prepare_sites(experiment.federation.sites, data, verify=True)
     check_phases(experiment, simulated_federation(experiment))
 
 

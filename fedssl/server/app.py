@@ -12,7 +12,7 @@ from fedssl.core.errors import FedsslError, InputError
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.engine.remote_grid import as_client_grid
-from fedssl.exchange.census import refuse_private
+from fedssl.exchange.census import refuse_private, refuse_sites
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import AT_SERVER, Observer, Outcome
 from fedssl.record.run_directory import RunDirectory
@@ -84,12 +84,15 @@ def serve(
         numbers: Node id -> the client number that is bound to it, on a grid that does not simulate clients.
 
     Raises:
-        InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data.
+        InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data, or a
+            deployment's clients should be simulated sites.
         RunFailed: Too few clients connected, answered the census, or succeeded in a round; observers are told first.
     """
     clients = as_client_grid(grid)
     if clients.is_simulation:
         refuse_private(experiment)
+    else:
+        refuse_sites(experiment)
     clients.states.discard()  # a run that was cut off may have left states
     run = ServerRun(experiment, clients, observers, numbers or {})
     try:

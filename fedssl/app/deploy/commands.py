@@ -228,6 +228,11 @@ def run(
     # Check the experiment here, before anything is submitted: its data, its phases, and the number of connected clients.
     deployment = _open_deployment(folder)
     experiment = Experiment.load(file, settings or [])
+    if experiment.federation.sites is not None:
+        experiment = experiment.deployed()
+        say(
+            "sites: each deployed client brings its own images in place of its site's (federation.private)"
+        )
     refuse_tracker(experiment)
     federation = simulated_federation(experiment)
     check_phases(experiment, federation)
