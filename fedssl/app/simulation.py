@@ -37,6 +37,7 @@ from fedssl.record.rows import Observer, Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import EVENTS, LOCK
 from fedssl.record.snapshot import Snapshot
+from fedssl.server.accountant import with_chosen_noise
 from fedssl.server.app import serve
 from fedssl.server.carry_over import check_network
 from fedssl.server.evaluation import check_evaluator
@@ -207,7 +208,7 @@ def check_phases(experiment: Experiment, federation: Federation) -> None:
             clock.open_round(1)  # reads the files on which availability rests
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
-    for number, phase in enumerate(experiment.plans):
+    for number, phase in enumerate(with_chosen_noise(experiment).plans):
         with _within_phase(number if experiment.phases else None):
             network = check_network(phase, federation.data.spec)
         check_privacy(phase, network)
@@ -311,12 +312,13 @@ def _wish(experiment: Experiment) -> Wish:
         return Wish(engine.workers, share, engine.cpu_workers, megabytes, engine.cpus_per_client)
     from fedssl.clients.measuring import measured_bytes
 
+    plans = with_chosen_noise(experiment).plans
     if share == 0 or not torch.cuda.is_available():
-        taken = measured_bytes(experiment.plans, "cpu")
+        taken = measured_bytes(plans, "cpu")
         taken *= engine.cpus_per_client
         log.info("a worker with the largest client takes %.0f MB", taken / MB)
         return Wish(engine.workers, share, engine.cpu_workers, taken, engine.cpus_per_client)
-    taken = measured_bytes(experiment.plans, "cuda:0")
+    taken = measured_bytes(plans, "cuda:0")
     slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
     log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
     return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.privacy import Account
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import UNTRAINED, judge_in, judged_as_the_last
 from fedssl.record.remarks import remark_on
@@ -204,6 +205,7 @@ class Outcome:
         seconds: Time from the first round to the end (seconds).
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         judges: How the model of each phase was judged; empty: by its classifier.
+        account: What the noise of the run promises; None if it has no noise.
     """
 
     model: GlobalModel
@@ -211,6 +213,7 @@ class Outcome:
     seconds: float
     most_frequent: float = NAN
     judges: tuple[str, ...] = ()
+    account: Account | None = None
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -254,12 +257,13 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
 
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
     what went wrong, such as that the model diverged or that most pseudo-labels were wrong; otherwise it is empty.
+    ``epsilon``, ``epsilon_known`` and ``delta`` are those of `fedssl.experiment.privacy.Account`, NaN without noise.
 
     Args:
         experiment: The experiment that ran.
         outcome: The outcome of its run.
     """
-    rounds = outcome.rounds
+    rounds, account = outcome.rounds, outcome.account
     last = judged_as_the_last(rounds, outcome.judges)[-experiment.server.last_rounds :]
     judge = judge_in(outcome.judges, last[-1].phase if last else 0)
     return {
@@ -283,6 +287,10 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
         "most_frequent_class": outcome.most_frequent,
+        "epsilon": NAN if account is None else account.epsilon,
+        "epsilon_known": NAN if account is None else account.epsilon_known,
+        "delta": NAN if account is None else account.delta,
+        "noise_multiplier": 0.0 if account is None else account.noise_multiplier,
         "remark": remark_on(
             rounds,
             outcome.most_frequent,
