@@ -41,6 +41,9 @@ ORDERS = (*range(2, 17), 20, 24, 32, 48, 64, 96, 128)
 SENSITIVITY = 2.0
 """If a client's data is replaced, the sum of clipped updates moves by this many times C at most."""
 
+FAR_BELOW = 0.1
+"""Delta times the number of clients should be at most this: it may be the probability that some client is laid open."""
+
 DIGITS = 4
 """A chosen noise multiplier is rounded up to this many digits, so that another version of the library chooses the same."""
 
@@ -204,8 +207,11 @@ def _describe(experiment: Experiment, exposure: Exposure) -> str:
     """Return what an account rests on, as a phrase."""
     privacy = experiment.privacy
     assert privacy is not None
+    clients = experiment.federation.clients
+    weak = "; delta is not far below 1 / clients" if privacy.delta * clients > FAR_BELOW else ""
     if not exposure.cohorts:
         most = f"the client that is asked most often is asked in {exposure.most} of {exposure.rounds} rounds"
-        return f"noise at the {privacy.noise_at}; {most}"
-    asked = " or ".join(sorted({str(asked) for _, asked, _ in exposure.cohorts}))
-    return f"noise at the server; {asked} of {experiment.federation.clients} clients drawn in each of {exposure.rounds} rounds"
+        return f"noise at the {privacy.noise_at}; {most}{weak}"
+    asked = " or ".join(str(number) for number in sorted({each[1] for each in exposure.cohorts}))
+    drawn = f"{asked} of {clients} clients drawn in each of {exposure.rounds} rounds"
+    return f"noise at the server; {drawn}{weak}"

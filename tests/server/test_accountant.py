@@ -156,6 +156,11 @@ def test_over_selection_asks_more_clients():
     assert "5 of 6 clients" in account.basis
 
 
+def test_a_delta_that_lets_one_of_the_clients_be_laid_open_is_said():
+    said = [account_for(private({"noise_multiplier": 3.0, "delta": d})).basis for d in (0.1, 1e-3)]
+    assert ["delta is not far below 1 / clients" in basis for basis in said] == [True, False]
+
+
 def test_without_noise_there_is_no_account():
     assert account_for(small_experiment()) is None
     assert account_for(private({})) is None

@@ -128,13 +128,9 @@ def _figures(material: Material) -> Iterator[Figure]:
 def _figure_of_privacy(known: Mapping[str, Any]) -> Figure:
     """Return the tile of what the noise of a finished run promises."""
     epsilon, others = known["epsilon"], known["epsilon_known"]
-    said = (
-        "delta unknown"
-        if others != others
-        else f"delta {known['delta']:g}, one client's data, whole run"
-    )
+    said = f"of the whole run, delta {known['delta']:g}"
     if others == others and others != epsilon:
-        said += f"; {others:.3g} for people who know the cohorts"
+        said += f"; {others:.3g} if cohorts are known"
     shown = "unknown" if epsilon != epsilon else f"{epsilon:.3g}"
     return Figure("epsilon", shown, said)
 
