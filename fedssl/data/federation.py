@@ -95,7 +95,7 @@ class Deal(Section):
             )
         if self.sites is not None and self.clients != len(self.sites):
             raise ValueError(
-                f"clients = {self.clients}, but there are {len(self.sites)} sites, and each is one client; drop clients"
+                f"clients = {self.clients}, but sites names {len(self.sites)}, and each is one client; drop clients"
             )
         if self.private:
             self._check_own("private = true: clients bring")

@@ -235,7 +235,7 @@ def refuse_sites(experiment: ClientSettings) -> None:
     if experiment.federation.sites is not None:
         raise InputError(
             "federation.sites",
-            "is for simulations, and a deployed client names its images itself",
+            "is for fedssl run, and a deployed client names its images itself",
             "set federation.private = true in place of the sites, as fedssl deploy run does",
         )
 

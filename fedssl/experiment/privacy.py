@@ -38,7 +38,7 @@ class Privacy(Section):
     )
     epsilon: float | None = Field(
         None,
-        gt=0,
+        ge=1e-3,
         description="instead of noise_multiplier: the least z is chosen with which the weights of the whole run are "
         "(epsilon, delta)-private if all data of one client is replaced by other data; this does not cover loss and counts, "
         "which are sent without noise (needs fedssl[privacy])",

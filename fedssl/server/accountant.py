@@ -185,7 +185,7 @@ def _exposure_of(experiment: Experiment) -> Exposure:
     for plan in experiment.plans:
         cohorts.sample = plan.federation.sample
         drawn = [cohorts.draw(done + i) for i in range(1, plan.num_rounds + 1)]
-        known = always and _draws_plainly(plan, len(drawn))
+        known = always and _draws_plainly(plan)
         for cohort in drawn:
             counts[cohort if known else slice(None)] += 1
         phases.append((clients, len(drawn[0]), plan.num_rounds))
@@ -194,7 +194,7 @@ def _exposure_of(experiment: Experiment) -> Exposure:
     return Exposure(int(counts.max()), done, tuple(phases) if drawn_uniformly else ())
 
 
-def _draws_plainly(plan: PhasePlan, rounds: int) -> bool:
+def _draws_plainly(plan: PhasePlan) -> bool:
     """Say whether a phase's strategy asks the cohort that `Cohorts.draw` draws."""
     strategy = strategy_of(plan)
     if isinstance(strategy, Flwr):

@@ -31,6 +31,9 @@ def main(grid: Grid, context: Context) -> None:
     Flower's run config names the experiment: ``experiment`` is a file of the submitted app, or ``experiment-json`` is
     the experiment itself. ``run-directory`` is where the run is recorded; if it is empty, a new directory is made.
     ``nodes`` says which node is which client, where numbers are bound to keys.
+
+    Raises:
+        InputError: The experiment cannot be read, or its clients are sites of a simulation.
     """
     config = context.run_config
     text = str(config.get("experiment-json", ""))
@@ -39,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
         if text
         else Experiment.load(_submitted(str(config["experiment"])))
     )
+    refuse_sites(experiment)
     path = str(config.get("run-directory", ""))
     serve(
         experiment,
@@ -84,15 +88,12 @@ def serve(
         numbers: Node id -> the client number that is bound to it, on a grid that does not simulate clients.
 
     Raises:
-        InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data, or a
-            deployment's clients should be simulated sites.
+        InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data.
         RunFailed: Too few clients connected, answered the census, or succeeded in a round; observers are told first.
     """
     clients = as_client_grid(grid)
     if clients.is_simulation:
         refuse_private(experiment)
-    else:
-        refuse_sites(experiment)
     clients.states.discard()  # a run that was cut off may have left states
     run = ServerRun(experiment, clients, observers, numbers or {})
     try:

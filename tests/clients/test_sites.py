@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 
 from fedssl.app.simulation import Engine, check_experiment
 from fedssl.clients.client_app import app
@@ -12,6 +13,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.run_directory import RunDirectory
+from fedssl.server.app import app as server_app
 from fedssl.server.app import serve
 from fedssl.views.run import Run
 from tests.clients.test_private_data import digits, homes  # noqa: F401
@@ -177,7 +179,7 @@ def test_a_class_that_the_server_does_not_have_and_flawed_images_are_one_error_e
     ("federation", "said"),
     [
         ({"private": True}, "private = true is a deployment"),
-        ({"clients": 5, "sample": 2}, "clients = 5, but there are 3 sites"),
+        ({"clients": 5, "sample": 2}, "clients = 5, but sites names 3"),
         ({"sample": 4}, "sample = 4 is more than clients = 3"),
         ({"partition": "iid"}, "sites: each site brings its own images and labels, which partition cannot"),
         ({"labels": {"per_class": 2}}, "which labels cannot change"),
@@ -218,10 +220,12 @@ def test_the_same_images_are_not_two_sites_and_not_the_servers_test_images(tmp_p
 
 def test_sites_are_not_deployed_as_they_are(sites):
     experiment = sites_experiment(sites)
+    config = {"experiment-json": experiment.to_json()}
+    context = Context(1, 1, {}, RecordDict(), config)
     with pytest.raises(
-        InputError, match=r"federation.sites: is for simulations(.|\n)*private = true"
+        InputError, match=r"federation.sites: is for fedssl run(.|\n)*private = true"
     ):
-        serve(experiment, nodes(experiment), [])
+        server_app(nodes(experiment), context)
     with pytest.raises(InputError, match="drop system"):
         sites_experiment(sites, system={"dropout": 0.1}).deployed()
 
