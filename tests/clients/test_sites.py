@@ -218,6 +218,13 @@ def test_the_same_images_are_not_two_sites_and_not_the_servers_test_images(tmp_p
     )
 
 
+def test_a_weight_that_a_deployed_client_would_not_send_is_refused(sites):
+    weighing = {"strategy": {"kind": "fedavg", "weight": "number:certainty"}}
+    for experiment in (one := sites_experiment(sites, **weighing), one.deployed()):
+        with pytest.raises(InputError, match="numbers do not leave a client"):
+            check_experiment(experiment)
+
+
 def test_sites_are_not_deployed_as_they_are(sites):
     experiment = sites_experiment(sites)
     config = {"experiment-json": experiment.to_json()}
