@@ -13,7 +13,7 @@ from fedssl.data.cache import Prepared
 from fedssl.data.federation import Deal, Federation, draw_federation
 from fedssl.data.shard import ImageSpec, Shard
 from fedssl.data.sources.base import Source
-from fedssl.data.sources.own_images import EncodedImages
+from fedssl.data.sources.own_images import reading_of
 from fedssl.data.target import Reading
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
@@ -150,7 +150,7 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
         )
     path = context.node_config.get(protocol.DATA_PATH)
     if experiment.federation.private:
-        return _private_data(number, path, terms, _reading_of(experiment.data), context)
+        return _private_data(number, path, terms, reading_of(experiment.data), context)
     if path is not None:
         raise InputError(
             f"client {number}: {protocol.DATA_PATH}",
@@ -159,11 +159,6 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
             f"or take {protocol.DATA_PATH} out of the node config",
         )
     return SimulatedData(number, simulated_federation(experiment))
-
-
-def _reading_of(source: Source) -> Reading:
-    """Return how the files of a source become images of 8 bits; a client's own files do in the same way."""
-    return source.geometry.reading if isinstance(source, EncodedImages) else Reading()
 
 
 def _private_data(
@@ -205,4 +200,4 @@ def simulated_federation(experiment: ClientSettings) -> Federation:
 
 @functools.lru_cache(maxsize=2)
 def _draw(data: Source, deal: Deal, seed: int) -> Federation:
-    return draw_federation(data.dataset(seed), deal, seed)
+    return draw_federation(data.dataset(seed), deal, seed, reading_of(data))

@@ -20,6 +20,8 @@ from fedssl.core.machine import MB, available_cores, available_memory
 from fedssl.core.processes import InBackground, path_for_other_processes
 from fedssl.core.user_code import naming_user_code
 from fedssl.data.federation import Federation
+from fedssl.data.sites import prepare_sites, refuse_leak
+from fedssl.data.sources.own_images import reading_of
 from fedssl.engine.local_grid import Apps, LocalGrid, Patience
 from fedssl.engine.plan import (
     Node,
@@ -38,6 +40,7 @@ from fedssl.record.rows import Observer, Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import EVENTS, LOCK
 from fedssl.record.snapshot import Snapshot
+from fedssl.server.accountant import with_chosen_noise
 from fedssl.server.app import serve
 from fedssl.server.carry_over import check_network
 from fedssl.server.evaluation import check_evaluator
@@ -184,8 +187,25 @@ def check_experiment(experiment: Experiment) -> None:
     # Check the data, the federation and every phase; here the user's own code runs for the first time.
     own = ", ".join(own_modules(experiment))
     with naming_user_code(f"the check of {own}" if own else ""):
-        experiment.data.prepare(verify=True)
+        prepared = experiment.data.prepare(verify=True)
+        if experiment.federation.sites is not None:
+            _check_sites(experiment, has_test=prepared.part("test") is not None)
         check_phases(experiment, simulated_federation(experiment))
+
+
+def _check_sites(experiment: Experiment, *, has_test: bool) -> None:
+    """Raise `InputError` if the images of a site cannot be used, or are those that the server tests on.
+
+    Args:
+        experiment: An experiment with sites.
+        has_test: Whether the server's data has test images of its own.
+    """
+    sites = experiment.federation.sites
+    assert sites is not None
+    kind, _, path = experiment.data.kind.partition(":")
+    refuse_leak(sites, path if kind in ("folder", "npz") else "", has_test=has_test)
+    data = experiment.data.dataset(experiment.seed)
+    prepare_sites(sites, data, reading_of(experiment.data), verify=True)
 
 
 def check_phases(experiment: Experiment, federation: Federation) -> None:
@@ -205,7 +225,7 @@ def check_phases(experiment: Experiment, federation: Federation) -> None:
             clock.open_round(1)  # reads the files on which availability rests
         except RunFailed as error:
             raise InputError("system.availability", str(error)) from None
-    for number, phase in enumerate(experiment.plans):
+    for number, phase in enumerate(with_chosen_noise(experiment).plans):
         with _within_phase(number if experiment.phases else None):
             network = check_network(phase, federation.data.spec)
         check_privacy(phase, network)
@@ -309,12 +329,13 @@ def _wish(experiment: Experiment) -> Wish:
         return Wish(engine.workers, share, engine.cpu_workers, megabytes, engine.cpus_per_client)
     from fedssl.clients.measuring import measured_bytes
 
+    plans = with_chosen_noise(experiment).plans
     if share == 0 or not torch.cuda.is_available():
-        taken = measured_bytes(experiment.plans, "cpu")
+        taken = measured_bytes(plans, "cpu")
         taken *= engine.cpus_per_client
         log.info("a worker with the largest client takes %.0f MB", taken / MB)
         return Wish(engine.workers, share, engine.cpu_workers, taken, engine.cpus_per_client)
-    taken = measured_bytes(experiment.plans, "cuda:0")
+    taken = measured_bytes(plans, "cuda:0")
     slots = slots_on_a_gpu(taken, torch.cuda.get_device_properties(0).total_memory)
     log.info("a worker with the largest client takes %.0f MB of a GPU: %d fit", taken / MB, slots)
     return Wish(engine.workers, share or 1 / slots, engine.cpu_workers)

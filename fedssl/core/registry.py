@@ -500,9 +500,13 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
 
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         field = model.model_fields.get(part)
         choices = () if field is None else get_args(field.annotation) or (field.annotation,)
+        tables = [get_args(choice)[1] for choice in choices if get_origin(choice) is dict]
+        if tables and next(parts, None) is not None:  # a table of sections by their names
+            choices = tuple(tables)
         sections = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
         if not sections:
             return None

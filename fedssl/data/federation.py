@@ -3,12 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedssl.core import rng
 from fedssl.core.errors import InputError
@@ -22,10 +22,12 @@ from fedssl.data.labels.base import LABEL_SPLITS, LabelSplit, Pool
 from fedssl.data.partitions.base import PARTITIONS, Draws, Partition, examples_of, fill_up
 from fedssl.data.partitions.dirichlet import Dirichlet
 from fedssl.data.shard import Shard
+from fedssl.data.sites import Site, check_names, held_out_of, join_sites, prepare_sites
+from fedssl.data.target import Reading
 
 HELD_BACK, NOBODY = -2, -3
 """Numbers that take the place of a client, beside the server's: `HELD_BACK` owns the images whose labels are kept for validation,
-and `NOBODY` owns images that are not dealt because clients bring their own."""
+and `NOBODY` owns images that are not dealt because clients or sites bring their own."""
 
 UNLABELED_PARTITIONS = PARTITIONS.at("federation.unlabeled_partition", None)
 
@@ -58,6 +60,27 @@ class Deal(Section):
         description="whether clients bring their own images, which data-path in each node's config names; "
         "for deployments only",
     )
+    sites: dict[str, Site] | None = Field(
+        None,
+        description="named clients, each with a folder or npz file of its own, as NAME = 'folder:PATH': a simulation of clients "
+        "with private images; clients is then the number of sites, and they are numbered in the order of their names",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_sites(cls, value: Any) -> Any:
+        """Set the number of clients to the number of sites, unless it is given."""
+        sites = value.get("sites") if isinstance(value, dict) else None
+        return {"clients": len(sites), **value} if isinstance(sites, dict) and sites else value
+
+    @field_validator("sites")
+    @classmethod
+    def _sort_sites(cls, value: dict[str, Site] | None) -> dict[str, Site] | None:
+        """Return the sites in the order of their names, so that equal settings number clients alike."""
+        if value is None:
+            return None
+        check_names(value)
+        return dict(sorted(value.items()))
 
     @model_validator(mode="after")
     def _check_deal(self) -> "Deal":
@@ -66,12 +89,23 @@ class Deal(Section):
                 f"labels.kind = {self.labels.kind!r} leaves clients without labels, so partition deals all their "
                 "images; drop unlabeled_partition"
             )
+        if self.sites is not None and self.private:
+            raise ValueError(
+                "private = true is a deployment whose clients bring their images, and sites simulates one; drop one of them "
+                "(fedssl deploy run takes a file with sites as it is)"
+            )
+        if self.sites is not None and self.clients != len(self.sites):
+            raise ValueError(
+                f"clients = {self.clients}, but sites names {len(self.sites)}, and each is one client; drop clients"
+            )
         if self.private:
-            self._check_private()
+            self._check_own("private = true: clients bring")
+        if self.sites is not None:
+            self._check_own("sites: each site brings")
         return self
 
-    def _check_private(self) -> None:
-        """Refuse settings that would change private images or labels: only their owner has them."""
+    def _check_own(self, beginning: str) -> None:
+        """Refuse settings that would change images or labels which clients bring: only their owner has them."""
         at_server = self.labels.at_server
         simulated = {
             "partition": self.partition != Dirichlet(),
@@ -83,7 +117,7 @@ class Deal(Section):
         meaningless = [name for name, is_set in simulated.items() if is_set]
         if meaningless:
             raise ValueError(
-                f"private = true: clients bring their own images and labels, which {' and '.join(meaningless)} "
+                f"{beginning} {'its' if self.sites else 'their'} own images and labels, which {' and '.join(meaningless)} "
                 f"cannot change; drop {'it' if len(meaningless) == 1 else 'them'} (labels may only be at_server)"
             )
 
@@ -105,6 +139,9 @@ class Federation:
         num_clients: K, the number of clients.
         features: Law by which images look different at every client; None leaves images unchanged.
         seed: The experiment's seed.
+        sites: Names of the sites, in the order of their numbers; none if clients are no sites.
+        site_held_out: Images that each site evaluates on; none if clients are no sites.
+        here: The training images that belong to no site, which are the first rows; None if clients are no sites.
     """
 
     data: Dataset
@@ -116,11 +153,24 @@ class Federation:
     num_clients: int
     features: FeatureSkew | None
     seed: int
+    sites: tuple[str, ...] = ()
+    site_held_out: tuple[Images, ...] = ()
+    here: Images | None = None
 
     @property
     def labeled(self) -> Mask:
         """Whether each training image carries a label, (N,)."""
         return self.given >= 0
+
+    @property
+    def train_here(self) -> Images:
+        """The training images that the simulator or the server itself has: all but those of sites, the first rows."""
+        return self.data.train if self.here is None else self.here
+
+    @property
+    def labeled_here(self) -> Mask:
+        """Whether each training image carries a label and is one of `train_here`, (N,)."""
+        return self.labeled & (np.arange(len(self.owner)) < len(self.train_here))
 
     def rows(self, client: int) -> Rows:
         """Return the training rows of a client, ascending; the place of a row in this array is the example's id."""
@@ -140,6 +190,9 @@ class Federation:
 
     def held_out_at(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (images, labels) of the held-out examples of one client, with the images as the client sees them."""
+        if self.sites:
+            own = self.site_held_out[client]
+            return torch.from_numpy(own.images), torch.from_numpy(own.labels)
         order, starts = self._held_out_by_client
         rows = order[starts[client] : starts[client + 1]]
         images = torch.from_numpy(self.held_out.read(rows))
@@ -168,6 +221,13 @@ class Federation:
         """Number of labeled training images of each client, (K,)."""
         at_clients = self.owner[self.labeled & (self.owner >= 0)]
         return np.bincount(at_clients, minlength=self.num_clients)
+
+    @cached_property
+    def held_out_sizes(self) -> Rows:
+        """Number of held-out images of each client, (K,)."""
+        if self.sites:
+            return np.array([len(images) for images in self.site_held_out], dtype=np.int64)
+        return np.diff(self._held_out_by_client[1])
 
     @cached_property
     def server_rows(self) -> Rows:
@@ -224,8 +284,16 @@ class Federation:
         )
 
 
-def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
+def draw_federation(
+    data: Dataset, deal: Deal, seed: int, reading: Reading | None = None
+) -> Federation:
     """Deal a data set to clients and choose its labels; the same seed gives the same federation.
+
+    Args:
+        data: The data set.
+        deal: How it is dealt.
+        seed: The experiment's seed.
+        reading: How the files of sites become images of 8 bits; None: as a `Reading` does by default.
 
     Raises:
         InputError: There are fewer training images than clients, or fewer labels than asked for, or a law cannot deal
@@ -239,6 +307,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         noise = rng.make_numpy_generator(seed, "labels/noise")
         given[labeled] = deal.label_noise.corrupt(given[labeled], num_classes, noise)
     held_out, held_out_name = data.held_out, data.held_out_name
+    brings_own = deal.private or deal.sites is not None
     stream = rng.make_numpy_generator(seed, "labels/validation")
     kept_back = labels.draw_validation_rows(train.labels, labeled, stream)
     if len(kept_back):
@@ -246,8 +315,8 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         held_out = dataclasses.replace(train.take(kept_back), labels=given[kept_back])
         held_out_name = "validation"
         owner[kept_back], given[kept_back] = HELD_BACK, -1
-        owner = owner if deal.private else _fill_up(owner, given, deal, seed)
-    if deal.private:
+        owner = owner if brings_own else _fill_up(owner, given, deal, seed)
+    if brings_own:
         held_out_owner = np.full(len(held_out), NOBODY)
     else:
         held_out_owner = deal.partition.assign_held_out(
@@ -257,7 +326,7 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
             deal.clients,
             _make_draws(seed, "law", "held-out"),
         )
-    return Federation(
+    federation = Federation(
         data=data,
         owner=owner,
         given=given,
@@ -267,6 +336,30 @@ def draw_federation(data: Dataset, deal: Deal, seed: int) -> Federation:
         num_clients=deal.clients,
         features=deal.features,
         seed=seed,
+    )
+    return (
+        federation
+        if deal.sites is None
+        else _with_sites(federation, deal.sites, reading or Reading())
+    )
+
+
+def _with_sites(federation: Federation, sites: dict[str, Site], reading: Reading) -> Federation:
+    """Return a federation whose clients are sites: every label that a site's folders give is given.
+
+    The server's own training images stay the first rows.
+    """
+    prepared = prepare_sites(sites, federation.data, reading)
+    data, numbers = join_sites(federation.data, sites, prepared)
+    labels = data.train.labels[len(federation.owner) :]
+    return dataclasses.replace(
+        federation,
+        data=data,
+        owner=np.concatenate([federation.owner, numbers]),
+        given=np.concatenate([federation.given, labels]),
+        sites=tuple(sites),
+        site_held_out=held_out_of(prepared),
+        here=federation.data.train,
     )
 
 
@@ -278,7 +371,7 @@ def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> t
         pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
         return labels.draw(pool, rng.make_numpy_generator(seed, "labels"))
 
-    if deal.private:
+    if deal.private or deal.sites is not None:
         labeled = draw_labels(None) if labels.at_server else np.full(len(train), False)
         return np.where(labeled, SERVER, NOBODY), labeled
     if labels.at_server:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from fedssl.core.errors import InputError
 from fedssl.data.blocks import Block
@@ -28,7 +29,15 @@ SKIP = "bad-images = 'skip' in the node config"
 """The setting that leaves flawed images out, for messages."""
 
 
-def prepare_private(path: str, terms: Terms, reading: Reading, *, skip: bool) -> Prepared:
+def prepare_private(
+    path: str,
+    terms: Terms,
+    reading: Reading,
+    *,
+    skip: bool,
+    switch: str = SKIP,
+    verify: bool = False,
+) -> Prepared:
     """Return the cache entry of a client's images; it is written once, and again if a file changes.
 
     Labels are numbers of the federation's classes, -1 where an image has no label. The entry has a part ``"test"`` if
@@ -39,14 +48,18 @@ def prepare_private(path: str, terms: Terms, reading: Reading, *, skip: bool) ->
         terms: Shape, classes and normalization of the federation's images.
         reading: How the federation's files become images of 8 bits.
         skip: Whether to leave out images that cannot be used; otherwise they are refused.
+        switch: Setting that leaves them out, for messages.
+        verify: Whether to compare the checksums of the entry too.
 
     Raises:
         InputError: There are no images, the images do not fit, or the federation does not have their classes.
     """
-    kind = _PrivateNpz if path.lower().endswith(".npz") else _PrivateFolder
+    is_file = path.lower().endswith(".npz")
+    kind: type[_PrivateNpz | _PrivateFolder] = _PrivateNpz if is_file else _PrivateFolder
     try:
         source = kind.model_validate(_settings(kind, path, terms, reading, skip))
-        return source.prepare()
+        source._switch = switch
+        return source.prepare(verify=verify)
     except InputError as error:
         problem = error.problem.removeprefix("private:")
         field = "data-path" if error.field == "data.source" else error.field
@@ -83,6 +96,8 @@ class _PrivateFolder(Folder):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    _switch: str = PrivateAttr(SKIP)
+
     def read(self) -> Raw:
         """Return the images.
 
@@ -90,7 +105,7 @@ class _PrivateFolder(Folder):
             InputError: There is no such folder, or the federation has no class with the name of a class folder.
         """
         layout = self.find_layout()
-        test, flaws = layout.test, Flaws(SKIP)
+        test, flaws = layout.test, Flaws(self._switch)
         flaws.remark(*layout.remarks())
         parts: Parts = {"train": partial(self._images, layout.homes, layout.root)}
         if test is not None:
@@ -136,13 +151,15 @@ class _PrivateNpz(Npz):
     std: tuple[float, ...]
     shape: tuple[int, int, int]
 
+    _switch: str = PrivateAttr(SKIP)
+
     def read(self) -> Raw:
         """Return the images.
 
         Raises:
             InputError: There is no such file, images have another shape, or the federation does not have a class.
         """
-        flaws = Flaws(SKIP)
+        flaws = Flaws(self._switch)
         arrays = self._arrays()
         parts = parts_of(arrays)
         flaws.remark(*parts.remarks())

@@ -221,7 +221,22 @@ def refuse_private(experiment: ClientSettings) -> None:
         raise InputError(
             "federation.private",
             "is true: clients bring their own data, and a simulation has none",
-            "deploy the experiment, or simulate clients with the images of [data]: --set federation.private=false",
+            "deploy the experiment, or simulate it: give the folders of its clients as [federation.sites], or deal the images "
+            "of [data]: --set federation.private=false",
+        )
+
+
+def refuse_sites(experiment: ClientSettings) -> None:
+    """Refuse to deploy clients that are sites of a simulation: a server must not name files of its clients' hosts.
+
+    Raises:
+        InputError: The clients of the experiment are sites.
+    """
+    if experiment.federation.sites is not None:
+        raise InputError(
+            "federation.sites",
+            "is for fedssl run, and a deployed client names its images itself",
+            "set federation.private = true in place of the sites, as fedssl deploy run does",
         )
 
 

@@ -252,6 +252,17 @@ class Experiment(RunSettings):
         experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
         return experiment
 
+    def deployed(self) -> "Experiment":
+        """Return this experiment with clients that bring their own images (``private``) in place of simulated sites.
+
+        Raises:
+            InputError: The experiment has settings that a deployment cannot have, such as virtual time.
+        """
+        table = self.to_dict()
+        federation = {k: v for k, v in table["federation"].items() if k != "sites"}
+        with trusting(self._trust):
+            return self.from_dict({**table, "federation": {**federation, "private": True}})
+
     def _given(self) -> dict[str, Any]:
         """Return `to_dict` without those settings of plug-ins that nobody gave: another kind has other defaults."""
         table = self.to_dict()

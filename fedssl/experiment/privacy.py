@@ -1,8 +1,8 @@
 """The ``[privacy]`` section: a client clips its update before it leaves, and Gaussian noise hides the rest.
 
 Clipping: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, arXiv:1710.06963 (flat
-clipping). Noise: the Gaussian mechanism of Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", 2014,
-theorem A.1.
+clipping). Noise: the Gaussian mechanism (Dwork & Roth, "The Algorithmic Foundations of Differential Privacy", 2014). What
+the noise of a whole run promises is counted by `fedssl.server.accountant`.
 
 Flower 1.41 has mods and strategies for the same (`fixedclipping_mod`, `LocalDpMod`,
 `DifferentialPrivacyClientSideFixedClipping`). They do not fit: they draw from numpy's global stream, divide by zero for
@@ -10,6 +10,7 @@ a client that took no step, fail on integer buffers, and need every reply at the
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,12 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from fedssl.core.arrays import NamedArrays
+from fedssl.core.errors import InputError
+from fedssl.core.extras import install_command
 from fedssl.core.registry import Section
+
+EXTRA = "privacy"
+"""The extra of fedssl that installs the accountant's library."""
 
 
 class Privacy(Section):
@@ -32,37 +38,87 @@ class Privacy(Section):
     )
     epsilon: float | None = Field(
         None,
+        ge=1e-3,
+        description="instead of noise_multiplier: the least z is chosen with which the weights of the whole run are "
+        "(epsilon, delta)-private if all data of one client is replaced by other data; this does not cover loss and counts, "
+        "which are sent without noise (needs fedssl[privacy])",
+    )
+    delta: float = Field(
+        1e-5,
         gt=0,
         lt=1,
-        description="with delta, instead of noise_multiplier: z = 2 sqrt(2 ln(1.25 / delta)) / epsilon, so that the weights of "
-        "one round are (epsilon, delta)-private if all data of one client is replaced by another's; this does not cover loss "
-        "and counts, which are sent without noise",
+        description="the probability with which the promise of epsilon may fail; far below 1 / clients",
     )
-    delta: float | None = Field(None, gt=0, lt=1, description="see epsilon")
     noise_at: Literal["client", "server"] = Field(
         "client",
         description="where noise is added; client: before an update leaves the client; server: to the mean of the m updates "
         "that arrived, with standard deviation z C / m, for clients that trust the server",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_secure_aggregation(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "secure_aggregation" in value:
+            raise ValueError(
+                "secure_aggregation: fedssl has none, and docs/secure-aggregation.md says why; noise_at = 'client' with a "
+                "noise_multiplier protects a client from the server"
+            )
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> "Privacy":
-        if (self.epsilon is None) != (self.delta is None):
-            raise ValueError("epsilon and delta go together; set both or neither")
         if self.epsilon is not None and self.noise_multiplier:
             raise ValueError("noise_multiplier and epsilon exclude each other; drop one")
         return self
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the noise that one update needs; 0: no noise.
+        """The standard deviation of the noise that one update needs, z C; 0: no noise.
 
-        The sensitivity behind epsilon is 2 C: the largest change of an update if a client's data is replaced by
-        another's. The noise does not hide whether a client takes part: m is the number of updates that arrived.
+        Raises:
+            InputError: `epsilon` is set. Whoever sends settings to clients must choose the noise first.
         """
-        if self.epsilon is None or self.delta is None:
-            return self.noise_multiplier * self.clipping_norm
-        return 2 * self.clipping_norm * math.sqrt(2 * math.log(1.25 / self.delta)) / self.epsilon
+        if self.epsilon is not None:
+            raise InputError(
+                "privacy.epsilon",
+                f"is {self.epsilon:g}, and no noise is chosen for it yet",
+                "let the server run fedssl.server.app, which chooses it, or set privacy.noise_multiplier",
+            )
+        return self.noise_multiplier * self.clipping_norm
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the noise of a whole run promises if all data of one client is replaced by other data.
+
+    Args:
+        epsilon: Epsilon for people who do not know which clients took part; NaN if it could not be computed.
+        epsilon_known: Epsilon for people who know it; with noise at the client both are the same.
+        delta: The probability with which the promise may fail.
+        noise_multiplier: z, above 0.
+        basis: What the account rests on, as a phrase.
+    """
+
+    epsilon: float
+    epsilon_known: float
+    delta: float
+    noise_multiplier: float
+    basis: str
+
+    def describe(self) -> str:
+        """Return the promise in one sentence."""
+        if math.isnan(self.epsilon):
+            return (
+                f"epsilon is unknown, because dp-accounting is not installed ({install_command(EXTRA)}); "
+                f"noise_multiplier {self.noise_multiplier:g}, {self.basis}"
+            )
+        known = ""
+        if self.epsilon_known != self.epsilon:
+            known = f" ({self.epsilon_known:.3g} for people who know the cohorts)"
+        return (
+            f"epsilon {self.epsilon:.3g}{known}, delta {self.delta:g} for the data of one client over the whole run; "
+            f"noise_multiplier {self.noise_multiplier:g}, {self.basis}"
+        )
 
 
 def clip_update(

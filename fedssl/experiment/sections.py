@@ -23,7 +23,23 @@ SERVER_SCHEDULES = SCHEDULES.at("server.train.schedule", SCHEDULES.default)
 class FederationSection(Deal):
     """The ``[federation]`` section: the clients, and which images and labels they hold."""
 
-    sample: int = Field(5, ge=1, description="m, clients sampled each round")
+    sample: int = Field(
+        5,
+        ge=1,
+        description="m, clients sampled each round; with fewer than 5 sites, all unless it is set",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sample_few_sites(cls, value: Any) -> Any:
+        """Sample every site if there are fewer sites than the default asks for."""
+        sites = value.get("sites") if isinstance(value, dict) else None
+        most = cls.model_fields["sample"].default
+        return (
+            {"sample": len(sites), **value}
+            if isinstance(sites, dict) and 0 < len(sites) < most
+            else value
+        )
 
     @model_validator(mode="after")
     def _check(self) -> "FederationSection":

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedssl.core.errors import InputError
-from fedssl.data.federation import Federation
+from fedssl.data.federation import NOBODY, Federation
 
 MOST_SPREAD = 100_000
 """With more training images than this, the accuracy of label spreading is NaN: its graph would take hours."""
@@ -52,15 +52,16 @@ def yardsticks(federation: Federation) -> Iterator[Yardstick]:
     yield Yardstick("logistic regression", float(linear.score(test, truth)))
     nearest = KNeighborsClassifier(1).fit(known, given[rows])
     yield Yardstick("nearest neighbor", float(nearest.score(test, truth)))
-    if len(images) > MOST_SPREAD:
+    used = np.flatnonzero(federation.owner != NOBODY)
+    if len(used) > MOST_SPREAD:
         yield Yardstick("label spreading (too many images)", math.nan)
         return
-    train = _pixels(images.images)
+    train = _pixels(images.read(used))
     with warnings.catch_warnings():
         # Some images of a small graph are out of reach of every label. They get no class, and scikit-learn warns.
         warnings.filterwarnings("ignore", "invalid value encountered", RuntimeWarning)
         # scikit-learn marks an image without a label by -1, as a federation does.
-        graph = LabelSpreading(kernel="knn").fit(train, given)
+        graph = LabelSpreading(kernel="knn").fit(train, given[used])
         accuracy = float(graph.score(test, truth))
     yield Yardstick("label spreading", accuracy)
 

@@ -7,8 +7,8 @@ from fedssl.experiment.experiment import Experiment
 def describe(experiment: Experiment, federation: Federation) -> str:
     """Return a line that describes a run: its methods, clients, labels and images."""
     section = experiment.federation
-    if section.private:
-        return _describe_private(experiment, federation)
+    if section.private or federation.sites:
+        return _describe_own_images(experiment, federation)
     labeled = f"{int(federation.labeled.sum()):,} labels"
     if section.labels.kind != "at_clients":
         labeled += f" ({section.labels.kind})"
@@ -28,12 +28,19 @@ def describe(experiment: Experiment, federation: Federation) -> str:
     )
 
 
-def _describe_private(experiment: Experiment, federation: Federation) -> str:
+def _describe_own_images(experiment: Experiment, federation: Federation) -> str:
+    """Return the line of a run whose clients bring their images, or whose sites do in a simulation."""
     section, at_server = experiment.federation, len(federation.server_rows)
     methods = [plan.method.kind for plan in experiment.plans]
     labels = f", {at_server:,} labels at the server" if at_server else ""
+    clients = f"{section.clients:,} clients with private data"
+    if federation.sites:
+        sizes, labeled = federation.sizes, federation.labeled_sizes
+        clients = (
+            f"{section.clients:,} sites with {sizes.sum():,} images and {labeled.sum():,} labels"
+        )
     return (
-        f"{' then '.join(dict.fromkeys(methods))}: {section.clients:,} clients with private data, {section.sample} a "
+        f"{' then '.join(dict.fromkeys(methods))}: {clients}, {section.sample} a "
         f"round{labels}, evaluated on {len(federation.held_out):,} images of {experiment.data.kind}, "
         f"{experiment.num_rounds} rounds, seed {experiment.seed}"
     )

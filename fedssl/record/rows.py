@@ -9,6 +9,7 @@ import numpy as np
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.privacy import Account
 from fedssl.metrics.balanced import MEASURES, Balanced
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import UNTRAINED, judge_in, judged_as_the_last
@@ -217,6 +218,7 @@ class Outcome:
         stopped: Why the run ended before its last round, as a sentence; empty if it had all its rounds.
         balanced: What the final models are worth if every class counts the same: of the global model (``"server"``) and of
             its moving average (``"ema"``); empty if unknown.
+        account: What the noise of the run promises; None if it has no noise.
     """
 
     model: GlobalModel
@@ -227,6 +229,7 @@ class Outcome:
     class_names: tuple[str, ...] = ()
     stopped: str = ""
     balanced: Mapping[str, Balanced] = field(default_factory=dict)
+    account: Account | None = None
 
 
 AT_SERVER = "\nthe traceback at the server:\n"
@@ -272,12 +275,13 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     ``most_frequent_class`` is the share of the most frequent class among the held-out images. ``remark`` says in words
     what went wrong, such as that the model diverged or that most pseudo-labels were wrong; otherwise it is empty.
     ``stopped`` says why the run ended before its last round.
+    ``epsilon``, ``epsilon_known`` and ``delta`` are those of `fedssl.experiment.privacy.Account`, NaN without noise.
 
     Args:
         experiment: The experiment that ran.
         outcome: The outcome of its run.
     """
-    rounds = outcome.rounds
+    rounds, account = outcome.rounds, outcome.account
     last = judged_as_the_last(rounds, outcome.judges)[-experiment.server.last_rounds :]
     judge = judge_in(outcome.judges, last[-1].phase if last else 0)
     return {
@@ -303,6 +307,10 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "virtual_seconds": rounds[-1].virtual_seconds if rounds else NAN,
         "most_frequent_class": outcome.most_frequent,
         "stopped": outcome.stopped,
+        "epsilon": NAN if account is None else account.epsilon,
+        "epsilon_known": NAN if account is None else account.epsilon_known,
+        "delta": NAN if account is None else account.delta,
+        "noise_multiplier": 0.0 if account is None else account.noise_multiplier,
         "remark": remark_on(
             rounds,
             outcome.most_frequent,

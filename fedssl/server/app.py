@@ -12,7 +12,7 @@ from fedssl.core.errors import FedsslError, InputError
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.engine.remote_grid import as_client_grid
-from fedssl.exchange.census import refuse_private
+from fedssl.exchange.census import refuse_private, refuse_sites
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import AT_SERVER, Observer, Outcome
 from fedssl.record.run_directory import RunDirectory
@@ -31,6 +31,9 @@ def main(grid: Grid, context: Context) -> None:
     Flower's run config names the experiment: ``experiment`` is a file of the submitted app, or ``experiment-json`` is
     the experiment itself. ``run-directory`` is where the run is recorded; if it is empty, a new directory is made.
     ``nodes`` says which node is which client, where numbers are bound to keys.
+
+    Raises:
+        InputError: The experiment cannot be read, or its clients are sites of a simulation.
     """
     config = context.run_config
     text = str(config.get("experiment-json", ""))
@@ -39,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
         if text
         else Experiment.load(_submitted(str(config["experiment"])))
     )
+    refuse_sites(experiment)
     path = str(config.get("run-directory", ""))
     serve(
         experiment,

@@ -111,10 +111,12 @@ def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:
     Raises:
         InputError: The number must not leave.
     """
-    if not may_leave(phase, f"{NUMBER}{weight.removeprefix(CHOSEN)}"):
+    name = f"{NUMBER}{weight.removeprefix(CHOSEN)}"
+    # Sites simulate clients with private data: what these cannot do is refused before they are deployed.
+    if phase.federation.sites is not None or not may_leave(phase, name):
         raise InputError(
             "strategy.weight",
-            f"is {weight!r}, but a method's numbers do not leave a client under [privacy] or with private data",
+            f"is {weight!r}, but a method's numbers do not leave a client under [privacy], with private data or at a site",
             "take another weight: all, labeled, confident or uniform",
         )
 

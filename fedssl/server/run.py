@@ -24,6 +24,7 @@ from fedssl.record.judges import judges_of
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
+from fedssl.server.accountant import account_for, with_chosen_noise
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.carry_over import last_network
 from fedssl.server.client_memory import can_resume, cannot_resume
@@ -69,12 +70,13 @@ class ServerRun:
         numbers: Mapping[int, int],
     ) -> None:
         self._experiment = experiment
+        self._plans = with_chosen_noise(experiment).plans
         self._grid = grid
         self._observers = observers
         self._numbers = numbers
         self._federation: Federation = simulated_federation(experiment)
         self._spec = self._federation.data.spec
-        for plan in experiment.plans:
+        for plan in self._plans:
             check_evaluator(plan, self._federation)
         self._round = 0
         self._model = ModelKeeper()
@@ -125,7 +127,7 @@ class ServerRun:
             for observer in self._observers:
                 observer.resumed(resume)
         try:
-            for index in range(len(self._experiment.plans)):
+            for index in range(len(self._plans)):
                 if not self._stopping.reason:
                     self._run_phase(index, cohorts)
         except BaseException:
@@ -143,6 +145,7 @@ class ServerRun:
             class_names=tuple(self._federation.data.class_names),
             stopped=self._stopping.reason,
             balanced=self._measure_balanced(),
+            account=account_for(self._experiment),
         )
         for observer in self._observers:
             observer.ended(outcome)
@@ -178,7 +181,7 @@ class ServerRun:
                 self._numbers,
             ),
             nodes,
-            self._experiment.plans[0].to_client_json(),
+            self._plans[0].to_client_json(),
             wanted,
             self._terms,
             min_success=server.min_success,
@@ -186,7 +189,7 @@ class ServerRun:
         )
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
-        experiment = self._experiment.plans[index]
+        experiment = self._plans[index]
         done = sum(row.phase == index for row in self._ends.rows)
         if done == experiment.num_rounds:
             return
@@ -201,7 +204,7 @@ class ServerRun:
         work, first = work_of(experiment, cohorts.census), first_work_of(experiment, cohorts.census)
         text = experiment.to_client_json()
         phase = Phase(index, experiment, text, network, self._strategy, work, first)
-        if done == 0 and not (index and self._experiment.plans[index - 1].server_trains):
+        if done == 0 and not (index and self._plans[index - 1].server_trains):
             # Nobody has trained the classifier yet, and clients may give pseudo-labels with it.
             self._train_at_server(phase, 0, is_measured=False)
         for phase_round in range(done + 1, experiment.num_rounds + 1):
@@ -219,14 +222,14 @@ class ServerRun:
 
     def _begin_phase(self, index: int, network: nn.Module, cohorts: Cohorts) -> None:
         """Make the global model, the state and the strategy with which a phase begins; `network` is written to."""
-        experiment = self._experiment.plans[index]
+        experiment = self._plans[index]
         previous = last_network(experiment, self._spec, self._model.model.arrays)
         carried = self._model.begin_phase(experiment, network, self._spec, previous)
         teacher = None if previous is None else previous.classifier
         self._phase_state.begin_phase(experiment.recipe, network, self._spec, teacher)
         self._carried = {} if carried is None else carried.numbers()
         # A strategy may remember something of each weight by its name, which is worth nothing if the weight begins anew.
-        last = self._experiment.plans[index - 1].strategy
+        last = self._plans[index - 1].strategy
         goes_on = carried is not None and carried.keeps_names and experiment.strategy == last
         if self._strategy is None or not goes_on or corrects_by_state(last):
             self._strategy = strategy_of(experiment).build(cohorts)
@@ -439,7 +442,7 @@ class ServerRun:
         self._round = snapshot.round
         self._model.model = snapshot.model
         self._ends.rows = list(snapshot.rounds)
-        self._strategy = strategy_of(self._experiment.plans[snapshot.phase]).build(cohorts)
+        self._strategy = strategy_of(self._plans[snapshot.phase]).build(cohorts)
         for name, part in self._keepers().items():
             part.take_up(snapshot.kept.get(name, {}))
         if not self._grid.is_simulation:

@@ -50,7 +50,7 @@ def look_closely(
         models: Each model's weights by the model's name.
         round: Number of the round after which the models have these weights.
     """
-    counts = np.bincount(_owners_of_held_out(federation), minlength=federation.num_clients).tolist()
+    counts = federation.held_out_sizes.tolist()
     return {
         "round": round,
         "client_images": counts,
@@ -179,7 +179,7 @@ def _balanced(found: Balanced) -> dict[str, Any]:
 def _accuracy_by_client(network: nn.Module, federation: Federation, right: Floats) -> Floats:
     """Return the accuracy on each client's held-out images as the client sees them, (K,); NaN if it has none."""
     clients = federation.num_clients
-    if federation.features is None:
+    if federation.features is None and not federation.sites:
         dealt = federation.held_out_owner >= 0
         owner = federation.held_out_owner[dealt]
         with np.errstate(invalid="ignore"):
@@ -188,16 +188,11 @@ def _accuracy_by_client(network: nn.Module, federation: Federation, right: Float
             )
         return by_client
     accuracies = np.full(clients, np.nan)
-    for client in np.unique(_owners_of_held_out(federation)).tolist():
+    for client in np.flatnonzero(federation.held_out_sizes).tolist():
         images, labels = federation.held_out_at(client)
         probs = predict_probs(network, images, federation.data.spec)
         accuracies[client] = float((probs.argmax(1) == labels).double().mean())
     return accuracies
-
-
-def _owners_of_held_out(federation: Federation) -> npt.NDArray[np.int64]:
-    """Return the client of each held-out image that is dealt to a client."""
-    return federation.held_out_owner[federation.held_out_owner >= 0]
 
 
 def _plain(values: Any) -> list[float | None]:

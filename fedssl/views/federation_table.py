@@ -32,13 +32,17 @@ QUANTILES = {
 
 
 def client_names(federation: Federation, partition: Partition) -> list[str]:
-    """Return the name of each client: its number, and with a `natural` partition also its values of the column.
+    """Return the name of each client: its number, and also its site's name or its values of a `natural` partition's column.
 
     Args:
         federation: The drawn federation.
         partition: The partition that dealt the images.
     """
     numbers = [str(client) for client in range(federation.num_clients)]
+    if federation.sites:
+        return [
+            f"{number} ({site})" for number, site in zip(numbers, federation.sites, strict=True)
+        ]
     if not isinstance(partition, Natural):
         return numbers
     dealt = federation.owner >= 0

@@ -22,6 +22,7 @@ from fedssl.core.extras import require
 from fedssl.core.trust import ALL, NOBODY, trusting
 from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
+from fedssl.data.sources.own_images import reading_of
 from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
@@ -171,7 +172,9 @@ class Run:
         """
         experiment = self.experiment
         data = experiment.data.dataset(experiment.seed)
-        federation = draw_federation(data, experiment.federation.deal, experiment.seed)
+        federation = draw_federation(
+            data, experiment.federation.deal, experiment.seed, reading_of(experiment.data)
+        )
         with naming_damaged_files(self.path / PARTITION):
             same_split = (self.path / PARTITION).read_bytes() == partition_table(federation)
         if not same_split or self.data["held_out_sha256"] != fingerprint(federation.held_out):

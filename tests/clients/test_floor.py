@@ -13,6 +13,7 @@ from fedssl.core.errors import InputError, RunFailed
 from fedssl.data.cache import CACHE_VARIABLE
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
+from fedssl.server.accountant import with_chosen_noise
 from fedssl.server.app import serve
 from fedssl.training.network import build_network
 from tests.helpers import federation_of, small_experiment
@@ -109,9 +110,17 @@ def test_a_server_that_lowers_it_gets_no_answer(home, kind, privacy, said, caplo
     ],
 )
 def test_as_much_or_more_is_answered(home, privacy):
-    node = Node(home, **FLOOR)
-    assert not node.ask(private(privacy), MessageType.QUERY).has_error()
-    assert sent(node.ask(private(privacy)))
+    node, experiment = Node(home, **FLOOR), with_chosen_noise(private(privacy))
+    assert not node.ask(experiment, MessageType.QUERY).has_error()
+    assert sent(node.ask(experiment))
+
+
+@pytest.mark.parametrize("floor", [FLOOR, {}])
+def test_an_epsilon_for_which_the_server_chose_no_noise_is_not_answered_without_noise(home, floor):
+    experiment = private({"clipping_norm": 1.0, "epsilon": 0.5})
+    assert "privacy.epsilon: is 0.5, and no noise is chosen" in refusal(
+        Node(home, **floor).ask(experiment)
+    )
 
 
 def test_what_nobody_clips_does_not_leave_it(home):

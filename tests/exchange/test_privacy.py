@@ -69,11 +69,12 @@ def test_noise_is_gaussian_of_its_deviation_and_independent():
     assert noisy["a"].dtype == np.float32
 
 
-def test_epsilon_is_the_gaussian_mechanisms():
-    """Dwork & Roth: deviation sqrt(2 ln(1.25 / delta)) times sensitivity over epsilon; the sensitivity is 2 C."""
-    privacy = Privacy(clipping_norm=3.0, epsilon=0.5, delta=1e-5)
-    assert privacy.deviation == pytest.approx(6.0 * 4.8448 / 0.5, rel=1e-4)
+def test_noise_is_z_times_the_clipping_norm_and_never_none_because_epsilon_was_not_looked_at():
     assert Privacy(clipping_norm=3.0, noise_multiplier=0.5).deviation == 1.5
+    with pytest.raises(
+        InputError, match=r"privacy\.epsilon: is 2, and no noise is chosen for it yet"
+    ):
+        _ = Privacy(clipping_norm=3.0, epsilon=2.0).deviation
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,9 @@ def test_epsilon_is_the_gaussian_mechanisms():
         ({}, "clipping_norm: is missing"),
         ({"clipping_norm": 0}, "clipping_norm"),
         ({"clipping_norm": 1, "noise_multiplier": -1}, "noise_multiplier"),
-        ({"clipping_norm": 1, "epsilon": 0.5}, "set both or neither"),
-        ({"clipping_norm": 1, "epsilon": 2.0, "delta": 1e-5}, "epsilon"),
+        ({"secure_aggregation": True}, "privacy: secure_aggregation: fedssl has none"),
+        ({"clipping_norm": 1, "epsilon": 0}, "epsilon"),
+        ({"clipping_norm": 1, "epsilon": 0.5, "delta": 1}, "delta"),
         ({"clipping_norm": 1, "epsilon": 0.5, "delta": 1e-5, "noise_multiplier": 1}, "drop one"),
     ],
 )

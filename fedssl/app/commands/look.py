@@ -49,6 +49,7 @@ def validate(
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
         from fedssl.record.judges import judges_of, remarks_on_judges
+        from fedssl.server.accountant import account_for
 
     experiment = load_experiment(file, settings or [])
     check_engine(experiment)
@@ -68,6 +69,8 @@ def validate(
     console = Console()
     facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
     facts += [f"  because {because}"] if because else []
+    account = account_for(experiment)
+    facts += [] if account is None else [f"privacy: {account.describe()}"]
     console.print(f"{file}: valid", soft_wrap=True)
     say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)

@@ -223,14 +223,26 @@ def run(
     from fedssl.app.simulation import check_phases
     from fedssl.clients.local_data import simulated_federation
     from fedssl.experiment.experiment import Experiment
+    from fedssl.server.accountant import account_for, with_chosen_noise
     from fedssl.views.trackers.base import refuse_tracker
 
     # Check the experiment here, before anything is submitted: its data, its phases, and the number of connected clients.
     deployment = _open_deployment(folder)
     experiment = Experiment.load(file, settings or [])
+    if experiment.federation.sites is not None:
+        experiment = experiment.deployed()
+        say(
+            "sites: each deployed client brings its own images in place of its site's (federation.private)"
+        )
     refuse_tracker(experiment)
     federation = simulated_federation(experiment)
     check_phases(experiment, federation)
+    if experiment.privacy is not None and experiment.privacy.epsilon is not None:
+        # The noise is chosen here, because the server's host may lack the accountant's library.
+        experiment = with_chosen_noise(experiment)
+        account = account_for(experiment)
+        assert account is not None
+        say(f"privacy: {account.describe()}")
     operator, at = _make_operator(deployment, no_containers)
     connected = _count_connected(operator)
     if connected < experiment.federation.clients:

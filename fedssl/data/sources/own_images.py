@@ -96,6 +96,11 @@ class EncodedImages(OwnImages):
         return Geometry(size, self.channels, Reading(self.intensities, self.frames))
 
 
+def reading_of(source: object) -> Reading:
+    """Return how the files of a source become images of 8 bits; the files that clients bring do in the same way."""
+    return source.geometry.reading if isinstance(source, EncodedImages) else Reading()
+
+
 def files_under(folder: str, root: str | None = None) -> Iterator[str]:
     """Yield the paths of the files at any depth of a folder, sorted by name, without hidden files.
 

@@ -253,14 +253,14 @@ class FeatureEvaluator(Evaluator):
     def rows(self, federation: Federation) -> Rows:
         """Return the rows of the training images that the judge learns from, ascending.
 
-        Images whose labels are held back for validation are never among them.
+        Images whose labels are held back for validation are never among them, and no image of a site is.
 
         Raises:
             InputError: A class has fewer than `per_class` training images.
         """
         if not self.has_own_labels:
-            return np.flatnonzero(federation.labeled)
-        train = federation.data.train
+            return np.flatnonzero(federation.labeled_here)
+        train = federation.train_here
         known = train.labelable & (train.labels >= 0)
         known[federation.held_back_rows] = False
         # Every image of the pool has a rank that depends on no split, so that each class gives its first images by rank.

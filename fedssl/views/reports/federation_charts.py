@@ -39,9 +39,10 @@ def partition_chart(material: Material) -> Chart:
     images = _count_images(material, clients, labeled=False)
     labels = _count_images(material, clients, labeled=True)
     shown = _choose_clients(images.sum(1))
+    clients_named = material.client_names
     rows: list[Row] = [
         {
-            "client": int(client),
+            "client": clients_named[client],
             "class": names[label],
             "images": int(images[client, label]),
             "labels": int(labels[client, label]),
@@ -61,7 +62,12 @@ def partition_chart(material: Material) -> Chart:
         f"{among} {unlabeled_only:,} of {clients:,} clients have no label at all."
     )
     return Chart(
-        "partition", "Who holds what", note, rows, _partition_spec(shown, names, images), wide=True
+        "partition",
+        "Who holds what",
+        note,
+        rows,
+        _partition_spec(shown, [clients_named[client] for client in shown], names, images),
+        wide=True,
     )
 
 
@@ -126,11 +132,13 @@ def _write_range(start: int, stop: int) -> str:
     return str(start) if stop == start + 1 else f"{start} to {stop - 1}"
 
 
-def _partition_spec(shown: list[int], names: Sequence[str], images: Ints) -> Spec:
+def _partition_spec(
+    shown: list[int], clients: Sequence[str], names: Sequence[str], images: Ints
+) -> Spec:
     largest = int(images[shown].max()) if shown else 1
     where: Spec = {
         "x": {
-            "field": "client", "type": "ordinal", "sort": shown,
+            "field": "client", "type": "ordinal", "sort": list(clients),
             "axis": {"labelAngle": 0, "labelOverlap": True, "grid": False},
         },
         "y": {

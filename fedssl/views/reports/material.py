@@ -77,6 +77,15 @@ class Material:
         return [" ".join(str(judge).split()) for judge in self.data.get("judged_by", ())]
 
     @property
+    def client_names(self) -> Sequence[str]:
+        """The name of each client in charts: its number, and its site's name if it is a site."""
+        section = self.experiment.federation
+        numbers = map(str, range(section.clients))
+        if section.sites is None:
+            return list(numbers)
+        return [f"{number} ({site})" for number, site in zip(numbers, section.sites, strict=True)]
+
+    @property
     def class_names(self) -> Sequence[str]:
         """The name of each class, on one line because Vega accepts no line separator in a name."""
         return [" ".join(str(name).split()) for name in self.data["class_names"]]

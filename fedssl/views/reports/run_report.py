@@ -118,6 +118,8 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure(
             "virtual time", f"{known['virtual_seconds']:,.0f} s", "on the devices of [system]"
         )
+    if known.get("noise_multiplier"):  # older records have none
+        yield _figure_of_privacy(known)
     inactive = known.get("clients_inactive", 0)  # older records have no inactive clients
     asked = known["clients_ok"] + known["clients_failed"] + known["clients_lost"] + inactive
     yield Figure("client failures", f"{known['clients_failed']:,}", f"of {asked:,} requests")
@@ -125,6 +127,16 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure("lost to time", f"{known['clients_lost']:,}", "late, dropped out or surplus")
     if inactive:
         yield Figure("inactive", f"{inactive:,}", "had nothing to train on")
+
+
+def _figure_of_privacy(known: Mapping[str, Any]) -> Figure:
+    """Return the tile of what the noise of a finished run promises."""
+    epsilon, others = known["epsilon"], known["epsilon_known"]
+    said = f"of the whole run, delta {known['delta']:g}"
+    if others == others and others != epsilon:
+        said += f"; {others:.3g} if cohorts are known"
+    shown = "unknown" if epsilon != epsilon else f"{epsilon:.3g}"
+    return Figure("epsilon", shown, said)
 
 
 def _state(material: Material) -> str:
