@@ -15,6 +15,7 @@ from fedssl.app.commands.look import show, validate
 from fedssl.app.commands.predict import predict
 from fedssl.app.commands.report import report
 from fedssl.app.commands.run import run
+from fedssl.app.commands.runs import app as runs_app
 from fedssl.app.commands.sweep import sweep
 from fedssl.app.deploy.commands import app as deploy_app
 from fedssl.app.guard import DONE
@@ -78,4 +79,5 @@ app.command()(export)
 app.command()(predict)
 app.command()(schema)
 app.command()(doctor)
+app.add_typer(runs_app, name="runs")
 app.add_typer(deploy_app, name="deploy")
