@@ -7,6 +7,7 @@ import typer
 
 from fedssl import __version__
 from fedssl.app.commands.baseline import baseline
+from fedssl.app.commands.board import board
 from fedssl.app.commands.compare import compare
 from fedssl.app.commands.explain import explain
 from fedssl.app.commands.export import export
@@ -75,6 +76,7 @@ app.command("list")(list_plugins)
 app.command()(explain)
 app.command()(show)
 app.command()(report)
+app.command()(board)
 app.command()(export)
 app.command()(predict)
 app.command()(schema)

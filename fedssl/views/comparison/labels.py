@@ -19,17 +19,17 @@ def label_lines(settings: Sequence[Settings]) -> list[str]:
     alike: dict[str, list[Settings]] = {}
     for own in settings:
         alike.setdefault(own["name"], []).append(own)
-    keys = {name: _differing(lines) for name, lines in alike.items()}
+    keys = {name: differing(lines) for name, lines in alike.items()}
     return [_label(own, keys[own["name"]]) for own in settings]
 
 
 def _label(own: Settings, keys: Sequence[str]) -> str:
     name = json.loads(own["name"])
-    named = ", ".join(f"{key}={_bare(own[key])}" for key in keys if key in own)
+    named = ", ".join(f"{key}={bare(own[key])}" for key in keys if key in own)
     return f"{name} ({named})" if named else name
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Return a value as ``--set`` takes it: text without quotes, everything else as JSON."""
     value = json.loads(text)
     return value if isinstance(value, str) else text
@@ -46,18 +46,38 @@ def differences(lines: Mapping[str, Settings]) -> dict[str, dict[str, list[str]]
         left out. Settings are left out as in `label_lines`.
     """
     found = {}
-    for key in _differing(list(lines.values())):
+    for key in differing(list(lines.values())):
         values: dict[str, list[str]] = {}
         for label, own in lines.items():
             if key in own:
-                values.setdefault(_bare(own[key]), []).append(label)
+                values.setdefault(bare(own[key]), []).append(label)
         is_factor = key.rpartition(".")[2] in ("kind", "source") and len(values) == len(lines)
         if key != "name" and not is_factor:
             found[key] = values
     return found
 
 
-def _differing(lines: Sequence[Settings]) -> list[str]:
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return a short name for each setting: the end of its dotted name that no other of the settings ends in.
+
+    The kind of a section is named like the section.
+
+    Example:
+        >>> short_names(["method.kind", "train.lr", "federation.partition.alpha", "server.lr"])
+        {'method.kind': 'method', 'train.lr': 'train.lr', 'federation.partition.alpha': 'alpha', 'server.lr': 'server.lr'}
+    """
+    whole = {key: key.removesuffix(".kind").split(".") for key in keys}
+    names = {}
+    for key, parts in whole.items():
+        others = [other for each, other in whole.items() if each != key]
+        ends = (parts[-length:] for length in range(1, len(parts)))
+        alone = (end for end in ends if all(other[-len(end) :] != end for other in others))
+        names[key] = ".".join(next(alone, parts))
+    return names
+
+
+def differing(lines: Sequence[Settings]) -> list[str]:
+    """Return the settings that distinguish lines, and that the kind of their section does not imply."""
     every = dict.fromkeys(key for line in lines for key in line)
     return [key for key in every if _differs(key, lines)]
 

@@ -51,6 +51,16 @@ class Page:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+def page_text(page: Page) -> str:
+    """Return the HTML of a page."""
+    charts = [
+        {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
+        for chart in page.charts
+    ]
+    text: str = _template().render(page=page, data=_as_script(charts), vega=javascript())
+    return text
+
+
 def write_page(page: Page, path: Path) -> None:
     """Write a page as one HTML file.
 
@@ -58,13 +68,8 @@ def write_page(page: Page, path: Path) -> None:
         page: Content of the page.
         path: The HTML file to write.
     """
-    charts = [
-        {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
-        for chart in page.charts
-    ]
-    text = _template().render(page=page, data=_as_script(charts), vega=javascript())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, page_text(page).encode())
 
 
 @functools.lru_cache(maxsize=1)
