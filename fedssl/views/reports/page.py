@@ -57,8 +57,23 @@ def page_text(page: Page) -> str:
         {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
         for chart in page.charts
     ]
-    text: str = _template().render(page=page, data=_as_script(charts), vega=javascript())
+    columns = {
+        "many": balanced_columns(len(page.figures), 7),
+        "some": balanced_columns(len(page.figures), 4),
+    }
+    text: str = _template().render(page=page, data=_as_script(charts), vega=javascript(), **columns)
     return text
+
+
+def balanced_columns(count: int, most: int) -> int:
+    """Return the number of columns, at most `most`, with which the fewest rows hold as many tiles each as they can.
+
+    Example:
+        >>> [balanced_columns(count, 7) for count in (1, 7, 8, 9)]
+        [1, 7, 4, 5]
+    """
+    rows = -(-count // most) or 1
+    return -(-count // rows) or 1
 
 
 def write_page(page: Page, path: Path) -> None:
