@@ -141,7 +141,7 @@ function draw() {
 function chosen() {
   const known = new Map(runs.map(run => [run.id, run]));
   if (ticked.size) return [...ticked].map(id => known.get(id)).filter(Boolean).slice(0, MOST_CURVES);
-  const newest = [...runs].sort((one, other) => (other.state === "running") - (one.state === "running") || (other.began ?? 0) - (one.began ?? 0));
+  const newest = shown().sort((one, other) => (other.state === "running") - (one.state === "running") || (other.began ?? 0) - (one.began ?? 0));
   return newest.slice(0, MOST_CURVES);
 }
 
@@ -162,7 +162,7 @@ function steps(low, high, most) {
 function drawCurves(pointed) {
   const lines = chosen().map(run => ({ run, points: curves.get(run.id)?.points ?? [] })).filter(line => line.points.length);
   const several = ticked.size > MOST_CURVES ? ` The first ${MOST_CURVES} of ${ticked.size} ticked runs.` : "";
-  at("whose").textContent = `% of the moving average of the global model by round; ${ticked.size ? "ticked runs." : "running runs first, then the newest."}${several}`;
+  at("whose").textContent = `% of the moving average of the global model by round; ${ticked.size ? "ticked runs." : "of the listed runs those that go on, then the newest."}${several}`;
   at("curves").hidden = lines.length === 0;
   const chart = at("chart");
   const width = chart.clientWidth || 600, height = 260, left = 42, right = 16, top = 8, bottom = 34;
@@ -265,8 +265,12 @@ for (const head of document.querySelectorAll("#runs th[data-key]")) {
     draw();
   });
 }
-at("words").addEventListener("input", draw);
-at("state").addEventListener("change", draw);
+for (const [id, kind] of [["words", "input"], ["state", "change"]]) {
+  at(id).addEventListener(kind, () => {
+    draw();
+    reloadCurves();
+  });
+}
 at("tools").addEventListener("submit", event => event.preventDefault());
 at("all").addEventListener("change", async () => {
   for (const run of shown()) if (at("all").checked) ticked.add(run.id); else ticked.delete(run.id);
