@@ -7,6 +7,7 @@ import typer
 
 from fedssl import __version__
 from fedssl.app.commands.baseline import baseline
+from fedssl.app.commands.board import board
 from fedssl.app.commands.compare import compare
 from fedssl.app.commands.explain import explain
 from fedssl.app.commands.export import export
@@ -16,6 +17,7 @@ from fedssl.app.commands.new import new
 from fedssl.app.commands.predict import predict
 from fedssl.app.commands.report import report
 from fedssl.app.commands.run import run
+from fedssl.app.commands.runs import app as runs_app
 from fedssl.app.commands.sweep import sweep
 from fedssl.app.deploy.commands import app as deploy_app
 from fedssl.app.guard import DONE
@@ -76,8 +78,10 @@ app.command("list")(list_plugins)
 app.command()(explain)
 app.command()(show)
 app.command()(report)
+app.command()(board)
 app.command()(export)
 app.command()(predict)
 app.command()(schema)
 app.command()(doctor)
+app.add_typer(runs_app, name="runs")
 app.add_typer(deploy_app, name="deploy")

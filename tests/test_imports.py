@@ -71,7 +71,10 @@ def modules_after(code: str) -> set[str]:
     [
         "--help",
         "--version",
-        *(f"{name} --help" for name in ("run", "compare", "sweep", "report", "export", "predict")),
+        *(
+            f"{name} --help"
+            for name in ("run", "compare", "sweep", "report", "export", "predict", "runs")
+        ),
     ],
 )
 def test_help_waits_for_nobody(command):

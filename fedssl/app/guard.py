@@ -52,12 +52,16 @@ def guarded_reader(command: Callable[Parameters, Returned]) -> Callable[Paramete
             # The code that reads a file names it already; a file that cannot be written is no fault of the record.
             raise
         except Exception as error:
-            said = " ".join(str(error).split())[:LONGEST_REASON]
-            problem = f"cannot be read, as a file in it is not as fedssl writes it: {type(error).__name__}: {said}"
-            remedy = "run the experiment again, or use another record"
-            raise InputError("the record", problem, remedy) from error
+            raise unreadable(error) from error
 
     return run
+
+
+def unreadable(error: Exception) -> InputError:
+    """Return the error for a record in which something is not as fedssl writes it."""
+    said = " ".join(str(error).split())[:LONGEST_REASON]
+    problem = f"cannot be read, as a file in it is not as fedssl writes it: {type(error).__name__}: {said}"
+    return InputError("the record", problem, "run the experiment again, or use another record")
 
 
 def _stop(error: BaseException, code: int) -> NoReturn:

@@ -5,11 +5,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save
 
 NamedArrays = Mapping[str, npt.NDArray[Any]]
 """Arrays of any shape and type by name. Nobody writes to them."""
 
 Counts = npt.NDArray[np.int64]
+
+
+def as_safetensors(arrays: NamedArrays, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file that holds named arrays and some metadata."""
+    # save_file is not used: the files that it makes can be read by their owner only.
+    plain = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+    content: bytes = save(plain, None if metadata is None else dict(metadata))
+    return content
 
 
 def unique_pairs(first: Counts, second: Counts) -> tuple[Counts, Counts]:

@@ -1,24 +1,10 @@
-"""Write files so that a reader finds a whole file or none."""
+"""Write files so that a reader finds a whole file or none, and read the whole lines of a file that still grows."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-from safetensors.numpy import save
-
-from fedssl.core.arrays import NamedArrays
 
 PARTIAL = ".partial"
 """The name of a file that is still being written ends in this. Anybody who finds such a file may remove it."""
-
-
-def as_safetensors(arrays: NamedArrays, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of a safetensors file that holds named arrays and some metadata."""
-    # save_file is not used: the files that it makes can be read by their owner only.
-    plain = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-    content: bytes = save(plain, None if metadata is None else dict(metadata))
-    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,3 +35,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def whole_lines(path: Path, length: int | None = None) -> str:
+    """Return the text of a file up to the end of its last whole line.
+
+    A last line without an end is still being written, or its write was interrupted.
+
+    Args:
+        path: The file.
+        length: Number of bytes to read; None: the whole file.
+    """
+    with path.open("rb") as file:
+        content = file.read(-1 if length is None else length)
+    return content[: content.rfind(b"\n") + 1].decode()

@@ -1,6 +1,8 @@
-"""Reads TOML files; importing this module does not import torch, so a mistyped path is told at once."""
+"""Reads TOML files, and flattens tables; importing this module does not import torch, so a mistyped path is told at once."""
 
+import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(str(path), f"is not valid TOML: {error}") from None
     except RecursionError:
         raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
+
+
+def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return each setting as JSON text, by its dotted name, so that settings can be compared."""
+    return {key: json.dumps(value) for key, value in leaves(table)}
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every setting in nested tables."""
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from leaves(below, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, below in enumerate(value):
+            yield from leaves(below, f"{key}.{number}")
+    else:
+        yield key, value

@@ -17,6 +17,7 @@ from fedssl.core.toml import read_toml
 from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
+from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
@@ -45,9 +46,6 @@ MOST_PHASES = 1000
 
 PHASE_SECTIONS = ("model", "method", "train", "strategy", "server", "augment", "federation")
 """A phase may override these sections; in ``federation``, only the number of sampled clients."""
-
-WITHOUT_EFFECT = ("engine", "record", "tracker")
-"""These sections say where clients run, how the run is reported and where it is tracked. No result depends on them."""
 
 
 class RunSettings(ClientSettings):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy.typing as npt
 from safetensors.numpy import load
 
-from fedssl.core.arrays import NamedArrays
+from fedssl.core.arrays import NamedArrays, as_safetensors
 from fedssl.core.errors import InputError
-from fedssl.core.files import PARTIAL, as_safetensors, sync_folder, write_synced
+from fedssl.core.files import PARTIAL, sync_folder, write_synced
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
 from fedssl.record.packs import (

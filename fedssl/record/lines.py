@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedssl.core.files import whole_lines
 from fedssl.core.text import as_cell, from_cell
 from fedssl.record.rows import RoundRow
 
@@ -107,20 +108,6 @@ def has_other_columns(path: Path, kind: type[Any]) -> bool:
     with path.open(encoding="utf-8", newline="") as file:
         first = file.readline()
     return first.endswith("\n") and next(csv.reader([first])) != columns_of(kind)
-
-
-def whole_lines(path: Path, length: int | None = None) -> str:
-    """Return the text of a file up to the end of its last whole line.
-
-    A last line without an end is still being written, or its write was interrupted.
-
-    Args:
-        path: The file.
-        length: Number of bytes to read; None: the whole file.
-    """
-    with path.open("rb") as file:
-        content = file.read(-1 if length is None else length)
-    return content[: content.rfind(b"\n") + 1].decode()
 
 
 def read_rows(path: Path, kind: type[Row], length: int | None = None) -> tuple[Row, ...]:

@@ -10,8 +10,10 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from fedssl.core.errors import InputError
+from fedssl.core.toml import settings_as_text
 from fedssl.core.trust import NOBODY, trusting
-from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
+from fedssl.experiment.effects import WITHOUT_EFFECT
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
 from fedssl.record.rows import Outcome
@@ -159,20 +161,3 @@ def settings_that_change_results(experiment: Experiment) -> dict[str, Any]:
         del table["data"][name]
     table["engine"] = {"fuse": experiment.engine.fuse_in_effect}
     return table
-
-
-def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:
-    """Return each setting as JSON text, by its dotted name, so that settings can be compared."""
-    return {key: json.dumps(value) for key, value in leaves(table)}
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the value of every setting in nested tables."""
-    if isinstance(value, Mapping):
-        for name, below in value.items():
-            yield from leaves(below, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for number, below in enumerate(value):
-            yield from leaves(below, f"{key}.{number}")
-    else:
-        yield key, value

@@ -12,8 +12,9 @@ from typing import Any
 
 import filelock
 
+from fedssl.core.arrays import as_safetensors
 from fedssl.core.errors import InputError, RunFailed
-from fedssl.core.files import as_safetensors, write_atomically
+from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version

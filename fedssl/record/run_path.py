@@ -1,14 +1,19 @@
 """The folders and files of a run's record: a new folder for a new run, and whether a folder holds a run."""
 
 import itertools
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
 from fedssl.core.errors import InputError
 from fedssl.core.files import PARTIAL
-from fedssl.experiment.experiment import Experiment
+
+if TYPE_CHECKING:  # a list of runs must not wait for torch
+    from fedssl.experiment.experiment import Experiment
 
 EXPERIMENT = "experiment.toml"
 PARTITION = "partition.csv"
@@ -24,6 +29,7 @@ MODEL = "model.safetensors"
 EMA = "ema.safetensors"
 STATE = "state.safetensors"
 REPORT = "report.html"
+TAGS = "tags.json"
 SWEEP = "sweep.json"
 """This file in a sweep's folder lists the sweep's runs in their order."""
 
@@ -48,7 +54,7 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError("--out", f"{path} is there already", f"name another file, NAME{suffix}")
 
 
-def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
+def new_run_path(experiment: "Experiment", root: Path = Path("runs")) -> Path:
     """Create and return a new folder ``runs/NAME/ID``. The ID has the time and the seed; no two processes get the same.
 
     Raises:
@@ -77,6 +83,22 @@ def has_begun(path: Path) -> bool:
 def run_below(path: Path) -> Path | None:
     """Return the last run by name at any depth below a folder; None if there is none."""
     return max((folder for folder in path.glob("**/") if has_begun(folder)), default=None)
+
+
+def no_run_error(path: Path) -> InputError:
+    """Return the error for a folder that should hold a run and holds none."""
+    below = run_below(path)
+    remedy = f"name one of its runs, such as {below}" if below else ""
+    return InputError(str(path), "holds no run", remedy)
+
+
+def run_folders(path: Path) -> Iterator[Path]:
+    """Yield the run directories below a folder; folders inside a run directory are not searched."""
+    for folder, below, _ in os.walk(path):
+        if has_begun(Path(folder)):
+            below.clear()
+            yield Path(folder)
+        below.sort()
 
 
 def is_running(path: Path) -> bool:

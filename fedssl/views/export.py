@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.core import rng
-from fedssl.core.arrays import NamedArrays
+from fedssl.core.arrays import NamedArrays, as_safetensors
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.extras import require
-from fedssl.core.files import as_safetensors
 from fedssl.data.shard import ImageSpec
 from fedssl.metrics.evaluators.base import SECTION, FeatureEvaluator, of_layer
 from fedssl.models.base import Classifier

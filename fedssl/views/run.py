@@ -19,6 +19,7 @@ from torch import nn
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.core.extras import require
+from fedssl.core.files import whole_lines
 from fedssl.core.trust import ALL, NOBODY, trusting
 from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
@@ -26,7 +27,7 @@ from fedssl.data.sources.own_images import reading_of
 from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
-from fedssl.record.lines import read_rounds, whole_lines
+from fedssl.record.lines import read_rounds
 from fedssl.record.provenance import fingerprint, partition_table, spec_of
 from fedssl.record.rows import RoundRow
 from fedssl.record.run_path import (
@@ -42,7 +43,7 @@ from fedssl.record.run_path import (
     ROUNDS,
     SUMMARY,
     has_begun,
-    run_below,
+    no_run_error,
 )
 from fedssl.training.judging import Judge, learn_judge
 
@@ -69,9 +70,7 @@ class Run:
         self.path = Path(path)
         self._trust = ALL if plugins else NOBODY
         if not has_begun(self.path):
-            below = run_below(self.path)
-            remedy = f"name one of its runs, such as {below}" if below else ""
-            raise InputError(str(path), "holds no run", remedy)
+            raise no_run_error(self.path)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
                 # Opening a pipe would block for ever.

@@ -21,10 +21,11 @@ from fedssl import Experiment, InputError, Run, run
 from fedssl.app.deploy.services import client_service
 from fedssl.clients.client_app import app
 from fedssl.core.registry import Unimported
+from fedssl.core.toml import settings_as_text
 from fedssl.core.trust import NOBODY, Trust, trust_only, trusting
 from fedssl.exchange import protocol
 from fedssl.experiment.families import PLUGIN_SECTIONS
-from fedssl.record.resume import refuse_changes, settings_as_text, settings_that_change_results
+from fedssl.record.resume import refuse_changes, settings_that_change_results
 from fedssl.views.comparison.gather import gather
 from tests.helpers import fedssl, small_experiment
 from tests.views.comparison.records import record

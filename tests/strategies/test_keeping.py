@@ -6,8 +6,8 @@ import torch
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from safetensors.numpy import load
 
+from fedssl.core.arrays import as_safetensors
 from fedssl.core.errors import InputError
-from fedssl.core.files import as_safetensors
 from fedssl.exchange.census import Census, Cohorts
 from fedssl.experiment.families import STRATEGIES
 from fedssl.strategies.by_sums import SumStrategy

@@ -9,8 +9,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from safetensors.numpy import load
 
 from fedssl.clients.client_app import app
+from fedssl.core.arrays import as_safetensors
 from fedssl.core.errors import InputError
-from fedssl.core.files import as_safetensors
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol

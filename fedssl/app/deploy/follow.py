@@ -9,10 +9,11 @@ from pathlib import Path
 from fedssl.app.deploy.operator import COMPLETED, Operator
 from fedssl.core.console import Console
 from fedssl.core.errors import RunFailed
+from fedssl.core.files import whole_lines
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.global_model import GlobalModel
-from fedssl.record.lines import read_rounds, read_rows, whole_lines
+from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import AT_SERVER, ClientRow, Failure, Observer, RoundEnd
 from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS, SUMMARY

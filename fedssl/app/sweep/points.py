@@ -7,7 +7,8 @@ from typing import Literal
 
 from fedssl.app.sweep.axes import Assignment, settings_name
 from fedssl.core.errors import InputError
-from fedssl.experiment.experiment import WITHOUT_EFFECT, Experiment
+from fedssl.experiment.effects import WITHOUT_EFFECT
+from fedssl.experiment.experiment import Experiment
 from fedssl.record.resume import refuse_changes
 from fedssl.record.run_path import SUMMARY, has_begun
 

@@ -1,14 +1,14 @@
 """Turns runs on disk into the lines of a comparison: a line is an experiment, and its runs are the seeds."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedssl.core.errors import InputError
-from fedssl.record.resume import settings_as_text, settings_that_change_results
-from fedssl.record.run_path import EVENTS, SWEEP, has_begun
+from fedssl.core.toml import settings_as_text
+from fedssl.record.resume import settings_that_change_results
+from fedssl.record.run_path import EVENTS, SWEEP, has_begun, run_folders
 from fedssl.views.comparison.labels import Settings, label_lines
 from fedssl.views.run import Run
 
@@ -73,7 +73,7 @@ def _found(path: Path) -> list[Run]:
         raise InputError(
             str(path), problem, "name run directories, or folders that hold run directories"
         )
-    runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(_run_folders(path)))]
+    runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(run_folders(path)))]
     if not any(run.is_finished for run in runs):
         raise InputError(str(path), "holds no finished run")
     return runs
@@ -90,15 +90,6 @@ def _in_a_sweeps_order(path: Path, folders: Sequence[Path]) -> Sequence[Path]:
     except (OSError, ValueError, KeyError, TypeError):
         return folders
     return sorted(folders, key=lambda folder: order.get(folder, len(order)))
-
-
-def _run_folders(path: Path) -> Iterator[Path]:
-    """Yield the run directories below a folder; folders inside a run directory are not searched."""
-    for folder, below, _ in os.walk(path):
-        if has_begun(Path(folder)):
-            below.clear()
-            yield Path(folder)
-        below.sort()
 
 
 def _lines(runs: Sequence[Run]) -> tuple[tuple[Line, ...], list[Run]]:

@@ -57,8 +57,27 @@ def differences(lines: Mapping[str, Settings]) -> dict[str, dict[str, list[str]]
     return found
 
 
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return a short name for each setting: the end of its dotted name that no other of the settings ends in.
+
+    The kind of a section is named like the section.
+
+    Example:
+        >>> short_names(["method.kind", "train.lr", "federation.partition.alpha", "server.lr"])
+        {'method.kind': 'method', 'train.lr': 'train.lr', 'federation.partition.alpha': 'alpha', 'server.lr': 'server.lr'}
+    """
+    whole = {key: key.removesuffix(".kind").split(".") for key in keys}
+    names = {}
+    for key, parts in whole.items():
+        others = [other for each, other in whole.items() if each != key]
+        ends = (parts[-length:] for length in range(1, len(parts)))
+        alone = (end for end in ends if all(other[-len(end) :] != end for other in others))
+        names[key] = ".".join(next(alone, parts))
+    return names
+
+
 def differing(lines: Sequence[Settings]) -> list[str]:
-    """Return the settings that distinguish lines, and that the kinds of their sections do not distinguish."""
+    """Return the settings that distinguish lines, and that the kind of their section does not imply."""
     every = dict.fromkeys(key for line in lines for key in line)
     return [key for key in every if _differs(key, lines)]
 

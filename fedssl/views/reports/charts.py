@@ -109,7 +109,12 @@ def palette(names: Sequence[str], *, dashed: bool) -> Spec:
 
 
 def quantity(
-    field: str, title: str, domain: tuple[float, float] | None = None, *, nice: bool = False
+    field: str,
+    title: str,
+    domain: tuple[float, float] | None = None,
+    *,
+    nice: bool = False,
+    whole: bool = False,
 ) -> Spec:
     """Return the channel that draws a column of numbers.
 
@@ -118,6 +123,7 @@ def quantity(
         title: Title of the axis.
         domain: Least and largest value of the axis; None: the least and largest value that is drawn.
         nice: Whether the axis ends with round numbers and has lines across the chart.
+        whole: Whether only whole numbers stand at the axis, as for rounds and clients: there is no round 1.5.
     """
     scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
     return {
@@ -125,7 +131,7 @@ def quantity(
         "type": "quantitative",
         "title": title,
         "scale": {**scale, "nice": nice},
-        "axis": {"grid": nice, "tickCount": 6},
+        "axis": {"grid": nice, "tickCount": 6, **({"tickMinStep": 1} if whole else {})},
     }
 
 

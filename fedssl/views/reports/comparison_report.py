@@ -125,7 +125,7 @@ def _gain_chart(comparison: Comparison) -> Chart:
         f"Points of EMA accuracy over {_bases(comparison)}, seed by seed (ticks), with mean and 95 % interval of the "
         "mean by Student's t. If an interval contains 0, the seeds do not show which of the two is better."
     )
-    spec = intervals(rows, seeds, "points", zero=True)
+    spec = intervals(rows, seeds, "points", (-100, 100), zero=True)
     title = "Gain over the first line" if len(comparison.groups) == 1 else "Gain over the base"
     return Chart("gain", title, note, rows, spec)
 
@@ -139,7 +139,7 @@ def _bases(comparison: Comparison) -> str:
 
 def _accuracy_chart(comparison: Comparison) -> Chart:
     rows = _intervals(comparison.lines, "ema_accuracy")
-    spec = intervals(rows, _seeds(comparison.runs, "ema_accuracy"), "%", zero=False)
+    spec = intervals(rows, _seeds(comparison.runs, "ema_accuracy"), "%", (0, 100), zero=False)
     note = "EMA accuracy at the end: seeds (ticks), mean, and 95 % interval of the mean by Student's t."
     return Chart("final", "Accuracy at the end", note, rows, spec)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedssl.record.rows import ClientRow
-from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number
+from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number, quantity
 from fedssl.views.reports.material import Ints, Material
 
 MOST_CLIENTS = 60
@@ -13,6 +13,9 @@ MOST_CLIENTS = 60
 
 MOST_CLASSES = 100
 """The chart of the partition shows at most this many classes."""
+
+UNKNOWN_CLASS = "(unknown)"
+"""Name of the row of images whose class nobody knows."""
 
 MOST_COLUMNS = 200
 """The chart of participation has at most this many columns of rounds."""
@@ -35,20 +38,23 @@ def federation_charts(material: Material) -> Iterator[Chart]:
 def partition_chart(material: Material) -> Chart:
     """Draw how many images of each class each client holds, and how many of the images carry a label."""
     clients = material.experiment.federation.clients
-    names = material.class_names
     images = _count_images(material, clients, labeled=False)
     labels = _count_images(material, clients, labeled=True)
     shown = _choose_clients(images.sum(1))
     clients_named = material.client_names
+    num_unknown = int(images[:, -1].sum())
+    names = dict(enumerate(material.class_names[:MOST_CLASSES]))
+    if num_unknown:
+        names[len(material.class_names)] = UNKNOWN_CLASS
     rows: list[Row] = [
         {
             "client": clients_named[client],
-            "class": names[label],
+            "class": name,
             "images": int(images[client, label]),
             "labels": int(labels[client, label]),
         }
         for client in shown
-        for label in range(min(len(names), MOST_CLASSES))
+        for label, name in names.items()
         if images[client, label]
     ]
     among = (
@@ -60,15 +66,15 @@ def partition_chart(material: Material) -> Chart:
     note = (
         "A circle stands for the images of a class at a client, and its filled part for the images with a label."
         f"{among} {unlabeled_only:,} of {clients:,} clients have no label at all."
+        + (
+            f" The class of {num_unknown:,} images is not known: their circles (last row) have a scale of their own."
+            if num_unknown
+            else ""
+        )
     )
-    return Chart(
-        "partition",
-        "Who holds what",
-        note,
-        rows,
-        _partition_spec(shown, [clients_named[client] for client in shown], names, images),
-        wide=True,
-    )
+    named = [clients_named[client] for client in shown]
+    spec = _partition_spec(shown, named, list(names.values()), images)
+    return Chart("partition", "Who holds what", note, rows, spec, wide=True)
 
 
 def participation_chart(material: Material) -> Chart:
@@ -86,9 +92,9 @@ def participation_chart(material: Material) -> Chart:
         rows.append(
             {
                 "from": start,
-                "to": stop,
+                "to": stop - 1,
                 "top": top,
-                "bottom": bottom,
+                "bottom": bottom - 1,
                 "clients": _write_range(top, bottom),
                 "rounds": _write_range(start, stop),
                 "status": max(set(counted), key=counted.count),
@@ -103,20 +109,21 @@ def participation_chart(material: Material) -> Chart:
     coarse = f" A cell stands for {tall} × {broad} (clients × rounds)." if tall * broad > 1 else ""
     note = (
         f"Clients (rows) by round. A client was asked {times.mean():.1f} times on average, {times.min()} times at "
-        f"least and {times.max()} times at most; {int((times == 0).sum()):,} clients were never asked.{coarse}"
+        f"least and {times.max()} times at most. Clients that were never asked: {int((times == 0).sum()):,}.{coarse}"
     )
-    spec = _participation_spec(opacity=tall * broad > 1)
+    spec = _participation_spec(clients, rounds, opacity=tall * broad > 1)
     return Chart("participation", "Who took part", note, rows, spec, wide=True)
 
 
 def _count_images(material: Material, clients: int, *, labeled: bool) -> Ints:
-    """Return how many images of known class each client holds, (K, C)."""
-    classes = len(material.class_names)
-    known = (material.owner >= 0) & (material.label >= 0)
+    """Return how many images of each class, and in a last column of unknown class, each client holds, (K, C + 1)."""
+    columns = len(material.class_names) + 1
+    held = material.owner >= 0
     if labeled:
-        known &= material.given >= 0
-    cells = material.owner[known] * classes + material.label[known]
-    return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
+        held &= material.given >= 0
+    column = np.where(material.label < 0, columns - 1, material.label)[held]
+    cells = material.owner[held] * columns + column
+    return np.bincount(cells, minlength=clients * columns).reshape(clients, columns)
 
 
 def _choose_clients(sizes: Ints) -> list[int]:
@@ -135,57 +142,55 @@ def _write_range(start: int, stop: int) -> str:
 def _partition_spec(
     shown: list[int], clients: Sequence[str], names: Sequence[str], images: Ints
 ) -> Spec:
-    largest = int(images[shown].max()) if shown else 1
     where: Spec = {
         "x": {
             "field": "client", "type": "ordinal", "sort": list(clients),
             "axis": {"labelAngle": 0, "labelOverlap": True, "grid": False},
         },
         "y": {
-            "field": "class", "type": "nominal", "sort": list(names[:MOST_CLASSES]),
+            "field": "class", "type": "nominal", "sort": list(names),
             "axis": {"labelOverlap": True, "grid": False, "labelLimit": 110},
         },
+        "tooltip": [{"field": name} for name in ("client", "class", "images", "labels")],
     }  # fmt: skip
-    size = {
-        "type": "quantitative",
-        "title": "images",
-        "scale": {"type": "linear", "domain": [0, largest], "range": [0, 700]},
-        "legend": {"orient": "top", "tickCount": 3},
-    }
-    tooltip = [{"field": name} for name in ("client", "class", "images", "labels")]
+
+    def circles(filter: str, field: str, largest: int, look: Spec, legend: Spec | None) -> Spec:
+        scale = {"type": "linear", "domain": [0, max(1, largest)], "range": [0, 700]}
+        size = {"field": field, "type": "quantitative", "title": "images", "scale": scale}
+        return {
+            "transform": [{"filter": filter}],
+            "mark": {"type": "circle", **look},
+            "encoding": where | {"size": {**size, "legend": legend}},
+        }
+
+    # The images of unknown class are many where labels are few: their row has a scale of its own.
+    known, unknown = images[shown, :-1].max(initial=0), images[shown, -1].max(initial=0)
+    is_unknown = f"datum.class === '{UNKNOWN_CLASS}'"
+    pale, full = ({"color": COLORS[0], "opacity": 0.45}, {"color": COLORS[1], "opacity": 1})
+    legend = {"orient": "top", "tickCount": 3}
+    row = circles(is_unknown, "images", int(unknown), {**pale, "color": "var(--muted)"}, None)
     return {
         "height": max(160, min(30 * len(names), 700)),
+        "resolve": {"scale": {"size": "independent"}},
         "layer": [
-            {
-                "mark": {"type": "circle", "color": COLORS[0], "opacity": 0.45},
-                "encoding": where
-                | {
-                    "size": {"field": "images", **size},
-                    "tooltip": tooltip,
-                },
-            },
-            {
-                "transform": [{"filter": "datum.labels > 0"}],
-                "mark": {"type": "circle", "color": COLORS[1], "opacity": 1},
-                "encoding": where
-                | {
-                    "size": {"field": "labels", **size},
-                    "tooltip": tooltip,
-                },
-            },
+            circles(f"!({is_unknown})", "images", int(known), pale, legend),
+            *([row] if unknown else []),
+            circles("datum.labels > 0", "labels", int(known), full, None),
         ],
-    }  # fmt: skip
+    }
 
 
-def _participation_spec(*, opacity: bool) -> Spec:
+def _participation_spec(clients: int, rounds: int, *, opacity: bool) -> Spec:
     order = ["trained", "failed", "lost", "inactive"]
+    # A cell reaches half a round and half a client to either side, so that numbers stand at the middle of cells.
+    along = quantity("left", "round", (0.5, rounds + 0.5), whole=True)
+    down = quantity("above", "client", (-0.5, clients - 0.5), whole=True)
+    down["scale"]["reverse"] = True
     encoding: Spec = {
-        "x": {"field": "from", "type": "quantitative", "title": "round", "axis": {"grid": False},
-              "scale": {"nice": False, "zero": False}},
-        "x2": {"field": "to"},
-        "y": {"field": "top", "type": "quantitative", "title": "client",
-              "scale": {"reverse": True, "nice": False}, "axis": {"grid": False}},
-        "y2": {"field": "bottom"},
+        "x": along,
+        "x2": {"field": "right"},
+        "y": down,
+        "y2": {"field": "below"},
         "color": {
             "field": "status", "type": "nominal",
             "scale": {"domain": order, "range": [COLORS[0], COLORS[1], COLORS[4], COLORS[3]]},
@@ -202,4 +207,12 @@ def _participation_spec(*, opacity: bool) -> Spec:
             "scale": {"range": [0.15, 1]},
             "legend": None,
         }
-    return {"height": 240, "mark": {"type": "rect", "stroke": "var(--paper)"}, "encoding": encoding}
+    edges = {
+        "left": "datum.from - 0.5", "right": "datum.to + 0.5", "above": "datum.top - 0.5", "below": "datum.bottom + 0.5",
+    }  # fmt: skip
+    return {
+        "height": 240,
+        "transform": [{"calculate": edge, "as": name} for name, edge in edges.items()],
+        "mark": {"type": "rect", "stroke": "var(--paper)"},
+        "encoding": encoding,
+    }

@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from fedssl.views.reports.charts import COLORS, Row, Spec, quantity, span
 
 
-def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: bool) -> Spec:
+def intervals(
+    rows: Sequence[Row],
+    seeds: Sequence[Row],
+    unit: str,
+    limits: tuple[float, float],
+    *,
+    zero: bool,
+) -> Spec:
     """Draw a mean with its interval for each line, and its seeds as ticks.
 
     Args:
         rows: Columns ``line``, ``mean``, ``low`` and ``high``; ``low`` and ``high`` are None if there is no interval.
         seeds: Columns ``line``, ``seed`` and ``value``.
         unit: Unit of the values.
+        limits: The least and the largest possible value: the interval of few seeds may be wider, and ends there.
         zero: Whether 0, which means no difference, is marked.
     """
     # Vertical axis: one entry for each line.
@@ -30,10 +38,11 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
             "labelExpr": "split(replace(datum.label, ' (', ', ('), ', ')",
         },
     }
-    # Horizontal axis: wide enough for all seeds and intervals, and for 0 if it is marked.
+    # Horizontal axis: wide enough for all seeds and intervals within the limits, and for 0 if it is marked.
     values = [{"v": row["value"]} for row in seeds]
     values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
-    domain = span(values + ([{"v": 0.0}] if zero else []), ["v"])
+    least, most = span(values + ([{"v": 0.0}] if zero else []), ["v"])
+    domain = max(least, limits[0]), min(most, limits[1])
 
     def x(field: str) -> Spec:
         return quantity(field, unit, domain, nice=True)
@@ -55,7 +64,7 @@ def intervals(rows: Sequence[Row], seeds: Sequence[Row], unit: str, *, zero: boo
                 },
             },
             {
-                "mark": {"type": "rule", "strokeWidth": 3},
+                "mark": {"type": "rule", "strokeWidth": 3, "clip": True},
                 "encoding": {"y": y, "x": x("low"), "x2": {"field": "high"}, "color": color},
             },
             {

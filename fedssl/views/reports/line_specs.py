@@ -8,6 +8,10 @@ FEW = 30
 """Lines with at most this many points have their points marked: a line of one point would be invisible."""
 
 
+ROUND = "round"
+"""The column of rounds, which are whole numbers."""
+
+
 def lines(
     rows: Sequence[Row],
     x: str,
@@ -31,7 +35,7 @@ def lines(
     """
     # Axes, wide enough for all values and for all bands: a number may have been recorded in one phase only.
     ends = [{x: end} for band in bands for end in (band.first, band.last)]
-    along = quantity(x, x, span([*rows, *ends], [x]))
+    along = quantity(x, x, span([*rows, *ends], [x]), whole=x == ROUND)
     up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
     if log:
         up["scale"] |= {"type": "log", "nice": False}
@@ -45,7 +49,7 @@ def lines(
     return {
         "height": HEIGHT,
         "layer": [
-            *_shaded(x, bands),
+            *_shaded(along, bands),
             {"transform": folded, "mark": line_mark(rows), "encoding": drawn},
             {
                 "params": [_pointed_at(x)],
@@ -87,7 +91,7 @@ def curves(
         bands: Whether bands are drawn.
     """
     # Axes, wide enough for the bands.
-    along = quantity(x, x, span(rows, [x]))
+    along = quantity(x, x, span(rows, [x]), whole=x == ROUND)
     up = quantity("mean", unit, span(rows, ["mean", "worst", "best"]), nice=True)
     looks = palette(names, dashed=False)
     # Layers. Unlike in `lines`, the tooltip is not that of the nearest point: there, Vega-Lite 6 drops texts.
@@ -140,18 +144,15 @@ def _pointed_at(x: str) -> Spec:
     }
 
 
-def _shaded(x: str, bands: Sequence[Band]) -> list[Spec]:
-    """Return the layers that shade every other band and write the name of each band at its top."""
+def _shaded(x: Spec, bands: Sequence[Band]) -> list[Spec]:
+    """Return the layers that shade every other band and write the name of each band at its top; `x` is the channel of the lines."""
     if len(bands) < 2:
         return []
     values = [
         {"from": band.first, "to": band.last, "phase": band.name, "shade": number % 2}
         for number, band in enumerate(bands)
     ]
-    along: Spec = {
-        "x": {"field": "from", "type": "quantitative", "title": x},
-        "x2": {"field": "to"},
-    }
+    along: Spec = {"x": {**x, "field": "from"}, "x2": {"field": "to"}}
     return [
         {
             "data": {"values": values},

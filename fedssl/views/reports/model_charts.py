@@ -206,8 +206,9 @@ def client_accuracy_chart(material: Material) -> Chart | None:
                 "mark": {"type": "bar", "color": COLORS[0], "tooltip": True},
                 "encoding": {
                     "x": {
-                        "field": "place", "type": "ordinal",
-                        "title": "clients, worst first", "axis": {"labels": False, "ticks": False},
+                        "field": "client", "type": "ordinal", "sort": [row["client"] for row in rows],
+                        "title": "client, worst first",
+                        "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False},
                     },
                     "y": {
                         "field": "accuracy, %", "type": "quantitative",

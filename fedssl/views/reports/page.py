@@ -51,6 +51,31 @@ class Page:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+def page_text(page: Page) -> str:
+    """Return the HTML of a page."""
+    charts = [
+        {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
+        for chart in page.charts
+    ]
+    columns = {
+        "many": balanced_columns(len(page.figures), 7),
+        "some": balanced_columns(len(page.figures), 4),
+    }
+    text: str = _template().render(page=page, data=_as_script(charts), vega=javascript(), **columns)
+    return text
+
+
+def balanced_columns(count: int, most: int) -> int:
+    """Return the number of columns, at most `most`, with which the fewest rows hold as many tiles each as they can.
+
+    Example:
+        >>> [balanced_columns(count, 7) for count in (1, 7, 8, 9)]
+        [1, 7, 4, 5]
+    """
+    rows = -(-count // most) or 1
+    return -(-count // rows) or 1
+
+
 def write_page(page: Page, path: Path) -> None:
     """Write a page as one HTML file.
 
@@ -58,13 +83,8 @@ def write_page(page: Page, path: Path) -> None:
         page: Content of the page.
         path: The HTML file to write.
     """
-    charts = [
-        {"name": chart.name, "rows": chart.rows, "spec": chart.spec | {"description": chart.note}}
-        for chart in page.charts
-    ]
-    text = _template().render(page=page, data=_as_script(charts), vega=javascript())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, page_text(page).encode())
 
 
 @functools.lru_cache(maxsize=1)

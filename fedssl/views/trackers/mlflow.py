@@ -10,8 +10,8 @@ import filelock
 from pydantic import Field
 
 from fedssl.core.extras import require
+from fedssl.core.toml import leaves
 from fedssl.data.cache import cache_folder, make_private_folder
-from fedssl.record.resume import leaves
 from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from fedssl.core.extras import require
-from fedssl.record.resume import leaves
+from fedssl.core.toml import leaves
 from fedssl.views.trackers.base import Facts, Status, TrackedRun, Tracker
 
 if TYPE_CHECKING:

@@ -21,6 +21,14 @@ MARKS = "g.role-mark:not(.mark-group) > :is(path, line, text):not([d=''])"
 @contextlib.contextmanager
 def opened(path: Path, settings: dict[str, Any]) -> Iterator[Any]:
     """Open a page and wait until its charts are drawn; whatever the console says or the page asks for is an error."""
+    with visited(path.absolute().as_uri(), settings) as (page, said):
+        yield page
+    assert said == [f"asked for {path.absolute().as_uri()}"]
+
+
+@contextlib.contextmanager
+def visited(url: str, settings: dict[str, Any]) -> Iterator[tuple[Any, list[str]]]:
+    """Visit an address; yield the page once it is drawn, and a list of what its console says and what it asks for."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip(f"no browser on this machine: one of {', '.join(BROWSERS)} is looked for")
@@ -29,15 +37,15 @@ def opened(path: Path, settings: dict[str, Any]) -> Iterator[Any]:
     said: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_context(**settings).new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda request: said.append(f"asked for {request.url[:200]}"))
-        page.goto(path.absolute().as_uri())
-        page.wait_for_function("document.body.dataset.drawn === 'true'", timeout=30_000)
-        yield page
+        context = browser.new_context(**settings)
+        context.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        context.on("weberror", lambda error: said.append(f"error: {error.error}"))
+        context.on("request", lambda request: said.append(f"asked for {request.url[:200]}"))
+        page = context.new_page()
+        page.goto(url)
+        page.locator("body[data-drawn=true]").wait_for(timeout=30_000)
+        yield page, said
         browser.close()
-    assert said == [f"asked for {path.absolute().as_uri()}"]
 
 
 def marks(page: Any) -> dict[str, int]:

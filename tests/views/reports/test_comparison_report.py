@@ -80,6 +80,20 @@ def test_a_browser_draws_it_and_asks_for_nothing(comparison, tmp_path):
         assert is_as_wide_as_the_screen(page)
 
 
+def test_the_interval_of_few_seeds_ends_where_accuracies_end(tmp_path):
+    """Two seeds that are far apart have an interval from below 0 to above 100 %."""
+    for name, accuracies in (("one", (0.2, 0.9)), ("two", (0.9, 0.1))):
+        for seed, accuracy in enumerate(accuracies):
+            record(tmp_path / name / str(seed), [accuracy], name=name, seed=seed)
+    page = comparison_page(Comparison.of_runs([tmp_path], force=False))
+    for name, limits in (("final", [0, 100]), ("gain", [-100, 100])):
+        chart = chart_of(page, name)
+        assert chart.rows[0]["low"] < limits[0]
+        assert chart.rows[0]["high"] > limits[1]
+        axes = [layer["encoding"]["x"] for layer in chart.spec["layer"] if "x" in layer["encoding"]]
+        assert [axis["scale"]["domain"] for axis in axes if "scale" in axis] == [limits] * 3
+
+
 def test_many_lines_stay_small(tmp_path):
     """Thirteen methods, three seeds, a thousand rounds."""
     comparison = Comparison.of_runs([write_runs(tmp_path / "runs", 13, rounds=1000)], force=False)

@@ -6,11 +6,13 @@ import json
 import logging
 import re
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 import vl_convert
+from PIL import Image, ImageColor
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from fedssl.app.simulation import Engine
@@ -18,9 +20,9 @@ from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.views.closer_look import look_closely, read_evaluation
 from fedssl.views.reports.charts import Band, thinned
-from fedssl.views.reports.line_specs import lines
+from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
-from fedssl.views.reports.page import Page, write_page
+from fedssl.views.reports.page import Page, balanced_columns, write_page
 from fedssl.views.reports.run_report import report_page, write_report
 from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.run import Run
@@ -75,6 +77,65 @@ def test_a_line_of_one_phase_has_the_axis_of_all_phases():
     spec = lines(rows, "round", ["probe"], "%", [Band(1, 2, "1: moco"), Band(3, 9, "2: distill")])
     axes = [layer["encoding"]["x"] for layer in spec["layer"] if "x" in layer["encoding"]]
     assert {tuple(x["scale"]["domain"]) for x in axes if "scale" in x} == {(1, 9)}
+
+
+def test_only_whole_rounds_stand_at_an_axis():
+    rows = [
+        {
+            "round": round,
+            "seconds": round / 2,
+            "v": 0.5,
+            "line": "v",
+            "mean": 1,
+            "worst": 1,
+            "best": 1,
+        }
+        for round in (1, 2)
+    ]
+    for x, least_step in (("round", 1), ("seconds", None)):
+        for spec in (lines(rows, x, ["v"], "%"), curves(rows, x, ["v"], "%", bands=True)):
+            axes = [layer["encoding"]["x"]["axis"] for layer in spec["layer"]]
+            assert {axis.get("tickMinStep") for axis in axes} == {least_step}
+
+
+def test_participation_ends_with_the_last_client_and_round(run, page):
+    chart = chart_of(page, "participation")
+    recorded = {
+        (int(row["client"]), int(row["round"]))
+        for row in csv.DictReader((run.path / "clients.csv").open())
+    }
+    assert {(row["top"], row["from"]) for row in chart.rows} == recorded
+    assert all((row["top"], row["from"]) == (row["bottom"], row["to"]) for row in chart.rows)
+    axes = chart.spec["encoding"]
+    assert axes["x"]["scale"]["domain"] == [0.5, 7.5]
+    assert axes["y"]["scale"]["domain"] == [-0.5, 5.5]
+
+
+def test_images_of_unknown_class_are_held_too(run, page):
+    material = read_material(run, None)
+    before = chart_of(page, "partition").rows
+    assert sum(row["images"] for row in before) == len(material.owner)
+    hidden = dataclasses.replace(material, label=np.where(material.label > 7, -1, material.label))
+    chart = chart_of(report_page(hidden), "partition")
+    assert sum(row["images"] for row in chart.rows) == len(material.owner)
+    unknown = [row for row in chart.rows if row["class"] == "(unknown)"]
+    counted = np.bincount(material.owner[material.label > 7], minlength=6)
+    assert {row["client"]: row["images"] for row in unknown} == {
+        c: n for c, n in enumerate(counted) if n
+    }
+    assert f"The class of {counted.sum():,} images is not known" in chart.note
+    nobody = dataclasses.replace(material, label=np.full_like(material.label, -1))
+    assert {row["class"] for row in chart_of(report_page(nobody), "partition").rows} == {
+        "(unknown)"
+    }
+
+
+@pytest.mark.parametrize("most", [4, 7])
+@pytest.mark.parametrize("count", range(2, 13))
+def test_no_tile_is_alone_in_a_row(count, most):
+    columns = balanced_columns(count, most)
+    assert columns <= most
+    assert count % columns != 1
 
 
 def test_tables_hold_what_was_recorded(run, page):
@@ -225,6 +286,41 @@ def test_a_browser_draws_it_and_asks_for_nothing(run, page):
     with opened(path, PHONE) as shown:
         assert marks(shown).keys() == CHARTS
         assert is_as_wide_as_the_screen(shown)
+
+
+def labels_of(shown, name, title):
+    """Return what stands at the axis with a title in a chart of an open page."""
+    axis = shown.locator(f"#{name} g.role-axis", has=shown.locator(f"text={title}")).last
+    return axis.locator(".role-axis-label text").all_text_contents()
+
+
+def test_axes_name_rounds_and_clients(run, page):
+    with opened(run.path / "report.html", LIGHT) as shown:
+        for name in ("accuracy", "loss", "drift", "participation", "bytes", "seconds"):
+            assert labels_of(shown, name, "round") == ["1", "2", "3", "4", "5", "6", "7"], name
+        assert labels_of(shown, "participation", "client") == ["0", "1", "2", "3", "4", "5"]
+        worst_first = [str(row["client"]) for row in chart_of(page, "clients").rows]
+        assert labels_of(shown, "clients", "client, worst first") == worst_first
+
+
+def test_a_chart_is_saved_as_it_is_seen(run, tmp_path):
+    """The file is whole by itself: it knows no colors of the page, so it must have their values."""
+    for settings, paper in ((LIGHT, "#ffffff"), (DARK, "#14171a")):
+        with opened(run.path / "report.html", settings) as shown:
+            for kind in ("svg", "png"):
+                with shown.expect_download() as saving:
+                    shown.locator("#accuracy .save").get_by_text(kind.upper()).click()
+                assert saving.value.suggested_filename == f"small-seed-0-accuracy.{kind}"
+                saving.value.save_as(tmp_path / f"saved.{kind}")
+        svg = (tmp_path / "saved.svg").read_text()
+        assert "var(" not in svg
+        assert f'fill="{paper}"' in svg
+        assert "moving average" in svg
+        ElementTree.fromstring(svg)
+        with Image.open(tmp_path / "saved.png") as image:
+            assert image.size[0] > 1000
+            assert image.convert("RGB").getpixel((0, 0)) == ImageColor.getrgb(paper)
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 EVIL = "</script><script>document.title = 'taken'</script><b>&\"'\\ a.b[c] {{x}}\u2028\u2029"

@@ -1,0 +1,1 @@
+"""The board: all runs of a folder on a page that this machine serves to itself."""

@@ -1,0 +1,120 @@
+"""The board's page in a browser: it shows runs as they are, asks this machine only, and takes no name for markup."""
+
+import json
+import shutil
+
+import filelock
+import pytest
+
+from tests.app.board.serving import served
+from tests.views.comparison.records import record
+from tests.views.reports.browser import DARK, LIGHT, PHONE, is_as_wide_as_the_screen, visited
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return a folder with a finished, a killed and a strange run."""
+    folder = tmp_path / "runs"
+    record(folder / "good", [0.5, 0.9], seed=1, ended="2026-01-03T00:00:00+00:00")
+    record(folder / "better", [0.5, 0.95], seed=1, method={"threshold": 0.9})
+    path = record(folder / EVIL, [0.3, 0.4], seed=2)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "name": EVIL, "remark": EVIL}))
+    (path / "tags.json").write_text(json.dumps([EVIL]))
+    path = record(folder / "dead", [0.2, 0.3, 0.4], finished=False)
+    (path / "events.jsonl").write_text('{"time": "2026-01-01T00:00:00+00:00", "event": "began"}\n')
+    return folder
+
+
+def check(said, board):
+    """Assert that the console said nothing and that only this machine was asked."""
+    own = f"asked for {board.url.removesuffix(board.key + '/')}"
+    assert [line for line in said if not line.startswith((own, "asked for data:,"))] == []
+
+
+def row(page, place):
+    return page.locator("#runs tbody tr", has=page.get_by_role("link", name=place, exact=True))
+
+
+def test_it_shows_runs_as_they_are(runs):
+    with served(runs) as board:
+        with visited(board.url, LIGHT) as (page, said):
+            assert page.locator("#runs tbody tr").count() == 4
+            assert page.locator("#count").inner_text() == "4 runs: 3 finished, 1 killed"
+            cells = [text.strip() for text in row(page, "dead").locator("td").all_inner_texts()]
+            assert cells[2:6] == ["killed", "3", "40.0", "3 s"]
+            assert "threshold=0.9" in row(page, "better").inner_text()
+            # A name is a text, wherever it stands.
+            assert row(page, EVIL).inner_text().count(EVIL) == 4  # place, name, remark and tag
+            assert page.locator("img").count() == 0
+            assert page.locator("#chart polyline").count() == 4
+            light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        check(said, board)
+        with visited(board.url, DARK) as (page, said):
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+        check(said, board)
+        with visited(board.url, PHONE) as (page, said):
+            assert is_as_wide_as_the_screen(page)
+        check(said, board)
+
+
+def test_it_follows_a_run_without_being_reloaded(runs):
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        with filelock.FileLock(runs / "dead" / ".lock"):
+            row(page, "dead").get_by_text("running").wait_for(timeout=20_000)
+        row(page, "dead").get_by_text("killed").wait_for(timeout=20_000)
+        shutil.rmtree(runs / "good")
+        row(page, "good").wait_for(state="detached", timeout=20_000)
+    check(said, board)
+
+
+def test_runs_are_found_ordered_tagged_and_deleted(runs):
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        shown = page.locator("#runs tbody tr a")
+        page.get_by_role("button", name="EMA %").click()
+        assert shown.all_inner_texts() == ["better", "good", EVIL, "dead"]
+        page.locator("#words").fill("threshold=0.9")
+        assert shown.all_inner_texts() == ["better"]
+        page.locator("#words").fill("")
+        page.locator("#state").select_option("killed")
+        assert shown.all_inner_texts() == ["dead"]
+        row(page, "dead").locator("input").check()
+        page.locator("#tag").fill("gone")
+        page.get_by_role("button", name="tag", exact=True).click()
+        row(page, "dead").get_by_text("gone").wait_for(timeout=20_000)
+        assert json.loads((runs / "dead" / "tags.json").read_text()) == ["gone"]
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.get_by_role("button", name="delete").click()
+        assert (runs / "dead").exists()
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="delete").click()
+        row(page, "dead").wait_for(state="detached", timeout=20_000)
+        assert not (runs / "dead").exists()
+    check(said, board)
+
+
+def test_reports_and_comparisons_open_in_a_sandbox(runs):
+    """A report of a stranger's run holds any script. It runs, but it can neither read the board nor change a run."""
+    script = """<body><script>
+        const said = [];
+        const places = ["runs", "remove"];
+        Promise.all(places.map(place => fetch(place, place === "remove" ? {method: "POST", body: "{}"} : {})
+            .then(() => said.push("read"), () => said.push("refused"))))
+            .then(() => { document.body.textContent = self.origin + " " + said.join(" "); });
+    </script>"""
+    (runs / "good" / "report.html").write_text(script)
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        with page.context.expect_page() as opening:
+            row(page, "good").get_by_role("link").click()
+        opening.value.get_by_text("null refused refused").wait_for(timeout=20_000)
+        mine = len(said)
+        for place in ("good", "better"):
+            row(page, place).locator("input").check()
+        with page.context.expect_page() as opening:
+            page.get_by_role("link", name="compare").click()
+        drawn = opening.value
+        drawn.locator("body[data-drawn=true]").wait_for(timeout=60_000)
+        assert "compared with small (method.threshold=0.3)" in drawn.locator("header").inner_text()
+    check(said[mine:], board)

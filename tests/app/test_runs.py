@@ -1,0 +1,162 @@
+"""`fedssl runs`: lists, removes and tags runs, and touches nothing else."""
+
+import json
+import shutil
+import time
+
+import filelock
+import pytest
+
+from fedssl.record.run_path import TAGS
+from tests.helpers import fedssl, finished, in_a_process, refused
+from tests.test_imports import modules_after
+from tests.views.comparison.records import Spent, record
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return a folder with a finished run of each of two methods, and two runs that are not finished."""
+    record(tmp_path / "a", [0.5, 0.9], name="a", seed=1, ended="2026-01-03T00:00:00+00:00")
+    early, long = "2026-01-01T00:00:00+00:00", Spent(seconds=500.0)
+    other = record(tmp_path / "b", [0.7], name="b", spent=long, ended=early)
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps({**summary, "method": "supervised"}))
+    record(tmp_path / "c" / "1", [0.8], name="c", finished=False, ended="2026-01-02T00:00:00+00:00")
+    events = [{"event": "failed", "reason": "KeyboardInterrupt: "}]
+    record(tmp_path / "c" / "2", [0.1], name="c", finished=False)
+    (tmp_path / "c" / "2" / "events.jsonl").write_text(json.dumps(events[0]) + "\n")
+    return tmp_path
+
+
+def listed(runs, *options):
+    result = fedssl("runs", "list", runs, "--json", *options)
+    finished(result)
+    return [run["path"].removeprefix(f"{runs}/") for run in json.loads(result.output)]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], ["a", "c/1", "b", "c/2"]),
+        (["--reverse"], ["c/2", "b", "c/1", "a"]),
+        (["--sort", "name"], ["a", "b", "c/1", "c/2"]),
+        (["--sort", "accuracy"], ["a", "c/1", "b", "c/2"]),
+        (["--sort", "seconds", "-n", "2"], ["b", "a"]),
+        (["--sort", "rounds", "-n", "1"], ["a"]),
+        (["--sort", "state"], ["a", "b", "c/2", "c/1"]),
+        (["--state", "finished"], ["a", "b"]),
+        (["--state", "killed", "--state", "interrupted"], ["c/1", "c/2"]),
+        (["--name", "[ac]"], ["a", "c/1", "c/2"]),
+        (["--method", "supervised"], ["b"]),
+        (["--tag", "none"], []),
+    ],
+)
+def test_runs_are_chosen_and_ordered(runs, options, wanted):
+    assert listed(runs, *options) == wanted
+
+
+def test_a_table_says_what_a_run_came_to(runs):
+    result = fedssl("runs", runs)
+    finished(result)
+    lines = result.output.splitlines()
+    assert lines[0].split() == ["run", "state", "rounds", "EMA", "%", "time", "age"]
+    first = lines[2].split()
+    assert first[:6] == [str(runs / "a"), "finished", "2", "90.0", "2", "s"]
+    assert lines[4].split()[:6] == [str(runs / "b"), "finished", "1", "70.0", "8", "min"]
+    assert lines[5].split()[1:] == ["interrupted", "1", "10.0", "1.0", "s", "-"]
+
+
+def test_without_a_word_the_runs_of_this_folder_are_listed(runs, monkeypatch):
+    (runs / "runs").mkdir()
+    shutil.move(runs / "a", runs / "runs" / "a")
+    monkeypatch.chdir(runs)
+    for arguments in (["runs"], ["runs", "list"], ["runs", "--sort", "name"], ["runs", "runs"]):
+        result = fedssl(*arguments)
+        finished(result)
+        assert [line.split()[0] for line in result.output.splitlines()[2:]] == ["runs/a"]
+    finished(fedssl("runs", "--help"))
+
+
+def test_mistakes_are_told(runs):
+    refused(fedssl("runs", runs / "nowhere"), "no such folder")
+    refused(fedssl("runs", runs / "a" / "rounds.csv"), "is not a folder")
+    empty = runs / "empty"
+    empty.mkdir()
+    assert fedssl("runs", empty).output == "no runs\n"
+
+
+def test_tags_come_and_go(runs):
+    finished(fedssl("runs", "tag", runs / "a", "paper", "[red]best"))
+    finished(fedssl("runs", "tag", runs / "b", "paper"))
+    assert listed(runs, "--tag", "paper") == ["a", "b"]
+    assert listed(runs, "--tag", "paper", "--tag", "[red]best") == ["a"]
+    assert "[red]best, paper" in fedssl("runs", runs).output
+    finished(fedssl("runs", "untag", runs / "b", "paper"))
+    assert listed(runs, "--tag", "paper") == ["a"]
+    assert not (runs / "b" / TAGS).exists()
+    refused(fedssl("runs", "untag", runs / "b", "paper"), "has no tag 'paper'")
+    refused(fedssl("runs", "tag", runs, "paper"), "holds no run", f"such as {runs / 'c' / '2'}")
+
+
+@pytest.mark.parametrize("tag", ["", " ", "a\nb", "\x1b[31m", "x" * 41])
+def test_a_tag_is_a_word(runs, tag):
+    refused(fedssl("runs", "tag", runs / "a", tag), "use 1 to 40 printable characters")
+
+
+def test_a_run_is_removed_after_a_question(runs):
+    result = fedssl("runs", "rm", runs / "a", runs / "b")  # no answer comes
+    assert result.exit_code == 1
+    assert "Remove 2 runs" in result.output
+    assert {path.name for path in runs.iterdir()} == {"a", "b", "c"}
+    assert not (runs / "a" / ".lock").exists()
+    finished(fedssl("runs", "rm", runs / "a", runs / "b", "--yes"))
+    assert {path.name for path in runs.iterdir()} == {"c"}
+
+
+def test_nothing_but_runs_is_removed(runs):
+    own = runs / "own"
+    own.mkdir()
+    shutil.copy(runs / "a" / "experiment.toml", own)
+    (runs / "link").symlink_to(runs / "a")
+    outer = runs / "outer"
+    shutil.copytree(runs / "a", outer)
+    shutil.copytree(runs / "a", outer / "deep" / "er")
+    before = sorted(runs.rglob("*"))
+    for path, words in {
+        runs: "holds no run",
+        runs / "nowhere": "holds no run",
+        own: "has no data.json",
+        runs / "link": "is a link",
+        outer: f"holds another run, {outer / 'deep' / 'er'}",
+    }.items():
+        refused(fedssl("runs", "rm", "--yes", runs / "a", path), words)
+    with filelock.FileLock(runs / "c" / "1" / ".lock"):
+        refused(
+            fedssl("runs", "rm", "--yes", runs / "a", runs / "c" / "1"), "goes on at this moment"
+        )
+    (runs / "c" / "1" / ".lock").unlink()
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_the_question_waits_for_a_yes(runs, monkeypatch):
+    monkeypatch.setattr("typer.confirm", lambda text: False)
+    finished(fedssl("runs", "rm", runs / "a"))
+    assert (runs / "a").exists()
+    monkeypatch.setattr("typer.confirm", lambda text: True)
+    finished(fedssl("runs", "rm", runs / "a"))
+    assert not (runs / "a").exists()
+
+
+def test_it_waits_for_nobody(runs):
+    found = modules_after(f"from fedssl.cli import app; app(['runs', {str(runs)!r}])")
+    assert found & {"torch", "numpy", "pydantic", "flwr", "pandas", "ray"} == set()
+
+
+def test_many_runs_are_listed_at_once(runs):
+    """Half a thousand runs take about .2 s beside the start of Python; the limit is for a busy machine."""
+    for number in range(500):
+        shutil.copytree(runs / "a", runs / "many" / str(number))
+    began = time.perf_counter()
+    done = in_a_process("runs", runs / "many")
+    assert time.perf_counter() - began < 3
+    assert len(done.stdout.splitlines()) == 502
