@@ -121,7 +121,7 @@ def test_images_of_unknown_class_are_held_too(run, page):
     unknown = [row for row in chart.rows if row["class"] == "(unknown)"]
     counted = np.bincount(material.owner[material.label > 7], minlength=6)
     assert {row["client"]: row["images"] for row in unknown} == {
-        c: n for c, n in enumerate(counted) if n
+        str(c): n for c, n in enumerate(counted) if n
     }
     assert f"The class of {counted.sum():,} images is not known" in chart.note
     nobody = dataclasses.replace(material, label=np.full_like(material.label, -1))
