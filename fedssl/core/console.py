@@ -1,16 +1,20 @@
 """The terminal to which every command and display writes.
 
-A user's text is shown as plain text, never as markup, an emoji or a control sequence.
+A user's text is shown as plain text, never as markup, an emoji or a control sequence. A sign that the terminal's encoding
+lacks has its ASCII form.
 """
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from fedssl.core.text import printable
+from fedssl.core.text import encodable, printable
 
 USUAL_WIDTH = 80
 """A terminal that claims a width of zero gets lines of this many characters."""
@@ -54,5 +58,12 @@ class Console(RichConsole):
         self.print(text, style="dim", soft_wrap=True)
 
     def render_str(self, text: str, **others: Any) -> Text:
-        """Return a text whose control characters are written out, ready to be shown."""
-        return super().render_str(printable(text), **others)
+        """Return a text, ready to be shown: its control characters are written out, and the terminal has all its signs."""
+        return super().render_str(encodable(printable(text), self.encoding), **others)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield the pieces of anything that can be shown; signs of rich's own, such as …, have their ASCII forms too."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(encodable(text, self.encoding), style, control)
