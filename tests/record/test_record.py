@@ -43,12 +43,12 @@ from fedssl.views.federation_table import (
 from fedssl.views.pictures.federation_plot import plot_federation
 from fedssl.views.run import Run
 from fedssl.views.screen.display import (
-    LiveDisplay,
     PlainDisplay,
     make_display,
     percent,
     sparkline,
 )
+from fedssl.views.screen.live_display import LiveDisplay
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")

@@ -104,18 +104,18 @@ def compare_runs(
         InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
     """
     from fedssl.views.comparison.comparison import Comparison
-    from fedssl.views.comparison.table import as_rich, tables_of
+    from fedssl.views.comparison.table import OnScreen, tables_of
 
     comparison = Comparison.of_runs(paths, force=force, yardsticks=yardsticks, bound=bound)
     for table in tables_of(comparison, brief=brief):
-        console.print(as_rich(table))
+        console.print(OnScreen(table))
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
     said += _write_files(
         comparison, out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S"), latex=latex
     )
     for line in said:
-        console.print(line, style="dim", soft_wrap=True)
+        console.say(line)
     return comparison
 
 

@@ -58,4 +58,4 @@ def export(
     except OSError as error:
         raise unwritable_error(path, str(error.strerror)) from None
     said = f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model"
-    Console().print(said, soft_wrap=True)
+    Console().tell(said)

@@ -140,17 +140,16 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str], jud
     more = predictions.count - len(predictions.first)
     if more:
         where = f"in {out}" if out else "--out FILE writes them all"
-        console.print(f"and {more:,} more: {where}", soft_wrap=True)
+        console.tell(f"and {more:,} more: {where}")
     elif out:
-        console.print(f"written to {out}", soft_wrap=True)
+        console.tell(f"written to {out}")
     for line in said:
-        console.print(line, soft_wrap=True)
+        console.tell(line)
     unknown = predictions.count - predictions.num_labeled
     if predictions.num_labeled:
         share = predictions.num_right / predictions.num_labeled
-        console.print(
+        console.tell(
             f"accuracy{judge} {share * 100:.1f} %: {predictions.num_right:,} of "
             f"{predictions.num_labeled:,} images whose class is known"
-            + (f"; images of no class of the run: {unknown:,}" if unknown else ""),
-            soft_wrap=True,
+            + (f"; images of no class of the run: {unknown:,}" if unknown else "")
         )

@@ -42,7 +42,7 @@ def report(
             raise InputError(
                 str(run.path), problem, "copy the run to a folder that you can write to"
             ) from None
-        console.print(f"report: {path}", soft_wrap=True)
+        console.tell(f"report: {path}")
 
 
 def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
@@ -55,5 +55,5 @@ def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None
     try:
         return recorded_look(run) or closer_look(run)
     except InputError as error:  # the page can show the rest
-        console.print(f"no closer look at the models: {error}", soft_wrap=True)
+        console.tell(f"no closer look at the models: {error}")
         return read_evaluation(run.path)

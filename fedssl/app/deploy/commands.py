@@ -42,7 +42,7 @@ DAYS_OF_WARNING = 30
 
 def say(line: str) -> None:
     """Print a line of plain text."""
-    Console().print(line, soft_wrap=True)
+    Console().tell(line)
 
 
 @app.command()

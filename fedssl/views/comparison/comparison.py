@@ -1,20 +1,23 @@
 """The comparison of recorded runs, from which terminal tables, the comparison page and the end of a sweep are made."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fedssl.core.errors import InputError
 from fedssl.core.rng import SERVER
+from fedssl.core.text import as_cell
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
-from fedssl.views.comparison.labels import differences
+from fedssl.views.comparison.labels import differences, factors
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
     curves_of,
@@ -46,8 +49,9 @@ class Comparison:
     """Recorded runs, aggregated over their seeds; accuracies are shares in [0, 1].
 
     Args:
-        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`, and
-            ``judged_by``: how the models of the line were judged at the end.
+        lines: One row per line, the baseline first; columns as in `fedssl.views.comparison.statistics.lines_of`; a column
+            for each setting that differs between lines, by its dotted name; and ``judged_by``: how the models of the line
+            were judged at the end.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
             rounds.
@@ -144,7 +148,7 @@ class Comparison:
             if summed["gap_closed"].isna().all():
                 too_low = [f"no share of a gap: {bound} is not above {lines[0].label}"]
         return cls(
-            lines=_with_judges(summed, lines),
+            lines=_with_factors(_with_judges(summed, lines), lines),
             runs=runs,
             curves=curves_of(rounds),
             numbers=numbers_of(recorded),
@@ -180,7 +184,7 @@ def _yardsticks(line: Line) -> tuple[pd.DataFrame, list[str]]:
 def _checked_bound(bound: str, lines: Sequence[Line]) -> str:
     labels = [line.label for line in lines]
     if bound not in labels:
-        raise InputError("--bound", f"no line is called {bound!r}", f"one of: {', '.join(labels)}")
+        raise InputError("--bound", f"no line is called {bound!r}", f"one of: {'; '.join(labels)}")
     return bound
 
 
@@ -222,6 +226,27 @@ def _with_judges(table: pd.DataFrame, lines: Sequence[Line]) -> pd.DataFrame:
     """Return one row per line with its judge in the column ``judged_by``."""
     by_label = {line.label: _judges_of(line) for line in lines}
     return table.assign(judged_by=table["label"].map(by_label))
+
+
+def _with_factors(table: pd.DataFrame, lines: Sequence[Line]) -> pd.DataFrame:
+    """Return one row per line with the settings that differ, each in a column behind the label; NaN if a line lacks one."""
+    found = factors({line.label: line.settings for line in lines})
+    columns = {key: table["label"].map(_as_cells(by_line)) for key, by_line in found.items()}
+    place = list(table.columns).index("label") + 1
+    return pd.concat([table.iloc[:, :place], pd.DataFrame(columns), table.iloc[:, place:]], axis=1)
+
+
+def _as_cells(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return JSON texts as cells of a table: text and numbers as they are, lists and tables as JSON."""
+    values = {label: (text, json.loads(text)) for label, text in texts.items()}
+    return {
+        label: as_cell(value)
+        if isinstance(value, str)
+        else text
+        if isinstance(value, list | dict)
+        else value
+        for label, (text, value) in values.items()
+    }
 
 
 def _judges(lines: Sequence[Line]) -> list[str]:
