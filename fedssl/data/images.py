@@ -1,6 +1,6 @@
 """Images as they lie on disk, and subsets of them: rows of a shared pool that is not copied."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -15,6 +15,11 @@ Mask = npt.NDArray[np.bool_]
 
 UNKNOWN = -1
 """Label of an image whose class nobody knows."""
+
+
+def name_of_class(cls: int, names: Sequence[str]) -> str:
+    """Return the name of a class for messages: its number if there are no names."""
+    return names[cls] if names else str(cls)
 
 
 @dataclass(frozen=True)

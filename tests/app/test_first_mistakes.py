@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.helpers import fedssl, refused, small_toml
+from tests.helpers import fedssl, finished, refused, small_toml
 
 
 @pytest.mark.parametrize("command", ["run", "sweep", "validate", "show", "baseline"])
@@ -29,7 +29,9 @@ except SystemExit as error:
     ("setting", "words"),
     [
         ("data.source=cells", ("no data source 'cells'", "or folder:NAME")),
-        ("model.kind=resnet50", ("did you mean 'resnet9'?", "or torchvision:NAME")),
+        ("model.kind=resnet5", ("did you mean 'resnet9'?", "or torchvision:NAME")),
+        ("model.kind=resnet50", ("did you mean 'torchvision:resnet50'?",)),
+        ("strategy=FedMedian", ("did you mean 'flwr:FedMedian'?",)),
         (
             "federation.partition=dirichlet:0.3",
             ("'dirichlet' has no ':NAME'", "a table with its settings: min_size, alpha"),
@@ -38,6 +40,22 @@ except SystemExit as error:
 )
 def test_a_wrong_kind_names_the_way_on(tmp_path, setting, words):
     refused(fedssl("validate", small_toml(tmp_path / "e.toml"), "--set", setting), *words)
+
+
+def test_data_that_are_there_are_suggested_with_their_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_toml(tmp_path / "e.toml")
+    (tmp_path / "cells" / "ring").mkdir(parents=True)
+    (tmp_path / "cells.npz").touch()
+    for name, kind in (("cells", "folder"), ("cells/ring", "folder"), ("cells.npz", "npz")):
+        found = fedssl("validate", "e.toml", "--set", f"data.source={name}")
+        refused(found, f"no data source '{name}'; did you mean '{kind}:{name}'?")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    finished(fedssl("validate", file))
 
 
 def test_a_kind_by_its_name_alone_may_have_settings_beside_it(tmp_path):
