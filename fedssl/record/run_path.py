@@ -3,12 +3,15 @@
 import itertools
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
 from fedssl.core.errors import InputError
 from fedssl.core.files import PARTIAL
-from fedssl.experiment.experiment import Experiment
+
+if TYPE_CHECKING:  # a mistyped folder must not wait for torch
+    from fedssl.experiment.experiment import Experiment
 
 EXPERIMENT = "experiment.toml"
 PARTITION = "partition.csv"
@@ -48,7 +51,7 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError("--out", f"{path} is there already", f"name another file, NAME{suffix}")
 
 
-def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
+def new_run_path(experiment: "Experiment", root: Path = Path("runs")) -> Path:
     """Create and return a new folder ``runs/NAME/ID``. The ID has the time and the seed; no two processes get the same.
 
     Raises:
@@ -72,6 +75,22 @@ def new_run_path(experiment: Experiment, root: Path = Path("runs")) -> Path:
 def has_begun(path: Path) -> bool:
     """Return whether a folder holds a run. Its experiment file is the last file that is written before round 1."""
     return (path / EXPERIMENT).exists()
+
+
+def check_run(path: Path) -> None:
+    """Raise `InputError` if a folder holds no run; the error names a run below the folder, if there is one."""
+    if not has_begun(path):
+        below = run_below(path)
+        remedy = f"name one of its runs, such as {below}" if below else ""
+        raise InputError(str(path), "holds no run", remedy)
+
+
+def check_folder_of_runs(path: Path) -> None:
+    """Raise `InputError` if a path is not a folder, in which runs could be."""
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "no such folder"
+        remedy = "name run directories, or folders that hold run directories"
+        raise InputError(str(path), problem, remedy)
 
 
 def run_below(path: Path) -> Path | None:

@@ -40,8 +40,7 @@ from fedssl.record.run_path import (
     PARTITION,
     ROUNDS,
     SUMMARY,
-    has_begun,
-    run_below,
+    check_run,
 )
 from fedssl.training.judging import Judge, learn_judge
 
@@ -67,10 +66,7 @@ class Run:
     def __init__(self, path: Path | str, *, plugins: bool = False) -> None:
         self.path = Path(path)
         self._trust = ALL if plugins else NOBODY
-        if not has_begun(self.path):
-            below = run_below(self.path)
-            remedy = f"name one of its runs, such as {below}" if below else ""
-            raise InputError(str(path), "holds no run", remedy)
+        check_run(self.path)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
                 # Opening a pipe would block for ever.

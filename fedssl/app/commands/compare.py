@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedssl.app.commands.arguments import check_folders_of_runs
 from fedssl.app.guard import guarded_reader
 from fedssl.core.console import Console
 from fedssl.core.extras import install_command, is_installed, require
@@ -67,6 +68,7 @@ def compare(
 
       fedssl compare runs/few-labels runs --bound all-labels
     """
+    check_folders_of_runs(runs)
     require("pandas", "compare", "the table")
     if yardsticks:
         require("sklearn", "--yardsticks", "the classifiers")

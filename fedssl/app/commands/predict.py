@@ -14,6 +14,7 @@ from fedssl.app.commands.arguments import (
     RunFolder,
     Weights,
     WeightsOption,
+    check_runs,
     load_run_with_model,
 )
 from fedssl.app.guard import guarded_reader
@@ -54,6 +55,7 @@ def predict(
 
       fedssl predict runs/mine/20260101-120000-seed0 one.jpg two.png --resize
     """
+    check_runs([run])
     with quick_imports():
         from fedssl.data.flaws import Flaws
         from fedssl.data.unseen import FIELD, read_blocks

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedssl.app.commands.arguments import PluginsOption, load_run
+from fedssl.app.commands.arguments import PluginsOption, check_runs, load_run
 from fedssl.app.guard import guarded_reader
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -29,6 +29,7 @@ def report(
 
       fedssl report runs/digits-fixmatch/*
     """
+    check_runs(runs)
     require("vl_convert", "report", "the report")
     with quick_imports():
         from fedssl.views.reports.run_report import write_report

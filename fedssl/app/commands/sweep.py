@@ -10,6 +10,7 @@ import typer
 
 from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_changed_kinds
 from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.completion import complete_setting
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
@@ -26,6 +27,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        autocompletion=complete_setting,
         help="A setting and its values, e.g. --set method.threshold=0.9,0.95; all combinations of several --set run.",
     ),
 ]
