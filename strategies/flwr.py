@@ -56,6 +56,11 @@ class Flwr(Strategy):
         """Hash the name alone: options are a dict, which has no hash."""
         return hash(self.name)
 
+    @classmethod
+    def knows_name(cls, name: str) -> bool:
+        """Return whether Flower has a strategy of this name that can be used here."""
+        return name in flower_strategies.__all__ and name not in (*NOT_OURS, "Result", "Strategy")
+
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
         """Return the named strategy, which sees the cohorts that we sample and no other client.
 

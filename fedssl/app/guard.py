@@ -79,4 +79,4 @@ def complain(error: BaseException | str, where: str = "") -> None:
     lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
     said = printable(where + "\n".join(lines))
     text = Text.assemble(("error:", "bold red"), " ", said)
-    Console(stderr=True).print(text, soft_wrap=True)
+    Console(stderr=True).tell(text)

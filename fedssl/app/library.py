@@ -182,7 +182,10 @@ def _run(
     """Run one experiment, and return its record."""
     check_engine(chosen)
     check_experiment(chosen)
-    with contextlib.closing(open_directory(chosen, folder, resume=resume)) as directory:
+    with (
+        _names_of_python(),
+        contextlib.closing(open_directory(chosen, folder, resume=resume)) as directory,
+    ):
         if not directory.is_finished:
             display = [GuardedDisplay(make_display(Console()), log.warning)] if progress else []
             _run_in(directory, chosen, engine, display)
@@ -203,6 +206,19 @@ def _refuse_others(name: str, value: object, wanted: Any, remedy: str) -> None:
     """Raise `InputError` for an argument of another type; a notebook does not check types."""
     if not isinstance(value, wanted):
         raise InputError(name, f"is {value!r}", remedy)
+
+
+@contextlib.contextmanager
+def _names_of_python() -> Iterator[None]:
+    """Let an `InputError` of the block name arguments of `run` in place of options of the command line."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*map(_as_argument, (error.field, error.problem, error.remedy))) from None
+
+
+def _as_argument(text: str) -> str:
+    return text.replace("--resume", "resume=True").replace("--out", "out")
 
 
 def _run_in(

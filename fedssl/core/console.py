@@ -1,19 +1,28 @@
 """The terminal to which every command and display writes.
 
-A user's text is shown as plain text, never as markup, an emoji or a control sequence.
+A user's text is shown as plain text, never as markup, an emoji or a control sequence. A sign that the terminal's encoding
+lacks has its ASCII form.
 """
 
 import logging
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from fedssl.core.text import printable
+from fedssl.core.text import encodable, printable
 
 USUAL_WIDTH = 80
 """A terminal that claims a width of zero gets lines of this many characters."""
+
+WORD = re.compile(r"\s*(\S+)")
+"""A word of a line, with the spaces before it."""
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +58,44 @@ class Console(RichConsole):
         os.dup2(nowhere, self.file.fileno())
         os.close(nowhere)
 
+    def tell(self, text: str | Text, style: str = "") -> None:
+        """Print a line: on a terminal it is broken between words only, in a file or a pipe not at all."""
+        shown = self.render_str(text) if isinstance(text, str) else text
+        if self.is_terminal:
+            shown = _broken_between_words(shown, self.width)
+        self.print(shown, style=style, soft_wrap=True)
+
     def say(self, text: str) -> None:
-        """Print a line beside the main output, dimmed and unbroken."""
-        self.print(text, style="dim", soft_wrap=True)
+        """Print a line beside the main output, dimmed."""
+        self.tell(text, style="dim")
 
     def render_str(self, text: str, **others: Any) -> Text:
-        """Return a text whose control characters are written out, ready to be shown."""
-        return super().render_str(printable(text), **others)
+        """Return a text, ready to be shown: its control characters are written out, and the terminal has all its signs."""
+        return super().render_str(encodable(printable(text), self.encoding), **others)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield the pieces of anything that can be shown; signs of rich's own, such as …, have their ASCII forms too."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(encodable(text, self.encoding), style, control)
+
+
+def _broken_between_words(text: Text, width: int) -> Text:
+    """Return a text with line feeds in place of spaces, so that no word crosses the edge of a terminal.
+
+    A word that is longer than a line, such as a path, stays whole, so that it can be copied.
+    """
+    lines: list[Text] = []
+    for line in text.split("\n"):
+        breaks, taken = [], 0
+        for word in WORD.finditer(line.plain):
+            if taken and taken + cell_len(word[0]) > width:
+                breaks.append(word.start(1))
+                taken = cell_len(word[1])
+            else:
+                taken += cell_len(word[0])
+        lines += line.divide(breaks)
+    for line in lines:
+        line.rstrip()
+    return Text("\n").join(lines)

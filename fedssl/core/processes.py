@@ -1,5 +1,6 @@
 """Make a process ready: its environment variables, quick imports, and work in the background."""
 
+import codecs
 import ctypes
 import gc
 import io
@@ -11,6 +12,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from fedssl.core.text import encodable
 
 Made = TypeVar("Made")
 
@@ -33,6 +36,9 @@ LARGEST_KEPT = 32 * 2**20
 
 MOST_KEPT = 2**30
 """glibc keeps this many bytes of freed memory at the end of its heap."""
+
+ENCODABLE = "fedssl.encodable"
+"""Name under which output streams find `_replace_unencodable`."""
 
 PR_SET_PDEATHSIG = 1
 """The number of the option PR_SET_PDEATHSIG of Linux's prctl(2)."""
@@ -63,14 +69,22 @@ def signal_when_parent_ends(number: int) -> None:
 def prepare_process() -> None:
     """Make a process that runs only fedssl ready: its environment variables and its output streams.
 
-    A character that a terminal cannot show is written as ``?`` and raises no error.
+    A character that a terminal cannot show is written as `fedssl.core.text.encodable` says, and raises no error.
     """
     prepare_surroundings()
     # fedssl draws figures into files only, whatever backend a notebook or a shell has chosen.
     os.environ["MPLBACKEND"] = "agg"
+    codecs.register_error(ENCODABLE, _replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=ENCODABLE)
+
+
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for the characters that a stream cannot write, and where it goes on (see `codecs.register_error`)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return encodable(error.object[error.start : error.end], error.encoding), error.end
 
 
 def prepare_surroundings() -> None:

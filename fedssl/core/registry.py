@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.errors import InputError, suggest_nearest
+from fedssl.core.findings import input_error
 from fedssl.core.plugin_modules import (
     FILE,
     IN_ITS_OWN_MODULE,
@@ -117,8 +118,8 @@ class Plugin(Section):
                 is_hook = inspect.isroutine(hook) or isinstance(hook, property)
                 if name.startswith("_") or not is_hook:
                     continue
-                own = vars(cls).get(name)
-                constant = name in vars(cls) and inspect.isroutine(hook) and not callable(own)
+                own = name in vars(cls) and not callable(getattr(cls, name))
+                constant = own and inspect.isroutine(hook)
                 if name in settings or constant:
                     raise TypeError(
                         f"{name!r} of {cls.__name__} has the name of a hook of {base.__name__}; rename it"
@@ -131,6 +132,11 @@ class Plugin(Section):
         stem = kind_of_class(type(self)) if is_own(module) else module.rsplit(".", 1)[-1]
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
+
+    @classmethod
+    def knows_name(cls, name: str) -> bool:
+        """Return whether ``KIND:NAME`` is there for a name; a message asks about a name that stands without the kind."""
+        return False
 
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
         """Return the section as a table of the experiment file; the kind comes first."""
@@ -291,9 +297,12 @@ class Family:
 
     def _error_about(self, stem: str, error: NoPlugin) -> InputError:
         shown = repr(stem if len(stem) <= LONGEST_NAME else stem[:LONGEST_NAME] + "...")
+        problem, where = f"there is no {self.noun} {shown}", f"{self.section}.{self.key}"
+        for kind in self._named_kinds():
+            if self.get(kind).knows_name(stem):
+                return InputError(where, problem, f"did you mean '{kind}:{stem}'?")
         because = f": {error.problem}" if error.problem else ""
-        where = f"{self.section}.{self.key}"
-        return InputError(where, f"there is no {self.noun} {shown}{because}", error.remedy)
+        return InputError(where, problem + because, error.remedy)
 
     def _load_built_in(self, stem: str) -> type[Plugin]:
         module = f"{self.package}.{stem}"
@@ -302,14 +311,15 @@ class Family:
                 return find_plugin(import_module(module), module, self.base, self.noun)
         file = find_file_meant(stem)
         if file is None:
-            known = suggest_nearest(stem, self.names()) + self._named_kinds()
+            named = ", ".join(f"{kind}:NAME" for kind in self._named_kinds())
+            near = suggest_nearest(stem, self.names())
+            known = f"{near}; or {named}" if named else near
             raise NoPlugin("", f"{known}; your own are named 'mine.py' or 'mylab.mine'")
         raise NoPlugin("a kind without a dot is built in", f"write '{stem}{FILE}' to name {file}")
 
-    def _named_kinds(self) -> str:
-        """Return how kinds with a name after a colon are written, as the end of a remedy; empty if the family has none."""
-        named = [stem for stem in self.names() if "name" in self.get(stem).model_fields]
-        return f"; or {', '.join(f'{stem}:NAME' for stem in named)}" if named else ""
+    def _named_kinds(self) -> list[str]:
+        """Return the kinds that are followed by a colon and a name."""
+        return [stem for stem in self.names() if "name" in self.get(stem).model_fields]
 
     def _load_own(self, stem: str, rest: str) -> tuple[type[Plugin], str]:
         module = module_of(stem)
@@ -477,38 +487,3 @@ class Family:
             )
         name_alone = {"type": "string", "description": f"the kind of the {self.noun}"}
         return {"anyOf": [*alternatives, name_alone]}
-
-
-def input_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:
-    """Return pydantic's first finding as one message, with the dotted field and the nearest known key."""
-    first, *rest = error.errors()
-    location = [str(part) for part in first["loc"]]
-    field = ".".join(([prefix] if prefix else []) + location) or model.__name__
-    more = f" (and {len(rest)} more)" if rest else ""
-    if first["type"] == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        known = list(owner.model_fields) if owner else []
-        return InputError(field, "unknown key" + more, suggest_nearest(location[-1], known))
-    if first["type"] == "missing":
-        return InputError(field, "is missing" + more)
-    problem = first["msg"].removeprefix("Value error, ")
-    if not problem.startswith("is ") and isinstance(
-        first["input"], (str, int, float, bool, type(None))
-    ):
-        problem = f"is {first['input']!r}: {problem[0].lower()}{problem[1:]}"
-    return InputError(field, problem + more)
-
-
-def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    parts = iter(path)
-    for part in parts:
-        field = model.model_fields.get(part)
-        choices = () if field is None else get_args(field.annotation) or (field.annotation,)
-        tables = [get_args(choice)[1] for choice in choices if get_origin(choice) is dict]
-        if tables and next(parts, None) is not None:  # a table of sections by their names
-            choices = tuple(tables)
-        sections = [c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)]
-        if not sections:
-            return None
-        model = sections[0]
-    return model

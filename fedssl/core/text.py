@@ -1,7 +1,7 @@
-"""Make texts of users and clients harmless.
+"""Make texts harmless for terminals and spreadsheets.
 
 A file name, a class name or a client's error text can hold anything. It could move the cursor of a terminal, and a
-spreadsheet could take it for a formula.
+spreadsheet could take it for a formula. A terminal whose encoding lacks a sign gets the sign's ASCII form.
 """
 
 import re
@@ -16,6 +16,15 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 _BYTES = range(0xDC80, 0xDD00)
 """Python stands these characters in for the bytes of a file name that are not UTF-8 (PEP 383)."""
+
+SIGNS = {
+    **{"±": "+-", "·": "-", "≥": ">=", "≤": "<=", "…": "~"},
+    **dict(zip("▁▂▃▄▅▆▇█", "_.-:=+*#", strict=True)),
+}
+"""What stands for a sign that fedssl prints, where an encoding such as ASCII or Latin-1 lacks the sign."""
+
+UNKNOWN = "?"
+"""Stands for any other character that an encoding lacks."""
 
 
 def printable(text: str) -> str:
@@ -40,6 +49,22 @@ def as_cell(text: str) -> str:
 def from_cell(cell: str) -> str:
     """Undo `as_cell`: return the text of a cell; its control characters stay written out."""
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+
+
+def encodable(text: str, encoding: str) -> str:
+    """Return a text that an encoding can hold: a sign that it lacks has its ASCII form, any other character is ``?``.
+
+    Args:
+        text: The text.
+        encoding: Name of the encoding, as Python knows it.
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        if len(text) == 1:
+            return SIGNS.get(text, UNKNOWN)
+        return "".join(encodable(character, encoding) for character in text)
+    return text
 
 
 def _write_out(found: re.Match[str]) -> str:

@@ -301,7 +301,7 @@ def draw_federation(
     """
     labels, train = deal.labels, data.train
     num_classes = data.spec.num_classes
-    owner, labeled = _deal_and_label(train, num_classes, deal, seed)
+    owner, labeled = _deal_and_label(data, deal, seed)
     given = np.where(labeled, train.labels, -1)
     if deal.label_noise is not None:
         noise = rng.make_numpy_generator(seed, "labels/noise")
@@ -320,8 +320,8 @@ def draw_federation(
         held_out_owner = np.full(len(held_out), NOBODY)
     else:
         held_out_owner = deal.partition.assign_held_out(
-            examples_of(held_out, num_classes),
-            examples_of(train, num_classes),
+            examples_of(held_out, data),
+            examples_of(train, data),
             owner,
             deal.clients,
             _make_draws(seed, "law", "held-out"),
@@ -363,12 +363,20 @@ def _with_sites(federation: Federation, sites: dict[str, Site], reading: Reading
     )
 
 
-def _deal_and_label(train: Images, num_classes: int, deal: Deal, seed: int) -> tuple[Rows, Mask]:
+def _deal_and_label(data: Dataset, deal: Deal, seed: int) -> tuple[Rows, Mask]:
     """Return the owner of each training image, and whether the image is to carry a label."""
-    examples, labels = examples_of(train, num_classes), deal.labels
+    train, labels = data.train, deal.labels
+    examples = examples_of(train, data)
 
     def draw_labels(owner: Rows | None) -> Mask:
-        pool = Pool(train.labels, train.labelable, owner, num_classes, deal.clients)
+        pool = Pool(
+            labels=train.labels,
+            labelable=train.labelable,
+            owner=owner,
+            num_classes=data.spec.num_classes,
+            num_clients=deal.clients,
+            class_names=data.class_names,
+        )
         return labels.draw(pool, rng.make_numpy_generator(seed, "labels"))
 
     if deal.private or deal.sites is not None:

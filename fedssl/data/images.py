@@ -17,6 +17,11 @@ UNKNOWN = -1
 """Label of an image whose class nobody knows."""
 
 
+def name_of_class(cls: int, names: Sequence[str]) -> str:
+    """Return the name of a class for messages: its number if there are no names."""
+    return names[cls] if names else str(cls)
+
+
 @dataclass(frozen=True)
 class Pools:
     """Several pools one after the other; their pixels stay where they are, mapped from a file each.

@@ -10,7 +10,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 from torch import nn
 
 from fedssl.augment.policy import Augment
-from fedssl.core.registry import Section, input_error
+from fedssl.core.findings import input_error
+from fedssl.core.registry import Section
 from fedssl.core.trust import Trust, current_trust, trusting
 from fedssl.data.shard import ImageSpec
 from fedssl.data.sources.base import SOURCES, Source

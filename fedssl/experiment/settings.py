@@ -104,10 +104,12 @@ def tables_of(settings: Iterable[str]) -> dict[str, Any]:
     """Return ``a.b=value`` settings as nested tables.
 
     Raises:
-        InputError: A setting is not of this form, or reaches into a value that is not a table.
+        InputError: A setting is not a text of this form, or reaches into a value that is not a table.
     """
     table: dict[str, Any] = {}
     for setting in settings:
+        if not isinstance(setting, str):  # type checkers know, a notebook does not
+            raise InputError("settings", f"{setting!r} is no text", 'write "train.lr=0.1"')
         _put(table, setting)
     return table
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.errors import InputError, suggest_nearest
-from fedssl.core.extras import require
+from fedssl.core.extras import is_installed, require
 from fedssl.models.base import Classifier, Model, Norm, norm_layer
 from fedssl.models.modes import evaluation_mode
 
@@ -44,6 +44,15 @@ class TorchVision(Model):
         ge=1,
         description="most groups of group normalization; a layer gets the largest number that divides its channels",
     )
+
+    @classmethod
+    def knows_name(cls, name: str) -> bool:
+        """Return whether torchvision has a classifier of this name."""
+        if not is_installed("torchvision"):
+            return False
+        from torchvision import models
+
+        return name in models.list_models(module=models)
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the classifier behind an adapter for the images' size and channels.

@@ -11,9 +11,8 @@ from fedssl.record.run_path import (
     EVENTS,
     LOCK,
     PARTITION,
-    has_begun,
+    check_run,
     is_running,
-    no_run_error,
     run_folders,
 )
 
@@ -23,8 +22,7 @@ BESIDE_THE_EXPERIMENT = (DATA, PARTITION, EVENTS)
 
 def check_removable(path: Path) -> None:
     """Raise `InputError` if a folder is not the directory of exactly one run, or the run goes on at this moment."""
-    if not has_begun(path):
-        raise no_run_error(path)
+    check_run(path)
     if path.is_symlink():
         raise InputError(str(path), "is a link", "name the run directory itself")
     missing = [name for name in BESIDE_THE_EXPERIMENT if not (path / name).is_file()]

@@ -80,16 +80,25 @@ def has_begun(path: Path) -> bool:
     return (path / EXPERIMENT).exists()
 
 
+def check_run(path: Path) -> None:
+    """Raise `InputError` if a folder holds no run; the error names a run below the folder, if there is one."""
+    if not has_begun(path):
+        below = run_below(path)
+        remedy = f"name one of its runs, such as {below}" if below else ""
+        raise InputError(str(path), "holds no run", remedy)
+
+
+def check_folder_of_runs(path: Path) -> None:
+    """Raise `InputError` if a path is not a folder, in which runs could be."""
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "no such folder"
+        remedy = "name run directories, or folders that hold run directories"
+        raise InputError(str(path), problem, remedy)
+
+
 def run_below(path: Path) -> Path | None:
     """Return the last run by name at any depth below a folder; None if there is none."""
     return max((folder for folder in path.glob("**/") if has_begun(folder)), default=None)
-
-
-def no_run_error(path: Path) -> InputError:
-    """Return the error for a folder that should hold a run and holds none."""
-    below = run_below(path)
-    remedy = f"name one of its runs, such as {below}" if below else ""
-    return InputError(str(path), "holds no run", remedy)
 
 
 def run_folders(path: Path) -> Iterator[Path]:

@@ -42,8 +42,7 @@ from fedssl.record.run_path import (
     PARTITION,
     ROUNDS,
     SUMMARY,
-    has_begun,
-    no_run_error,
+    check_run,
 )
 from fedssl.training.judging import Judge, learn_judge
 
@@ -69,8 +68,7 @@ class Run:
     def __init__(self, path: Path | str, *, plugins: bool = False) -> None:
         self.path = Path(path)
         self._trust = ALL if plugins else NOBODY
-        if not has_begun(self.path):
-            raise no_run_error(self.path)
+        check_run(self.path)
         for entry in self.path.iterdir():
             if not entry.is_file() and not entry.is_dir() and entry.exists():
                 # Opening a pipe would block for ever.

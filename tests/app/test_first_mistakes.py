@@ -1,35 +1,61 @@
 """The mistakes of a first hour, each told with one line that leads on, and at once where nothing need be computed."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import fedssl, refused, small_toml
+from fedssl.core.processes import path_for_other_processes
+from tests.helpers import fedssl, finished, refused, small_toml
+
+MISTYPED = [
+    *(((*words, "nothere.toml"), "no such file") for words in (("run",), ("deploy", "run"))),
+    *(((one, "nothere.toml"), "no such file") for one in ("sweep", "validate", "show", "baseline")),
+    (("run", "e.toml", "nothere.toml"), "no such file"),
+    (("run", "folder"), "is a folder that holds no run"),
+    (("compare", "nothere"), "no such folder"),
+    (("predict", "nothere", "x"), "holds no run"),
+    (("report", "nothere"), "holds no run"),
+    (("export", "nothere", "--format", "onnx"), "holds no run"),
+    (("list", "nothere"), "there is no family"),
+]
 
 
-@pytest.mark.parametrize("command", ["run", "sweep", "validate", "show", "baseline"])
-def test_a_mistyped_file_is_told_before_torch_is_imported(command, tmp_path):
-    """Most of the time that a command takes to start is torch's."""
-    arguments = [command, str(tmp_path / "nothere.toml")]
+@pytest.mark.parametrize(("words", "said"), MISTYPED)
+def test_a_mistyped_argument_is_told_before_torch_is_imported(words, said, tmp_path):
+    """Most of the time that a command takes to start is that of torch and pandas."""
+    (tmp_path / "folder").mkdir()
+    small_toml(tmp_path / "e.toml")
     code = f"""
 import sys
 from fedssl.cli import app
 try:
-    app({arguments})
+    app({words!r})
 except SystemExit as error:
-    print(error.code, "torch" in sys.modules)
+    print(error.code, {{"torch", "pandas", "pydantic"}} & set(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout == "2 False\n", done.stdout + done.stderr
-    assert "nothere.toml: no such file" in done.stderr
+    environment = {**os.environ, "PYTHONPATH": path_for_other_processes()}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout == "2 set()\n", done.stdout + done.stderr
+    assert said in done.stderr
+    assert "nothere" in done.stderr or "folder" in words
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("data.source=cells", ("no data source 'cells'", "or folder:NAME")),
-        ("model.kind=resnet50", ("did you mean 'resnet9'?", "or torchvision:NAME")),
+        ("model.kind=resnet5", ("did you mean 'resnet9'?", "or torchvision:NAME")),
+        ("model.kind=resnet50", ("did you mean 'torchvision:resnet50'?",)),
+        ("strategy=FedMedian", ("did you mean 'flwr:FedMedian'?",)),
         (
             "federation.partition=dirichlet:0.3",
             ("'dirichlet' has no ':NAME'", "a table with its settings: min_size, alpha"),
@@ -38,6 +64,22 @@ except SystemExit as error:
 )
 def test_a_wrong_kind_names_the_way_on(tmp_path, setting, words):
     refused(fedssl("validate", small_toml(tmp_path / "e.toml"), "--set", setting), *words)
+
+
+def test_data_that_are_there_are_suggested_with_their_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_toml(tmp_path / "e.toml")
+    (tmp_path / "cells" / "ring").mkdir(parents=True)
+    (tmp_path / "cells.npz").touch()
+    for name, kind in (("cells", "folder"), ("cells/ring", "folder"), ("cells.npz", "npz")):
+        found = fedssl("validate", "e.toml", "--set", f"data.source={name}")
+        refused(found, f"no data source '{name}'; did you mean '{kind}:{name}'?")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    finished(fedssl("validate", file))
 
 
 def test_a_kind_by_its_name_alone_may_have_settings_beside_it(tmp_path):

@@ -49,6 +49,17 @@ def test_what_is_offered_is_there_and_nothing_is_imported_before():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_messages_name_arguments_of_python(finished):
+    experiment = finished.experiment
+    with pytest.raises(InputError, match=r"^out: .* is not empty; .* go on .*: resume=True$"):
+        run(experiment, out=finished.path, progress=False)
+    with pytest.raises(InputError, match=r"rounds was 3 and is 9; .* without resume=True"):
+        run(experiment.with_settings("rounds=9"), out=finished.path, resume=True, progress=False)
+    for settings in ({"rounds": 3}, ["rounds=3"], 3):
+        with pytest.raises(InputError, match=r'^settings: .* is no text; write "train.lr=0.1"$'):
+            experiment.with_settings(settings)
+
+
 def test_a_file_a_table_and_an_experiment_give_the_bits_of_the_command_line(tmp_path, finished):
     experiment = finished.experiment
     file = tmp_path / "e.toml"

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from fedssl.cli import app
 from fedssl.core.processes import DISCREET, LOOPBACK, path_for_other_processes, without_proxy
-from tests.helpers import command, small_experiment, small_toml
+from tests.helpers import command, fedssl, finished, small_experiment, small_toml
 
 SHADOWED = ("torch", "numpy", "flwr", "rich", "clients", "strategies", "pydantic")
 """Modules of libraries, or of ours, that a user may have a file called after."""
@@ -43,8 +46,67 @@ def test_a_terminal_that_cannot_show_all_costs_neither_run_nor_table(tmp_path, e
     assert (tmp_path / "o" / "comparison.csv").exists()
     shown = run_in(tmp_path, "show", "e.toml", PYTHONIOENCODING=f"{encoding}:strict")
     assert shown.returncode == 0, shown.stderr
-    assert b"?" in done.stdout + shown.stdout or encoding != "ascii"
+    table = done.stdout.decode(encoding)
+    assert "?" not in table + shown.stdout.decode(encoding)
+    assert ("+-" if encoding == "ascii" else "±") in table
     assert b"Traceback" not in done.stderr + shown.stderr
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Return a folder with an experiment and two runs of it."""
+    folder = tmp_path_factory.mktemp("ascii")
+    file = small_toml(folder / "e.toml", rounds=1, train={"local_steps": 1})
+    for seed in (0, 1):
+        finished(
+            fedssl(
+                "run",
+                file,
+                "--plain",
+                "--set",
+                f"seed={seed}",
+                "--out",
+                folder / "runs" / str(seed),
+            )
+        )
+    return folder
+
+
+READING = {
+    "validate": ("validate", "e.toml"),
+    "show": ("show", "e.toml"),
+    "compare": ("compare", "runs", "--yardsticks", "--latex", "--out", "compared"),
+    "baseline": ("baseline", "e.toml", "--seeds", "2"),
+    "report": ("report", "runs/0"),
+    "predict": ("predict", "runs/0", "images"),
+    "export": ("export", "runs/0", "--out", "model.pt", "--format", "torchscript"),
+    "explain": ("explain",),
+    "explain data": ("explain", "method.fixmatch"),
+    "list": ("list", "methods"),
+    "schema": ("schema",),
+    "doctor": ("doctor",),
+    "run": ("run", "e.toml", "--out", "again"),
+}
+"""Each command of the command line, as it reads what `compared` returns."""
+
+
+@pytest.mark.parametrize("words", READING.values(), ids=READING)
+def test_no_command_needs_more_than_ascii(compared, monkeypatch, words):
+    """Even where nothing has made the stream ready, as in a program that calls fedssl."""
+    (compared / "images").mkdir(exist_ok=True)
+    Image.new("L", (8, 8)).save(compared / "images" / "one.png")
+    monkeypatch.chdir(compared)
+    result = CliRunner(charset="ascii").invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    assert result.output
+    assert "?" not in result.output.replace("more than luck?", "")
+
+
+def test_help_in_a_terminal_of_ascii(tmp_path):
+    for words in ([], ["run"], ["deploy"]):
+        done = run_in(tmp_path, *words, "--help", PYTHONIOENCODING="ascii:strict")
+        assert done.returncode == 0, done.stderr
+        assert b"?" not in done.stdout
 
 
 def test_a_reader_that_has_gone_ends_no_run(tmp_path):

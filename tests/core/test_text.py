@@ -1,5 +1,6 @@
 """Texts of users and clients: harmless on terminals and in spreadsheets, and otherwise unchanged where possible."""
 
+import ast
 import csv
 import io
 import unicodedata
@@ -9,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.panel import Panel
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from fedssl.core.console import Console
-from fedssl.core.text import as_cell, from_cell, one_line, printable
+from fedssl.core.text import SIGNS, as_cell, encodable, from_cell, one_line, printable
 from fedssl.record.lines import Table, read_rows
 from fedssl.record.rows import ClientRow
+from tests.docs.pages import ROOT
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=40)
 """Any text, with surrogates such as Python makes of file names that are no UTF-8."""
@@ -80,6 +83,66 @@ def test_a_console_shows_names_as_they_are(name):
     console.print(table)
     console.print(Panel(table))
     assert file.getvalue().count(printable(name)) == 9
+
+
+@given(ANY, st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8"]))
+def test_a_text_for_an_encoding_can_be_written_and_keeps_what_the_encoding_has(text, encoding):
+    text = printable(text)
+    shown = encodable(text, encoding)
+    shown.encode(encoding)
+    assert encodable(shown, encoding) == shown
+    kept = [character for character in text if encodable(character, encoding) == character]
+    assert [c for c in shown if c not in "?+-<>=~_.:*#"] == [
+        c for c in kept if c not in "?+-<>=~_.:*#"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", "95.0 +- 0.5, - >= 0 <= 1 _.# gr?n"),
+        ("latin-1", "95.0 ± 0.5, · >= 0 <= 1 _.# grün"),
+        ("utf-8", "95.0 ± 0.5, · ≥ 0 ≤ 1 ▁▂█ grün"),
+    ],
+)
+def test_signs_that_an_encoding_lacks_have_ascii_forms(encoding, shown):
+    assert encodable("95.0 ± 0.5, · ≥ 0 ≤ 1 ▁▂█ grün", encoding) == shown
+
+
+def test_every_sign_that_the_code_prints_has_an_ascii_form():
+    """Pages are UTF-8, so their signs need none."""
+    found = set()
+    for file in (ROOT / "fedssl").rglob("*.py"):
+        if "reports" not in file.parts and file.name != "latex.py":
+            texts = (
+                node.value
+                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            )
+            found |= {c for text in texts for c in text if not c.isascii() and c.isprintable()}
+    assert found >= {"±", "≥", "█"}
+    assert found <= set(SIGNS)
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("ascii", "+-"), ("latin-1", "±")])
+def test_a_table_is_laid_out_with_the_signs_that_are_written(encoding, sign):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    table = RichTable("± of a", "x", title="±")
+    table.add_row("1 ± 2", "y")
+    Console(file=file, width=40).print(Panel(table, title=Text("± b")))
+    file.seek(0)
+    lines = file.read().splitlines()
+    assert f" {sign} b " in lines.pop(0)
+    assert {len(line) for line in lines} == {40}
+    assert any(f"1 {sign} 2 " in line for line in lines)
+    assert any(f"{sign} of a" in line for line in lines)
+
+
+def test_a_sign_of_richs_own_has_an_ascii_form_too():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=file, width=6).print("too long", overflow="ellipsis", no_wrap=True)
+    file.seek(0)
+    assert file.read() == "too l~\n"
 
 
 def test_a_reason_of_a_client_is_no_formula_in_its_table(tmp_path):

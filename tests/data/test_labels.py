@@ -145,7 +145,8 @@ def test_some_clients_are_labeled_wholly_and_the_others_not_at_all(labeled_clien
 def test_some_clients_with_too_little_of_a_class_say_so():
     truth = balanced(100)
     with pytest.raises(
-        InputError, match=r"per_class: is 20, but class \d has \d+ training images at the 1 labeled"
+        InputError,
+        match=r"per_class: is 20, but class [a-e] has \d+ training images at the 1 labeled",
     ):
         draw(SomeClients(labeled_clients=1, per_class=20), truth)
     with pytest.raises(InputError, match=r"labeled_clients: is 9, but there are 6 clients"):
@@ -282,8 +283,14 @@ def test_images_that_are_not_for_labeling_have_a_hidden_truth():
     shard = federation.shard(0)
     assert np.array_equal(shard.labels.numpy() >= 0, labelable[federation.rows(0)])
     assert np.array_equal(shard.truth.numpy(), truth[federation.rows(0)])
-    with pytest.raises(InputError, match=r"per_class: is 30, but class 0 has 22 training images"):
+    with pytest.raises(InputError, match=r"per_class: is 30, but class a has 22 training images"):
         draw(AtClients(per_class=30), dataset(truth, labelable))
+
+
+def test_classes_without_names_are_called_by_their_numbers():
+    pool = Pool(balanced(20), np.ones(20, bool), None, CLASSES, 2)
+    with pytest.raises(InputError, match=r"class 0 has 4 .* smallest class, 0, has 4"):
+        AtServer(per_class=9).draw(pool, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("kind", WHOLE)

@@ -383,6 +383,9 @@ def test_a_class_with_fewer_images_than_holders_is_named():
     labels = np.repeat([0, 1, 2], [100, 3, 100])
     with pytest.raises(InputError, match=r"up to 4 clients .* class 1 has 3 images"):
         deal(Classes(classes=1), Examples(labels, 3), 12)
+    named = Examples(labels, 3, class_names=("rod", "ring", "disc")).take(labels >= 0)
+    with pytest.raises(InputError, match=r"class ring has 3 images"):
+        deal(Classes(classes=1), named, 12)
 
 
 def test_power_law_sizes():

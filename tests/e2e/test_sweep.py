@@ -76,10 +76,10 @@ def test_a_sweep_that_was_killed_does_only_what_is_left_and_ends_in_the_comparis
     runs = {f"{kind} {seed}": out / f"small/method.kind={kind}/seed{seed}" for kind in METHODS for seed in range(SEEDS)}  # fmt: skip
     assert finished(out) == set(runs.values())
     assert {run: files_of(run) for run in before} == before
-    ran = re.findall(r"\[\d+/6\] small method.kind=(\w+ )seed (\d)", again.stdout)
+    ran = re.findall(r"\[\d+/6\] small \((\w+)\) seed (\d)", again.stdout)
     # One that was begun can have come to its end while the first sweep's processes were ending.
-    assert {runs["".join(each)] for each in ran} | before.keys() == set(runs.values())
-    assert not {runs["".join(each)] for each in ran} & before.keys()
+    assert {runs[" ".join(each)] for each in ran} | before.keys() == set(runs.values())
+    assert not {runs[" ".join(each)] for each in ran} & before.keys()
     events = [(run / "events.jsonl").read_text() for run in runs.values()]
     assert any('"event": "resumed"' in text for text in events)
 
@@ -100,14 +100,14 @@ T_OF_TWO = 4.302652729749463
 def check_comparison(out: Path, runs: dict[str, Path]) -> None:
     """Compare the table with one that is computed here, from the rounds of every run alone."""
     table = pd.read_csv(out / "comparison.csv").set_index("label")
-    assert table.index.tolist() == [f"small (method.kind={kind})" for kind in METHODS]
+    assert table.index.tolist() == list(METHODS)
     accuracy = {
         (kind, seed): pd.read_csv(runs[f"{kind} {seed}"] / "rounds.csv").ema_accuracy[-10:].mean()
         for kind in METHODS
         for seed in range(SEEDS)
     }
     for kind in METHODS:
-        line = table.loc[f"small (method.kind={kind})"]
+        line = table.loc[kind]
         values = [accuracy[kind, seed] for seed in range(SEEDS)]
         gains = [accuracy[kind, seed] - accuracy[METHODS[0], seed] for seed in range(SEEDS)]
         mean = sum(values) / SEEDS
@@ -194,7 +194,7 @@ def test_a_point_that_cannot_be_is_found_before_anything_runs(file, tmp_path):
     bad = fedssl("sweep", file, *out, "--set", "method.threshold=0.9,2")
     refused(bad, "with method.threshold=2: ", "method.threshold: is 2")
     bad = fedssl("sweep", file, *out, "--set", "federation.labels.per_class=4,999", "--seeds", 2)
-    refused(bad, "federation.labels.per_class=999/seed0: ", "smallest class")
+    refused(bad, "small (per_class 999) seed 0: federation.labels.per_class: ", "smallest class")
     refused(fedssl("sweep", file, *out, "--set", "rounds=1,2", "--set", "rounds=3"), "set twice")
     refused(fedssl("sweep", file, file, *out), "two runs are called small/seed0")
     assert not (tmp_path / "out").exists()
@@ -219,7 +219,7 @@ def test_ctrl_c_writes_checkpoints_and_leaves_the_terminal_as_it_was(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(theirs)
-    text = read_until(ours, b"small/seed1")
+    text = read_until(ours, b"seed 1")
     wait_until(lambda: all(recorded_rounds(out / f"small/seed{s}") > 2 for s in (0, 1)), process)
     text = read_until(ours, b"/100000", text)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

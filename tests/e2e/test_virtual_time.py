@@ -8,7 +8,8 @@ from fedssl.app.simulation import Engine, check_experiment, virtual_seconds
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
-from fedssl.views.screen.display import LiveDisplay, PlainDisplay
+from fedssl.views.screen.display import PlainDisplay
+from fedssl.views.screen.live_display import LiveDisplay
 from tests.helpers import (
     fedssl,
     finished,

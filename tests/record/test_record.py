@@ -43,12 +43,12 @@ from fedssl.views.federation_table import (
 from fedssl.views.pictures.federation_plot import plot_federation
 from fedssl.views.run import Run
 from fedssl.views.screen.display import (
-    LiveDisplay,
     PlainDisplay,
     make_display,
     percent,
     sparkline,
 )
+from fedssl.views.screen.live_display import LiveDisplay
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")
@@ -287,6 +287,20 @@ def test_a_live_screen_on_a_terminal():
     assert "5/6" in text
     assert "broken on purpose" in text
     assert "2 client failures" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_live_screen_on_a_terminal_that_cannot_show_bars(encoding):
+    out = io.BytesIO()
+    file = io.TextIOWrapper(out, encoding=encoding)
+    display = make_display(Console(file=file, force_terminal=True, width=100))
+    display.began(small_experiment(), federation_of(small_experiment()))
+    for n, accuracy in ((1, 0.0), (2, 0.999)):
+        display.round_ended(RoundEnd(row(n, accuracy), [], [], GlobalModel()))
+    display.failed("")
+    file.flush()
+    assert b"_#" in out.getvalue()
+    assert b"?" not in out.getvalue().replace(b"\x1b[?", b"")
 
 
 @pytest.mark.parametrize("inactive", [0, 2])

@@ -15,7 +15,7 @@ from fedssl.core.toml import read_toml, settings_as_text
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.record.overview import Overview, State, overview
 from fedssl.record.run_path import EXPERIMENT, run_folders
-from fedssl.views.comparison.labels import Settings, bare, differing, short_names
+from fedssl.views.comparison.labels import Settings, bare, differing, short_keys
 
 ID_LENGTH = 20
 """Number of hexadecimal digits of a run's id."""
@@ -90,7 +90,7 @@ class Catalog:
         every = [entry.settings for entry in entries]
         with self._lock:
             if every != self._named[0]:
-                self._named = every, short_names(differing(every))
+                self._named = every, _headings(differing(every))
             names = self._named[1]
         return {
             "folder": one_line(str(self.folder)),
@@ -143,6 +143,12 @@ def _read_settings(path: Path) -> Settings:
         return settings_as_text({k: v for k, v in table.items() if k not in apart})
     except (InputError, TypeError, ValueError, RecursionError):  # TOML has dates, and JSON has none
         return {}
+
+
+def _headings(keys: Sequence[str]) -> dict[str, str]:
+    """Return the heading of the column of each setting: its short name, or the section of a kind."""
+    section = {key: key.rpartition(".")[0].rpartition(".")[2] or key for key in keys}
+    return {key: name or section[key] for key, name in short_keys(keys).items()}
 
 
 def _as_row(entry: Entry, names: Mapping[str, str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedssl.app.commands.completion import complete_setting
 from fedssl.core.console import Console
 from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.toml import read_toml
@@ -25,7 +26,11 @@ FilesOrRuns = Annotated[
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a setting, e.g. --set method.threshold=0.9; repeatable."),
+    typer.Option(
+        "--set",
+        help="Override a setting, e.g. --set method.threshold=0.9; repeatable.",
+        autocompletion=complete_setting,
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, runs/NAME/ID.", show_default=False)]
 
@@ -64,6 +69,22 @@ def check_files(files: Iterable[Path]) -> None:
     for file in files:
         if not file.is_dir():
             read_toml(file)
+
+
+def check_runs(folders: Iterable[Path]) -> None:
+    """Raise `InputError` if a folder holds no run, before seconds pass in which torch is imported."""
+    from fedssl.record.run_path import check_run
+
+    for folder in folders:
+        check_run(folder)
+
+
+def check_folders_of_runs(folders: Iterable[Path]) -> None:
+    """Raise `InputError` if a path is not a folder, before seconds pass in which torch is imported."""
+    from fedssl.record.run_path import check_folder_of_runs
+
+    for folder in folders:
+        check_folder_of_runs(folder)
 
 
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":

@@ -42,7 +42,7 @@ def baseline(
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe
         from fedssl.record.run_path import check_output, unwritable_error
-        from fedssl.views.comparison.table import as_rich
+        from fedssl.views.comparison.table import OnScreen
         from fedssl.views.comparison.yardstick_table import measure, yardstick_table
 
     experiments = load_seeds(file, settings or [], seeds)
@@ -53,12 +53,12 @@ def baseline(
     for experiment in experiments:
         check_experiment(experiment)
     first, console = simulated_federation(experiments[0]), Console()
-    console.print(describe(experiments[0], first), soft_wrap=True)
+    console.tell(describe(experiments[0], first))
     measured = measure((one.seed, simulated_federation(one)) for one in experiments)
-    console.print(as_rich(yardstick_table(measured, first.held_out_name)))
+    console.print(OnScreen(yardstick_table(measured, first.held_out_name)))
     if out is not None:
         try:
             measured.to_csv(out, index=False)
         except OSError as error:
             raise unwritable_error(out, str(error.strerror)) from None
-        console.print(f"written to {out}", soft_wrap=True)
+        console.tell(f"written to {out}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedssl.app.commands.arguments import check_folders_of_runs
 from fedssl.app.guard import guarded_reader
 from fedssl.core.console import Console
 from fedssl.core.extras import require
@@ -96,6 +97,7 @@ def compare(
 
       fedssl compare runs/skin-supervised runs/skin-fixmatch --measure macro_f1 --measure auroc
     """
+    check_folders_of_runs(runs)
     require("pandas", "compare", "the table")
     if yardsticks:
         require("sklearn", "--yardsticks", "the classifiers")
@@ -149,7 +151,7 @@ def compare_runs(
     """
     from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.files import write_files
-    from fedssl.views.comparison.table import as_rich, tables_of
+    from fedssl.views.comparison.table import OnScreen, tables_of
 
     comparison = Comparison.of_runs(
         paths,
@@ -161,11 +163,11 @@ def compare_runs(
         measures=measures,
     )
     for table in tables_of(comparison, brief=brief):
-        console.print(as_rich(table))
+        console.print(OnScreen(table))
         console.print()
     said = [f"note: {note}" for note in comparison.notes]
     folder = out or Path("runs") / time.strftime("comparison-%Y%m%d-%H%M%S")
     said += write_files(comparison, folder, latex=latex)
     for line in said:
-        console.print(line, style="dim", soft_wrap=True)
+        console.say(line)
     return comparison

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, 
 import typer
 from rich.table import Table
 
+from fedssl.app.commands.completion import complete_place
 from fedssl.app.commands.listing import shown_default
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
@@ -33,6 +34,7 @@ def explain(
             metavar="[PLACE]",
             help="A section, a kind of a section, or a setting, such as train, method.fixmatch or train.lr.",
             show_default=False,
+            autocompletion=complete_place,
         ),
     ] = "",
 ) -> None:
@@ -84,11 +86,11 @@ def _find(place: str) -> Place:
         fields = found.model_fields if isinstance(found, type) else {}
         if part not in fields and family is None:
             raise InputError("explain", f"there is no {path!r}", suggest_nearest(part, fields))
-        found = family or _section_of(fields[part]) or fields[part]
+        found = family or section_of(fields[part]) or fields[part]
     return found
 
 
-def _section_of(field: "FieldInfo") -> "type[BaseModel] | None":
+def section_of(field: "FieldInfo") -> "type[BaseModel] | None":
     """Return the section that a field holds, alone or in a list; None if it holds a value."""
     from pydantic import BaseModel
 

@@ -11,6 +11,7 @@ from fedssl.app.commands.arguments import (
     RunFolder,
     Weights,
     WeightsOption,
+    check_runs,
     load_run_with_model,
 )
 from fedssl.app.guard import guarded_reader
@@ -43,6 +44,7 @@ def export(
     Examples:
       fedssl export runs/mine/20260101-120000-seed0 --format onnx --out model.onnx
     """
+    check_runs([run])
     with quick_imports():
         from fedssl.core.files import write_atomically
         from fedssl.record.run_path import check_output, unwritable_error
@@ -58,4 +60,4 @@ def export(
     except OSError as error:
         raise unwritable_error(path, str(error.strerror)) from None
     said = f"{path}: {len(content):,} bytes, {model} weights, the same logits as the run's model"
-    Console().print(said, soft_wrap=True)
+    Console().tell(said)

@@ -71,11 +71,11 @@ def validate(
     facts += [f"  because {because}"] if because else []
     account = account_for(experiment)
     facts += [] if account is None else [f"privacy: {account.describe()}"]
-    console.print(f"{file}: valid", soft_wrap=True)
+    console.tell(f"{file}: valid")
     say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
     for line in (*facts, *remarks_on_data(federation), *remarks):
-        console.print(f"  {line}", soft_wrap=True)
+        console.tell(f"  {line}")
 
 
 @guarded
@@ -125,11 +125,11 @@ def show(
     names = client_names(federation, experiment.federation.partition)
     console.print(federation_table(federation, names))
     for line in (describe_skew(federation), *remarks_on_data(federation)):
-        console.print(line, soft_wrap=True)
+        console.tell(line)
     timed = virtual_seconds(experiment)
     if timed is not None:
         console.print(device_table(*timed))
-        console.print(describe_system(experiment, timed[1]), soft_wrap=True)
+        console.tell(describe_system(experiment, timed[1]))
     # Draw the picture; a name without a picture's suffix becomes a PNG.
     path = out or Path(f"{experiment.name}-federation.png")
     path = path if path.suffix in PICTURES else path.with_name(f"{path.name}.png")
@@ -146,4 +146,4 @@ def show(
         )
     except (OSError, ValueError) as error:
         raise InputError("--out", f"cannot write {path}: {error}", "name a .png") from None
-    console.print(f"picture: {path}", soft_wrap=True)
+    console.tell(f"picture: {path}")

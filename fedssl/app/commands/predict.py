@@ -14,6 +14,7 @@ from fedssl.app.commands.arguments import (
     RunFolder,
     Weights,
     WeightsOption,
+    check_runs,
     load_run_with_model,
 )
 from fedssl.app.guard import guarded_reader
@@ -56,6 +57,7 @@ def predict(
 
       fedssl predict runs/mine/20260101-120000-seed0 one.jpg two.png --resize
     """
+    check_runs([run])
     with quick_imports():
         from fedssl.data.flaws import Flaws
         from fedssl.data.unseen import FIELD, read_blocks
@@ -170,14 +172,14 @@ def _show(predictions: "Predictions", out: Path | None, said: Sequence[str], jud
     more = predictions.count - len(predictions.first)
     if more:
         where = f"in {out}" if out else "--out FILE writes them all"
-        console.print(f"and {more:,} more: {where}", soft_wrap=True)
+        console.tell(f"and {more:,} more: {where}")
     elif out:
-        console.print(f"written to {out}", soft_wrap=True)
+        console.tell(f"written to {out}")
     for line in said:
-        console.print(line, soft_wrap=True)
+        console.tell(line)
     if predictions.labeled.count:
         for line in _results(predictions, judge):
-            console.print(line, soft_wrap=True)
+            console.tell(line)
 
 
 def _results(predictions: "Predictions", judge: str) -> Iterator[str]:

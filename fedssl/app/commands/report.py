@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedssl.app.commands.arguments import PluginsOption, load_run
+from fedssl.app.commands.arguments import PluginsOption, check_runs, load_run
 from fedssl.app.guard import guarded_reader
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
@@ -29,6 +29,7 @@ def report(
 
       fedssl report runs/digits-fixmatch/*
     """
+    check_runs(runs)
     require("vl_convert", "report", "the report")
     with quick_imports():
         from fedssl.views.reports.run_report import write_report
@@ -42,7 +43,7 @@ def report(
             raise InputError(
                 str(run.path), problem, "copy the run to a folder that you can write to"
             ) from None
-        console.print(f"report: {path}", soft_wrap=True)
+        console.tell(f"report: {path}")
 
 
 def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None":
@@ -55,5 +56,5 @@ def _find_closer_look(run: "Run", console: Console) -> "Mapping[str, Any] | None
     try:
         return recorded_look(run) or closer_look(run)
     except InputError as error:  # the page can show the rest
-        console.print(f"no closer look at the models: {error}", soft_wrap=True)
+        console.tell(f"no closer look at the models: {error}")
         return read_evaluation(run.path)

@@ -83,6 +83,7 @@ def run(
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
     check_files(files)
+    named = _find_named_runs(files, out, seeds, resume=resume)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
 
@@ -93,7 +94,6 @@ def run(
     console = Console()
     # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:
-        named = _find_named_runs(files, out, seeds, resume=resume)
         experiments = _load_experiments(list(named.values()) or files, overrides, seeds)
         if not named:
             _refuse_twins(experiments)

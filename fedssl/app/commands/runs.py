@@ -23,7 +23,7 @@ from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.record.overview import Overview, State, overview
 from fedssl.record.removal import check_removable, remove_run
-from fedssl.record.run_path import has_begun, no_run_error, run_folders
+from fedssl.record.run_path import check_run, run_folders
 from fedssl.record.tags import change_tags
 
 WIDE = 10_000
@@ -191,8 +191,7 @@ def tag_run(run: RunFolder, tags: Tags) -> None:
     Example:
       fedssl runs tag runs/digits-fixmatch/20260101-120000-seed0 paper
     """
-    if not has_begun(run):
-        raise no_run_error(run)
+    check_run(run)
     change_tags(run, add=tags)
 
 
@@ -204,8 +203,7 @@ def untag_run(run: RunFolder, tags: Tags) -> None:
     Example:
       fedssl runs untag runs/digits-fixmatch/20260101-120000-seed0 paper
     """
-    if not has_begun(run):
-        raise no_run_error(run)
+    check_run(run)
     gone = set(tags) - set(overview(run).tags)
     if gone:
         raise InputError(str(run), f"has no tag {min(gone)!r}")

@@ -10,6 +10,7 @@ import typer
 
 from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_changed_kinds
 from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.completion import complete_setting
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
@@ -26,6 +27,7 @@ Values = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        autocompletion=complete_setting,
         help="A setting and its values, e.g. --set method.threshold=0.9,0.95; all combinations of several --set run.",
     ),
 ]
@@ -106,14 +108,15 @@ def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict
 
 def _make_points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
     with quick_imports():
-        from fedssl.app.sweep.axes import settings_name, spread
+        from fedssl.app.sweep.axes import spread
         from fedssl.app.sweep.points import Point, refuse_twins
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
     points = []
     for file, assignment in itertools.product(files, spread(axes)):
-        with _name_run_in_errors(f"with {settings_name(assignment)}" if assignment else ""):
-            experiments = load_seeds(file, [f"{key}={text}" for key, text in assignment], seeds)
+        overrides = [f"{key}={text}" for key, text in assignment]
+        with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
+            experiments = load_seeds(file, overrides, seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]
     refuse_twins(points)
     if len(points) > 1:
@@ -134,7 +137,7 @@ def _unfinished_points(points: "list[Point]", folder: Path) -> "list[Point]":
     refuse_changed(points, folder)
     todo = [point for point in points if state_of(folder / point.name) != "finished"]
     for point in todo:
-        with _name_run_in_errors(point.name):
+        with _name_run_in_errors(f"{point.label} seed {point.experiment.seed}"):
             check_experiment(point.experiment)
     return todo
 
@@ -219,4 +222,4 @@ def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
     console.print("failed", style="bold")
     for name, reason in ledger.failures.items():
         text = f" {folder / name}: {last_line(reason)}"
-        console.print(text, soft_wrap=True)
+        console.tell(text)

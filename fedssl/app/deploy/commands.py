@@ -16,6 +16,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedssl.app.commands.arguments import check_files
+from fedssl.app.commands.completion import complete_setting
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
@@ -42,7 +44,7 @@ DAYS_OF_WARNING = 30
 
 def say(line: str) -> None:
     """Print a line of plain text."""
-    Console().print(line, soft_wrap=True)
+    Console().tell(line)
 
 
 @app.command()
@@ -208,7 +210,10 @@ def run(
     folder: Folder = DEPLOYMENT,
     no_containers: NoContainers = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a setting, as in fedssl run.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a setting, as in fedssl run.", autocompletion=complete_setting
+        ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, no live screen.")] = False,
 ) -> None:
@@ -217,6 +222,7 @@ def run(
     Example:
       fedssl deploy run experiments/deployment.toml --set rounds=10
     """
+    check_files([file])
     from fedssl.app.deploy.follow import follow
     from fedssl.app.deploy.roster import Roster
     from fedssl.app.interrupts import interruptible

@@ -18,7 +18,8 @@ from fedssl.app.deploy.secrets import (
     write_shared_secret,
 )
 from fedssl.core.errors import InputError
-from fedssl.core.registry import Section, input_error
+from fedssl.core.findings import input_error
+from fedssl.core.registry import Section
 
 SUPERLINK_PORT, GATE_PORT, FIRST_CLIENT_PORT = 8000, 9443, 9100
 

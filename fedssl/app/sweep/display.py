@@ -13,12 +13,16 @@ from rich.panel import Panel
 from rich.table import Table
 
 from fedssl.app.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
-from fedssl.app.sweep.points import Point
+from fedssl.app.sweep.points import Point, names_of_rows
 from fedssl.core.console import Console
 from fedssl.record.rows import NAN
 from fedssl.views.screen.display import last_line, percent, progress_bar
+from fedssl.views.screen.live_display import FREE_LINE, RIGHT
 
 log = logging.getLogger(__name__)
+
+WIDE, MIDDLE = 72, 56
+"""A terminal of at least this many columns shows whole heads, and the share of pseudo-labels that are right."""
 
 MEMORY = 600.0
 """The time left is estimated from this much of the past (seconds), because a round may take a minute."""
@@ -115,7 +119,7 @@ class Lines:
         return f"[{self.done + self.failed}/{self.total}]"
 
     def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.tell(text)
 
 
 @dataclass
@@ -147,9 +151,12 @@ class Screen:
         self._jobs: dict[str, _Job] = {}
         self._progress = progress_bar(console, "rounds", MEMORY)
         self._rounds = {point.name: point.experiment.num_rounds for point in todo}
+        names = (point.name for point in todo)
+        self._shown = dict(zip(names, names_of_rows(todo), strict=True))
         self._bar = self._progress.add_task("rounds", total=sum(self._rounds.values()))
+        self._console = console
         self._live = Live(
-            get_renderable=self._panel, console=console, refresh_per_second=4, transient=True
+            get_renderable=self._screen, console=console, refresh_per_second=4, transient=True
         )
 
     def __enter__(self) -> "Screen":
@@ -180,18 +187,22 @@ class Screen:
         task = self._progress.tasks[0]
         self._progress.update(self._bar, total=(task.total or 0) - rounds)
 
-    def _panel(self) -> Panel:
+    def _screen(self) -> Group:
         lines = self._lines
         left = lines.total - lines.done - lines.failed
         title = f"{lines.done} of {lines.total} runs done, {lines.failed} failed, {left} left"
-        return Panel(Group(self._progress, self._running()), title=title, border_style="blue")
+        panel = Panel(Group(self._progress, self._running()), title=title, border_style="blue")
+        return Group(panel, FREE_LINE)
 
     def _running(self) -> Table:
+        """Return a row for each current run; names are broken between words, so that what differs is never cut."""
+        width = self._console.width
+        heads = ["round", "EMA", RIGHT[0] if width >= WIDE else RIGHT[-1]]
         table = Table(box=None, pad_edge=False, expand=True)
-        table.add_column("running", ratio=1, no_wrap=True, overflow="ellipsis")
-        for name in ("round", "EMA", "pseudo-labels right"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("running", ratio=1, overflow="fold")
+        for head in heads if width >= MIDDLE else heads[:-1]:
+            table.add_column(head, justify="right", no_wrap=True)
         for name, job in list(self._jobs.items()):  # a copy, because another thread draws
-            shown = (percent(job.ema_accuracy), percent(job.right))
-            table.add_row(name, f"{job.round}/{job.rounds}", *shown)
+            cells = (f"{job.round}/{job.rounds}", percent(job.ema_accuracy), percent(job.right))
+            table.add_row(self._shown[name], *cells[: len(table.columns) - 1])
         return table

@@ -1,6 +1,6 @@
 """The base class of label splits: a label split is a law that says which examples keep their label."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
-from fedssl.data.images import Mask, Rows
+from fedssl.data.images import Mask, Rows, name_of_class
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Pool:
         labelable: Whether an example may be given its label, (N,).
         owner: Client of each example, int64 (N,); None for a split at the server, which draws before images are dealt.
         num_classes, num_clients: Number of classes and of clients.
+        class_names: Name of each class, for messages; empty: the classes have only numbers.
     """
 
     labels: Rows
@@ -29,6 +30,7 @@ class Pool:
     owner: Rows | None
     num_classes: int
     num_clients: int
+    class_names: Sequence[str] = ()
 
 
 class LabelSplit(Plugin):
@@ -112,10 +114,13 @@ class LabelSplit(Plugin):
         wanted = self.wanted_of_each_class(there)
         for cls, (count, most) in enumerate(zip(wanted, there, strict=True)):
             if count > most:
+                asked, smallest = (
+                    name_of_class(number, pool.class_names) for number in (cls, int(there.argmin()))
+                )
                 raise InputError(
                     "federation.labels.per_class",
-                    f"is {count}, but class {cls} has {most} training images{whose}",
-                    f"the smallest class, {int(there.argmin())}, has {int(there.min())}",
+                    f"is {count}, but class {asked} has {most} training images{whose}",
+                    f"the smallest class, {smallest}, has {int(there.min())}",
                 )
         return wanted
 

@@ -1,7 +1,7 @@
 """The base class of partitions: a partition is a law that assigns every example to a client."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family, Plugin
-from fedssl.data.images import Images, Mask, Rows
+from fedssl.data.images import Dataset, Images, Mask, Rows
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Examples:
         labels: True class of each example, int64 (N,); -1 where nobody knows the class.
         num_classes: Number of classes.
         columns: Further facts about each example, by the column's name; int64 codes (N,).
+        class_names: Name of each class, for messages; empty: the classes have only numbers.
     """
 
     labels: Rows
     num_classes: int
     columns: Mapping[str, Rows] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,7 +36,7 @@ class Examples:
     def take(self, rows: Rows | Mask) -> "Examples":
         """Return the facts about the examples in the given rows."""
         columns = {name: codes[rows] for name, codes in self.columns.items()}
-        return Examples(self.labels[rows], self.num_classes, columns)
+        return Examples(self.labels[rows], self.num_classes, columns, self.class_names)
 
 
 class Draws(NamedTuple):
@@ -155,9 +157,9 @@ PARTITIONS = Family(
 )
 
 
-def examples_of(images: Images, num_classes: int) -> Examples:
-    """Return the facts about some images that a partition may look at."""
-    return Examples(images.labels, num_classes, images.columns)
+def examples_of(images: Images, data: Dataset) -> Examples:
+    """Return the facts about some images of a data set that a partition may look at."""
+    return Examples(images.labels, data.spec.num_classes, images.columns, data.class_names)
 
 
 def dirichlet_shares(

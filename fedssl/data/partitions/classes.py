@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from fedssl.core.errors import InputError
-from fedssl.data.images import Rows
+from fedssl.data.images import Rows, name_of_class
 from fedssl.data.partitions.base import Draws, Examples, Partition
 
 WHERE = "federation.partition.classes"
@@ -43,9 +43,10 @@ class Classes(Partition):
             raise InputError(WHERE, problem, f"set it to {least} or more, or use more clients")
         most_holders = -(-num_clients * self.classes // len(present))
         if counts.min() < most_holders:
+            smallest = name_of_class(int(present[counts.argmin()]), examples.class_names)
             problem = (
                 f"is {self.classes}: up to {most_holders} clients are to hold each class, "
-                f"but class {present[counts.argmin()]} has {counts.min()} images"
+                f"but class {smallest} has {counts.min()} images"
             )
             raise InputError(WHERE, problem, "use fewer clients, or fewer classes for each")
         held = _balanced_draws(len(present), self.classes, num_clients, draws.law)

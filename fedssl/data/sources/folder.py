@@ -78,6 +78,11 @@ class Folder(EncodedImages):
 
     name: str = Field(description="path of the folder")
 
+    @classmethod
+    def knows_name(cls, name: str) -> bool:
+        """Return whether there is a folder of this name."""
+        return Path(name).is_dir()
+
     def read(self) -> Raw:
         """Return the images; the class's docstring says where they lie.
 

@@ -51,6 +51,11 @@ class Npz(OwnImages):
 
     name: str = Field(description="path of the file, which numpy.savez writes")
 
+    @classmethod
+    def knows_name(cls, name: str) -> bool:
+        """Return whether there is a file of this name that ends as numpy's archives do."""
+        return Path(name).suffix == ".npz" and Path(name).is_file()
+
     def read(self) -> Raw:
         """Return the images, shape (C, H, W).
 

@@ -1,16 +1,18 @@
 """The comparison of recorded runs, from which terminal tables, the comparison page and the end of a sweep are made."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from fedssl.core.errors import InputError
 from fedssl.core.extras import require
 from fedssl.core.rng import SERVER
+from fedssl.core.text import as_cell
 from fedssl.metrics.balanced import MEASURES
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
@@ -19,7 +21,7 @@ from fedssl.record.run_path import NUMBERS
 from fedssl.views.comparison.agreement import disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.groups import Group, chosen, grouped
-from fedssl.views.comparison.labels import differences
+from fedssl.views.comparison.labels import differences, factors
 from fedssl.views.comparison.reasons import reasons
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
@@ -59,9 +61,10 @@ class Comparison:
 
     Args:
         lines: One row per line, group by group, its baseline first; columns as in `fedssl.views.comparison.statistics.lines_of` and
-            `with_measures`, and ``judged_by``: how the models of the line were judged at the end, ``baseline``: the label of the line
-            that it is measured against (its own for a baseline), and ``target``: that line's final EMA accuracy, mean over its seeds,
-            which the others of the group are timed until they reach.
+            `with_measures`; a column for each setting that differs between lines, by its dotted name; ``judged_by``: how the models
+            of the line were judged at the end; ``baseline``: the label of the line that it is measured against (its own for a
+            baseline); and ``target``: that line's final EMA accuracy, mean over its seeds, which the others of the group are timed
+            until they reach.
         groups: Which lines are measured against which.
         runs: One row per run: its label, seed, path, numbers of its summary, gain, what it spent to reach the target.
         numbers: One row per line and recorded number: label, name, seeds, and mean and std over the seeds of the mean over the last
@@ -194,7 +197,7 @@ class Comparison:
         measured, unmeasured = _yardsticks(groups) if yardsticks else (pd.DataFrame(), [])
         summed = pd.concat([part.lines for part in parts], ignore_index=True)
         return cls(
-            lines=_with_judges(summed, lines),
+            lines=_with_factors(_with_judges(summed, lines), lines),
             groups=groups,
             runs=pd.concat([part.runs for part in parts], ignore_index=True),
             curves=curves_of(rounds),
@@ -335,6 +338,27 @@ def _with_judges(table: pd.DataFrame, lines: Sequence[Line]) -> pd.DataFrame:
     """Return one row per line with its judge in the column ``judged_by``."""
     by_label = {line.label: _judges_of(line) for line in lines}
     return table.assign(judged_by=table["label"].map(by_label))
+
+
+def _with_factors(table: pd.DataFrame, lines: Sequence[Line]) -> pd.DataFrame:
+    """Return one row per line with the settings that differ, each in a column behind the label; NaN if a line lacks one."""
+    found = factors({line.label: line.settings for line in lines})
+    columns = {key: table["label"].map(_as_cells(by_line)) for key, by_line in found.items()}
+    place = list(table.columns).index("label") + 1
+    return pd.concat([table.iloc[:, :place], pd.DataFrame(columns), table.iloc[:, place:]], axis=1)
+
+
+def _as_cells(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return JSON texts as cells of a table: text and numbers as they are, lists and tables as JSON."""
+    values = {label: (text, json.loads(text)) for label, text in texts.items()}
+    return {
+        label: as_cell(value)
+        if isinstance(value, str)
+        else text
+        if isinstance(value, list | dict)
+        else value
+        for label, (text, value) in values.items()
+    }
 
 
 def _judges(lines: Sequence[Line]) -> list[str]:

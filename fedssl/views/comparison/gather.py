@@ -8,7 +8,7 @@ from pathlib import Path
 from fedssl.core.errors import InputError
 from fedssl.core.toml import settings_as_text
 from fedssl.record.resume import settings_that_change_results
-from fedssl.record.run_path import EVENTS, SWEEP, has_begun, run_folders
+from fedssl.record.run_path import EVENTS, SWEEP, check_folder_of_runs, has_begun, run_folders
 from fedssl.views.comparison.labels import Settings, label_lines
 from fedssl.views.run import Run
 
@@ -68,11 +68,7 @@ def _found(path: Path) -> list[Run]:
         run = Run(path)
         _ = run.summary  # raises if the run is not finished
         return [run]
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "no such folder"
-        raise InputError(
-            str(path), problem, "name run directories, or folders that hold run directories"
-        )
+    check_folder_of_runs(path)
     runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(run_folders(path)))]
     if not any(run.is_finished for run in runs):
         raise InputError(str(path), "holds no finished run")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedssl.views.comparison.gather import Line
 from fedssl.views.comparison.groups import Group
-from fedssl.views.comparison.labels import bare, differing, label_lines
+from fedssl.views.comparison.labels import plain, differing, label_lines
 
 MOST_COLUMNS = 9
 """A pivot of more columns would not fit a screen."""
@@ -56,5 +56,5 @@ def pivot_of(groups: Sequence[Group]) -> Pivot | None:
 
 
 def _column(line: Line, factors: Sequence[str]) -> str:
-    values = [bare(line.settings[key]) for key in factors if key in line.settings]
+    values = [plain(line.settings[key]) for key in factors if key in line.settings]
     return ", ".join(values) or "-"

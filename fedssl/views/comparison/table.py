@@ -1,13 +1,16 @@
-"""Lays out a comparison as tables within 80 columns; a note below each table explains the columns."""
+"""Lays out a comparison as tables for terminals of any width; a note below each table explains the columns."""
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions
 from rich.table import Table
 
 from fedssl.core.console import Console
@@ -45,6 +48,8 @@ DIFFERENCES = (
 )
 SHORT = {"balanced_accuracy": "bal. acc."}
 """Names of measures that are too long for the heading of a column, and shorter ones."""
+APART = 2
+"""Columns of a table are this many places apart on a terminal."""
 
 LONGEST_VALUE = 24
 """A longer value of a setting is cut, so that tables fit the screen."""
@@ -165,7 +170,7 @@ def _differences(comparison: Comparison) -> TextTable:
         all_have_it = sum(map(len, values.values())) == count
         for value, labels in sorted(values.items(), key=lambda each: each[0] == usual):
             is_rest = value == usual and len(labels) > 1 and all_have_it
-            whose = "the others" if is_rest else ", ".join(labels)
+            whose = "the others" if is_rest else "; ".join(labels)
             rows.append([whose, f"{key} = {_shortened(value)}"])
     return TextTable("settings that differ", (FIRST, "setting"), rows, DIFFERENCES)
 
@@ -290,7 +295,7 @@ def as_text(comparison: Comparison) -> str:
     """Return all tables as text, 80 columns wide, and the notes below them."""
     console = Console(file=io.StringIO(), width=80)
     for table in tables_of(comparison):
-        console.print(as_rich(table))
+        console.print(OnScreen(table))
         console.print()
     for note in comparison.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -308,24 +313,60 @@ def as_html(comparison: Comparison) -> str:
     return "".join([*shown, *(f"<p>{escape(note)}</p>" for note in comparison.notes)])
 
 
-def as_rich(grid: TextTable) -> Table:
-    """Return a table that Rich draws on the terminal."""
-    table = Table(
-        title=grid.title,
-        title_justify="left",
-        caption=grid.note,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        show_edge=False,
-    )
-    first, *others = grid.columns
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*row)
-    return table
+@dataclass(frozen=True)
+class OnScreen:
+    """A table as a terminal shows it: as several tables, one below the other, where its columns do not fit side by side.
+
+    Args:
+        grid: The table; each of the tables begins with its first column.
+    """
+
+    grid: TextTable
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Table]:
+        """Yield the tables; the title is above the first one, the note below the last one."""
+
+        def length(text: str) -> int:
+            return console.render_str(text).cell_len
+
+        first = (self.grid.columns[0], *(row[0] for row in self.grid.rows))
+        longest_word = max(length(word) for text in first for word in text.split())
+        room = options.max_width - longest_word - APART - 1  # a place is left free at the edge
+        blocks = _blocks(self.grid, room, length)
+        for block in blocks:
+            table = Table(
+                title=self.grid.title if block is blocks[0] else None,
+                title_justify="left",
+                caption=self.grid.note if block is blocks[-1] else None,
+                caption_justify="left",
+                box=box.SIMPLE_HEAD,
+                padding=(0, 0, 0, 1),
+                show_edge=False,
+            )
+            table.add_column(self.grid.columns[0], overflow="fold")
+            for column, needed in block.items():
+                name, width = self.grid.columns[column], min(needed, room)
+                table.add_column(name, justify="right", overflow="fold", width=width)
+            for row in self.grid.rows:
+                table.add_row(row[0], *(row[column] for column in block))
+            yield table
+
+
+def _blocks(grid: TextTable, room: int, length: Callable[[str], int]) -> list[dict[int, int]]:
+    """Return which columns, from 1, stand side by side, each with the places that its texts need.
+
+    Args:
+        grid: The table.
+        room: Places for the columns beside the first one.
+        length: Returns how many places a text takes on the terminal.
+    """
+    blocks: list[dict[int, int]] = [{}]
+    for number, name in enumerate(grid.columns[1:], 1):
+        needed = max(length(text) for text in (name, *(row[number] for row in grid.rows)))
+        if blocks[-1] and sum(blocks[-1].values(), needed) + APART * len(blocks[-1]) > room:
+            blocks.append({})
+        blocks[-1][number] = needed
+    return blocks
 
 
 def _shortened(value: str) -> str:

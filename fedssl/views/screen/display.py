@@ -1,12 +1,9 @@
-"""Displays of a run while it goes on: a live screen in a terminal, plain lines outside of terminals and notebooks."""
+"""Displays of a run while it goes on: plain lines, the choice of a display, and what all displays share."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group
-from rich.live import Live
-from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,30 +12,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 from fedssl.core.console import Console
-from fedssl.core.text import one_line, printable
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
-from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
-from fedssl.record.rows import (
-    Failure,
-    Observer,
-    Outcome,
-    RoundEnd,
-    RoundRow,
-    summarize,
-)
-from fedssl.record.snapshot import Snapshot
+from fedssl.record.judges import in_brackets, judge_in, judges_of
+from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
 
 BARS = "▁▂▃▄▅▆▇█"
 """Characters of a sparkline, from low to high values."""
 
-ROWS_SHOWN = 6
-"""The live screen shows at most this many of the latest rounds."""
+
+WIDTH_FOR_ELAPSED = 60
+"""A terminal of at least this many columns has room for the elapsed time beside the time left."""
 
 
 def percent(share: float) -> str:
@@ -80,7 +67,11 @@ def make_display(console: Console) -> Observer:
         from fedssl.views.screen.notebook_display import NotebookDisplay
 
         return NotebookDisplay()
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+    if console.is_terminal:
+        from fedssl.views.screen.live_display import LiveDisplay
+
+        return LiveDisplay(console)
+    return PlainDisplay(console)
 
 
 class PlainDisplay(Observer):
@@ -119,133 +110,28 @@ class PlainDisplay(Observer):
         self._line(closing_line(self._experiment, outcome))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.tell(text)
 
 
 def progress_bar(console: Console, what: str, memory: float = 30.0) -> Progress:
-    """Return a progress bar as wide as the screen, with the elapsed time and the estimated time left.
+    """Return a progress bar as wide as the screen, with the elapsed time (if there is room) and the estimated time left.
 
     Args:
         console: The console to draw on.
         what: Name of the things that the bar counts, such as ``"round"``.
         memory: Length in seconds of the recent past from which the time left is estimated.
     """
+    elapsed = [TimeElapsedColumn()] if console.width >= WIDTH_FOR_ELAPSED else []
     return Progress(
         TextColumn(what),
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TimeElapsedColumn(),
+        *elapsed,
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=memory,
     )
-
-
-class LiveDisplay(Observer):
-    """Show a panel that is redrawn in place: progress, ETA, the course of accuracy, the latest rounds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._experiment: Experiment | None = None
-        self._judges: tuple[str, ...] = ()
-        self._rows: list[RoundRow] = []
-        self._failures: list[Failure] = []
-        self._incidents: list[str] = []
-        self._title = ""
-        self._progress = progress_bar(console, "round")
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
-
-    def began(self, experiment: Experiment, federation: Federation) -> None:
-        """Show what runs."""
-        self._experiment = experiment
-        self._judges = judges_of(experiment, federation)
-        self._title = describe(experiment, federation)
-        self._task = self._progress.add_task("rounds", total=experiment.num_rounds)
-        self._live.update(self._screen())
-        self._live.start()
-
-    def resumed(self, snapshot: Snapshot) -> None:
-        """Show the rounds that were finished before the run was resumed."""
-        self._rows += snapshot.rounds
-        self._progress.reset(self._task, completed=snapshot.round)
-        self._live.update(self._screen())
-
-    def round_ended(self, end: RoundEnd) -> None:
-        """Show the finished round."""
-        self._rows.append(end.row)
-        self._failures += end.failures
-        self._incidents += (f"round {end.row.round}, mended: {text}" for text in end.incidents)
-        self._progress.advance(self._task)
-        self._live.update(self._screen())
-
-    def ended(self, outcome: Outcome) -> None:
-        """Remove the panel and print one line with the results."""
-        assert self._experiment is not None
-        self._live.stop()
-        self._console.print(
-            closing_line(self._experiment, outcome),
-            soft_wrap=True,
-        )
-
-    def failed(self, reason: str) -> None:
-        """Remove the panel."""
-        self._live.stop()
-
-    def _screen(self) -> Panel:
-        assert self._experiment is not None
-        parts: list[Text | Table | Progress] = [
-            Text(printable(self._title), style="dim"),
-            self._progress,
-        ]
-        evaluated = judged_as_the_last(self._rows, self._judges)
-        if evaluated:
-            judge = judge_in(self._judges, evaluated[-1].phase)
-            course = Text(f"EMA accuracy{in_brackets(judge)} ")
-            width = max(10, min(60, self._console.width - 40))
-            course.append(sparkline([row.ema_accuracy for row in evaluated], width), "green")
-            course.append(f" {percent(evaluated[-1].ema_accuracy)}")
-            parts.append(course)
-        parts.append(self._latest())
-        for failure in self._failures[-3:]:
-            text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
-            parts.append(Text(one_line(text), style="red", overflow="ellipsis", no_wrap=True))
-        for incident in self._incidents[-2:]:
-            parts.append(
-                Text(
-                    one_line(incident.splitlines()[0]),
-                    style="yellow",
-                    overflow="ellipsis",
-                    no_wrap=True,
-                )
-            )
-        return Panel(Group(*parts), title=Text(self._experiment.name), border_style="blue")
-
-    def _latest(self) -> Table:
-        table = Table(box=None, pad_edge=False, expand=True)
-        for name in (
-            "round",
-            "method",
-            "accuracy",
-            "EMA",
-            "pseudo-labels right",
-            "used",
-            "clients",
-        ):
-            table.add_column(name, justify="left" if name == "method" else "right")
-        table.add_column("s", justify="right")
-        for row in self._rows[-ROWS_SHOWN:]:
-            table.add_row(
-                str(row.round),
-                row.method,
-                percent(row.server_accuracy),
-                percent(row.ema_accuracy),
-                percent(row.pseudo_label_accuracy),
-                percent(row.pseudo_label_coverage),
-                f"{row.clients_ok}/{row.cohort_size}",
-                f"{row.seconds:.2f}",
-            )
-        return table
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

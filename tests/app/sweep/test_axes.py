@@ -108,7 +108,7 @@ def test_a_run_is_named_by_what_decides_it():
     assert point(rounds, workers, varied=["engine.workers"]).name.split("/")[1] == (
         "engine.workers=2,rounds=2"
     )
-    assert point(rounds, workers, varied=["rounds"]).label == "small rounds=2"
+    assert point(rounds, workers, varied=["rounds"]).label == "small (rounds 2)"
     with pytest.raises(InputError, match="two runs are called small/seed0"):
         refuse_twins([point(), point(workers)])
 

@@ -13,7 +13,7 @@ from fedssl.core.console import Console
 from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
-from fedssl.views.comparison.table import as_rich, tables_of
+from fedssl.views.comparison.table import OnScreen, tables_of
 from fedssl.views.pictures.plots import comparison_figure, save_figure
 from tests.helpers import fedssl, refused, small_toml
 from tests.views.comparison.records import Spent, record
@@ -36,7 +36,7 @@ def runs(tmp_path):
 
 def text_of(comparison, width=80):
     console = Console(file=io.StringIO(), width=width)
-    for table in map(as_rich, tables_of(comparison)):
+    for table in map(OnScreen, tables_of(comparison)):
         console.print(table)
     return console.file.getvalue()
 
@@ -73,34 +73,94 @@ def test_the_first_line_is_the_baseline(runs):
     assert comparison.lines.gain.tolist() == pytest.approx([0, -0.4 / 3])
 
 
-def test_tables_fit_80_columns_and_lose_nothing(tmp_path):
-    """With names as long as a sweep makes them, intervals as wide as two seeds make them, and virtual time."""
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_screen_and_lose_nothing(tmp_path, width):
+    """With a long name, intervals as wide as two seeds make them, and virtual time."""
     expensive = Spent(12345.6, 98_765_432_100, 98_765_432_100, virtual_seconds=1_234_567.8)
     for seed, accuracies in ((0, (0.9, 0.2)), (1, (0.1, 0.8))):
         for threshold, accuracy in zip((0.25, 0.75), accuracies, strict=True):
             path = tmp_path / f"{threshold}-{seed}"
             method = {"threshold": threshold}
             record(path, [accuracy] * 2, spent=expensive, seed=seed, name="x" * 40, method=method)
-    text = text_of(Comparison.of_runs([tmp_path], force=False, measures=tuple(MEASURES)))
-    assert max(map(len, text.splitlines())) <= 80
+    record(tmp_path / "y", [0.5] * 2, name="y")
+    text = text_of(Comparison.of_runs([tmp_path], force=False, measures=tuple(MEASURES)), width)
+    assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     for words in (
+        "x" * 40,
         "-889.4 to +889.4",
         "2,469,135.6",
-        "(method.threshold=0",
+        "(threshold",
         "197,530.9",
         "24,691.2",
     ):
         assert words in text
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_table_breaks_a_word_that_fits(tmp_path, width):
+    for alpha in (0.2, 1.0, 5.0):
+        for method in ("supervised", "fixmatch"):
+            dirichlet = {"partition": {"kind": "dirichlet", "alpha": alpha}}
+            path = tmp_path / f"{alpha}-{method}"
+            record(
+                path, [0.5, 0.6], federation=dirichlet, method={"kind": method}, partition="same"
+            )
+    comparison = Comparison.of_runs([tmp_path], force=False)
+    lines = text_of(comparison, width).splitlines()
+    assert max(map(len, lines)) <= width
+    shown = set(" ".join(lines).split())
+    for table in tables_of(comparison):
+        texts = (table.title, *table.columns, *(cell for row in table.rows for cell in row))
+        assert {word for text in texts for word in text.split()} <= shown
+
+
+def test_columns_that_have_no_room_stand_in_a_table_below(runs):
+    grid = tables_of(Comparison.of_runs([runs], force=False))[0]
+    console = Console(file=io.StringIO(), width=40)
+    tables = list(OnScreen(grid).__rich_console__(console, console.options))
+    assert len(tables) > 1
+    heads = [[str(column.header) for column in table.columns] for table in tables]
+    assert {own[0] for own in heads} == {grid.columns[0]}
+    assert [name for own in heads for name in own[1:]] == list(grid.columns[1:])
+    assert [bool(table.title) for table in tables] == [True] + [False] * (len(tables) - 1)
+    assert [bool(table.caption) for table in tables] == [False] * (len(tables) - 1) + [True]
+
+
 def test_every_column_is_explained(runs):
     known = {"EMA": "(EMA)", "accuracy": "global model", "seeds": "over seeds"}
-    comparison = Comparison.of_runs([runs], force=False, measures=tuple(MEASURES))
-    for table in map(as_rich, tables_of(comparison)):
+    for table in tables_of(Comparison.of_runs([runs], force=False, measures=tuple(MEASURES))):
         for column in table.columns[1:]:
-            said = f"{table.title} {table.caption}"
-            assert known.get(str(column.header), str(column.header)) in said
+            assert known.get(column, column) in f"{table.title} {table.note}"
+
+
+def test_the_table_has_a_column_for_each_setting_that_was_varied(tmp_path):
+    """With its whole name and its plain value, so that a reader of the file can group by it."""
+    for alpha in (0.2, 5.0):
+        for method in ({"kind": "supervised"}, {"kind": "fixmatch", "threshold": 0.9}):
+            dirichlet = {"partition": {"kind": "dirichlet", "alpha": alpha}}
+            path = tmp_path / "runs" / f"{alpha}-{method['kind']}"
+            record(path, [0.5], federation=dirichlet, method=method, partition="same")
+    result = fedssl("compare", tmp_path / "runs", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    lines = pd.read_csv(tmp_path / "out" / "comparison.csv").set_index("label")
+    assert lines["federation.partition.alpha"].to_dict() == {
+        "alpha 0.2, fixmatch": 0.2,
+        "alpha 0.2, supervised": 0.2,
+        "alpha 5, fixmatch": 5.0,
+        "alpha 5, supervised": 5.0,
+    }
+    assert lines["method.kind"].tolist() == ["fixmatch", "supervised"] * 2
+    assert "method.threshold" not in lines  # the kind implies it
+
+
+def test_a_line_without_a_setting_has_an_empty_cell(tmp_path):
+    own = ({"train": {"rates": {"body": 0.5}}}, {"train": {"rates": {}}}, {"name": "c"})
+    for number, settings in enumerate(own):
+        record(tmp_path / str(number), [0.5], **settings)
+    lines = Comparison.of_runs([tmp_path], force=False).lines
+    assert lines["train.rates.body"].tolist()[0] == 0.5
+    assert lines["train.rates.body"].isna().tolist() == [False, True, True]
 
 
 def test_settings_that_differ_are_shown_and_training_is_warned_of(tmp_path):
@@ -296,11 +356,11 @@ def test_a_table_and_figures_for_a_paper(runs, tmp_path):
     text = (out / "comparison.tex").read_text()
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert body[:2] == [r"\begin{tabular}{lrrrrrrr}", r"\toprule"]
-    label = r"odd\_one (method.unlabeled\_ratio=1)"
+    label = r"unlabeled\_ratio 1"
     assert body[4].startswith(label + " & 1 & 40.0 & 50.0 &  & ")
     assert "& $-$10.0 &" in body[5]
     assert (out / "comparison.pdf").read_bytes().startswith(b"%PDF")
-    assert "odd_one (method.unlabeled_ratio=1)" in (out / "comparison.svg").read_text()
+    assert "unlabeled_ratio 1" in (out / "comparison.svg").read_text()
     several = latex_of(tables_of(Comparison.of_runs([runs], force=False))[0])
     assert r"$\pm$" in several
     assert "±" not in "".join(line for line in several.splitlines() if line[0] != "%")

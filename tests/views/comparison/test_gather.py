@@ -4,7 +4,7 @@ import pytest
 
 from fedssl.core.errors import InputError
 from fedssl.views.comparison.gather import gather
-from fedssl.views.comparison.labels import label_lines
+from fedssl.views.comparison.labels import in_short, label_lines, short_keys
 from tests.views.comparison.records import record
 
 
@@ -43,8 +43,8 @@ def test_other_settings_are_another_line_named_by_what_differs(tmp_path):
             record(tmp_path / f"{threshold}-{seed}", [0.5], seed=seed, method=method)
     record(tmp_path / "other", [0.5], name="other")
     assert lines_of(tmp_path) == {
-        "small (method.threshold=0.3)": [0, 1],
-        "small (method.threshold=0.9)": [0, 1],
+        "small (threshold 0.3)": [0, 1],
+        "small (threshold 0.9)": [0, 1],
         "other": [0],
     }
 
@@ -54,13 +54,9 @@ def test_labels_name_no_setting_that_the_kind_implies():
         {"name": '"a"', "method.kind": '"fixmatch"', "method.threshold": "0.9", "train.lr": "0.1"},
         {"name": '"a"', "method.kind": '"vat"', "method.xi": "1.0", "train.lr": "0.1"},
     ]
-    assert label_lines(lines) == ["a (method.kind=fixmatch)", "a (method.kind=vat)"]
+    assert label_lines(lines) == ["fixmatch", "vat"]
     lines.append(lines[0] | {"method.threshold": "0.5"})
-    assert label_lines(lines) == [
-        "a (method.kind=fixmatch, method.threshold=0.9)",
-        "a (method.kind=vat)",
-        "a (method.kind=fixmatch, method.threshold=0.5)",
-    ]
+    assert label_lines(lines) == ["fixmatch, threshold 0.9", "vat", "fixmatch, threshold 0.5"]
 
 
 def test_labels_tell_a_setting_from_none():
@@ -69,9 +65,32 @@ def test_labels_tell_a_setting_from_none():
         {"name": '"a"'},
         {"name": '"b"', "train.clip": "2.0"},
     ]
-    assert label_lines(lines) == ["a (train.clip=1.0)", "a", "b"]
+    assert label_lines(lines) == ["a (clip 1)", "a", "b"]
     section = [{"name": '"a"', "federation.features.kind": '"rotation"'}, {"name": '"a"'}]
-    assert label_lines(section) == ["a (federation.features.kind=rotation)", "a"]
+    assert label_lines(section) == ["a (rotation)", "a"]
+
+
+def test_a_label_has_as_much_of_a_settings_name_as_tells_it_from_the_others():
+    keys = ("federation.partition.alpha", "strategy.alpha", "rounds", "data.source", "method.kind")
+    assert short_keys(keys) == {
+        "federation.partition.alpha": "partition.alpha",
+        "strategy.alpha": "strategy.alpha",
+        "rounds": "rounds",
+        "data.source": "",
+        "method.kind": "",
+    }
+    both = {"method.kind": "method", "server.method.kind": "server.method"}
+    assert short_keys(both) == both
+
+
+def test_labels_are_different_where_their_short_forms_are_not():
+    lines = [{"name": '"a"', "method.x": value} for value in ("1", '"1"')]
+    assert label_lines(lines) == ["method.x=1", 'method.x="1"']
+
+
+def test_a_value_is_written_as_people_write_it():
+    settings = {"a.on": "true", "b.lr": "0.05", "c.alpha": "5.0", "d.root": '"x y"', "e.n": "null"}
+    assert in_short(settings) == "on true, lr 0.05, alpha 5, root x y, n unset"
 
 
 def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):

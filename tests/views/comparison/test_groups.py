@@ -10,7 +10,7 @@ from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import pivot_of
-from fedssl.views.comparison.table import as_rich, tables_of
+from fedssl.views.comparison.table import OnScreen, tables_of
 from tests.helpers import fedssl
 from tests.views.comparison.records import record
 
@@ -143,7 +143,7 @@ def test_a_grid_is_shown_as_rows_by_columns(grid):
     comparison = Comparison.of_runs([grid], force=False)
     pivot = pivot_of(comparison.groups)
     assert pivot.factors == ("federation.partition.alpha",)
-    assert pivot.columns == ("0.1", "5.0")
+    assert pivot.columns == ("0.1", "5")
     (table,) = [t for t in tables_of(comparison) if t.title.startswith("EMA accuracy by")]
     cells = {row[0].split("=")[-1].strip(")"): row[1:] for row in table.rows}
     assert cells == {"supervised": ["50.0", "70.0"], "fixmatch": ["60.0", "73.0"]}
@@ -170,6 +170,6 @@ def test_the_screen_marks_bases_and_letters_are_of_a_group(grid, tmp_path):
     text = console.file.getvalue()
     assert text.count(" base ") >= 2
     assert "marked base" in " ".join(text.split())
-    for table in map(as_rich, tables_of(comparison)):
+    for table in map(OnScreen, tables_of(comparison)):
         console.print(table)
     assert max(map(len, console.file.getvalue().splitlines()[:30])) <= 80
