@@ -203,9 +203,10 @@ def _time_of(event: Mapping[str, Any]) -> float:
 
 
 def _number(value: Any) -> float:
-    """Return a number of a JSON file, in which an unknown number is null."""
-    return NAN if value is None else float(value)
+    """Return a number of a JSON file, in which an unknown number is null; NaN also if it is infinite."""
+    known = NAN if value is None else float(value)
+    return known if math.isfinite(known) else NAN
 
 
 def _float(text: str) -> float:
-    return float(text or "nan")
+    return _number(text or None)

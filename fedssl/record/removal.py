@@ -47,7 +47,7 @@ def remove_run(path: Path) -> None:
     lock = filelock.FileLock(path / LOCK, thread_local=False)
     try:
         with lock.acquire(timeout=0):  # nobody can go on with the run while it is removed
-            shutil.rmtree(path)
+            shutil.rmtree(path.absolute())
     except filelock.Timeout:
         raise _running_error(path) from None
     except OSError as error:

@@ -109,8 +109,14 @@ def test_a_run_is_removed_after_a_question(runs):
     assert "Remove 2 runs" in result.output
     assert {path.name for path in runs.iterdir()} == {"a", "b", "c"}
     assert not (runs / "a" / ".lock").exists()
-    finished(fedssl("runs", "rm", runs / "a", runs / "b", "--yes"))
+    finished(fedssl("runs", "rm", runs / "a", runs / "b", runs / "a", "--yes"))
     assert {path.name for path in runs.iterdir()} == {"c"}
+
+
+def test_the_folder_in_which_one_is_can_be_removed(runs, monkeypatch):
+    monkeypatch.chdir(runs / "a")
+    finished(fedssl("runs", "rm", ".", "--yes"))
+    assert not (runs / "a").exists()
 
 
 def test_nothing_but_runs_is_removed(runs):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import filelock
@@ -108,6 +109,22 @@ def test_a_damaged_file_hides_no_run(tmp_path, name, content):
     path = record(tmp_path / "run", [0.5])
     (path / name).write_bytes(content)
     assert overview(path).state == State.finished
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "null", "1e999"])
+def test_an_impossible_number_is_unknown(tmp_path, number):
+    """JSON has no infinite numbers, so that one of them would spoil a list for programs."""
+    path = record(tmp_path / "run", [0.5])
+    text = (path / "summary.json").read_text()
+    (path / "summary.json").write_text(
+        re.sub(r'"(ema_accuracy|seconds)": [^,]*', rf'"\1": {number}', text)
+    )
+    found = overview(path)
+    assert math.isnan(found.accuracy)
+    assert math.isnan(found.seconds)
+    assert (found.name, found.note) == ("small", "")
+    (path / "rounds.csv").write_text("round,ema_accuracy\n1,inf\n2,0.5\n")
+    assert accuracy_by_round(path) == [(2, 0.5)]
 
 
 @pytest.mark.parametrize("name", ["experiment.toml", "rounds.csv", "events.jsonl"])

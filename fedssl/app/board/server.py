@@ -13,6 +13,7 @@ from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -68,12 +69,21 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a request."""
+    """An answer to a request.
+
+    Args:
+        content: The text, in UTF-8.
+        kind: Type of the content.
+        policy: What the browser lets the content do.
+        status: HTTP's status.
+        location: Address at which the browser asks again; empty: this is the answer.
+    """
 
     content: bytes
     kind: str = "application/json"
     policy: str = OWN_POLICY
     status: HTTPStatus = HTTPStatus.OK
+    location: str = ""
 
 
 class Refused(Exception):
@@ -107,6 +117,11 @@ class Board(ThreadingHTTPServer):
             problem = f"{port} cannot be used: {error.strerror}"
             remedy = "name another one, or --port 0 for any that is free"
             raise InputError("--port", problem, remedy) from None
+
+    def server_bind(self) -> None:
+        """Bind the port without asking a name server for this machine's name, as `http.server` would."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = ADDRESS, int(self.server_address[1])
 
     @property
     def url(self) -> str:
@@ -150,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(found.status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
+        if found.location:
+            self.send_header("Location", found.location)
         self.send_header("Content-Security-Policy", found.policy)
         self.send_header("Content-Type", f"{found.kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(found.content)))
@@ -170,15 +187,19 @@ class _Handler(BaseHTTPRequestHandler):
         if origin != f"http://{host}" and (origin is not None or self.command != "GET"):
             raise Refused(HTTPStatus.FORBIDDEN, "the board answers no other origin")
         parts = urlsplit(self.path)
-        _, key, place = f"{parts.path}//".split("/", 2)
+        key, slash, place = parts.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(key.encode(), self.server.key.encode()):
             raise Refused(HTTPStatus.FORBIDDEN, "open the address that fedssl board printed")
-        return place.removesuffix("//").removesuffix("/"), parse_qs(parts.query)
+        return place if slash else self.server.key, parse_qs(parts.query)
 
     def _get(self, place: str, query: Mapping[str, list[str]]) -> Answer:
         if place in ASSETS:
             path, kind = ASSETS[place]
             return Answer(path.read_bytes(), kind)
+        if (
+            place == self.server.key
+        ):  # without a slash at its end, the address of the board is no folder
+            return Answer(b"", status=HTTPStatus.PERMANENT_REDIRECT, location=f"/{place}/")
         if place == "runs":
             return _json(self.server.catalog.as_table())
         if place == "curves":
@@ -201,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self, place: str, query: Mapping[str, list[str]]) -> Answer:
         asked = self._body()
-        paths = [entry.run.path for entry in self.server.catalog.find(_texts(asked, "runs"))]
+        ids = list(dict.fromkeys(_texts(asked, "runs")))
+        paths = [entry.run.path for entry in self.server.catalog.find(ids)]
         if place == "tag":
             add, remove = _texts(asked, "add"), _texts(asked, "remove")
             for path in paths:
@@ -239,8 +261,8 @@ def _curve(path: Path) -> list[list[float]]:
     """Return (round, accuracy in %) of a run, evenly thinned; the last point is always there."""
     try:
         points = accuracy_by_round(path)
-    except (ValueError, KeyError, TypeError):
-        return []  # the list says that the file cannot be read
+    except Exception:  # a record may hold anything; the list says which file cannot be read
+        return []
     step = -(-len(points) // MOST_POINTS) or 1
     return [[round, value * 100] for round, value in points[::-1][::step][::-1]]
 

@@ -1,5 +1,6 @@
 """`fedssl runs`: lists, removes and tags recorded runs."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -45,7 +46,8 @@ class _ListsByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_ListsByDefault,
-    help="List recorded runs, remove them and tag them; `fedssl runs FOLDER` lists the runs below a folder.",
+    help="List recorded runs, remove them and tag them. `fedssl runs FOLDER` is short for `fedssl runs list FOLDER`, whose "
+    "options choose and order runs.",
     pretty_exceptions_enable=False,
     suggest_commands=False,
 )
@@ -168,18 +170,18 @@ def remove(
     Example:
       fedssl runs rm runs/digits-fixmatch/20260101-120000-seed0
     """
-    for path in runs:
+    paths = list({path.absolute(): path for path in runs}.values())
+    for path in paths:
         check_removable(path)
     if not yes:
-        for path in runs:
+        for path in paths:
             typer.echo(one_line(str(path)))
-        size = sum(
-            file.stat().st_size for path in runs for file in path.rglob("*") if file.is_file()
-        )
-        number = f"{len(runs)} runs" if len(runs) > 1 else "this run"
+        files = [file for path in paths for file in path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        number = f"{len(paths)} runs" if len(paths) > 1 else "this run"
         if not typer.confirm(f"Remove {number} ({size / 1e6:,.1f} MB)?"):
             return
-    for path in runs:
+    for path in paths:
         remove_run(path)
 
 
@@ -214,12 +216,19 @@ def overviews_below(folder: Path) -> list[Overview]:
     """Return the runs below a folder at a glance.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: There is no such folder, or a run in it cannot be read.
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "no such folder"
         raise InputError(str(folder), problem, "name a folder with runs")
-    return [overview(path) for path in run_folders(folder)]
+    found = []
+    try:
+        for path in run_folders(folder):
+            with contextlib.suppress(FileNotFoundError):  # the run was removed meanwhile
+                found.append(overview(path))
+    except OSError as error:
+        raise InputError(str(error.filename), f"cannot be read: {error.strerror}") from None
+    return found
 
 
 def as_table(run: Overview) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The board tells of runs as they are, to its own page only, and changes nothing but what it is asked to."""
 
+import http.client
 import json
 import os
 import shutil
@@ -102,7 +103,10 @@ def test_a_damaged_record_is_told(board, runs):
     assert status == 400
     assert "has no clients.csv" in text
     (runs / "b" / "rounds.csv").write_bytes(b"\xff")
-    assert asked(board, f"curves?run={listed(board)['b']['id']}")[0] == 200
+    assert asked(board, f"curves?run={listed(board)['b']['id']}")[:2] == (
+        200,
+        json.dumps({listed(board)["b"]["id"]: []}),
+    )
 
 
 def test_tags_and_removal(board, runs):
@@ -153,6 +157,17 @@ def test_a_change_needs_an_origin_and_the_secret(board, runs):
         asked(board, "remove", remove, key="x")[1] == "open the address that fedssl board printed"
     )
     assert len(list(runs.iterdir())) == 4
+
+
+def test_the_address_may_lack_its_last_slash(board):
+    connection = http.client.HTTPConnection("127.0.0.1", board.server_port)
+    connection.request("GET", f"/{board.key}")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Location"]) == (308, f"/{board.key}/")
+    for place in ("", "/", "x", f"/{board.key}x"):
+        connection = http.client.HTTPConnection("127.0.0.1", board.server_port)
+        connection.request("GET", place)
+        assert connection.getresponse().status == 403
 
 
 def test_through_a_tunnel_it_answers_too(board):
