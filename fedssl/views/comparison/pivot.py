@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedssl.views.comparison.gather import Line
 from fedssl.views.comparison.groups import Group
-from fedssl.views.comparison.labels import plain, differing, label_lines
+from fedssl.views.comparison.labels import differing, label_lines, plain
 
 MOST_COLUMNS = 9
 """A pivot of more columns would not fit a screen."""
