@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class Npz(OwnImages):
     Files of MedMNIST are read too. In these files, arrays of training images begin with ``train_``, and labels have
     shape (N, 1). Arrays that begin with ``val_`` are read as test images if there are no arrays of test images.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str = Field(description="path of the file, which numpy.savez writes")
 
@@ -122,7 +124,7 @@ class Npz(OwnImages):
     def _path(self) -> Path:
         path = self.expand_home(self.name)
         if not path.is_file():
-            raise self.source_error("there is no such file", "check the path")
+            raise self.not_found_error("file", self.name)
         return path
 
     def _arrays(self, flaws: Flaws) -> Arrays:
