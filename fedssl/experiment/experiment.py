@@ -17,8 +17,8 @@ from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
-from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.paths import find_paths
+from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
