@@ -164,6 +164,10 @@ class Containers:
             raise _engine_error(done.stderr.strip().splitlines()[-1])
         raise RunFailed(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
 
+    def check(self) -> None:
+        """Raise `InputError` if this host cannot run containers."""
+        self.compose("ps", "--quiet", quiet=True)
+
     def command(self, *arguments: str) -> list[str]:
         """Return a command of Compose for this deployment."""
         return ["docker", "compose", "--file", str(self._file), *arguments]

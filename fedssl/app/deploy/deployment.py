@@ -60,6 +60,9 @@ class Settings(Section):
     server_data: str | None = Field(
         None, description="path of the server's images; the experiment names the same path"
     )
+    containers: bool = Field(
+        True, description="whether the processes run in containers; otherwise they run on this host"
+    )
     data: Mapping[int, str] = Field(
         default_factory=dict, description="for each client number, a folder or .npz of own images"
     )
@@ -126,7 +129,7 @@ class Deployment:
             raise InputError(
                 "--folder", f"{folder} exists and is not overwritten", "name another folder"
             )
-        made = cls(folder, settings)
+        made = cls(folder.absolute(), settings)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # only the owner may read logs, the database and submitted experiments
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
@@ -139,7 +142,7 @@ class Deployment:
         for sub in subs:
             sub.mkdir(mode=0o700)
         made.app.mkdir()
-        (made.app / "pyproject.toml").write_text(_APP.format(version=__version__))
+        made.write_app()
         made.connection.parent.mkdir()
         table = settings.model_dump(mode="json", exclude={"data"}, exclude_none=True)
         table = {"version": __version__, **table}
@@ -157,6 +160,7 @@ class Deployment:
         Raises:
             InputError: The folder holds no deployment, or its ``deployment.toml`` is wrong.
         """
+        folder = folder.absolute()
         file = folder / "deployment.toml"
         try:
             table = tomllib.loads(file.read_text())
@@ -236,6 +240,27 @@ class Deployment:
         """Flower's file that says how operators reach the SuperLink."""
         return self.folder / "flower" / "config.toml"
 
+    @property
+    def submissions(self) -> Path:
+        """File of the submitted runs: Flower's run ids and their run directories."""
+        return self.folder / "submitted.json"
+
+    def remember(self, *, containers: bool) -> None:
+        """Write into ``deployment.toml`` whether the processes run in containers; the rest of the file stays as it is."""
+        text = self.file.read_text()
+        line = f"containers = {str(containers).lower()}"
+        changed, count = re.subn(r"(?m)^containers\s*=.*$", line, text)
+        if not count:
+            changed = f"{line}\n{text}"
+        if changed != text:
+            self.file.write_text(changed)
+
+    def write_app(self) -> None:
+        """Write the app that `fedssl deploy run` submits; another version of fedssl may have made the deployment."""
+        file, text = self.app / "pyproject.toml", _APP.format(version=__version__)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+
     def write_file(self, path: Path, content: bytes) -> None:
         """Write a new file that only the deployment's owner can read.
 
@@ -282,6 +307,7 @@ clientapp = "fedssl.clients.client_app:app"
 experiment = ""
 experiment-json = ""
 run-directory = ""
+resume = false
 nodes = ""
 """
 

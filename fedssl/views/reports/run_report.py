@@ -10,6 +10,7 @@ from typing import Any
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
+from fedssl.record.run_directory import STOPS
 from fedssl.record.run_path import REPORT
 from fedssl.views.closer_look import read_evaluation
 from fedssl.views.reports.charts import Chart
@@ -146,7 +147,7 @@ def _rounds_done(material: Material) -> str:
 def _remarks(material: Material) -> Iterator[str]:
     """Yield sentences on what is wrong with a run or missing from its page."""
     if material.summary is None and not material.is_running:
-        failed = [event for event in material.events if event["event"] == "failed"]
+        failed = [event for event in material.events if event["event"] in STOPS]
         done = _rounds_done(material)
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
         path = shlex.quote(str(material.path))
@@ -174,7 +175,7 @@ def _table_of_events(material: Material) -> TextTable | None:
             where = f"round {event['round']}, client {event['client']}"
         elif event["event"] == "incident":
             text, where = last_line(event["what"].partition("\n")[0]), f"round {event['round']}"
-        elif event["event"] == "failed":
+        elif event["event"] in STOPS:
             text, where = f"stopped: {last_line(event['reason'])}", ""
         elif event["event"] == "resumed":
             text, where = "went on", f"after round {event['after_round']}"
