@@ -6,8 +6,9 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedssl.clients.going_back import go_back_if_uncounted
+from fedssl.clients.kept_rounds import go_to_counted_round
 from fedssl.clients.local_data import local_data
+from fedssl.clients.own_folder import kept_in_folder
 from fedssl.clients.privacy import (
     answer_if_admitted,
     clip_and_add_noise,
@@ -77,13 +78,14 @@ def _train(
     message: Message, context: Context, request: protocol.Request, here: Resident
 ) -> Message:
     devices = devices_of(context)
-    if len(devices) == 1:
-        return train_here(message, context, request, here)
-    from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
+    with kept_in_folder(context, request):
+        if len(devices) == 1:
+            return train_here(message, context, request, here)
+        from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
 
-    return run_in_team(
-        devices, message, context, lambda: train_here(message, context, request, here)
-    )
+        return run_in_team(
+            devices, message, context, lambda: train_here(message, context, request, here)
+        )
 
 
 def train_here(
@@ -95,7 +97,7 @@ def train_here(
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
     shard = local.shard().to(torch.device(device_of(context)))
-    go_back_if_uncounted(context.state, request, fixed_records(recipe, request.phase))
+    go_to_counted_round(context.state, request, fixed_records(recipe, request.phase))
     weights.load(request.arrays, context.state)
     report, state = learn(
         here.network,

@@ -25,7 +25,7 @@ from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.carry_over import last_network
-from fedssl.server.client_memory import can_resume, cannot_resume
+from fedssl.server.client_memory import can_resume, cannot_resume, clients_keep
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
 from fedssl.server.evaluation import check_evaluator
@@ -88,7 +88,8 @@ class ServerRun:
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
         # If clients keep their state themselves, they must know which of their rounds count.
-        self._counted = None if self._resumable else CountedRounds()
+        keeps = not grid.is_simulation and clients_keep(experiment, self._spec)
+        self._counted = CountedRounds(experiment.server.checkpoint_every) if keeps else None
 
     def _keepers(self) -> dict[str, Keeps]:
         """Return every part that keeps something between rounds, by its name in checkpoints."""
@@ -98,6 +99,8 @@ class ServerRun:
             "phase-state": self._phase_state,
             "training": self._training,
         }
+        if self._counted is not None:
+            parts["counted-rounds"] = self._counted
         return parts if self._clock is None else parts | {"clock": self._clock}
 
     def start(self, resume: Snapshot | None) -> Outcome:
@@ -365,6 +368,8 @@ class ServerRun:
         server = phase.experiment.server
         self._model.average(log.round, server.ema_decay, phase.buffers)
         self._grid.states.commit()
+        if self._counted is not None:
+            self._counted.end_round(log.round)
         is_last = phase_round == phase.experiment.num_rounds
         finished = Finished(
             phase,

@@ -130,6 +130,7 @@ class Deployment:
                 "--folder", f"{folder} exists and is not overwritten", "name another folder"
             )
         made = cls(folder.absolute(), settings)
+        refuse_quotation("--folder", str(made.folder))
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # only the owner may read logs, the database and submitted experiments
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
@@ -137,6 +138,7 @@ class Deployment:
         made.key(0).parent.mkdir()
         for client in range(settings.clients):
             write_node_key(made.key(client))
+            made.client(client).mkdir(mode=0o700, parents=True)
         write_shared_secret(made.executor_secret)
         subs = (made.superlink, made.runs, made.logs, made.processes, made.submitted, made.admitted)
         for sub in subs:
@@ -189,6 +191,10 @@ class Deployment:
     def key(self, client: int) -> Path:
         """Return the file of a client's private key; the file of the public key is beside it."""
         return self.folder / "keys" / f"client-{client}"
+
+    def client(self, client: int) -> Path:
+        """Return a client's own folder: what it keeps between rounds, and the log of what it sent."""
+        return self.folder / "clients" / f"client-{client}"
 
     @property
     def admitted(self) -> Path:
@@ -346,16 +352,21 @@ def read_data_options(settings: Sequence[str]) -> dict[int, str]:
                 "--data", f"{setting!r} is not NUMBER=PATH", "e.g. --data 0=/srv/images"
             )
         where = resolve_existing("--data", Path(path))
-        if '"' in path:  # Flower's command line cannot express a quotation mark (1.41)
-            raise InputError(
-                "--data", f"{path!r} has a quotation mark in its name", "rename the file or folder"
-            )
+        refuse_quotation("--data", where)
         found[int(number)] = where
     return found
+
+
+def refuse_quotation(option: str, path: str) -> None:
+    """Raise `InputError` if a path that an option names has a quotation mark: Flower cannot take it (flwr 1.41)."""
+    if '"' in path:
+        raise InputError(
+            option, f"{path!r} has a quotation mark in its name", "rename the file or folder"
+        )
 
 
 def resolve_existing(option: str, path: Path) -> str:
     """Return the absolute path of a file or folder that an option names; raise `InputError` if there is nothing."""
     if not path.exists():
-        raise InputError(option, f"there is nothing at {path}")
+        raise InputError(option, f"there is nothing at {path.absolute()}")
     return str(path.resolve())

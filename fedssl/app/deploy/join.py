@@ -33,6 +33,12 @@ def join(
             help="This client's own images, a folder or .npz; unset: its share of the experiment's."
         ),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="This client's folder: what it keeps between rounds, and the log of what it sent; unset: KEY.client."
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port for this client's own use, on the loopback.")
     ] = 9094,
@@ -64,7 +70,7 @@ def join(
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
     """
-    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES
+    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
     from fedssl.app.deploy.keeper import keep
     from fedssl.app.deploy.secrets import write_node_key
     from fedssl.app.deploy.services import (
@@ -85,7 +91,8 @@ def join(
     # Refuse what would fail only later: missing files, a wrong list of modules, a wrong clock.
     for path in (ca, *((data,) if data else ())):
         if not path.exists():
-            raise InputError("--ca" if path == ca else "--data", f"there is nothing at {path}")
+            option = "--ca" if path == ca else "--data"
+            raise InputError(option, f"there is nothing at {path.absolute()}")
     if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
         raise InputError(
             "--allowed-plugins",
@@ -102,6 +109,13 @@ def join(
     _refuse_wrong_clock(server, ca)
     # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
+    home = (folder or key.with_name(f"{key.name}.client")).absolute()
+    for option, path in (("--data", own), ("--folder", home)):
+        refuse_quotation(option, str(path))
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("--folder", f"{home} cannot be made: {error.strerror}") from None
     asked: dict[str, str | float | None] = {
         "privacy-clipping-norm": privacy_clipping_norm,
         "privacy-noise-multiplier": privacy_noise_multiplier,
@@ -111,7 +125,7 @@ def join(
     }
     further = {name: value for name, value in asked.items() if value is not None}
     service = client_service(
-        sys.executable, number, server, ca.absolute(), key.absolute(), port, own, further
+        sys.executable, number, server, ca.absolute(), key.absolute(), port, home, own, further
     )
     say(f"$ {shlex.join(service.command)}")
     os.environ.update(with_this_package(environment_for_flower()))
