@@ -16,6 +16,7 @@ from fedssl.clients.privacy import (
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
+from fedssl.clients.sent_log import with_sent_log
 from fedssl.clients.state import (
     fixed_records,
     kept_slots,
@@ -52,7 +53,7 @@ def with_allowed_plugins(
         return call_next(message, context)
 
 
-@app.train(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.train(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back.
 
@@ -162,7 +163,7 @@ def _own_metrics(
     return metrics_that_may_leave(experiment, metrics)
 
 
-@app.evaluate(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.evaluate(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on this client's held-out images: those dealt to it, or its own private ones.
 
@@ -193,7 +194,7 @@ def _evaluate(
     )
 
 
-@app.query(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.query(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves the client."""
     request = protocol.read_request(message)
