@@ -27,6 +27,9 @@ from fedssl.views.screen.display import PlainDisplay, make_display
 LOOK_SECONDS = 0.5
 """The record is read again after this many seconds."""
 
+STARTS = ("began", "resumed")
+"""The events with which a run begins or goes on."""
+
 ASK_SECONDS = 15.0
 """The SuperLink is asked how the run is after this many seconds without a round; each question starts a process."""
 
@@ -37,31 +40,21 @@ class Watch:
 
     Args:
         directory: The run directory, in which earlier runs of Flower's may have recorded rounds.
-        since: Time of the first event of the run, as events have it.
+        since: Earlier events, by their time, are those of other runs; empty: the run records already.
     """
 
     directory: Path
-    since: str
+    since: str = ""
 
     @classmethod
     def of_next(cls, directory: Path) -> "Watch":
         """Watch what is recorded from now on."""
         return cls(directory, datetime.now(UTC).isoformat(timespec="milliseconds"))
 
-    @classmethod
-    def of_running(cls, directory: Path) -> "Watch":
-        """Watch the run that records in a directory just now; all its rounds so far are shown."""
-        begun = [e["time"] for e in _events(directory) if e["event"] in ("began", "resumed")]
-        return cls(directory, max(begun, default=""))
-
     def first_round(self) -> int | None:
         """Return the round after which the run goes on, 0 if it begins anew; None: it has recorded nothing yet."""
-        after = [
-            int(event.get("after_round", 0))
-            for event in self._events()
-            if event["event"] in ("began", "resumed")
-        ]
-        return after[-1] if after else None
+        last = self._last_event()
+        return int(last.get("after_round", 0)) if last and last["event"] in STARTS else None
 
     def rounds(self) -> list[RoundRow]:
         """Return the rows of all recorded rounds."""
@@ -72,15 +65,22 @@ class Watch:
 
     def reason(self) -> str:
         """Return the reason that the record gives for the run's end; empty if it gives none."""
-        reasons = [str(event["reason"]) for event in self._events() if event["event"] in STOPS]
-        return reasons[-1] if reasons else ""
+        last = self._last_event()
+        return str(last["reason"]) if last and last["event"] in STOPS else ""
 
     def has_ended(self) -> bool:
         """Return whether the record says that the run is over."""
         return (self.directory / SUMMARY).exists() or bool(self.reason())
 
-    def _events(self) -> Iterator[Mapping[str, Any]]:
-        return (event for event in _events(self.directory) if event["time"] >= self.since)
+    def _last_event(self) -> Mapping[str, Any] | None:
+        """Return the last event that starts or stops the run; None if there is none yet."""
+        try:
+            lines = whole_lines(self.directory / EVENTS).splitlines()
+        except FileNotFoundError:
+            return None
+        events = [json.loads(line) for line in lines]
+        own = [e for e in events if e["event"] in (*STARTS, *STOPS) and e["time"] >= self.since]
+        return own[-1] if own else None
 
 
 def follow(
@@ -158,11 +158,3 @@ def _new_rounds(watch: Watch, shown: int) -> Iterator[RoundEnd]:
         failed = [client for client in own if client.status == "failed"]
         failures = [Failure(row.round, client.client, client.reason) for client in failed]
         yield RoundEnd(row, own, failures, GlobalModel())
-
-
-def _events(directory: Path) -> list[Mapping[str, Any]]:
-    try:
-        lines = whole_lines(directory / EVENTS).splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]

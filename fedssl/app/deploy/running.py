@@ -72,9 +72,9 @@ def run_over(
         say(f"{experiment.name} seed {experiment.seed}: already done, in {directory}")
         return
     run_id = None if directory is None else _find_active(opened, directory.relative_to(runs))
-    if run_id is not None:
+    if directory is not None and run_id is not None:
         say(f"run {run_id} still goes on; it is followed from here")
-        watch = Watch.of_running(directory or runs)
+        watch = Watch(directory)
     else:
         _refuse_too_few(opened, experiment)
         watch = Watch.of_next(directory or _new_directory(opened, experiment))
