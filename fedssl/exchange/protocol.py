@@ -72,6 +72,8 @@ Requests lack it if the server keeps the clients' state itself, or if clients ke
 KEPT_ROUNDS = "kept-rounds"
 """A request's config lists under this name the other rounds of the client that the server may go on from later, because a
 checkpoint holds them. It stands beside `COUNTED`."""
+MOST_KEPT_ROUNDS = 8
+"""A request lists at most this many rounds, so that no server can fill a client's disk."""
 RUN = "run"
 """A request's config names under this name the run, in 32 hexadecimal digits, beside `COUNTED`. A run that goes on after a
 stop has the same name, although it is a new run of Flower's."""
@@ -409,7 +411,8 @@ def read_request(message: Message) -> Request:
     run, kept_rounds = config.get(RUN), config.get(KEPT_ROUNDS, [])
     if run is not None and not (isinstance(run, str) and RUN_NAME.fullmatch(run)):
         raise ValueError(f"the request's {RUN} is {run!r}, no name of a run")
-    if not isinstance(kept_rounds, list) or any(type(round) is not int for round in kept_rounds):
+    is_list = isinstance(kept_rounds, list) and len(kept_rounds) <= MOST_KEPT_ROUNDS
+    if not is_list or any(type(round) is not int for round in cast("list[object]", kept_rounds)):
         raise ValueError(f"the request's {KEPT_ROUNDS} is {kept_rounds!r}, no list of rounds")
     images = cast("str | None", config.get(IMAGES))
     return Request(
