@@ -6,11 +6,39 @@ from fedssl.core.errors import InputError
 from fedssl.data.shard import ImageSpec
 from fedssl.engine.client_grid import ClientGrid
 from fedssl.experiment.experiment import Experiment
+from fedssl.record.snapshot import Snapshot
+
+COUNTED_ROUNDS = "counted-rounds"
+"""Name, in a snapshot, of what the server of a deployment knows of the rounds that its clients keep."""
 
 
 def can_resume(experiment: Experiment, grid: ClientGrid, spec: ImageSpec) -> bool:
     """Say whether all that resuming a run over a grid needs outlives the run's process."""
     return grid.states.outlive_run or not any(_kept_at_clients(experiment, spec, ("client",)))
+
+
+def refuse_other_origin(
+    experiment: Experiment, grid: ClientGrid, spec: ImageSpec, snapshot: Snapshot
+) -> None:
+    """Refuse to go on in a simulation with a deployment's run, or the other way round, if clients keep something.
+
+    Raises:
+        InputError: What clients keep is elsewhere: at the clients of a deployment, or in the checkpoint of a simulation.
+    """
+    if not any(_kept_at_clients(experiment, spec, ("client",))):
+        return
+    if grid.is_simulation and snapshot.clients is None:
+        raise InputError(
+            "--resume",
+            "this run is a deployment's, and its clients keep something between rounds in folders of their own",
+            "go on with it there: fedssl deploy run ... --resume",
+        )
+    if not grid.is_simulation and COUNTED_ROUNDS not in snapshot.kept:
+        raise InputError(
+            "--resume",
+            "this run is a simulation's, whose checkpoint holds what its clients keep between rounds",
+            "go on with it there: fedssl run ... --resume",
+        )
 
 
 def clients_keep(experiment: Experiment, spec: ImageSpec) -> bool:

@@ -25,7 +25,13 @@ from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.carry_over import last_network
-from fedssl.server.client_memory import can_resume, cannot_resume, clients_keep
+from fedssl.server.client_memory import (
+    COUNTED_ROUNDS,
+    can_resume,
+    cannot_resume,
+    clients_keep,
+    refuse_other_origin,
+)
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
 from fedssl.server.evaluation import check_evaluator
@@ -100,7 +106,7 @@ class ServerRun:
             "training": self._training,
         }
         if self._counted is not None:
-            parts["counted-rounds"] = self._counted
+            parts[COUNTED_ROUNDS] = self._counted
         return parts if self._clock is None else parts | {"clock": self._clock}
 
     def start(self, resume: Snapshot | None) -> Outcome:
@@ -405,6 +411,7 @@ class ServerRun:
         """Restore the server to what it was when the snapshot was taken."""
         if not self._resumable:
             raise cannot_resume(self._experiment, self._spec)
+        refuse_other_origin(self._experiment, self._grid, self._spec, snapshot)
         self._began -= snapshot.seconds
         self._round = snapshot.round
         self._model.model = snapshot.model

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from fedssl.clients.client_app import app
 from fedssl.clients.kept_rounds import StateLost, go_to_counted_round, keep_round
 from fedssl.clients.own_folder import KEPT, MOST_RUNS, kept_in_folder
+from fedssl.core.errors import InputError
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.engine.serial_grid import SerialGrid
@@ -18,7 +19,7 @@ from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
 from tests.helpers import small_experiment
 from tests.nodes import Nodes
-from tests.resuming import bits
+from tests.resuming import Stop, Stopper, bits
 
 CLIENTS, ROUNDS = 4, 6
 FEDERATION = {"clients": CLIENTS, "sample": 2}
@@ -159,6 +160,30 @@ def test_a_client_whose_folder_is_lost_fails_once_and_begins_anew(tmp_path):
     failures = [event for event in events if event["event"] == "client_failed"]
     assert [(event["round"], event["client"]) for event in failures] == [(4, 2)]
     assert "has lost what it kept in round 3" in failures[0]["reason"]
+
+
+def test_a_deployments_run_is_no_simulations_and_the_other_way_round(tmp_path):
+    experiment = experiment_of("memory, momentum and a private head")
+    for name in ("deployed", "simulated"):
+        grid = PersistentGrid(Link(tmp_path / "c")) if name == "deployed" else SerialGrid(Apps(app), CLIENTS)  # fmt: skip
+        with pytest.raises(Stop):
+            serve(experiment, grid, [RunDirectory(tmp_path / name), Stopper(4)])
+    deployed = RunDirectory(tmp_path / "deployed", resume=True)
+    with pytest.raises(InputError, match=r"--resume: this run is a deployment's"):
+        serve(experiment, SerialGrid(Apps(app), CLIENTS), [deployed], deployed.load().snapshot)
+    with pytest.raises(InputError, match=r"--resume: this run is a simulation's"):
+        go_on(experiment, tmp_path / "simulated", Link(tmp_path / "c"))
+    go_on(experiment, tmp_path / "deployed", Link(tmp_path / "c"))  # nothing was lost
+
+
+def test_without_state_at_clients_a_run_goes_on_anywhere(tmp_path):
+    experiment = small_experiment(rounds=3, federation=FEDERATION)
+    with pytest.raises(Stop):
+        serve(experiment, PersistentGrid(Link(None)), [RunDirectory(tmp_path / "a"), Stopper(2)])
+    directory = RunDirectory(tmp_path / "a", resume=True)
+    serve(experiment, SerialGrid(Apps(app), CLIENTS), [directory], directory.load().snapshot)
+    serve(experiment, SerialGrid(Apps(app), CLIENTS), [RunDirectory(tmp_path / "b")])
+    assert models_of(tmp_path / "a") == models_of(tmp_path / "b")
 
 
 def request_of(round, counted, *kept, repeat=0, run=None):
