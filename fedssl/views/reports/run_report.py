@@ -150,7 +150,7 @@ def _remarks(material: Material) -> Iterator[str]:
         failed = [event for event in material.events if event["event"] in STOPS]
         done = _rounds_done(material)
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
-        yield f"This run is not finished: {done}.{reason} To go on: {_resume_command(material.path)}"
+        yield f"This run is not finished: {done}.{reason} To go on: {resume_command(material.path)}"
     if material.summary is not None and (remark := material.summary.get("remark")):
         yield remark  # older records have none
     if said := material.environment.get("changed_kinds"):  # older records do not say it
@@ -164,7 +164,7 @@ def _remarks(material: Material) -> Iterator[str]:
         yield "Confusion, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
-def _resume_command(path: Path) -> str:
+def resume_command(path: Path) -> str:
     """Return the command that goes on with a run; the runs of a deployment are in its folder ``runs/``."""
     deployment = path.absolute().parent.parent.parent
     if (deployment / "deployment.toml").exists():
