@@ -27,7 +27,7 @@ AS_FASHION = --set data.source=fashion_mnist --set data.root=$(FASHION_ROOT) --s
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak clean
+.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak soak-deployment clean
 
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; three to four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -130,6 +130,9 @@ benchmark: $(INSTALLED)  ## Measure start, other frameworks, scaling, augmentati
 soak: $(INSTALLED)  ## Kill runs and workers at random moments, and compare the results' bits; a quarter of an hour.
 	$(BIN)/python benchmarks/soak.py --kill-run 30
 	$(BIN)/python benchmarks/soak.py --kill-workers 200
+
+soak-deployment: $(INSTALLED)  ## Kill the operator and processes of a deployment at random moments, and compare the bits; half an hour.
+	$(BIN)/python -m benchmarks.soak_deployment --kills 10
 
 clean:  ## Remove the environment, caches and builds; runs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site *.egg-info

@@ -6,8 +6,9 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedssl.clients.going_back import go_back_if_uncounted
+from fedssl.clients.kept_rounds import go_to_counted_round
 from fedssl.clients.local_data import local_data
+from fedssl.clients.own_folder import kept_in_folder
 from fedssl.clients.privacy import (
     answer_if_admitted,
     clip_and_add_noise,
@@ -15,6 +16,7 @@ from fedssl.clients.privacy import (
     refuse_below_floor,
 )
 from fedssl.clients.resident import Resident, resident
+from fedssl.clients.sent_log import with_sent_log
 from fedssl.clients.state import (
     fixed_records,
     kept_slots,
@@ -51,7 +53,7 @@ def with_allowed_plugins(
         return call_next(message, context)
 
 
-@app.train(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.train(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back.
 
@@ -77,13 +79,14 @@ def _train(
     message: Message, context: Context, request: protocol.Request, here: Resident
 ) -> Message:
     devices = devices_of(context)
-    if len(devices) == 1:
-        return train_here(message, context, request, here)
-    from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
+    with kept_in_folder(context, request):
+        if len(devices) == 1:
+            return train_here(message, context, request, here)
+        from fedssl.clients.team_processes import run_in_team  # few nodes need torch.distributed
 
-    return run_in_team(
-        devices, message, context, lambda: train_here(message, context, request, here)
-    )
+        return run_in_team(
+            devices, message, context, lambda: train_here(message, context, request, here)
+        )
 
 
 def train_here(
@@ -95,7 +98,7 @@ def train_here(
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
     shard = local.shard().to(torch.device(device_of(context)))
-    go_back_if_uncounted(context.state, request, fixed_records(recipe, request.phase))
+    go_to_counted_round(context.state, request, fixed_records(recipe, request.phase))
     weights.load(request.arrays, context.state)
     report, state = learn(
         here.network,
@@ -160,7 +163,7 @@ def _own_metrics(
     return metrics_that_may_leave(experiment, metrics)
 
 
-@app.evaluate(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.evaluate(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on this client's held-out images: those dealt to it, or its own private ones.
 
@@ -191,7 +194,7 @@ def _evaluate(
     )
 
 
-@app.query(mods=[protocol.reply_or_explain, with_allowed_plugins])
+@app.query(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves the client."""
     request = protocol.read_request(message)

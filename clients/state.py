@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from fedssl.clients.going_back import keep_before
+from fedssl.clients.kept_rounds import keep_round
 from fedssl.clients.weights import Weights
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import TrainingDiverged
@@ -83,19 +83,19 @@ def save_state(
     A phase begins with fresh state, at the client as at the server, so state of other phases is dropped. Private
     weights stay from phase to phase, as all weights do.
 
-    What the client kept before stays beside it, if the server may not count this round.
+    What the client kept after earlier rounds stays beside it, as far as the server may go back to them.
     """
     phase = request.phase
     for name in list(kept):
         if name.startswith(PHASE) and not name.startswith(_in_phase(phase, "")):
             del kept[name]
-    keep_before(kept, request, fixed_records(recipe, phase))
     changing = recipe.slots_in("client")
     for slot in (*changing, *(recipe.slots_in("phase") if request.keeps_phase_state else ())):
         kept[_in_phase(phase, slot.name)] = protocol.to_record(state[slot.name])
     if changing and recipe.train.max_state_age is not None:
         kept[_in_phase(phase, KEPT_IN)] = ConfigRecord({protocol.ROUND: request.server_round})
     weights.keep_private(kept)
+    keep_round(kept, request, fixed_records(recipe, phase))
 
 
 def fixed_records(recipe: Recipe, phase: int) -> list[str]:

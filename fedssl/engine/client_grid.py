@@ -31,6 +31,10 @@ class States(Protocol):
     """What clients keep between rounds, as far as the server controls it."""
 
     @property
+    def outlive_run(self) -> bool:
+        """Whether the states outlive the process of a run: in its checkpoints, or in files of the clients."""
+
+    @property
     def to_snapshot(self) -> KeptStates | None:
         """The states that a checkpoint stores; None if clients keep their states themselves."""
 

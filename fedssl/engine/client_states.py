@@ -30,6 +30,8 @@ class ClientStates:
             time go to a temporary file.
     """
 
+    outlive_run = True
+
     def __init__(self, memory: int = 1024 * MB) -> None:
         self.memory = memory
         self._round = 0

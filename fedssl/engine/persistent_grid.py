@@ -9,9 +9,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
@@ -30,6 +30,10 @@ LEAST_PATIENCE = 120.0
 TIMES_SLOWEST = 10.0
 """A reply counts as lost after this many times the seconds of the slowest reply so far to the same kind of request."""
 
+AWAY_PATIENCE = 150.0
+"""The grid waits this many seconds for a node that went away with a request to train. Flower lets a node that died in again
+after about a minute (1.41)."""
+
 PUSH_ATTEMPTS = 5
 """Requests that the SuperLink does not store completely are pushed this many times in all."""
 
@@ -38,6 +42,10 @@ log = logging.getLogger("fedssl.server")
 
 class PersistentGrid(GridView):
     """Send a request again if its reply counts as lost; if a client replies twice, its first reply counts.
+
+    If a node goes away with a request to train, the SuperLink answers in its place. The grid sends the request again as
+    soon as the node is back, so that a client that dies and is started again costs time and no reply. A node that does not
+    come back in time is not waited for again before it has answered something.
 
     The grid sends no request again before one reply to the same kind of request has come, because until then nobody
     knows how long clients take.
@@ -49,11 +57,19 @@ class PersistentGrid(GridView):
     Args:
         inner: Flower's grid.
         least_patience: No reply counts as lost before this many seconds.
+        away_patience: The grid waits this many seconds for a node that is away.
     """
 
-    def __init__(self, inner: Grid, least_patience: float = LEAST_PATIENCE) -> None:
+    def __init__(
+        self,
+        inner: Grid,
+        least_patience: float = LEAST_PATIENCE,
+        away_patience: float = AWAY_PATIENCE,
+    ) -> None:
         super().__init__(inner)
         self._least_patience = least_patience
+        self._away_patience = away_patience
+        self._given_up: set[int] = set()
         self._slowest: dict[str, float] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -85,34 +101,45 @@ class PersistentGrid(GridView):
         asked = dict.fromkeys(range(len(sent)), began)
         """The time of the last request for each reply that is missing, by the message's place."""
         pulls = _Pulls(self.pull_messages)
+        absent = _Absent(self, self._away_patience, self._given_up)
         replies: list[Message] = []
-        while asked:
+        while asked or absent:
             # The clock is read before the grid looks for replies, so that the last look comes after the deadline and
             # finds every reply that has arrived by then.
             is_last = deadline is not None and time.monotonic() >= deadline
             for name, came in pulls.look([name for name, i in places.items() if i in asked]):
                 place = places[name]
-                if place in asked:
-                    self._note_seconds(sent[place].metadata.message_type, time.monotonic() - began)
-                    del asked[place]
-                    replies.append(_attribute_to_node(came, sent[place]))
+                if place not in asked:
+                    continue
+                message, since = sent[place], asked.pop(place)
+                reply = _attribute_to_node(came, message)
+                if protocol.is_away(reply):
+                    replies += absent.note(place, message, reply)
+                    continue
+                self._given_up.discard(message.metadata.dst_node_id)
+                self._note_seconds(message.metadata.message_type, time.monotonic() - since)
+                replies.append(reply)
             if is_last:
+                replies += absent.give_up(everybody=True)
                 break
-            for place, last in asked.items():
-                message = sent[place]
-                if time.monotonic() - last > self._seconds_until_lost(
-                    message.metadata.message_type
-                ):
-                    log.warning(
-                        "no reply from node %d: the request is sent again",
-                        message.metadata.dst_node_id,
-                    )
-                    (name,) = self.push_messages([_repeat_request(message)])
-                    places[name], asked[place] = place, time.monotonic()
-            if asked:
+            for place in [*absent.returned(), *self._lost(sent, asked)]:
+                (name,) = self.push_messages([_repeat_request(sent[place])])
+                places[name], asked[place] = place, time.monotonic()
+            replies += absent.give_up()
+            if asked or absent:
                 left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
                 time.sleep(max(0.0, min(POLL_SECONDS, left)))
         return replies
+
+    def _lost(self, sent: Sequence[Message], asked: Mapping[int, float]) -> list[int]:
+        """Return the places of the messages whose replies count as lost."""
+        found = []
+        for place, last in asked.items():
+            about = sent[place].metadata
+            if time.monotonic() - last > self._seconds_until_lost(about.message_type):
+                log.warning("no reply from node %d: the request is sent again", about.dst_node_id)
+                found.append(place)
+        return found
 
     def _note_seconds(self, kind: str, seconds: float) -> None:
         self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
@@ -121,6 +148,63 @@ class PersistentGrid(GridView):
         if kind not in self._slowest:
             return float("inf")
         return max(self._least_patience, TIMES_SLOWEST * self._slowest[kind])
+
+
+class _Absent:
+    """Nodes that went away with a request to train, which is sent again once they are back.
+
+    Args:
+        grid: Says which nodes are connected.
+        patience: A node is waited for during this many seconds.
+        given_up: Nodes that are not waited for; nodes that do not come back in time are added.
+    """
+
+    def __init__(self, grid: Grid, patience: float, given_up: set[int]) -> None:
+        self._grid = grid
+        self._patience = patience
+        self._given_up = given_up
+        self._since: dict[int, float] = {}
+        self._waiting: dict[int, tuple[Message, Message]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def note(self, place: int, message: Message, reply: Message) -> list[Message]:
+        """Note that a node is away; return the reply in its place if nobody waits for the node."""
+        node = message.metadata.dst_node_id
+        if node in self._given_up or not message.metadata.message_type.startswith(
+            MessageType.TRAIN
+        ):
+            return [reply]
+        log.warning("node %d went away: its request is sent again when it is back", node)
+        self._since.setdefault(place, time.monotonic())
+        self._waiting[place] = message, reply
+        return []
+
+    def returned(self) -> list[int]:
+        """Return the places of the messages whose nodes are connected again; they do not count as away any more."""
+        if not self._waiting:
+            return []
+        connected = set(self._grid.get_node_ids())
+        back = [
+            place
+            for place, (message, _) in self._waiting.items()
+            if message.metadata.dst_node_id in connected
+        ]
+        for place in back:
+            del self._waiting[place]
+        return back
+
+    def give_up(self, *, everybody: bool = False) -> list[Message]:
+        """Return the replies in place of the nodes that did not come back in time, or of all nodes that are away."""
+        now = time.monotonic()
+        late = [p for p in self._waiting if everybody or now - self._since[p] > self._patience]
+        replies = []
+        for place in late:
+            message, reply = self._waiting.pop(place)
+            self._given_up.add(message.metadata.dst_node_id)
+            replies.append(reply)
+        return replies
 
 
 class _Pulls:

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from fedssl.engine.client_grid import ClientGrid, Result, Screen, do_nothing, pass_all
 from fedssl.engine.grid_view import GridView
+from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.exchange.checks import Holding
 from fedssl.exchange.reduction import NO_REPLY, Answer, CohortSums
 from fedssl.exchange.sums import Span
@@ -15,9 +16,16 @@ from fedssl.record.snapshot import KeptStates
 
 
 class StatesAtClients:
-    """The states of clients that keep them themselves, in Flower's memory, where the server cannot change them."""
+    """The states of clients that keep them themselves, where the server cannot change them.
+
+    Args:
+        outlive_run: Whether clients keep them in files; otherwise Flower keeps them in its memory.
+    """
 
     to_snapshot: KeptStates | None = None
+
+    def __init__(self, *, outlive_run: bool) -> None:
+        self.outlive_run = outlive_run
 
     def commit(self) -> None:
         """Do nothing."""
@@ -39,12 +47,18 @@ class RemoteGrid(GridView, ClientGrid):
         inner: Flower's grid.
     """
 
-    states = StatesAtClients()
     is_simulation = False
 
     def __init__(self, inner: Grid) -> None:
         super().__init__(inner)
+        # The clients of a SuperLink have folders of their own.
+        self._states = StatesAtClients(outlive_run=isinstance(inner, PersistentGrid))
         self.incidents: list[str] = []
+
+    @property
+    def states(self) -> StatesAtClients:
+        """What clients keep themselves."""
+        return self._states
 
     def stream(
         self,

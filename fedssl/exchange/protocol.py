@@ -7,6 +7,7 @@ one metric record, as Flower's own strategies expect.
 import functools
 import io
 import math
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,8 +69,17 @@ it."""
 COUNTED = "counted-round"
 """A request's config holds under this name the last round of the client whose replies the server counted; 0: no round.
 Requests lack it if the server keeps the clients' state itself, or if clients keep nothing."""
+KEPT_ROUNDS = "kept-rounds"
+"""A request's config lists under this name the other rounds of the client that the server may go on from later, because a
+checkpoint holds them. It stands beside `COUNTED`."""
+MOST_KEPT_ROUNDS = 8
+"""A request lists at most this many rounds, so that no server can fill a client's disk."""
+RUN = "run"
+"""A request's config names under this name the run, in 32 hexadecimal digits, beside `COUNTED`. A run that goes on after a
+stop has the same name, although it is a new run of Flower's."""
 LARGEST_ROUND = 2**31
 """The numbers of rounds and phases are below this number."""
+RUN_NAME = re.compile(r"[0-9a-f]{32}")
 PHASE = "phase"
 PHASE_ROUND = "phase-round"
 PHASE_ROUNDS = "phase-rounds"
@@ -82,6 +92,8 @@ DEVICE = "device"
 DATA_PATH = "data-path"
 """A node's config holds the path of its client's private data under this name."""
 BAD_IMAGES = "bad-images"
+FOLDER = "folder"
+"""A node's config holds under this name the path of its client's own folder, for its state and the log of what it sent."""
 ALLOWED_PLUGINS = "allowed-plugins"
 """A node's config lists under this name the plug-in modules that a request's experiment may name, in addition to the
 built-in modules; none by default."""
@@ -337,6 +349,8 @@ class Request:
         extra: Arrays for this client alone, by record and name.
         repeat: How often the client was asked before in this round.
         counted: The last round of the client whose replies the server counted; 0: no round; None: the server does not say.
+        kept_rounds: Other rounds of the client that the server may name as `counted` later.
+        run: Name of the run for clients that keep their state themselves; None: the server does not say.
     """
 
     arrays: NamedArrays
@@ -352,6 +366,8 @@ class Request:
     extra: Mapping[str, NamedArrays] = field(default_factory=dict)
     repeat: int = 0
     counted: int | None = None
+    kept_rounds: tuple[int, ...] = ()
+    run: str | None = None
 
 
 def request_config(
@@ -392,6 +408,12 @@ def read_request(message: Message) -> Request:
         value = config.get(name, 1)
         if type(value) is not int or not 0 <= value < LARGEST_ROUND:
             raise ValueError(f"the request's {name} is {value!r}, no number of a round or a phase")
+    run, kept_rounds = config.get(RUN), config.get(KEPT_ROUNDS, [])
+    if run is not None and not (isinstance(run, str) and RUN_NAME.fullmatch(run)):
+        raise ValueError(f"the request's {RUN} is {run!r}, no name of a run")
+    is_list = isinstance(kept_rounds, list) and len(kept_rounds) <= MOST_KEPT_ROUNDS
+    if not is_list or any(type(round) is not int for round in cast("list[object]", kept_rounds)):
+        raise ValueError(f"the request's {KEPT_ROUNDS} is {kept_rounds!r}, no list of rounds")
     images = cast("str | None", config.get(IMAGES))
     return Request(
         arrays=arrays_of(message.content, ARRAYS) or {},
@@ -411,6 +433,8 @@ def read_request(message: Message) -> Request:
         },
         repeat=cast("int", config.get(REPEAT, 0)),
         counted=cast("int | None", config.get(COUNTED)),
+        kept_rounds=tuple(cast("list[int]", kept_rounds)),
+        run=run,
     )
 
 
@@ -423,7 +447,9 @@ def _state_of(content: RecordDict) -> NamedArrays:
     }
 
 
-def with_config(content: RecordDict, entries: Mapping[str, int | bool]) -> RecordDict:
+def with_config(
+    content: RecordDict, entries: Mapping[str, int | bool | str | list[int]]
+) -> RecordDict:
     """Return a request's content with further entries in its config; the other records are shared with the old content."""
     config = ConfigRecord({**content.config_records[CONFIG], **entries})
     extended = RecordDict(dict(content.items()))

@@ -19,6 +19,7 @@ from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
+from fedssl.experiment.paths import find_paths
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
@@ -219,6 +220,8 @@ class Experiment(RunSettings):
     def read(cls, path: Path | str, settings: Iterable[str] = ()) -> "Experiment":
         """Read an experiment file as `load` does, but search no modules in its folder, such as that of a record.
 
+        A relative path in a setting is one below the current folder, or else below the folder of the experiment file.
+
         Args:
             path: A TOML file.
             settings: Each ``dotted.key=value``; the value as TOML would write it, or a bare word.
@@ -232,6 +235,7 @@ class Experiment(RunSettings):
             experiment = cls.from_dict(merge(table, overrides, said=said))
         except InputError as error:
             raise error.within(f"{path}: ") from None
+        experiment = find_paths(experiment, Path(path).parent)
         experiment.__dict__["changed_kinds"] = tuple(said)
         return experiment
 

@@ -48,20 +48,34 @@ def directory_to_resume(
     Raises:
         InputError: The run has other settings, or another process uses its folder.
     """
+    return RunDirectory(
+        find_run(experiment, folder, root) or new_run_path(experiment, root), resume=True
+    )
+
+
+def find_run(experiment: Experiment, folder: Path | None, root: Path) -> Path | None:
+    """Return the folder of the run that an experiment goes on with, as `directory_to_resume` does; None: there is none.
+
+    Args:
+        experiment, folder, root: As in `directory_to_resume`.
+
+    Raises:
+        InputError: The run has other settings.
+    """
     if folder is not None:
         if has_begun(folder):
             refuse_changes(folder, experiment)
-        return RunDirectory(folder, resume=True)
+        return folder
     runs = _runs_of(experiment, root)
     begun = [path for path in runs if has_begun(path)]
     same = [path for path in begun if not list(_changes(path, experiment))]
     if same:
-        return RunDirectory(same[0], resume=True)
+        return same[0]
     if runs and never_began(runs[0]):
-        return RunDirectory(runs[0])  # a series of runs was stopped before this run began
+        return runs[0]  # a series of runs was stopped before this run began
     if begun:
         refuse_changes(begun[0], experiment)
-    return RunDirectory(new_run_path(experiment, root))
+    return None
 
 
 def outcome_of(path: Path) -> Outcome:

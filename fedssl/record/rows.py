@@ -265,6 +265,10 @@ class Observer:
     def failed(self, reason: str) -> None:
         """Take note that the run stopped before its end."""
 
+    def interrupted(self, reason: str) -> None:
+        """Take note that a person or a signal stopped the run before its end; by default, as if it had failed."""
+        self.failed(reason)
+
 
 def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
     """Return the summary of a run. Its accuracies are means over the last evaluated rounds, never those of the best.

@@ -61,6 +61,9 @@ from fedssl.record.snapshot import Snapshot
 LOCK_SECONDS = 0.5
 """A folder is in use if its lock is not free within this many seconds; who looks whether a run goes on holds it shortly."""
 
+STOPS = ("failed", "interrupted")
+"""The events that say that a run stopped before its end, and why."""
+
 TABLES = {ROUNDS: RoundRow, CLIENTS: ClientRow, CLASSES: ClassRow, NUMBERS: NumberRow}
 
 
@@ -195,11 +198,18 @@ class RunDirectory(Observer):
                 self._event("incident", round=round, what=incident)
 
     def failed(self, reason: str) -> None:
-        """Record why the run stopped, and write a checkpoint of its last finished round, if the run had begun."""
+        """Record why the run failed, and write a checkpoint of its last finished round, if the run had begun."""
+        self._stopped("failed", reason)
+
+    def interrupted(self, reason: str) -> None:
+        """Record who stopped the run, and write a checkpoint of its last finished round, if the run had begun."""
+        self._stopped("interrupted", reason)
+
+    def _stopped(self, event: str, reason: str) -> None:
         try:
             if self._experiment is not None:
                 with self._recording():
-                    self._event("failed", reason=reason)
+                    self._event(event, reason=reason)
                 self._checkpoint()
         finally:
             self.close()
@@ -273,7 +283,7 @@ def as_json(table: Mapping[str, Any]) -> bytes:
 
 
 def stops(events: Path, length: int) -> str:
-    """Return the lines of the events ``failed`` and ``resumed`` that come after the first `length` bytes of a file.
+    """Return the lines of the events ``failed``, ``interrupted`` and ``resumed`` that come after the first `length` bytes of a file.
 
     They say how often the run stopped and went on, and why. Lines that a power cut has garbled are left out.
     """
@@ -285,6 +295,6 @@ def stops(events: Path, length: int) -> str:
     kept = []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if line.endswith("\n") and json.loads(line)["event"] in ("failed", "resumed"):
+            if line.endswith("\n") and json.loads(line)["event"] in (*STOPS, "resumed"):
                 kept.append(line)
     return "".join(kept)

@@ -1,5 +1,6 @@
 """The Flower ServerApp, and `serve`, which runs an experiment over any grid and tells observers of it."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.bound_numbers import numbers_of
 from fedssl.server.run import ServerRun
 
+logger = logging.getLogger("fedssl.server")
+
 app = ServerApp()
 
 
@@ -30,7 +33,8 @@ def main(grid: Grid, context: Context) -> None:
 
     Flower's run config names the experiment: ``experiment`` is a file of the submitted app, or ``experiment-json`` is
     the experiment itself. ``run-directory`` is where the run is recorded; if it is empty, a new directory is made.
-    ``nodes`` says which node is which client, where numbers are bound to keys.
+    ``nodes`` says which node is which client, where numbers are bound to keys. ``resume`` says whether to go on with the
+    run in that directory.
 
     Raises:
         InputError: The experiment cannot be read, or its clients are sites of a simulation.
@@ -43,11 +47,16 @@ def main(grid: Grid, context: Context) -> None:
         else Experiment.load(_submitted(str(config["experiment"])))
     )
     refuse_sites(experiment)
-    path = str(config.get("run-directory", ""))
+    path, resume = str(config.get("run-directory", "")), bool(config.get("resume", False))
+    directory = RunDirectory(Path(path) if path else new_run_path(experiment), resume=resume)
+    found = directory.load()
+    for flaw in found.damaged:
+        logger.warning("%s", flaw)
     serve(
         experiment,
         PersistentGrid(grid),
-        [RunDirectory(Path(path) if path else new_run_path(experiment))],
+        [directory],
+        found.snapshot,
         numbers=numbers_of(str(config.get("nodes", ""))),
     )
 
@@ -100,9 +109,10 @@ def serve(
         return run.start(resume)
     except BaseException as error:
         reason = "\n".join([_reason(error, clients), *clients.incidents])
+        is_interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         for observer in reversed(observers):  # the screen first: files can take a while
             try:
-                observer.failed(reason)
+                (observer.interrupted if is_interrupted else observer.failed)(reason)
             except Exception as another:
                 # An observer can fail too, such as on a full disk. Its error must not hide why the run stopped, and the
                 # other observers must still be told.
@@ -115,6 +125,8 @@ def _reason(error: BaseException, grid: ClientGrid) -> str:
     """Return why a run stops; an error that is neither a user's mistake nor a failed run comes with its traceback."""
     if isinstance(error, SystemExit) and not grid.is_simulation:
         return "a signal ended the server app: the run was stopped, or the executor was ended"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "Ctrl-C or another signal"
     said = f"{type(error).__name__}: {error}"
     if not isinstance(error, Exception) or isinstance(error, FedsslError):
         return said

@@ -27,7 +27,13 @@ from fedssl.record.snapshot import Snapshot
 from fedssl.server.accountant import account_for, with_chosen_noise
 from fedssl.server.bound_numbers import with_bound_numbers
 from fedssl.server.carry_over import last_network
-from fedssl.server.client_memory import can_resume, cannot_resume
+from fedssl.server.client_memory import (
+    COUNTED_ROUNDS,
+    can_resume,
+    cannot_resume,
+    clients_keep,
+    refuse_other_origin,
+)
 from fedssl.server.cohort_training import train_cohort
 from fedssl.server.counted_rounds import CountedRounds
 from fedssl.server.evaluation import Judging, check_evaluator, predict_models
@@ -93,7 +99,8 @@ class ServerRun:
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
         # If clients keep their state themselves, they must know which of their rounds count.
-        self._counted = None if self._resumable else CountedRounds()
+        keeps = not grid.is_simulation and clients_keep(experiment, self._spec)
+        self._counted = CountedRounds(experiment.server.checkpoint_every) if keeps else None
 
     def _keepers(self) -> dict[str, Keeps]:
         """Return every part that keeps something between rounds, by its name in checkpoints."""
@@ -103,6 +110,8 @@ class ServerRun:
             "phase-state": self._phase_state,
             "training": self._training,
         }
+        if self._counted is not None:
+            parts[COUNTED_ROUNDS] = self._counted
         return parts if self._clock is None else parts | {"clock": self._clock}
 
     def start(self, resume: Snapshot | None) -> Outcome:
@@ -403,6 +412,8 @@ class ServerRun:
         self._model.average(log.round, server.ema_decay, phase.buffers)
         self._grid.states.commit()
         self._stopping.watch_time(phase.index, log.round, time.perf_counter() - self._began)
+        if self._counted is not None:
+            self._counted.end_round(log.round)
         is_last = phase_round == phase.experiment.num_rounds or bool(self._stopping.reason)
         finished = Finished(
             phase,
@@ -438,6 +449,7 @@ class ServerRun:
         """Restore the server to what it was when the snapshot was taken."""
         if not self._resumable:
             raise cannot_resume(self._experiment, self._spec)
+        refuse_other_origin(self._experiment, self._grid, self._spec, snapshot)
         self._began -= snapshot.seconds
         self._round = snapshot.round
         self._model.model = snapshot.model

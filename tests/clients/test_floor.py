@@ -255,8 +255,17 @@ def test_join_passes_the_floor_to_the_node_as_flower_reads_it():
 
     floor = {"privacy-clipping-norm": 1e-05, "privacy-noise-multiplier": 0.5, "privacy-rounds": 20}
     service = client_service(
-        "python", 0, "host:1", PurePath("ca"), PurePath("key"), 9094, PurePath("/a b"), floor
+        "python",
+        0,
+        "host:1",
+        PurePath("ca"),
+        PurePath("key"),
+        9094,
+        PurePath("/c d"),
+        PurePath("/a b"),
+        floor,
     )
     config = parse_config_args([service.command[service.command.index("--node-config") + 1]])
     assert Floor.of(config) == Floor(1e-05, 0.5, 20)
     assert config["data-path"] == "/a b"
+    assert config["folder"] == "/c d"

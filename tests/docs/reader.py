@@ -2,7 +2,8 @@
 
 The reader deviates from the page in four ways only. It shortens all experiments by the same rule (`cut`). A pattern
 such as ``experiments/digits/*.toml`` stands for the first two matching files, and any number of seeds for two at most.
-`fedssl deploy` gets ``--no-containers``, which the page offers, and free ports. A command that the reader does not know fails the test.
+`fedssl deploy init` gets ``--no-containers``, which the page offers, and free ports. A command that the reader does not
+know fails the test.
 """
 
 import os
@@ -148,7 +149,7 @@ def _then_interrupted(round_ended: Callable[..., None]) -> Callable[..., None]:
 def _deploy(words: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     makes = words[2] == "init"
-    parts = command(*words[1:], *([] if makes else ["--no-containers"]))
+    parts = command(*words[1:], *(["--no-containers"] if makes else []))
     done = subprocess.run(parts, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     if makes:

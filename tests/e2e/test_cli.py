@@ -200,7 +200,7 @@ def test_ctrl_c_is_exit_130_and_loses_no_finished_round(tmp_path):
     assert "Traceback" not in errors
     rounds = pd.read_csv(out / "rounds.csv")
     assert rounds["round"].tolist() == list(range(1, len(rounds) + 1))
-    assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["event"] == "failed"
+    assert json.loads((out / "events.jsonl").read_text().splitlines()[-1])["event"] == "interrupted"
 
 
 def test_a_method_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch):

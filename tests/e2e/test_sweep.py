@@ -234,5 +234,5 @@ def test_ctrl_c_writes_checkpoints_and_leaves_the_terminal_as_it_was(tmp_path):
         run = out / f"small/seed{seed}"
         assert list((run / "checkpoint").glob("round-*"))
         last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
-        assert (last["event"], last["reason"]) == ("failed", "KeyboardInterrupt: ")
+        assert (last["event"], last["reason"]) == ("interrupted", "Ctrl-C or another signal")
     assert not (out / "small/seed2").exists()

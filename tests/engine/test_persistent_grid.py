@@ -98,16 +98,62 @@ def test_an_error_is_a_reply():
     assert inner.sent == [4]
 
 
-def test_what_the_superlink_says_in_a_clients_place_is_that_clients():
-    class Away(Forgetful):
-        def pull_messages(self, names):
-            for reply in super().pull_messages(names):
-                if protocol.client_of(reply.metadata.src_node_id) == 3:
-                    reply = protocol.refuse_reply(reply, "Node Unavailable")
-                    reply.metadata.__dict__["_src_node_id"] = 1
-                yield reply
+class Away(Forgetful):
+    """The SuperLink answers in place of client 3 for a while, and lists it as connected again after some looks."""
 
-    grid = PersistentGrid(Away({}))
+    def __init__(self, times, looks=0):
+        super().__init__({})
+        self.times, self.looks = times, looks
+
+    def pull_messages(self, names):
+        for reply in super().pull_messages(names):
+            if protocol.client_of(reply.metadata.src_node_id) == 3 and self.times:
+                self.times -= 1
+                reply = protocol.refuse_reply(reply, "Node Unavailable")
+                reply.metadata.__dict__["_src_node_id"] = 1
+            yield reply
+
+    def get_node_ids(self):
+        self.looks -= 1
+        there = set(super().get_node_ids())
+        return there if self.looks < 0 else there - {protocol.node_of(3)}
+
+
+def test_a_node_that_goes_away_is_asked_again_when_it_is_back():
+    inner = Away(times=2, looks=3)
+    assert asked(inner, [0, 3]) == [0, 3]
+    assert inner.sent == [0, 3, 3, 3]
+
+
+def test_a_node_that_does_not_come_back_is_waited_for_once():
+    inner = Away(times=99, looks=10**6)
+    grid = PersistentGrid(inner, away_patience=0.1)
+    for attempt in range(3):
+        began = time.monotonic()
+        replies = list(grid.send_and_receive(requests([3])))
+        assert [protocol.is_away(reply) for reply in replies] == [True]
+        assert (time.monotonic() - began > 0.1) == (attempt == 0)
+    inner.times = 0  # it is there again, and is waited for the next time
+    assert not any(reply.has_error() for reply in grid.send_and_receive(requests([3])))
+    inner.times, began = 99, time.monotonic()
+    list(grid.send_and_receive(requests([3])))
+    assert time.monotonic() - began > 0.1
+
+
+def test_the_deadline_and_a_query_wait_for_nobody():
+    inner = Away(times=99, looks=10**6)
+    grid = PersistentGrid(inner)
+    began = time.monotonic()
+    assert all(map(protocol.is_away, grid.send_and_receive(requests([3]), timeout=0.2)))
+    assert time.monotonic() - began < 5
+    (query,) = requests([3])
+    query.metadata.__dict__["_message_type"] = "query"
+    (reply,) = PersistentGrid(inner).send_and_receive([query])
+    assert protocol.is_away(reply)
+
+
+def test_what_the_superlink_says_in_a_clients_place_is_that_clients():
+    grid = PersistentGrid(Away(times=99, looks=10**6), away_patience=0.0)
     replies = {r.metadata.src_node_id: r for r in grid.send_and_receive(requests([0, 3]))}
     assert set(replies) == {protocol.node_of(0), protocol.node_of(3)}
     away = replies[protocol.node_of(3)]

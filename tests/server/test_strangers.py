@@ -304,8 +304,9 @@ def test_a_service_passes_the_list_to_its_node(tmp_path):
         tmp_path / "ca",
         tmp_path / "key",
         9,
+        tmp_path,
         None,
         {"allowed-plugins": "mylab, other.module"},
     )
     config = service.command[service.command.index("--node-config") + 1]
-    assert config == 'partition-id=0 allowed-plugins="mylab, other.module"'
+    assert config == f'partition-id=0 folder="{tmp_path}" allowed-plugins="mylab, other.module"'

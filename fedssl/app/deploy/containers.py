@@ -38,6 +38,9 @@ IN_CONTAINERS = Place(
     listen="0.0.0.0",
 )
 
+CLIENT = PurePosixPath("/client")
+"""Every client's own folder, inside its container."""
+
 CLIENT_PORT = 9094
 """Every client's own port, inside its container."""
 
@@ -95,6 +98,7 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             IN_CONTAINERS.authority,
             SECRETS / f"client-{number}",
             CLIENT_PORT,
+            CLIENT,
             data,
             settings.node_config,
         )
@@ -102,9 +106,9 @@ def compose_file(settings: Settings, base: str = ".") -> dict[str, Any]:
             **_service_entry(client, ["ca.crt", f"client-{number}"], ["clients"]),
             "depends_on": _when_healthy("gate"),
         }
-        volumes = reference if data is None else [f"{settings.data[number]}:{data}:ro"]
-        if volumes:
-            services[client.name]["volumes"] = list(volumes)
+        images = reference if data is None else [f"{settings.data[number]}:{data}:ro"]
+        own = f"{base}/clients/client-{number}:{CLIENT}"
+        services[client.name]["volumes"] = [own, *images]
     # The secrets are files of the deployment's folder. Of the networks, only `outside` (the gate's) has a way out.
     files = {name: f"{base}/certificates/{name}" for name in (*public, "server.key")}
     files["executor.secret"] = f"{base}/executor.secret"
@@ -163,6 +167,10 @@ class Containers:
         if "Cannot connect to the Docker daemon" in done.stderr:
             raise _engine_error(done.stderr.strip().splitlines()[-1])
         raise RunFailed(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+
+    def check(self) -> None:
+        """Raise `InputError` if this host cannot run containers."""
+        self.compose("ps", "--quiet", quiet=True)
 
     def command(self, *arguments: str) -> list[str]:
         """Return a command of Compose for this deployment."""

@@ -61,6 +61,9 @@ class Settings(Section):
     server_data: str | None = Field(
         None, description="path of the server's images; the experiment names the same path"
     )
+    containers: bool = Field(
+        True, description="whether the processes run in containers; otherwise they run on this host"
+    )
     data: Mapping[int, str] = Field(
         default_factory=dict, description="for each client number, a folder or .npz of own images"
     )
@@ -127,7 +130,8 @@ class Deployment:
             raise InputError(
                 "--folder", f"{folder} exists and is not overwritten", "name another folder"
             )
-        made = cls(folder, settings)
+        made = cls(folder.absolute(), settings)
+        refuse_quotation("--folder", str(made.folder))
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # only the owner may read logs, the database and submitted experiments
         (folder / ".gitignore").write_text("*\n")  # keys must not get into a repository
@@ -135,12 +139,13 @@ class Deployment:
         made.key(0).parent.mkdir()
         for client in range(settings.clients):
             write_node_key(made.key(client))
+            made.client(client).mkdir(mode=0o700, parents=True)
         write_shared_secret(made.executor_secret)
         subs = (made.superlink, made.runs, made.logs, made.processes, made.submitted, made.admitted)
         for sub in subs:
             sub.mkdir(mode=0o700)
         made.app.mkdir()
-        (made.app / "pyproject.toml").write_text(_APP.format(version=__version__))
+        made.write_app()
         made.connection.parent.mkdir()
         table = settings.model_dump(mode="json", exclude={"data"}, exclude_none=True)
         table = {"version": __version__, **table}
@@ -158,6 +163,7 @@ class Deployment:
         Raises:
             InputError: The folder holds no deployment, or its ``deployment.toml`` is wrong.
         """
+        folder = folder.absolute()
         file = folder / "deployment.toml"
         try:
             table = tomllib.loads(file.read_text())
@@ -186,6 +192,10 @@ class Deployment:
     def key(self, client: int) -> Path:
         """Return the file of a client's private key; the file of the public key is beside it."""
         return self.folder / "keys" / f"client-{client}"
+
+    def client(self, client: int) -> Path:
+        """Return a client's own folder: what it keeps between rounds, and the log of what it sent."""
+        return self.folder / "clients" / f"client-{client}"
 
     @property
     def admitted(self) -> Path:
@@ -237,6 +247,27 @@ class Deployment:
         """Flower's file that says how operators reach the SuperLink."""
         return self.folder / "flower" / "config.toml"
 
+    @property
+    def submissions(self) -> Path:
+        """File of the submitted runs: Flower's run ids and their run directories."""
+        return self.folder / "submitted.json"
+
+    def remember(self, *, containers: bool) -> None:
+        """Write into ``deployment.toml`` whether the processes run in containers; the rest of the file stays as it is."""
+        text = self.file.read_text()
+        line = f"containers = {str(containers).lower()}"
+        changed, count = re.subn(r"(?m)^containers\s*=.*$", line, text)
+        if not count:
+            changed = f"{line}\n{text}"
+        if changed != text:
+            self.file.write_text(changed)
+
+    def write_app(self) -> None:
+        """Write the app that `fedssl deploy run` submits; another version of fedssl may have made the deployment."""
+        file, text = self.app / "pyproject.toml", _APP.format(version=__version__)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+
     def write_file(self, path: Path, content: bytes) -> None:
         """Write a new file that only the deployment's owner can read.
 
@@ -283,6 +314,7 @@ clientapp = "fedssl.clients.client_app:app"
 experiment = ""
 experiment-json = ""
 run-directory = ""
+resume = false
 nodes = ""
 """
 
@@ -321,16 +353,21 @@ def read_data_options(settings: Sequence[str]) -> dict[int, str]:
                 "--data", f"{setting!r} is not NUMBER=PATH", "e.g. --data 0=/srv/images"
             )
         where = resolve_existing("--data", Path(path))
-        if '"' in path:  # Flower's command line cannot express a quotation mark (1.41)
-            raise InputError(
-                "--data", f"{path!r} has a quotation mark in its name", "rename the file or folder"
-            )
+        refuse_quotation("--data", where)
         found[int(number)] = where
     return found
+
+
+def refuse_quotation(option: str, path: str) -> None:
+    """Raise `InputError` if a path that an option names has a quotation mark: Flower cannot take it (flwr 1.41)."""
+    if '"' in path:
+        raise InputError(
+            option, f"{path!r} has a quotation mark in its name", "rename the file or folder"
+        )
 
 
 def resolve_existing(option: str, path: Path) -> str:
     """Return the absolute path of a file or folder that an option names; raise `InputError` if there is nothing."""
     if not path.exists():
-        raise InputError(option, f"there is nothing at {path}")
+        raise InputError(option, f"there is nothing at {path.absolute()}")
     return str(path.resolve())

@@ -65,6 +65,7 @@ class Host:
                 place.authority,
                 deployment.key(number).absolute(),
                 settings.client_port + number,
+                deployment.client(number),
                 Path(settings.data[number]) if number in settings.data else None,
                 settings.node_config,
             )

@@ -26,12 +26,14 @@ class Operator:
         flower_home: Folder of the file that says where the SuperLink is.
         wrap: Turns a command into one that reaches the SuperLink, such as a command in a container.
         say: Prints a line.
+        remedy: What to do if the SuperLink does not answer.
         variables: Environment variables that the wrapped command needs.
     """
 
     flower_home: Path
     wrap: Callable[[Sequence[str]], list[str]]
     say: Say
+    remedy: str = "start it: fedssl deploy up"
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def register(self, public_key: str, name: str) -> str | None:
@@ -100,6 +102,6 @@ class Operator:
         if not answer.get("success"):
             problem = str(answer.get("error-message") or said).strip()
             if "Connection to the SuperLink is unavailable" in problem:
-                problem = "the SuperLink does not answer; start it: fedssl deploy up"
+                raise RunFailed(f"the deployment's server does not answer; {self.remedy}")
             raise RunFailed(f"`flwr {shlex.join(arguments[:2])}` failed: {problem}")
         return answer

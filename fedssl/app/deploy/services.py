@@ -148,6 +148,7 @@ def client_service(
     authority: PurePath,
     key: PurePath,
     port: int,
+    folder: PurePath,
     data: PurePath | None,
     further: Mapping[str, str | float] | None = None,
 ) -> Service:
@@ -160,10 +161,11 @@ def client_service(
         authority: The deployment's ``ca.crt``.
         key: The client's private key.
         port: The client's own port, on the loopback.
+        folder: The client's own folder, for its state and the log of what it sent.
         data: The client's own images; None: its share of the experiment's data set.
         further: Further settings of its node's config, such as the client's own limits of privacy.
     """
-    config = f"partition-id={number}"
+    config = f'partition-id={number} folder="{folder}"'
     if data is not None:
         config += f' data-path="{data}"'
     for name, value in (further or {}).items():

@@ -1,6 +1,7 @@
 """The base class of sources: a source reads a data set into the cache once, and cuts it for an experiment."""
 
 import errno
+import functools
 import hashlib
 import os
 from abc import abstractmethod
@@ -61,6 +62,14 @@ class Source(Plugin):
 
     places: ClassVar[frozenset[str]] = frozenset()
     """Names of settings that say where the data lies or how it gets there, but not what the data is."""
+
+    paths: ClassVar[frozenset[str]] = frozenset()
+    """Names of settings that hold the path of a file or folder as text; a setting of the type `Path` needs no name here."""
+
+    @functools.cached_property
+    def beside(self) -> Path | None:
+        """The folder below which relative paths were searched beside the current folder; None: there is none."""
+        return None
 
     @abstractmethod
     def read(self) -> Raw:

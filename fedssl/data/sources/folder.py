@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -76,6 +77,8 @@ class Folder(EncodedImages):
     that a `natural` partition can follow the sites that images come from.
     """
 
+    paths: ClassVar[frozenset[str]] = frozenset({"name"})
+
     name: str = Field(description="path of the folder")
 
     @classmethod
@@ -127,8 +130,9 @@ class Folder(EncodedImages):
     def _root(self) -> Path:
         root = self.expand_home(self.name)
         if not root.is_dir():
-            what = "is a file, not a folder" if root.exists() else "there is no such folder"
-            raise self.source_error(what, "check the path")
+            if root.exists():
+                raise self.source_error("is a file, not a folder", "check the path")
+            raise self.not_found_error("folder", self.name)
         return root
 
     def find_layout(self) -> Layout:

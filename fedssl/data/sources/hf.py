@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -49,6 +49,8 @@ class Hf(EncodedImages):
     the library finds splits with names other than train, validation and test only in files such as
     ``data/unlabeled-00000-of-00001.parquet``.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str = Field(description="name of the data set on the Hub, or path of a local folder")
     config: str | None = Field(None, description="configuration of the data set, if it has several")
@@ -211,7 +213,7 @@ class Hf(EncodedImages):
         if not folder.is_dir() and (
             self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
         ):
-            raise self.source_error("there is no such folder", "check the path")
+            raise self.not_found_error("folder", self.name)
         shown = datasets.utils.logging.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,8 @@ class Npz(OwnImages):
     shape (N, 1). Arrays that begin with ``val_`` are read as test images if there are no arrays of test images; otherwise
     they are not used, and data.validation holds training images out. Several labels an image are refused.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"name"})
 
     name: str = Field(description="path of the file, which numpy.savez writes")
 
@@ -135,7 +137,7 @@ class Npz(OwnImages):
     def _path(self) -> Path:
         path = self.expand_home(self.name)
         if not path.is_file():
-            raise self.source_error("there is no such file", "check the path")
+            raise self.not_found_error("file", self.name)
         return path
 
     def _arrays(self) -> Arrays:

@@ -45,6 +45,21 @@ class OwnImages(Source):
                 "there is no home folder for '~'", "write the path in full"
             ) from None
 
+    def not_found_error(self, what: str, name: str) -> InputError:
+        """Return the error that nothing is at a path; it names the absolute paths that were tried.
+
+        Args:
+            what: ``"file"`` or ``"folder"``.
+            name: The path as the user gave it.
+        """
+        path = self.expand_home(name)
+        tried = [path.absolute()]
+        if self.beside is not None and not path.is_absolute():
+            tried.append(self.beside / path)
+        paths = " and ".join(dict.fromkeys(map(str, tried)))
+        said = "" if Path(name).is_absolute() else f" (tried {paths})"
+        return self.source_error(f"there is no such {what}{said}", "check the path")
+
     def source_error(self, problem: str, remedy: str = "") -> InputError:
         """Return an error about this source, under the name that the user gave it.
 

@@ -62,7 +62,7 @@ class TorchvisionFiles(Source):
         """
         return InputError(
             "data.root",
-            f"no readable {what} under {str(self.root)!r} ({problem})",
+            f"no readable {what} under {str(self.root.absolute())!r} ({problem})",
             f"pass --set data.download=true to fetch it, or put {self.describe_files()} "
             "and set data.root=ROOT",
         )

@@ -204,7 +204,7 @@ def note_failure(events: str, lock: str, reason: str) -> None:
         whole = content[: content.rfind(b"\n") + 1]
         last = whole.splitlines()[-1] if whole else b"{}"
         with contextlib.suppress(ValueError):
-            if json.loads(last).get("event") in ("failed", "ended"):
+            if json.loads(last).get("event") in ("failed", "interrupted", "ended"):
                 return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": "failed", "reason": reason}) + "\n"

@@ -52,7 +52,7 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
     try:
         return _read(file, file.stat().st_mtime_ns, names)
     except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
+        raise InputError(str(path), f"no such file (tried {file.absolute()})") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), f"cannot be read: {error}") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
+from fedssl.record.run_directory import STOPS
 from fedssl.record.run_path import REPORT
 from fedssl.views.closer_look import read_evaluation
 from fedssl.views.reports.charts import Chart
@@ -162,11 +163,10 @@ def _rounds_done(material: Material) -> str:
 def _remarks(material: Material) -> Iterator[str]:
     """Yield sentences on what is wrong with a run or missing from its page."""
     if material.summary is None and not material.is_running:
-        failed = [event for event in material.events if event["event"] == "failed"]
+        failed = [event for event in material.events if event["event"] in STOPS]
         done = _rounds_done(material)
         reason = f" It stopped: {failed[-1]['reason']}" if failed else ""
-        path = shlex.quote(str(material.path))
-        yield f"This run is not finished: {done}.{reason} To go on: fedssl run {path} --resume"
+        yield f"This run is not finished: {done}.{reason} To go on: {resume_command(material.path)}"
     if material.summary is not None and (stopped := material.summary.get("stopped")):
         yield stopped  # older records have none
     if material.summary is not None and (remark := material.summary.get("remark")):
@@ -182,6 +182,15 @@ def _remarks(material: Material) -> Iterator[str]:
         yield "Confusion, recall by class, reliability and accuracy by client are missing: no closer look was taken at the models."
 
 
+def resume_command(path: Path) -> str:
+    """Return the command that goes on with a run; the runs of a deployment are in its folder ``runs/``."""
+    deployment = path.absolute().parent.parent.parent
+    if (deployment / "deployment.toml").exists():
+        where = f"--folder {shlex.quote(str(deployment))}"
+        return f"fedssl deploy run {shlex.quote(str(path))} --resume {where}"
+    return f"fedssl run {shlex.quote(str(path))} --resume"
+
+
 def _table_of_events(material: Material) -> TextTable | None:
     """Return a table of failures and other events, each kind in one row; None if there are no events."""
     what: Counter[str] = Counter()
@@ -192,7 +201,7 @@ def _table_of_events(material: Material) -> TextTable | None:
             where = f"round {event['round']}, client {event['client']}"
         elif event["event"] == "incident":
             text, where = last_line(event["what"].partition("\n")[0]), f"round {event['round']}"
-        elif event["event"] == "failed":
+        elif event["event"] in STOPS:
             text, where = f"stopped: {last_line(event['reason'])}", ""
         elif event["event"] == "resumed":
             text, where = "went on", f"after round {event['after_round']}"

@@ -14,8 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedssl.app.deploy import commands, health, secrets
+from fedssl.app.deploy import admission, health, secrets
 from fedssl.app.deploy.deployment import CONTAINERS_USER, Deployment
+from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.operator import Operator
 from fedssl.app.deploy.roster import Registered, Roster
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
@@ -121,11 +122,12 @@ def test_a_client_that_runs_and_is_away_is_said_to_be(deployment, monkeypatch, c
         roster.add(f"client-{number}", Registered(str(number), number))
         nodes.append({"node-id": str(number), "status": status})
     operator = Operator(deployment.folder, list, print)
+    opened = Opened(deployment.folder, deployment, False, operator, deployment.folder)
     monkeypatch.setattr(Operator, "nodes", lambda self: nodes)
-    lost = commands._find_lost_clients(deployment, operator, {"client-0", "client-1", "gate"})
+    lost = admission.find_lost_clients(opened, {"client-0", "client-1", "gate"})
     assert lost == {"client-1"}
     assert "client-1 runs but is not connected" in capsys.readouterr().out
-    assert commands._find_lost_clients(deployment, operator, set()) == set()
+    assert admission.find_lost_clients(opened, set()) == set()
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,19 @@ def test_no_secret_is_in_a_log(running):
         assert not any(line in text for line in lines), log
 
 
+STATEFUL = {
+    "method": {"kind": "temporal_ensembling", "unlabeled_ratio": 2},
+    "train": {"keep_momentum": True},
+    "strategy": "scaffold",
+    "federation": FEDERATION,
+    "rounds": 3,
+}
+
+
 def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_path):
-    file = small_toml(tmp_path / "e.toml", name="killed", rounds=3, federation=FEDERATION)
-    parts = command("deploy", "run", file, "--plain", "--folder", running.folder, "--no-containers")
+    """What the client keeps outlives it, and the round waits for it, so the bits are the simulation's."""
+    file = small_toml(tmp_path / "e.toml", name="killed", **STATEFUL)
+    parts = command("deploy", "run", file, "--plain", "--folder", running.folder)
     process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = []
@@ -234,10 +244,36 @@ def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_
     here = recorded(running, "killed")
     rounds = pd.read_csv(here / "rounds.csv")
     assert rounds["round"].tolist() == list(range(1, 4))
-    if rounds.clients_ok.eq(
-        2
-    ).all():  # else a reply was given up, and its client left out of that round
-        there = simulated(
-            small_experiment(name="killed", rounds=3, federation=FEDERATION), tmp_path / "s"
-        )
-        assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
+    assert rounds.clients_ok.eq(2).all()
+    there = simulated(small_experiment(name="killed", **STATEFUL), tmp_path / "s")
+    assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
+
+
+def test_a_run_that_was_interrupted_says_so_and_goes_on_to_the_simulations_bits(running, tmp_path):
+    file = small_toml(tmp_path / "e.toml", name="stopped", **STATEFUL)
+    parts = command("deploy", "run", file, "--plain", "--folder", running.folder)
+    process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("round 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == 130
+    assert "to go on, run the same command again with --resume" in rest
+    here = recorded(running, "stopped")
+    done = deploy(running.folder, "run", file, "--plain", "--set", "train.lr=0.5", "--resume")
+    assert done.returncode == 2
+    assert "train.lr was" in done.stderr
+    done = deploy(running.folder, "run", here, "--plain", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 3/3" in done.stdout
+    assert "round 1/3" not in done.stdout
+    events = [json.loads(line) for line in (here / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["began", "interrupted", "resumed", "ended"]
+    there = simulated(small_experiment(name="stopped", **STATEFUL), tmp_path / "s")
+    assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
+    done = deploy(running.folder, "run", file, "--resume")
+    assert done.returncode == 0
+    assert f"already done, in {here}" in done.stdout.replace("\n", "")
+    assert str(here.relative_to(running.runs)) in deploy(running.folder, "status").stdout

@@ -154,8 +154,11 @@ def test_no_service_has_more_rights_than_it_needs(made):
         service = compose["services"][f"client-{client}"]
         assert service["secrets"] == ["ca.crt", f"client-{client}"]
         assert service["networks"] == ["clients"]
-    assert compose["services"]["client-1"]["volumes"][0].endswith("/own images:/data/own images:ro")
-    assert "volumes" not in compose["services"]["client-0"]
+    assert compose["services"]["client-0"]["volumes"] == ["./clients/client-0:/client"]
+    own, images = compose["services"]["client-1"]["volumes"]
+    assert own == "./clients/client-1:/client"
+    assert images.endswith("/own images:/data/own images:ro")
+    assert made.client(1).stat().st_mode & 0o777 == 0o700
 
 
 def test_the_app_that_is_submitted_holds_no_code(made):

@@ -101,7 +101,7 @@ def test_an_agent_that_starts_after_its_raylet_is_watched_too(run, tmp_path):
     assert b"Ray's dashboard agent died" in done.stderr
 
 
-@pytest.mark.parametrize("last", ["failed", "ended"])
+@pytest.mark.parametrize("last", ["failed", "interrupted", "ended"])
 def test_a_run_that_has_said_how_it_ended_says_so_once(run, tmp_path, last):
     line = json.dumps({"event": last, "reason": "an earlier one"}) + "\n"
     run.write_text(BEGAN + line)

@@ -23,7 +23,7 @@ from fedssl.views.reports.charts import Band, thinned
 from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, balanced_columns, write_page
-from fedssl.views.reports.run_report import report_page, write_report
+from fedssl.views.reports.run_report import report_page, resume_command, write_report
 from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.run import Run
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
@@ -426,6 +426,15 @@ def test_of_a_run_that_was_stopped(tmp_path):
     assert "Running at" not in text
     assert "a cable was pulled" in text
     assert read_evaluation(tmp_path / "run")["round"] == 3
+
+
+def test_a_deployments_run_goes_on_by_another_command(tmp_path):
+    path = tmp_path / "my deployment" / "runs" / "name" / "stamp"
+    assert resume_command(path) == f"fedssl run '{path}' --resume"
+    path.mkdir(parents=True)
+    (tmp_path / "my deployment" / "deployment.toml").touch()
+    where = f"--folder '{tmp_path / 'my deployment'}'"
+    assert resume_command(path) == f"fedssl deploy run '{path}' --resume {where}"
 
 
 def test_without_the_images_the_rest_is_shown(run, tmp_path):

@@ -1,0 +1,182 @@
+"""`fedssl deploy join`: run a client of a deployment on another host."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedssl.app.deploy.options import say
+from fedssl.app.guard import guarded
+from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.machine import available_cores
+
+
+@guarded
+def join(
+    server: Annotated[
+        str, typer.Argument(help="The gate of a deployment elsewhere, as HOST:PORT.")
+    ],
+    number: Annotated[int, typer.Option(help="This client's number in the federation, from 0.")],
+    key: Annotated[
+        Path,
+        typer.Option(help="This client's private key; a missing key is made, with KEY.pub."),
+    ],
+    ca: Annotated[Path, typer.Option(help="The deployment's ca.crt.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="This client's own images, a folder or .npz; unset: its share of the experiment's."
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="This client's folder: what it keeps between rounds, and the log of what it sent; unset: KEY.client."
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(help="Port for this client's own use, on the loopback.")
+    ] = 9094,
+    privacy_clipping_norm: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest privacy.clipping_norm that this client accepts."),
+    ] = None,
+    privacy_noise_multiplier: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Least privacy.noise_multiplier with which this client adds noise."
+        ),
+    ] = None,
+    privacy_rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Most requests that this client answers, over all runs together."),
+    ] = None,
+    allowed_plugins: Annotated[
+        str,
+        typer.Option(help="Modules that experiments may name and this client imports, as a.b,c.d"),
+    ] = "",
+    devices: Annotated[
+        str,
+        typer.Option(help="Devices on which this client trains, as cpu,cpu or cuda:0,cuda:1."),
+    ] = "",
+) -> None:
+    """Run a client of a deployment on another host, until interrupted.
+
+    Example:
+      fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
+    """
+    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
+    from fedssl.app.deploy.keeper import keep
+    from fedssl.app.deploy.secrets import write_node_key
+    from fedssl.app.deploy.services import (
+        LOST,
+        client_service,
+        environment_for_flower,
+        with_this_package,
+    )
+
+    # Without a key: make one, which the deployment must register first.
+    if not key.exists():
+        write_node_key(key)
+        say(
+            f"{key}: made. Send {key}.pub to the deployment's operator, who registers it: "
+            f"fedssl deploy register {key.name}.pub --number {number}"
+        )
+        return
+    # Refuse what would fail only later: missing files, a wrong list of modules, a wrong clock.
+    for path in (ca, *((data,) if data else ())):
+        if not path.exists():
+            option = "--ca" if path == ca else "--data"
+            raise InputError(option, f"there is nothing at {path.absolute()}")
+    if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
+        raise InputError(
+            "--allowed-plugins",
+            f"{allowed_plugins!r} is not a list of modules",
+            "separate their names by commas, e.g. mylab.mine,other",
+        )
+    if not re.fullmatch(DEVICES, devices):
+        raise InputError(
+            "--devices",
+            f"{devices!r} is not a list of devices",
+            "separate them by commas, e.g. cuda:0,cuda:1",
+        )
+    _refuse_missing_devices(devices)
+    _refuse_wrong_clock(server, ca)
+    # Start the SuperNode, and start it again whenever it is lost.
+    own = None if data is None else data.absolute()
+    home = (folder or key.with_name(f"{key.name}.client")).absolute()
+    for option, path in (("--data", own), ("--folder", home)):
+        refuse_quotation(option, str(path))
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("--folder", f"{home} cannot be made: {error.strerror}") from None
+    asked: dict[str, str | float | None] = {
+        "privacy-clipping-norm": privacy_clipping_norm,
+        "privacy-noise-multiplier": privacy_noise_multiplier,
+        "privacy-rounds": privacy_rounds,
+        "allowed-plugins": allowed_plugins or None,
+        "device": devices or None,
+    }
+    further = {name: value for name, value in asked.items() if value is not None}
+    service = client_service(
+        sys.executable, number, server, ca.absolute(), key.absolute(), port, home, own, further
+    )
+    say(f"$ {shlex.join(service.command)}")
+    os.environ.update(with_this_package(environment_for_flower()))
+
+    def is_over(starts: int, code: int) -> bool:
+        # An error at the first start is the user's, so it ends the client. Later errors do not: Flower lets a lost
+        # client in again only after about a minute, and ends it with an error until then (1.41).
+        return starts == 1 and code not in (LOST, -signal.SIGKILL)
+
+    code = keep(list(service.command), lambda process, starts: None, is_over)
+    if code not in (0, -signal.SIGTERM):
+        raise RunFailed(f"the client ended with exit code {code}; the reason is printed above")
+
+
+def _refuse_missing_devices(devices: str) -> None:
+    """Raise `InputError` if a client's devices are more than this machine has."""
+    names = devices.split(",") if devices else []
+    num_processes, num_cores = names.count("cpu"), available_cores()
+    if num_processes > num_cores:
+        problem = f"names {num_processes} cores, but this machine has {num_cores}"
+        raise InputError("--devices", problem, f"at most {num_cores}")
+    on_gpus = [name for name in names if name.startswith("cuda")]
+    if on_gpus:
+        import torch
+
+        count = torch.cuda.device_count()
+        missing = [name for name in on_gpus if int(name.partition(":")[2] or 0) >= count]
+        if missing:
+            problem = f"names {missing[0]}, but torch sees {count} GPUs on this machine"
+            raise InputError("--devices", problem, "see fedssl doctor")
+
+
+def _refuse_wrong_clock(server: str, ca: Path) -> None:
+    """Compare this host's clock with the gate's, and refuse a clock with which no client can work.
+
+    Raises:
+        RunFailed: Flower would refuse every request, or the server's certificate is not valid now.
+    """
+    from fedssl.app.deploy.admitted import CLOCK_AHEAD, CLOCK_BEHIND
+    from fedssl.app.deploy.health import check_health
+
+    answer = check_health(f"https://{server}/health", str(ca))
+    if "certificate" in answer.problem and "verify failed" not in answer.problem:
+        raise RunFailed(f"{server}: {answer.problem}")
+    if answer.problem:
+        say(f"{server}: {answer.problem}; the client goes on trying")
+    ahead = answer.seconds_ahead
+    if ahead is not None and not -CLOCK_BEHIND < ahead < CLOCK_AHEAD + 1:
+        raise RunFailed(
+            f"{answer.clocks}. Flower refuses a client whose clock is more than {CLOCK_AHEAD:.0f} s ahead or "
+            f"{CLOCK_BEHIND:.0f} s behind. Set this host's clock, e.g. by NTP"
+        )
+    if answer.clocks:
+        say(f"{answer.clocks}; a clock more than {CLOCK_AHEAD:.0f} s ahead is refused")
