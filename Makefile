@@ -27,7 +27,12 @@ AS_FASHION = --set data.source=fashion_mnist --set data.root=$(FASHION_ROOT) --s
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: quickstart test image test-containers test-readme test-wheel check docs pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak soak-deployment clean
+.PHONY: help quickstart test image test-containers test-readme test-wheel check docs references pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak soak-deployment clean
+
+.DEFAULT_GOAL := quickstart
+
+help:  ## List the targets.
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; three to four minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
@@ -57,6 +62,9 @@ check: $(INSTALLED)  ## Check format, lint, types and import layers; build the s
 
 docs: $(INSTALLED)  ## Serve the site of docs/ at http://127.0.0.1:8000 until Ctrl-C; `make check` builds it in site/.
 	$(MKDOCS) serve
+
+references: $(INSTALLED)  ## Write the references of docs/reference.md and docs/commands.md anew, from the code.
+	$(BIN)/python docs/references
 
 pictures: $(INSTALLED)  ## Draw the pictures of docs/concepts.md; their runs are kept under runs/pictures; a quarter of an hour.
 	$(BIN)/python docs/pictures.py

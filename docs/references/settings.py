@@ -5,14 +5,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mkdocs.structure.pages import Page
-
 from fedssl.core.registry import Family
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.families import PLUGIN_SECTIONS
-
-MARK = "<!-- every setting -->"
-"""A page has this mark at the place where the reference belongs."""
 
 HEAD = "| setting | type | default | range | what it is |\n|---|---|---|---|---|"
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
@@ -22,13 +17,11 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 Schema = Mapping[str, Any]
 
 
-def on_page_markdown(markdown: str, *, page: Page, **unused: Any) -> str:
-    """Replace the mark on a page by the reference."""
-    return markdown.replace(MARK, reference()) if MARK in markdown else markdown
-
-
 def reference() -> str:
-    """Return the reference as Markdown, with a heading for each section and below it one for each of its kinds."""
+    """Return the reference as Markdown, with a heading for each section and below it one for each of its kinds.
+
+    Headings differ from each other without their punctuation, which code hosts and MkDocs leave out of the names of anchors.
+    """
     schema = Experiment.model_json_schema()
     return "\n\n".join(_section("", schema, schema["$defs"]))
 
@@ -36,7 +29,7 @@ def reference() -> str:
 def _section(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
     """Yield a section's heading and table, then those of the sections and kinds below it."""
     heading = f"`[{path}]`" if path else "The file"
-    yield f"## {heading} {{ #{_anchor(path)} }}"
+    yield f"## {heading}"
     yield _text(schema)
     yield _table(path, schema)
     for name, field in schema["properties"].items():
@@ -52,7 +45,7 @@ def _kinds(place: str, field: Schema) -> Iterator[str]:
     family = PLUGIN_SECTIONS[place]
     if _first(family) != place:
         return
-    yield f"## `{place}` {{ #{_anchor(place)} }}"
+    yield f"## `[{place}]`"
     alternatives = _alternatives(field)
     short = [one["type"] for one in alternatives if "properties" not in one]
     instead = "".join(f", or the section is just {ALONE[one]}" for one in short)
@@ -61,7 +54,7 @@ def _kinds(place: str, field: Schema) -> Iterator[str]:
     for kind in (one for one in alternatives if "properties" in one):
         shown = kind["title"]
         named = "pattern" in kind["properties"][family.key]
-        yield f"### `{shown}{':NAME' if named else ''}` {{ #{_anchor(place)}-{shown} }}"
+        yield f"### `{place}.{shown}{':NAME' if named else ''}`"
         yield _text(kind)
         own = {k: v for k, v in kind["properties"].items() if k != family.key}
         yield _table(place, {**kind, "properties": own}) if own else "No settings."
@@ -163,7 +156,8 @@ def _first(family: Family) -> str:
 
 
 def _anchor(place: str) -> str:
-    return place.replace(".", "-") or "file"
+    """Return the name that code hosts and MkDocs give the heading of a section."""
+    return place.replace(".", "") or "the-file"
 
 
 def _text(schema: Schema) -> str:

@@ -2,10 +2,8 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import click
-from mkdocs.structure.pages import Page
 
 with warnings.catch_warnings():
     # A deprecation between typer and click, which is not fedssl's to fix.
@@ -14,15 +12,7 @@ with warnings.catch_warnings():
 
     from fedssl.cli import app
 
-MARK = "<!-- every command -->"
-"""A page has this mark at the place where the reference belongs."""
-
 HEAD = "| | what it is | default |\n|---|---|---|"
-
-
-def on_page_markdown(markdown: str, *, page: Page, **unused: Any) -> str:
-    """Replace the mark on a page by the reference."""
-    return markdown.replace(MARK, reference()) if MARK in markdown else markdown
 
 
 def reference() -> str:
@@ -33,7 +23,7 @@ def reference() -> str:
 def _command(path: str, command: click.Command) -> Iterator[str]:
     """Yield a command's usage, help and parameters, then those of the commands below it."""
     context = click.Context(command, info_name=path)
-    yield f"## `{path}` {{ #{path.replace(' ', '-')} }}"
+    yield f"## `{path}`"
     summary, _, more = (command.help or "").partition("\n\n")
     yield " ".join(summary.split())
     yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```"
