@@ -272,18 +272,18 @@ def test_every_answer_has_the_headers_of_a_safe_one(board):
 
 
 def test_half_a_thousand_runs_are_listed_at_once(runs):
-    """A second is what a person waits for; the first list reads everything, and later ones what may have changed."""
+    """A second is what a person waits for. The time of the processor counts: other processes may keep it busy."""
     for number in range(500):
         shutil.copytree(runs / "a", runs / "many" / str(number))
     with served(runs / "many") as board:
-        began = time.perf_counter()
-        board.catalog.entries()
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        assert len(listed(board)) == 500
-        later = time.perf_counter() - began
-    assert first < 4  # about .8 s on an idle core
-    assert later < 1
+        began = time.process_time()
+        board.catalog.entries()  # reads everything, before the address is printed
+        first = time.process_time() - began
+        began = time.process_time()
+        assert len(listed(board)) == 500  # reads what may have changed
+        later = time.process_time() - began
+    assert first < 1.5
+    assert later < 0.5
 
 
 def test_mistakes_are_told(runs, tmp_path):
