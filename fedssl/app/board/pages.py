@@ -64,7 +64,8 @@ def _report(path: Path) -> str:
         from fedssl.views.reports.run_report import report_page
         from fedssl.views.run import Run
 
-    return page_text(report_page(read_material(Run(path), read_evaluation(path))))
+    material = read_material(Run(path), read_evaluation(path))
+    return page_text(report_page(material, is_live=True))
 
 
 def _comparison(paths: Sequence[Path], force: bool) -> str:

@@ -56,14 +56,20 @@ def write_report(run: Run, evaluation: Mapping[str, Any] | None = None) -> Path:
     return path
 
 
-def report_page(material: Material) -> Page:
-    """Return the page of a run."""
+def report_page(material: Material, *, is_live: bool = False) -> Page:
+    """Return the page of a run.
+
+    Args:
+        material: The record of the run.
+        is_live: Whether the page is made anew whenever a browser asks for it.
+    """
     experiment = material.experiment
+    is_rewritten = is_live or bool(experiment.record.report_every)
     return Page(
         title=f"{experiment.name}, seed {experiment.seed}",
         subtitle=material.data["description"],
-        state=_state(material),
-        reload_seconds=RELOAD if material.is_running and experiment.record.report_every else 0,
+        state=_state(material, is_live=is_live),
+        reload_seconds=RELOAD if material.is_running and is_rewritten else 0,
         figures=list(_figures(material)),
         remarks=list(_remarks(material)),
         tables=[] if (table := _table_of_events(material)) is None else [table],
@@ -140,13 +146,15 @@ def _figure_of_privacy(known: Mapping[str, Any]) -> Figure:
     return Figure("epsilon", shown, said)
 
 
-def _state(material: Material) -> str:
+def _state(material: Material, *, is_live: bool) -> str:
     """Return how far a run has come that goes on at this moment; empty for any other run."""
     if not material.is_running:
         return ""
     every = material.experiment.record.report_every
     again = (
-        f"this page is written again every {every} rounds, and reloads itself"
+        "this page reloads itself"
+        if is_live
+        else f"this page is written again every {every} rounds, and reloads itself"
         if every > 1
         else "this page is written again every round, and reloads itself"
         if every

@@ -12,9 +12,12 @@ import time
 import filelock
 import pytest
 
+from fedssl.app.simulation import Engine
 from fedssl.core.processes import LOOPBACK
+from fedssl.record.run_directory import RunDirectory
 from tests.app.board.serving import asked, listed, served
-from tests.helpers import command, fedssl, refused
+from tests.helpers import command, fedssl, refused, small_experiment
+from tests.test_imports import modules_after
 from tests.views.comparison.records import record
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -95,6 +98,30 @@ def test_a_report_is_the_file_of_the_run(board, runs):
     place = f"report?run={listed(board)['a']['id']}"
     assert asked(board, place)[:2] == (200, "the report ü")
     assert "default-src 'none'" in asked(board, place)[2]["Content-Security-Policy"]
+
+
+def test_the_report_of_an_unfinished_run_is_made_of_its_record(board, runs):
+    """The file, if there is one, may be of an earlier round. While the run goes on, the page reloads itself."""
+    with Engine() as engine:
+        engine.run(small_experiment(record={"report": False}), [RunDirectory(runs / "e")])
+    (runs / "e" / "summary.json").unlink()
+    (runs / "e" / "report.html").write_text("old")
+    place = f"report?run={listed(board)['e']['id']}"
+    status, text, headers = asked(board, place)
+    assert status == 200
+    assert "This run is not finished: 2 of 2 rounds are recorded" in text
+    assert 'http-equiv="refresh"' not in text
+    assert "sandbox allow-scripts" in headers["Content-Security-Policy"]
+    with filelock.FileLock(runs / "e" / ".lock"):
+        text = asked(board, place)[1]
+    assert "2 of 2 rounds are recorded; this page reloads itself." in text
+    assert '<meta http-equiv="refresh" content="10">' in text
+    assert (runs / "e" / "report.html").read_text() == "old"
+
+
+def test_the_list_waits_for_nobody(runs):
+    code = f"from fedssl.app.board.server import Board; from pathlib import Path; Board(Path({str(runs)!r}), 0).catalog.as_table()"
+    assert modules_after(code) & {"torch", "numpy", "pydantic", "pandas", "jinja2", "flwr"} == set()
 
 
 def test_a_damaged_record_is_told(board, runs):
@@ -245,18 +272,18 @@ def test_every_answer_has_the_headers_of_a_safe_one(board):
 
 
 def test_half_a_thousand_runs_are_listed_at_once(runs):
-    """A second is what a person waits for; the first list reads everything, and later ones what may have changed."""
+    """A second is what a person waits for. The time of the processor counts: other processes may keep it busy."""
     for number in range(500):
         shutil.copytree(runs / "a", runs / "many" / str(number))
     with served(runs / "many") as board:
-        began = time.perf_counter()
-        board.catalog.entries()
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        assert len(listed(board)) == 500
-        later = time.perf_counter() - began
-    assert first < 4  # about .8 s on an idle core
-    assert later < 1
+        began = time.process_time()
+        board.catalog.entries()  # reads everything, before the address is printed
+        first = time.process_time() - began
+        began = time.process_time()
+        assert len(listed(board)) == 500  # reads what may have changed
+        later = time.process_time() - began
+    assert first < 1.5
+    assert later < 0.5
 
 
 def test_mistakes_are_told(runs, tmp_path):
