@@ -1,6 +1,7 @@
 """README and the pages of docs/ are true: their commands run, their files are valid, and the named things exist."""
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -76,6 +77,14 @@ def _check_mentioned(text: str) -> None:
     known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert options <= known, f"fedssl {text}"
+
+
+def test_make_help_lists_every_target_with_its_comment():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(phony.split())
+    assert all(comment.endswith(".") or "as above" in comment for comment in listed.values())
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTES], ids=name_of)

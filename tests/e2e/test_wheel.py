@@ -35,6 +35,8 @@ def test_a_wheel_runs_a_federation_where_there_is_no_checkout(tmp_path):
     (wheel,) = tmp_path.glob("fedssl-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        (facts,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
+    assert (ROOT / "README.md").read_text(encoding="utf-8") in facts  # its description
     # The one name of its own that it takes among a user's modules; clients/ and strategies/ are below it.
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fedssl"}
     assert {"fedssl/clients/client_app.py", "fedssl/strategies/fedavg.py"} <= set(names)

@@ -41,8 +41,11 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 def comparison_page(comparison: Comparison) -> Page:
     """Return the page of a comparison."""
     lines, runs, seeds = len(comparison.lines), len(comparison.runs), comparison.most_seeds
+    # Lines of one name are called by what differs, so the page says their name once.
+    names = set(comparison.lines["name"])
+    whose = f"{names.pop()}: " if len(names) == 1 and lines > 1 else ""
     return Page(
-        title=f"{lines} experiment{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
+        title=f"{whose}{lines} experiment{'s' * (lines > 1)}, {runs} run{'s' * (runs > 1)}",
         subtitle=(
             f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} each; "
             f"compared with {_bases(comparison)}"

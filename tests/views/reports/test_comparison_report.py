@@ -112,6 +112,17 @@ def test_of_one_run_there_is_no_gain_to_draw(tmp_path):
     assert page.title == "1 experiment, 1 run"
 
 
+def test_a_page_says_the_one_name_that_its_lines_have(tmp_path):
+    for threshold in (0.3, 0.9):
+        method = {"threshold": threshold}
+        record(tmp_path / "one" / str(threshold), [0.5], name="cells", method=method)
+    page = comparison_page(Comparison.of_runs([tmp_path / "one"], force=False))
+    assert page.title == "cells: 2 experiments, 2 runs"
+    record(tmp_path / "other", [0.5], name="other")
+    page = comparison_page(Comparison.of_runs([tmp_path], force=False))
+    assert page.title == "3 experiments, 3 runs"
+
+
 def test_the_command_writes_it(tmp_path):
     runs = write_runs(tmp_path / "runs", 2)
     result = fedssl("compare", runs, "--out", tmp_path / "out")
