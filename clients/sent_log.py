@@ -62,7 +62,7 @@ def _append(file: Path, message: Message, context: Context, reply: Message) -> N
             for name, record in reply.content.items()
         }
     only_owner = partial(os.open, mode=0o600)
-    with open(file, "a", encoding="utf-8", opener=only_owner) as log:  # noqa: PTH123 - Path.open has no opener
+    with open(file, "a", encoding="utf-8", opener=only_owner) as log:
         log.write(json.dumps(line, allow_nan=False) + "\n")
 
 
