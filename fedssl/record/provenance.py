@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fedssl.record.judges import judges_of
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
 
+TOKEN = "--token"
+
 FINGERPRINTED = 500
 """The checksum of a data set covers this many of its held-out images."""
 
@@ -34,13 +37,22 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": sys.argv,
+        "command": without_tokens(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": available_cores(),
         "versions": versions,
     }
+
+
+def without_tokens(arguments: Sequence[str]) -> list[str]:
+    """Return a command without the token that Flower passes to a server app as an argument (flwr 1.41): records are shared."""
+    after = ["", *arguments]
+    shown = [
+        "..." if before == TOKEN else one for before, one in zip(after, arguments, strict=False)
+    ]
+    return [f"{TOKEN}=..." if one.startswith(f"{TOKEN}=") else one for one in shown]
 
 
 def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]:
