@@ -7,8 +7,10 @@ message without content has the reason of its error instead.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def _append(file: Path, message: Message, context: Context, reply: Message) -> N
             else _plain(dict(record))
             for name, record in reply.content.items()
         }
-    with file.open("a", encoding="utf-8") as log:
+    only_owner = partial(os.open, mode=0o600)
+    with open(file, "a", encoding="utf-8", opener=only_owner) as log:
         log.write(json.dumps(line, allow_nan=False) + "\n")
 
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from fedssl.record.judges import judges_of
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
 
+TOKEN = "--token"
+
 FINGERPRINTED = 500
 """The checksum of a data set covers this many of its held-out images."""
 
@@ -37,7 +39,7 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": sys.argv,
+        "command": without_tokens(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -55,6 +57,15 @@ def initial_weights(experiment: Experiment) -> dict[str, Any]:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"initial_weights": {"file": str(file.absolute()), "sha256": digest}}
+
+
+def without_tokens(arguments: Sequence[str]) -> list[str]:
+    """Return a command without the token that Flower passes to a server app as an argument (flwr 1.41): records are shared."""
+    after = ["", *arguments]
+    shown = [
+        "..." if before == TOKEN else one for before, one in zip(after, arguments, strict=False)
+    ]
+    return [f"{TOKEN}=..." if one.startswith(f"{TOKEN}=") else one for one in shown]
 
 
 def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]:

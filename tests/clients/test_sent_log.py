@@ -33,6 +33,7 @@ def test_it_holds_every_message_of_a_run_with_all_that_is_in_it(tmp_path):
     serve(experiment, grid, [])
     for client, folder in enumerate(folders):
         assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / SENT).stat().st_mode & 0o777 == 0o600
         logged = read_log(folder)
         assert [(line["answer_to"], line["round"]) for line in logged] == [
             ("query", None), ("train", 1), ("train", 2),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tomllib
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
 from fedssl.record.global_model import GlobalModel
-from fedssl.record.provenance import partition_table
+from fedssl.record.provenance import environment, partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
@@ -531,3 +532,11 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
     )
     iid = small_experiment()
     assert client_names(federation_of(iid), iid.federation.partition) == NUMBERS[:6]
+
+
+def test_a_token_in_the_command_is_not_recorded(monkeypatch):
+    """Flower passes one to a server app, and the record of a run may be shown to anybody."""
+    command = ["flwr-serverapp", "--token", "c0ffee", "--run-once", "--token=c0ffee", "--token"]
+    monkeypatch.setattr(sys, "argv", command)
+    shown = ["flwr-serverapp", "--token", "...", "--run-once", "--token=...", "--token"]
+    assert environment()["command"] == shown

@@ -70,8 +70,12 @@ def client_table(roster: Roster, nodes: Nodes) -> Table:
 
 def run_table(submissions: Submissions, runs: Nodes) -> Table:
     """Return the table of a deployment's runs, by their run directories; the id is Flower's."""
-    table = Table("run", "status", "id", show_edge=False)
     records = submissions.read()
+    table = Table(show_edge=False)
+    # A long reason must not break the names and ids of the runs, which are there to be copied.
+    table.add_column("run", no_wrap=True)
+    table.add_column("status")
+    table.add_column("id", no_wrap=True)
     for entry in runs:
         details = str(entry.get("status-details") or "").replace("N/A", "")
         status = f"{entry['status']}: {details}" if details else entry["status"]

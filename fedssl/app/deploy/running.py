@@ -96,7 +96,10 @@ def run_over(
         try:
             status = follow(experiment, federation, opened.operator, run_id, watch, plain=plain)
         except (KeyboardInterrupt, OSError) as error:  # OSError: the terminal is gone
-            opened.operator.stop_run(run_id)
+            try:
+                opened.operator.stop_run(run_id)
+            except RunFailed as another:
+                error.add_note(f"run {run_id} could not be stopped: {another}")
             error.add_note("to go on, run the same command again with --resume")
             raise
     if watch.directory.exists():

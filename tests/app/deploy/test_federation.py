@@ -214,6 +214,14 @@ def test_no_secret_is_in_a_log(running):
         assert not any(line in text for line in lines), log
 
 
+def test_no_token_of_an_app_is_in_a_record(running):
+    said = [path.read_text() for path in running.runs.glob("*/*/environment.json")]
+    assert said
+    for text in said:
+        command = json.loads(text)["command"]
+        assert command[command.index("--token") + 1] == "..."
+
+
 STATEFUL = {
     "method": {"kind": "temporal_ensembling", "unlabeled_ratio": 2},
     "train": {"keep_momentum": True},

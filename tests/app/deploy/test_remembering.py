@@ -97,9 +97,10 @@ def test_status_shows_numbers_names_and_run_directories_under_a_head_each(deploy
     nodes = [{"node-id": id, **online} for id in ("900", "901", "902", "903")]
     runs = [
         {"run-id": IDS[0], "status": "running", "status-details": "N/A"},
-        {"run-id": IDS[1], "status": "finished:failed", "status-details": "no heartbeat"},
+        {"run-id": IDS[1], "status": "finished:failed", "status-details": "no heartbeat " * 9},
     ]
-    Submissions(deployment.submissions).add(IDS[0], Path("small/1"))
+    record = "stopped/20261130-082721-seed0"
+    Submissions(deployment.submissions).add(IDS[0], Path(record))
     monkeypatch.setattr(Operator, "nodes", lambda self: nodes)
     monkeypatch.setattr(Operator, "runs", lambda self: runs)
     done = fedssl("deploy", "status", "--folder", deployment.folder, "--no-containers")
@@ -114,8 +115,8 @@ def test_status_shows_numbers_names_and_run_directories_under_a_head_each(deploy
     ]
     recorded = rows.index(["run", "status", "id"])
     assert rows[recorded + 2 : recorded + 4] == [
-        ["small/1", "running", IDS[0]],
-        ["?", "finished:failed: no heartbeat", IDS[1]],
+        [record, "running", IDS[0]],
+        ["?", "finished:failed: no", IDS[1]],
     ]
 
 
