@@ -59,7 +59,9 @@ def test_drawn_cells_become_a_federation_with_measures_for_uneven_classes(cells,
 def test_the_experiments_comments_name_settings_that_exist():
     text = EXPERIMENT.read_text(encoding="utf-8")
     lines = [line.removeprefix("# ") for line in text.splitlines()]
-    loose = [line.split(" = ")[0] for line in lines if line.startswith(("intensities", "validation"))]
+    loose = [
+        line.split(" = ")[0] for line in lines if line.startswith(("intensities", "validation"))
+    ]
     assert loose == ["intensities", "validation"]
     known = fedssl("explain", "data.folder").output
     assert all(name in known for name in loose)
