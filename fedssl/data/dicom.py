@@ -93,7 +93,7 @@ def read_frame(content: str | bytes, frame: int, most_pixels: int) -> "Gray | Im
     kind = str(data.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, data)
-        pixels = pixels // 256 if pixels.dtype == np.uint16 else pixels
+        pixels = (pixels // 256).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
             raise ValueError("colors have more than 8 bits a channel")
@@ -119,7 +119,10 @@ def _open(content: str | bytes) -> Any:
     import pydicom
 
     check_regular(content)
-    return pydicom.dcmread(_source(content), stop_before_pixels=True)
+    try:
+        return pydicom.dcmread(_source(content), stop_before_pixels=True)
+    except pydicom.errors.InvalidDicomError:
+        raise ValueError("it does not begin as a DICOM file does") from None
 
 
 def _source(content: str | bytes) -> str | io.BytesIO:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from fedssl.metrics.calibration import confusion_matrix
 
@@ -91,9 +90,10 @@ def _auroc(scores: npt.NDArray[np.floating], is_positive: npt.NDArray[np.bool_])
     negative = len(is_positive) - positive
     if not positive or not negative or np.isnan(scores).any():
         return float("nan")
-    # The ranks of tied scores are their mean rank, so each tied pair counts as half.
-    ranks = rankdata(scores)[is_positive].sum()
-    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+    # Tied scores share their mean rank, so that each tied pair counts as half. (scipy.stats, which has this, takes long to import.)
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    return float((ranks[is_positive].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def _mean(values: Floats) -> float:

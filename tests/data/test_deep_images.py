@@ -194,6 +194,20 @@ def test_dicom_of_8_bits_is_read_as_it_is_and_colors_too(tmp_path):
     np.testing.assert_array_equal(images[0], colors()[0].transpose(2, 0, 1))
 
 
+def test_a_palette_of_a_dicom_file_becomes_colors(tmp_path):
+    """Its tables have 16 bits, of which the upper 8 are kept."""
+    numbers = colors()[0, :, :, 0]
+    tables = np.random.default_rng(1).integers(0, 2**16, (3, 256)).astype(np.uint16)
+    facts = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        facts[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        facts[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+    for name in "ab":
+        write_dicom(tmp_path / name / "0.dcm", numbers, **facts)
+    images, _ = read(tmp_path)
+    np.testing.assert_array_equal(images[0], (tables // 256)[:, numbers])
+
+
 def test_a_compressed_dicom_file_is_read(tmp_path):
     for name in "ab":
         write_dicom(tmp_path / name / "0.dcm", steps())
@@ -236,7 +250,7 @@ def test_dicom_files_that_hold_no_picture_are_named_with_their_reason(scans):
     report.save_as(scans / "b" / "report.dcm")
     refused(
         Folder(name=str(scans), channels=1),
-        "text.dcm: ",
+        "text.dcm: it does not begin as a DICOM file does",
         "deep.dcm: colors have more than 8 bits a channel",
         "report.dcm: it holds no image",
     )

@@ -135,7 +135,7 @@ def class_chart(material: Material) -> Chart | None:
     ]
     note = (
         f"Recall (sensitivity) of the moving average: how many images of a class it names, worst class first; the table "
-        f"also has precision, F1 and AUROC (the class against the rest). {_measures_of_all(material)}."
+        f"also has precision, F1 and AUROC (the class against the rest). All classes: {_measures_of_all(material)}."
     )
     few = len(rows) <= MOST_CLASSES
     axis = {"labelAngle": 0 if few else -90, "labels": few, "ticks": False}
