@@ -18,6 +18,7 @@ from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.effects import WITHOUT_EFFECT
+from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
 from fedssl.experiment.paths import find_paths
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
@@ -191,8 +192,11 @@ class Experiment(RunSettings):
         Raises:
             InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
-        experiment = super().from_dict(table)
-        plans = experiment.plans  # raises if a phase is invalid
+        try:
+            experiment = super().from_dict(table)
+            plans = experiment.plans  # raises if a phase is invalid
+        except InputError as error:
+            raise name_the_place(error, cls) from None
         prefixes = [f"phases[{i}]." for i in range(len(experiment.phases))] or [""]
         check_views(
             [

@@ -2,7 +2,10 @@
 
 import pytest
 
-from fedssl.experiment.families import PLUGIN_SECTIONS
+from fedssl.app.commands.explain import _section_of
+from fedssl.app.commands.listing import FAMILIES
+from fedssl.experiment.experiment import Experiment, Phase
+from fedssl.experiment.families import PLUGIN_SECTIONS, family_at
 from tests.helpers import fedssl, refused
 
 
@@ -18,6 +21,9 @@ from tests.helpers import fedssl, refused
         ("phases", ("rounds", "required")),
         ("privacy.clipping_norm", ("required", "largest L2 norm")),
         ("augment.mine.randaugment", ("num_ops", "≤ 8")),
+        ("server.stop_when", ("no_gain", "minutes", "The table server.stop_when")),
+        ("data.source", ("explain data.KIND", "digits")),
+        ("method.tests.plugins.certain", ("unlabeled_weight",)),
     ],
 )
 def test_a_place_is_explained(place, words, monkeypatch):
@@ -35,9 +41,33 @@ def test_every_section_with_kinds_is_explained():
         assert family.names()[0] in result.output
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_list_names_the_command_that_explains_its_settings(family):
+    said = fedssl("list", family).output.splitlines()[-1]
+    place = said.removeprefix("fedssl explain ").split(".KIND")[0]
+    assert family_at(place) is not None, said
+
+
 def test_a_place_that_is_not_there():
     refused(fedssl("explain", "tra"), "there is no 'tra'", "did you mean 'train'?")
     refused(fedssl("explain", "method.fxmatch"), "did you mean 'fixmatch'?")
     refused(fedssl("explain", "method.fixmatch.treshold"), "did you mean 'threshold'?")
     refused(fedssl("explain", "train.lr.x"), "there is no 'train.lr.x'")
     refused(fedssl("explain", "train..lr"), "there is no 'train.'")
+    refused(
+        fedssl("explain", "method.tests.plugins.certan"), "did you mean 'tests.plugins.certain'?"
+    )
+
+
+def test_every_section_and_kind_tells_what_each_setting_means():
+    """A setting without a description would be explained by an empty cell."""
+    silent = []
+    models = {"": Experiment, "phases": Phase}
+    for name, field in Experiment.model_fields.items():
+        if (section := _section_of(field)) is not None:
+            models[name] = section
+    for section, family in PLUGIN_SECTIONS.items():
+        models |= {f"{section}.{kind}": family.get(kind) for kind in family.names()}
+    for place, model in models.items():
+        silent += [f"{place}.{name}" for name, f in model.model_fields.items() if not f.description]
+    assert silent == []

@@ -82,6 +82,31 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     finished(fedssl("validate", file))
 
 
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("server.kind=fedavg", "server.kind: unknown key; did you mean strategy.kind?"),
+        ("lr=0.1", "lr: unknown key; did you mean train.lr or"),
+        ("method.lr=0.1", "did you mean train.lr or"),
+        ("server.clients=4", "did you mean federation.clients?"),
+        ("federation.alpha=0.1", "did you mean federation.partition.alpha or"),
+        ("train.threshold=0.9", "did you mean 'threads' or method.threshold or"),
+        ("method.alpha=0.2", "only these kinds have it: dividemix, mixmatch"),
+        ("method.treshold=0.2", "did you mean 'threshold'?"),
+        ("nothing=1", "one of: augment, data"),
+    ],
+)
+def test_a_setting_in_the_wrong_section_names_its_own(tmp_path, setting, remedy):
+    refused(fedssl("validate", small_toml(tmp_path / "e.toml"), "--set", setting), remedy)
+
+
+def test_a_setting_in_the_wrong_section_of_a_phase_names_its_own(tmp_path):
+    file = tmp_path / "e.toml"
+    file.write_text('data = "digits"\n[[phases]]\nrounds = 1\ntrain = { clients = 3 }\n')
+    remedy = "phases[0].train.clients: unknown key; did you mean federation.clients?"
+    refused(fedssl("validate", file), remedy)
+
+
 def test_a_kind_by_its_name_alone_may_have_settings_beside_it(tmp_path):
     file = small_toml(tmp_path / "e.toml")
     pair = ("--set", "method=flexmatch", "--set", "method.threshold=0.3")

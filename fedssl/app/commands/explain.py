@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
@@ -12,6 +13,7 @@ from fedssl.app.commands.listing import shown_default
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, suggest_nearest
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:  # --help must not wait for pydantic
@@ -48,6 +50,8 @@ def explain(
       fedssl explain method.fixmatch
 
       fedssl explain federation.partition.dirichlet.alpha
+
+      fedssl explain method.mylab.sharp
     """
     from pydantic.fields import FieldInfo
 
@@ -57,12 +61,12 @@ def explain(
         found = _find(place)
     console = Console()
     if isinstance(found, Family):
-        console.print(_kinds(place, found))
+        console.print(_kinds(place.removesuffix(f".{found.key}"), found))
     elif isinstance(found, FieldInfo):
         console.print(_table({place.rpartition(".")[2]: found}))
     else:
         text = inspect.getdoc(found) or ""
-        console.print(text.partition("\n\n")[0].replace("\n", " "), "", sep="\n")
+        console.print(_summary(text), "", sep="\n")
         console.print(_table(found.model_fields))
 
 
@@ -78,9 +82,15 @@ def _find(place: str) -> Place:
 
     parts = place.split(".") if place else []
     found: Place = Experiment
-    for path in itertools.accumulate(parts, lambda path, part: f"{path}.{part}"):
+    for number, path in enumerate(itertools.accumulate(parts, lambda path, part: f"{path}.{part}")):
         part, family = path.rpartition(".")[2], family_at(path)
         if family is None and isinstance(found, Family):
+            if part == found.key:
+                continue
+            own = ".".join(parts[number:])
+            if "." in own and part not in found.names():
+                find_modules_in(Path.cwd())
+                return found.get(own)
             found = found.get(part)
             continue
         fields = found.model_fields if isinstance(found, type) else {}
@@ -88,6 +98,11 @@ def _find(place: str) -> Place:
             raise InputError("explain", f"there is no {path!r}", suggest_nearest(part, fields))
         found = family or section_of(fields[part]) or fields[part]
     return found
+
+
+def _summary(docstring: str) -> str:
+    """Return the first paragraph of a docstring on one line, without marks of code."""
+    return docstring.partition("\n\n")[0].replace("\n", " ").replace("``", "")
 
 
 def section_of(field: "FieldInfo") -> "type[BaseModel] | None":
@@ -112,7 +127,7 @@ def _kinds(place: str, family: "Family") -> Table:
     table.add_column(f"{place}.{family.key}", style="bold")
     table.add_column("what it is")
     for name in family.names():
-        doc = (family.get(name).__doc__ or "").strip().partition("\n")[0]
+        doc = _summary((family.get(name).__doc__ or "").strip())
         table.add_row(f"{name} (default)" if name == family.default else name, doc)
     return table
 

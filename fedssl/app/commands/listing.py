@@ -19,7 +19,7 @@ from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:
     from fedssl.app.commands.needs import Needs
-    from fedssl.core.registry import Plugin
+    from fedssl.core.registry import Family, Plugin
 
 FAMILIES = {
     "methods": "fedssl.methods.base:METHODS",
@@ -92,12 +92,26 @@ def list_plugins(
     if needs:
         console.print(_overview(needs), "", _legend(NOTES[family]), "", sep="\n")
     console.print(_details(members, needs))
+    console.say(f"fedssl explain {_section_of(family)}.KIND tells what the settings of a kind mean")
+
+
+def _section_of(family: str) -> str:
+    """Return the section of the experiment file that names a member of a family; the first one of several."""
+    from fedssl.experiment.families import PLUGIN_SECTIONS
+
+    package = _family(family).package
+    return next(section for section, each in PLUGIN_SECTIONS.items() if each.package == package)
+
+
+def _family(family: str) -> "Family":
+    module, _, name = FAMILIES[family].partition(":")
+    found: Family = getattr(importlib.import_module(module), name)
+    return found
 
 
 def members_of(family: str) -> "dict[str, type[Plugin]]":
     """Return the built-in members of a family by their kinds, such as ``fedavg`` and ``flwr:NAME``."""
-    module, _, name = FAMILIES[family].partition(":")
-    plugins = getattr(importlib.import_module(module), name)
+    plugins = _family(family)
     found = {kind: plugins.get(kind) for kind in plugins.names()}
     return {f"{k}:NAME" if "name" in m.model_fields else k: m for k, m in found.items()}
 
