@@ -2,7 +2,7 @@
 
 Two data sets are neighbors if all data of one client is replaced by other data. That client's clipped update then moves by
 2 C at most, and the noise has deviation z C: a Gaussian mechanism whose noise is z / 2 times its sensitivity. The rounds
-are composed by Google's dp-accounting, which is imported only if an experiment has noise.
+are composed by Google's dp-accounting, which is imported only if an experiment has noise, and so is scipy.
 
 - Noise at the client protects from the server too, and the server knows which clients it asks. So sampling hides nothing:
   the n rounds of the client that is asked most often count, as one Gaussian mechanism of sensitivity sqrt(n) (exact).
@@ -22,7 +22,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from fedssl.core.extras import is_installed, require
 from fedssl.exchange.census import Census
@@ -146,6 +145,7 @@ def choose_noise(epsilon: float, delta: float, exposure: Exposure) -> float:
         delta, exposure: As in `epsilon_of`.
     """
     import dp_accounting
+    from scipy.optimize import brentq
 
     # Without the gain from sampling, the noise is known in closed form.
     rounds = exposure.rounds if exposure.cohorts else exposure.most
