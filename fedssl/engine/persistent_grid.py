@@ -114,6 +114,7 @@ class PersistentGrid(GridView):
                 message, since = sent[place], asked.pop(place)
                 reply = _attribute_to_node(came, message)
                 if protocol.is_away(reply):
+                    del places[name]  # the SuperLink would give this answer again and again
                     replies += absent.note(place, message, reply)
                     continue
                 self._given_up.discard(message.metadata.dst_node_id)

@@ -103,14 +103,17 @@ class Away(Forgetful):
 
     def __init__(self, times, looks=0):
         super().__init__({})
-        self.times, self.looks = times, looks
+        self.times, self.looks, self.given = times, looks, {}
 
     def pull_messages(self, names):
-        for reply in super().pull_messages(names):
+        names = list(names)
+        yield from (self.given[name] for name in names if name in self.given)
+        for reply in super().pull_messages([name for name in names if name not in self.given]):
             if protocol.client_of(reply.metadata.src_node_id) == 3 and self.times:
                 self.times -= 1
                 reply = protocol.refuse_reply(reply, "Node Unavailable")
                 reply.metadata.__dict__["_src_node_id"] = 1
+                self.given[reply.metadata.reply_to_message_id] = reply  # Flower keeps such answers
             yield reply
 
     def get_node_ids(self):
