@@ -125,11 +125,17 @@ def check_file(stem: str) -> None:
         stem: The file's name, such as ``sharp.py``.
 
     Raises:
-        NoPlugin: None of the user's folders holds such a file, two of them hold different ones, or Python finds another
-            module by its name.
+        NoPlugin: No such file is in the user's folders or installed, two folders hold different ones, or Python finds
+            another module by its name.
     """
     files = _list_files(stem)
+    spec = find_module(module_of(stem))
+    found = Path(spec.origin) if spec is not None and spec.origin else None
     if not files:
+        if (
+            found is not None and found.name == stem
+        ):  # it is installed, as on a deployed client's host
+            return
         near = [file.name for folder in _list_user_folders() for file in folder.glob(f"*{FILE}")]
         remedy = suggest_nearest(stem, near) if near else "put it beside the experiment file"
         raise NoPlugin(f"there is no such file ({describe_searched_folders()})", remedy)
@@ -137,8 +143,6 @@ def check_file(stem: str) -> None:
         raise NoPlugin(
             f"{files[0]} and {files[1]} have that name and are not the same", "rename one of them"
         )
-    spec = find_module(module_of(stem))
-    found = Path(spec.origin) if spec is not None and spec.origin else None
     if found is None or all(found.resolve() != file.resolve() for file in files):
         other = found or f"the module {module_of(stem)!r}"
         raise NoPlugin(

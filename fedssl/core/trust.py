@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from fedssl.core.plugin_modules import module_of, split_kind
+
 EVERY_MODULE = "*"
 """This entry in a list of allowed plug-ins allows every module."""
 
@@ -39,8 +41,9 @@ NOBODY = Trust((), keeps_tables=True)
 
 
 def trust_only(listed: str) -> Trust:
-    """Return the trust of a client whose config allows a list of modules, such as ``"mylab, other.module"``."""
-    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    """Return the trust of a client whose config allows a list of modules or files, such as ``"mylab, other.py"``."""
+    stems = (split_kind(name.strip())[0] for name in listed.split(",") if name.strip())
+    names = tuple(module_of(stem) for stem in stems)
     return ALL if EVERY_MODULE in names else Trust(names)
 
 

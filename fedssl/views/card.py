@@ -43,6 +43,7 @@ def _results_of_finished(run: "Run") -> dict[str, str]:
         **({"pseudo-labels": labels} if labels else {}),
         "took": f"{facts['rounds']} rounds, {facts['seconds']:.1f} s, "
         f"{facts['clients_failed']} client failures",
+        **({"stopped": str(facts["stopped"])} if facts.get("stopped") else {}),
         **({"note": str(facts["remark"])} if facts.get("remark") else {}),
     }
 

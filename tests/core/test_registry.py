@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.registry import Plugin, Section
+from fedssl.core.trust import trust_only, trusting
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES
 from fedssl.methods.base import METHODS
 from fedssl.methods.supervised import Supervised
@@ -268,6 +269,21 @@ def test_a_file_of_ones_own_is_a_kind(sharp, form):
     assert method.kind == f"{sharp}.py"
     assert METHODS.build(method.to_dict()) == method
     assert METHODS.kind_of({"kind": "./sharp.py:Sharp"}) == "sharp.py:Sharp"
+
+
+def test_an_installed_file_is_found_by_the_same_name(sharp, tmp_path, monkeypatch):
+    """A deployed client may have the file among its installed modules."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert METHODS.build(f"{sharp}.py").kind == f"{sharp}.py"
+
+
+def test_a_client_allows_a_file_by_the_name_of_its_module(sharp):
+    for allowed in (sharp, f"{sharp}.py"):
+        with trusting(trust_only(allowed)):
+            assert METHODS.build(f"./{sharp}.py").kind == f"{sharp}.py"
+    with trusting(trust_only("mylab")), pytest.raises(InputError) as caught:
+        METHODS.build(f"{sharp}.py")
+    assert f'allowed-plugins="{sharp}"' in str(caught.value)
 
 
 def test_a_file_in_a_folder_is_the_module_that_it_makes(lab):

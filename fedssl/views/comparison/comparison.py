@@ -386,12 +386,13 @@ def _judges(lines: Sequence[Line]) -> list[str]:
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Return the remarks of the runs' summaries on what went wrong; summaries of older versions have no remark."""
+    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither."""
     return [
-        f"{line.label} seed {seed}: {remark}"
+        f"{line.label} seed {seed}: {said}"
         for line in lines
         for seed, run in line.runs.items()
-        if (remark := run.summary.get("remark"))
+        for said in (run.summary.get("stopped"), run.summary.get("remark"))
+        if said
     ]
 
 
