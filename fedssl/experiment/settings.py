@@ -62,7 +62,7 @@ def _for_other_kind(
     kind, old_kind = family.kind_of(value, below), family.kind_of(below)
     known, before = family.settings_of(kind), family.settings_of(old_kind)
     # The same kind with another name, such as another folder, has the same settings with the same meanings.
-    is_same = str(kind).partition(":")[0] == str(old_kind).partition(":")[0]
+    is_same = str(kind).partition(":")[0] == str(old_kind).partition(":")[0] and known == before
     given = value if isinstance(value, Mapping) else {}
     kept = {}
     for key, old in below.items():

@@ -20,6 +20,7 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.core.extras import require
 from fedssl.core.files import whole_lines
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.trust import ALL, NOBODY, trusting
 from fedssl.data.federation import Federation, draw_federation
 from fedssl.data.shard import ImageSpec
@@ -28,6 +29,7 @@ from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
 from fedssl.record.lines import read_rounds
+from fedssl.record.own_modules import folders_of_own_modules
 from fedssl.record.provenance import fingerprint, partition_table, spec_of
 from fedssl.record.rows import RoundRow
 from fedssl.record.run_path import (
@@ -57,7 +59,8 @@ class Run:
 
     Args:
         path: The run directory, ``runs/NAME/ID``.
-        plugins: Import the users' modules that the experiment names, which runs their code. If false, settings and
+        plugins: Import the users' modules that the experiment names, which runs their code; they are also searched in the
+            folders that the record names. If false, settings and
             tables can be read, but everything that needs such a module raises `InputError`, unless this process has
             already imported the module.
 
@@ -82,6 +85,8 @@ class Run:
     @functools.cached_property
     def experiment(self) -> Experiment:
         """The experiment that ran, defaults included."""
+        if self._trust is ALL:
+            find_modules_in(*folders_of_own_modules(self.path))
         with trusting(self._trust):
             return Experiment.read(self.path / EXPERIMENT)
 

@@ -118,14 +118,12 @@ def load_run(folder: Path, *, plugins: bool) -> "Run":
 
     Args:
         folder: The run directory.
-        plugins: Import the users' modules that the run's experiment names, from the folders that the record names and
-            from the current folder.
+        plugins: Import the users' modules that the run's experiment names, also from the current folder.
     """
-    from fedssl.record.own_modules import folders_of_own_modules
     from fedssl.views.run import Run
 
     if plugins:
-        find_modules_in(*folders_of_own_modules(folder), Path.cwd())
+        find_modules_in(Path.cwd())
     return Run(folder, plugins=plugins)
 
 
