@@ -116,8 +116,8 @@ def decode(items: Iterator[Encoded], target: Target, flaws: Flaws) -> Iterator[B
                 kept.append(item)
                 if found.rule is not None:
                     flaws.tell(f"images have more than 8 bits: {SCALED[found.rule]}")
-                if found.num_left_out:
-                    others = (f"{item.name}: frame {i + 1}" for i in range(found.num_left_out))
+                if found.left_out:
+                    others = (f"{item.name}: frame {number + 1}" for number in found.left_out)
                     flaws.leave_out(OTHER_FRAMES[target.reading.frames], others)
             if kept:
                 columns = {

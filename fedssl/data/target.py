@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -113,19 +114,19 @@ class Decoded:
     Args:
         pixels: Bytes, (C, H, W).
         rule: How more than 8 bits became bytes; None if the image has 8 bits.
-        num_left_out: Number of further frames of the file that are not read.
+        left_out: Numbers of the other frames of the file, which are not read, from 0.
     """
 
     pixels: npt.NDArray[np.uint8]
     rule: Rule | None
-    num_left_out: int
+    left_out: Sequence[int]
 
 
 class _Frame(NamedTuple):
-    """The number of a frame to read, and how many other frames of its file are not read."""
+    """The number of a frame to read, and the numbers of the other frames of its file, which are not read."""
 
     number: int
-    num_left_out: int
+    left_out: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,11 @@ class Target:
         """Return the frame to read of a file with so many frames; None if the file is refused."""
         frames = self.reading.frames
         if item.frame is not None or count == 1:
-            return _Frame(item.frame or 0, 0)
+            return _Frame(item.frame or 0, ())
         if frames == "refuse":
             return None
-        return _Frame(count // 2 if frames == "middle" else 0, count - 1)
+        number = count // 2 if frames == "middle" else 0
+        return _Frame(number, [other for other in range(count) if other != number])
 
     def _decode_open(self, image: ImageFile.ImageFile, place: _Frame) -> Decoded | Flaw:
         """Return an open image, decoded, or its flaw."""
@@ -239,7 +241,7 @@ class Target:
             plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
         array = np.asarray(plain, dtype=np.uint8)
         pixels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        return Decoded(pixels, rule, place.num_left_out)
+        return Decoded(pixels, rule, place.left_out)
 
 
 def header_of(content: str | bytes) -> tuple[tuple[int, int], int]:
