@@ -11,6 +11,9 @@ from fedssl.core.errors import InputError
 LARGEST_FILE = 4 << 20
 """An experiment file has at most this many bytes; a longer file is not an experiment file."""
 
+UNSET = "unset"
+"""``--set KEY=unset`` removes a setting with this word. `fedssl list` prints it for a setting without a default."""
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.

@@ -6,11 +6,8 @@ from typing import Any
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family
+from fedssl.core.toml import UNSET
 from fedssl.experiment.families import family_at
-
-UNSET = "unset"
-"""``--set KEY=unset`` removes a setting with this word. `fedssl list` prints it for a setting without a default."""
-
 
 def merge(
     base: Mapping[str, Any],

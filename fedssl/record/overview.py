@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 INTERRUPTIONS = ("KeyboardInterrupt", "SystemExit", "a signal ended")
-"""The recorded reason of a run that was told to stop begins with one of these words."""
+"""In an older record, the reason of a run that was told to stop begins with one of these words."""
 
 NAN = float("nan")
 
@@ -179,6 +179,8 @@ def _how_it_stopped(path: Path, files: frozenset[str], problems: list[str]) -> d
                 event = json.loads(line)
                 if event["event"] in ("began", "resumed", "ended"):
                     break
+                if event["event"] == "interrupted":
+                    return {"state": State.interrupted}
                 if event["event"] == "failed":
                     reason = str(event["reason"])
                     if reason.startswith(INTERRUPTIONS):

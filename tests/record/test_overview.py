@@ -68,6 +68,8 @@ def events(path: Path, *kinds: str) -> None:
         (["began", "client_failed"], State.killed),
         (["began", "failed"], State.failed),
         (["began", "failed", "incident"], State.failed),
+        (["began", "interrupted", "incident"], State.interrupted),
+        (["began", "interrupted", "resumed"], State.killed),
         (["began", "failed", "resumed"], State.killed),
         (["failed", "began", "incident"], State.killed),
         (["began", "ended"], State.killed),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fedssl.experiment.settings import UNSET
+from fedssl.core.toml import UNSET
 
 Settings = Mapping[str, str]
 """Settings by dotted name, each value as JSON text."""

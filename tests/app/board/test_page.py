@@ -116,5 +116,5 @@ def test_reports_and_comparisons_open_in_a_sandbox(runs):
             page.get_by_role("link", name="compare").click()
         drawn = opening.value
         drawn.locator("body[data-drawn=true]").wait_for(timeout=60_000)
-        assert "compared with small (method.threshold=0.3)" in drawn.locator("header").inner_text()
+        assert "compared with threshold 0.3" in drawn.locator("header").inner_text()
     check(said[mine:], board)
