@@ -9,6 +9,7 @@ from fedssl.core.registry import Family
 from fedssl.core.toml import UNSET
 from fedssl.experiment.families import family_at
 
+
 def merge(
     base: Mapping[str, Any],
     over: Mapping[str, Any],
