@@ -98,7 +98,12 @@ def train_here(
     set_threads(experiment)
     local = local_data(experiment, request.terms, context)
     shard = local.shard().to(torch.device(device_of(context)))
-    go_to_counted_round(context.state, request, fixed_records(recipe, request.phase))
+    go_to_counted_round(
+        context.state,
+        request,
+        fixed_records(recipe, request.phase),
+        keeps=bool(recipe.slots_in("client") or weights.private),
+    )
     weights.load(request.arrays, context.state)
     report, state = learn(
         here.network,

@@ -24,7 +24,9 @@ class StateLost(ValueError):
     """The client no longer has what it kept in the round that it must go on from."""
 
 
-def go_to_counted_round(kept: RecordDict, request: Request, fixed: Collection[str]) -> None:
+def go_to_counted_round(
+    kept: RecordDict, request: Request, fixed: Collection[str], *, keeps: bool
+) -> None:
     """Put the records with which a request begins into place, under their own names.
 
     They are those of the client's last round that counted. A further request of the same round goes on from what the
@@ -34,6 +36,7 @@ def go_to_counted_round(kept: RecordDict, request: Request, fixed: Collection[st
         kept: All records that the client keeps; changed in place.
         request: Says which round of the client was the last one that counted. If it does not say so, nothing changes.
         fixed: Names of records that do not change, such as a frozen teacher; they are kept once, under their own names.
+        keeps: Whether the client keeps anything else; if it does not, it has nothing to lose.
 
     Raises:
         StateLost: The records are not there. The client begins anew with its next request.
@@ -49,7 +52,7 @@ def go_to_counted_round(kept: RecordDict, request: Request, fixed: Collection[st
         prefix = _name(round, repeat)
         found = {n.removeprefix(prefix): r for n, r in kept.items() if n.startswith(prefix)}
         kept.update({name: record for name, record in found.items() if name})
-    elif request.counted:
+    elif request.counted and keeps:
         kept[_name(request.counted, 0)] = ConfigRecord({})  # found by the next request
         raise StateLost(
             f"the client has lost what it kept in round {request.counted}, and begins anew with its next request"

@@ -76,10 +76,9 @@ class Bytes(Observer):
         self.ends.append(end)
 
 
-def frozen(rounds=3, **settings):
-    return small_experiment(
-        rounds=rounds, federation={"sample": 6}, method={"kind": "tests.plugins.frozen"}, **settings
-    )
+def frozen(rounds=3, *, counts_rounds=True, **settings):
+    method = {"kind": "tests.plugins.frozen", "counts_rounds": counts_rounds}
+    return small_experiment(rounds=rounds, federation={"sample": 6}, method=method, **settings)
 
 
 def test_a_phases_state_never_changes_and_travels_once():
@@ -129,7 +128,7 @@ def test_a_client_that_lost_a_phases_state_is_sent_it_again():
                 inner.states.stage(2, None)
 
     # Rounds are told of when the next one trains, so the state is lost in round 3 at the latest.
-    serve(frozen(rounds=5), RemoteGrid(inner), [Loses(), noted])
+    serve(frozen(rounds=5, counts_rounds=False), RemoteGrid(inner), [Loses(), noted])
     failures = [(f.client, f.reason) for end in noted.ends for f in end.failures]
     assert [client for client, _ in failures] == [2]
     assert "lacks the phase's state 'teacher'" in failures[0][1]

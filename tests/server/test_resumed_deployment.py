@@ -192,7 +192,7 @@ def request_of(round, counted, *kept, repeat=0, run=None):
 
 def answer(kept, request):
     """Go on from what a client kept, and count its requests; return how many it had counted before."""
-    go_to_counted_round(kept, request, ())
+    go_to_counted_round(kept, request, (), keeps=True)
     before = kept.get("n", {"n": 0})["n"]
     kept["n"] = ConfigRecord({"n": before + 1})
     keep_round(kept, request, ())
@@ -234,7 +234,7 @@ def test_a_failed_request_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     with kept_in_folder(context, request_of(1, 0, run=run)):
-        go_to_counted_round(context.state, request_of(1, 0), ())
+        go_to_counted_round(context.state, request_of(1, 0), (), keeps=True)
         assert "half" not in context.state
 
 
