@@ -7,12 +7,12 @@ are composed by Google's dp-accounting, which is imported only if an experiment 
 - Noise at the client protects from the server too, and the server knows which clients it asks. So sampling hides nothing:
   the n rounds of the client that is asked most often count, as one Gaussian mechanism of sensitivity sqrt(n) (exact).
 - Noise at the server protects from people who see the models. Each round draws a cohort without replacement. For people
-  who do not know the cohorts, this makes the promise stronger (Rényi accountant). For people who know them, such as
+  who do not know the cohorts, this makes the promise stronger (Renyi accountant). For people who know them, such as
   everybody who has the experiment's seed, the n rounds of a client count as above.
 
 Reference:
     Balle & Wang, "Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration and Optimal
-    Denoising", ICML 2018, arXiv:1805.06530, for Gaussian mechanisms. Wang, Balle & Kasiviswanathan, "Subsampled Rényi
+    Denoising", ICML 2018, arXiv:1805.06530, for Gaussian mechanisms. Wang, Balle & Kasiviswanathan, "Subsampled Renyi
     Differential Privacy and Analytical Moments Accountant", AISTATS 2019, arXiv:1808.00087, theorem 27, for samples that
     are drawn without replacement.
 """
@@ -35,7 +35,7 @@ from fedssl.strategies.flwr import Flwr
 LIBRARY = "dp_accounting"
 
 ORDERS = (*range(2, 17), 20, 24, 32, 48, 64, 96, 128)
-"""Orders of Rényi divergence that are tried. More orders would sharpen epsilon below .1 and take longer."""
+"""Orders of Renyi divergence that are tried. More orders would sharpen epsilon below .1 and take longer."""
 
 SENSITIVITY = 2.0
 """If a client's data is replaced, the sum of clipped updates moves by this many times C at most."""
@@ -124,7 +124,7 @@ def epsilon_of(multiplier: float, delta: float, exposure: Exposure) -> float:
     import dp_accounting
     from dp_accounting import rdp
 
-    # Whatever the cohorts are, a client takes part in every round at most; the Rényi bound is not always below this.
+    # Whatever the cohorts are, a client takes part in every round at most; the Renyi bound is not always below this.
     epsilon = gaussian_epsilon(multiplier, delta, exposure.rounds)
     if all(asked == clients for clients, asked, _ in exposure.cohorts):
         return epsilon

@@ -5,7 +5,7 @@ import functools
 import io
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Run:
     @property
     def rounds(self) -> "pd.DataFrame":
         """One row per round; columns as in `fedssl.record.rows.RoundRow`."""
-        table = self._table(ROUNDS)
+        table = self._table(ROUNDS, texts=("method", "classes_unnamed"))
         self._check_whole(len(table))
         return table
 
@@ -295,12 +295,16 @@ class Run:
 
         return card(self)
 
-    def _table(self, name: str) -> "pd.DataFrame":
+    def _table(self, name: str, texts: Sequence[str] = ()) -> "pd.DataFrame":
+        """Return a table of the record; columns of texts are no numbers, even if they hold only digits."""
         require("pandas", "run", "a table")
         import pandas as pd
 
         with naming_damaged_files(self.path / name):
-            return pd.read_csv(io.StringIO(whole_lines(self.path / name), newline=""))
+            lines = io.StringIO(whole_lines(self.path / name), newline="")
+            table = pd.read_csv(lines, dtype=dict.fromkeys(texts, str))
+        known = [column for column in texts if column in table]
+        return table.fillna(dict.fromkeys(known, ""))
 
     def _json(self, name: str, *keys: str) -> dict[str, Any]:
         """Return the content of a JSON file, which must be a table with the given keys."""

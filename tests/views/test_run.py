@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from fedssl.app.deploy.follow import _read_new_rounds
+from fedssl.app.deploy.follow import Watch, _new_rounds
 from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.rows import ClassRow, ClientRow
 from fedssl.views import run as reading
@@ -101,7 +101,7 @@ def test_a_run_whose_last_lines_are_torn_is_read_reported_and_followed(stopped, 
     assert len(run.rounds) == 2
     assert run.clients.equals(Run(stopped).clients)
     assert run.clients["round"].dtype == np.int64
-    assert len(list(_read_new_rounds(folder, 0))) == 2
+    assert len(list(_new_rounds(Watch(folder), 0))) == 2
     result = fedssl("report", folder)
     assert result.exit_code == 0, result.output
 

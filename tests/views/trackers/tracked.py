@@ -28,6 +28,8 @@ def go_on(experiment: Experiment, path: Path, *observers: Observer) -> None:
 
 def recorded(path: Path) -> dict[str, dict[int, float]]:
     """Return every column of a run's rounds by round, without what has no value: what a tracker should have."""
-    table = pd.read_csv(path / "rounds.csv", index_col="round").drop(columns="method")
+    table = pd.read_csv(path / "rounds.csv", index_col="round").drop(
+        columns=["method", "classes_unnamed"]
+    )
     columns = {name: table[name].dropna().astype(float).to_dict() for name in table}
     return {name: values for name, values in columns.items() if values}
