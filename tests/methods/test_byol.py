@@ -108,6 +108,8 @@ def test_a_network_that_maps_all_images_to_one_point_shows_it():
 
 
 def test_widths_of_the_predictor_are_positive():
-    with pytest.raises(InputError, match=r"method\.predictor: is \[0\]: widths must be positive, not 0"):
+    with pytest.raises(
+        InputError, match=r"method\.predictor: is \[0\]: widths must be positive, not 0"
+    ):
         METHODS.build({"kind": "byol", "predictor": [0]})
     assert len(network_of(BYOL(predictor=())).predictor) == 1
