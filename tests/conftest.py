@@ -1,6 +1,8 @@
 import os
 import shutil
+import signal
 import tempfile
+import threading
 
 import hypothesis
 import pytest
@@ -21,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A busy machine is no fault of a property, so examples have no deadline; pytest's own timeout ends a test that hangs.
     hypothesis.settings.register_profile("no-deadline", deadline=None)
     hypothesis.settings.load_profile("no-deadline")
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would all processes that a test interrupts.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
