@@ -164,11 +164,17 @@ class _PrivateNpz(Npz):
         parts = parts_of(arrays)
         flaws.remark(*parts.remarks())
         labels = f"{parts.train}labels"
+        is_numbered = labels in arrays
         if labels not in arrays:
             images = arrays.get(f"{parts.train}images", ())
             arrays[labels] = np.full(len(images), UNKNOWN, dtype=np.int64)
         names = arrays.get("class_names")
         own = None if names is None else names_as_text(names)
+        if own is None and is_numbered:
+            told = ", ".join(f"{cls} is {name}" for cls, name in enumerate(self.class_names))
+            flaws.remark(
+                f"labels are the federation's numbers, for there is no class_names: {told}"
+            )
         train = self._fit_to_terms(self._block(arrays, parts.train), own)
         test = None
         if parts.test is not None:

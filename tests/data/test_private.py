@@ -155,6 +155,29 @@ def test_an_npz_file_with_names_for_classes_or_without_labels(tmp_path):
     refused(path, "class 'bird' is no class of the federation", "it has: cat, cow, dog")
 
 
+def test_numbers_without_names_are_said_to_be_the_federations(tmp_path):
+    """A file may number its classes otherwise, and nobody would see it: so its owner reads what each number means here."""
+    labels, names = np.array([0, 1]), np.array(["dog", "cat"])
+    numbered = npz(tmp_path / "a.npz", images=colors(2), labels=labels)
+    named = npz(tmp_path / "b.npz", images=colors(2), labels=labels, class_names=names)
+    unlabeled = npz(tmp_path / "c.npz", images=colors(2))
+    said = [
+        [
+            text
+            for text in prepare_private(str(path), COLOR, Reading(), skip=False).meta["remarks"]
+            if "numbers" in text
+        ]
+        for path in (numbered, named, unlabeled)
+    ]
+    assert said == [
+        [
+            "labels are the federation's numbers, for there is no class_names: 0 is cat, 1 is cow, 2 is dog"
+        ],
+        [],
+        [],
+    ]
+
+
 def test_npz_files_that_do_not_fit(tmp_path):
     labels = np.array([0, 1])
     path = npz(tmp_path / "large.npz", images=colors(2), labels=labels + 2)
