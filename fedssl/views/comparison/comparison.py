@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -268,7 +268,7 @@ def _alone(groups: Sequence[Group]) -> list[str]:
     return [f"no other line has the data, or the settings, of {', '.join(names)}: no gain"]
 
 
-def _yardsticks(groups: Iterable[Group]) -> tuple[pd.DataFrame, list[str]]:
+def _yardsticks(groups: Sequence[Group]) -> tuple[pd.DataFrame, list[str]]:
     """Return what classical classifiers make of the baselines' labels, and sentences that say where they make nothing of them."""
     measured, notes = [], []
     for group in groups:
@@ -277,7 +277,8 @@ def _yardsticks(groups: Iterable[Group]) -> tuple[pd.DataFrame, list[str]]:
             table = measure((seed, run.federation) for seed, run in first.runs.items())
             measured.append(table.assign(baseline=first.label))
         except InputError as error:
-            notes.append(f"no yardsticks beside {first.label}: {error}")
+            beside = f" beside {first.label}" if len(groups) > 1 else ""
+            notes.append(f"no yardsticks{beside}: {error}")
     return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
 
 
