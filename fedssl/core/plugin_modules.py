@@ -132,10 +132,8 @@ def check_file(stem: str) -> None:
     spec = find_module(module_of(stem))
     found = Path(spec.origin) if spec is not None and spec.origin else None
     if not files:
-        if (
-            found is not None and found.name == stem
-        ):  # it is installed, as on a deployed client's host
-            return
+        if found is not None and found.name == stem:
+            return  # it is installed, as on a deployed client's host
         near = [file.name for folder in _list_user_folders() for file in folder.glob(f"*{FILE}")]
         remedy = suggest_nearest(stem, near) if near else "put it beside the experiment file"
         raise NoPlugin(f"there is no such file ({describe_searched_folders()})", remedy)

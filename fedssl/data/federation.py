@@ -337,11 +337,9 @@ def draw_federation(
         features=deal.features,
         seed=seed,
     )
-    return (
-        federation
-        if deal.sites is None
-        else _with_sites(federation, deal.sites, reading or Reading())
-    )
+    if deal.sites is None:
+        return federation
+    return _with_sites(federation, deal.sites, reading or Reading())
 
 
 def _with_sites(federation: Federation, sites: dict[str, Site], reading: Reading) -> Federation:

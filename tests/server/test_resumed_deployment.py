@@ -251,21 +251,20 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
     assert (tmp_path / KEPT / f"{run}.bin").read_bytes() == b"\xff\xff"
 
 
-@pytest.mark.parametrize("rounds", [list(range(9)), [0.5], "all"])
-def test_a_list_of_rounds_that_would_fill_the_disk_is_refused(rounds):
+def refuse_request(config, said):
     content = RecordDict({protocol.CONFIG: protocol.query_config("{}", None)})
-    content = protocol.with_config(content, {protocol.COUNTED: 0, protocol.KEPT_ROUNDS: rounds})
+    content = protocol.with_config(content, {protocol.COUNTED: 0, **config})
     protocol.claim_identity(1)
     message = protocol.new_message("train", 1, content)
-    with pytest.raises(ValueError, match="no list of rounds"):
+    with pytest.raises(ValueError, match=said):
         protocol.read_request(message)
+
+
+@pytest.mark.parametrize("rounds", [list(range(9)), [0.5], "all"])
+def test_a_list_of_rounds_that_would_fill_the_disk_is_refused(rounds):
+    refuse_request({protocol.KEPT_ROUNDS: rounds}, "no list of rounds")
 
 
 @pytest.mark.parametrize("run", ["../../etc", "A" * 32, "a" * 31, 7])
 def test_a_run_whose_name_could_be_a_path_is_refused(run):
-    content = RecordDict({protocol.CONFIG: protocol.query_config("{}", None)})
-    content = protocol.with_config(content, {protocol.COUNTED: 0, protocol.RUN: run})
-    protocol.claim_identity(1)
-    message = protocol.new_message("train", 1, content)
-    with pytest.raises(ValueError, match="no name of a run"):
-        protocol.read_request(message)
+    refuse_request({protocol.RUN: run}, "no name of a run")

@@ -196,9 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         if place in ASSETS:
             path, kind = ASSETS[place]
             return Answer(path.read_bytes(), kind)
-        if (
-            place == self.server.key
-        ):  # without a slash at its end, the address of the board is no folder
+        if place == self.server.key:
+            # Without a slash at its end, the address of the board is no folder.
             return Answer(b"", status=HTTPStatus.PERMANENT_REDIRECT, location=f"/{place}/")
         if place == "runs":
             return _json(self.server.catalog.as_table())

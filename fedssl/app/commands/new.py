@@ -71,8 +71,8 @@ def new(
     except OSError as error:
         raise InputError(str(file), f"cannot be written: {error.strerror}") from None
     console, quoted = Console(), shlex.quote(os.fspath(file))
-    console.print(f"{file}: written", soft_wrap=True)
-    console.print(f"  next: fedssl validate {quoted}, then fedssl run {quoted}", soft_wrap=True)
+    console.tell(f"{file}: written")
+    console.tell(f"  next: fedssl validate {quoted}, then fedssl run {quoted}")
 
 
 def _choose_file(name: str, data: Path | None) -> Path:

@@ -151,9 +151,8 @@ def _new_rounds(watch: Watch, shown: int) -> Iterator[RoundEnd]:
     rows = watch.rounds()[shown:]
     if not rows:
         return
-    clients = read_rows(
-        watch.directory / CLIENTS, ClientRow
-    )  # complete: written before their round
+    # The clients' rows are complete, because they are written before the row of their round.
+    clients = read_rows(watch.directory / CLIENTS, ClientRow)
     for row in rows:
         own = [client for client in clients if client.round == row.round]
         failed = [client for client in own if client.status == "failed"]

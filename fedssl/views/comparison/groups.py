@@ -107,13 +107,13 @@ def _under_baselines(lines: Sequence[Line], baseline: str) -> list[list[Line]]:
         for key in differing([line.settings for line in lines])
         if key != "name" and not any(key.startswith(section) for section in sections)
     ]
+    by_closeness = (factors, _deciding(lines), _deciding(lines, labels=False))
     groups: dict[str, list[Line]] = {base.label: [base] for base in bases}
     for line in lines:
         if line in bases:
             continue
-        own = _alike(line, bases, factors)
-        own = own or _alike(line, bases, _deciding(lines))
-        own = own or _alike(line, bases, _deciding(lines, labels=False))
+        found = (_alike(line, bases, keys) for keys in by_closeness)
+        own = next(filter(None, found), [])
         name = own[0].label if len(own) == 1 else line.label
         groups.setdefault(name, []).append(line)
     return list(groups.values())
@@ -139,9 +139,10 @@ def _deciding(lines: Sequence[Line], *, labels: bool = True) -> list[str]:
 
 def _by_data(lines: Sequence[Line]) -> list[list[Line]]:
     """Return the lines in groups of the same images and labels; a line that is alone may join a group that differs in labels only."""
+    deciding = _deciding(lines)
     by_all: dict[tuple[str | None, ...], list[Line]] = {}
     for line in lines:
-        by_all.setdefault(_values(line, _deciding(lines)), []).append(line)
+        by_all.setdefault(_values(line, deciding), []).append(line)
     groups = [group for group in by_all.values() if len(group) > 1]
     if not groups:
         return [list(lines)]

@@ -71,7 +71,7 @@ LUCK = (
 )
 BALANCED = (
     "of the final moving averages; every class counts the same, however many images it has; gain: the "
-    "measure before it less that of the first row, seed by seed; macro F1: mean F1 of the classes; "
+    "measure before it less that of {base}, seed by seed; macro F1: mean F1 of the classes; "
     "bal. acc.: balanced accuracy, their mean recall; AUROC: each class against the rest"
 )
 REACH = (
@@ -96,7 +96,8 @@ MOST_WITH_DEVIATION = 4
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
     """Return the tables of a comparison: accuracies, their intervals, tests, what reaching the baseline took, costs.
 
-    Measures that give every class the same weight have a table if they were asked for. The table of intervals needs several seeds; the tests and the table of what reaching the baseline took need several lines.
+    Measures that give every class the same weight have a table if they were asked for. The table of intervals needs several seeds;
+    the tests and the table of what reaching the baseline took need several lines.
 
     Args:
         comparison: The comparison to lay out.
@@ -159,7 +160,8 @@ def _measures(comparison: Comparison) -> TextTable:
             cells.append(_base(comparison) if _is_base(line) else _points(line[f"{name}_gain"]))
         rows.append([line["label"] + in_brackets(line["judged_by"]), *cells])
     title = f"the same weight for every class, {comparison.evaluated_on} images, %"
-    return TextTable(title, (FIRST, *columns), rows, BALANCED)
+    note = BALANCED.format(base=_name_base(comparison))
+    return TextTable(title, (FIRST, *columns), rows, note)
 
 
 def _differences(comparison: Comparison) -> TextTable:
