@@ -173,3 +173,11 @@ def test_the_screen_marks_bases_and_letters_are_of_a_group(grid, tmp_path):
     for table in map(OnScreen, tables_of(comparison)):
         console.print(table)
     assert max(map(len, console.file.getvalue().splitlines()[:30])) <= 80
+
+
+def test_a_gain_of_a_measure_is_over_the_rows_own_base(grid):
+    comparison = Comparison.of_runs([grid], force=False, measures=("macro_f1",))
+    (table,) = [each for each in tables_of(comparison) if "macro F1" in each.columns]
+    assert [row[2] for row in table.rows] == ["base", "-", "base", "-"]
+    assert "marked base" in table.note
+    assert "first row" not in table.note
