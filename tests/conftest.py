@@ -1,8 +1,10 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -32,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _import_path() -> Iterator[None]:
+    """Forget the folders of the experiments that a test read, in which modules are searched."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture

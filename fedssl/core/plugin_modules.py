@@ -23,6 +23,9 @@ LONGEST_NAME = 200
 LONGEST_REASON = 300
 """A message repeats at most this many characters of an import error."""
 
+FOLDERS_SHOWN = 4
+"""A message names at most this many of the folders that were searched."""
+
 FILE = ".py"
 """A kind that ends so is a file of the user's. Without this ending, a kind without a dot is built in."""
 
@@ -248,7 +251,11 @@ def modules_beside(module: str) -> list[str]:
 def describe_searched_folders() -> str:
     """Return a clause that lists the user's own folders in which modules are searched."""
     folders = [str(folder) for folder in _list_user_folders()]
-    return f"searched {', '.join(folders)}" if folders else "no folder of yours is searched"
+    if not folders:
+        return "no folder of yours is searched"
+    # The last are those of the experiment files that were read.
+    shown, more = folders[-FOLDERS_SHOWN:], len(folders) - FOLDERS_SHOWN
+    return f"searched {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 
 
 def find_file_meant(stem: str) -> Path | None:
@@ -316,7 +323,8 @@ def _suggest_module(stem: str) -> str:
         return f"write '{parts[0].replace('.', '/')}{FILE}'"
     if is_below and parts and all(part.isidentifier() for part in parts):
         return f"write {'.'.join(parts)!r}"
-    return f"put the file there, and write '{parts[-1] if parts else 'mine'}{FILE}'"
+    name = parts[-1] if parts and parts[-1].isidentifier() else "mine"
+    return f"put the file there, and write '{name}{FILE}'"
 
 
 def _describe_error(error: BaseException) -> str:

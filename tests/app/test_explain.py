@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedssl.app.commands.explain import _section_of
+from fedssl.app.commands.explain import section_of
 from fedssl.app.commands.listing import FAMILIES
 from fedssl.experiment.experiment import Experiment, Phase
 from fedssl.experiment.families import PLUGIN_SECTIONS, family_at
@@ -64,7 +64,7 @@ def test_every_section_and_kind_tells_what_each_setting_means():
     silent = []
     models = {"": Experiment, "phases": Phase}
     for name, field in Experiment.model_fields.items():
-        if (section := _section_of(field)) is not None:
+        if (section := section_of(field)) is not None:
             models[name] = section
     for section, family in PLUGIN_SECTIONS.items():
         models |= {f"{section}.{kind}": family.get(kind) for kind in family.names()}

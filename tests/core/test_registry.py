@@ -74,6 +74,17 @@ def test_a_plugin_that_is_there_but_broken_says_why(tmp_path, monkeypatch):
         METHODS.build("broken_plugin_pkg.mine")
 
 
+def test_a_message_names_only_the_last_of_many_folders(tmp_path, monkeypatch):
+    folders = [tmp_path / str(number) for number in range(30)]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setattr("sys.path", list(map(str, folders)))
+    with pytest.raises(InputError, match="there is no such file") as caught:
+        METHODS.build("sharp.py")
+    said = str(caught.value)
+    assert f"searched {', '.join(map(str, folders[-4:]))} and 26 more" in said
+
+
 def test_plugins_are_frozen_and_equal_by_value():
     first, second = METHODS.build("fixmatch"), METHODS.build({"kind": "fixmatch"})
     assert first == second
@@ -244,6 +255,7 @@ def test_ctrl_c_in_an_import_is_nobodys_fault(lab):
         ("antigravity.x", "'antigravity' is a module of Python itself"),
         ("a..b", "not the name of a module"),
         ("x" * 500, "not the name of a module"),
+        ("\n\\", "put the file there, and write 'mine.py'"),
     ],
 )
 def test_what_is_meant_by_another_name_is_said(lab, tmp_path, kind, remedy):

@@ -198,10 +198,10 @@ def run(
 
       fedssl deploy run experiments/deployment.toml --set rounds=10 --resume
     """
+    check_files([file])
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
 
     open_deployment(folder)
-    check_files([file])
     from fedssl.app.deploy.running import load_experiment, run_over
 
     experiment = load_experiment(file, settings or [], resume=resume)
