@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedssl import __version__
+from fedssl.app.commands.advise import advise
 from fedssl.app.commands.baseline import baseline
 from fedssl.app.commands.board import board
 from fedssl.app.commands.compare import compare
@@ -73,6 +74,7 @@ app.command()(run)
 app.command()(compare)
 app.command()(sweep)
 app.command()(baseline)
+app.command()(advise)
 app.command()(validate)
 app.command("list")(list_plugins)
 app.command()(explain)

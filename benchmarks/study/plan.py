@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+EXPERIMENTS = HERE.parents[1] / "experiments"
+DIGITS = "digits"
+"""Its lines are files of experiments/digits, in one cell, and digits.toml names them."""
+
 SKEWS = {
     "iid": ["federation.partition=iid"],
     "0.1": ["federation.partition.kind=dirichlet", "federation.partition.alpha=0.1"],
@@ -14,7 +18,13 @@ SKEWS = {
 """Settings of each skew: independent and identically distributed, and Dirichlet with alpha .1."""
 
 LABELS = {"fashion": 50, "cifar10": 400}
-"""Labels of each class, by data set."""
+"""Labels of each class, by data set that has all cells."""
+
+DATA = (*LABELS, DIGITS)
+"""The data sets."""
+
+BOUND = "all_labels"
+"""The line that knows all labels."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +32,10 @@ class Unit:
     """One run of the study.
 
     Args:
-        data: Data set: the name of a base file of this folder.
+        data: Data set; all but digits are base files of this folder.
         protocol: Where the labels are: A, B or C, or ``all``, where every client knows all labels.
-        skew: How skewed the clients are: ``iid`` or ``0.1``.
-        line: What is trained: a table of lines.toml.
+        skew: How skewed the clients are: ``iid`` or ``0.1``, and ``0.5`` on digits.
+        line: What is trained: a table of lines.toml, or a line of digits.toml.
         seed: Seed of the run.
     """
 
@@ -46,40 +56,74 @@ class Unit:
         return f"{self.cell}/{self.line}-seed{self.seed}"
 
     @property
-    def settings(self) -> list[str]:
-        """Settings as for ``--set``, laid over the base file."""
-        protocol, line = _table("protocols")[self.protocol], _table("lines")[self.line]
-        where = [text.replace("LABELS", str(LABELS[self.data])) for text in protocol["set"]]
-        own = [*line["set"], *line.get(self.protocol, [])]
-        return [*SKEWS[self.skew], *where, *own, f"name={self.line}", f"seed={self.seed}"]
+    def file(self) -> Path:
+        """The experiment file below the settings."""
+        if self.data == DIGITS:
+            return (
+                EXPERIMENTS / DIGITS / f"{'supervised' if self.line == BOUND else self.line}.toml"
+            )
+        return HERE / f"{self.data}.toml"
 
     @property
-    def file(self) -> Path:
-        """The base file."""
-        return HERE / f"{self.data}.toml"
+    def settings(self) -> list[str]:
+        """Settings as for ``--set``, laid over the file."""
+        return [*self._cell_settings, *self.own_settings, f"name={self.line}", f"seed={self.seed}"]
+
+    @property
+    def own_settings(self) -> list[str]:
+        """The settings that make the line, as for ``--set``."""
+        if self.data != DIGITS:
+            line = _table("lines")[self.line]
+            return [*line["set"], *line.get(self.protocol, [])]
+        method = tomllib.loads(self.file.read_text(encoding="utf-8"))["method"]
+        return [f"method.{name}={value}" for name, value in method.items()]
+
+    @property
+    def title(self) -> str:
+        """How tables call the line."""
+        found = _table(DIGITS if self.data == DIGITS else "lines")[self.line]
+        return str(found if self.data == DIGITS else found["title"])
+
+    @property
+    def _cell_settings(self) -> list[str]:
+        if self.data == DIGITS:
+            alone = ["engine.kind=serial", "engine.fuse=off"]
+            return [*alone, *(["federation.labels.per_class=all"] if self.line == BOUND else [])]
+        where = _table("protocols")[self.protocol]["set"]
+        labels = str(LABELS[self.data])
+        return [*SKEWS[self.skew], *(text.replace("LABELS", labels) for text in where)]
 
 
 def units(data: str, seeds: int) -> Iterator[Unit]:
     """Yield all runs of a data set, seed by seed, so that an unfinished study has whole tables of fewer seeds."""
     for seed in range(seeds):
-        for skew in SKEWS:
-            for protocol in _table("protocols"):
-                for line in lines_of(protocol):
-                    yield Unit(data, protocol, skew, line, seed)
+        for protocol, skew in [*cells(data), *(("all", skew) for skew in SKEWS if data != DIGITS)]:
+            for line in _lines_of(data, protocol):
+                yield Unit(data, protocol, skew, line, seed)
 
 
-def lines_of(protocol: str) -> list[str]:
-    """Return the names of a protocol's lines, in the order of the tables."""
+def cells(data: str) -> list[tuple[str, str]]:
+    """Return the protocol and the skew of each cell that has a table."""
+    if data == DIGITS:
+        return [("B", "0.5")]
+    return [
+        (protocol, skew) for skew in SKEWS for protocol in _table("protocols") if protocol != "all"
+    ]
+
+
+def lines_of(data: str, protocol: str) -> list[str]:
+    """Return the names of the lines of a protocol's table, in its order; the bound is the last."""
+    return list(dict.fromkeys([*_lines_of(data, protocol), BOUND]))
+
+
+def _lines_of(data: str, protocol: str) -> list[str]:
+    if data == DIGITS:
+        return list(_table(DIGITS))
     return [
         name
         for name, line in _table("lines").items()
         if protocol in line.get("protocols", ["A", "B", "C"])
     ]
-
-
-def title_of(line: str) -> str:
-    """Return how tables call a line."""
-    return str(_table("lines")[line]["title"])
 
 
 def _table(name: str) -> dict[str, Any]:

@@ -4,22 +4,25 @@
     python -m benchmarks.study.tables fashion --show              # prints the tables of docs/results.md from these files
 
 ``results/fashion_runs.csv`` has a row for each run, ``results/fashion_lines.csv`` a row for each line of each cell, as `fedssl compare`
-has them, and ``results/fashion_yardsticks.csv`` the classical classifiers.
+has them, ``results/fashion_yardsticks.csv`` the classical classifiers, and ``results/fashion_cells.csv`` what each federation is like.
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import HERE, SKEWS, Unit, lines_of, title_of, units
+from benchmarks.study.plan import BOUND, DATA, HERE, Unit, cells, lines_of, units
+from fedssl.app.advice.situation import situation_of
+from fedssl.clients.local_data import simulated_federation
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.run import Run
 
 RESULTS = HERE / "results"
-BASELINE, BOUND = "supervised_strong", "all_labels"
-CELLS = [(protocol, skew) for protocol in ("A", "B", "C") for skew in SKEWS]
+BASELINE = "supervised_strong"
 RUN_COLUMNS = ["protocol", "skew", "line", "seed", "ema_accuracy", "server_accuracy"]
 RUN_COLUMNS += ["pseudo_label_accuracy", "pseudo_label_coverage", "megabytes", "seconds"]
 LINE_COLUMNS = ["protocol", "skew", "line", "seeds", "ema_accuracy", "ema_accuracy_std", "gain"]
@@ -28,8 +31,8 @@ LINE_COLUMNS += ["gain_ci95_low", "gain_ci95_high", "gap_closed", "p", "letters"
 
 def collect(data: str, out: Path, seeds: int) -> None:
     """Write the tables of all cells that have a baseline, from the runs that are finished."""
-    runs, lines, yardsticks = [], [], []
-    for protocol, skew in CELLS:
+    runs, lines, yardsticks, situations = [], [], [], []
+    for protocol, skew in cells(data):
         own = [
             out / unit.name
             for unit in units(data, seeds)
@@ -49,13 +52,22 @@ def collect(data: str, out: Path, seeds: int) -> None:
         where = {"protocol": protocol, "skew": skew}
         runs.append(_runs(found).assign(**where))
         lines.append(_lines(found).assign(**where))
+        situations.append(_situation(first) | where)
         if len(found.yardsticks):
             yardsticks.append(found.yardsticks.drop(columns="baseline").assign(**where))
     RESULTS.mkdir(exist_ok=True)
     tables = (("runs", runs, RUN_COLUMNS), ("lines", lines, LINE_COLUMNS))
     for name, parts, columns in tables:
         pd.concat(parts)[columns].round(6).to_csv(RESULTS / f"{data}_{name}.csv", index=False)
+    pd.DataFrame(situations).round(6).to_csv(RESULTS / f"{data}_cells.csv", index=False)
     pd.concat(yardsticks).round(6).to_csv(RESULTS / f"{data}_yardsticks.csv", index=False)
+
+
+def _situation(run: Path) -> dict[str, Any]:
+    """Return what the federation of a run is like."""
+    experiment = Run(run).experiment
+    situation = situation_of(simulated_federation(experiment))
+    return dataclasses.asdict(situation)
 
 
 def _runs(found: Comparison) -> pd.DataFrame:
@@ -80,14 +92,16 @@ def tables(data: str) -> dict[str, str]:
     yardsticks = pd.read_csv(RESULTS / f"{data}_yardsticks.csv", dtype={"skew": str})
     found = {}
     for protocol in dict.fromkeys(lines["protocol"]):
-        rows = [_row(line, lines[lines["protocol"] == protocol]) for line in _order(protocol)]
+        own = lines[lines["protocol"] == protocol]
+        skews = [skew for where, skew in cells(data) if where == protocol]
+        rows = [_row(data, line, own, skews) for line in lines_of(data, protocol)]
         for name, values in yardsticks[yardsticks["protocol"] == protocol].groupby(
             "classifier", sort=False
         ):
-            rows.append(_yardstick(str(name), values))
+            rows.append(_yardstick(str(name), values, skews))
         head = [
             "",
-            *(f"{_skew(skew)}: {c}" for skew in SKEWS for c in ("EMA", "gain", "gap", "like")),
+            *(f"{_skew(skew)}: {c}" for skew in skews for c in ("EMA", "gain", "gap", "like")),
         ]
         found[f"{data}-{protocol}"] = "\n".join(
             [_markdown(head), _markdown(["---"] * len(head)), *(_markdown(r) for r in rows if r)]
@@ -95,13 +109,9 @@ def tables(data: str) -> dict[str, str]:
     return found
 
 
-def _order(protocol: str) -> list[str]:
-    return [*lines_of(protocol), *lines_of("all")]
-
-
-def _row(line: str, lines: pd.DataFrame) -> list[str]:
-    cells = [title_of(line)]
-    for skew in SKEWS:
+def _row(data: str, line: str, lines: pd.DataFrame, skews: list[str]) -> list[str]:
+    cells = [Unit(data, lines["protocol"].iloc[0], "", line, 0).title]
+    for skew in skews:
         own = lines[(lines["line"] == line) & (lines["skew"] == skew)].to_dict("records")
         cells += _cells(own[0], line == BASELINE) if own else ["-"] * 4
     return cells if any(cell != "-" for cell in cells[1:]) else []
@@ -119,9 +129,9 @@ def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:
     return [f"{row['ema_accuracy'] * 100:.1f}{spread}", gain, gap, letters]
 
 
-def _yardstick(name: str, values: pd.DataFrame) -> list[str]:
+def _yardstick(name: str, values: pd.DataFrame, skews: list[str]) -> list[str]:
     cells = [f"{name}, pooled"]
-    for skew in SKEWS:
+    for skew in skews:
         own = values[values["skew"] == skew]["accuracy"] * 100
         spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
         cells += [f"{own.mean():.1f}{spread}" if len(own) else "-", "", "", ""]
@@ -141,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("data", help="fashion or cifar10")
+    parser.add_argument("data", choices=DATA)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--show", action="store_true")

@@ -1,0 +1,1 @@
+"""Advice on a method for a federation, from measured tables alone."""

@@ -1,0 +1,156 @@
+"""Advice for one federation: the lines of the nearest cells, as tables and sentences."""
+
+import shlex
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fedssl.app.advice.evidence import ALL_LABELS, LABELS_ONLY, best_lines, nearest_cells
+from fedssl.app.advice.situation import Situation
+from fedssl.core.errors import InputError
+from fedssl.views.text_table import TextTable
+
+ROWS = 6
+"""A table shows this many lines at least, the best first, and all that cannot be told apart from the best."""
+
+NOTE = (
+    "accuracy of the moving average, %; gain over labels only in strong views, seed by seed, with its 95 % interval; gap %: how "
+    "much of the way to all labels; traffic, work: bytes, and images of a client's step, relative to FedAvg with labels only; "
+    "best: cannot be told apart from the best line"
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the evidence says about one federation.
+
+    Args:
+        situation: The federation.
+        cells: Rows of the nearest cell of each data set, the nearest data set first.
+        most_traffic: Lines that send more than this, relative to FedAvg with labels only, are left out; None: no limit.
+    """
+
+    situation: Situation
+    cells: list[pd.DataFrame]
+    most_traffic: float | None = None
+
+    @property
+    def choices(self) -> pd.DataFrame:
+        """The lines of the nearest cell among which the advice chooses: those that learn from unlabeled images, best first."""
+        return best_lines(_choosable(self.cells[0], self.most_traffic))
+
+    @property
+    def settings(self) -> list[str]:
+        """Settings of the advised line, as for ``--set``."""
+        return shlex.split(str(self.choices.iloc[0]["settings"]))
+
+    def tables(self) -> list[TextTable]:
+        """Return a table for each data set."""
+        return [self._table(rows) for rows in self.cells]
+
+    def sentences(self) -> list[str]:
+        """Return what follows from the nearest cell, a sentence or two a line."""
+        choices = self.choices
+        best, others = choices.iloc[0], choices.iloc[1:]
+        said = [
+            f"Best there: {best['title']}, {_percent(best['accuracy'])} %, {_gain(best)} points over labels only."
+        ]
+        if len(others):
+            cheap = choices.sort_values(["work", "traffic"], kind="stable").iloc[0]
+            said.append(
+                f"{int(best['seeds'])} seeds cannot tell these from it: {', '.join(others['title'])}. "
+                f"Least work of them all: {cheap['title']}."
+            )
+        if LABELS_ONLY in set(best_lines(_without_bound(self.cells[0]))["title"]):
+            said.append(
+                "Nor can they tell labels only in strong views from the best line: there, unlabeled images gained nothing that is sure."
+            )
+        return [*said, *self._how_far()]
+
+    def _how_far(self) -> list[str]:
+        """Return how the situation differs from the nearest cell, and where another data set disagrees."""
+        near, own, said = self.cells[0].iloc[0], self.situation, []
+        ratio = own.labels_per_class / (near["labels"] / near["classes"])
+        if not 1 / 3 <= ratio <= 3:
+            more = "more" if ratio > 1 else "fewer"
+            factor = max(ratio, 1 / ratio)
+            said.append(f"Your federation has {factor:.0f} times {more} labels a class.")
+        if not abs(own.label_skew - near["label_skew"]) <= 0.2:
+            said.append(
+                f"Its skew is {own.label_skew:.2f}, that of the cell {near['label_skew']:.2f}."
+            )
+        for rows in self.cells[1:]:
+            titles = set(best_lines(_choosable(rows, self.most_traffic))["title"])
+            if self.choices.iloc[0]["title"] not in titles:
+                said.append(
+                    f"On {rows.iloc[0]['data']}, others are best: {', '.join(sorted(titles))}."
+                )
+        return said
+
+    def _table(self, rows: pd.DataFrame) -> TextTable:
+        rows = rows if self.most_traffic is None else rows[rows["traffic"] <= self.most_traffic]
+        ordered = rows.sort_values("accuracy", ascending=False, kind="stable")
+        best = set(best_lines(_without_bound(rows))["title"])
+        anyhow = ordered["title"].isin({*best, LABELS_ONLY, ALL_LABELS})
+        shown = ordered[anyhow | (pd.Series(range(len(ordered)), ordered.index) < ROWS)]
+        first = rows.iloc[0]
+        cell = Situation(
+            *(first[name] for name in ("place", "label_skew", "labels", "classes", "clients"))
+        )
+        return TextTable(
+            f"{first['data']}: {cell.describe()}",
+            ("line", "accuracy", "gain", "gap %", "traffic", "work", "best"),
+            [_cells(row, best) for _, row in shown.iterrows()],
+            NOTE,
+        )
+
+
+def advise(
+    evidence: pd.DataFrame, situation: Situation, most_traffic: float | None = None
+) -> Advice:
+    """Return the advice for a situation.
+
+    Raises:
+        InputError: Nothing was measured for such a federation, or all lines send more than allowed.
+    """
+    cells = nearest_cells(evidence, situation)
+    cells = [rows for rows in cells if len(_choosable(rows, most_traffic))]
+    if not cells:
+        least = evidence.loc[evidence["place"] == situation.place, "traffic"].min()
+        remedy = "" if most_traffic is None else f"the least is {least:g}"
+        raise InputError("advise", "no line of the tables is such", remedy)
+    return Advice(situation, cells, most_traffic)
+
+
+def _without_bound(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["title"] != ALL_LABELS]
+
+
+def _choosable(rows: pd.DataFrame, most_traffic: float | None) -> pd.DataFrame:
+    rows = _without_bound(rows)
+    rows = rows[~rows["title"].str.startswith("labels only")]
+    return rows if most_traffic is None else rows[rows["traffic"] <= most_traffic]
+
+
+def _cells(row: pd.Series, best: set[str]) -> list[str]:
+    gap = "-" if pd.isna(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f}"
+    gain = "" if row["title"] == LABELS_ONLY else _gain(row)
+    return [
+        str(row["title"]),
+        _percent(row["accuracy"]),
+        gain,
+        gap,
+        f"{row['traffic']:.1f}",
+        f"{row['work']:.1f}",
+        "yes" if row["title"] in best else "",
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f}"
+
+
+def _gain(row: pd.Series) -> str:
+    low, high = row["gain_low"], row["gain_high"]
+    interval = "" if pd.isna(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
+    return f"{row['gain'] * 100:+.1f}{interval}"
