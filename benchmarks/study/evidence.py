@@ -1,11 +1,10 @@
-"""Write the evidence of ``fedssl advise`` from the study's tables: ``python -m benchmarks.study.evidence``."""
+"""The evidence of ``fedssl advise``, made from the files of results alone."""
 
 import shlex
 
 import pandas as pd
 
-from benchmarks.study.plan import BOUND, DATA, HERE, Unit
-from benchmarks.study.tables import RESULTS
+from benchmarks.study.plan import BOUND, DATA, HERE, RESULTS, Unit
 from fedssl.app.advice.evidence import COLUMNS
 from fedssl.experiment.experiment import Experiment
 
@@ -50,13 +49,3 @@ def _work(unit: Unit) -> float:
     return (
         plan.method.images_per_step(labeled, batch * views.ratio if views.unlabeled else 0) / batch
     )
-
-
-def main() -> None:
-    """Write the file."""
-    make_evidence().to_csv(FILE, index=False)
-    print(f"written to {FILE}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """What the study runs: every line in every cell with every seed, as commands that a person could type."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,14 @@ LABELS = {"fashion": 50, "cifar10": 400}
 DATA = (*LABELS, DIGITS)
 """The data sets."""
 
+BASELINE = "supervised_strong"
+"""The line that all gains are measured against."""
+
 BOUND = "all_labels"
 """The line that knows all labels."""
+
+RESULTS = HERE / "results"
+"""Folder of the files that the tables are made from."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,10 @@ class Unit:
             line = _table("lines")[self.line]
             return [*line["set"], *line.get(self.protocol, [])]
         method = tomllib.loads(self.file.read_text(encoding="utf-8"))["method"]
-        return [f"method.{name}={value}" for name, value in method.items()]
+        return [
+            f"method.{name}={value if isinstance(value, str) else json.dumps(value)}"
+            for name, value in method.items()
+        ]
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@
     python -m benchmarks.study.run fashion --seeds 1 --cells B-iid --list
 
 A run that has begun goes on from its checkpoint. Runs have one thread each. Tables are made from the recorded runs by
-``python -m benchmarks.study.tables``.
+``python -m benchmarks.study.collect`` and ``python -m benchmarks.study.pages``.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The measured tables behind the advice, which are a part of the package.
 
-``evidence.csv`` has a row for each line of each cell of the study (``python -m benchmarks.study.evidence`` writes it from
+``evidence.csv`` has a row for each line of each cell of the study (``python -m benchmarks.study.pages`` writes it from
 the tables of docs/results.md). A cell is one federation: its data, who holds the labels, and its skew.
 """
 
@@ -68,7 +68,7 @@ def _ratio_away(rows: pd.DataFrame, situation: Situation) -> float:
 def best_lines(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the line of a cell with the highest accuracy and all lines that cannot be told apart from it, the best first."""
     ordered = rows.sort_values("accuracy", ascending=False, kind="stable")
-    letters = ordered["letters"].fillna("").map(set)
-    alike = [bool(letters.iloc[0] & own) for own in letters]
+    letters = [set[str]() if pd.isna(own) else set(str(own)) for own in ordered["letters"]]
+    alike = [bool(letters[0] & own) for own in letters]
     alike[0] = True
     return ordered[alike]

@@ -1,0 +1,105 @@
+"""Make the study's files of results from its recorded runs: ``python -m benchmarks.study.collect fashion --out runs/study``.
+
+``results/fashion_runs.csv`` has a row for each run, ``results/fashion_lines.csv`` a row for each line of each cell, as `fedssl compare`
+has them, ``results/fashion_yardsticks.csv`` the classical classifiers, and ``results/fashion_cells.csv`` what each federation is like.
+``python -m benchmarks.study.pages`` makes the tables of the pages, and the evidence of ``fedssl advise``, from these files.
+"""
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.study.plan import BASELINE, BOUND, DATA, RESULTS, Unit, cells, units
+from fedssl.app.advice.situation import situation_of
+from fedssl.clients.local_data import simulated_federation
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.run import Run
+
+RUN_COLUMNS = ["protocol", "skew", "line", "seed", "ema_accuracy", "server_accuracy"]
+RUN_COLUMNS += ["pseudo_label_accuracy", "pseudo_label_coverage", "megabytes", "seconds"]
+LINE_COLUMNS = ["protocol", "skew", "line", "seeds", "server_accuracy", "server_accuracy_std"]
+LINE_COLUMNS += [
+    "ema_accuracy",
+    "ema_accuracy_std",
+    "gain",
+    "pseudo_label_accuracy",
+    "pseudo_label_coverage",
+]
+LINE_COLUMNS += ["gain_ci95_low", "gain_ci95_high", "gap_closed", "p", "letters", "seconds"]
+
+
+def collect(data: str, out: Path, seeds: int) -> None:
+    """Write the tables of all cells that have a baseline, from the runs that are finished."""
+    runs, lines, yardsticks, situations = [], [], [], []
+    for protocol, skew in cells(data):
+        own = [
+            out / unit.name
+            for unit in units(data, seeds)
+            if unit.skew == skew and unit.protocol in (protocol, "all")
+            if (out / unit.name / "summary.json").exists()
+        ]
+        first = out / Unit(data, protocol, skew, BASELINE, 0).name
+        if first not in own:
+            continue
+        found = Comparison.of_runs(
+            [first, *own],
+            force=True,
+            by_data=False,
+            bound=BOUND if any(BOUND in path.name for path in own) else None,
+            yardsticks=protocol != "C",
+        )
+        where = {"protocol": protocol, "skew": skew}
+        runs.append(_runs(found).assign(**where))
+        lines.append(_lines(found).assign(**where))
+        situations.append(_situation(first) | where)
+        if len(found.yardsticks):
+            yardsticks.append(found.yardsticks.drop(columns="baseline").assign(**where))
+    RESULTS.mkdir(exist_ok=True)
+    tables = (("runs", runs, RUN_COLUMNS), ("lines", lines, LINE_COLUMNS))
+    for name, parts, columns in tables:
+        pd.concat(parts)[columns].round(6).to_csv(RESULTS / f"{data}_{name}.csv", index=False)
+    pd.DataFrame(situations).round(6).to_csv(RESULTS / f"{data}_cells.csv", index=False)
+    pd.concat(yardsticks).round(6).to_csv(RESULTS / f"{data}_yardsticks.csv", index=False)
+
+
+def _situation(run: Path) -> dict[str, Any]:
+    """Return what the federation of a run is like."""
+    experiment = Run(run).experiment
+    situation = situation_of(simulated_federation(experiment))
+    return dataclasses.asdict(situation)
+
+
+def _runs(found: Comparison) -> pd.DataFrame:
+    megabytes = (found.runs["bytes_up"] + found.runs["bytes_down"]) / 1e6
+    return found.runs.assign(line=found.runs["name"], megabytes=megabytes)
+
+
+def _lines(found: Comparison) -> pd.DataFrame:
+    pairs = found.verdicts.pairs
+    p = dict(zip(pairs["label"], pairs["p"], strict=True)) if len(pairs) else {}
+    lines = found.lines.assign(
+        line=found.lines["name"],
+        p=found.lines["label"].map(p),
+        letters=found.lines["label"].map(found.verdicts.letters),
+    )
+    return lines if "gap_closed" in lines else lines.assign(gap_closed=math.nan)
+
+
+def main() -> None:
+    """Read the command line, and write the files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    collect(args.data, args.out, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
