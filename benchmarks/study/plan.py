@@ -107,7 +107,8 @@ class Unit:
 def units(data: str, seeds: int) -> Iterator[Unit]:
     """Yield all runs of a data set, seed by seed, so that an unfinished study has whole tables of fewer seeds."""
     for seed in range(seeds):
-        for protocol, skew in [*cells(data), *(("all", skew) for skew in SKEWS if data != DIGITS)]:
+        bounds = [("all", skew) for skew in SKEWS if data != DIGITS]
+        for protocol, skew in [*bounds, *cells(data)]:
             for line in _lines_of(data, protocol):
                 yield Unit(data, protocol, skew, line, seed)
 
