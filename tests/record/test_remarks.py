@@ -41,7 +41,9 @@ def test_a_diverged_run_says_so(loss):
 
 def test_a_run_that_used_no_pseudo_label_says_so():
     said = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test")
-    assert said == "No pseudo-label was used in any of 6 rounds: try more rounds or local steps."
+    assert (
+        said == "No pseudo-label was used in any of 6 rounds: try more rounds or more local steps."
+    )
     known = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test", has_threshold=True)
     assert "try a lower method.threshold" in known
     mixed = (*rows(*[0.9] * 6, coverage=0.0), *rows(0.9, coverage=0.001))
@@ -50,16 +52,18 @@ def test_a_run_that_used_no_pseudo_label_says_so():
 
 def test_hardly_any_pseudo_label():
     said = remark_on(rows(*[0.9] * 40, coverage=0.01, right=0.9), 0.1, "test", has_threshold=True)
-    assert said.startswith("Hardly any pseudo-label was used, 1.0 % of the unlabeled images")
-    assert "in the last 10 rounds: try a lower method.threshold" in said
+    assert said == (
+        "Hardly any pseudo-label was used (1.0 % of the unlabeled images in the last 10 rounds): try a lower method.threshold, "
+        "more rounds or more local steps."
+    )
     assert remark_on(rows(*[0.9] * 19, coverage=0.01, right=0.9), 0.1, "test") == ""
 
 
 def test_most_pseudo_labels_were_wrong():
     said = remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test", has_threshold=True)
     assert said == (
-        "Most pseudo-labels were wrong: in the last 10 rounds, 70 % of the unlabeled images had one, and 27 % of these were "
-        "right. Try a first phase of supervised training, or a higher method.threshold."
+        "Most pseudo-labels were wrong (in the last 10 rounds, 70 % of the unlabeled images had one, and 27 % of these were "
+        "right): try a first phase of supervised training or a higher method.threshold."
     )
     assert "threshold" not in remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test")
     assert remark_on(rows(*[0.9] * 40, coverage=0.7, right=NAN), 0.1, "test") == ""
@@ -74,9 +78,9 @@ def test_an_accuracy_that_fell_names_when_it_was_best():
 def test_an_accuracy_that_is_still_rising_wants_more_rounds():
     said = remark_on(rows(*np.linspace(0.3, 0.8, 40)), 0.1, "test")
     assert said == (
-        "The accuracy was still rising at the end: its last 5 evaluations are 6.4 points above the 5 before. More rounds may "
-        "help."
+        "The accuracy was still rising at the end (its last 5 evaluations are 6.4 points above the 5 before): try more rounds."
     )
+    assert remark_on(rows(*np.linspace(0.3, 0.8, 40)), 0.1, "test", is_whole=False) == ""
     assert remark_on(rows(*np.linspace(0.3, 0.8, 7)), 0.1, "test") == ""
     flat = 0.8 - 0.5 * np.exp(-np.arange(40) / 5)
     assert remark_on(rows(*flat), 0.1, "test") == ""
@@ -189,21 +193,65 @@ def test_a_class_that_no_pseudo_label_names():
     assert remark_on(known, 0.1, "test") == ""
 
 
+def apart(accuracies, **more):
+    """Return rounds whose clients' changes average to half of their length."""
+    found = rows(*accuracies, **more)
+    return [dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in found]
+
+
 def test_clients_that_pull_apart():
     """The accuracy jumps by 20 points, and the average of the clients' changes has half of their length."""
-    jumping = [0.8, 0.6] * 20
-    apart = [
-        dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in rows(*jumping)
-    ]
-    said = remark_on(apart, 0.1, "test")
-    assert said.startswith(
-        "The clients pull apart: from one evaluation to the next the accuracy changes by 20 points"
+    jumping = apart([0.8, 0.6] * 20)
+    said = remark_on(jumping, 0.1, "test")
+    assert said == (
+        "The clients pull apart (from one evaluation to the next the accuracy jumps by 20 points, and the average of the clients' "
+        "changes has 50 % of their length): try a larger federation.sample, fewer local steps or strategy.kind = fedprox or scaffold."
     )
-    assert "50 % of their length" in said
-    together = [dataclasses.replace(row, update_norm=1.9) for row in apart]
+    together = [dataclasses.replace(row, update_norm=1.9) for row in jumping]
     assert remark_on(together, 0.1, "test") == ""
-    steady = [dataclasses.replace(row, server_accuracy=0.8) for row in apart]
+    steady = [dataclasses.replace(row, server_accuracy=0.8) for row in jumping]
     assert remark_on(steady, 0.1, "test") == ""
+
+
+def test_near_chance_an_accuracy_jumps_by_luck():
+    """At 20 % of ten classes a model has come a ninth of the way; with two even classes, 60 % is near chance as well."""
+    assert remark_on(apart([0.15, 0.25] * 20), 0.1, "test") == ""
+    assert remark_on(apart([0.56, 0.64] * 20), 0.5, "test") == ""
+    assert "pull apart" in remark_on(apart([0.56, 0.64] * 20), 0.1, "test")
+    assert "pull apart" in remark_on(apart([0.56, 0.64] * 20), NAN, "test")
+
+
+def test_a_steep_rise_is_no_jump():
+    assert "pull apart" not in remark_on(apart(np.linspace(0.1, 0.9, 12)), 0.1, "test")
+
+
+def test_findings_that_disagree_do_not_give_the_advice_on_which_they_do():
+    said = remark_on(apart([0.8, 0.6] * 20, coverage=0.0), 0.1, "test", has_threshold=True)
+    assert (
+        "No pseudo-label was used in any of 40 rounds: try a lower method.threshold or more rounds."
+        in said
+    )
+    assert "The clients pull apart" in said
+    assert "local steps" not in said
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=8, max_size=40),
+    st.sampled_from([NAN, 0.0, 0.01, 0.7]),
+    st.sampled_from([NAN, 0.3, 1.0]),
+    st.sampled_from([0.5, 3e5]),
+    st.booleans(),
+)
+def test_no_remark_advises_more_and_less_of_the_same(accuracies, coverage, right, loss, threshold):
+    found = apart(accuracies, coverage=coverage, right=right, loss=loss)
+    said = remark_on(found, 0.3, "test", has_threshold=threshold)
+    for more, less in (
+        ("more local steps", "fewer local steps"),
+        ("a higher method.threshold", "a lower method.threshold"),
+    ):
+        assert not (more in said and less in said)
+    assert "try ." not in said
+    assert ".." not in said
 
 
 def test_a_round_says_what_remarks_need(tmp_path):

@@ -18,10 +18,10 @@ from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
-from fedssl.views.comparison.agreement import disagreements, unpaired
+from fedssl.views.comparison.agreement import UNDECIDING, disagreements, unpaired
 from fedssl.views.comparison.gather import Line, gather
-from fedssl.views.comparison.groups import Group, chosen, grouped
-from fedssl.views.comparison.labels import differences, factors
+from fedssl.views.comparison.groups import DATA, Group, chosen, grouped
+from fedssl.views.comparison.labels import differences, differing, factors, in_short, short_keys
 from fedssl.views.comparison.reasons import reasons
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
@@ -39,6 +39,7 @@ from fedssl.views.comparison.statistics import (
 from fedssl.views.comparison.verdicts import Verdicts, together, verdicts_of
 from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
+from fedssl.views.unknown_truth import is_right_unknown
 
 if TYPE_CHECKING:
     from fedssl.views.pictures.plots import Picture
@@ -74,8 +75,8 @@ class Comparison:
         differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
         measures: Names of the measures in `MEASURES` that a table shows because they were asked for.
-        yardsticks: What classical classifiers make of the same labels, one row a baseline, classifier and seed; empty unless they
-            were asked for.
+        yardsticks: What classical classifiers make of the same labels, one row a classifier and seed, for each of the data that lines
+            have; empty unless they were asked for.
         source: Data source of the first line.
         evaluated_on: The first line's held-out images: ``"test"`` or ``"validation"``.
         last_evaluations: Number of last evaluations whose mean is a run's accuracy, such as ``"10"``, or
@@ -137,6 +138,12 @@ class Comparison:
     def target(self) -> float:
         """The final EMA accuracy of the first baseline, mean over its seeds."""
         return float(self.lines["target"].iloc[0])
+
+    @property
+    def lacks_truth(self) -> bool:
+        """Whether some line used pseudo-labels of which nobody knows how many are right."""
+        shares = self.lines[["pseudo_label_accuracy", "pseudo_label_coverage"]]
+        return any(is_right_unknown(*share) for share in shares.itertuples(index=False))
 
     @property
     def most_seeds(self) -> int:
@@ -269,17 +276,29 @@ def _alone(groups: Sequence[Group]) -> list[str]:
 
 
 def _yardsticks(groups: Sequence[Group]) -> tuple[pd.DataFrame, list[str]]:
-    """Return what classical classifiers make of the baselines' labels, and sentences that say where they make nothing of them."""
+    """Return what classical classifiers make of the groups' labels, and sentences that say where they make nothing of them.
+
+    The classifiers depend on images and labels only, so groups with the same data are measured once.
+    """
+    by_data: dict[str, dict[int, Run]] = {}
+    for name, group in zip(_names_of_data(groups), groups, strict=True):
+        by_data[name] = {**group.lines[0].runs, **by_data.get(name, {})}
     measured, notes = [], []
-    for group in groups:
-        first = group.lines[0]
+    for name, runs in by_data.items():
         try:
-            table = measure((seed, run.federation) for seed, run in first.runs.items())
-            measured.append(table.assign(baseline=first.label))
+            table = measure((seed, run.federation) for seed, run in runs.items())
+            measured.append(table.assign(data=name))
         except InputError as error:
-            beside = f" beside {first.label}" if len(groups) > 1 else ""
-            notes.append(f"no yardsticks{beside}: {error}")
+            notes.append(f"no yardsticks{f' with {name}' if len(by_data) > 1 else ''}: {error}")
     return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
+
+
+def _names_of_data(groups: Sequence[Group]) -> list[str]:
+    """Return for each group the settings in which its images and labels differ from another group's, such as ``alpha 0.1``."""
+    firsts = [group.lines[0].settings for group in groups]
+    keys = [key for key in differing(firsts) if key.startswith(DATA) and key not in UNDECIDING]
+    shorts = short_keys(keys)
+    return [in_short({key: own[key] for key in keys if key in own}, shorts) for own in firsts]
 
 
 def _older(lines: pd.DataFrame, measures: Sequence[str]) -> list[str]:

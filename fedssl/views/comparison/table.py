@@ -19,8 +19,10 @@ from fedssl.record.judges import in_brackets
 from fedssl.record.rows import NAN
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import Pivot, pivot_of
+from fedssl.views.comparison.statistics import FEWEST_SEEDS
 from fedssl.views.comparison.yardstick_table import yardstick_table
 from fedssl.views.text_table import TextTable
+from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 
 Line = Mapping[Any, Any]
 """One row of `Comparison.lines`: values by column name."""
@@ -33,6 +35,7 @@ ACCURACIES = (
     "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
     "share of unlabeled images whose pseudo-label is accepted"
 )
+NO_RIGHT = f"; ?: nobody knows how many are right, because {NO_TRUTH}"
 GAP = "; gap %: how much of the way from the EMA of {base} to the bound's a row has come"
 LIKE = "; like: rows that share a letter cannot be told apart"
 LIKE_IN_GROUP = "; like: rows below one base that share a letter cannot be told apart"
@@ -40,6 +43,9 @@ FIRST_ROW = "the first row"
 BASE_ABOVE = "the nearest row above it that is marked base"
 BASE = "base"
 """The gain of a row that others are measured against, if there are several such rows."""
+
+UNKNOWN = "?"
+"""The share of right pseudo-labels where the unlabeled images have no true label."""
 
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 DIFFERENCES = (
@@ -56,9 +62,10 @@ LONGEST_VALUE = 24
 
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
-    "gain is the whole interval; pairs: seeds that both the row and its base, {base}, have; worst, "
-    "best: the least and the largest gain of one seed"
+    "gain is the whole interval; an interval needs three seeds; {pairs}"
 )
+PAIRS = "pairs: seeds that both the row and its base, {base}, have; worst, best: the least and the largest gain of one seed"
+TWO_SEEDS = "; two seeds have no interval of their mean: it would be nine deviations wide to either side, and an interval needs three seeds"
 OVERLAP = (
     "; each seed has held-out images of its own from one pool, so the seeds share images and the "
     "intervals are wider (Nadeau & Bengio, 2003)"
@@ -76,13 +83,17 @@ BALANCED = (
 )
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
-    "run needed to reach it, mean over the seeds, shown only if all seeds reached it"
+    "run needed to reach it, mean over the seeds, shown only if all seeds reached it; the seconds leave "
+    "out the start of the workers, with which the first round begins"
 )
 NUMBERS = (
     "numbers that methods and strategies record: mean over the last rounds, and its deviation over "
     "the seeds"
 )
-COSTS = "seconds, MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds together"
+COSTS = (
+    "seconds (with the start of the workers), MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds "
+    "together"
+)
 VIRTUAL = "; virtual s: seconds of the virtual clock"
 LOST = "; lost: clients lost to virtual time in all seeds together"
 INACTIVE = "; inactive: clients that had nothing to train on, in all seeds together"
@@ -96,7 +107,7 @@ MOST_WITH_DEVIATION = 4
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
     """Return the tables of a comparison: accuracies, their intervals, tests, what reaching the baseline took, costs.
 
-    Measures that give every class the same weight have a table if they were asked for. The table of intervals needs several seeds;
+    Measures that give every class the same weight have a table if they were asked for. The table of seeds needs several seeds;
     the tests and the table of what reaching the baseline took need several lines.
 
     Args:
@@ -110,7 +121,7 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
     several = comparison.most_seeds > 1
     tables += [_measures(comparison)] if comparison.measures else []
     tables += [_differences(comparison)] if comparison.differences else []
-    tables += [_intervals(comparison)] if several else []
+    tables += [_seeds(comparison)] if several else []
     tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
     tables += [_reach(comparison)] if any(len(g.lines) > 1 for g in comparison.groups) else []
     tables += [_numbers(comparison)] if len(comparison.numbers) else []
@@ -138,12 +149,13 @@ def _accuracies(comparison: Comparison) -> TextTable:
                 _base(comparison) if _is_base(line) else _points(line["gain"]),
                 *([_share(line["gap_closed"])] if gap else []),
                 *([letters.get(line["label"], "-")] if letters else []),
-                _percent(line["pseudo_label_accuracy"]),
+                UNKNOWN if _lacks_truth(line) else _percent(line["pseudo_label_accuracy"]),
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
     like_note = LIKE if len(comparison.groups) == 1 else LIKE_IN_GROUP
-    note = ACCURACIES + (GAP if gap else "") + (like_note if letters else "")
+    note = ACCURACIES + (NO_RIGHT if comparison.lacks_truth else "")
+    note += (GAP if gap else "") + (like_note if letters else "")
     note = note.format(base=_name_base(comparison)) + ("" if several else ONE_SEED)
     return TextTable(title, (FIRST, *columns), rows, note)
 
@@ -177,24 +189,27 @@ def _differences(comparison: Comparison) -> TextTable:
     return TextTable("settings that differ", (FIRST, "setting"), rows, DIFFERENCES)
 
 
-def _intervals(comparison: Comparison) -> TextTable:
-    columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
+def _seeds(comparison: Comparison) -> TextTable:
+    """Return what the seeds of each line say: the intervals of its means if any line has enough seeds, and its paired gains."""
+    has_intervals = comparison.most_seeds >= FEWEST_SEEDS
     rows = []
     for line in comparison.lines.to_dict("records"):
         low, high = line["gain_ci95_low"], line["gain_ci95_high"]
-        gain = ["-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"]
-        gain += [str(line["paired_seeds"]), _points(line["gain_worst"]), _points(line["gain_best"])]
-        rows.append(
-            [
-                line["label"],
-                _percent(_half(line, "server_accuracy")),
-                _percent(_half(line, "ema_accuracy")),
-                *([""] * len(gain) if _is_base(line) else gain),
-            ]
-        )
-    note = INTERVALS.format(base=_name_base(comparison))
-    note += OVERLAP if comparison.verdicts.overlap else ""
-    return TextTable("what the seeds say", (FIRST, *columns), rows, note)
+        gain = "-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"
+        halves = [_percent(_half(line, name)) for name in ("server_accuracy", "ema_accuracy")]
+        pairs = [
+            str(line["paired_seeds"]),
+            _points(line["gain_worst"]),
+            _points(line["gain_best"]),
+        ]
+        cells = [*([gain] if has_intervals else []), *pairs]
+        cells = [""] * len(cells) if _is_base(line) else cells
+        rows.append([line["label"], *(halves if has_intervals else []), *cells])
+    columns = ("accuracy ±", "EMA ±", "gain") if has_intervals else ()
+    pairs_note = PAIRS.format(base=_name_base(comparison))
+    note = INTERVALS.format(pairs=pairs_note) if has_intervals else pairs_note + TWO_SEEDS
+    note += OVERLAP if has_intervals and comparison.verdicts.overlap else ""
+    return TextTable("what the seeds say", (FIRST, *columns, "pairs", "worst", "best"), rows, note)
 
 
 def _luck(comparison: Comparison) -> TextTable:
@@ -259,6 +274,10 @@ def _pivot(comparison: Comparison, pivot: Pivot) -> TextTable:
         rows.append(row)
     title = f"EMA accuracy by {', '.join(pivot.factors)}"
     return TextTable(title, (FIRST, *pivot.columns), rows, PIVOT)
+
+
+def _lacks_truth(line: Line) -> bool:
+    return is_right_unknown(line["pseudo_label_accuracy"], line["pseudo_label_coverage"])
 
 
 def _is_base(line: Line) -> bool:

@@ -83,17 +83,20 @@ def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     return list(rows[::-1][::step])[::-1]
 
 
-def palette(names: Sequence[str], *, dashed: bool) -> Spec:
+def palette(names: Sequence[str], drawn: Sequence[str], *, dashed: bool) -> Spec:
     """Return the color channel of several lines, and their dashes if requested or if there are more lines than colors.
 
     Args:
-        names: Names of the lines.
+        names: Names of the lines. A name has its color also where its line has no points, so that colors mean the same in all
+            charts of a page.
+        drawn: Those of the names whose lines have points; only they are in the legend.
         dashed: Whether lines of different colors also have different dashes.
     """
     legend = {
         "orient": "top",
         "title": None,
-        "columns": 1 if max(map(len, names), default=0) > 24 else 2 if len(names) > 2 else 4,
+        "values": list(drawn),
+        "columns": 1 if max(map(len, drawn), default=0) > 24 else 2 if len(drawn) > 2 else 4,
         "labelLimit": 320,
         "symbolType": "stroke",
         "symbolOpacity": 1,
@@ -136,19 +139,35 @@ def quantity(
 
 
 def span(
-    rows: Sequence[Row], names: Sequence[str], *, zero: bool = False, log: bool = False
+    rows: Sequence[Row],
+    names: Sequence[str],
+    *,
+    zero: bool = False,
+    log: bool = False,
+    whole: bool = False,
+    percent: bool = False,
 ) -> tuple[float, float]:
     """Return the least and the largest value of some columns; the two always differ, so that an axis has a length.
 
+    Where all values are equal, the axis holds no values that there cannot be: it begins at 0, and shares end at 100 %.
+
     Args:
-        rows: The table; values that are None are ignored.
+        rows: The table; values that are None or missing are ignored.
         names: The columns.
         zero: Whether 0 counts as a value.
         log: Whether the axis is logarithmic.
+        whole: Whether the values are whole numbers, such as rounds; a single one has half a step to either side.
+        percent: Whether the values are shares in percent.
     """
-    values = [row[name] for row in rows for name in names if row[name] is not None]
+    values = [row[name] for row in rows for name in names if row.get(name) is not None]
     values += [0.0] if zero or not values else []
     least, most = min(values), max(values)
     if most > least:
         return least, most
-    return (least / 2, most * 2) if log else (least - 0.5, most + 0.5)
+    if log:
+        return least / 2, most * 2
+    if whole:
+        return least - 0.5, most + 0.5
+    if percent:
+        return 0.0, 100.0
+    return (min(0.0, 2 * least), max(0.0, 2 * most)) if least else (0.0, 1.0)

@@ -86,6 +86,16 @@ class Material:
         return [f"{number} ({site})" for number, site in zip(numbers, section.sites, strict=True)]
 
     @property
+    def num_unlabeled(self) -> int:
+        """Number of images without a label at the clients; 0 if clients bring private data, which nobody else counts."""
+        return int(((self.owner >= 0) & (self.given < 0)).sum())
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of images at the clients that have no label there, and whose true class the simulator knows."""
+        return int(((self.owner >= 0) & (self.given < 0) & (self.label >= 0)).sum())
+
+    @property
     def class_names(self) -> Sequence[str]:
         """The name of each class, on one line because Vega accepts no line separator in a name."""
         return [" ".join(str(name).split()) for name in self.data["class_names"]]

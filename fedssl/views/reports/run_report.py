@@ -31,6 +31,7 @@ from fedssl.views.reports.round_charts import (
 from fedssl.views.run import Run
 from fedssl.views.screen.display import last_line, percent
 from fedssl.views.text_table import TextTable
+from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 
 MOST_EVENTS = 50
 """The table of events has at most this many rows, the most frequent events first."""
@@ -114,7 +115,10 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure("macro F1", percent(macro), "moving average at the end, all classes alike")
     right, used = known["pseudo_label_accuracy"], known["pseudo_label_coverage"]
     if used == used:
-        yield Figure("pseudo-labels right", percent(right), "of those accepted")
+        if is_right_unknown(right, used):
+            yield Figure("pseudo-labels right", "unknown", NO_TRUTH)
+        else:
+            yield Figure("pseudo-labels right", percent(right), "of those accepted")
         yield Figure("pseudo-labels used", percent(used), "of unlabeled images")
     of = "" if len(rounds) == experiment.num_rounds else f"of {experiment.num_rounds}"
     yield Figure("rounds", f"{len(rounds):,}", of)

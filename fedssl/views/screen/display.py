@@ -19,10 +19,14 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judges_of
 from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
+from fedssl.views.unknown_truth import is_right_unknown
 
 BARS = "▁▂▃▄▅▆▇█"
 """Characters of a sparkline, from low to high values."""
 
+
+UNKNOWN = "unknown"
+"""Stands for the share of right pseudo-labels where the unlabeled images have no true label."""
 
 WIDTH_FOR_ELAPSED = 60
 """A terminal of at least this many columns has room for the elapsed time beside the time left."""
@@ -35,7 +39,10 @@ def percent(share: float) -> str:
 
 def right_and_used(right: float, used: float) -> str:
     """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
-    return "" if math.isnan(used) else f"{percent(right)} right, {percent(used)} used"
+    if math.isnan(used):
+        return ""
+    right_said = UNKNOWN if is_right_unknown(right, used) else percent(right)
+    return f"{right_said} right, {percent(used)} used"
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:

@@ -98,6 +98,62 @@ def test_only_whole_rounds_stand_at_an_axis():
             assert {axis.get("tickMinStep") for axis in axes} == {least_step}
 
 
+def axis_of(spec):
+    return spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "wanted"),
+    [
+        ("MB", 0.0, [0, 1]),
+        ("MB", 3.0, [0, 6]),
+        ("loss", -3.0, [-6, 0]),
+        ("%", 0.0, [0, 100]),
+        ("%", 91.7, [0, 100]),
+        ("%", 100.0, [0, 100]),
+    ],
+)
+def test_an_axis_of_equal_values_holds_none_that_there_cannot_be(unit, value, wanted):
+    rows = [{"round": round, "v": value} for round in (1, 2)]
+    assert axis_of(lines(rows, "round", ["v"], unit)) == wanted
+    points = [{"round": 1, "line": "v", "mean": value, "worst": value, "best": value}]
+    spec = curves(points, "round", ["v"], unit, bands=True)
+    assert axis_of(spec) == wanted
+    assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0.5, 1.5]
+
+
+def test_a_legend_lists_the_columns_that_are_drawn():
+    rows = [{"round": 1, "right": None, "used": 50.0}, {"round": 2, "used": 60.0}]
+    line = lines(rows, "round", ["right", "used"], "%")["layer"][0]["encoding"]
+    for look in ("color", "strokeDash"):
+        assert line[look]["scale"]["domain"] == ["right", "used"]
+        assert line[look]["legend"]["values"] == ["used"]
+
+
+def test_pseudo_labels_are_judged_as_far_as_their_true_labels_are_known(run):
+    """The digits' hidden labels are known; of some images, of all images or of no accepted one they may not be."""
+    material = read_material(run, None)
+    assert (
+        "match the label the simulator hides. Used"
+        in chart_of(report_page(material), "pseudo-labels").note
+    )
+    part = dataclasses.replace(material, label=np.where(material.label > 7, -1, material.label))
+    hidden = int(((part.given < 0) & (part.owner >= 0) & (part.label >= 0)).sum())
+    note = chart_of(report_page(part), "pseudo-labels").note
+    assert f"This is known of {hidden:,} of the {part.num_unlabeled:,} unlabeled images" in note
+    columns = {"pseudo_label_accuracy": np.nan, "pseudo_label_coverage": 0.5}
+    unknown = [dataclasses.replace(row, **columns) for row in material.rounds]
+    summary = {**material.summary, "pseudo_label_accuracy": None}
+    page = report_page(dataclasses.replace(part, rounds=unknown, summary=summary))
+    assert "How many pseudo-labels are right is not known" in chart_of(page, "pseudo-labels").note
+    figure = next(figure for figure in page.figures if figure.name == "pseudo-labels right")
+    assert figure.value == "unknown"
+    columns["pseudo_label_coverage"] = 0.0
+    unused = [dataclasses.replace(row, **columns) for row in material.rounds]
+    note = chart_of(report_page(dataclasses.replace(part, rounds=unused)), "pseudo-labels").note
+    assert note.startswith("No pseudo-label was accepted, so none is right and none is wrong.")
+
+
 def test_participation_ends_with_the_last_client_and_round(run, page):
     chart = chart_of(page, "participation")
     recorded = {
