@@ -93,6 +93,21 @@ def test_a_comparison_is_that_of_the_command(board, runs, tmp_path):
     assert asked(board, f"comparison?run={found['a']['id']}")[0] == 400
 
 
+def test_a_comparison_with_an_unfinished_run_says_what_to_do(board, runs):
+    """A run that goes on at this moment is waited for; to resume it would be refused. A killed run is resumed."""
+    found = listed(board)
+    place = f"comparison?run={found['a']['id']}&run={found['d']['id']}"
+    path = runs.resolve() / "d"
+    status, text, _ = asked(board, place)
+    assert status == 400
+    assert f"is not finished; go on with it: fedssl run {path} --resume" in text
+    with filelock.FileLock(runs / "d" / ".lock"):
+        status, text, _ = asked(board, place)
+    assert status == 400
+    assert "is not finished; it goes on at this moment: wait for its end" in text
+    assert "--resume" not in text
+
+
 def test_a_report_is_the_file_of_the_run(board, runs):
     (runs / "a" / "report.html").write_text("the report ü", encoding="utf-8")
     place = f"report?run={listed(board)['a']['id']}"
@@ -237,7 +252,9 @@ def test_a_request_that_is_none_is_told(board, sent):
 
 
 def test_a_long_request_is_refused(board):
-    assert asked(board, "tag", b" " * ((1 << 20) + 1))[0] == 413
+    """By its length alone: the board reads no byte of it, so a client that sends it may find the connection closed."""
+    length = {"Content-Length": str((1 << 20) + 1)}
+    assert asked(board, "tag", b"", **length)[0] == 413
     assert asked(board, "tag", {"runs": []}, Origin=None)[0] == 403
 
 

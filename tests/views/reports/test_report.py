@@ -18,12 +18,13 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import resume_command
 from fedssl.views.closer_look import look_closely, read_evaluation
 from fedssl.views.reports.charts import Band, thinned
 from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, balanced_columns, write_page
-from fedssl.views.reports.run_report import report_page, resume_command, write_report
+from fedssl.views.reports.run_report import report_page, write_report
 from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.run import Run
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
