@@ -279,7 +279,7 @@ class Run:
             InputError: What clients hold is private, or the data is missing or differs; see `federation`.
         """
         require("matplotlib", "plot_federation", "the picture")
-        from fedssl.views.federation_table import client_names
+        from fedssl.data.client_names import client_names
         from fedssl.views.pictures.federation_plot import federation_figure
 
         section = self.experiment.federation

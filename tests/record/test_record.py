@@ -16,6 +16,7 @@ from fedssl.app.simulation import virtual_seconds
 from fedssl.clients.client_app import app
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
+from fedssl.data.client_names import client_names
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.images import Dataset
 from fedssl.data.images import Images as DataImages
@@ -27,13 +28,12 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
 from fedssl.record.global_model import GlobalModel
-from fedssl.record.provenance import environment, partition_table
+from fedssl.record.provenance import data_facts, environment, partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.server.app import serve
 from fedssl.views.federation_table import (
-    client_names,
     describe_skew,
     describe_system,
     device_table,
@@ -523,6 +523,7 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
         (site,) = {federation.data.column_values["site"][code] for code in own}
         assert name == f"{client} ({site})"
     assert "[oslo]" in text_of(federation_table(federation, names))
+    assert data_facts(experiment, federation)["client_names"] == names
     plot_federation(federation, names, "t", tmp_path / "n.png")
     two = small_experiment(
         data={"source": f"npz:{tmp_path}/a.npz", "train_size": None},
@@ -533,6 +534,7 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
     )
     iid = small_experiment()
     assert client_names(federation_of(iid), iid.federation.partition) == NUMBERS[:6]
+    assert data_facts(iid, federation_of(iid))["client_names"] == []
 
 
 def test_a_token_in_the_command_is_not_recorded(monkeypatch):

@@ -101,10 +101,10 @@ def show(
     with quick_imports():
         from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation
+        from fedssl.data.client_names import client_names
         from fedssl.record.description import describe, remarks_on_data
         from fedssl.record.run_path import check_output
         from fedssl.views.federation_table import (
-            client_names,
             describe_skew,
             describe_system,
             device_table,

@@ -21,6 +21,9 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 HEIGHT = 260
 """Most charts are this high (pixels)."""
 
+LETTERS_AT_AXIS = 140
+"""So many letters fit side by side below a chart that takes the whole width of the page."""
+
 MOST_POINTS = 1000
 """A line has at most this many points, which is more than a screen shows."""
 
@@ -109,6 +112,19 @@ def palette(names: Sequence[str], drawn: Sequence[str], *, dashed: bool) -> Spec
         dashes = [DASHES[(i // each) % len(DASHES)] for i in range(len(names))]
         looks["strokeDash"] = {**channel, "scale": {"domain": list(names), "range": dashes}}
     return looks
+
+
+def slanted(names: Sequence[str], *, wide: bool) -> Spec:
+    """Return how names stand at a horizontal axis: upright if all of them fit side by side, else slanted.
+
+    Args:
+        names: The names.
+        wide: Whether the chart takes the whole width of the page.
+    """
+    room = LETTERS_AT_AXIS if wide else LETTERS_AT_AXIS // 2
+    are_numbers = all(name.isdecimal() for name in names)
+    fits = are_numbers or sum(len(name) + 2 for name in names) <= room
+    return {"labelAngle": 0 if fits else -40, "labelOverlap": True, "labelLimit": 140}
 
 
 def quantity(

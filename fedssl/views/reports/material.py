@@ -78,8 +78,11 @@ class Material:
 
     @property
     def client_names(self) -> Sequence[str]:
-        """The name of each client in charts: its number, and its site's name if it is a site."""
+        """The name of each client in charts: its number, and the site or the column's value from which its images come."""
         section = self.experiment.federation
+        recorded = self.data.get("client_names", ())  # an older record names no clients
+        if len(recorded) == section.clients:
+            return [" ".join(str(name).split()) for name in recorded]
         numbers = map(str, range(section.clients))
         if section.sites is None:
             return list(numbers)

@@ -20,7 +20,7 @@ from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import resume_command
 from fedssl.views.closer_look import look_closely, read_evaluation
-from fedssl.views.reports.charts import Band, thinned
+from fedssl.views.reports.charts import Band, slanted, thinned
 from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, balanced_columns, write_page
@@ -153,6 +153,29 @@ def test_pseudo_labels_are_judged_as_far_as_their_true_labels_are_known(run):
     unused = [dataclasses.replace(row, **columns) for row in material.rounds]
     note = chart_of(report_page(dataclasses.replace(part, rounds=unused)), "pseudo-labels").note
     assert note.startswith("No pseudo-label was accepted, so none is right and none is wrong.")
+
+
+def test_clients_have_their_names_in_every_chart(run):
+    """A record that does not name them, or not all of them, calls them by their numbers."""
+    material, names = (
+        read_material(run, read_evaluation(run.path)),
+        [f"{i} (site {i})" for i in range(6)],
+    )
+    named = dataclasses.replace(material, data={**material.data, "client_names": names})
+    page = report_page(named)
+    assert {row["client"] for row in chart_of(page, "clients").rows} <= set(names)
+    assert {row["client"] for row in chart_of(page, "partition").rows} == set(names)
+    assert {row["clients"] for row in chart_of(page, "participation").rows} <= set(names)
+    for known in ([], names[:3]):
+        other = dataclasses.replace(material, data={**material.data, "client_names": known})
+        rows = chart_of(report_page(other), "clients").rows
+        assert {row["client"] for row in rows} <= set("012345")
+
+
+@pytest.mark.parametrize(("count", "angle"), [(4, 0), (40, -40)])
+def test_names_are_slanted_where_they_do_not_fit(count, angle):
+    assert slanted([f"{i} (site {i})" for i in range(count)], wide=True)["labelAngle"] == angle
+    assert slanted(list(map(str, range(200))), wide=False)["labelAngle"] == 0
 
 
 def test_participation_ends_with_the_last_client_and_round(run, page):
