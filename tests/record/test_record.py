@@ -50,6 +50,7 @@ from fedssl.views.screen.display import (
     sparkline,
 )
 from fedssl.views.screen.live_display import LiveDisplay
+from fedssl.views.text_table import OnScreen
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")
@@ -392,7 +393,7 @@ def test_many_clients_are_still_shown(tmp_path):
     many = draw_federation(data, Deal(clients=400), 0)
     plot_federation(many, NUMBERS, "many", tmp_path / "many.png")
     console = Console(file=io.StringIO(), width=200)
-    console.print(federation_table(many, NUMBERS))
+    console.print(OnScreen(federation_table(many, NUMBERS)))
     assert len(console.file.getvalue().strip().splitlines()) == 42
     assert "the 20 largest and 20 smallest of 400" in describe_skew(many)
     assert label_skew(many) > label_skew(federation_of(experiment))
@@ -400,7 +401,7 @@ def test_many_clients_are_still_shown(tmp_path):
 
 def text_of(table, width=200):
     console = Console(file=io.StringIO(), width=width)
-    console.print(table)
+    console.print(OnScreen(table))
     return console.file.getvalue()
 
 
@@ -523,6 +524,9 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
         (site,) = {federation.data.column_values["site"][code] for code in own}
         assert name == f"{client} ({site})"
     assert "[oslo]" in text_of(federation_table(federation, names))
+    narrow = text_of(federation_table(federation, names), width=30)
+    assert "…" not in narrow
+    assert all(name in narrow for name in names)
     assert data_facts(experiment, federation)["client_names"] == names
     plot_federation(federation, names, "t", tmp_path / "n.png")
     two = small_experiment(

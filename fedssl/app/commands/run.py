@@ -13,7 +13,7 @@ from fedssl.app.commands.arguments import (
     load_seeds,
     say_changed_kinds,
 )
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.app.guard import complain, guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
@@ -107,7 +107,10 @@ def run(
             plain=plain,
         )
         if len(finished) > 1:
-            compare_runs(finished, out, console, force=True, brief=True)
+            from fedssl.views.comparison.comparison import Comparison
+
+            comparison = Comparison.of_runs(finished, force=True)
+            show_comparison(comparison, out, console, brief=True)
     if failed := len(experiments) - len(finished):
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 

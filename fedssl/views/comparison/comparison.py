@@ -262,7 +262,10 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
         bound = [line.label for line in bounds if line in group.lines]
         lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)
         if len(group.lines) > 1 and lines["gap_closed"].isna().all():
-            has = f"{bound[0]} is not above {first}" if len(bound) == 1 else ""
+            has = ""
+            if len(bound) == 1:
+                is_base = bound[0] == first
+                has = f"{first} is its own bound" if is_base else f"{bound[0]} is not above {first}"
             notes.append(f"no share of a gap: {has or f'{first} has {len(bound)} bounds'}")
     return _Part(lines, own, verdicts, notes)
 

@@ -1,17 +1,12 @@
-"""Lays out a comparison as tables for terminals of any width; a note below each table explains the columns."""
+"""Lays out a comparison as tables; a note below each table explains the columns."""
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions
-from rich.table import Table
 
 from fedssl.core.console import Console
 from fedssl.metrics.balanced import MEASURES
@@ -21,7 +16,7 @@ from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import Pivot, pivot_of
 from fedssl.views.comparison.statistics import FEWEST_SEEDS
 from fedssl.views.comparison.yardstick_table import yardstick_table
-from fedssl.views.text_table import TextTable
+from fedssl.views.text_table import OnScreen, TextTable
 from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 
 Line = Mapping[Any, Any]
@@ -54,9 +49,6 @@ DIFFERENCES = (
 )
 SHORT = {"balanced_accuracy": "bal. acc."}
 """Names of measures that are too long for the heading of a column, and shorter ones."""
-APART = 2
-"""Columns of a table are this many places apart on a terminal."""
-
 LONGEST_VALUE = 24
 """A longer value of a setting is cut, so that tables fit the screen."""
 
@@ -78,9 +70,13 @@ LUCK = (
 )
 BALANCED = (
     "of the final moving averages; every class counts the same, however many images it has; gain: the "
-    "measure before it less that of {base}, seed by seed; macro F1: mean F1 of the classes; "
-    "bal. acc.: balanced accuracy, their mean recall; AUROC: each class against the rest"
+    "measure before it less that of {base}, seed by seed"
 )
+EACH_BALANCED = {
+    "macro_f1": "macro F1: mean F1 of the classes",
+    "balanced_accuracy": "bal. acc.: balanced accuracy, their mean recall",
+    "auroc": "AUROC: each class against the rest",
+}
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
     "run needed to reach it, mean over the seeds, shown only if all seeds reached it; the seconds leave "
@@ -172,7 +168,9 @@ def _measures(comparison: Comparison) -> TextTable:
             cells.append(_base(comparison) if _is_base(line) else _points(line[f"{name}_gain"]))
         rows.append([line["label"] + in_brackets(line["judged_by"]), *cells])
     title = f"the same weight for every class, {comparison.evaluated_on} images, %"
-    note = BALANCED.format(base=_name_base(comparison))
+    note = "; ".join(
+        [BALANCED.format(base=_name_base(comparison)), *(EACH_BALANCED[name] for name in asked)]
+    )
     return TextTable(title, (FIRST, *columns), rows, note)
 
 
@@ -332,62 +330,6 @@ def as_html(comparison: Comparison) -> str:
         for table in tables_of(comparison)
     ]
     return "".join([*shown, *(f"<p>{escape(note)}</p>" for note in comparison.notes)])
-
-
-@dataclass(frozen=True)
-class OnScreen:
-    """A table as a terminal shows it: as several tables, one below the other, where its columns do not fit side by side.
-
-    Args:
-        grid: The table; each of the tables begins with its first column.
-    """
-
-    grid: TextTable
-
-    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Table]:
-        """Yield the tables; the title is above the first one, the note below the last one."""
-
-        def length(text: str) -> int:
-            return console.render_str(text).cell_len
-
-        first = (self.grid.columns[0], *(row[0] for row in self.grid.rows))
-        longest_word = max(length(word) for text in first for word in text.split())
-        room = options.max_width - longest_word - APART - 1  # a place is left free at the edge
-        blocks = _blocks(self.grid, room, length)
-        for block in blocks:
-            table = Table(
-                title=self.grid.title if block is blocks[0] else None,
-                title_justify="left",
-                caption=self.grid.note if block is blocks[-1] else None,
-                caption_justify="left",
-                box=box.SIMPLE_HEAD,
-                padding=(0, 0, 0, 1),
-                show_edge=False,
-            )
-            table.add_column(self.grid.columns[0], overflow="fold")
-            for column, needed in block.items():
-                name, width = self.grid.columns[column], min(needed, room)
-                table.add_column(name, justify="right", overflow="fold", width=width)
-            for row in self.grid.rows:
-                table.add_row(row[0], *(row[column] for column in block))
-            yield table
-
-
-def _blocks(grid: TextTable, room: int, length: Callable[[str], int]) -> list[dict[int, int]]:
-    """Return which columns, from 1, stand side by side, each with the places that its texts need.
-
-    Args:
-        grid: The table.
-        room: Places for the columns beside the first one.
-        length: Returns how many places a text takes on the terminal.
-    """
-    blocks: list[dict[int, int]] = [{}]
-    for number, name in enumerate(grid.columns[1:], 1):
-        needed = max(length(text) for text in (name, *(row[number] for row in grid.rows)))
-        if blocks[-1] and sum(blocks[-1].values(), needed) + APART * len(blocks[-1]) > room:
-            blocks.append({})
-        blocks[-1][number] = needed
-    return blocks
 
 
 def _shortened(value: str) -> str:

@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.table import Table
 
-from fedssl.app.commands.compare import Measure, compare_runs
+from fedssl.app.commands.compare import Measure, show_comparison
 from fedssl.core.console import Console
 from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
-from fedssl.views.comparison.table import OnScreen, tables_of
+from fedssl.views.comparison.table import tables_of
 from fedssl.views.pictures.plots import comparison_figure, save_figure
 from fedssl.views.reports.comparison_report import comparison_page
+from fedssl.views.text_table import NOTE_WIDTH, OnScreen, TextTable
 from tests.helpers import fedssl, refused, small_toml
 from tests.views.comparison.records import Spent, record
 
@@ -60,7 +62,8 @@ def test_tables_files_and_a_picture(runs, tmp_path):
 
 
 def test_what_is_written_is_to_the_bit_what_was_computed(runs, tmp_path):
-    comparison = compare_runs([runs], tmp_path / "out", Console(file=io.StringIO()), force=False)
+    comparison = Comparison.of_runs([runs], force=False)
+    show_comparison(comparison, tmp_path / "out", Console(file=io.StringIO()))
     read = pd.read_csv(tmp_path / "out" / "comparison.csv", dtype=str)
     assert list(read) == list(comparison.lines)
     for column in comparison.lines.drop(columns=["name", "label", "judged_by", "baseline"]):
@@ -119,13 +122,24 @@ def test_no_table_breaks_a_word_that_fits(tmp_path, width):
 def test_columns_that_have_no_room_stand_in_a_table_below(runs):
     grid = tables_of(Comparison.of_runs([runs], force=False))[0]
     console = Console(file=io.StringIO(), width=40)
-    tables = list(OnScreen(grid).__rich_console__(console, console.options))
+    shown = list(OnScreen(grid).__rich_console__(console, console.options))
+    tables = [each for each in shown if isinstance(each, Table)]
+    assert shown[1:-1] == tables
     assert len(tables) > 1
     heads = [[str(column.header) for column in table.columns] for table in tables]
     assert {own[0] for own in heads} == {grid.columns[0]}
     assert [name for own in heads for name in own[1:]] == list(grid.columns[1:])
-    assert [bool(table.title) for table in tables] == [True] + [False] * (len(tables) - 1)
-    assert [bool(table.caption) for table in tables] == [False] * (len(tables) - 1) + [True]
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_the_note_of_a_narrow_table_is_not_as_narrow(width):
+    """Below a table of nineteen places, a note would take a dozen lines."""
+    grid = TextTable("a title", ("first", "second"), [("a", "b")], "word " * 40)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(OnScreen(grid))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, (line.rstrip() for line in lines))) <= width
+    assert sum("word" in line for line in lines) <= -(-40 * 5 // (min(width, NOTE_WIDTH) - 5))
 
 
 def test_every_column_is_explained(runs):

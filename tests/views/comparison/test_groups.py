@@ -5,12 +5,13 @@ import io
 import pandas as pd
 import pytest
 
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import pivot_of
-from fedssl.views.comparison.table import OnScreen, tables_of
+from fedssl.views.comparison.table import tables_of
+from fedssl.views.text_table import OnScreen
 from tests.helpers import fedssl
 from tests.views.comparison.records import record
 
@@ -202,7 +203,8 @@ def test_lines_that_are_no_grid_have_no_pivot(tmp_path):
 
 def test_the_screen_marks_bases_and_letters_are_of_a_group(grid, tmp_path):
     console = Console(file=io.StringIO(), width=80)
-    comparison = compare_runs([grid], tmp_path / "out", console, force=True)
+    comparison = Comparison.of_runs([grid], force=True)
+    show_comparison(comparison, tmp_path / "out", console)
     text = console.file.getvalue()
     assert text.count(" base ") >= 2
     assert "marked base" in " ".join(text.split())

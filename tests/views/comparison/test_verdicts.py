@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.core.console import Console
 from fedssl.views.closer_look import EVALUATION, closer_look
 from fedssl.views.comparison import verdicts
@@ -44,7 +44,7 @@ def test_lines_are_told_apart_by_seeds_and_images_together(tmp_path):
     )
     assert [row[accuracies.columns.index("like")] for row in accuracies.rows] == ["b", "a", "b"]
     assert [row[-1] for row in luck.rows] == ["yes", "no"]
-    compare_runs([tmp_path], tmp_path / "out", Console(file=io.StringIO()), force=False)
+    show_comparison(found, tmp_path / "out", Console(file=io.StringIO()))
     written = pd.read_csv(tmp_path / "out" / "comparison_tests.csv")
     pd.testing.assert_frame_equal(written, found.verdicts.pairs)
 
