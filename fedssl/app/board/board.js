@@ -170,7 +170,7 @@ function drawCurves(pointed) {
   const width = chart.clientWidth || 600, height = 260, left = 42, right = 16, top = 8, bottom = 34;
   const xs = lines.flatMap(line => line.points.map(point => point[0])), ys = lines.flatMap(line => line.points.map(point => point[1]));
   if (!xs.length) return chart.replaceChildren();
-  const last = Math.max(...xs, 2), low = Math.max(0, Math.floor(Math.min(...ys) / 5) * 5), high = Math.min(100, Math.max(low + 5, Math.ceil(Math.max(...ys) / 5) * 5));
+  const last = Math.max(...xs, 2), low = Math.min(95, Math.max(0, Math.floor(Math.min(...ys) / 5) * 5)), high = Math.min(100, Math.max(low + 5, Math.ceil(Math.max(...ys) / 5) * 5));
   const x = round => left + (round - 1) / (last - 1) * (width - left - right);
   const y = value => top + (high - value) / (high - low) * (height - top - bottom);
   const parts = [];

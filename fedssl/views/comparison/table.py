@@ -345,7 +345,10 @@ def _share(share: float) -> str:
 
 
 def _points(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share * 100:+.1f}"
+    if math.isnan(share):
+        return "-"
+    points = round(share * 100, 1)
+    return f"{points:+.1f}" if points else "0.0"
 
 
 def _count(value: float) -> str:

@@ -141,6 +141,7 @@ def draw_panel(
         _curve(axes, line, panel.against, solid, color, label=str(label), band=band)
         for share in dotted:
             _curve(axes, line, panel.against, share, color, style=":", band=False)
+    bound_percent(axes)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.unit)
     axes.set_ylabel("%")
@@ -148,6 +149,12 @@ def draw_panel(
     axes.spines[["top", "right"]].set_visible(False)
     if panel.against == "round":
         axes.xaxis.set_major_locator(whole_numbers())
+
+
+def bound_percent(axes: Axes) -> None:
+    """Let the axis of shares go from 0 to 100 % where all of them are equal; else it would hold shares that there cannot be."""
+    if axes.lines and axes.dataLim.height == 0:
+        axes.set_ylim(0, 100)
 
 
 def whole_numbers() -> MaxNLocator:

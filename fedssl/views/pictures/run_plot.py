@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fedssl.record.rows import RoundRow
-from fedssl.views.pictures.plots import COLORS, Picture, whole_numbers
+from fedssl.views.pictures.plots import COLORS, Picture, bound_percent, whole_numbers
 from fedssl.views.unknown_truth import is_right_unknown
 
 Column = Callable[[RoundRow], float]
@@ -39,6 +39,7 @@ def run_figure(rounds: Sequence[RoundRow], title: str) -> Picture:
     for axes, curves, what in zip(figure.subplots(1, 2), CURVES, ("accuracy", labels), strict=True):
         for name, color, column in curves:
             _curve(axes, rounds, column, name, color)
+        bound_percent(axes)
         axes.set_title(what, fontsize=10)
         axes.set_xlabel("round")
         axes.set_ylabel("%")

@@ -21,6 +21,9 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 HEIGHT = 260
 """Most charts are this high (pixels)."""
 
+TICKS = 6
+"""About so many values stand at an axis of numbers."""
+
 LETTERS_AT_AXIS = 140
 """So many letters fit side by side below a chart that takes the whole width of the page."""
 
@@ -145,12 +148,17 @@ def quantity(
         whole: Whether only whole numbers stand at the axis, as for rounds and clients: there is no round 1.5.
     """
     scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
+    written: Spec = {"format": ",d"} if whole else {}
+    if whole and domain is not None and domain[1] - domain[0] <= TICKS:
+        # At a short axis Vega 6 also writes halves, whatever least step it is given.
+        values = list(range(math.ceil(domain[0]), math.floor(domain[1]) + 1))
+        written |= {"values": values, "tickCount": len(values)}
     return {
         "field": field,
         "type": "quantitative",
         "title": title,
         "scale": {**scale, "nice": nice},
-        "axis": {"grid": nice, "tickCount": 6, **({"tickMinStep": 1} if whole else {})},
+        "axis": {"grid": nice, "tickCount": TICKS, **written},
     }
 
 

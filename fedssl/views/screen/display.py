@@ -25,9 +25,6 @@ BARS = "▁▂▃▄▅▆▇█"
 """Characters of a sparkline, from low to high values."""
 
 
-UNKNOWN = "unknown"
-"""Stands for the share of right pseudo-labels where the unlabeled images have no true label."""
-
 WIDTH_FOR_ELAPSED = 60
 """A terminal of at least this many columns has room for the elapsed time beside the time left."""
 
@@ -41,8 +38,8 @@ def right_and_used(right: float, used: float) -> str:
     """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
     if math.isnan(used):
         return ""
-    right_said = UNKNOWN if is_right_unknown(right, used) else percent(right)
-    return f"{right_said} right, {percent(used)} used"
+    said = "unknown how many right" if is_right_unknown(right, used) else f"{percent(right)} right"
+    return f"{said}, {percent(used)} used"
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:

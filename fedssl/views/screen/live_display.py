@@ -19,7 +19,6 @@ from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judg
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import (
-    UNKNOWN,
     closing_line,
     last_line,
     percent,
@@ -55,6 +54,9 @@ class _Column:
     rank: int
     cell: Callable[[RoundRow], str]
 
+
+UNKNOWN = "unknown"
+"""Stands for the share of right pseudo-labels where the unlabeled images have no true label."""
 
 RIGHT = ("pseudo-labels right", "labels right", "right")
 """Heads of the column of pseudo-labels, for wide and for narrow terminals."""

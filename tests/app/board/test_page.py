@@ -79,6 +79,16 @@ def test_a_long_remark_is_clamped_and_opens(runs):
     check(said, board)
 
 
+def test_a_run_that_is_always_right_has_a_curve(runs):
+    """Its axis has a length all the same; a length of 0 would be told on the console."""
+    record(runs / "perfect", [1.0, 1.0], seed=5)
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        row(page, "perfect").locator("input").check()
+        assert "NaN" not in page.locator("#chart").inner_html()
+        assert page.locator("#chart polyline").count() == 1
+    check(said, board)
+
+
 def test_compare_says_that_it_needs_two_runs(runs):
     with served(runs) as board, visited(board.url, LIGHT) as (page, said):
         ticked, compare = page.locator("#ticked"), page.locator("#compare")

@@ -337,6 +337,21 @@ def test_a_picture_of_one_round_has_no_tick_between_rounds(tmp_path):
             assert ticks == list(range(1, rounds + 1))
 
 
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_a_picture_of_equal_shares_has_an_axis_of_shares(tmp_path, accuracy):
+    record(tmp_path / "a", [accuracy] * 2)
+    (axes, _) = Comparison.of_runs([tmp_path], force=False).plot().axes
+    assert axes.get_ylim() == (0, 100)
+
+
+@pytest.mark.parametrize(("gain", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (0.01, "+1.0")])
+def test_no_gain_has_no_sign(tmp_path, gain, shown):
+    record(tmp_path / "a", [0.5], name="a")
+    record(tmp_path / "b", [0.5 + gain], name="b")
+    table = tables_of(Comparison.of_runs([tmp_path], force=False))[0]
+    assert table.rows[1][table.columns.index("gain")] == shown
+
+
 def test_virtual_time_is_shown_where_there_is_any(tmp_path):
     record(tmp_path / "a", [0.5, 0.5], name="a")
     assert "virtual" not in text_of(Comparison.of_runs([tmp_path], force=False))
