@@ -354,7 +354,7 @@ def test_what_is_no_run_is_refused(given, said):
 
 
 def test_a_measure_that_is_none_is_refused(two_lines):
-    with pytest.raises(InputError, match="measures: no 'f1'; one of: macro_f1, "):
+    with pytest.raises(InputError, match="measures: no 'f1'; one of: auroc, "):
         compare(two_lines[0], measures=["f1"])
 
 

@@ -52,6 +52,14 @@ def test_it_lists_runs_with_the_settings_that_differ(board):
     assert (found["d"]["began"], found["d"]["num_rounds"]) == (1767225600, 3)
 
 
+def test_settings_of_the_method_come_first(board, runs):
+    """Where there is no room for all settings, the first ones are seen."""
+    record(runs / "e", [0.5], method={"kind": "flexmatch"}, train={"lr": 0.07})
+    names = [name for name, _ in listed(board)["e"]["settings"]]
+    assert names[0] == "method"
+    assert "lr" in names[1:]
+
+
 def test_it_follows_runs(board, runs):
     """What is kept of an ended run is read again when its folder changes."""
     listed(board)
