@@ -149,6 +149,28 @@ def test_the_last_line_the_summary_and_a_comparison_say_it(tmp_path):
     assert Comparison.of_runs([path], force=False).notes == ()
 
 
+def test_a_comparison_says_once_what_is_so_of_several_runs(tmp_path):
+    """Of one run it also says the numbers."""
+    said = "The clients pull apart (the accuracy jumps by {} points): try fewer local steps."
+    other = "No pseudo-label named the class b (2) in the last 10 rounds."
+    remarks = {
+        ("a", 0): said.format(7),
+        ("a", 1): said.format(9),
+        ("b", 0): said.format(8),
+        ("b", 1): other,
+    }
+    for (name, seed), remark in remarks.items():
+        path = record(tmp_path / f"{name}{seed}", [0.5], name=name, seed=seed)
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**summary, "remark": remark}))
+    assert Comparison.of_runs([tmp_path], force=False).notes == (
+        "a seeds 0, 1; b seed 0: The clients pull apart: try fewer local steps.",
+        f"b seed 1: {other}",
+    )
+    alone = Comparison.of_runs([tmp_path / "a0"], force=False)
+    assert alone.notes == (f"a seed 0: {said.format(7)}",)
+
+
 def test_a_run_that_cannot_learn_says_so_in_its_record(tmp_path):
     """A learning rate too small to matter leaves the initial model; the share is that of the test images."""
     experiment = small_experiment(rounds=FEWEST_ROUNDS, train={"lr": 1e-12, "optimizer": "sgd"})

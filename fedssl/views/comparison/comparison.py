@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
-from fedssl.views.comparison.agreement import UNDECIDING, disagreements, unpaired
+from fedssl.views.comparison.agreement import UNDECIDING, disagreements, say_seeds, unpaired
 from fedssl.views.comparison.gather import Line, gather
 from fedssl.views.comparison.groups import DATA, Group, chosen, grouped
 from fedssl.views.comparison.labels import differences, differing, factors, in_short, short_keys
@@ -51,6 +52,9 @@ SUMMED = (
     *("bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Numbers of a run's summary that a comparison aggregates over seeds."""
+
+NUMBERS_OF_RUN = re.compile(r" \([^()]*\d[^()]*\)(?=[:.])")
+"""The part of a remark that holds one run's numbers, in brackets at the end of a finding."""
 
 TRAINING = frozenset({"rounds", "phases", "train", "augment", "model"})
 """Sections whose settings train a model: if lines differ in them, their difference is not due to their methods alone."""
@@ -409,14 +413,26 @@ def _judges(lines: Sequence[Line]) -> list[str]:
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither."""
-    return [
-        f"{line.label} seed {seed}: {said}"
-        for line in lines
-        for seed, run in line.runs.items()
-        for said in (run.summary.get("stopped"), run.summary.get("remark"))
-        if said
-    ]
+    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither.
+
+    What is said of several runs is said once, without the numbers of each run.
+    """
+    told: dict[str, list[tuple[str, int, str]]] = {}
+    for line in lines:
+        for seed, run in line.runs.items():
+            for said in (run.summary.get("stopped"), run.summary.get("remark")):
+                if said:
+                    told.setdefault(NUMBERS_OF_RUN.sub("", said), []).append(
+                        (line.label, seed, said)
+                    )
+    notes = []
+    for common, runs in told.items():
+        seeds: dict[str, list[int]] = {}
+        for label, seed, _ in runs:
+            seeds.setdefault(label, []).append(seed)
+        whose = "; ".join(f"{label} {say_seeds(own)}" for label, own in seeds.items())
+        notes.append(f"{whose}: {common if len(runs) > 1 else runs[0][2]}")
+    return notes
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:
