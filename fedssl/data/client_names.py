@@ -27,6 +27,6 @@ def client_names(federation: Federation, partition: Partition) -> list[str]:
     for client, code in pairs.tolist():
         values[client].append(federation.data.column_values[partition.column][code])
     return [
-        f"{number} ({own[0]}{f' +{len(own) - 1}' if len(own) > 1 else ''})"
+        f"{number} ({own[0]}{f' +{len(own) - 1}' if len(own) > 1 else ''})" if own else number
         for number, own in zip(numbers, values, strict=True)
     ]

@@ -113,9 +113,11 @@ def remark_on(
         has_threshold: Whether the last phase's method has the setting ``threshold``.
         class_names: Names of the classes; empty if they are unknown.
     """
-    failed = list(_failures(rows, most_frequent, evaluated_on, is_trained=is_trained))
+    lower = (LOWER_THRESHOLD,) if has_threshold else ()
+    higher = (HIGHER_THRESHOLD,) if has_threshold else ()
+    failed = list(_failures(rows, most_frequent, evaluated_on, lower, is_trained=is_trained))
     last = [row for row in rows if row.phase == rows[-1].phase]
-    found = [*failed, *_pseudo_labels(last, has_threshold=has_threshold)]
+    found = [*failed, *_pseudo_labels(last, lower, higher)]
     found += [*_labels(last), *_never_named(last, class_names)]
     if not failed and is_trained:
         found += _course(last, most_frequent, evaluated_on, is_whole=is_whole)
@@ -143,14 +145,19 @@ def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
 
 
 def _failures(
-    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool
+    rows: Sequence["RoundRow"],
+    most_frequent: float,
+    evaluated_on: str,
+    lower: Sequence[Advice],
+    *,
+    is_trained: bool,
 ) -> Iterator[Finding]:
     if rows and all(row.clients_ok == 0 for row in rows) and rows[-1].clients_inactive:
         yield Finding(
             f"No client trained in any of {len(rows)} rounds (the method found nothing to train on)",
             (
                 Advice("labels at the clients"),
-                LOWER_THRESHOLD,
+                *lower,
                 Advice("a server that trains longer first"),
             ),
         )
@@ -175,11 +182,13 @@ def _failures(
             )
 
 
-def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterator[Finding]:
+def _pseudo_labels(
+    rows: Sequence["RoundRow"], lower: Sequence[Advice], higher: Sequence[Advice]
+) -> Iterator[Finding]:
     """Say if no pseudo-label, hardly any, or many wrong ones were used in a phase's rounds."""
     known = [row for row in rows if not math.isnan(row.pseudo_label_coverage)]
     used = [row.pseudo_label_coverage for row in known]
-    surer = (*((LOWER_THRESHOLD,) if has_threshold else ()), MORE_ROUNDS, MORE_STEPS)
+    surer = (*lower, MORE_ROUNDS, MORE_STEPS)
     if len(used) >= FEWEST_ROUNDS and max(used) == 0:
         yield Finding(f"No pseudo-label was used in any of {len(used)} rounds", surer)
         return
@@ -200,7 +209,7 @@ def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterat
             f"one, and {np.mean(right) * 100:.0f} % of these were right)",
             (
                 Advice("a first phase of supervised training"),
-                *((HIGHER_THRESHOLD,) if has_threshold else ()),
+                *higher,
             ),
         )
 

@@ -109,7 +109,10 @@ def test_at_most_two_findings_are_told_and_a_failure_comes_first():
 
 def test_a_run_in_which_nobody_trained_says_so_however_short_it_is():
     idle = tuple(dataclasses.replace(r, clients_ok=0, clients_inactive=2) for r in rows(0.9, 0.9))
-    assert remark_on(idle, 0.1, "test").startswith("No client trained in any of 2 rounds")
+    said = remark_on(idle, 0.1, "test")
+    assert said.startswith("No client trained in any of 2 rounds")
+    assert "threshold" not in said
+    assert "a lower method.threshold" in remark_on(idle, 0.1, "test", has_threshold=True)
     assert remark_on((*idle, *rows(0.9)), 0.1, "test") == ""
 
 
