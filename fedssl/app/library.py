@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from fedssl.app.runs import open_directory, open_recorders
 from fedssl.app.simulation import Engine, check_engine, check_experiment
 from fedssl.core.console import Console
-from fedssl.core.errors import InputError
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.extras import is_installed, require
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.rows import Observer
@@ -141,7 +141,7 @@ def compare(
 
     for name in measures:
         if name not in MEASURES:
-            raise InputError("measures", f"no {name!r}", f"one of: {', '.join(MEASURES)}")
+            raise InputError("measures", f"no {name!r}", suggest_nearest(name, MEASURES))
     paths = list(_paths(runs))
     if not paths:
         raise InputError("compare", "no runs are named")

@@ -45,9 +45,17 @@ class TrainingDiverged(FloatingPointError):
 
 
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" for the closest known word, else the list of known words."""
+    """Return "did you mean ...?" for the closest known word, else the list of known words.
+
+    Where a word holds a comma, all words stand in quotes, so that a reader sees where each one ends.
+
+    Example:
+        >>> suggest_nearest("x", ["alpha 0.1, fixmatch", "alpha 5, fixmatch"])
+        "one of: 'alpha 0.1, fixmatch', 'alpha 5, fixmatch'"
+    """
     known = sorted(known)
     match = get_close_matches(word, known, n=1, cutoff=0.6)
     if match:
         return f"did you mean {match[0]!r}?"
-    return f"one of: {', '.join(known)}" if known else "nothing is known here"
+    shown = map(repr, known) if any("," in each for each in known) else known
+    return f"one of: {', '.join(shown)}" if known else "nothing is known here"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedssl.core.errors import InputError
 from fedssl.core.machine import available_cores
+from fedssl.data.client_names import client_names
 from fedssl.data.federation import Federation
 from fedssl.data.images import Images
 from fedssl.data.shard import ImageSpec
@@ -86,10 +87,18 @@ def data_facts(experiment: Experiment, federation: Federation) -> dict[str, Any]
         "num_train": len(data.train),
         "num_labeled": int(federation.labeled.sum()),
         "num_held_out": len(held_out),
+        "client_names": _client_names(experiment, federation),
         "held_out_sha256": fingerprint(held_out),
         "notes": data.notes,
         "remarks": data.remarks,
     }
+
+
+def _client_names(experiment: Experiment, federation: Federation) -> list[str]:
+    """Return what the clients are called; empty if they have numbers only, or if nobody knows whose images are whose."""
+    section = experiment.federation
+    names = [] if section.private else client_names(federation, section.partition)
+    return [] if names == list(map(str, range(len(names)))) else names
 
 
 def spec_of(facts: Mapping[str, Any]) -> ImageSpec:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,10 @@ WRONG = 0.5
 """Pseudo-labels do harm if less than this share of them is right."""
 
 JUMPS = 0.05
-"""An accuracy that changes by this from one evaluation to the next, in the second half of a phase, has not settled."""
+"""An accuracy that changes by this from one evaluation to the next, beside its trend, in the second half of a phase, has not settled."""
+
+LEARNED = 0.25
+"""A model that has come less than this share of the way from chance to 1 is near chance, where jumps are luck."""
 
 APART = 0.7
 """Clients pull apart if the average of their changes is shorter than this share of their mean length."""
@@ -57,31 +60,82 @@ SELDOM = 0.4
 """Labels take part seldom if fewer than this share of the rounds has a client with labels."""
 
 
+class Advice(NamedTuple):
+    """Something to try.
+
+    Args:
+        text: What to try, as it stands behind "try".
+        setting: The setting that it moves; empty if it moves none that another advice moves as well.
+        direction: Whether it moves the setting up (1) or down (-1).
+    """
+
+    text: str
+    setting: str = ""
+    direction: int = 0
+
+
+class Finding(NamedTuple):
+    """A fact of a run's record, as a sentence without its full stop, and what to try."""
+
+    fact: str
+    advice: tuple[Advice, ...] = ()
+
+
+LOWER_RATE = Advice("a lower train.lr", "train.lr", -1)
+LOWER_THRESHOLD = Advice("a lower method.threshold", "method.threshold", -1)
+HIGHER_THRESHOLD = Advice("a higher method.threshold", "method.threshold", 1)
+MORE_ROUNDS = Advice("more rounds", "rounds", 1)
+MORE_STEPS = Advice("more local steps", "train.local_steps", 1)
+FEWER_STEPS = Advice("fewer local steps", "train.local_steps", -1)
+LARGER_SAMPLE = Advice("a larger federation.sample", "federation.sample", 1)
+
+
 def remark_on(
     rows: Sequence["RoundRow"],
     most_frequent: float,
     evaluated_on: str,
     *,
     is_trained: bool = True,
+    is_whole: bool = True,
     has_threshold: bool = False,
     class_names: Sequence[str] = (),
 ) -> str:
     """Return what went wrong in a run and what to try, as one or two findings on one line; empty if nothing did.
+
+    Findings whose advice is opposite, such as more and fewer local steps, do not give this advice.
 
     Args:
         rows: Every round of the run.
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
         evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
         is_trained: Whether the run's last phase trained the judge that its accuracies come from.
+        is_whole: Whether the run had all its rounds; a run that ended early as it was told to needs no more of them.
         has_threshold: Whether the last phase's method has the setting ``threshold``.
         class_names: Names of the classes; empty if they are unknown.
     """
-    failed = list(_failures(rows, most_frequent, evaluated_on, is_trained=is_trained))
+    lower = (LOWER_THRESHOLD,) if has_threshold else ()
+    higher = (HIGHER_THRESHOLD,) if has_threshold else ()
+    failed = list(_failures(rows, most_frequent, evaluated_on, lower, is_trained=is_trained))
     last = [row for row in rows if row.phase == rows[-1].phase]
-    found = [*failed, *_pseudo_labels(last, has_threshold=has_threshold)]
+    found = [*failed, *_pseudo_labels(last, lower, higher)]
     found += [*_labels(last), *_never_named(last, class_names)]
-    found += [] if failed or not is_trained else _course(last, evaluated_on)
-    return " ".join(found[:MOST_REMARKS])
+    if not failed and is_trained:
+        found += _course(last, most_frequent, evaluated_on, is_whole=is_whole)
+    return " ".join(_told(found[:MOST_REMARKS]))
+
+
+def _told(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield each finding as a sentence, without advice that is opposite to advice of another finding."""
+    moves = {(each.setting, each.direction) for own in findings for each in own.advice}
+    for finding in findings:
+        texts = [
+            each.text
+            for each in finding.advice
+            if not each.setting or (each.setting, -each.direction) not in moves
+        ]
+        *others, last = texts or [""]
+        options = f"{', '.join(others)} or {last}" if others else last
+        yield f"{finding.fact}{f': try {options}' if options else ''}."
 
 
 def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
@@ -91,40 +145,52 @@ def most_frequent_share(labels: npt.NDArray[np.int64]) -> float:
 
 
 def _failures(
-    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_trained: bool
-) -> Iterator[str]:
+    rows: Sequence["RoundRow"],
+    most_frequent: float,
+    evaluated_on: str,
+    lower: Sequence[Advice],
+    *,
+    is_trained: bool,
+) -> Iterator[Finding]:
     if rows and all(row.clients_ok == 0 for row in rows) and rows[-1].clients_inactive:
-        yield (
-            f"No client trained in any of {len(rows)} rounds: the method found nothing to train on. It may want labels at "
-            "the clients, a lower threshold, or a server that trains longer first."
+        yield Finding(
+            f"No client trained in any of {len(rows)} rounds (the method found nothing to train on)",
+            (
+                Advice("labels at the clients"),
+                *lower,
+                Advice("a server that trains longer first"),
+            ),
         )
     if not is_trained:
-        yield (
-            "The accuracy is chance, because the last phase trains no classifier: set server.evaluator to knn or "
-            "linear_probe."
+        yield Finding(
+            "The accuracy is chance, because the last phase trains no classifier",
+            (Advice("server.evaluator = knn or linear_probe"),),
         )
     evaluated = [row for row in rows if row.evaluated]
     if len(evaluated) >= FEWEST_ROUNDS:
         last = evaluated[-1]
         if not math.isfinite(last.server_loss) or last.server_loss > EXPLODED:
-            yield (
-                f"The model diverged: its loss on {evaluated_on} images is {last.server_loss:.3g} "
-                f"after round {last.round}."
+            yield Finding(
+                f"The model diverged (its loss on {evaluated_on} images is {last.server_loss:.3g} after round {last.round})",
+                (LOWER_RATE, FEWER_STEPS),
             )
         if is_trained and last.server_accuracy <= most_frequent:
-            yield (
+            yield Finding(
                 f"The model learned nothing, or lost it: after round {last.round} it is right on "
                 f"{last.server_accuracy * 100:.1f} % of {evaluated_on} images, and naming the most frequent "
-                f"class alone is right on {most_frequent * 100:.1f} %."
+                f"class alone is right on {most_frequent * 100:.1f} %"
             )
 
 
-def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterator[str]:
+def _pseudo_labels(
+    rows: Sequence["RoundRow"], lower: Sequence[Advice], higher: Sequence[Advice]
+) -> Iterator[Finding]:
     """Say if no pseudo-label, hardly any, or many wrong ones were used in a phase's rounds."""
     known = [row for row in rows if not math.isnan(row.pseudo_label_coverage)]
     used = [row.pseudo_label_coverage for row in known]
+    surer = (*lower, MORE_ROUNDS, MORE_STEPS)
     if len(used) >= FEWEST_ROUNDS and max(used) == 0:
-        yield f"No pseudo-label was used in any of {len(used)} rounds{_lower(has_threshold)}."
+        yield Finding(f"No pseudo-label was used in any of {len(used)} rounds", surer)
         return
     if len(used) < FEWEST_LABELED_ROUNDS:
         return
@@ -133,19 +199,22 @@ def _pseudo_labels(rows: Sequence["RoundRow"], *, has_threshold: bool) -> Iterat
     right = [row.pseudo_label_accuracy for row in late if row.pseudo_label_coverage > 0]
     right = [each for each in right if not math.isnan(each)]
     if share < HARDLY:
-        yield (
-            f"Hardly any pseudo-label was used, {share * 100:.1f} % of the unlabeled images in the last {len(late)} "
-            f"rounds{_lower(has_threshold)}."
+        yield Finding(
+            f"Hardly any pseudo-label was used ({share * 100:.1f} % of the unlabeled images in the last {len(late)} rounds)",
+            surer,
         )
     elif share > MANY and right and np.mean(right) < WRONG:
-        yield (
-            f"Most pseudo-labels were wrong: in the last {len(late)} rounds, {share * 100:.0f} % of the unlabeled images had "
-            f"one, and {np.mean(right) * 100:.0f} % of these were right. Try a first phase of supervised training"
-            + (", or a higher method.threshold." if has_threshold else ".")
+        yield Finding(
+            f"Most pseudo-labels were wrong (in the last {len(late)} rounds, {share * 100:.0f} % of the unlabeled images had "
+            f"one, and {np.mean(right) * 100:.0f} % of these were right)",
+            (
+                Advice("a first phase of supervised training"),
+                *higher,
+            ),
         )
 
 
-def _never_named(rows: Sequence["RoundRow"], class_names: Sequence[str]) -> Iterator[str]:
+def _never_named(rows: Sequence["RoundRow"], class_names: Sequence[str]) -> Iterator[Finding]:
     """Say which classes hardly any round of the last quarter of a phase has named by a pseudo-label, though it used some."""
     known = [row for row in rows if row.pseudo_label_coverage > 0]
     late = known[-(len(known) // 4) :]
@@ -157,30 +226,30 @@ def _never_named(rows: Sequence["RoundRow"], class_names: Sequence[str]) -> Iter
         names = [class_names[number] for number in missing[:MOST_NAMES]]
         others = " and others" if len(missing) > MOST_NAMES else ""
         which, whose = ("class", "its") if len(missing) == 1 else ("classes", "their")
-        yield (
+        yield Finding(
             f"No pseudo-label named the {which} {', '.join(names)}{others} in the last {len(late)} rounds, though {whose} images were "
-            "shown: try more labels there, or a method with a threshold for each class, such as freematch."
+            "shown",
+            (
+                Advice("more labels there"),
+                Advice("a method with a threshold for each class, such as freematch"),
+            ),
         )
 
 
-def _labels(rows: Sequence["RoundRow"]) -> Iterator[str]:
+def _labels(rows: Sequence["RoundRow"]) -> Iterator[Finding]:
     """Say if clients with labels take part in few rounds of a phase."""
     known = [row for row in rows if row.num_labeled >= 0 and row.clients_ok]
     have = sum(row.num_labeled > 0 for row in known)
     if len(known) >= FEWEST_LABELED_ROUNDS and 0 < have < SELDOM * len(known):
-        yield (
-            f"Clients with labels took part in {have} of {len(known)} rounds, and the others trained without any label: try a larger "
-            "federation.sample, or labels at more clients."
+        yield Finding(
+            f"Clients with labels took part in {have} of {len(known)} rounds, and the others trained without any label",
+            (LARGER_SAMPLE, Advice("labels at more clients")),
         )
 
 
-def _lower(has_threshold: bool) -> str:
-    """Return what to try if pseudo-labels are not used, as the end of a sentence."""
-    lower = "a lower method.threshold, or " if has_threshold else ""
-    return f": try {lower}more rounds or local steps"
-
-
-def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
+def _course(
+    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_whole: bool
+) -> Iterator[Finding]:
     """Say if the accuracy fell far below what it had been, or was still rising at the end of a phase."""
     evaluated = [row for row in rows if row.evaluated]
     if len(evaluated) < FEWEST_TO_COMPARE:
@@ -191,40 +260,50 @@ def _course(rows: Sequence["RoundRow"], evaluated_on: str) -> Iterator[str]:
     best = int(means.argmax())
     if means[best] - means[-1] > FELL:
         around = evaluated[best + window - 1].round
-        yield (
+        yield Finding(
             f"The accuracy on {evaluated_on} images fell from {means[best] * 100:.1f} % about round {around} to "
-            f"{means[-1] * 100:.1f} %: try a lower train.lr or fewer local steps."
+            f"{means[-1] * 100:.1f} %",
+            (LOWER_RATE, FEWER_STEPS),
         )
         return
-    yield from _jumps(rows, accuracy)
+    yield from _jumps(rows, accuracy, most_frequent)
     average = np.array([row.ema_accuracy for row in evaluated])
     rise = means[-1] - means[-1 - window]
     average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
     # How far two such means differ by the noise from one evaluation to the next.
     noise = np.diff(accuracy).std() / math.sqrt(window)
-    if rise > max(ROSE, 2 * noise) and average_rise > ROSE and means[-1] >= means[best]:
-        yield (
-            f"The accuracy was still rising at the end: its last {window} evaluations are {rise * 100:.1f} points above the "
-            f"{window} before. More rounds may help."
+    rises = rise > max(ROSE, 2 * noise) and average_rise > ROSE and means[-1] >= means[best]
+    if rises and is_whole:
+        yield Finding(
+            f"The accuracy was still rising at the end (its last {window} evaluations are {rise * 100:.1f} points above the "
+            f"{window} before)",
+            (MORE_ROUNDS,),
         )
 
 
-def _jumps(rows: Sequence["RoundRow"], accuracy: npt.NDArray[np.float64]) -> Iterator[str]:
-    """Say if the accuracy jumps up and down because clients pull apart.
+def _jumps(
+    rows: Sequence["RoundRow"], accuracy: npt.NDArray[np.float64], most_frequent: float
+) -> Iterator[Finding]:
+    """Say if the accuracy jumps up and down because clients pull apart; near chance it jumps by luck.
 
     Args:
         rows: The rounds of a phase.
         accuracy: Accuracies of the evaluated rounds, (E,), shares in [0, 1].
+        most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
     """
-    late = rows[len(rows) // 2 :]
+    late, late_accuracy = rows[len(rows) // 2 :], accuracy[len(accuracy) // 2 :]
     shares = [
         row.update_norm / row.client_update_norm for row in late if row.client_update_norm > 0
     ]
     shares = [share for share in shares if not math.isnan(share)]
-    jump = float(np.abs(np.diff(accuracy[len(accuracy) // 2 :])).mean())
-    if shares and jump > JUMPS and np.mean(shares) < APART:
-        yield (
-            f"The clients pull apart: from one evaluation to the next the accuracy changes by {jump * 100:.0f} points, and the average "
-            f"of the clients' changes has {np.mean(shares) * 100:.0f} % of their length. Try a larger federation.sample, fewer local "
-            "steps, or strategy.kind = fedprox or scaffold."
+    chance = 0.0 if math.isnan(most_frequent) else most_frequent
+    has_learned = late_accuracy.mean() > chance + LEARNED * (1 - chance)
+    # A steep rise is no jump: only what differs from the mean step counts.
+    steps = np.diff(late_accuracy)
+    jump = float(np.abs(steps - steps.mean()).mean())
+    if shares and has_learned and jump > JUMPS and np.mean(shares) < APART:
+        yield Finding(
+            f"The clients pull apart (from one evaluation to the next the accuracy jumps by {jump * 100:.0f} points, and the "
+            f"average of the clients' changes has {np.mean(shares) * 100:.0f} % of their length)",
+            (LARGER_SAMPLE, FEWER_STEPS, Advice("strategy.kind = fedprox or scaffold")),
         )

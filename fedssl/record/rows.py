@@ -320,6 +320,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             outcome.most_frequent,
             experiment.evaluated_on,
             is_trained=judge != UNTRAINED,
+            is_whole=not outcome.stopped,
             has_threshold="threshold" in type(experiment.plans[-1].method).model_fields,
             class_names=outcome.class_names,
         ),

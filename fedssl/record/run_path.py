@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,27 @@ def is_running(path: Path) -> bool:
         return True
     except OSError:  # a folder that cannot be written to
         return False
+
+
+def resume_command(path: Path) -> str:
+    """Return the command that goes on with a run; the runs of a deployment are in its folder ``runs/``."""
+    deployment = path.absolute().parent.parent.parent
+    if (deployment / "deployment.toml").exists():
+        where = f"--folder {shlex.quote(str(deployment))}"
+        return f"fedssl deploy run {shlex.quote(str(path))} --resume {where}"
+    return f"fedssl run {shlex.quote(str(path))} --resume"
+
+
+def way_on(path: Path, until: str) -> str:
+    """Return what a person does who wants more of a run that is not finished than there is.
+
+    Args:
+        path: The run directory.
+        until: What to wait for if the run goes on at this moment, such as ``"its end"``.
+    """
+    if is_running(path):
+        return f"it goes on at this moment: wait for {until}"
+    return f"go on with it: {resume_command(path)}"
 
 
 def never_began(path: Path) -> bool:

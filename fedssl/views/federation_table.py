@@ -4,15 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
 
-from fedssl.core.arrays import unique_pairs
 from fedssl.data.federation import Federation
-from fedssl.data.partitions.base import Partition
-from fedssl.data.partitions.natural import Natural
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.system.devices import Devices
 from fedssl.experiment.system.section import num_asked
+from fedssl.views.text_table import TextTable
 
 MOST_ROWS = 40
 """The table lists at most this many clients."""
@@ -31,33 +28,7 @@ QUANTILES = {
 }
 
 
-def client_names(federation: Federation, partition: Partition) -> list[str]:
-    """Return the name of each client: its number, and also its site's name or its values of a `natural` partition's column.
-
-    Args:
-        federation: The drawn federation.
-        partition: The partition that dealt the images.
-    """
-    numbers = [str(client) for client in range(federation.num_clients)]
-    if federation.sites:
-        return [
-            f"{number} ({site})" for number, site in zip(numbers, federation.sites, strict=True)
-        ]
-    if not isinstance(partition, Natural):
-        return numbers
-    dealt = federation.owner >= 0
-    codes = federation.data.train.columns[partition.column][dealt]
-    pairs, _ = unique_pairs(federation.owner[dealt], codes)
-    values: list[list[str]] = [[] for _ in numbers]
-    for client, code in pairs.tolist():
-        values[client].append(federation.data.column_values[partition.column][code])
-    return [
-        f"{number} ({own[0]}{f' +{len(own) - 1}' if len(own) > 1 else ''})"
-        for number, own in zip(numbers, values, strict=True)
-    ]
-
-
-def federation_table(federation: Federation, names: Sequence[str]) -> Table:
+def federation_table(federation: Federation, names: Sequence[str]) -> TextTable:
     """Return a table with each client's number of images, of labeled images, and of images by class.
 
     Beyond 40 clients, the table lists the 20 largest and the 20 smallest; `describe_skew` says so. Beyond 20 classes,
@@ -74,26 +45,23 @@ def federation_table(federation: Federation, names: Sequence[str]) -> Table:
     if len(shown) > MOST_ROWS:
         by_size = np.argsort(-sizes, kind="stable")
         shown = np.concatenate([by_size[: MOST_ROWS // 2], by_size[-MOST_ROWS // 2 :]])
-    table = Table(show_edge=False)
-    table.add_column("client")
-    for name in ("images", "labeled"):
-        table.add_column(name, justify="right")
     class_names = federation.data.class_names
     many = len(class_names) > MOST_CLASSES
-    for name in ("classes",) if many else class_names:
-        table.add_column(name, justify="right", style="dim")
-    if unknown.any():
-        table.add_column("class unknown", justify="right", style="dim")
+    columns = ["client", "images", "labeled", *(("classes",) if many else class_names)]
+    columns += ["class unknown"] if unknown.any() else []
+    rows = []
     for client in shown:
         cells = [(counts[client] > 0).sum()] if many else list(counts[client])
         cells += [unknown[client]] if unknown.any() else []
-        table.add_row(
-            names[int(client)],
-            str(int(sizes[client])),
-            str(int(labeled[client])),
-            *(str(int(cell)) if cell else "·" for cell in cells),
+        rows.append(
+            [
+                names[int(client)],
+                str(int(sizes[client])),
+                str(int(labeled[client])),
+                *(str(int(cell)) if cell else "·" for cell in cells),
+            ]
         )
-    return table
+    return TextTable("", columns, rows)
 
 
 def describe_skew(federation: Federation) -> str:
@@ -161,17 +129,14 @@ def describe_system(experiment: Experiment, seconds: npt.NDArray[np.float64]) ->
     return f"{text}; deadline {system.deadline:g} s: {in_time:,} of {len(seconds):,} clients can make it"
 
 
-def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
+def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> TextTable:
     """Return a table of quantiles over clients: of their devices' properties and of the seconds of a round.
 
     Args:
         devices: The devices of all clients.
         seconds: Virtual seconds of each client's round, (K,).
     """
-    table = Table(show_edge=False, title="devices, over all clients", title_justify="left")
-    table.add_column("")
-    for name in QUANTILES:
-        table.add_column(name, justify="right")
+    quantiles = list(QUANTILES.values())
     rows = {
         "speed, images/s": devices.speed,
         "download, Mbit/s": devices.download,
@@ -179,7 +144,8 @@ def device_table(devices: Devices, seconds: npt.NDArray[np.float64]) -> Table:
         "dropout, probability": devices.dropout,
         "a client's round, s": seconds,
     }
-    for name, values in rows.items():
-        cells = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
-        table.add_row(name, *(f"{cell:.3g}" for cell in cells))
-    return table
+    shown = [
+        [name, *(f"{cell:.3g}" for cell in np.quantile(values, quantiles, method="inverted_cdf"))]
+        for name, values in rows.items()
+    ]
+    return TextTable("devices, over all clients", ["property", *QUANTILES], shown)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,7 @@ from fedssl.record.run_path import (
     ROUNDS,
     SUMMARY,
     check_run,
+    way_on,
 )
 from fedssl.training.judging import Judge, learn_judge
 
@@ -153,11 +153,7 @@ class Run:
             InputError: The run is not finished.
         """
         if not self.is_finished:
-            raise InputError(
-                str(self.path),
-                "is not finished",
-                f"go on with it: fedssl run {shlex.quote(str(self.path))} --resume",
-            )
+            raise InputError(str(self.path), "is not finished", way_on(self.path, "its end"))
         summary = self._json(SUMMARY, "name", "rounds", "seconds", "ema_accuracy")
         with naming_damaged_files(self.path / SUMMARY):
             for key, value in summary.items():
@@ -218,7 +214,9 @@ class Run:
                 raise InputError(str(folder), f"has damaged weights: {error}", REMEDY) from None
         if self.is_finished:
             raise InputError(str(self.path), f"has no {MODEL} or {EMA} any more", "put it back")
-        raise InputError(str(self.path), "has no model yet", "wait for its first checkpoint")
+        raise InputError(
+            str(self.path), "has no model yet", way_on(self.path, "its first checkpoint")
+        )
 
     def arrays(self, *, average: bool = True) -> NamedArrays:
         """Return the newest weights of one model; see `weights`.
@@ -281,7 +279,7 @@ class Run:
             InputError: What clients hold is private, or the data is missing or differs; see `federation`.
         """
         require("matplotlib", "plot_federation", "the picture")
-        from fedssl.views.federation_table import client_names
+        from fedssl.data.client_names import client_names
         from fedssl.views.pictures.federation_plot import federation_figure
 
         section = self.experiment.federation

@@ -1,11 +1,15 @@
 """`fedssl baseline` measures scikit-learn's classifiers on a federation's labels, seed by seed."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from fedssl.metrics.yardsticks import yardsticks
+from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.table import tables_of
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
 from tests.views.comparison.records import record
 
@@ -64,6 +68,30 @@ def test_a_comparison_has_yardsticks_on_request(tmp_path):
         "label spreading",
     ]
     assert "label spreading" in (tmp_path / "b" / "comparison.html").read_text()
+
+
+def test_yardsticks_are_named_by_the_data_and_measured_once_for_each(tmp_path, monkeypatch):
+    """Two methods at two learning rates under two skews: four groups, but images and labels differ with the skew only."""
+    asked = []
+
+    def fake(federations):
+        asked.append(federations)
+        return pd.DataFrame([{"classifier": "nearest neighbor", "seed": 0, "accuracy": 0.5}])
+
+    monkeypatch.setattr("fedssl.views.comparison.comparison.measure", fake)
+    for alpha, lr, kind in itertools.product((0.1, 5.0), (0.01, 0.05), ("supervised", "fixmatch")):
+        settings = {
+            "federation": {"partition": {"kind": "dirichlet", "alpha": alpha}},
+            "train": {"lr": lr},
+            "method": {"kind": kind},
+        }
+        record(tmp_path / f"{alpha}-{lr}-{kind}", [0.5], partition=f"split of {alpha}", **settings)
+    found = Comparison.of_runs([tmp_path], force=False, yardsticks=True)
+    assert len(found.groups) == 4
+    assert len(asked) == 2
+    table = next(table for table in tables_of(found) if "yardsticks" in table.title)
+    names = [row[0] for row in table.rows]
+    assert names == ["alpha 0.1: nearest neighbor", "alpha 5: nearest neighbor"]
 
 
 def test_yardsticks_need_the_images_of_the_runs(tmp_path):

@@ -1,12 +1,18 @@
 """`fedssl runs`: lists, removes and tags runs, and touches nothing else."""
 
+import io
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import filelock
 import pytest
+from rich.cells import cell_len
 
+from fedssl.app.commands.runs import overviews_below
+from fedssl.app.run_table import run_table
+from fedssl.core.console import Console
 from fedssl.record.run_path import TAGS
 from tests.helpers import fedssl, finished, in_a_process, refused
 from tests.test_imports import modules_after
@@ -64,6 +70,57 @@ def test_a_table_says_what_a_run_came_to(runs):
     assert first[:6] == [str(runs / "a"), "finished", "2", "90.0", "2", "s"]
     assert lines[4].split()[:6] == [str(runs / "b"), "finished", "1", "70.0", "8", "min"]
     assert lines[5].split()[1:] == ["interrupted", "1", "10.0", "1.0", "s", "-"]
+
+
+def shown(folder, width):
+    """Return the lines on a terminal of some width, the paths in the table, and the columns for which it has no room."""
+    console = Console(file=io.StringIO(), width=width)
+    table, left_out = run_table(overviews_below(folder), width)
+    console.print(table)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return lines, list(table.columns[0].cells), left_out
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
+def test_the_paths_of_runs_are_whole_on_any_terminal(tmp_path, monkeypatch, width):
+    """As a sweep names them: what does not fit beside a path gives way, the least important column first."""
+    monkeypatch.chdir(tmp_path)
+    places = [
+        f"runs/sweep-digits/digits-fixmatch/method.kind={kind},rounds=24/seed{seed}"
+        for kind in ("fixmatch", "supervised")
+        for seed in (0, 1)
+    ]
+    for place in places:
+        record(tmp_path / place, [0.5], name="x")
+    finished(fedssl("runs", "tag", places[0], "paper", "the second try"))
+    lines, paths, left_out = shown(Path("runs"), width)
+    assert max(map(cell_len, lines)) <= width
+    assert "".join("".join(line.split()) for line in lines).count("digits-fixmatch") == 4
+    assert sorted(path.replace("\n", "") for path in paths) == sorted(places)
+    shown_heads = lines[0].replace("EMA %", "EMA").split()[1:]
+    order = ["state", "EMA", "tags", "rounds", "age", "time"]
+    assert set(shown_heads) == set(order[: len(shown_heads)])
+    assert len(shown_heads) + len(left_out) == len(order)
+    assert (left_out == []) == (width == 200)
+    assert ("state" in left_out) == (width < 40)
+    assert any("\n" in path for path in paths) == (width <= 80)
+
+
+def test_a_path_is_broken_behind_slashes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "runs" / "a-long-name-of-a-run" / "20261130-105512-seed0", [0.5])
+    lines, _, left_out = shown(Path("runs"), 40)
+    starts = [line.split()[0] for line in lines[2:]]
+    assert starts == ["runs/", "a-long-name-of-a-run/", "20261130-105512-seed0"]
+    assert "finished" in lines[2]
+    assert left_out == ["rounds", "time", "age"]
+
+
+def test_a_terminal_is_told_what_has_no_room(runs, monkeypatch):
+    monkeypatch.setattr(
+        "fedssl.app.commands.runs.run_table", lambda found, width: ("a table", ["age"])
+    )
+    assert "no room for age: a wider terminal or --json shows them" in fedssl("runs", runs).output
 
 
 def test_without_a_word_the_runs_of_this_folder_are_listed(runs, monkeypatch):

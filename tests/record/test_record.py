@@ -16,6 +16,7 @@ from fedssl.app.simulation import virtual_seconds
 from fedssl.clients.client_app import app
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
+from fedssl.data.client_names import client_names
 from fedssl.data.federation import Deal, draw_federation
 from fedssl.data.images import Dataset
 from fedssl.data.images import Images as DataImages
@@ -27,13 +28,12 @@ from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
 from fedssl.record.global_model import GlobalModel
-from fedssl.record.provenance import environment, partition_table
+from fedssl.record.provenance import data_facts, environment, partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.server.app import serve
 from fedssl.views.federation_table import (
-    client_names,
     describe_skew,
     describe_system,
     device_table,
@@ -50,6 +50,7 @@ from fedssl.views.screen.display import (
     sparkline,
 )
 from fedssl.views.screen.live_display import LiveDisplay
+from fedssl.views.text_table import OnScreen
 from tests.helpers import broken_client, federation_of, small_experiment
 
 NAN = float("nan")
@@ -392,7 +393,7 @@ def test_many_clients_are_still_shown(tmp_path):
     many = draw_federation(data, Deal(clients=400), 0)
     plot_federation(many, NUMBERS, "many", tmp_path / "many.png")
     console = Console(file=io.StringIO(), width=200)
-    console.print(federation_table(many, NUMBERS))
+    console.print(OnScreen(federation_table(many, NUMBERS)))
     assert len(console.file.getvalue().strip().splitlines()) == 42
     assert "the 20 largest and 20 smallest of 400" in describe_skew(many)
     assert label_skew(many) > label_skew(federation_of(experiment))
@@ -400,7 +401,7 @@ def test_many_clients_are_still_shown(tmp_path):
 
 def text_of(table, width=200):
     console = Console(file=io.StringIO(), width=width)
-    console.print(table)
+    console.print(OnScreen(table))
     return console.file.getvalue()
 
 
@@ -523,6 +524,10 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
         (site,) = {federation.data.column_values["site"][code] for code in own}
         assert name == f"{client} ({site})"
     assert "[oslo]" in text_of(federation_table(federation, names))
+    narrow = text_of(federation_table(federation, names), width=30)
+    assert "…" not in narrow
+    assert all(name in narrow for name in names)
+    assert data_facts(experiment, federation)["client_names"] == names
     plot_federation(federation, names, "t", tmp_path / "n.png")
     two = small_experiment(
         data={"source": f"npz:{tmp_path}/a.npz", "train_size": None},
@@ -533,6 +538,7 @@ def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):
     )
     iid = small_experiment()
     assert client_names(federation_of(iid), iid.federation.partition) == NUMBERS[:6]
+    assert data_facts(iid, federation_of(iid))["client_names"] == []
 
 
 def test_a_token_in_the_command_is_not_recorded(monkeypatch):

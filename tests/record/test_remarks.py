@@ -41,7 +41,9 @@ def test_a_diverged_run_says_so(loss):
 
 def test_a_run_that_used_no_pseudo_label_says_so():
     said = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test")
-    assert said == "No pseudo-label was used in any of 6 rounds: try more rounds or local steps."
+    assert (
+        said == "No pseudo-label was used in any of 6 rounds: try more rounds or more local steps."
+    )
     known = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test", has_threshold=True)
     assert "try a lower method.threshold" in known
     mixed = (*rows(*[0.9] * 6, coverage=0.0), *rows(0.9, coverage=0.001))
@@ -50,16 +52,18 @@ def test_a_run_that_used_no_pseudo_label_says_so():
 
 def test_hardly_any_pseudo_label():
     said = remark_on(rows(*[0.9] * 40, coverage=0.01, right=0.9), 0.1, "test", has_threshold=True)
-    assert said.startswith("Hardly any pseudo-label was used, 1.0 % of the unlabeled images")
-    assert "in the last 10 rounds: try a lower method.threshold" in said
+    assert said == (
+        "Hardly any pseudo-label was used (1.0 % of the unlabeled images in the last 10 rounds): try a lower method.threshold, "
+        "more rounds or more local steps."
+    )
     assert remark_on(rows(*[0.9] * 19, coverage=0.01, right=0.9), 0.1, "test") == ""
 
 
 def test_most_pseudo_labels_were_wrong():
     said = remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test", has_threshold=True)
     assert said == (
-        "Most pseudo-labels were wrong: in the last 10 rounds, 70 % of the unlabeled images had one, and 27 % of these were "
-        "right. Try a first phase of supervised training, or a higher method.threshold."
+        "Most pseudo-labels were wrong (in the last 10 rounds, 70 % of the unlabeled images had one, and 27 % of these were "
+        "right): try a first phase of supervised training or a higher method.threshold."
     )
     assert "threshold" not in remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test")
     assert remark_on(rows(*[0.9] * 40, coverage=0.7, right=NAN), 0.1, "test") == ""
@@ -74,9 +78,9 @@ def test_an_accuracy_that_fell_names_when_it_was_best():
 def test_an_accuracy_that_is_still_rising_wants_more_rounds():
     said = remark_on(rows(*np.linspace(0.3, 0.8, 40)), 0.1, "test")
     assert said == (
-        "The accuracy was still rising at the end: its last 5 evaluations are 6.4 points above the 5 before. More rounds may "
-        "help."
+        "The accuracy was still rising at the end (its last 5 evaluations are 6.4 points above the 5 before): try more rounds."
     )
+    assert remark_on(rows(*np.linspace(0.3, 0.8, 40)), 0.1, "test", is_whole=False) == ""
     assert remark_on(rows(*np.linspace(0.3, 0.8, 7)), 0.1, "test") == ""
     flat = 0.8 - 0.5 * np.exp(-np.arange(40) / 5)
     assert remark_on(rows(*flat), 0.1, "test") == ""
@@ -105,7 +109,10 @@ def test_at_most_two_findings_are_told_and_a_failure_comes_first():
 
 def test_a_run_in_which_nobody_trained_says_so_however_short_it_is():
     idle = tuple(dataclasses.replace(r, clients_ok=0, clients_inactive=2) for r in rows(0.9, 0.9))
-    assert remark_on(idle, 0.1, "test").startswith("No client trained in any of 2 rounds")
+    said = remark_on(idle, 0.1, "test")
+    assert said.startswith("No client trained in any of 2 rounds")
+    assert "threshold" not in said
+    assert "a lower method.threshold" in remark_on(idle, 0.1, "test", has_threshold=True)
     assert remark_on((*idle, *rows(0.9)), 0.1, "test") == ""
 
 
@@ -143,6 +150,28 @@ def test_the_last_line_the_summary_and_a_comparison_say_it(tmp_path):
     del summary["remark"]  # as an older version wrote it
     (path / "summary.json").write_text(json.dumps(summary))
     assert Comparison.of_runs([path], force=False).notes == ()
+
+
+def test_a_comparison_says_once_what_is_so_of_several_runs(tmp_path):
+    """Of one run it also says the numbers."""
+    said = "The clients pull apart (the accuracy jumps by {} points): try fewer local steps."
+    other = "No pseudo-label named the class b (2) in the last 10 rounds."
+    remarks = {
+        ("a", 0): said.format(7),
+        ("a", 1): said.format(9),
+        ("b", 0): said.format(8),
+        ("b", 1): other,
+    }
+    for (name, seed), remark in remarks.items():
+        path = record(tmp_path / f"{name}{seed}", [0.5], name=name, seed=seed)
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**summary, "remark": remark}))
+    assert Comparison.of_runs([tmp_path], force=False).notes == (
+        "a seeds 0, 1; b seed 0: The clients pull apart: try fewer local steps.",
+        f"b seed 1: {other}",
+    )
+    alone = Comparison.of_runs([tmp_path / "a0"], force=False)
+    assert alone.notes == (f"a seed 0: {said.format(7)}",)
 
 
 def test_a_run_that_cannot_learn_says_so_in_its_record(tmp_path):
@@ -189,21 +218,65 @@ def test_a_class_that_no_pseudo_label_names():
     assert remark_on(known, 0.1, "test") == ""
 
 
+def apart(accuracies, **more):
+    """Return rounds whose clients' changes average to half of their length."""
+    found = rows(*accuracies, **more)
+    return [dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in found]
+
+
 def test_clients_that_pull_apart():
     """The accuracy jumps by 20 points, and the average of the clients' changes has half of their length."""
-    jumping = [0.8, 0.6] * 20
-    apart = [
-        dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in rows(*jumping)
-    ]
-    said = remark_on(apart, 0.1, "test")
-    assert said.startswith(
-        "The clients pull apart: from one evaluation to the next the accuracy changes by 20 points"
+    jumping = apart([0.8, 0.6] * 20)
+    said = remark_on(jumping, 0.1, "test")
+    assert said == (
+        "The clients pull apart (from one evaluation to the next the accuracy jumps by 20 points, and the average of the clients' "
+        "changes has 50 % of their length): try a larger federation.sample, fewer local steps or strategy.kind = fedprox or scaffold."
     )
-    assert "50 % of their length" in said
-    together = [dataclasses.replace(row, update_norm=1.9) for row in apart]
+    together = [dataclasses.replace(row, update_norm=1.9) for row in jumping]
     assert remark_on(together, 0.1, "test") == ""
-    steady = [dataclasses.replace(row, server_accuracy=0.8) for row in apart]
+    steady = [dataclasses.replace(row, server_accuracy=0.8) for row in jumping]
     assert remark_on(steady, 0.1, "test") == ""
+
+
+def test_near_chance_an_accuracy_jumps_by_luck():
+    """At 20 % of ten classes a model has come a ninth of the way; with two even classes, 60 % is near chance as well."""
+    assert remark_on(apart([0.15, 0.25] * 20), 0.1, "test") == ""
+    assert remark_on(apart([0.56, 0.64] * 20), 0.5, "test") == ""
+    assert "pull apart" in remark_on(apart([0.56, 0.64] * 20), 0.1, "test")
+    assert "pull apart" in remark_on(apart([0.56, 0.64] * 20), NAN, "test")
+
+
+def test_a_steep_rise_is_no_jump():
+    assert "pull apart" not in remark_on(apart(np.linspace(0.1, 0.9, 12)), 0.1, "test")
+
+
+def test_findings_that_disagree_do_not_give_the_advice_on_which_they_do():
+    said = remark_on(apart([0.8, 0.6] * 20, coverage=0.0), 0.1, "test", has_threshold=True)
+    assert (
+        "No pseudo-label was used in any of 40 rounds: try a lower method.threshold or more rounds."
+        in said
+    )
+    assert "The clients pull apart" in said
+    assert "local steps" not in said
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=8, max_size=40),
+    st.sampled_from([NAN, 0.0, 0.01, 0.7]),
+    st.sampled_from([NAN, 0.3, 1.0]),
+    st.sampled_from([0.5, 3e5]),
+    st.booleans(),
+)
+def test_no_remark_advises_more_and_less_of_the_same(accuracies, coverage, right, loss, threshold):
+    found = apart(accuracies, coverage=coverage, right=right, loss=loss)
+    said = remark_on(found, 0.3, "test", has_threshold=threshold)
+    for more, less in (
+        ("more local steps", "fewer local steps"),
+        ("a higher method.threshold", "a lower method.threshold"),
+    ):
+        assert not (more in said and less in said)
+    assert "try ." not in said
+    assert ".." not in said
 
 
 def test_a_round_says_what_remarks_need(tmp_path):

@@ -81,15 +81,17 @@ function fill(row, run, keys) {
     draw();
     reloadCurves();
   });
-  const link = made("a", run.place);
+  const link = made("a");
+  for (const part of run.place.split(/(?<=[/,])/)) link.append(part, made("wbr")); // a line breaks between parts of a path
   link.href = `report?run=${run.id}`;
   link.target = "_blank";
   link.rel = "noopener";
   const name = made("td", link);
   name.append(made("small", run.seed === null ? run.name : `${run.name}, seed ${run.seed}`));
   if (run.note) {
-    name.append(made("small", run.note, "note"));
-    name.title = run.note;
+    const note = made("details", undefined, "note");
+    note.append(made("summary", run.note));
+    name.append(note);
   }
   const state = made("td", made("span", run.state, `state-${run.state}`));
   const settings = made("td", made("div", undefined, "few"));
@@ -129,7 +131,7 @@ function draw() {
   const counts = STATES.map(state => [state, runs.filter(run => run.state === state).length]).filter(([, count]) => count);
   const among = list.length === runs.length ? "" : `, ${list.length} shown`;
   at("count").textContent = `${runs.length} run${runs.length === 1 ? "" : "s"}${among}: ${counts.map(([state, count]) => `${count} ${state}`).join(", ") || "none"}`;
-  at("ticked").textContent = ticked.size ? `${ticked.size} ticked` : "tick runs to";
+  at("ticked").textContent = ["tick runs to", "1 ticked; tick two or more to"][ticked.size] ?? `${ticked.size} ticked`;
   at("all").checked = list.length > 0 && list.every(run => ticked.has(run.id));
   if (ticked.size < 2) at("compare").removeAttribute("href");
   else at("compare").href = `comparison?${named(ticked)}`;
@@ -168,7 +170,7 @@ function drawCurves(pointed) {
   const width = chart.clientWidth || 600, height = 260, left = 42, right = 16, top = 8, bottom = 34;
   const xs = lines.flatMap(line => line.points.map(point => point[0])), ys = lines.flatMap(line => line.points.map(point => point[1]));
   if (!xs.length) return chart.replaceChildren();
-  const last = Math.max(...xs, 2), low = Math.max(0, Math.floor(Math.min(...ys) / 5) * 5), high = Math.min(100, Math.max(low + 5, Math.ceil(Math.max(...ys) / 5) * 5));
+  const last = Math.max(...xs, 2), low = Math.min(95, Math.max(0, Math.floor(Math.min(...ys) / 5) * 5)), high = Math.min(100, Math.max(low + 5, Math.ceil(Math.max(...ys) / 5) * 5));
   const x = round => left + (round - 1) / (last - 1) * (width - left - right);
   const y = value => top + (high - value) / (high - low) * (height - top - bottom);
   const parts = [];

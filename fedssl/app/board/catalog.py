@@ -146,7 +146,8 @@ def _read_settings(path: Path) -> Settings:
 
 
 def _headings(keys: Sequence[str]) -> dict[str, str]:
-    """Return the heading of the column of each setting: its short name, or the section of a kind."""
+    """Return the heading of each setting: its short name, or the section of a kind; those of the method, which tell most, come first."""
+    keys = sorted(keys, key=lambda key: not key.startswith("method."))
     section = {key: key.rpartition(".")[0].rpartition(".")[2] or key for key in keys}
     return {key: name or section[key] for key, name in short_keys(keys).items()}
 

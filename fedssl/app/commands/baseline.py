@@ -42,8 +42,8 @@ def baseline(
         from fedssl.clients.local_data import simulated_federation
         from fedssl.record.description import describe
         from fedssl.record.run_path import check_output, unwritable_error
-        from fedssl.views.comparison.table import OnScreen
         from fedssl.views.comparison.yardstick_table import measure, yardstick_table
+        from fedssl.views.text_table import OnScreen
 
     experiments = load_seeds(file, settings or [], seeds)
     if experiments[0].federation.private:

@@ -1,7 +1,6 @@
 """`fedssl compare`: compares recorded runs in tables, a page, files and a picture."""
 
 import time
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,65 +102,44 @@ def compare(
         require("sklearn", "--yardsticks", "the classifiers")
     if latex:
         require("matplotlib", "--latex", "the figure")
-    compare_runs(
+    from fedssl.views.comparison.comparison import Comparison
+
+    comparison = Comparison.of_runs(
         runs,
-        out,
-        Console(),
         force=force,
         yardsticks=yardsticks,
         baseline=baseline,
         bound=bound,
         by_data=not force,
-        latex=latex,
         measures=measure or (),
     )
+    show_comparison(comparison, out, Console(), latex=latex)
 
 
-def compare_runs(
-    paths: Sequence[Path],
+def show_comparison(
+    comparison: "Comparison",
     out: Path | None,
     console: Console,
     *,
-    force: bool,
     brief: bool = False,
-    yardsticks: bool = False,
-    baseline: str | None = None,
-    bound: str | None = None,
-    by_data: bool = True,
     latex: bool = False,
-    measures: Sequence[str] = (),
-) -> "Comparison":
-    """Compare runs, print the comparison, write it to files, and return it.
+) -> None:
+    """Print a comparison, and write it to files.
 
     Args:
-        paths: Run directories, or folders that hold run directories.
+        comparison: What to show.
         out: Folder for the files, as `fedssl.views.comparison.files.write_files` writes them; None: a new folder below ``runs/``.
         console: The console on which to print.
-        force: Compare runs even if their data or their split differs; a note says so.
         brief: Print only accuracies, and costs if there is virtual time; the files hold everything.
-        yardsticks: Measure classical classifiers on the federations of the baselines.
-        baseline: The line, or lines, that the others are compared with; see `fedssl.views.comparison.groups.grouped`.
-        bound: The line, or lines, from which the share of the gap is counted that the others close; None: none is shown.
-        by_data: Whether lines form groups without a named baseline; if false, all are compared with the first one.
         latex: Write the table of accuracies as ``comparison.tex``, and the curves as ``comparison.pdf`` and ``comparison.svg``.
-        measures: Names of the measures that give every class the same weight and that a table is to show.
 
     Raises:
-        InputError: No finished run is found, data or splits differ, or the folder cannot be written to.
+        InputError: The folder cannot be written to.
     """
-    from fedssl.views.comparison.comparison import Comparison
     from fedssl.views.comparison.files import write_files
-    from fedssl.views.comparison.table import OnScreen, tables_of
+    from fedssl.views.comparison.table import tables_of
+    from fedssl.views.text_table import OnScreen
 
-    comparison = Comparison.of_runs(
-        paths,
-        force=force,
-        yardsticks=yardsticks,
-        baseline=baseline,
-        bound=bound,
-        by_data=by_data,
-        measures=measures,
-    )
     for table in tables_of(comparison, brief=brief):
         console.print(OnScreen(table))
         console.print()
@@ -170,4 +148,3 @@ def compare_runs(
     said += write_files(comparison, folder, latex=latex)
     for line in said:
         console.say(line)
-    return comparison

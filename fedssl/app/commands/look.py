@@ -101,16 +101,17 @@ def show(
     with quick_imports():
         from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation
+        from fedssl.data.client_names import client_names
         from fedssl.record.description import describe, remarks_on_data
         from fedssl.record.run_path import check_output
         from fedssl.views.federation_table import (
-            client_names,
             describe_skew,
             describe_system,
             device_table,
             federation_table,
         )
         from fedssl.views.pictures.federation_plot import plot_federation
+        from fedssl.views.text_table import OnScreen
 
     # Draw the federation as a run would; what private clients hold is not known here.
     experiment = load_experiment(file, settings or [])
@@ -123,12 +124,12 @@ def show(
         return
     # Print the tables: images by client and class, and the devices if there is virtual time.
     names = client_names(federation, experiment.federation.partition)
-    console.print(federation_table(federation, names))
+    console.print(OnScreen(federation_table(federation, names)))
     for line in (describe_skew(federation), *remarks_on_data(federation)):
         console.tell(line)
     timed = virtual_seconds(experiment)
     if timed is not None:
-        console.print(device_table(*timed))
+        console.print(OnScreen(device_table(*timed)))
         console.tell(describe_system(experiment, timed[1]))
     # Draw the picture; a name without a picture's suffix becomes a PNG.
     path = out or Path(f"{experiment.name}-federation.png")

@@ -1,7 +1,6 @@
 """`fedssl run`: runs experiments, several at a time where that is faster, and compares them at the end."""
 
 import contextlib
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from fedssl.app.commands.arguments import (
     load_seeds,
     say_changed_kinds,
 )
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.app.guard import complain, guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
@@ -108,7 +107,10 @@ def run(
             plain=plain,
         )
         if len(finished) > 1:
-            compare_runs(finished, out, console, force=True, brief=True)
+            from fedssl.views.comparison.comparison import Comparison
+
+            comparison = Comparison.of_runs(finished, force=True)
+            show_comparison(comparison, out, console, brief=True)
     if failed := len(experiments) - len(finished):
         raise RunFailed(f"{failed} of {len(experiments)} runs failed")
 
@@ -123,7 +125,7 @@ def _find_named_runs(
     Raises:
         InputError: A folder holds no run, or it is named without ``--resume`` or beside experiment files, a folder or seeds.
     """
-    from fedssl.record.run_path import EXPERIMENT, has_begun, run_below
+    from fedssl.record.run_path import EXPERIMENT, has_begun, resume_command, run_below
 
     folders = list({file.resolve(): file for file in files if file.is_dir()}.values())
     for folder in folders:
@@ -132,7 +134,7 @@ def _find_named_runs(
             remedy = f"name one of its runs, such as {below}" if below else "name a TOML file"
             raise InputError(str(folder), "is a folder that holds no run", remedy)
         if not resume:
-            remedy = f"go on with it: fedssl run {shlex.quote(str(folder))} --resume"
+            remedy = f"go on with it: {resume_command(folder)}"
             raise InputError(str(folder), "is the folder of a run", remedy)
     if folders and (any(file.is_file() for file in files) or out is not None or seeds > 1):
         raise InputError(

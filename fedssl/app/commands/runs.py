@@ -5,7 +5,7 @@ import dataclasses
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,13 +13,11 @@ from typing import Annotated, Any
 
 import click
 import typer
-from rich import box
-from rich.table import Table
 from typer.core import TyperGroup
 
 from fedssl.app.guard import guarded
+from fedssl.app.run_table import run_table
 from fedssl.core.console import Console
-from fedssl.core.durations import brief_duration
 from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.record.overview import Overview, State, overview
@@ -28,10 +26,7 @@ from fedssl.record.run_path import check_run, run_folders
 from fedssl.record.tags import change_tags
 
 WIDE = 10_000
-"""Into a pipe or a file, a line of the table may have this many characters: nothing is folded there."""
-
-STYLES = {State.running: "green", State.failed: "red", State.killed: "red"}
-"""Colors of states on a terminal."""
+"""Into a pipe or a file, a line of the table may have this many characters: nothing is folded or left out there."""
 
 
 class _ListsByDefault(TyperGroup):
@@ -154,7 +149,13 @@ def list_runs(
     console = Console()
     if not console.is_terminal:
         console.width = WIDE
-    console.print(_listing(found) if found else "no runs")
+    if not found:
+        console.print("no runs")
+        return
+    table, left_out = run_table(found, console.width)
+    console.print(table)
+    if left_out:
+        console.say(f"no room for {', '.join(left_out)}: a wider terminal or --json shows them")
 
 
 @app.command("rm")
@@ -241,31 +242,6 @@ def as_table(run: Overview) -> dict[str, Any]:
     if began is not None:
         known["began"] = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
     return {**known, "path": str(run.path)}
-
-
-def _listing(runs: Sequence[Overview]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    for heading in ("rounds", "EMA %", "time", "age"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    tagged = any(run.tags for run in runs)
-    if tagged:
-        table.add_column("tags", overflow="fold")
-    for run in runs:
-        share = "-" if math.isnan(run.accuracy) else f"{run.accuracy * 100:.1f}"
-        cells = [_rounds(run), share, brief_duration(run.seconds), brief_duration(run.age)]
-        tags = [one_line(", ".join(run.tags))] if tagged else []
-        table.add_row(
-            one_line(str(run.path)), run.state, *cells, *tags, style=STYLES.get(run.state)
-        )
-    return table
-
-
-def _rounds(run: Overview) -> str:
-    if run.rounds == run.num_rounds:
-        return str(run.rounds)
-    return f"{run.rounds}/{run.num_rounds or '?'}"
 
 
 def _largest_first(value: float) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_changed_kinds
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.app.commands.completion import complete_setting
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
@@ -212,7 +212,9 @@ def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
     paths = [folder / point.name for point in points]
     finished = [path for path in paths if state_of(path) == "finished"]
     if len(finished) > 1:
-        compare_runs(finished, folder, console, force=True)
+        from fedssl.views.comparison.comparison import Comparison
+
+        show_comparison(Comparison.of_runs(finished, force=True), folder, console)
 
 
 def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:

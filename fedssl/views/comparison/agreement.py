@@ -43,7 +43,7 @@ def disagreements(lines: Sequence[Line]) -> tuple[str, ...]:
             said.append(f"{line.label}: {', '.join(facts)}{_settings(line, lines[0])}")
             continue  # other data has another split anyway
         said += [
-            f"{line.label}: different {what} than {other.label} for {_seeds(seeds)}{_settings(line, other)}"
+            f"{line.label}: different {what} than {other.label} for {say_seeds(seeds)}{_settings(line, other)}"
             for what, other, seeds in _other_splits(line, lines, splits)
         ]
     return tuple(said)
@@ -92,7 +92,8 @@ def _split_of(run: Run) -> Split:
     return Split(str(run.data.get("held_out_sha256")), partition)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def say_seeds(seeds: Sequence[int]) -> str:
+    """Return seeds as people say them: ``seed 0``, or ``seeds 0, 1``."""
     numbers = ", ".join(map(str, sorted(seeds)))
     return f"seed {numbers}" if len(seeds) == 1 else f"seeds {numbers}"
 

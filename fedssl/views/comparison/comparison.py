@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
 from fedssl.record.run_path import NUMBERS
-from fedssl.views.comparison.agreement import disagreements, unpaired
+from fedssl.views.comparison.agreement import UNDECIDING, disagreements, say_seeds, unpaired
 from fedssl.views.comparison.gather import Line, gather
-from fedssl.views.comparison.groups import Group, chosen, grouped
-from fedssl.views.comparison.labels import differences, factors
+from fedssl.views.comparison.groups import DATA, Group, chosen, grouped
+from fedssl.views.comparison.labels import differences, differing, factors, in_short, short_keys
 from fedssl.views.comparison.reasons import reasons
 from fedssl.views.comparison.statistics import (
     ACCURACIES,
@@ -39,6 +40,7 @@ from fedssl.views.comparison.statistics import (
 from fedssl.views.comparison.verdicts import Verdicts, together, verdicts_of
 from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
+from fedssl.views.unknown_truth import is_right_unknown
 
 if TYPE_CHECKING:
     from fedssl.views.pictures.plots import Picture
@@ -50,6 +52,9 @@ SUMMED = (
     *("bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Numbers of a run's summary that a comparison aggregates over seeds."""
+
+NUMBERS_OF_RUN = re.compile(r" \([^()]*\d[^()]*\)(?=[:.])")
+"""The part of a remark that holds one run's numbers, in brackets at the end of a finding."""
 
 TRAINING = frozenset({"rounds", "phases", "train", "augment", "model"})
 """Sections whose settings train a model: if lines differ in them, their difference is not due to their methods alone."""
@@ -74,8 +79,8 @@ class Comparison:
         differences: Settings that differ between lines, as `fedssl.views.comparison.labels.differences` returns them.
         verdicts: Which lines can be told apart.
         measures: Names of the measures in `MEASURES` that a table shows because they were asked for.
-        yardsticks: What classical classifiers make of the same labels, one row a baseline, classifier and seed; empty unless they
-            were asked for.
+        yardsticks: What classical classifiers make of the same labels, one row a classifier and seed, for each of the data that lines
+            have; empty unless they were asked for.
         source: Data source of the first line.
         evaluated_on: The first line's held-out images: ``"test"`` or ``"validation"``.
         last_evaluations: Number of last evaluations whose mean is a run's accuracy, such as ``"10"``, or
@@ -137,6 +142,12 @@ class Comparison:
     def target(self) -> float:
         """The final EMA accuracy of the first baseline, mean over its seeds."""
         return float(self.lines["target"].iloc[0])
+
+    @property
+    def lacks_truth(self) -> bool:
+        """Whether some line used pseudo-labels of which nobody knows how many are right."""
+        shares = self.lines[["pseudo_label_accuracy", "pseudo_label_coverage"]]
+        return any(is_right_unknown(*share) for share in shares.itertuples(index=False))
 
     @property
     def most_seeds(self) -> int:
@@ -255,7 +266,10 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
         bound = [line.label for line in bounds if line in group.lines]
         lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)
         if len(group.lines) > 1 and lines["gap_closed"].isna().all():
-            has = f"{bound[0]} is not above {first}" if len(bound) == 1 else ""
+            has = ""
+            if len(bound) == 1:
+                is_base = bound[0] == first
+                has = f"{first} is its own bound" if is_base else f"{bound[0]} is not above {first}"
             notes.append(f"no share of a gap: {has or f'{first} has {len(bound)} bounds'}")
     return _Part(lines, own, verdicts, notes)
 
@@ -269,17 +283,29 @@ def _alone(groups: Sequence[Group]) -> list[str]:
 
 
 def _yardsticks(groups: Sequence[Group]) -> tuple[pd.DataFrame, list[str]]:
-    """Return what classical classifiers make of the baselines' labels, and sentences that say where they make nothing of them."""
+    """Return what classical classifiers make of the groups' labels, and sentences that say where they make nothing of them.
+
+    The classifiers depend on images and labels only, so groups with the same data are measured once.
+    """
+    by_data: dict[str, dict[int, Run]] = {}
+    for name, group in zip(_names_of_data(groups), groups, strict=True):
+        by_data[name] = {**group.lines[0].runs, **by_data.get(name, {})}
     measured, notes = [], []
-    for group in groups:
-        first = group.lines[0]
+    for name, runs in by_data.items():
         try:
-            table = measure((seed, run.federation) for seed, run in first.runs.items())
-            measured.append(table.assign(baseline=first.label))
+            table = measure((seed, run.federation) for seed, run in runs.items())
+            measured.append(table.assign(data=name))
         except InputError as error:
-            beside = f" beside {first.label}" if len(groups) > 1 else ""
-            notes.append(f"no yardsticks{beside}: {error}")
+            notes.append(f"no yardsticks{f' with {name}' if len(by_data) > 1 else ''}: {error}")
     return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
+
+
+def _names_of_data(groups: Sequence[Group]) -> list[str]:
+    """Return for each group the settings in which its images and labels differ from another group's, such as ``alpha 0.1``."""
+    firsts = [group.lines[0].settings for group in groups]
+    keys = [key for key in differing(firsts) if key.startswith(DATA) and key not in UNDECIDING]
+    shorts = short_keys(keys)
+    return [in_short({key: own[key] for key in keys if key in own}, shorts) for own in firsts]
 
 
 def _older(lines: pd.DataFrame, measures: Sequence[str]) -> list[str]:
@@ -387,14 +413,26 @@ def _judges(lines: Sequence[Line]) -> list[str]:
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither."""
-    return [
-        f"{line.label} seed {seed}: {said}"
-        for line in lines
-        for seed, run in line.runs.items()
-        for said in (run.summary.get("stopped"), run.summary.get("remark"))
-        if said
-    ]
+    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither.
+
+    What is said of several runs is said once, without the numbers of each run.
+    """
+    told: dict[str, list[tuple[str, int, str]]] = {}
+    for line in lines:
+        for seed, run in line.runs.items():
+            for said in (run.summary.get("stopped"), run.summary.get("remark")):
+                if said:
+                    told.setdefault(NUMBERS_OF_RUN.sub("", said), []).append(
+                        (line.label, seed, said)
+                    )
+    notes = []
+    for common, runs in told.items():
+        seeds: dict[str, list[int]] = {}
+        for label, seed, _ in runs:
+            seeds.setdefault(label, []).append(seed)
+        whose = "; ".join(f"{label} {say_seeds(own)}" for label, own in seeds.items())
+        notes.append(f"{whose}: {common if len(runs) > 1 else runs[0][2]}")
+    return notes
 
 
 def _runs(lines: Sequence[Line]) -> pd.DataFrame:

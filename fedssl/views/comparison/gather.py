@@ -8,7 +8,14 @@ from pathlib import Path
 from fedssl.core.errors import InputError
 from fedssl.core.toml import settings_as_text
 from fedssl.record.resume import settings_that_change_results
-from fedssl.record.run_path import EVENTS, SWEEP, check_folder_of_runs, has_begun, run_folders
+from fedssl.record.run_path import (
+    EVENTS,
+    SWEEP,
+    check_folder_of_runs,
+    has_begun,
+    run_folders,
+    way_on,
+)
 from fedssl.views.comparison.labels import Settings, label_lines
 from fedssl.views.run import Run
 
@@ -71,7 +78,8 @@ def _found(path: Path) -> list[Run]:
     check_folder_of_runs(path)
     runs = [Run(folder) for folder in _in_a_sweeps_order(path, list(run_folders(path)))]
     if not any(run.is_finished for run in runs):
-        raise InputError(str(path), "holds no finished run")
+        remedy = way_on(runs[0].path, "its end") if len(runs) == 1 else ""
+        raise InputError(str(path), "holds no finished run", remedy)
     return runs
 
 

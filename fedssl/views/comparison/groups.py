@@ -1,12 +1,13 @@
 """Which line of a comparison each line is measured against: lines of the same data, or lines that share a factor, form a group."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedssl.core.errors import InputError
+from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.views.comparison.agreement import UNDECIDING
 from fedssl.views.comparison.gather import Line
-from fedssl.views.comparison.labels import Settings, bare, differing
+from fedssl.views.comparison.labels import Settings, bare, differing, plain
 
 DATA = ("data.", "federation.")
 """Beginnings of the settings that decide which images and labels a client holds."""
@@ -37,7 +38,7 @@ def grouped(
 ) -> tuple[Group, ...]:
     """Return the lines in groups, each group with its baseline first.
 
-    A named baseline is a line's label, which is then the baseline of all, or settings such as ``method.kind=supervised``: the baseline
+    A named baseline is a line's label, which is then the baseline of all (its parts in any order), or settings such as ``method.kind=supervised``: the baseline
     of a line is the line that has these settings and otherwise the same as the line itself. Without a named baseline:
 
     - In a grid of methods and other settings under one name, the method of the first line is the baseline.
@@ -47,7 +48,7 @@ def grouped(
 
     Args:
         lines: The lines, in the order in which they were found.
-        baseline: A label, or ``KEY=VALUE``, several separated by commas; None: none is named.
+        baseline: A label or settings, as `chosen` takes them; None: none is named.
         by_data: Whether lines form groups without a named baseline; if false, all lines are one group.
 
     Raises:
@@ -57,8 +58,8 @@ def grouped(
         baseline = f"{METHOD}={bare(lines[0].settings[METHOD])}"
     if baseline is None:
         groups = _by_data(lines) if by_data else [list(lines)]
-    elif any(line.label == baseline for line in lines):
-        groups = [sorted(lines, key=lambda line: line.label != baseline)]
+    elif named := _called(baseline, lines):
+        groups = [sorted(lines, key=lambda line: line is not named[0])]
     else:
         groups = _under_baselines(lines, baseline)
     factors = _factors(groups)
@@ -72,26 +73,29 @@ def chosen(text: str, lines: Sequence[Line], option: str) -> list[Line]:
     """Return the lines that a text names: the line of this label, or all lines with settings such as ``name=all-labels``.
 
     Args:
-        text: A label, or ``KEY=VALUE``, several separated by commas.
+        text: A label, whose parts may stand in any order, or ``KEY=VALUE``, several separated by commas. A value is written as in
+            labels or as ``--set`` takes it.
         lines: The lines of the comparison.
         option: Name of the option that holds the text, for the error.
 
     Raises:
         InputError: The text names no line.
     """
-    named = [line for line in lines if line.label == text]
+    named = _called(text, lines)
     if named:
         return named
     wanted = _settings(text)
     if not wanted:
-        labels = ", ".join(line.label for line in lines)
-        raise InputError(option, f"no line is called {text!r}", f"one of: {labels}")
+        near = suggest_nearest(text, [line.label for line in lines])
+        raise InputError(option, f"no line is called {text!r}", near)
     for key, value in wanted.items():
-        known = list(dict.fromkeys(bare(o.settings[key]) for o in lines if key in o.settings))
+        known = [line.settings[key] for line in lines if key in line.settings]
         if not known:
-            raise InputError(option, f"no line has the setting {key}")
-        if value not in known:
-            raise InputError(option, f"no line has {key}={value}", f"one of: {', '.join(known)}")
+            near = suggest_nearest(key, {"name", *differing([line.settings for line in lines])})
+            raise InputError(option, f"no line has the setting {key}", near)
+        if not any(_is_value(value, each) for each in known):
+            near = suggest_nearest(value, set(map(plain, known)))
+            raise InputError(option, f"no line has {key}={value}", near)
     found = [line for line in lines if _has(line.settings, wanted)]
     if not found:
         raise InputError(option, f"no line has {text}")
@@ -183,8 +187,24 @@ def _settings(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def _called(text: str, lines: Sequence[Line]) -> list[Line]:
+    """Return the line with a label; if there is none, the lines whose labels have the same parts in another order."""
+    exact = [line for line in lines if line.label == text]
+    return exact or [line for line in lines if _parts(line.label) == _parts(text)]
+
+
+def _parts(label: str) -> list[str]:
+    """Return the name and the settings of a label such as ``cells (alpha 0.2, supervised)``, sorted."""
+    return sorted(filter(None, map(str.strip, re.split("[,()]", label))))
+
+
 def _has(own: Settings, wanted: Mapping[str, str]) -> bool:
-    return all(key in own and bare(own[key]) == value for key, value in wanted.items())
+    return all(key in own and _is_value(value, own[key]) for key, value in wanted.items())
+
+
+def _is_value(text: str, value: str) -> bool:
+    """Say whether a text names a value, which is JSON: as labels write it, or as ``--set`` takes it."""
+    return text in (plain(value), bare(value))
 
 
 def _values(line: Line, keys: Sequence[str]) -> tuple[str | None, ...]:

@@ -54,7 +54,10 @@ def reasons(group: Group, lines: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[
 def _pseudo_labels(line: Mapping[Any, Any], accuracy: float) -> Iterator[str]:
     """Say how many of a line's pseudo-labels are used and right at the end, beside the baseline's accuracy."""
     right, used = line["pseudo_label_accuracy"], line["pseudo_label_coverage"]
-    if not used > USED or right != right:
+    if not used > USED:
+        return
+    if right != right:
+        yield f"it uses pseudo-labels for {used * 100:.0f} % of the unlabeled images, and nobody knows how many of them are right"
         return
     than = "fewer than the model of the baseline has right" if right < accuracy else ""
     more = f", {than} ({accuracy * 100:.0f} %)" if than else ""
@@ -71,9 +74,16 @@ def _classes(line: Line, first: Line) -> Iterator[str]:
     if len(known) < 2:
         return
     most, least = known[np.argmax(gain[known])], known[np.argmin(gain[known])]
-    if gain[most] - gain[least] > SAME:
-        names = next(iter(line.runs.values())).data["class_names"]
-        yield f"class {names[most]} gains most ({gain[most] * 100:+.0f}), class {names[least]} least ({gain[least] * 100:+.0f})"
+    if gain[most] - gain[least] <= SAME:
+        return
+    names = next(iter(line.runs.values())).data["class_names"]
+    best, worst = (round(float(gain[place]) * 100) for place in (most, least))
+    if worst >= 0:
+        yield f"class {names[most]} gains most ({best:+d}), class {names[least]} least ({worst:+d})"
+    elif best > 0:
+        yield f"class {names[most]} gains most ({best:+d}), class {names[least]} loses most ({worst:+d})"
+    else:
+        yield f"no class gains, class {names[least]} loses most ({worst:+d})"
 
 
 def _recall(line: Line) -> Floats | None:

@@ -121,6 +121,21 @@ def counts_by_image(right: Mask, images: Counts) -> ImageCounts:
     )
 
 
+def with_least_spread(spread: Spread, gain: Floats, predictions: int) -> Spread:
+    """Return how uncertain differences are by images: at least as uncertain as if the fewest images made them.
+
+    Lines whose accuracies differ by g name at least the share g of the images differently, and McNemar's variance of that many is
+    (g - g^2) / N. A difference of means over several rounds may be larger than what the final models disagree on.
+
+    Args:
+        spread: What the final models say.
+        gain: The differences that are tested, (L, L), shares.
+        predictions: N, the number of predictions of a line.
+    """
+    least = (np.abs(gain) - gain**2) / predictions
+    return Spread(np.maximum(spread.variance, least), spread.freedom)
+
+
 def probabilities(gain: Floats, *spreads: Spread) -> Floats:
     """Return how often luck alone would make a pair's difference or a larger one, corrected for the number of pairs, (L, L).
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
@@ -11,6 +12,9 @@ from fedssl.views.comparison.significance import spread_factor
 
 LEVEL = 0.95
 """Every interval of a mean has this confidence level, a probability."""
+
+FEWEST_SEEDS = 3
+"""The mean of fewer seeds has no interval: by Student's t, that of two seeds is nine deviations to either side and says nothing."""
 
 SLACK = 1e-9
 """Accuracies (shares) that differ by less than this are equal.
@@ -35,14 +39,14 @@ SPENT = ("megabytes", "seconds", "virtual_seconds")
 
 
 def mean_interval(values: "pd.Series[float]", overlap: float = 0.0) -> tuple[float, float]:
-    """Return low and high of the 95 % interval of a mean, by Student's t; both are NaN for fewer than two values.
+    """Return low and high of the 95 % interval of a mean, by Student's t; both are NaN for fewer than `FEWEST_SEEDS` values.
 
     Args:
         values: One value a seed; NaN values are ignored.
         overlap: See `fedssl.views.comparison.significance.spread_factor`.
     """
     known = values.dropna()
-    if len(known) < 2:
+    if len(known) < FEWEST_SEEDS:
         return math.nan, math.nan
     quantile = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2))
     factor = spread_factor(len(known), overlap)
@@ -53,14 +57,21 @@ def mean_interval(values: "pd.Series[float]", overlap: float = 0.0) -> tuple[flo
 def spent_by_round(rounds: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return rounds with the ``megabytes`` (up and down) and ``seconds`` that their runs have spent by their ends.
 
+    The seconds leave out what the first round takes longer than the median of the others: it waits for the workers and for what
+    they build once. Only the first run of several pays for that, whatever its method.
+
     Args:
         rounds: Rows of `fedssl.record.rows.RoundRow` in order of rounds, with the ``label`` and ``seed`` of their run.
         runs: One row per run: label, seed, seconds.
     """
     by_run = rounds.assign(megabytes=(rounds["bytes_up"] + rounds["bytes_down"]) / 1e6)
     grouped = by_run.groupby(RUN, sort=False)
+    usual = grouped["seconds"].transform(lambda seconds: seconds.iloc[1:].median())
+    is_first = grouped.cumcount() == 0
+    steady = rounds["seconds"].mask(is_first, np.fmin(rounds["seconds"], usual))
     # A round is evaluated while the next round trains, so the seconds of all rounds add up to more than the run's.
-    share = grouped["seconds"].cumsum() / grouped["seconds"].transform("sum")
+    spent = steady.groupby([rounds[name] for name in RUN], sort=False).cumsum()
+    share = spent / grouped["seconds"].transform("sum")
     whole = rounds[RUN].merge(runs[[*RUN, "seconds"]], on=RUN, how="left")["seconds"]
     return rounds.assign(megabytes=grouped["megabytes"].cumsum(), seconds=share * whole)
 
@@ -96,8 +107,8 @@ def with_reach(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Da
 def lines_of(runs: pd.DataFrame, overlap: float = 0.0) -> pd.DataFrame:
     """Return one row per line, in the order of the runs: statistics over the line's seeds.
 
-    ``*_std`` is the standard deviation over seeds; ``*_ci95_low`` and ``*_ci95_high`` bound the 95 % interval of the
-    mean; all three are NaN for a single seed. ``gain`` is the mean over the ``paired_seeds`` seeds that the first line
+    ``*_std`` is the standard deviation over seeds, NaN for a single seed; ``*_ci95_low`` and ``*_ci95_high`` bound the 95 %
+    interval of the mean, and are NaN for fewer than `FEWEST_SEEDS` seeds. ``gain`` is the mean over the ``paired_seeds`` seeds that the first line
     has too.
 
     Args:

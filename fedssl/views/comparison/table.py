@@ -1,17 +1,12 @@
-"""Lays out a comparison as tables for terminals of any width; a note below each table explains the columns."""
+"""Lays out a comparison as tables; a note below each table explains the columns."""
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions
-from rich.table import Table
 
 from fedssl.core.console import Console
 from fedssl.metrics.balanced import MEASURES
@@ -19,8 +14,10 @@ from fedssl.record.judges import in_brackets
 from fedssl.record.rows import NAN
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import Pivot, pivot_of
+from fedssl.views.comparison.statistics import FEWEST_SEEDS
 from fedssl.views.comparison.yardstick_table import yardstick_table
-from fedssl.views.text_table import TextTable
+from fedssl.views.text_table import OnScreen, TextTable
+from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 
 Line = Mapping[Any, Any]
 """One row of `Comparison.lines`: values by column name."""
@@ -33,6 +30,7 @@ ACCURACIES = (
     "seed by seed; right: share of the used pseudo-labels that match the hidden truth; used: "
     "share of unlabeled images whose pseudo-label is accepted"
 )
+NO_RIGHT = f"; ?: nobody knows how many are right, because {NO_TRUTH}"
 GAP = "; gap %: how much of the way from the EMA of {base} to the bound's a row has come"
 LIKE = "; like: rows that share a letter cannot be told apart"
 LIKE_IN_GROUP = "; like: rows below one base that share a letter cannot be told apart"
@@ -41,6 +39,9 @@ BASE_ABOVE = "the nearest row above it that is marked base"
 BASE = "base"
 """The gain of a row that others are measured against, if there are several such rows."""
 
+UNKNOWN = "?"
+"""The share of right pseudo-labels where the unlabeled images have no true label."""
+
 ONE_SEED = "; one seed tells little: what it gains may be luck"
 DIFFERENCES = (
     "each setting that can change a result and is not the same in all lines; settings that only one "
@@ -48,17 +49,15 @@ DIFFERENCES = (
 )
 SHORT = {"balanced_accuracy": "bal. acc."}
 """Names of measures that are too long for the heading of a column, and shorter ones."""
-APART = 2
-"""Columns of a table are this many places apart on a terminal."""
-
 LONGEST_VALUE = 24
 """A longer value of a setting is cut, so that tables fit the screen."""
 
 INTERVALS = (
     "95 % intervals of the means, by Student's t: accuracy ± and EMA ± are half of the interval, "
-    "gain is the whole interval; pairs: seeds that both the row and its base, {base}, have; worst, "
-    "best: the least and the largest gain of one seed"
+    "gain is the whole interval; an interval needs three seeds; {pairs}"
 )
+PAIRS = "pairs: seeds that both the row and its base, {base}, have; worst, best: the least and the largest gain of one seed"
+TWO_SEEDS = "; two seeds have no interval of their mean: it would be nine deviations wide to either side, and an interval needs three seeds"
 OVERLAP = (
     "; each seed has held-out images of its own from one pool, so the seeds share images and the "
     "intervals are wider (Nadeau & Bengio, 2003)"
@@ -71,18 +70,26 @@ LUCK = (
 )
 BALANCED = (
     "of the final moving averages; every class counts the same, however many images it has; gain: the "
-    "measure before it less that of {base}, seed by seed; macro F1: mean F1 of the classes; "
-    "bal. acc.: balanced accuracy, their mean recall; AUROC: each class against the rest"
+    "measure before it less that of {base}, seed by seed"
 )
+EACH_BALANCED = {
+    "macro_f1": "macro F1: mean F1 of the classes",
+    "balanced_accuracy": "bal. acc.: balanced accuracy, their mean recall",
+    "auroc": "AUROC: each class against the rest",
+}
 REACH = (
     "reached: seeds whose EMA reached this accuracy; rounds, MB (up and down) and seconds: what a "
-    "run needed to reach it, mean over the seeds, shown only if all seeds reached it"
+    "run needed to reach it, mean over the seeds, shown only if all seeds reached it; the seconds leave "
+    "out the start of the workers, with which the first round begins"
 )
 NUMBERS = (
     "numbers that methods and strategies record: mean over the last rounds, and its deviation over "
     "the seeds"
 )
-COSTS = "seconds, MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds together"
+COSTS = (
+    "seconds (with the start of the workers), MB up and MB down of a run, mean over seeds; failed: failed clients in all seeds "
+    "together"
+)
 VIRTUAL = "; virtual s: seconds of the virtual clock"
 LOST = "; lost: clients lost to virtual time in all seeds together"
 INACTIVE = "; inactive: clients that had nothing to train on, in all seeds together"
@@ -96,7 +103,7 @@ MOST_WITH_DEVIATION = 4
 def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]:
     """Return the tables of a comparison: accuracies, their intervals, tests, what reaching the baseline took, costs.
 
-    Measures that give every class the same weight have a table if they were asked for. The table of intervals needs several seeds;
+    Measures that give every class the same weight have a table if they were asked for. The table of seeds needs several seeds;
     the tests and the table of what reaching the baseline took need several lines.
 
     Args:
@@ -110,7 +117,7 @@ def tables_of(comparison: Comparison, *, brief: bool = False) -> list[TextTable]
     several = comparison.most_seeds > 1
     tables += [_measures(comparison)] if comparison.measures else []
     tables += [_differences(comparison)] if comparison.differences else []
-    tables += [_intervals(comparison)] if several else []
+    tables += [_seeds(comparison)] if several else []
     tables += [_luck(comparison)] if len(comparison.verdicts.pairs) else []
     tables += [_reach(comparison)] if any(len(g.lines) > 1 for g in comparison.groups) else []
     tables += [_numbers(comparison)] if len(comparison.numbers) else []
@@ -138,12 +145,13 @@ def _accuracies(comparison: Comparison) -> TextTable:
                 _base(comparison) if _is_base(line) else _points(line["gain"]),
                 *([_share(line["gap_closed"])] if gap else []),
                 *([letters.get(line["label"], "-")] if letters else []),
-                _percent(line["pseudo_label_accuracy"]),
+                UNKNOWN if _lacks_truth(line) else _percent(line["pseudo_label_accuracy"]),
                 _percent(line["pseudo_label_coverage"]),
             ]
         )
     like_note = LIKE if len(comparison.groups) == 1 else LIKE_IN_GROUP
-    note = ACCURACIES + (GAP if gap else "") + (like_note if letters else "")
+    note = ACCURACIES + (NO_RIGHT if comparison.lacks_truth else "")
+    note += (GAP if gap else "") + (like_note if letters else "")
     note = note.format(base=_name_base(comparison)) + ("" if several else ONE_SEED)
     return TextTable(title, (FIRST, *columns), rows, note)
 
@@ -160,7 +168,9 @@ def _measures(comparison: Comparison) -> TextTable:
             cells.append(_base(comparison) if _is_base(line) else _points(line[f"{name}_gain"]))
         rows.append([line["label"] + in_brackets(line["judged_by"]), *cells])
     title = f"the same weight for every class, {comparison.evaluated_on} images, %"
-    note = BALANCED.format(base=_name_base(comparison))
+    note = "; ".join(
+        [BALANCED.format(base=_name_base(comparison)), *(EACH_BALANCED[name] for name in asked)]
+    )
     return TextTable(title, (FIRST, *columns), rows, note)
 
 
@@ -177,24 +187,27 @@ def _differences(comparison: Comparison) -> TextTable:
     return TextTable("settings that differ", (FIRST, "setting"), rows, DIFFERENCES)
 
 
-def _intervals(comparison: Comparison) -> TextTable:
-    columns = ("accuracy ±", "EMA ±", "gain", "pairs", "worst", "best")
+def _seeds(comparison: Comparison) -> TextTable:
+    """Return what the seeds of each line say: the intervals of its means if any line has enough seeds, and its paired gains."""
+    has_intervals = comparison.most_seeds >= FEWEST_SEEDS
     rows = []
     for line in comparison.lines.to_dict("records"):
         low, high = line["gain_ci95_low"], line["gain_ci95_high"]
-        gain = ["-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"]
-        gain += [str(line["paired_seeds"]), _points(line["gain_worst"]), _points(line["gain_best"])]
-        rows.append(
-            [
-                line["label"],
-                _percent(_half(line, "server_accuracy")),
-                _percent(_half(line, "ema_accuracy")),
-                *([""] * len(gain) if _is_base(line) else gain),
-            ]
-        )
-    note = INTERVALS.format(base=_name_base(comparison))
-    note += OVERLAP if comparison.verdicts.overlap else ""
-    return TextTable("what the seeds say", (FIRST, *columns), rows, note)
+        gain = "-" if math.isnan(low) else f"{_points(low)} to {_points(high)}"
+        halves = [_percent(_half(line, name)) for name in ("server_accuracy", "ema_accuracy")]
+        pairs = [
+            str(line["paired_seeds"]),
+            _points(line["gain_worst"]),
+            _points(line["gain_best"]),
+        ]
+        cells = [*([gain] if has_intervals else []), *pairs]
+        cells = [""] * len(cells) if _is_base(line) else cells
+        rows.append([line["label"], *(halves if has_intervals else []), *cells])
+    columns = ("accuracy ±", "EMA ±", "gain") if has_intervals else ()
+    pairs_note = PAIRS.format(base=_name_base(comparison))
+    note = INTERVALS.format(pairs=pairs_note) if has_intervals else pairs_note + TWO_SEEDS
+    note += OVERLAP if has_intervals and comparison.verdicts.overlap else ""
+    return TextTable("what the seeds say", (FIRST, *columns, "pairs", "worst", "best"), rows, note)
 
 
 def _luck(comparison: Comparison) -> TextTable:
@@ -261,6 +274,10 @@ def _pivot(comparison: Comparison, pivot: Pivot) -> TextTable:
     return TextTable(title, (FIRST, *pivot.columns), rows, PIVOT)
 
 
+def _lacks_truth(line: Line) -> bool:
+    return is_right_unknown(line["pseudo_label_accuracy"], line["pseudo_label_coverage"])
+
+
 def _is_base(line: Line) -> bool:
     return bool(line["label"] == line["baseline"])
 
@@ -315,62 +332,6 @@ def as_html(comparison: Comparison) -> str:
     return "".join([*shown, *(f"<p>{escape(note)}</p>" for note in comparison.notes)])
 
 
-@dataclass(frozen=True)
-class OnScreen:
-    """A table as a terminal shows it: as several tables, one below the other, where its columns do not fit side by side.
-
-    Args:
-        grid: The table; each of the tables begins with its first column.
-    """
-
-    grid: TextTable
-
-    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[Table]:
-        """Yield the tables; the title is above the first one, the note below the last one."""
-
-        def length(text: str) -> int:
-            return console.render_str(text).cell_len
-
-        first = (self.grid.columns[0], *(row[0] for row in self.grid.rows))
-        longest_word = max(length(word) for text in first for word in text.split())
-        room = options.max_width - longest_word - APART - 1  # a place is left free at the edge
-        blocks = _blocks(self.grid, room, length)
-        for block in blocks:
-            table = Table(
-                title=self.grid.title if block is blocks[0] else None,
-                title_justify="left",
-                caption=self.grid.note if block is blocks[-1] else None,
-                caption_justify="left",
-                box=box.SIMPLE_HEAD,
-                padding=(0, 0, 0, 1),
-                show_edge=False,
-            )
-            table.add_column(self.grid.columns[0], overflow="fold")
-            for column, needed in block.items():
-                name, width = self.grid.columns[column], min(needed, room)
-                table.add_column(name, justify="right", overflow="fold", width=width)
-            for row in self.grid.rows:
-                table.add_row(row[0], *(row[column] for column in block))
-            yield table
-
-
-def _blocks(grid: TextTable, room: int, length: Callable[[str], int]) -> list[dict[int, int]]:
-    """Return which columns, from 1, stand side by side, each with the places that its texts need.
-
-    Args:
-        grid: The table.
-        room: Places for the columns beside the first one.
-        length: Returns how many places a text takes on the terminal.
-    """
-    blocks: list[dict[int, int]] = [{}]
-    for number, name in enumerate(grid.columns[1:], 1):
-        needed = max(length(text) for text in (name, *(row[number] for row in grid.rows)))
-        if blocks[-1] and sum(blocks[-1].values(), needed) + APART * len(blocks[-1]) > room:
-            blocks.append({})
-        blocks[-1][number] = needed
-    return blocks
-
-
 def _shortened(value: str) -> str:
     return value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
 
@@ -384,7 +345,10 @@ def _share(share: float) -> str:
 
 
 def _points(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share * 100:+.1f}"
+    if math.isnan(share):
+        return "-"
+    points = round(share * 100, 1)
+    return f"{points:+.1f}" if points else "0.0"
 
 
 def _count(value: float) -> str:

@@ -22,6 +22,7 @@ from fedssl.views.comparison.significance import (
     letters_of,
     probabilities,
     spread_over_seeds,
+    with_least_spread,
 )
 
 MOST_LINES = 26
@@ -68,17 +69,18 @@ def verdicts_of(lines: Sequence[Line], runs: pd.DataFrame) -> Verdicts:
     if not 2 <= len(tested) <= MOST_LINES:
         return Verdicts(pd.DataFrame(), {}, overlap, tuple(notes))
     values = _accuracies(tested, seeds, runs)
-    by_seed, by_image = spread_over_seeds(values, overlap), None
-    try:
-        by_image = counts_by_image(*_predictions(tested, seeds))
-    except InputError as error:
-        notes.append(f"the test knows no luck of images: {error}")
-    spreads = [by_seed] if by_seed is not None else []
-    spreads += [by_image.spread] if by_image is not None else []
-    if not spreads:
-        return Verdicts(pd.DataFrame(), {}, overlap, tuple(notes))
     means = values.mean(0)
     gain = means[:, None] - means[None, :]
+    by_seed, by_image = spread_over_seeds(values, overlap), None
+    spreads = [by_seed] if by_seed is not None else []
+    try:
+        found = _predictions(tested, seeds)
+        by_image = counts_by_image(*found)
+        spreads.append(with_least_spread(by_image.spread, gain, len(found.right)))
+    except InputError as error:
+        notes.append(f"the test knows no luck of images: {error}")
+    if not spreads:
+        return Verdicts(pd.DataFrame(), {}, overlap, tuple(notes))
     p = probabilities(gain, *spreads)
     letters = _letters(tested, means, p < ALPHA)
     if letters is None:

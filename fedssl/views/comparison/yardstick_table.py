@@ -34,15 +34,16 @@ def measure(federations: Iterable[tuple[int, Federation]]) -> pd.DataFrame:
 
 
 def yardstick_table(measured: pd.DataFrame, held_out_name: str) -> TextTable:
-    """Return what `measure` measured as a table, a row a classifier; of several baselines, each row names its own.
+    """Return what `measure` measured as a table, a row a classifier; of several data, each row names its own.
 
     Args:
-        measured: As `measure` returns it; with the column ``baseline`` if it was measured beside the lines of a comparison.
+        measured: As `measure` returns it; with the column ``data``, the settings that decide the images and labels and that differ,
+            if it was measured beside the lines of a comparison.
         held_out_name: ``"test"`` or ``"validation"``.
     """
     rows = []
-    several = "baseline" in measured and measured["baseline"].nunique() > 1
-    keys = ["baseline", "classifier"] if several else ["classifier"]
+    several = "data" in measured and measured["data"].nunique() > 1
+    keys = ["data", "classifier"] if several else ["classifier"]
     for named, seeds in measured.groupby(keys, sort=False)["accuracy"]:
         name = ": ".join(map(str, named))
         values = seeds * 100

@@ -53,6 +53,9 @@ def comparison_figure(curves: "pd.DataFrame", title: str) -> Picture:
     ]
     timed = curves["virtual_seconds"].notna().any()
     panels = panels if timed else [panel for panel in panels if panel.against == "round"]
+    is_used = bool((curves["pseudo_label_coverage"] > 0).any())
+    if is_used and curves["pseudo_label_accuracy"].isna().all():
+        panels = [ONLY_USED if panel is PSEUDO_LABELS else panel for panel in panels]
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     width = 5 * columns + (2.5 if crowded else 0)
@@ -87,14 +90,21 @@ class Panel:
 ACCURACY = Panel(
     "accuracy of the global model's moving average (EMA)", "round", "round", ("ema_accuracy",)
 )
+PSEUDO_LABELS = Panel(
+    "pseudo-labels: right (line), used (dots)",
+    "round",
+    "round",
+    ("pseudo_label_accuracy", "pseudo_label_coverage"),
+)
+ONLY_USED = Panel(
+    "pseudo-labels used (how many are right is not known)",
+    "round",
+    "round",
+    ("pseudo_label_coverage",),
+)
 PANELS = (
     ACCURACY,
-    Panel(
-        "pseudo-labels: right (line), used (dots)",
-        "round",
-        "round",
-        ("pseudo_label_accuracy", "pseudo_label_coverage"),
-    ),
+    PSEUDO_LABELS,
     Panel(
         "accuracy (EMA) by virtual time", "virtual_seconds", "virtual seconds", ("ema_accuracy",)
     ),
@@ -131,13 +141,25 @@ def draw_panel(
         _curve(axes, line, panel.against, solid, color, label=str(label), band=band)
         for share in dotted:
             _curve(axes, line, panel.against, share, color, style=":", band=False)
+    bound_percent(axes)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.unit)
     axes.set_ylabel("%")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if panel.against == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
+
+
+def bound_percent(axes: Axes) -> None:
+    """Let the axis of shares go from 0 to 100 % where all of them are equal; else it would hold shares that there cannot be."""
+    if axes.lines and axes.dataLim.height == 0:
+        axes.set_ylim(0, 100)
+
+
+def whole_numbers() -> MaxNLocator:
+    """Return what places ticks at whole numbers only, also on an axis of one round."""
+    return MaxNLocator(integer=True, min_n_ticks=1)
 
 
 def add_legend(

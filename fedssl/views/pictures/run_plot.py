@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from fedssl.record.rows import RoundRow
-from fedssl.views.pictures.plots import COLORS, Picture
+from fedssl.views.pictures.plots import COLORS, Picture, bound_percent, whole_numbers
+from fedssl.views.unknown_truth import is_right_unknown
 
 Column = Callable[[RoundRow], float]
 
@@ -32,17 +32,20 @@ def run_figure(rounds: Sequence[RoundRow], title: str) -> Picture:
         title: Title of the picture.
     """
     figure = Picture(figsize=(10, 4), layout="constrained", dpi=100)
-    for axes, curves, what in zip(
-        figure.subplots(1, 2), CURVES, ("accuracy", "pseudo-labels"), strict=True
-    ):
+    shares = [(row.pseudo_label_accuracy, row.pseudo_label_coverage) for row in rounds]
+    has_truth = any(right == right for right, _ in shares)
+    unknown = not has_truth and any(is_right_unknown(*share) for share in shares)
+    labels = f"pseudo-labels{' (how many are right is not known)' if unknown else ''}"
+    for axes, curves, what in zip(figure.subplots(1, 2), CURVES, ("accuracy", labels), strict=True):
         for name, color, column in curves:
             _curve(axes, rounds, column, name, color)
+        bound_percent(axes)
         axes.set_title(what, fontsize=10)
         axes.set_xlabel("round")
         axes.set_ylabel("%")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
         _mark_phases(axes, rounds)
         if axes.lines:
             axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -21,6 +21,12 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 HEIGHT = 260
 """Most charts are this high (pixels)."""
 
+TICKS = 6
+"""About so many values stand at an axis of numbers."""
+
+LETTERS_AT_AXIS = 140
+"""So many letters fit side by side below a chart that takes the whole width of the page."""
+
 MOST_POINTS = 1000
 """A line has at most this many points, which is more than a screen shows."""
 
@@ -83,17 +89,20 @@ def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     return list(rows[::-1][::step])[::-1]
 
 
-def palette(names: Sequence[str], *, dashed: bool) -> Spec:
+def palette(names: Sequence[str], drawn: Sequence[str], *, dashed: bool) -> Spec:
     """Return the color channel of several lines, and their dashes if requested or if there are more lines than colors.
 
     Args:
-        names: Names of the lines.
+        names: Names of the lines. A name has its color also where its line has no points, so that colors mean the same in all
+            charts of a page.
+        drawn: Those of the names whose lines have points; only they are in the legend.
         dashed: Whether lines of different colors also have different dashes.
     """
     legend = {
         "orient": "top",
         "title": None,
-        "columns": 1 if max(map(len, names), default=0) > 24 else 2 if len(names) > 2 else 4,
+        "values": list(drawn),
+        "columns": 1 if max(map(len, drawn), default=0) > 24 else 2 if len(drawn) > 2 else 4,
         "labelLimit": 320,
         "symbolType": "stroke",
         "symbolOpacity": 1,
@@ -106,6 +115,19 @@ def palette(names: Sequence[str], *, dashed: bool) -> Spec:
         dashes = [DASHES[(i // each) % len(DASHES)] for i in range(len(names))]
         looks["strokeDash"] = {**channel, "scale": {"domain": list(names), "range": dashes}}
     return looks
+
+
+def slanted(names: Sequence[str], *, wide: bool) -> Spec:
+    """Return how names stand at a horizontal axis: upright if all of them fit side by side, else slanted.
+
+    Args:
+        names: The names.
+        wide: Whether the chart takes the whole width of the page.
+    """
+    room = LETTERS_AT_AXIS if wide else LETTERS_AT_AXIS // 2
+    are_numbers = all(name.isdecimal() for name in names)
+    fits = are_numbers or sum(len(name) + 2 for name in names) <= room
+    return {"labelAngle": 0 if fits else -40, "labelOverlap": True, "labelLimit": 140}
 
 
 def quantity(
@@ -126,29 +148,50 @@ def quantity(
         whole: Whether only whole numbers stand at the axis, as for rounds and clients: there is no round 1.5.
     """
     scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
+    written: Spec = {"format": ",d"} if whole else {}
+    if whole and domain is not None and domain[1] - domain[0] <= TICKS:
+        # At a short axis Vega 6 also writes halves, whatever least step it is given.
+        values = list(range(math.ceil(domain[0]), math.floor(domain[1]) + 1))
+        written |= {"values": values, "tickCount": len(values)}
     return {
         "field": field,
         "type": "quantitative",
         "title": title,
         "scale": {**scale, "nice": nice},
-        "axis": {"grid": nice, "tickCount": 6, **({"tickMinStep": 1} if whole else {})},
+        "axis": {"grid": nice, "tickCount": TICKS, **written},
     }
 
 
 def span(
-    rows: Sequence[Row], names: Sequence[str], *, zero: bool = False, log: bool = False
+    rows: Sequence[Row],
+    names: Sequence[str],
+    *,
+    zero: bool = False,
+    log: bool = False,
+    whole: bool = False,
+    percent: bool = False,
 ) -> tuple[float, float]:
     """Return the least and the largest value of some columns; the two always differ, so that an axis has a length.
 
+    Where all values are equal, the axis holds no values that there cannot be: it begins at 0, and shares end at 100 %.
+
     Args:
-        rows: The table; values that are None are ignored.
+        rows: The table; values that are None or missing are ignored.
         names: The columns.
         zero: Whether 0 counts as a value.
         log: Whether the axis is logarithmic.
+        whole: Whether the values are whole numbers, such as rounds; a single one has half a step to either side.
+        percent: Whether the values are shares in percent.
     """
-    values = [row[name] for row in rows for name in names if row[name] is not None]
+    values = [row[name] for row in rows for name in names if row.get(name) is not None]
     values += [0.0] if zero or not values else []
     least, most = min(values), max(values)
     if most > least:
         return least, most
-    return (least / 2, most * 2) if log else (least - 0.5, most + 0.5)
+    if log:
+        return least / 2, most * 2
+    if whole:
+        return least - 0.5, most + 0.5
+    if percent:
+        return 0.0, 100.0
+    return (min(0.0, 2 * least), max(0.0, 2 * most)) if least else (0.0, 1.0)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.comparison.statistics import FEWEST_SEEDS
 from fedssl.views.comparison.table import tables_of
 from fedssl.views.reports.charts import COLORS, Chart, Row, number, significant, thinned
 from fedssl.views.reports.interval_specs import intervals
 from fedssl.views.reports.line_specs import curves
 from fedssl.views.reports.page import Page, write_page
+from fedssl.views.unknown_truth import NOT_KNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +82,8 @@ def _charts(comparison: Comparison) -> Iterator[Chart]:
             "used",
             "pseudo_label_coverage",
             "Pseudo-labels that are used",
-            "% of the unlabeled images shown.",
+            "% of the unlabeled images shown."
+            + (f" {NOT_KNOWN}" if comparison.lacks_truth else ""),
         ),
     ):
         if comparison.curves[column].notna().any():
@@ -124,10 +127,9 @@ def _gain_chart(comparison: Comparison) -> Chart:
         comparison.runs["label"].isin(others["label"]) & comparison.runs["gain"].notna()
     ]
     seeds = _seeds(own, "gain")
-    note = (
-        f"Points of EMA accuracy over {_bases(comparison)}, seed by seed (ticks), with mean and 95 % interval of the "
-        "mean by Student's t. If an interval contains 0, the seeds do not show which of the two is better."
-    )
+    note = f"Points of EMA accuracy over {_bases(comparison)}: seeds (ticks), {_say_interval(comparison)}"
+    if comparison.most_seeds >= FEWEST_SEEDS:
+        note += " If an interval contains 0, the seeds do not show which of the two is better."
     spec = intervals(rows, seeds, "points", (-100, 100), zero=True)
     title = "Gain over the first line" if len(comparison.groups) == 1 else "Gain over the base"
     return Chart("gain", title, note, rows, spec)
@@ -143,14 +145,23 @@ def _bases(comparison: Comparison) -> str:
 def _accuracy_chart(comparison: Comparison) -> Chart:
     rows = _intervals(comparison.lines, "ema_accuracy")
     spec = intervals(rows, _seeds(comparison.runs, "ema_accuracy"), "%", (0, 100), zero=False)
-    note = "EMA accuracy at the end: seeds (ticks), mean, and 95 % interval of the mean by Student's t."
+    note = f"EMA accuracy at the end: seeds (ticks), {_say_interval(comparison)}"
     return Chart("final", "Accuracy at the end", note, rows, spec)
+
+
+def _say_interval(comparison: Comparison) -> str:
+    """Return the end of a sentence that says what is drawn beside the seeds."""
+    if comparison.most_seeds >= FEWEST_SEEDS:
+        return "mean, and 95 % interval of the mean by Student's t."
+    return "and mean. An interval of the mean needs three seeds."
 
 
 def _curve_chart(comparison: Comparison, axis: str, column: str, name: str) -> Chart:
     rows, names = _points_of_lines(comparison, axis, column, "ema_accuracy")
     spec = curves(rows, axis, names, "%", bands=len(names) <= len(COLORS))
     note = f"EMA accuracy against {axis}, both as means over seeds. {BAND}"
+    if axis == "seconds":
+        note += " The start of the workers, with which a first round begins, is left out."
     if axis == "round":
         note = (
             f"% of the {comparison.evaluated_on} images, moving average of the global model. {BAND}"
@@ -177,7 +188,7 @@ def _points_of_lines(
             for point in known.to_dict("records")
         ]
         rows += thinned(points, MOST_POINTS)
-        # Lines without points are named too, so that a line has the same color in all charts.
+        # Lines without points are named too, so that a line has the same color in all charts; no legend shows them.
         names.append(str(label))
     return rows, names
 

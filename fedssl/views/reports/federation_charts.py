@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedssl.record.rows import ClientRow
-from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number, quantity
+from fedssl.views.reports.charts import COLORS, Chart, Row, Spec, number, quantity, slanted
 from fedssl.views.reports.material import Ints, Material
 
 MOST_CLIENTS = 60
@@ -81,6 +81,7 @@ def participation_chart(material: Material) -> Chart:
     """Draw which clients took part in which rounds, and whether they trained, failed, were lost or were inactive."""
     clients, rounds = material.experiment.federation.clients, len(material.rounds)
     tall, broad = -(-clients // MOST_CLIENTS), -(-rounds // MOST_COLUMNS)
+    names = material.client_names
     cells: dict[tuple[int, int], list[ClientRow]] = {}
     for row in material.clients:
         cells.setdefault((row.client // tall, (row.round - 1) // broad), []).append(row)
@@ -95,7 +96,7 @@ def participation_chart(material: Material) -> Chart:
                 "to": stop - 1,
                 "top": top,
                 "bottom": bottom - 1,
-                "clients": _write_range(top, bottom),
+                "clients": names[top] if bottom == top + 1 else _write_range(top, bottom),
                 "rounds": _write_range(start, stop),
                 "status": max(set(counted), key=counted.count),
                 "trained": counted.count("trained"),
@@ -145,7 +146,7 @@ def _partition_spec(
     where: Spec = {
         "x": {
             "field": "client", "type": "ordinal", "sort": list(clients),
-            "axis": {"labelAngle": 0, "labelOverlap": True, "grid": False},
+            "axis": {**slanted(clients, wide=True), "grid": False},
         },
         "y": {
             "field": "class", "type": "nominal", "sort": list(names),

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from fedssl.views.reports.charts import COLORS, Row, Spec, quantity, span
 
+EDGE = 0.03
+"""The axis is longer by this share at either end, so that no mean lies on the name of its line."""
+
 
 def intervals(
     rows: Sequence[Row],
@@ -42,7 +45,8 @@ def intervals(
     values = [{"v": row["value"]} for row in seeds]
     values += [{"v": row[name]} for row in rows for name in ("mean", "low", "high")]
     least, most = span(values + ([{"v": 0.0}] if zero else []), ["v"])
-    domain = max(least, limits[0]), min(most, limits[1])
+    edge = EDGE * (most - least)
+    domain = max(least - edge, limits[0]), min(most + edge, limits[1])
 
     def x(field: str) -> Spec:
         return quantity(field, unit, domain, nice=True)

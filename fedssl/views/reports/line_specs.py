@@ -11,6 +11,9 @@ FEW = 30
 ROUND = "round"
 """The column of rounds, which are whole numbers."""
 
+PERCENT = "%"
+"""The unit of shares, which are at most 100."""
+
 
 def lines(
     rows: Sequence[Row],
@@ -35,17 +38,19 @@ def lines(
     """
     # Axes, wide enough for all values and for all bands: a number may have been recorded in one phase only.
     ends = [{x: end} for band in bands for end in (band.first, band.last)]
-    along = quantity(x, x, span([*rows, *ends], [x]), whole=x == ROUND)
-    up = quantity("value", unit, span(rows, names, zero=zero, log=log), nice=True)
+    along = quantity(x, x, span([*rows, *ends], [x], whole=x == ROUND), whole=x == ROUND)
+    domain = span(rows, names, zero=zero, log=log, percent=unit == PERCENT)
+    up = quantity("value", unit, domain, nice=True)
     if log:
         up["scale"] |= {"type": "log", "nice": False}
         up["axis"]["tickCount"] = 4
     # Data: the columns become rows (line, value), so that one mark draws all lines; empty cells are left out.
     folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
     # Layers, from back to front: shaded bands, the lines, the rule with the tooltip, a point on each line.
-    drawn = {"x": along, "y": up, **palette(names, dashed=True)}
+    known = [name for name in names if any(row.get(name) is not None for row in rows)]
+    drawn = {"x": along, "y": up, **palette(names, known, dashed=True)}
     tooltip = [{"field": x, "type": "quantitative"}]
-    tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in names]
+    tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in known]
     return {
         "height": HEIGHT,
         "layer": [
@@ -91,9 +96,11 @@ def curves(
         bands: Whether bands are drawn.
     """
     # Axes, wide enough for the bands.
-    along = quantity(x, x, span(rows, [x]), whole=x == ROUND)
-    up = quantity("mean", unit, span(rows, ["mean", "worst", "best"]), nice=True)
-    looks = palette(names, dashed=False)
+    along = quantity(x, x, span(rows, [x], whole=x == ROUND), whole=x == ROUND)
+    domain = span(rows, ["mean", "worst", "best"], percent=unit == PERCENT)
+    up = quantity("mean", unit, domain, nice=True)
+    with_points = {row["line"] for row in rows}
+    looks = palette(names, [name for name in names if name in with_points], dashed=False)
     # Layers. Unlike in `lines`, the tooltip is not that of the nearest point: there, Vega-Lite 6 drops texts.
     pointed = {
         "name": "pointed",

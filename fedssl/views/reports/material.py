@@ -78,12 +78,25 @@ class Material:
 
     @property
     def client_names(self) -> Sequence[str]:
-        """The name of each client in charts: its number, and its site's name if it is a site."""
+        """The name of each client in charts: its number, and the site or the column's value from which its images come."""
         section = self.experiment.federation
+        recorded = self.data.get("client_names", ())  # an older record names no clients
+        if len(recorded) == section.clients:
+            return [" ".join(str(name).split()) for name in recorded]
         numbers = map(str, range(section.clients))
         if section.sites is None:
             return list(numbers)
         return [f"{number} ({site})" for number, site in zip(numbers, section.sites, strict=True)]
+
+    @property
+    def num_unlabeled(self) -> int:
+        """Number of images without a label at the clients; 0 if clients bring private data, which nobody else counts."""
+        return int(((self.owner >= 0) & (self.given < 0)).sum())
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of images at the clients that have no label there, and whose true class the simulator knows."""
+        return int(((self.owner >= 0) & (self.given < 0) & (self.label >= 0)).sum())
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from fedssl.metrics.balanced import MEASURES
 from fedssl.metrics.calibration import mean_accuracy_of_worst_tenth
 from fedssl.views.reports.cell_specs import heatmap
-from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number
+from fedssl.views.reports.charts import COLORS, HEIGHT, Chart, Spec, number, slanted
 from fedssl.views.reports.material import Material
 
 NAMES = {"ema": "moving average", "model": "global model"}
@@ -186,7 +186,7 @@ def client_accuracy_chart(material: Material) -> Chart | None:
     rows = [
         {
             "place": place + 1,
-            "client": known[place][1],
+            "client": material.client_names[known[place][1]],
             "accuracy, %": number(known[place][0] * 100, 1),
             "held-out images": images[known[place][1]],
         }
@@ -208,7 +208,7 @@ def client_accuracy_chart(material: Material) -> Chart | None:
                     "x": {
                         "field": "client", "type": "ordinal", "sort": [row["client"] for row in rows],
                         "title": "client, worst first",
-                        "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False},
+                        "axis": {**slanted([row["client"] for row in rows], wide=False), "ticks": False},
                     },
                     "y": {
                         "field": "accuracy, %", "type": "quantitative",

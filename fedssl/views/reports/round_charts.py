@@ -12,6 +12,7 @@ from fedssl.views.reports.cell_specs import heatmap
 from fedssl.views.reports.charts import Band, Chart, number, significant, thinned
 from fedssl.views.reports.line_specs import lines
 from fedssl.views.reports.material import Material
+from fedssl.views.unknown_truth import NOT_KNOWN, is_right_unknown
 
 MOST_COLUMNS = 80
 """A heat map by round has at most this many columns."""
@@ -93,12 +94,25 @@ def pseudo_label_chart(material: Material) -> Chart | None:
     ]
     if all(row[names[1]] is None for row in rows):
         return None
-    note = (
-        "Right: share of the accepted pseudo-labels that match the label the simulator hides. "
-        "Used: share of the unlabeled images whose pseudo-label was accepted."
-    )
+    note = f"{_say_right(material)} Used: share of the unlabeled images whose pseudo-label was accepted."
     spec = lines(rows, "round", names, "%", phase_bands(material.rounds))
     return Chart("pseudo-labels", "Pseudo-labels", note, thinned(rows), spec)
+
+
+def _say_right(material: Material) -> str:
+    """Return a sentence that says which pseudo-labels are right, as far as their true labels are known."""
+    shares = [(row.pseudo_label_accuracy, row.pseudo_label_coverage) for row in material.rounds]
+    if all(right != right for right, _ in shares):
+        if any(is_right_unknown(right, used) for right, used in shares):
+            return NOT_KNOWN
+        return "No pseudo-label was accepted, so none is right and none is wrong."
+    hidden, unlabeled = material.num_hidden, material.num_unlabeled
+    among = (
+        f" This is known of {hidden:,} of the {unlabeled:,} unlabeled images; the others have no true label."
+        if hidden < unlabeled
+        else ""
+    )
+    return f"Right: share of the accepted pseudo-labels that match the label the simulator hides.{among}"
 
 
 def class_charts(material: Material) -> Iterator[Chart]:

@@ -1,7 +1,6 @@
 """The report of a run: one page that shows what ran, how it went and why."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -12,7 +11,7 @@ from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
 from fedssl.record.run_directory import STOPS
-from fedssl.record.run_path import REPORT
+from fedssl.record.run_path import REPORT, resume_command
 from fedssl.views.closer_look import read_evaluation
 from fedssl.views.reports.charts import Chart
 from fedssl.views.reports.federation_charts import federation_charts
@@ -31,6 +30,7 @@ from fedssl.views.reports.round_charts import (
 from fedssl.views.run import Run
 from fedssl.views.screen.display import last_line, percent
 from fedssl.views.text_table import TextTable
+from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 
 MOST_EVENTS = 50
 """The table of events has at most this many rows, the most frequent events first."""
@@ -114,7 +114,10 @@ def _figures(material: Material) -> Iterator[Figure]:
         yield Figure("macro F1", percent(macro), "moving average at the end, all classes alike")
     right, used = known["pseudo_label_accuracy"], known["pseudo_label_coverage"]
     if used == used:
-        yield Figure("pseudo-labels right", percent(right), "of those accepted")
+        if is_right_unknown(right, used):
+            yield Figure("pseudo-labels right", "unknown", NO_TRUTH)
+        else:
+            yield Figure("pseudo-labels right", percent(right), "of those accepted")
         yield Figure("pseudo-labels used", percent(used), "of unlabeled images")
     of = "" if len(rounds) == experiment.num_rounds else f"of {experiment.num_rounds}"
     yield Figure("rounds", f"{len(rounds):,}", of)
@@ -188,15 +191,6 @@ def _remarks(material: Material) -> Iterator[str]:
         yield f"Numbers of this record are out of range and are not shown: {first}{more}."
     if material.evaluation is None and material.rounds:
         yield "Confusion, recall by class, reliability and accuracy by client are missing: no closer look was taken at the models."
-
-
-def resume_command(path: Path) -> str:
-    """Return the command that goes on with a run; the runs of a deployment are in its folder ``runs/``."""
-    deployment = path.absolute().parent.parent.parent
-    if (deployment / "deployment.toml").exists():
-        where = f"--folder {shlex.quote(str(deployment))}"
-        return f"fedssl deploy run {shlex.quote(str(path))} --resume {where}"
-    return f"fedssl run {shlex.quote(str(path))} --resume"
 
 
 def _table_of_events(material: Material) -> TextTable | None:

@@ -19,6 +19,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judges_of
 from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
+from fedssl.views.unknown_truth import is_right_unknown
 
 BARS = "▁▂▃▄▅▆▇█"
 """Characters of a sparkline, from low to high values."""
@@ -35,7 +36,10 @@ def percent(share: float) -> str:
 
 def right_and_used(right: float, used: float) -> str:
     """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
-    return "" if math.isnan(used) else f"{percent(right)} right, {percent(used)} used"
+    if math.isnan(used):
+        return ""
+    said = "unknown how many right" if is_right_unknown(right, used) else f"{percent(right)} right"
+    return f"{said}, {percent(used)} used"
 
 
 def closing_line(experiment: Experiment, outcome: Outcome) -> str:

@@ -18,7 +18,14 @@ from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
-from fedssl.views.screen.display import closing_line, last_line, percent, progress_bar, sparkline
+from fedssl.views.screen.display import (
+    closing_line,
+    last_line,
+    percent,
+    progress_bar,
+    sparkline,
+)
+from fedssl.views.unknown_truth import is_right_unknown
 
 AROUND_ROWS = 4
 """Lines of the live screen around the latest rounds: two of the border, the heads of the columns, a free line at the end."""
@@ -48,6 +55,9 @@ class _Column:
     cell: Callable[[RoundRow], str]
 
 
+UNKNOWN = "unknown"
+"""Stands for the share of right pseudo-labels where the unlabeled images have no true label."""
+
 RIGHT = ("pseudo-labels right", "labels right", "right")
 """Heads of the column of pseudo-labels, for wide and for narrow terminals."""
 
@@ -56,7 +66,7 @@ COLUMNS = (
     _Column(("method",), 6, lambda row: row.method),
     _Column(("accuracy",), 2, lambda row: _aligned(row.server_accuracy)),
     _Column(("EMA",), 1, lambda row: _aligned(row.ema_accuracy)),
-    _Column(RIGHT, 3, lambda row: _aligned(row.pseudo_label_accuracy)),
+    _Column(RIGHT, 3, lambda row: _right(row)),
     _Column(("used",), 4, lambda row: _aligned(row.pseudo_label_coverage)),
     _Column(("clients",), 5, lambda row: f"{row.clients_ok}/{row.cohort_size}"),
     _Column(("s",), 7, lambda row: f"{row.seconds:.2f}"),
@@ -66,6 +76,13 @@ COLUMNS = (
 def _aligned(share: float) -> str:
     """Return a percentage that is as wide as any other, so that columns stay where they are."""
     return f"{percent(share):>7}"
+
+
+def _right(row: RoundRow) -> str:
+    """Return the share of right pseudo-labels of a round."""
+    right = row.pseudo_label_accuracy
+    is_unknown = is_right_unknown(right, row.pseudo_label_coverage)
+    return UNKNOWN if is_unknown else _aligned(right)
 
 
 def _fitting(rows: Sequence[RoundRow], width: int) -> list[tuple[str, Callable[[RoundRow], str]]]:

@@ -49,7 +49,7 @@ def asked(
     for name, value in own.items():
         if value is not None:
             connection.putheader(name, value)
-    if body is not None:
+    if body is not None and "Content-Length" not in headers:
         connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body)
     answer = connection.getresponse()

@@ -60,6 +60,47 @@ def test_it_shows_runs_as_they_are(runs):
         check(said, board)
 
 
+def test_a_long_remark_is_clamped_and_opens(runs):
+    """The clamped remark ends in an ellipsis and opens by the mouse or the keyboard; a refresh leaves it open."""
+    path = runs / "good" / "summary.json"
+    remark = "The clients pull apart: " + "try a larger federation.sample, " * 9
+    path.write_text(json.dumps({**json.loads(path.read_text()), "remark": remark}))
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        note = row(page, "good").locator("details.note summary")
+        clipped = "summary => summary.scrollHeight > summary.clientHeight + 1"
+        assert note.evaluate(clipped)
+        note.focus()
+        page.keyboard.press("Enter")
+        assert not note.evaluate(clipped)
+        assert note.inner_text().endswith(remark.strip())
+        with page.expect_response("**/runs"):
+            pass
+        assert not note.evaluate(clipped)
+    check(said, board)
+
+
+def test_a_run_that_is_always_right_has_a_curve(runs):
+    """Its axis has a length all the same; a length of 0 would be told on the console."""
+    record(runs / "perfect", [1.0, 1.0], seed=5)
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        row(page, "perfect").locator("input").check()
+        assert "NaN" not in page.locator("#chart").inner_html()
+        assert page.locator("#chart polyline").count() == 1
+    check(said, board)
+
+
+def test_compare_says_that_it_needs_two_runs(runs):
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        ticked, compare = page.locator("#ticked"), page.locator("#compare")
+        wanted = [("good", "1 ticked; tick two or more to", False), ("better", "2 ticked", True)]
+        assert ticked.inner_text() == "tick runs to"
+        for place, text, can in wanted:
+            row(page, place).locator("input").check()
+            assert ticked.inner_text() == text
+            assert (compare.get_attribute("href") is not None) == can
+    check(said, board)
+
+
 def test_it_follows_a_run_without_being_reloaded(runs):
     with served(runs) as board, visited(board.url, LIGHT) as (page, said):
         with filelock.FileLock(runs / "dead" / ".lock"):

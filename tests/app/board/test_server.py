@@ -52,6 +52,14 @@ def test_it_lists_runs_with_the_settings_that_differ(board):
     assert (found["d"]["began"], found["d"]["num_rounds"]) == (1767225600, 3)
 
 
+def test_settings_of_the_method_come_first(board, runs):
+    """Where there is no room for all settings, the first ones are seen."""
+    record(runs / "e", [0.5], method={"kind": "flexmatch"}, train={"lr": 0.07})
+    names = [name for name, _ in listed(board)["e"]["settings"]]
+    assert names[0] == "method"
+    assert "lr" in names[1:]
+
+
 def test_it_follows_runs(board, runs):
     """What is kept of an ended run is read again when its folder changes."""
     listed(board)
@@ -91,6 +99,21 @@ def test_a_comparison_is_that_of_the_command(board, runs, tmp_path):
     assert f'<a href="{other.replace("&", "&amp;")}&amp;force=yes">' in text
     assert asked(board, f"{other}&force=yes")[0] == 200
     assert asked(board, f"comparison?run={found['a']['id']}")[0] == 400
+
+
+def test_a_comparison_with_an_unfinished_run_says_what_to_do(board, runs):
+    """A run that goes on at this moment is waited for; to resume it would be refused. A killed run is resumed."""
+    found = listed(board)
+    place = f"comparison?run={found['a']['id']}&run={found['d']['id']}"
+    path = runs.resolve() / "d"
+    status, text, _ = asked(board, place)
+    assert status == 400
+    assert f"is not finished; go on with it: fedssl run {path} --resume" in text
+    with filelock.FileLock(runs / "d" / ".lock"):
+        status, text, _ = asked(board, place)
+    assert status == 400
+    assert "is not finished; it goes on at this moment: wait for its end" in text
+    assert "--resume" not in text
 
 
 def test_a_report_is_the_file_of_the_run(board, runs):
@@ -237,7 +260,9 @@ def test_a_request_that_is_none_is_told(board, sent):
 
 
 def test_a_long_request_is_refused(board):
-    assert asked(board, "tag", b" " * ((1 << 20) + 1))[0] == 413
+    """By its length alone: the board reads no byte of it, so a client that sends it may find the connection closed."""
+    length = {"Content-Length": str((1 << 20) + 1)}
+    assert asked(board, "tag", b"", **length)[0] == 413
     assert asked(board, "tag", {"runs": []}, Origin=None)[0] == 403
 
 

@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.table import Table
 
-from fedssl.app.commands.compare import Measure, compare_runs
+from fedssl.app.commands.compare import Measure, show_comparison
 from fedssl.core.console import Console
 from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
-from fedssl.views.comparison.table import OnScreen, tables_of
+from fedssl.views.comparison.table import tables_of
 from fedssl.views.pictures.plots import comparison_figure, save_figure
+from fedssl.views.reports.comparison_report import comparison_page
+from fedssl.views.text_table import NOTE_WIDTH, OnScreen, TextTable
 from tests.helpers import fedssl, refused, small_toml
 from tests.views.comparison.records import Spent, record
 
@@ -59,7 +62,8 @@ def test_tables_files_and_a_picture(runs, tmp_path):
 
 
 def test_what_is_written_is_to_the_bit_what_was_computed(runs, tmp_path):
-    comparison = compare_runs([runs], tmp_path / "out", Console(file=io.StringIO()), force=False)
+    comparison = Comparison.of_runs([runs], force=False)
+    show_comparison(comparison, tmp_path / "out", Console(file=io.StringIO()))
     read = pd.read_csv(tmp_path / "out" / "comparison.csv", dtype=str)
     assert list(read) == list(comparison.lines)
     for column in comparison.lines.drop(columns=["name", "label", "judged_by", "baseline"]):
@@ -75,9 +79,9 @@ def test_the_first_line_is_the_baseline(runs):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_the_screen_and_lose_nothing(tmp_path, width):
-    """With a long name, intervals as wide as two seeds make them, and virtual time."""
+    """With a long name, intervals as wide as three seeds make them, and virtual time."""
     expensive = Spent(12345.6, 98_765_432_100, 98_765_432_100, virtual_seconds=1_234_567.8)
-    for seed, accuracies in ((0, (0.9, 0.2)), (1, (0.1, 0.8))):
+    for seed, accuracies in ((0, (0.9, 0.2)), (1, (0.1, 0.8)), (2, (0.1, 0.8))):
         for threshold, accuracy in zip((0.25, 0.75), accuracies, strict=True):
             path = tmp_path / f"{threshold}-{seed}"
             method = {"threshold": threshold}
@@ -88,7 +92,7 @@ def test_tables_fit_the_screen_and_lose_nothing(tmp_path, width):
     assert "…" not in text
     for words in (
         "x" * 40,
-        "-889.4 to +889.4",
+        "-177.5 to +224.1",
         "2,469,135.6",
         "(threshold",
         "197,530.9",
@@ -118,13 +122,24 @@ def test_no_table_breaks_a_word_that_fits(tmp_path, width):
 def test_columns_that_have_no_room_stand_in_a_table_below(runs):
     grid = tables_of(Comparison.of_runs([runs], force=False))[0]
     console = Console(file=io.StringIO(), width=40)
-    tables = list(OnScreen(grid).__rich_console__(console, console.options))
+    shown = list(OnScreen(grid).__rich_console__(console, console.options))
+    tables = [each for each in shown if isinstance(each, Table)]
+    assert shown[1:-1] == tables
     assert len(tables) > 1
     heads = [[str(column.header) for column in table.columns] for table in tables]
     assert {own[0] for own in heads} == {grid.columns[0]}
     assert [name for own in heads for name in own[1:]] == list(grid.columns[1:])
-    assert [bool(table.title) for table in tables] == [True] + [False] * (len(tables) - 1)
-    assert [bool(table.caption) for table in tables] == [False] * (len(tables) - 1) + [True]
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_the_note_of_a_narrow_table_is_not_as_narrow(width):
+    """Below a table of nineteen places, a note would take a dozen lines."""
+    grid = TextTable("a title", ("first", "second"), [("a", "b")], "word " * 40)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(OnScreen(grid))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, (line.rstrip() for line in lines))) <= width
+    assert sum("word" in line for line in lines) <= -(-40 * 5 // (min(width, NOTE_WIDTH) - 5))
 
 
 def test_every_column_is_explained(runs):
@@ -243,6 +258,98 @@ def test_one_seed_has_no_interval_and_says_that_it_tells_little(tmp_path):
     assert "+20.0" in text
     assert "95 %" not in text
     assert "nan" not in text
+
+
+def test_two_seeds_have_no_interval_and_show_their_gains(tmp_path):
+    """As strangers found it, a half-width of 111 points; with three seeds there is one, and its note explains it."""
+    for seed, (base, ours) in enumerate(((0.9, 0.8), (0.7, 0.9), (0.8, 0.8))):
+        record(tmp_path / f"a{seed}", [base], name="a", seed=seed)
+        record(tmp_path / f"b{seed}", [ours], name="b", seed=seed)
+    paths = [tmp_path / f"{name}{seed}" for name in "ab" for seed in (0, 1)]
+    tables = {}
+    for count, chosen in ((2, paths), (3, [tmp_path])):
+        found = Comparison.of_runs(chosen, force=False)
+        (tables[count],) = [t for t in tables_of(found) if t.title == "what the seeds say"]
+    assert tables[2].columns == ("experiment", "pairs", "worst", "best")
+    assert tables[2].rows[1] == ["b", "2", "-10.0", "+20.0"]
+    assert "an interval needs three seeds" in tables[2].note
+    assert tables[3].columns[1:4] == ("accuracy ±", "EMA ±", "gain")
+    assert "an interval needs three seeds" in tables[3].note
+
+
+def without_truth(path):
+    """Take from a recorded run what nobody knows if its unlabeled images truly have no label."""
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "pseudo_label_accuracy": None}))
+    rounds = pd.read_csv(path / "rounds.csv").assign(pseudo_label_accuracy=np.nan)
+    rounds.to_csv(path / "rounds.csv", index=False)
+
+
+def test_where_nobody_knows_how_many_pseudo_labels_are_right_it_says_so(tmp_path):
+    """In the table, on the page and in the picture; a line without pseudo-labels has a dash all the same."""
+    record(tmp_path / "a", [0.5, 0.6], name="a")
+    known = Comparison.of_runs([tmp_path], force=False)
+    assert "?" not in tables_of(known)[0].note
+    assert known.plot().axes[1].get_title() == "pseudo-labels: right (line), used (dots)"
+    without_truth(tmp_path / "a")
+    none = record(tmp_path / "b", [0.5, 0.6], name="b")
+    summary = json.loads((none / "summary.json").read_text())
+    unused = {"pseudo_label_accuracy": None, "pseudo_label_coverage": None}
+    (none / "summary.json").write_text(json.dumps({**summary, **unused}))
+    rounds = pd.read_csv(none / "rounds.csv").assign(**dict.fromkeys(unused, np.nan))
+    rounds.to_csv(none / "rounds.csv", index=False)
+    found = Comparison.of_runs([tmp_path], force=False)
+    table = tables_of(found)[0]
+    assert [row[table.columns.index("right")] for row in table.rows] == ["?", "-"]
+    assert (
+        "?: nobody knows how many are right, because the unlabeled images have no true label"
+        in table.note
+    )
+    used = next(chart for chart in comparison_page(found).charts if chart.name == "used")
+    assert "How many pseudo-labels are right is not known" in used.note
+    assert (
+        found.plot().axes[1].get_title() == "pseudo-labels used (how many are right is not known)"
+    )
+
+
+def test_a_legend_lists_the_lines_that_are_drawn(tmp_path):
+    """A line without pseudo-labels keeps its color in the charts of pseudo-labels, and is not in their legends."""
+    record(tmp_path / "a", [0.5, 0.6], name="a")
+    path = record(tmp_path / "b", [0.5, 0.6], name="b")
+    columns = ("pseudo_label_accuracy", "pseudo_label_coverage")
+    rounds = pd.read_csv(path / "rounds.csv").assign(**dict.fromkeys(columns, np.nan))
+    rounds.to_csv(path / "rounds.csv", index=False)
+    charts = {
+        c.name: c for c in comparison_page(Comparison.of_runs([tmp_path], force=False)).charts
+    }
+    for name, listed in (("by-round", ["a", "b"]), ("used", ["a"]), ("right", ["a"])):
+        color = charts[name].spec["layer"][-1]["encoding"]["color"]
+        assert color["scale"]["domain"] == ["a", "b"]
+        assert color["legend"]["values"] == listed
+
+
+def test_a_picture_of_one_round_has_no_tick_between_rounds(tmp_path):
+    for name, rounds in (("one", 1), ("two", 2)):
+        record(tmp_path / name, [0.5] * rounds, name=name)
+        for axes in Comparison.of_runs([tmp_path / name], force=False).plot().axes:
+            low, high = axes.get_xlim()
+            ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+            assert ticks == list(range(1, rounds + 1))
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_a_picture_of_equal_shares_has_an_axis_of_shares(tmp_path, accuracy):
+    record(tmp_path / "a", [accuracy] * 2)
+    (axes, _) = Comparison.of_runs([tmp_path], force=False).plot().axes
+    assert axes.get_ylim() == (0, 100)
+
+
+@pytest.mark.parametrize(("gain", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (0.01, "+1.0")])
+def test_no_gain_has_no_sign(tmp_path, gain, shown):
+    record(tmp_path / "a", [0.5], name="a")
+    record(tmp_path / "b", [0.5 + gain], name="b")
+    table = tables_of(Comparison.of_runs([tmp_path], force=False))[0]
+    assert table.rows[1][table.columns.index("gain")] == shown
 
 
 def test_virtual_time_is_shown_where_there_is_any(tmp_path):

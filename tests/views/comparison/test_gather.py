@@ -118,7 +118,7 @@ def test_unfinished_runs_in_a_folder_are_left_out_and_named(tmp_path):
     found = gather([tmp_path])
     assert [list(line.runs) for line in found.lines] == [[0]]
     assert found.notes == (f"left out because they are not finished: {killed[0]}, {killed[1]}",)
-    with pytest.raises(InputError, match=r"killed1: is not finished; .*--resume"):
+    with pytest.raises(InputError, match=r"killed1: is not finished; go on with it: .*--resume"):
         gather([tmp_path / "a", killed[0]])
 
 

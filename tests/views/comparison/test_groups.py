@@ -5,12 +5,13 @@ import io
 import pandas as pd
 import pytest
 
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.pivot import pivot_of
-from fedssl.views.comparison.table import OnScreen, tables_of
+from fedssl.views.comparison.table import tables_of
+from fedssl.views.text_table import OnScreen
 from tests.helpers import fedssl
 from tests.views.comparison.records import record
 
@@ -123,12 +124,17 @@ def test_a_line_that_is_alone_has_no_gain_and_is_named(grid):
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [
-        ("nothing", "no line is called 'nothing'"),
         (
-            "method.kind=softmatch",
-            "no line has method.kind=softmatch; one of: supervised, fixmatch",
+            "nothing",
+            "no line is called 'nothing'; one of: 'alpha 0.1, fixmatch', 'alpha 0.1, supervised', 'alpha 5, fixmatch'",
         ),
-        ("method.kin=supervised", "no line has the setting method.kin"),
+        ("alpha 5, suprvised", "did you mean 'alpha 5, supervised'?"),
+        ("method.kind=softmatch", "no line has method.kind=softmatch; did you mean 'fixmatch'?"),
+        ("federation.partition.alpha=x", "federation.partition.alpha=x; one of: 0.1, 5"),
+        (
+            "method.kin=supervised",
+            "no line has the setting method.kin; did you mean 'method.kind'?",
+        ),
         ("method.kind=fixmatch,federation.partition.alpha=7", "no line has federation.partition"),
     ],
 )
@@ -137,6 +143,37 @@ def test_a_baseline_that_no_line_is(grid, baseline, said):
         Comparison.of_runs([grid], force=False, baseline=baseline)
     assert said in str(error.value)
     assert "--baseline" in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["baseline", "bound"])
+def test_both_options_name_the_same_lines_in_the_same_order(grid, option):
+    """The groups that a baseline makes have an order of their own, in which their bound must not be listed."""
+    with pytest.raises(InputError) as error:
+        Comparison.of_runs([grid], force=False, **{option: "nothing"})
+    labels = str(error.value).split("'")[3::2]
+    assert labels == sorted(labels)
+    assert len(labels) == 4
+
+
+@pytest.mark.parametrize("label", ["alpha 5, fixmatch", "fixmatch, alpha 5", "fixmatch,alpha 5"])
+def test_the_parts_of_a_label_may_stand_in_any_order(grid, label):
+    comparison = Comparison.of_runs([grid], force=True, baseline=label, bound=label)
+    assert comparison.baselines == ["alpha 5, fixmatch"]
+    assert comparison.lines.gap_closed.isna().all()  # the bound is the baseline
+
+
+def test_a_name_before_settings_may_stand_before_them_in_any_order(grid):
+    record(grid / "other", [0.9] * 2, name="other", federation=dealt(5.0), partition="split of 5.0")
+    label = "cells (fixmatch, alpha 5)"
+    comparison = Comparison.of_runs([grid], force=True, baseline=label)
+    assert comparison.baselines == ["cells (alpha 5, fixmatch)"]
+
+
+@pytest.mark.parametrize("value", ["5", "5.0"])
+def test_a_value_is_written_as_labels_write_it_or_as_the_file_does(grid, value):
+    baseline = f"federation.partition.alpha={value},method.kind=fixmatch"
+    comparison = Comparison.of_runs([grid], force=True, baseline=baseline)
+    assert "alpha 5, fixmatch" in comparison.baselines
 
 
 def test_a_grid_is_shown_as_rows_by_columns(grid):
@@ -166,7 +203,8 @@ def test_lines_that_are_no_grid_have_no_pivot(tmp_path):
 
 def test_the_screen_marks_bases_and_letters_are_of_a_group(grid, tmp_path):
     console = Console(file=io.StringIO(), width=80)
-    comparison = compare_runs([grid], tmp_path / "out", console, force=True)
+    comparison = Comparison.of_runs([grid], force=True)
+    show_comparison(comparison, tmp_path / "out", console)
     text = console.file.getvalue()
     assert text.count(" base ") >= 2
     assert "marked base" in " ".join(text.split())

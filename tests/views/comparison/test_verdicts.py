@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedssl.app.commands.compare import compare_runs
+from fedssl.app.commands.compare import show_comparison
 from fedssl.core.console import Console
 from fedssl.views.closer_look import EVALUATION, closer_look
 from fedssl.views.comparison import verdicts
@@ -44,7 +44,7 @@ def test_lines_are_told_apart_by_seeds_and_images_together(tmp_path):
     )
     assert [row[accuracies.columns.index("like")] for row in accuracies.rows] == ["b", "a", "b"]
     assert [row[-1] for row in luck.rows] == ["yes", "no"]
-    compare_runs([tmp_path], tmp_path / "out", Console(file=io.StringIO()), force=False)
+    show_comparison(found, tmp_path / "out", Console(file=io.StringIO()))
     written = pd.read_csv(tmp_path / "out" / "comparison_tests.csv")
     pd.testing.assert_frame_equal(written, found.verdicts.pairs)
 
@@ -56,6 +56,26 @@ def test_one_seed_is_tested_by_images_alone_and_says_so(tmp_path):
     assert found.verdicts.pairs.apart.tolist() == [True]
     luck = next(table for table in tables_of(found) if "apart" in table.columns)
     assert "which model is better, not which method" in luck.note
+
+
+def test_equal_seeds_and_equal_final_models_tell_no_lines_apart(tmp_path):
+    """As strangers found it: four points of gain in earlier rounds, no spread over the seeds, and final models that agree."""
+    for seed in range(2):
+        record(tmp_path / f"a{seed}", [0.5], name="a", seed=seed)
+        path = record(tmp_path / f"b{seed}", [0.5], name="b", seed=seed)
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**summary, "ema_accuracy": 0.54}))
+    pairs = compared(tmp_path).verdicts.pairs
+    assert pairs.error.tolist() == pytest.approx([np.sqrt((0.04 - 0.04**2) / 200)])
+    assert pairs.apart.tolist() == [True]
+    for look in tmp_path.glob("*/evaluation.json"):
+        found = json.loads(look.read_text())
+        few = {key: found[key][:10] for key in ("images", "labels")}
+        models = {
+            name: {"predicted": own["predicted"][:10]} for name, own in found["models"].items()
+        }
+        look.write_text(json.dumps({**found, **few, "models": models}))
+    assert compared(tmp_path).verdicts.pairs.apart.tolist() == [False]
 
 
 DAMAGED = {
@@ -128,14 +148,14 @@ def test_too_many_lines_are_not_tested(tmp_path, monkeypatch):
 
 
 def test_seeds_with_images_of_their_own_have_wider_intervals(tmp_path):
-    """100 held-out and 400 training images: the half-width of two seeds is larger by sqrt((1/2 + 1/4) / (1/2)).
+    """100 held-out and 400 training images: the half-width of three seeds is larger by sqrt((1/3 + 1/4) / (1/3)).
 
     The first line has one seed, and so cannot tell whether the seeds have images of their own; the second can.
     """
     halves = []
     for own in (False, True):
         folder = tmp_path / str(own)
-        for seed in range(2):
+        for seed in range(3):
             facts = {"num_held_out": 100} | ({"held_out_sha256": str(seed)} if own else {})
             record(folder / f"b{seed}", [0.5 + seed / 10], name="b", seed=seed, facts=facts)
         record(
@@ -147,7 +167,7 @@ def test_seeds_with_images_of_their_own_have_wider_intervals(tmp_path):
         )
         line = compared(folder).lines.set_index("label").loc["b"]
         halves.append(line.ema_accuracy_ci95_high - line.ema_accuracy)
-    assert halves[1] / halves[0] == pytest.approx(np.sqrt(1.5))
+    assert halves[1] / halves[0] == pytest.approx(np.sqrt(1.75))
 
 
 def test_a_record_without_the_number_of_images_is_compared_all_the_same(tmp_path):

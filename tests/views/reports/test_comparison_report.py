@@ -81,8 +81,8 @@ def test_a_browser_draws_it_and_asks_for_nothing(comparison, tmp_path):
 
 
 def test_the_interval_of_few_seeds_ends_where_accuracies_end(tmp_path):
-    """Two seeds that are far apart have an interval from below 0 to above 100 %."""
-    for name, accuracies in (("one", (0.2, 0.9)), ("two", (0.9, 0.1))):
+    """Three seeds that are far apart have an interval from below 0 to above 100 %."""
+    for name, accuracies in (("one", (0.1, 0.9, 0.2)), ("two", (0.9, 0.1, 0.9))):
         for seed, accuracy in enumerate(accuracies):
             record(tmp_path / name / str(seed), [accuracy], name=name, seed=seed)
     page = comparison_page(Comparison.of_runs([tmp_path], force=False))
@@ -92,6 +92,21 @@ def test_the_interval_of_few_seeds_ends_where_accuracies_end(tmp_path):
         assert chart.rows[0]["high"] > limits[1]
         axes = [layer["encoding"]["x"] for layer in chart.spec["layer"] if "x" in layer["encoding"]]
         assert [axis["scale"]["domain"] for axis in axes if "scale" in axis] == [limits] * 3
+
+
+def test_two_seeds_are_drawn_without_an_interval(tmp_path):
+    comparison = Comparison.of_runs([write_runs(tmp_path, 2, seeds=2)], force=False)
+    for name in ("gain", "final"):
+        chart = chart_of(comparison_page(comparison), name)
+        assert {row["low"] for row in chart.rows} == {None}
+        assert "95 %" not in chart.note
+        assert "An interval of the mean needs three seeds." in chart.note
+
+
+def test_the_chart_of_time_says_that_it_leaves_out_the_start(comparison):
+    page = comparison_page(comparison)
+    assert "start of the workers" in chart_of(page, "by-seconds").note
+    assert "start of the workers" not in chart_of(page, "by-megabytes").note
 
 
 def test_many_lines_stay_small(tmp_path):

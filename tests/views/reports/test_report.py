@@ -18,12 +18,13 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc
 from fedssl.app.simulation import Engine
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import resume_command
 from fedssl.views.closer_look import look_closely, read_evaluation
-from fedssl.views.reports.charts import Band, thinned
+from fedssl.views.reports.charts import Band, slanted, thinned
 from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, balanced_columns, write_page
-from fedssl.views.reports.run_report import report_page, resume_command, write_report
+from fedssl.views.reports.run_report import report_page, write_report
 from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.run import Run
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
@@ -79,23 +80,115 @@ def test_a_line_of_one_phase_has_the_axis_of_all_phases():
     assert {tuple(x["scale"]["domain"]) for x in axes if "scale" in x} == {(1, 9)}
 
 
-def test_only_whole_rounds_stand_at_an_axis():
-    rows = [
-        {
-            "round": round,
-            "seconds": round / 2,
-            "v": 0.5,
-            "line": "v",
-            "mean": 1,
-            "worst": 1,
-            "best": 1,
-        }
-        for round in (1, 2)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def written_below(spec, rows):
+    """Return what stands at the horizontal axis of a chart, as Vega draws it."""
+    drawn = vl_convert.vegalite_to_svg({"width": 500, "data": {"values": rows}, **spec})
+    (axis,) = [
+        group
+        for group in ElementTree.fromstring(drawn).iter(f"{SVG}g")
+        if group.get("aria-label", "").startswith("X-axis titled")
     ]
-    for x, least_step in (("round", 1), ("seconds", None)):
-        for spec in (lines(rows, x, ["v"], "%"), curves(rows, x, ["v"], "%", bands=True)):
-            axes = [layer["encoding"]["x"]["axis"] for layer in spec["layer"]]
-            assert {axis.get("tickMinStep") for axis in axes} == {least_step}
+    labels = next(g for g in axis.iter(f"{SVG}g") if "role-axis-label" in g.get("class", ""))
+    return [text.text for text in labels.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 13, 40])
+def test_only_whole_rounds_stand_at_an_axis(count):
+    """Vega itself would write 1.5 between two rounds and between three, whatever the least step of its ticks."""
+    rows = [
+        {"round": i, "v": i / 2, "line": "v", "mean": i, "worst": i, "best": i + 1}
+        for i in range(1, count + 1)
+    ]
+    for spec in (
+        lines(rows, "round", ["v"], "s"),
+        curves(rows, "round", ["v"], "s", bands=True),
+    ):
+        written = written_below(spec, rows)
+        assert all(label.isdecimal() and 1 <= int(label) <= count for label in written)
+        if count <= 7:
+            assert written == [str(i) for i in range(1, count + 1)]
+
+
+def axis_of(spec):
+    return spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "wanted"),
+    [
+        ("MB", 0.0, [0, 1]),
+        ("MB", 3.0, [0, 6]),
+        ("loss", -3.0, [-6, 0]),
+        ("%", 0.0, [0, 100]),
+        ("%", 91.7, [0, 100]),
+        ("%", 100.0, [0, 100]),
+    ],
+)
+def test_an_axis_of_equal_values_holds_none_that_there_cannot_be(unit, value, wanted):
+    rows = [{"round": round, "v": value} for round in (1, 2)]
+    assert axis_of(lines(rows, "round", ["v"], unit)) == wanted
+    points = [{"round": 1, "line": "v", "mean": value, "worst": value, "best": value}]
+    spec = curves(points, "round", ["v"], unit, bands=True)
+    assert axis_of(spec) == wanted
+    assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0.5, 1.5]
+
+
+def test_a_legend_lists_the_columns_that_are_drawn():
+    rows = [{"round": 1, "right": None, "used": 50.0}, {"round": 2, "used": 60.0}]
+    line = lines(rows, "round", ["right", "used"], "%")["layer"][0]["encoding"]
+    for look in ("color", "strokeDash"):
+        assert line[look]["scale"]["domain"] == ["right", "used"]
+        assert line[look]["legend"]["values"] == ["used"]
+
+
+def test_pseudo_labels_are_judged_as_far_as_their_true_labels_are_known(run):
+    """The digits' hidden labels are known; of some images, of all images or of no accepted one they may not be."""
+    material = read_material(run, None)
+    assert (
+        "match the label the simulator hides. Used"
+        in chart_of(report_page(material), "pseudo-labels").note
+    )
+    part = dataclasses.replace(material, label=np.where(material.label > 7, -1, material.label))
+    hidden = int(((part.given < 0) & (part.owner >= 0) & (part.label >= 0)).sum())
+    note = chart_of(report_page(part), "pseudo-labels").note
+    assert f"This is known of {hidden:,} of the {part.num_unlabeled:,} unlabeled images" in note
+    columns = {"pseudo_label_accuracy": np.nan, "pseudo_label_coverage": 0.5}
+    unknown = [dataclasses.replace(row, **columns) for row in material.rounds]
+    summary = {**material.summary, "pseudo_label_accuracy": None}
+    page = report_page(dataclasses.replace(part, rounds=unknown, summary=summary))
+    assert "How many pseudo-labels are right is not known" in chart_of(page, "pseudo-labels").note
+    figure = next(figure for figure in page.figures if figure.name == "pseudo-labels right")
+    assert figure.value == "unknown"
+    columns["pseudo_label_coverage"] = 0.0
+    unused = [dataclasses.replace(row, **columns) for row in material.rounds]
+    note = chart_of(report_page(dataclasses.replace(part, rounds=unused)), "pseudo-labels").note
+    assert note.startswith("No pseudo-label was accepted, so none is right and none is wrong.")
+
+
+def test_clients_have_their_names_in_every_chart(run):
+    """A record that does not name them, or not all of them, calls them by their numbers."""
+    material, names = (
+        read_material(run, read_evaluation(run.path)),
+        [f"{i} (site {i})" for i in range(6)],
+    )
+    named = dataclasses.replace(material, data={**material.data, "client_names": names})
+    page = report_page(named)
+    assert {row["client"] for row in chart_of(page, "clients").rows} <= set(names)
+    assert {row["client"] for row in chart_of(page, "partition").rows} == set(names)
+    assert {row["clients"] for row in chart_of(page, "participation").rows} <= set(names)
+    for known in ([], names[:3]):
+        other = dataclasses.replace(material, data={**material.data, "client_names": known})
+        rows = chart_of(report_page(other), "clients").rows
+        assert {row["client"] for row in rows} <= set("012345")
+
+
+@pytest.mark.parametrize(("count", "angle"), [(4, 0), (40, -40)])
+def test_names_are_slanted_where_they_do_not_fit(count, angle):
+    assert slanted([f"{i} (site {i})" for i in range(count)], wide=True)["labelAngle"] == angle
+    assert slanted(list(map(str, range(200))), wide=False)["labelAngle"] == 0
 
 
 def test_participation_ends_with_the_last_client_and_round(run, page):

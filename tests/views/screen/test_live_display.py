@@ -1,10 +1,12 @@
 """The live screen of a run, as it looks on terminals of several sizes."""
 
+import dataclasses
+
 import pytest
 
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import Failure, RoundEnd
-from fedssl.views.screen.display import sparkline
+from fedssl.views.screen.display import right_and_used, sparkline
 from fedssl.views.screen.live_display import FREE_LINE, LiveDisplay
 from tests.helpers import federation_of, small_experiment
 from tests.views.comparison.records import rows_of
@@ -48,6 +50,32 @@ def test_the_latest_rounds_fill_the_height_of_the_terminal(show, size):
     shown = rounds_in(terminal.shown)
     assert shown == list(range(61 - len(shown), 61))
     assert len(shown) >= terminal.height - 10
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("right", "used", "line"),
+    [
+        (0.9, 0.5, "90.0 % right, 50.0 % used"),
+        (NAN, 0.5, "unknown how many right, 50.0 % used"),
+        (NAN, 0.0, "- right, 0.0 % used"),
+        (NAN, NAN, ""),
+    ],
+)
+def test_where_nobody_knows_how_many_pseudo_labels_are_right_screens_say_so(
+    show, right, used, line
+):
+    assert right_and_used(right, used) == line
+    display, terminal = show((80, 24), 1)
+    row = dataclasses.replace(
+        rows_of([0.5, 0.6])[1], pseudo_label_accuracy=right, pseudo_label_coverage=used
+    )
+    display.round_ended(RoundEnd(row, [], [], GlobalModel()))
+    display._live.refresh()
+    (shown,) = [text for text in terminal.shown if text.strip("│").split()[:1] == ["2"]]
+    assert ("unknown" in shown) == line.startswith("unknown")
 
 
 def test_failures_leave_less_room_for_rounds(show):
