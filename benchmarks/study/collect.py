@@ -57,7 +57,7 @@ def collect(data: str, out: Path, seeds: int) -> None:
         lines.append(_lines(found).assign(**where))
         situations.append(_situation(first) | where)
         if len(found.yardsticks):
-            yardsticks.append(found.yardsticks.drop(columns="baseline").assign(**where))
+            yardsticks.append(found.yardsticks.drop(columns="data").assign(**where))
     RESULTS.mkdir(exist_ok=True)
     tables = (("runs", runs, RUN_COLUMNS), ("lines", lines, LINE_COLUMNS))
     for name, parts, columns in tables:

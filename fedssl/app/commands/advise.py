@@ -40,7 +40,7 @@ def advise(
         from fedssl.app.advice.situation import situation_of
         from fedssl.app.simulation import check_experiment
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.views.comparison.table import OnScreen
+        from fedssl.views.text_table import OnScreen
 
     experiment = load_experiment(file, settings or [])
     if experiment.federation.private:
