@@ -40,6 +40,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\t", r"\t").replace("\n", r"\n")
 
 
+def last_line(reason: str) -> str:
+    """Return the last line of a failure's reason; the last line of a traceback is the error."""
+    lines = reason.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
 def as_cell(text: str) -> str:
     """Return a text for a cell of a CSV file, with a leading ``'`` where a spreadsheet would take it for a formula."""
     text = printable(text)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -17,6 +18,7 @@ from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange import protocol
 from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
+from fedssl.exchange.waiting import after_seconds
 from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.record.description import remarks_on_systems
@@ -177,11 +179,16 @@ class ServerRun:
             return Census.of_simulation(self._federation)
         wanted = self._experiment.federation.clients
         deadline = time.monotonic() + NODES_TIMEOUT
+        told = -1
         while len(nodes := list(self._grid.get_node_ids())) < wanted:
             if time.monotonic() > deadline:
                 raise RunFailed(
                     f"{len(nodes)} of {wanted} clients connected in {NODES_TIMEOUT:g} s"
                 )
+            if len(nodes) != told:
+                told = len(nodes)
+                until = after_seconds(deadline - time.monotonic())
+                self._tell_waiting(f"{told} of {wanted} clients are connected", until)
             time.sleep(0.2)
         server = self._experiment.server
         return Census.by_query(
@@ -195,7 +202,13 @@ class ServerRun:
             self._terms,
             min_success=server.min_success,
             max_examples=server.max_client_examples,
+            numbers=self._numbers,
+            on_wait=self._tell_waiting,
         )
+
+    def _tell_waiting(self, what: str, until: datetime | None) -> None:
+        for observer in self._observers:
+            observer.waiting(what, until)
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
         experiment = self._plans[index]
