@@ -162,9 +162,9 @@ def register(
     """Register a client that runs elsewhere, by its public key.
 
     Examples:
-      fedssl deploy register mine.pub --number 0
+      fedssl deploy register bern.pub --number 0
 
-      fedssl deploy register new.pub --number 0 --replace
+      fedssl deploy register bern.pub --number 0 --replace
     """
     from fedssl.app.deploy.admission import admit, check_client
     from fedssl.app.deploy.opening import open_deployment, open_with_operator

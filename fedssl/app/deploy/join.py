@@ -83,7 +83,7 @@ def join(
     """Run a client of a deployment on another host, until interrupted.
 
     Example:
-      fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
+      fedssl deploy join fed.example.org:9443 --number 0 --key bern --ca ca.crt --data /srv/photos
     """
     from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
     from fedssl.app.deploy.keeper import PAUSE, keep
