@@ -138,7 +138,7 @@ class Census:
                 holding = _claim(reply, num_clients, max_examples)
             except ValueError as error:
                 incidents.append(f"census: {name_node(node, numbers)} is left out: {error}")
-                reasons[node] = f"it was left out of the census: {str(error).splitlines()[0]}"
+                reasons[node] = str(error).splitlines()[0]
                 continue
             claims[holding.client].append((node, holding))
         for node in silent:

@@ -123,8 +123,8 @@ def test_the_first_line_of_an_incident_says_the_whole_reason(numbers, name):
     why = "it could not answer the census: InputError: --data: there is nothing at /a: b; look"
     assert first == f"census: {name} is left out: {why}"
     assert rest == TRACEBACK
-    said = f"left out of the census: {why}" if numbers else "has no valid answer"
-    assert said in found.absent[1]
+    said = why if numbers else "the census has no valid answer for it"
+    assert found.absent == {1: f"the client is absent: {said}"}
 
 
 def test_clients_that_refuse_by_their_floors_end_the_run_and_are_all_named():

@@ -1,5 +1,6 @@
 """Let clients in: their keys are registered at the SuperLink and the gate, and their numbers are bound to their keys."""
 
+import itertools
 import re
 import shlex
 import time
@@ -87,6 +88,7 @@ def admit(
     deployment = opened.deployment
     roster = Roster(deployment.roster)
     _refuse_other_name(deployment, key, name)
+    _refuse_let_out(deployment, key)
     before = roster.read().get(name)
     admitted = deployment.admitted / f"{name}.pub"
     has_other_key = admitted.exists() and not _is_same_key(admitted, key)
@@ -96,7 +98,7 @@ def admit(
     if not replace:
         _refuse_replacing(opened, key, name, number, owner, before, has_other_key=has_other_key)
     # Register the new key first, so that nothing is lost if the SuperLink refuses it.
-    former = admitted.with_name(f".{name}.former")
+    former = _place_for_former_key(deployment, name)
     if has_other_key:
         admitted.replace(former)
     is_new = not admitted.exists()
@@ -113,10 +115,11 @@ def admit(
     # Forget the keys that are replaced.
     replaced: dict[str, Registered | None] = {}
     if has_other_key:
-        former.unlink()
         replaced[name], before = before, None
     if owner not in ("", name):
-        (deployment.admitted / f"{owner}.pub").unlink(missing_ok=True)
+        owners_key = deployment.admitted / f"{owner}.pub"
+        if owners_key.exists():
+            owners_key.replace(_place_for_former_key(deployment, owner))
         replaced[owner] = roster.read()[owner]
         roster.remove(owner)
     # Note the node and its number.
@@ -138,6 +141,26 @@ def _refuse_other_name(deployment: Deployment, key: Path, name: str) -> None:
             raise InputError(
                 "KEY", f"{key} is registered as {file.stem!r} already", f"add --name {file.stem}"
             )
+
+
+def _refuse_let_out(deployment: Deployment, key: Path) -> None:
+    """Raise `InputError` if a key was let out before: Flower never registers such a key again (1.41)."""
+    if any(_is_same_key(file, key) for file in deployment.admitted.glob(f"*{_FORMER}")):
+        raise InputError(
+            "KEY",
+            f"{key} was replaced, and a key that was let out is never let in again",
+            "let its client make another one: fedssl deploy join with another --key",
+        )
+
+
+_FORMER = ".former"
+"""The suffix of the files of keys that were let out."""
+
+
+def _place_for_former_key(deployment: Deployment, name: str) -> Path:
+    """Return a file that does not exist, for a key that is let out."""
+    places = (deployment.admitted / f"{name}.{number}{_FORMER}" for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _is_same_key(first: Path, second: Path) -> bool:

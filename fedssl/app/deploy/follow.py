@@ -13,6 +13,7 @@ from fedssl.app.deploy.operator import COMPLETED, Operator
 from fedssl.core.console import Console
 from fedssl.core.errors import FedsslError, RunFailed
 from fedssl.core.files import whole_lines
+from fedssl.core.text import without_tracebacks
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.global_model import GlobalModel
@@ -168,11 +169,12 @@ def follow(
         report.ended(outcome)
         display.ended(outcome)
         return ""
-    reason, traceback, _ = (watch.reason() or details).partition(AT_SERVER)
+    whole = watch.reason() or details
+    reason = without_tracebacks(whole.partition(AT_SERVER)[0])
     display.failed(reason)
     if status == GONE:
         return GONE
-    if traceback:
+    if reason != whole:
         reason += f" (the traceback is in {watch.directory / EVENTS})"
     return f"{status}: {reason}" if reason else status
 

@@ -125,9 +125,13 @@ def test_a_key_is_replaced_by_the_command_that_the_refusal_names(
     assert done.exit_code == 0, done.output
     assert "mine: its former key is not let in any more" in done.output
     assert let_out == [str(2**63 + 1)]
-    assert [file.name for file in deployment.admitted.iterdir()] == [f"{name}.pub"]
+    assert [file.name for file in deployment.admitted.glob("*.pub")] == [f"{name}.pub"]
     assert (deployment.admitted / f"{name}.pub").read_bytes() == new.read_bytes()
     assert Roster(deployment.roster).read() == {name: Registered(str(2**63 + 2), 0)}
+    # Flower never takes the former key again.
+    former = register(deployment, tmp_path / "first" / "mine.pub", "--name", "again")
+    refused(former, "KEY", "never let in again", "another --key")
+    assert len(asked) == 2
 
 
 def test_a_key_that_takes_a_name_takes_its_number(deployment, asked, let_out, tmp_path):
