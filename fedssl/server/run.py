@@ -97,6 +97,8 @@ class ServerRun:
         self._stopping = Stopping(experiment)
         self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
         self._began = 0.0
+        self._untold: Sequence[str] = ()
+        """Incidents of the census, until the first round records them; a run that goes on takes a census of its own."""
         # Only clients with private data are sent the terms, because they must prepare their images to fit them.
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
@@ -132,6 +134,7 @@ class ServerRun:
             logger.warning("%s", remark)
         self._began = time.perf_counter()
         census = self._take_census()
+        self._untold = census.incidents
         cohorts = cohorts_of(self._experiment, census)
         if resume is not None:
             self._restore(resume, cohorts)
@@ -265,8 +268,8 @@ class ServerRun:
         sizes = self._request_sizes(phase, messages, cohorts.census)
         fates = self._fates_of(phase, messages, sizes, cohorts)
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
-        if self._round == 1:
-            log.incidents += cohorts.census.incidents
+        log.incidents += self._untold
+        self._untold = ()
         if phase_round == 1:
             log.record(PHASE, self._carried)
         sent = log.sent(messages, sizes)

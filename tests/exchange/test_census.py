@@ -3,6 +3,7 @@
 A client whose own privacy floor refuses the experiment does end the run.
 """
 
+import json
 import math
 from datetime import UTC, datetime
 
@@ -17,8 +18,10 @@ from fedssl.core.errors import RunFailed
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
 from tests.helpers import small_experiment
+from tests.resuming import Stopper
 
 protocol.claim_identity(1)
 
@@ -212,6 +215,19 @@ class Watcher(Observer):
 
     def round_ended(self, end):
         self.ends.append(end)
+
+
+def test_a_run_that_goes_on_records_what_its_own_census_says(tmp_path):
+    experiment = small_experiment(federation={"sample": 6}, server={"checkpoint_every": 1})
+    first = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        serve(experiment, Liars({}), [first, Stopper(1, KeyboardInterrupt())])
+    directory = RunDirectory(tmp_path / "run", resume=True)
+    serve(experiment, Liars({"client": -1}), [directory], directory.load().snapshot)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    said = [(event["round"], event["what"]) for event in events if event["event"] == "incident"]
+    assert [round for round, _ in said] == [2]
+    assert "its client is -1" in said[0][1]
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAvg"])

@@ -1,10 +1,12 @@
 """A deployment whose runs are in progress ends only on purpose, and then its runs end in order first."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from fedssl.app.deploy import ending
+from fedssl.app.deploy.containers import Containers
 from fedssl.app.deploy.deployment import Deployment
 from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.operator import Operator
@@ -108,3 +110,30 @@ def test_without_a_server_and_without_runs_there_is_nothing_to_refuse(server, fo
     monkeypatch.setattr(Opened, "is_served", lambda self: False)
     finished(down(folder))
     assert not server.stopped
+
+
+@pytest.mark.parametrize(
+    ("states", "is_served"),
+    [
+        ([("superlink", "running"), ("gate", "exited")], True),
+        ([("superlink", "restarting")], True),
+        ([("superlink", "exited"), ("gate", "running")], False),
+        ([], False),
+    ],
+)
+def test_in_containers_a_superlink_is_kept_by_the_engine(states, is_served, folder, monkeypatch):
+    found = [{"Service": name, "State": state} for name, state in states]
+    monkeypatch.setattr(Containers, "states", lambda self: found)
+    deployment = Deployment.open(folder)
+    operator = Operator(folder, list, print)
+    assert Opened(folder, deployment, True, operator, folder).is_served() == is_served
+
+
+def test_on_this_host_a_superlink_is_kept_by_its_keeper(folder):
+    deployment = Deployment.open(folder)
+    opened = Opened(folder, deployment, False, Operator(folder, list, print), folder)
+    assert not opened.is_served()
+    with (deployment.processes / "superlink.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert opened.is_served()
+    assert not opened.is_served()

@@ -167,7 +167,9 @@ def test_a_run_that_does_not_begin_is_said_as_flower_calls_it(followed, tmp_path
 
 def test_the_reason_of_a_failure_is_shown_without_tracebacks(followed, tmp_path):
     traceback = "Traceback (most recent call last):\n  File x\n    y()\nValueError: why"
-    write_events(tmp_path, BEGAN, {"event": "failed", "reason": f"RunFailed: all failed:\n{traceback}"})
+    write_events(
+        tmp_path, BEGAN, {"event": "failed", "reason": f"RunFailed: all failed:\n{traceback}"}
+    )
     ended, said = followed(Link("finished:failed"), lambda: True)
     reason = "RunFailed: all failed:\nValueError: why"
     assert said == [f"failed: {reason}"]
