@@ -146,8 +146,8 @@ class Census:
             reasons[node] = "it did not answer the census"
         # Stop if a client's owner asks for more privacy than the experiment gives.
         if refusals:
-            said = "\n".join(refusals)
-            raise RunFailed(f"no round begins, because clients refuse the experiment:\n{said}")
+            said = "\n".join(["no round begins, because clients refuse the experiment:", *refusals])
+            raise RunFailed(protocol.shorten_reason(said))
         # Drop every client number that more than one node claims.
         for client, claimed in claims.items():
             if len(claimed) > 1:
@@ -227,7 +227,7 @@ def _answers(
 ) -> Iterator[Message]:
     """Ask every node, ask nodes that are away again until `AWAY_TIMEOUT`, and yield the last reply of each."""
     deadline = time.monotonic() + AWAY_TIMEOUT
-    told: list[int] = []
+    told: set[int] = set()
     while nodes:
         away: list[int] = []
         for reply in ask([protocol.new_message(MessageType.QUERY, n, content) for n in nodes]):
@@ -237,10 +237,10 @@ def _answers(
                 yield reply
         nodes = away
         if nodes:
-            if nodes != told:
+            if set(nodes) != told:
                 until = after_seconds(deadline - time.monotonic())
                 on_wait(f"{name_nodes(nodes, numbers)} went away", until)
-                told = nodes
+                told = set(nodes)
             time.sleep(AWAY_PAUSE)
 
 

@@ -195,10 +195,11 @@ def _refuse_replacing(
     chosen = "" if number is None else f" --number {number}"
     command = opened.command(f"register {shlex.quote(str(key))} --name {name}{chosen} --replace")
     if has_other_key:
+        out = "that key" if owner in ("", name) else f"that key and {owner!r}"
         raise InputError(
             "--name",
             f"{name!r} has another key already",
-            f"give another name; or let that key out and this one in: {command}",
+            f"give another name; or let {out} out and this one in: {command}",
         )
     if owner not in ("", name):
         raise InputError(

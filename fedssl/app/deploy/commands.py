@@ -168,12 +168,14 @@ def register(
     """
     from fedssl.app.deploy.admission import admit, check_client
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
+    from fedssl.app.deploy.roster import Roster
 
     open_deployment(folder)
     called = check_client(key, name)
     opened = open_with_operator(folder, no_containers)
     new = admit(opened, key, called, number, replace=replace)
-    bound = "" if number is None else f", as client {number}"
+    entry = Roster(opened.deployment.roster).read().get(called)
+    bound = "" if entry is None or entry.number is None else f", as client {entry.number}"
     say(f"{called}: {'registered' if new else 'was registered already'}{bound}")
 
 

@@ -41,11 +41,11 @@ CHECK_SECONDS = 5.0
 SILENT_SECONDS = 300.0
 """A run is not followed any longer if its SuperLink has answered no question for this many seconds."""
 
-GONE = "unknown: the deployment's server has ended"
-"""How a run ended whose SuperLink was ended before it said so."""
+GONE = "gone"
+"""The SuperLink of a run was ended before it said how the run ended."""
 
-SILENT = "unknown: the deployment's server does not answer"
-"""How a run ended whose SuperLink is kept running, but answers nothing."""
+SILENT = "silent"
+"""The SuperLink of a run is kept running, but answers nothing."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def follow(
     *,
     plain: bool,
 ) -> str:
-    """Show a run until it ends; return how it ended if it did not complete, else an empty text.
+    """Show a run until it ends; return how it ended if it did not complete, `GONE` or `SILENT`, else an empty text.
 
     The SuperLink may be away for a while and start again. If the deployment does not keep it running any more, or if it
     answers nothing for `SILENT_SECONDS`, nobody waits for it: then only the record says how the run ended.
@@ -172,8 +172,8 @@ def follow(
     whole = watch.reason() or details
     reason = without_tracebacks(whole.partition(AT_SERVER)[0])
     display.failed(reason)
-    if status == GONE:
-        return GONE
+    if status in (GONE, SILENT):
+        return status
     if reason != whole:
         reason += f" (the traceback is in {watch.directory / EVENTS})"
     return f"{status}: {reason}" if reason else status
@@ -240,9 +240,8 @@ class _Question:
     def _is_gone(self) -> bool:
         """Check whether the SuperLink was ended; if so, the record alone says how the run ended."""
         self._checked = time.monotonic()
-        with contextlib.suppress(
-            FedsslError
-        ):  # a container engine that fails now may answer the next time
+        # A container engine that fails now may answer the next time.
+        with contextlib.suppress(FedsslError):
             if not self._is_served():
                 self._give_up(GONE)
         return self.status in (COMPLETED, GONE)

@@ -9,7 +9,7 @@ import tomli_w
 
 from fedssl.app.deploy.admission import count_connected
 from fedssl.app.deploy.ending import wait_for_release
-from fedssl.app.deploy.follow import GONE, Watch, follow
+from fedssl.app.deploy.follow import GONE, SILENT, SILENT_SECONDS, Watch, follow
 from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.options import say
 from fedssl.app.deploy.roster import Roster
@@ -115,6 +115,11 @@ def run_over(
         raise RunFailed(
             f"the deployment was ended while run {run_id} was in progress; "
             f"to go on: {opened.command('up')}, then {again}"
+        )
+    if status == SILENT:
+        raise RunFailed(
+            f"the deployment's server has not answered for {SILENT_SECONDS:g} s, so run {run_id} is not followed any "
+            f"longer; {opened.describe_logs()}; to follow it again or go on: {again}"
         )
     if status:
         go_on = f"; to go on: {again}" if has_begun(watch.directory) else ""

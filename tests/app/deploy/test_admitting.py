@@ -140,7 +140,21 @@ def test_a_key_that_takes_a_name_takes_its_number(deployment, asked, let_out, tm
     register(deployment, tmp_path / "first" / "mine.pub", "--number", 3)
     done = register(deployment, tmp_path / "second" / "mine.pub", "--replace")
     assert done.exit_code == 0, done.output
+    assert "mine: registered, as client 3" in done.output
     assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 2), 3)}
+
+
+def test_all_keys_that_would_be_let_out_are_named_before(deployment, asked, let_out, tmp_path):
+    for place, name in (("first", "mine"), ("first", "other"), ("second", "mine")):
+        write_node_key(tmp_path / place / name)
+    register(deployment, tmp_path / "first" / "mine.pub", "--number", 0)
+    register(deployment, tmp_path / "first" / "other.pub", "--number", 1)
+    new = tmp_path / "second" / "mine.pub"
+    done = register(deployment, new, "--number", 1)
+    refused(done, "'mine' has another key already", "let that key and 'other' out")
+    assert register(deployment, new, "--number", 1, "--replace").exit_code == 0
+    assert let_out == [str(2**63 + 1), str(2**63 + 2)]
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 3), 1)}
 
 
 def test_a_client_changes_its_number_on_purpose_only(deployment, asked, let_out, tmp_path):
