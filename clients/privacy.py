@@ -10,7 +10,7 @@ from flwr.app import Context, Message
 from fedssl.clients.answers import answer_once
 from fedssl.clients.floor import Floor
 from fedssl.core import rng
-from fedssl.core.errors import InputError
+from fedssl.core.errors import InputError, RefusedByFloor
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.privacy import add_noise, clip_update
@@ -62,12 +62,13 @@ def refuse_below_floor(experiment: ClientSettings, context: Context) -> None:
     """Refuse an experiment that falls below the node's own floor, and log the refusal.
 
     Raises:
-        InputError: The experiment falls below the floor; names the client.
+        RefusedByFloor: The experiment falls below the floor, or the floor makes no sense; names the client.
     """
     try:
         Floor.of(context.node_config).check(experiment)
     except InputError as error:
-        raise _logged(error, context) from None
+        refusal = _logged(error, context)
+        raise RefusedByFloor(refusal.field, refusal.problem, refusal.remedy) from None
 
 
 def answer_if_admitted(

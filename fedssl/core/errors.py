@@ -36,6 +36,10 @@ class InputError(FedsslError):
         return InputError(f"{prefix}{self.field}", self.problem, self.remedy)
 
 
+class RefusedByFloor(InputError):
+    """A client refuses an experiment that is below the client's own privacy floor, or a floor that makes no sense."""
+
+
 class RunFailed(FedsslError):
     """The run could not go on (exit 1). Everything recorded so far is kept."""
 

@@ -11,6 +11,9 @@ _UNPRINTABLE = re.compile(
 )
 """Control characters other than tab and line feed, marks that turn the direction of writing, and lone surrogates."""
 
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*")
+"""The head of a Python traceback and its indented lines."""
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet may take a cell that begins with one of these characters for a formula."""
 
@@ -38,6 +41,17 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Return a printable text whose tabs and line feeds are written out too: ``\t``, ``\n``."""
     return printable(text).replace("\t", r"\t").replace("\n", r"\n")
+
+
+def last_line(reason: str) -> str:
+    """Return the last line of a failure's reason; the last line of a traceback is the error."""
+    lines = reason.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+def without_tracebacks(text: str) -> str:
+    """Return a text without the indented lines of its tracebacks; the line of each error stays."""
+    return _TRACEBACK.sub("", text)
 
 
 def as_cell(text: str) -> str:

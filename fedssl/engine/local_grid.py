@@ -129,7 +129,7 @@ class LocalGrid(ClientGrid):
                 yield from outcome.replies
             else:
                 for message in sent[slice(*span)]:
-                    yield protocol.error_reply(message, outcome, raised=False)
+                    yield protocol.error_reply(message, outcome, protocol.AWAY)
 
     def reduce(
         self,

@@ -6,6 +6,7 @@ request, Flower's grid raises an error.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
+from fedssl.exchange.waiting import OnWait, after_seconds, name_node, name_nodes, wait_silently
 
 POLL_SECONDS = 0.5
 """The grid looks for replies again after this many seconds."""
@@ -33,6 +35,13 @@ TIMES_SLOWEST = 10.0
 AWAY_PATIENCE = 150.0
 """The grid waits this many seconds for a node that went away with a request to train. Flower lets a node that died in again
 after about a minute (1.41)."""
+
+LATE_SECONDS, LATE_SECONDS_AT_FIRST = 15.0, 30.0
+"""No reply counts as late before this many seconds; the second number holds until one reply to the same kind of request has
+come. Those who follow the run are told of late replies."""
+
+TIMES_SLOWEST_UNTIL_LATE = 2.0
+"""A reply counts as late after this many times the seconds of the slowest reply so far to the same kind of request."""
 
 PUSH_ATTEMPTS = 5
 """Requests that the SuperLink does not store completely are pushed this many times in all."""
@@ -58,6 +67,9 @@ class PersistentGrid(GridView):
         inner: Flower's grid.
         least_patience: No reply counts as lost before this many seconds.
         away_patience: The grid waits this many seconds for a node that is away.
+        late_seconds: No reply counts as late before this many seconds, after one reply and before the first one.
+        numbers: Node id -> the client number that is bound to it, as far as numbers are bound.
+        on_wait: Is told which replies are late, and which nodes went away.
     """
 
     def __init__(
@@ -65,10 +77,16 @@ class PersistentGrid(GridView):
         inner: Grid,
         least_patience: float = LEAST_PATIENCE,
         away_patience: float = AWAY_PATIENCE,
+        late_seconds: tuple[float, float] = (LATE_SECONDS, LATE_SECONDS_AT_FIRST),
+        numbers: Mapping[int, int] | None = None,
+        on_wait: OnWait = wait_silently,
     ) -> None:
         super().__init__(inner)
         self._least_patience = least_patience
         self._away_patience = away_patience
+        self._late_seconds = late_seconds
+        self._numbers = numbers or {}
+        self._on_wait = on_wait
         self._given_up: set[int] = set()
         self._slowest: dict[str, float] = {}
 
@@ -101,8 +119,11 @@ class PersistentGrid(GridView):
         asked = dict.fromkeys(range(len(sent)), began)
         """The time of the last request for each reply that is missing, by the message's place."""
         pulls = _Pulls(self.pull_messages)
-        absent = _Absent(self, self._away_patience, self._given_up)
+        absent = _Absent(
+            self, self._away_patience, self._given_up, deadline, self._numbers, self._on_wait
+        )
         replies: list[Message] = []
+        told_late = False
         while asked or absent:
             # The clock is read before the grid looks for replies, so that the last look comes after the deadline and
             # finds every reply that has arrived by then.
@@ -127,6 +148,8 @@ class PersistentGrid(GridView):
                 (name,) = self.push_messages([_repeat_request(sent[place])])
                 places[name], asked[place] = place, time.monotonic()
             replies += absent.give_up()
+            if not told_late:
+                told_late = self._tell_late(sent, asked, began, deadline)
             if asked or absent:
                 left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
                 time.sleep(max(0.0, min(POLL_SECONDS, left)))
@@ -141,6 +164,30 @@ class PersistentGrid(GridView):
                 log.warning("no reply from node %d: the request is sent again", about.dst_node_id)
                 found.append(place)
         return found
+
+    def _tell_late(
+        self,
+        sent: Sequence[Message],
+        asked: Iterable[int],
+        began: float,
+        deadline: float | None,
+    ) -> bool:
+        """Tell which replies are late, if any are; return whether there was something to tell."""
+        now = time.monotonic()
+        about = [sent[place].metadata for place in asked]
+        late = [
+            m.dst_node_id for m in about if now - began > self._seconds_until_late(m.message_type)
+        ]
+        if late:
+            until = after_seconds(math.inf if deadline is None else deadline - now)
+            self._on_wait(f"no answer yet from {name_nodes(late, self._numbers)}", until)
+        return bool(late)
+
+    def _seconds_until_late(self, kind: str) -> float:
+        usual, at_first = self._late_seconds
+        if kind not in self._slowest:
+            return at_first
+        return max(usual, TIMES_SLOWEST_UNTIL_LATE * self._slowest[kind])
 
     def _note_seconds(self, kind: str, seconds: float) -> None:
         self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
@@ -158,12 +205,26 @@ class _Absent:
         grid: Says which nodes are connected.
         patience: A node is waited for during this many seconds.
         given_up: Nodes that are not waited for; nodes that do not come back in time are added.
+        deadline: Time of the monotonic clock after which no node is waited for; None: there is none.
+        numbers: Node id -> the client number that is bound to it, as far as numbers are bound.
+        on_wait: Is told of every node that went away.
     """
 
-    def __init__(self, grid: Grid, patience: float, given_up: set[int]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        patience: float,
+        given_up: set[int],
+        deadline: float | None,
+        numbers: Mapping[int, int],
+        on_wait: OnWait,
+    ) -> None:
         self._grid = grid
         self._patience = patience
         self._given_up = given_up
+        self._deadline = math.inf if deadline is None else deadline
+        self._numbers = numbers
+        self._on_wait = on_wait
         self._since: dict[int, float] = {}
         self._waiting: dict[int, tuple[Message, Message]] = {}
 
@@ -178,7 +239,10 @@ class _Absent:
         ):
             return [reply]
         log.warning("node %d went away: its request is sent again when it is back", node)
-        self._since.setdefault(place, time.monotonic())
+        now = time.monotonic()
+        since = self._since.setdefault(place, now)
+        until = after_seconds(min(self._deadline, since + self._patience) - now)
+        self._on_wait(f"{name_node(node, self._numbers)} went away", until)
         self._waiting[place] = message, reply
         return []
 
@@ -259,8 +323,12 @@ def _attribute_to_node(came: Message | Exception, message: Message) -> Message:
         if isinstance(came, Exception):
             raise came
         if came.has_error():
-            is_its_own = came.metadata.src_node_id == message.metadata.dst_node_id
-            return protocol.error_reply(message, came.error.reason or "", raised=is_its_own)
+            reason = came.error.reason or ""
+            if came.metadata.src_node_id != message.metadata.dst_node_id:
+                return protocol.error_reply(message, reason, protocol.AWAY)
+            is_refusal = protocol.is_refused_by_floor(came)
+            code = protocol.REFUSED_BY_FLOOR if is_refusal else protocol.RAISED
+            return protocol.error_reply(message, reason, code)
         if not isinstance(came.content, RecordDict):
             raise TypeError(f"its content is a {type(came.content).__name__}")
         return protocol.reply_of(message, came.content)

@@ -13,11 +13,13 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fedssl.core import rng
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.text import last_line
 from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.exchange import protocol
 from fedssl.exchange.checks import COUNT_LIMIT, Holding
 from fedssl.exchange.protocol import CLIENT, NUM_EXAMPLES, NUM_LABELED
+from fedssl.exchange.waiting import OnWait, after_seconds, name_node, name_nodes, wait_silently
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.system.section import num_asked
 
@@ -40,7 +42,8 @@ class Census:
         num_labeled: Number of labeled training images of each client, (K,).
         absent: Clients for which no node gave a valid answer, and why. An absent client counts as failed in every round
             that draws it. Its counts are 0, and its node id is negative, which the id of a real node never is.
-        incidents: Answers of nodes that could not be believed, as sentences.
+        incidents: Answers of nodes that could not be believed. The first line of each is a whole sentence; the traceback
+            of a node's error follows it.
     """
 
     nodes: tuple[int, ...]
@@ -90,12 +93,15 @@ class Census:
         *,
         min_success: float = 1.0,
         max_examples: int | None = None,
+        numbers: Mapping[int, int] | None = None,
+        on_wait: OnWait = wait_silently,
     ) -> "Census":
         """Return the census of any grid by asking every node for its client number and counts.
 
-        No answer of a single node ends a run. An answer that cannot be believed becomes an incident, and a client
+        No false answer of a single node ends a run. An answer that cannot be believed becomes an incident, and a client
         number without a believed node becomes absent. If two nodes claim the same number, neither is believed, because
-        nobody can tell which node lies.
+        nobody can tell which node lies. A client whose own privacy floor refuses the experiment ends the run: the
+        experiment must change, and the other clients would train without those that want more privacy.
 
         Args:
             ask: Sends messages and returns the replies.
@@ -105,27 +111,43 @@ class Census:
             terms: What clients with private data must know about the federation's images.
             min_success: Share of the K clients that must be present; at least one client must be in any case.
             max_examples: Largest number of training images that a client may claim; None: any number below 2^53.
+            numbers: Node id -> the client number that is bound to it, as far as numbers are bound.
+            on_wait: Is told for which nodes that are away the census waits.
 
         Raises:
-            RunFailed: Fewer clients are present. The message names every node that was not believed, with its answer.
+            RunFailed: Fewer clients are present, or a client's privacy floor refuses the experiment. The message names
+                every node that was not believed, with its answer.
         """
+        numbers = numbers or {}
         # Ask every node; sort its answer into claims by client number, or into incidents.
         content = RecordDict({protocol.CONFIG: protocol.query_config(experiment, terms)})
         claims: dict[int, list[tuple[int, Holding]]] = defaultdict(list)
         incidents: list[str] = []
+        refusals: list[str] = []
+        reasons: dict[int, str] = {}
         silent = dict.fromkeys(nodes)
-        for reply in _answers(ask, list(silent), content):
+        for reply in _answers(ask, list(silent), content, numbers, on_wait):
             node = reply.metadata.src_node_id
             if node not in silent:
                 continue  # only the first reply of a node counts
             del silent[node]
+            if protocol.is_refused_by_floor(reply):
+                refusals.append(protocol.shorten_reason(reply.error.reason or ""))
+                continue
             try:
                 holding = _claim(reply, num_clients, max_examples)
             except ValueError as error:
-                incidents.append(f"census: node {node} is left out: {error}")
+                incidents.append(f"census: {name_node(node, numbers)} is left out: {error}")
+                reasons[node] = str(error).splitlines()[0]
                 continue
             claims[holding.client].append((node, holding))
-        incidents += [f"census: node {node} did not answer" for node in silent]
+        for node in silent:
+            incidents.append(f"census: {name_node(node, numbers)} did not answer")
+            reasons[node] = "it did not answer the census"
+        # Stop if a client's owner asks for more privacy than the experiment gives.
+        if refusals:
+            said = "\n".join(["no round begins, because clients refuse the experiment:", *refusals])
+            raise RunFailed(protocol.shorten_reason(said))
         # Drop every client number that more than one node claims.
         for client, claimed in claims.items():
             if len(claimed) > 1:
@@ -146,11 +168,13 @@ class Census:
         # Fill in absent clients, which hold nothing, so that every array has K entries.
         blank = [(_absent_node(client), Holding(client, 0, 0)) for client in range(num_clients)]
         rows = [sure.get(client, blank[client]) for client in range(num_clients)]
+        absent = dict.fromkeys(missing, "the census has no valid answer for it")
+        absent |= {numbers[n]: why for n, why in reasons.items() if numbers.get(n) in absent}
         return cls(
             tuple(node for node, _ in rows),
             np.array([holding.num_examples for _, holding in rows], dtype=np.int64),
             np.array([holding.num_labeled for _, holding in rows], dtype=np.int64),
-            dict.fromkeys(missing, "the client is absent: the census has no valid answer for it"),
+            {client: f"the client is absent: {why}" for client, why in absent.items()},
             tuple(incidents),
         )
 
@@ -169,12 +193,12 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
     """Return what a node says about its client.
 
     Raises:
-        ValueError: The answer cannot be true; the message quotes it.
+        ValueError: The answer cannot be true; the first line of the message quotes it.
     """
     if reply.has_error():
-        raise ValueError(
-            f"it could not answer the census:\n{protocol.shorten_reason(reply.error.reason or '')}"
-        )
+        reason = protocol.shorten_reason(reply.error.reason or "").strip()
+        more = f"\n{reason}" if "\n" in reason else ""
+        raise ValueError(f"it could not answer the census: {last_line(reason)}{more}")
     try:
         metrics = protocol.metrics_of(reply)
         said = [metrics[name] for name in (CLIENT, NUM_EXAMPLES, NUM_LABELED)]
@@ -195,12 +219,17 @@ def _claim(reply: Message, num_clients: int, max_examples: int | None) -> Holdin
 
 
 def _answers(
-    ask: Callable[[Iterable[Message]], Iterable[Message]], nodes: list[int], content: RecordDict
+    ask: Callable[[Iterable[Message]], Iterable[Message]],
+    nodes: list[int],
+    content: RecordDict,
+    numbers: Mapping[int, int],
+    on_wait: OnWait,
 ) -> Iterator[Message]:
     """Ask every node, ask nodes that are away again until `AWAY_TIMEOUT`, and yield the last reply of each."""
     deadline = time.monotonic() + AWAY_TIMEOUT
+    told: set[int] = set()
     while nodes:
-        away = []
+        away: list[int] = []
         for reply in ask([protocol.new_message(MessageType.QUERY, n, content) for n in nodes]):
             if protocol.is_away(reply) and time.monotonic() < deadline:
                 away.append(reply.metadata.src_node_id)
@@ -208,6 +237,10 @@ def _answers(
                 yield reply
         nodes = away
         if nodes:
+            if set(nodes) != told:
+                until = after_seconds(deadline - time.monotonic())
+                on_wait(f"{name_nodes(nodes, numbers)} went away", until)
+                told = set(nodes)
             time.sleep(AWAY_PAUSE)
 
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fedssl import __version__
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.errors import TrainingDiverged
+from fedssl.core.errors import RefusedByFloor, TrainingDiverged
 from fedssl.core.text import printable
 from fedssl.core.trust import EVERY_MODULE
 from fedssl.data.terms import Terms
@@ -549,16 +549,23 @@ def metrics_reply(message: Message, metrics: Metrics) -> Message:
     return Message(content=content, reply_to=message)
 
 
-def error_reply(message: Message, reason: str, *, raised: bool = True) -> Message:
+RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+"""The code of an error reply of a client that raised an exception."""
+AWAY = int(ErrorCode.NODE_UNAVAILABLE)
+"""The code of an error reply that was made because the client was lost."""
+REFUSED_BY_FLOOR = 1001
+"""The code of an error reply of a client whose own privacy floor refuses the experiment; Flower has no such code."""
+
+
+def error_reply(message: Message, reason: str, code: int = RAISED) -> Message:
     """Return an error reply, which says why a client has no result.
 
     Args:
         message: The request.
         reason: What went wrong, such as the client's traceback.
-        raised: True: the client raised an exception; False: the client was lost.
+        code: `RAISED`, `AWAY` or `REFUSED_BY_FLOOR`.
     """
-    code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION if raised else ErrorCode.NODE_UNAVAILABLE
-    return Message(error=Error(code=int(code), reason=reason), reply_to=message)
+    return Message(error=Error(code=code, reason=reason), reply_to=message)
 
 
 def reply_or_explain(
@@ -571,6 +578,8 @@ def reply_or_explain(
     """
     try:
         return call_next(message, context)
+    except RefusedByFloor as error:
+        return error_reply(message, str(error), REFUSED_BY_FLOOR)
     except Exception as error:
         return error_reply(message, explain_error(error))
 
@@ -607,7 +616,12 @@ def shorten_reason(reason: str) -> str:
 
 def is_away(reply: Message) -> bool:
     """Return whether a reply is an error because its node was not available."""
-    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+    return reply.has_error() and reply.error.code == AWAY
+
+
+def is_refused_by_floor(reply: Message) -> bool:
+    """Return whether a reply is an error because the client's own privacy floor refuses the experiment."""
+    return reply.has_error() and reply.error.code == REFUSED_BY_FLOOR
 
 
 def reply_of(message: Message, content: RecordDict) -> Message:

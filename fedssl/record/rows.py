@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -255,6 +256,14 @@ class Observer:
 
     def resumed(self, snapshot: "Snapshot") -> None:
         """Take note that a run goes on from the snapshot of a finished round."""
+
+    def waiting(self, what: str, until: datetime | None) -> None:
+        """Take note that the server waits for clients of a deployment.
+
+        Args:
+            what: For whom it waits, as a clause.
+            until: It waits until then at most; None: without a limit.
+        """
 
     def round_ended(self, end: RoundEnd) -> None:
         """Take note of a finished round and of the global model after it."""

@@ -197,6 +197,13 @@ class RunDirectory(Observer):
             with self._recording():
                 self._event("incident", round=round, what=incident)
 
+    def waiting(self, what: str, until: datetime | None) -> None:
+        """Record for which clients the server waits, and until when at most."""
+        if EVENTS in self._files:
+            with self._recording():
+                last = None if until is None else until.isoformat(timespec="seconds")
+                self._event("waiting", what=what, until=last)
+
     def failed(self, reason: str) -> None:
         """Record why the run failed, and write a checkpoint of its last finished round, if the run had begun."""
         self._stopped("failed", reason)

@@ -52,13 +52,9 @@ def main(grid: Grid, context: Context) -> None:
     found = directory.load()
     for flaw in found.damaged:
         logger.warning("%s", flaw)
-    serve(
-        experiment,
-        PersistentGrid(grid),
-        [directory],
-        found.snapshot,
-        numbers=numbers_of(str(config.get("nodes", ""))),
-    )
+    numbers = numbers_of(str(config.get("nodes", "")))
+    persistent = PersistentGrid(grid, numbers=numbers, on_wait=directory.waiting)
+    serve(experiment, persistent, [directory], found.snapshot, numbers=numbers)
 
 
 def _submitted(name: str) -> Path:

@@ -10,6 +10,7 @@ from flwr.app import Message
 
 from fedssl.core.numbers import check_names
 from fedssl.core.rng import SERVER
+from fedssl.core.text import last_line
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.exchange.reduction import NO_REPLY, Answer, CohortSums
@@ -287,9 +288,8 @@ class RoundLog:
     def _fail(self, client: int, reason: str) -> None:
         """Note a client that gave no usable reply; the reason can be text from the client."""
         reason = protocol.shorten_reason(reason)
-        last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         seconds = self._virtual_seconds(client)
-        row = ClientRow(self.round, client, "failed", last, virtual_seconds=seconds)
+        row = ClientRow(self.round, client, "failed", last_line(reason), virtual_seconds=seconds)
         self.clients.append(row)
         self.failures.append(Failure(self.round, client, reason))
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -17,6 +18,7 @@ from fedssl.engine.client_grid import ClientGrid
 from fedssl.exchange import protocol
 from fedssl.exchange.buffers import attach_buffers, without_buffers
 from fedssl.exchange.census import Census, Cohorts
+from fedssl.exchange.waiting import after_seconds
 from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.record.description import remarks_on_systems
@@ -95,6 +97,8 @@ class ServerRun:
         self._stopping = Stopping(experiment)
         self._ends = RoundEnds(grid, observers, len(self._federation.held_out))
         self._began = 0.0
+        self._untold: Sequence[str] = ()
+        """Incidents of the census, until the first round records them; a run that goes on takes a census of its own."""
         # Only clients with private data are sent the terms, because they must prepare their images to fit them.
         self._terms = Terms.of(self._federation.data) if experiment.federation.private else None
         self._resumable = can_resume(experiment, grid, self._spec)
@@ -130,6 +134,7 @@ class ServerRun:
             logger.warning("%s", remark)
         self._began = time.perf_counter()
         census = self._take_census()
+        self._untold = census.incidents
         cohorts = cohorts_of(self._experiment, census)
         if resume is not None:
             self._restore(resume, cohorts)
@@ -177,11 +182,16 @@ class ServerRun:
             return Census.of_simulation(self._federation)
         wanted = self._experiment.federation.clients
         deadline = time.monotonic() + NODES_TIMEOUT
+        told = -1
         while len(nodes := list(self._grid.get_node_ids())) < wanted:
             if time.monotonic() > deadline:
                 raise RunFailed(
                     f"{len(nodes)} of {wanted} clients connected in {NODES_TIMEOUT:g} s"
                 )
+            if len(nodes) != told:
+                told = len(nodes)
+                until = after_seconds(deadline - time.monotonic())
+                self._tell_waiting(f"{told} of {wanted} clients are connected", until)
             time.sleep(0.2)
         server = self._experiment.server
         return Census.by_query(
@@ -195,7 +205,13 @@ class ServerRun:
             self._terms,
             min_success=server.min_success,
             max_examples=server.max_client_examples,
+            numbers=self._numbers,
+            on_wait=self._tell_waiting,
         )
+
+    def _tell_waiting(self, what: str, until: datetime | None) -> None:
+        for observer in self._observers:
+            observer.waiting(what, until)
 
     def _run_phase(self, index: int, cohorts: Cohorts) -> None:
         experiment = self._plans[index]
@@ -252,8 +268,8 @@ class ServerRun:
         sizes = self._request_sizes(phase, messages, cohorts.census)
         fates = self._fates_of(phase, messages, sizes, cohorts)
         log = RoundLog(self._round, cohorts.census, fates, self._spec.num_classes)
-        if self._round == 1:
-            log.incidents += cohorts.census.incidents
+        log.incidents += self._untold
+        self._untold = ()
         if phase_round == 1:
             log.record(PHASE, self._carried)
         sent = log.sent(messages, sizes)

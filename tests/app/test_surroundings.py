@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fedssl.cli import app
@@ -107,6 +108,22 @@ def test_help_in_a_terminal_of_ascii(tmp_path):
         done = run_in(tmp_path, *words, "--help", PYTHONIOENCODING="ascii:strict")
         assert done.returncode == 0, done.stderr
         assert b"?" not in done.stdout
+
+
+def paths_of_commands(command=None, path=()):
+    """Yield the words of every command of the command line."""
+    command = get_command(app) if command is None else command
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from paths_of_commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("words", [*paths_of_commands()], ids=" ".join)
+def test_help_is_whole_at_80_columns(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "…" not in result.output
 
 
 def test_a_reader_that_has_gone_ends_no_run(tmp_path):

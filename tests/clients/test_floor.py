@@ -246,6 +246,21 @@ def test_the_census_ends_a_run_below_the_floor_before_its_first_round(home):
     assert serve(private(PROMISE), grid, []).model.arrays
 
 
+@pytest.mark.parametrize("floor", [FLOOR, {"privacy-clip": 1.0}])
+def test_one_clients_floor_ends_the_run_though_enough_other_clients_are_there(home, floor):
+    """A run without the client whose owner asks for more would show more of the others."""
+    own = {"data-path": home}
+    grid = Nodes([{"partition-id": 0, **own}, {"partition-id": 1, **own, **floor}])
+    federation = {"clients": 2, "sample": 2, "private": True}
+    experiment = small_experiment(federation=federation, server={"min_success": 0.5})
+    with pytest.raises(RunFailed, match="no round begins, because clients refuse") as error:
+        serve(experiment, grid, [])
+    name = next(iter(floor))
+    assert str(error.value).splitlines()[1:] == [grid.replies[1].error.reason]
+    assert f"client 1: {name}: is" in str(error.value)
+    assert [message.metadata.message_type for message in grid.sent] == ["query", "query"]
+
+
 def test_join_passes_the_floor_to_the_node_as_flower_reads_it():
     from pathlib import PurePath
 

@@ -384,7 +384,7 @@ def test_a_client_that_is_away_is_asked_again_by_the_census(monkeypatch):
         asked.append([protocol.client_of(message.metadata.dst_node_id) for message in messages])
         for message, reply in zip(messages, grid.send_and_receive(messages), strict=True):
             is_away = asked[-1] != [2] and message is messages[2]
-            yield protocol.error_reply(message, "away", raised=False) if is_away else reply
+            yield protocol.error_reply(message, "away", protocol.AWAY) if is_away else reply
 
     found = Census.by_query(ask, grid.get_node_ids(), experiment.to_client_json(), 6)
     assert asked == [[0, 1, 2, 3, 4, 5], [2]]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -233,6 +234,53 @@ def test_a_reply_is_of_the_node_that_was_asked_whatever_it_says():
     assert replies.keys() == {0, 3, 5}
     for client, reply in replies.items():
         assert int(reply.content["metrics"]["client"]) == client
+
+
+@pytest.mark.parametrize("code", [protocol.RAISED, protocol.REFUSED_BY_FLOOR])
+def test_a_clients_own_error_stays_what_it_is(code):
+    def refuse(honest):
+        reply = protocol.refuse_reply(honest, "no")
+        reply.error.__dict__["_code"] = code
+        return reply
+
+    refused = replies_of(refuse)[3]
+    assert refused.error.reason == "no"
+    assert protocol.is_refused_by_floor(refused) == (code == protocol.REFUSED_BY_FLOOR)
+    assert not protocol.is_away(refused)
+
+
+def told_by(inner, clients, timeout, **options):
+    """Return what those who follow a run are told while it waits for replies, with the seconds that are left."""
+    told = []
+
+    def on_wait(what, until):
+        told.append((what, (until - datetime.now(UTC)).total_seconds()))
+
+    grid = PersistentGrid(inner, on_wait=on_wait, **options)
+    list(grid.send_and_receive(requests(clients), timeout=timeout))
+    return told
+
+
+def test_late_replies_are_told_once_with_the_deadline():
+    numbers = {protocol.node_of(3): 3}
+    ((what, left),) = told_by(
+        Forgetful({1: 9, 3: 9}), [0, 1, 3], 0.5, late_seconds=(0.1, 9.0), numbers=numbers
+    )
+    assert what == f"no answer yet from client 3, node {protocol.node_of(1)}"
+    assert 0.1 < left < 0.41
+
+
+def test_before_the_first_reply_of_a_kind_there_is_more_patience():
+    assert not told_by(Forgetful({3: 9}), [3], 0.3, late_seconds=(0.1, 9.0))
+    assert told_by(Forgetful({3: 9}), [3], 0.3, late_seconds=(9.0, 0.1))
+
+
+def test_a_node_that_went_away_is_told_with_the_end_of_patience():
+    ((what, left),) = told_by(
+        Away(times=99, looks=10**6), [0, 3], 60, away_patience=0.2, numbers={protocol.node_of(3): 7}
+    )
+    assert what == "client 7 went away"
+    assert 0.1 < left < 0.2
 
 
 def test_of_two_replies_the_first_counts():

@@ -1,6 +1,11 @@
-"""No node can end a run by its answer: a false answer becomes an incident, and the client of its number is absent."""
+"""No node can end a run by a false answer: the answer becomes an incident, and the client of its number is absent.
 
+A client whose own privacy floor refuses the experiment does end the run.
+"""
+
+import json
 import math
+from datetime import UTC, datetime
 
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
@@ -13,8 +18,10 @@ from fedssl.core.errors import RunFailed
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
 from fedssl.record.rows import Observer
+from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
 from tests.helpers import small_experiment
+from tests.resuming import Stopper
 
 protocol.claim_identity(1)
 
@@ -88,6 +95,66 @@ def test_an_operator_limits_what_a_client_may_hold():
     assert found.absent.keys() == {1}
 
 
+TRACEBACK = "Traceback (most recent call last):\n  File x\nInputError: --data: there is nothing at /a: b; look"
+
+
+def erring(reason, code=protocol.RAISED, clients=(1,)):
+    """Return a way to ask nodes, some of which answer with an error."""
+
+    def ask(messages):
+        for message in messages:
+            client = protocol.client_of(message.metadata.dst_node_id)
+            if client in clients:
+                yield protocol.error_reply(message, reason, code)
+            else:
+                yield answer(message, {"client": client, "num-examples": 5, "num-labeled": 1})
+
+    return ask
+
+
+NODES = [protocol.node_of(client) for client in range(CLIENTS)]
+NUMBERS = {node: client for client, node in enumerate(NODES)}
+
+
+@pytest.mark.parametrize(("numbers", "name"), [(NUMBERS, "client 1"), ({}, f"node {NODES[1]}")])
+def test_the_first_line_of_an_incident_says_the_whole_reason(numbers, name):
+    found = Census.by_query(
+        erring(TRACEBACK), NODES, "{}", CLIENTS, min_success=0.5, numbers=numbers
+    )
+    (incident,) = found.incidents
+    first, rest = incident.split("\n", 1)
+    why = "it could not answer the census: InputError: --data: there is nothing at /a: b; look"
+    assert first == f"census: {name} is left out: {why}"
+    assert rest == TRACEBACK
+    said = why if numbers else "the census has no valid answer for it"
+    assert found.absent == {1: f"the client is absent: {said}"}
+
+
+def test_clients_that_refuse_by_their_floors_end_the_run_and_are_all_named():
+    ask = erring("client N: privacy-rounds: no", protocol.REFUSED_BY_FLOOR, clients=(1, 2))
+    with pytest.raises(RunFailed, match="no round begins") as error:
+        Census.by_query(ask, NODES, "{}", CLIENTS, min_success=0.0)
+    assert str(error.value).count("client N: privacy-rounds: no") == 2
+
+
+def test_the_census_says_whom_it_waits_for_once(monkeypatch):
+    monkeypatch.setattr("fedssl.exchange.census.AWAY_PAUSE", 0.0)
+    told, asked = [], []
+
+    def ask(messages):
+        asked.append(list(messages))
+        clients = (1, 3) if len(asked) < 3 else ()
+        return erring("Node Unavailable", protocol.AWAY, clients)(asked[-1])
+
+    Census.by_query(
+        ask, NODES, "{}", CLIENTS, numbers=NUMBERS, on_wait=lambda *said: told.append(said)
+    )
+    assert len(asked) == 3
+    ((what, until),) = told
+    assert what == "client 1, client 3 went away"
+    assert 140 < (until - datetime.now(UTC)).total_seconds() < 150
+
+
 def test_a_run_needs_one_client_at_least():
     with pytest.raises(RunFailed, match="no census"):
         census(dict.fromkeys(range(CLIENTS)), least=0.0)
@@ -148,6 +215,19 @@ class Watcher(Observer):
 
     def round_ended(self, end):
         self.ends.append(end)
+
+
+def test_a_run_that_goes_on_records_what_its_own_census_says(tmp_path):
+    experiment = small_experiment(federation={"sample": 6}, server={"checkpoint_every": 1})
+    first = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        serve(experiment, Liars({}), [first, Stopper(1, KeyboardInterrupt())])
+    directory = RunDirectory(tmp_path / "run", resume=True)
+    serve(experiment, Liars({"client": -1}), [directory], directory.load().snapshot)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    said = [(event["round"], event["what"]) for event in events if event["event"] == "incident"]
+    assert [round for round, _ in said] == [2]
+    assert "its client is -1" in said[0][1]
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "flwr:FedAvg"])

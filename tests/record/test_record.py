@@ -5,6 +5,7 @@ import json
 import sys
 import tomllib
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -331,15 +332,40 @@ def test_inactive_clients_are_counted_and_the_screen_names_them_only_if_there_ar
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_was_mended_is_one_line(terminal):
+def test_an_incident_is_one_line(terminal):
     out = io.StringIO()
     display = make_display(Console(file=out, force_terminal=terminal, width=100))
     lost = "worker 1, units 3 to 5: worker lost: The actor died\n\tpid: 77"
     display.began(small_experiment(), federation_of(small_experiment()))
     display.round_ended(RoundEnd(row(1, 0.5), [], [], GlobalModel(), incidents=[lost]))
     display.failed("")
-    assert "mended: worker 1, units 3 to 5: worker lost: The actor died" in out.getvalue()
+    assert "incident: worker 1, units 3 to 5: worker lost: The actor died" in out.getvalue()
     assert "pid" not in out.getvalue()
+
+
+def test_plain_lines_say_what_the_run_waits_for_and_until_when():
+    out = io.StringIO()
+    until = datetime(2026, 1, 1, 12, 0, 5).astimezone()
+    display = PlainDisplay(Console(file=out, width=40))
+    display.waiting("client 1 went away, and client 2 went away too", until)
+    said = out.getvalue()
+    assert said.endswith("client 2 went away too; the run waits until 12:00:05 at most\n")
+    assert said.count("\n") == 1
+
+
+def test_what_the_run_waits_for_is_an_event_once_the_run_has_begun(tmp_path):
+    directory, experiment = RunDirectory(tmp_path / "run"), small_experiment()
+    directory.waiting("nobody hears it", None)
+    directory.began(experiment, federation_of(experiment))
+    directory.waiting("client 1 went away", datetime(2026, 1, 1, 12, tzinfo=UTC))
+    directory.waiting("client 2 is late", None)
+    directory.close()
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    said = [(event["what"], event["until"]) for event in events if event["event"] == "waiting"]
+    assert said == [
+        ("client 1 went away", "2026-01-01T12:00:00+00:00"),
+        ("client 2 is late", None),
+    ]
 
 
 def row(round, accuracy, pseudo=NAN, failed=0):

@@ -219,7 +219,7 @@ def _compare(points: "list[Point]", folder: Path, console: Console) -> None:
 
 def _list_failures(ledger: "Ledger", folder: Path, console: Console) -> None:
     """Print which runs failed and why, one line per run; a table would break the paths."""
-    from fedssl.views.screen.display import last_line
+    from fedssl.core.text import last_line
 
     console.print("failed", style="bold")
     for name, reason in ledger.failures.items():

@@ -151,20 +151,31 @@ def register(
             help="The client's number, bound to it alone; unset: it may use any free number.",
         ),
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Let this key take the name or the number of another key, which is let out.",
+        ),
+    ] = False,
 ) -> None:
     """Register a client that runs elsewhere, by its public key.
 
-    Example:
-      fedssl deploy register mine.pub --number 0
+    Examples:
+      fedssl deploy register bern.pub --number 0
+
+      fedssl deploy register bern.pub --number 0 --replace
     """
     from fedssl.app.deploy.admission import admit, check_client
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
+    from fedssl.app.deploy.roster import Roster
 
     open_deployment(folder)
     called = check_client(key, name)
     opened = open_with_operator(folder, no_containers)
-    new = admit(opened, key, called, number)
-    bound = "" if number is None else f", as client {number}"
+    new = admit(opened, key, called, number, replace=replace)
+    entry = Roster(opened.deployment.roster).read().get(called)
+    bound = "" if entry is None or entry.number is None else f", as client {entry.number}"
     say(f"{called}: {'registered' if new else 'was registered already'}{bound}")
 
 
@@ -251,19 +262,27 @@ def status(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> N
 
 @app.command()
 @guarded
-def down(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> None:
-    """End all processes; the keys, the database and the runs stay."""
-    from fedssl.app.deploy.opening import has_containers, open_deployment
+def down(
+    folder: Folder = DEPLOYMENT,
+    no_containers: NoContainers = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Stop runs that are in progress; they can go on later.")
+    ] = False,
+) -> None:
+    """End all processes, unless a run is in progress; the keys, the database and the runs stay."""
+    from fedssl.app.deploy.ending import end_active_runs
+    from fedssl.app.deploy.opening import open_with_operator
 
-    deployment = open_deployment(folder)
-    if has_containers(deployment, no_containers):
+    opened = open_with_operator(folder, no_containers, is_asked=True)
+    end_active_runs(opened, force=force)
+    if opened.has_containers:
         from fedssl.app.deploy.containers import Containers
 
-        Containers(deployment, say).compose("--profile", "operator", "down")
+        Containers(opened.deployment, say).compose("--profile", "operator", "down")
     else:
         from fedssl.app.deploy.host import Host
 
-        Host(deployment).stop()
+        Host(opened.deployment).stop()
     say("down")
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from fedssl.app.deploy.deployment import Deployment
 from fedssl.app.deploy.health import is_service_well
 from fedssl.app.deploy.keeper import PATIENCE, read_report
+from fedssl.app.deploy.ports import is_free
 from fedssl.app.deploy.services import (
     Service,
     client_service,
@@ -182,7 +182,7 @@ class Host:
             raise InputError(
                 "deployment.toml",
                 f"port {_port(service)} of {service.name} is taken by another process",
-                "end that process, or set another port in deployment.toml",
+                f"end that process, or set another `{_port_setting(service)}` in deployment.toml",
             )
 
     def _file(self, name: str) -> Path:
@@ -196,15 +196,12 @@ def _port(service: Service) -> int | None:
     return None if service.health is None else urlsplit(service.health).port
 
 
+def _port_setting(service: Service) -> str:
+    """Return the setting of ``deployment.toml`` that says a service's port."""
+    return {"gate": "port", "superlink": "superlink_port"}.get(service.name, "client_port")
+
+
 def _is_taken(service: Service) -> bool:
     """Return whether a process listens at a service's port."""
     port = _port(service)
-    if port is None:
-        return False
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+    return port is not None and not is_free(port)

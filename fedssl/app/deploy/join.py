@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,9 @@ from fedssl.app.deploy.options import say
 from fedssl.app.guard import guarded
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.machine import available_cores
+
+REFUSED_PAUSE = 10.0
+"""A client whose key is refused tries again after this many seconds."""
 
 
 @guarded
@@ -40,21 +44,32 @@ def join(
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(help="Port for this client's own use, on the loopback.")
-    ] = 9094,
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Port for this client's own use, on the loopback; unset: a free port.",
+        ),
+    ] = None,
     privacy_clipping_norm: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest privacy.clipping_norm that this client accepts."),
+        typer.Option(
+            metavar="NUMBER",
+            help="Largest privacy.clipping_norm that this client accepts.",
+        ),
     ] = None,
     privacy_noise_multiplier: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Least privacy.noise_multiplier with which this client adds noise."
+            metavar="NUMBER",
+            help="Least privacy.noise_multiplier with which this client adds noise.",
         ),
     ] = None,
     privacy_rounds: Annotated[
         int | None,
-        typer.Option(min=0, help="Most requests that this client answers, over all runs together."),
+        typer.Option(
+            metavar="COUNT",
+            help="Most requests that this client answers, over all runs together.",
+        ),
     ] = None,
     allowed_plugins: Annotated[
         str,
@@ -68,13 +83,15 @@ def join(
     """Run a client of a deployment on another host, until interrupted.
 
     Example:
-      fedssl deploy join fed.example.org:9443 --number 0 --key mine --ca ca.crt --data /srv/photos
+      fedssl deploy join fed.example.org:9443 --number 0 --key bern --ca ca.crt --data /srv/photos
     """
     from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
-    from fedssl.app.deploy.keeper import keep
+    from fedssl.app.deploy.keeper import PAUSE, keep
+    from fedssl.app.deploy.ports import find_free_port
     from fedssl.app.deploy.secrets import write_node_key
     from fedssl.app.deploy.services import (
         LOST,
+        REFUSED,
         client_service,
         environment_for_flower,
         with_this_package,
@@ -106,6 +123,16 @@ def join(
             "separate them by commas, e.g. cuda:0,cuda:1",
         )
     _refuse_missing_devices(devices)
+    if number < 0:
+        raise InputError("--number", f"is {number}", "clients count from 0")
+    _refuse_taken_port(port)
+    limits: dict[str, float | None] = {
+        "privacy-clipping-norm": privacy_clipping_norm,
+        "privacy-noise-multiplier": privacy_noise_multiplier,
+        "privacy-rounds": privacy_rounds,
+    }
+    floor = {name: limit for name, limit in limits.items() if limit is not None}
+    _refuse_senseless_floor(floor)
     _refuse_wrong_clock(server, ca)
     # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
@@ -116,28 +143,69 @@ def join(
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("--folder", f"{home} cannot be made: {error.strerror}") from None
-    asked: dict[str, str | float | None] = {
-        "privacy-clipping-norm": privacy_clipping_norm,
-        "privacy-noise-multiplier": privacy_noise_multiplier,
-        "privacy-rounds": privacy_rounds,
-        "allowed-plugins": allowed_plugins or None,
-        "device": devices or None,
+    texts = {"allowed-plugins": allowed_plugins, "device": devices}
+    further: dict[str, str | float] = {**floor} | {
+        name: text for name, text in texts.items() if text
     }
-    further = {name: value for name, value in asked.items() if value is not None}
+    own_port = find_free_port() if port is None else port
     service = client_service(
-        sys.executable, number, server, ca.absolute(), key.absolute(), port, home, own, further
+        sys.executable, number, server, ca.absolute(), key.absolute(), own_port, home, own, further
     )
     say(f"$ {shlex.join(service.command)}")
     os.environ.update(with_this_package(environment_for_flower()))
 
-    def is_over(starts: int, code: int) -> bool:
-        # An error at the first start is the user's, so it ends the client. Later errors do not: Flower lets a lost
-        # client in again only after about a minute, and ends it with an error until then (1.41).
-        return starts == 1 and code not in (LOST, -signal.SIGKILL)
+    told = False
 
-    code = keep(list(service.command), lambda process, starts: None, is_over)
+    def pause_after(starts: int, code: int) -> float | None:
+        # A refused key may be registered later, and Flower lets a lost client in again only after about a minute (1.41).
+        nonlocal told
+        if code == REFUSED:
+            if not told:
+                say(_explain_refusal(server, key, number))
+            told = True
+            return REFUSED_PAUSE
+        told = False
+        # An error at the first start is the user's, so it ends the client. Later errors do not.
+        return None if starts == 1 and code not in (LOST, -signal.SIGKILL) else PAUSE
+
+    code = keep(list(service.command), lambda process, starts: None, pause_after)
     if code not in (0, -signal.SIGTERM):
         raise RunFailed(f"the client ended with exit code {code}; the reason is printed above")
+
+
+def _explain_refusal(server: str, key: Path, number: int) -> str:
+    """Return what to do about a refused key, and that this client goes on trying."""
+    return (
+        f"{server} does not let this client in. If its key is not registered yet, send {key}.pub to the deployment's "
+        f"operator, who runs: fedssl deploy register {key.name}.pub --number {number}. If another process uses the "
+        f"key, end that process. This client goes on trying every {REFUSED_PAUSE:g} s; Ctrl-C ends it"
+    )
+
+
+def _refuse_taken_port(port: int | None) -> None:
+    """Raise `InputError` if a port that the user names is none, or is another process's."""
+    from fedssl.app.deploy.ports import is_free
+
+    if port is None:
+        return
+    remedy = "name another port, or leave the option out: then a free port is chosen"
+    if not 1 <= port <= 65535:
+        raise InputError(
+            "--port", f"{port} is not a port, which is a number from 1 to 65535", remedy
+        )
+    if not is_free(port):
+        raise InputError("--port", f"{port} is taken by another process on this host", remedy)
+
+
+def _refuse_senseless_floor(floor: Mapping[str, float]) -> None:
+    """Raise `InputError` if the client's own privacy settings make no sense; they are named as in a node's config."""
+    if floor:  # the settings of an experiment are imported only where they are needed
+        from fedssl.clients.floor import Floor
+
+        try:
+            Floor.of(floor)
+        except InputError as error:
+            raise error.within("--") from None
 
 
 def _refuse_missing_devices(devices: str) -> None:

@@ -31,15 +31,15 @@ PATIENCE = 20.0
 def keep(
     command: list[str],
     started: Callable[[int, int], None],
-    is_over: Callable[[int, int], bool] = lambda starts, code: False,
+    pause_after: Callable[[int, int], float | None] = lambda starts, code: PAUSE,
 ) -> int:
     """Run a command again and again until SIGTERM or SIGINT; return the last exit code.
 
     Args:
         command: The command to run.
         started: Is called after each start with the process number and the number of starts so far.
-        is_over: Is called after each end with the number of starts and the exit code; if it returns True, the command
-            is not started again.
+        pause_after: Is called after each end with the number of starts and the exit code. It returns after how many
+            seconds the command is started again; None: it is not started again.
     """
     over = threading.Event()
 
@@ -56,11 +56,11 @@ def keep(
         while process.poll() is None and not over.wait(0.2):
             pass
         code = _end_process(process)
-        if over.is_set() or is_over(starts, code):
+        if over.is_set() or (pause := pause_after(starts, code)) is None:
             break
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"{stamp} ended with exit code {code}; started again", flush=True)
-        over.wait(PAUSE)
+        print(f"{stamp} ended with exit code {code}; started again in {pause:g} s", flush=True)
+        over.wait(pause)
     return code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 
 from fedssl.app.deploy.containers import IN_CONTAINERS, OPERATOR, Containers
 from fedssl.app.deploy.deployment import Deployment
+from fedssl.app.deploy.keeper import is_kept
 from fedssl.app.deploy.operator import Operator
 from fedssl.app.deploy.options import deploy_command, say
 from fedssl.app.deploy.secrets import days_left
@@ -41,6 +42,18 @@ class Opened:
             file = self.deployment.folder / "docker-compose.yml"
             return f"the processes' logs: docker compose --file {file} logs"
         return f"the processes' logs: {self.deployment.logs}"
+
+    def command(self, command: str) -> str:
+        """Return a command of `fedssl deploy` for this deployment, as its user would write it."""
+        return _command(command, self.folder, self.deployment, self.has_containers)
+
+    def is_served(self) -> bool:
+        """Return whether something keeps the SuperLink running; it need not answer, as it may be starting again."""
+        if not self.has_containers:
+            return is_kept(self.deployment.processes / "superlink.json")
+        states = Containers(self.deployment, say).states()
+        kept = ("running", "restarting", "created")
+        return any(s["Service"] == "superlink" and s.get("State") in kept for s in states)
 
     def flwr_log_command(self, run_id: str) -> str:
         """Return the command that shows the log of a run's server app."""
@@ -92,9 +105,9 @@ def open_with_operator(
     """
     deployment = open_deployment(folder, is_asked=is_asked)
     home = deployment.connection.parent
-    told = " --no-containers" if no_containers and deployment.settings.containers else ""
-    remedy = f"start it: {deploy_command('up', folder)}{told}"
-    if not has_containers(deployment, no_containers):
+    in_containers = has_containers(deployment, no_containers)
+    remedy = f"start it: {_command('up', folder, deployment, in_containers)}"
+    if not in_containers:
         place = place_on_this_host(deployment)
         deployment.write_connection(place.superlink, str(place.authority))
         operator = Operator(home, list, say, remedy)
@@ -113,6 +126,13 @@ def open_with_operator(
 
     operator = Operator(home, inside, say, remedy, containers.environment)
     return Opened(folder, deployment, True, operator, OPERATOR)
+
+
+def _command(command: str, folder: Path, deployment: Deployment, in_containers: bool) -> str:
+    """Return a command for a deployment; it says how the processes run if the deployment remembers another way."""
+    differs = in_containers != deployment.settings.containers
+    option = (" --containers" if in_containers else " --no-containers") if differs else ""
+    return deploy_command(command, folder) + option
 
 
 def has_containers(deployment: Deployment, no_containers: bool | None) -> bool:

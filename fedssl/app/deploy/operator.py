@@ -50,6 +50,14 @@ class Operator:
             raise
         return str(answer["node-id"])
 
+    def unregister(self, node: str) -> None:
+        """Let a client out: from now on the SuperLink refuses its key.
+
+        Args:
+            node: Flower's id of the client's node.
+        """
+        self._ask("supernode", "unregister", node, NAME)
+
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return the clients that the SuperLink knows."""
         found: list[Mapping[str, Any]] = self._ask("supernode", "list", NAME, quiet=True)["nodes"]

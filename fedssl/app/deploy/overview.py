@@ -13,6 +13,7 @@ from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.options import say
 from fedssl.app.deploy.roster import Roster
 from fedssl.app.deploy.submissions import Submissions
+from fedssl.core.text import without_tracebacks
 
 Nodes = Sequence[Mapping[str, Any]]
 """What Flower says about each client."""
@@ -52,12 +53,14 @@ def client_table(roster: Roster, nodes: Nodes) -> Table:
     """Return the table of a deployment's clients, by their numbers.
 
     A client may have no number of its own: then it may use any that is free. A client that Flower's own command
-    registered has no name here, and is called by the id of its node.
+    registered has no name here, and is called by the id of its node. Clients that were let out are left out.
     """
     table = Table("number", "client", "status", "since", show_edge=False)
     entries = roster.read()
     rows = []
     for node in nodes:
+        if node["status"] == "unregistered":
+            continue
         name = roster.name_of(str(node["node-id"]))
         number = entries[name].number if name else None
         called = name or f"node {node['node-id']}"
@@ -77,7 +80,7 @@ def run_table(submissions: Submissions, runs: Nodes) -> Table:
     table.add_column("status")
     table.add_column("id", no_wrap=True)
     for entry in runs:
-        details = str(entry.get("status-details") or "").replace("N/A", "")
+        details = without_tracebacks(str(entry.get("status-details") or "")).replace("N/A", "")
         status = f"{entry['status']}: {details}" if details else entry["status"]
         record = records.get(str(entry["run-id"]), "?")
         table.add_row(*map(_plain_cell, (record, status, entry["run-id"])))

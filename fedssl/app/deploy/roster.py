@@ -47,22 +47,22 @@ class Roster:
 
     def add(self, name: str, registered: Registered) -> None:
         """Add a client, or replace its entry."""
-        table = {**self.read(), name: registered}
+        self._write({**self.read(), name: registered})
+
+    def remove(self, name: str) -> None:
+        """Remove a client; do nothing if there is no such client."""
+        self._write({other: entry for other, entry in self.read().items() if other != name})
+
+    def _write(self, table: Mapping[str, Registered]) -> None:
         beside = self._file.with_suffix(".new")
         beside.write_text(json.dumps({n: asdict(entry) for n, entry in table.items()}, indent=1))
         beside.replace(self._file)
 
-    def refuse_taken(self, name: str, number: int | None) -> None:
-        """Refuse a number that is bound to another client.
-
-        Raises:
-            InputError: The number is bound to another client.
-        """
-        for other, entry in self.read().items():
-            if number is not None and entry.number == number and other != name:
-                raise InputError(
-                    "--number", f"{number} is bound to {other!r} already", "give another number"
-                )
+    def owner_of(self, number: int | None) -> str:
+        """Return the name of the client to which a number is bound; empty if there is none."""
+        if number is None:
+            return ""
+        return next((name for name, entry in self.read().items() if entry.number == number), "")
 
     def numbers(self) -> Mapping[str, int]:
         """Return the bound numbers by the ids of their nodes."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import tomli_w
 
-from fedssl.app.deploy.admission import POLL_SECONDS, count_connected
-from fedssl.app.deploy.follow import Watch, follow
+from fedssl.app.deploy.admission import count_connected
+from fedssl.app.deploy.ending import wait_for_release
+from fedssl.app.deploy.follow import GONE, SILENT, SILENT_SECONDS, Watch, follow
 from fedssl.app.deploy.opening import Opened
-from fedssl.app.deploy.options import deploy_command, say
+from fedssl.app.deploy.options import say
 from fedssl.app.deploy.roster import Roster
 from fedssl.app.deploy.submissions import Submissions
 from fedssl.app.interrupts import interruptible
@@ -20,12 +21,9 @@ from fedssl.core.errors import InputError, RunFailed
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.paths import make_paths_absolute
 from fedssl.record.resume import find_run
-from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun, is_running
+from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun
 from fedssl.server.accountant import account_for, with_chosen_noise
 from fedssl.views.trackers.base import refuse_tracker
-
-RELEASE_SECONDS = 30.0
-"""The server app of a stopped run leaves its run directory within this many seconds."""
 
 
 def load_experiment(file: Path, settings: list[str], *, resume: bool) -> Experiment:
@@ -94,7 +92,15 @@ def run_over(
     # Show the run until it ends. If nobody can watch it any more, stop it.
     with interruptible():
         try:
-            status = follow(experiment, federation, opened.operator, run_id, watch, plain=plain)
+            status = follow(
+                experiment,
+                federation,
+                opened.operator,
+                run_id,
+                watch,
+                opened.is_served,
+                plain=plain,
+            )
         except (KeyboardInterrupt, OSError) as error:  # OSError: the terminal is gone
             try:
                 opened.operator.stop_run(run_id)
@@ -104,9 +110,20 @@ def run_over(
             raise
     if watch.directory.exists():
         say(f"  recorded in {watch.directory}")
+    again = "the same command with --resume" if has_begun(watch.directory) else "the same command"
+    if status == GONE:
+        raise RunFailed(
+            f"the deployment was ended while run {run_id} was in progress; "
+            f"to go on: {opened.command('up')}, then {again}"
+        )
+    if status == SILENT:
+        raise RunFailed(
+            f"the deployment's server has not answered for {SILENT_SECONDS:g} s, so run {run_id} is not followed any "
+            f"longer; {opened.describe_logs()}; to follow it again or go on: {again}"
+        )
     if status:
+        go_on = f"; to go on: {again}" if has_begun(watch.directory) else ""
         log = f"its server app's log: {opened.flwr_log_command(run_id)}"
-        go_on = "; to go on: the same command with --resume" if has_begun(watch.directory) else ""
         raise RunFailed(f"run {run_id} ended as {status}; {opened.describe_logs()}; {log}{go_on}")
 
 
@@ -142,7 +159,7 @@ def _refuse_too_few(opened: Opened, experiment: Experiment) -> None:
         raise InputError(
             "federation.clients",
             f"is {experiment.federation.clients}, but only {connected} clients are connected",
-            f"start more, or see which are missing: {deploy_command('status', opened.folder)}",
+            f"start more, or see which are missing: {opened.command('status')}",
         )
 
 
@@ -161,9 +178,7 @@ def _new_directory(opened: Opened, experiment: Experiment) -> Path:
 def _submit(opened: Opened, experiment: Experiment, directory: Path, *, resume: bool) -> str:
     """Submit a run and return Flower's id of it. Its settings travel in a TOML file, which is Flower's run config."""
     deployment = opened.deployment
-    deadline = time.monotonic() + RELEASE_SECONDS
-    while is_running(directory) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+    wait_for_release([directory])
     record = directory.relative_to(deployment.runs)
     config = {
         "experiment-json": experiment.to_json(),

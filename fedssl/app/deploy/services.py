@@ -38,6 +38,9 @@ def with_this_package(variables: Mapping[str, str]) -> dict[str, str]:
 LOST = 75
 """A SuperNode exits with this code if its loop ended without an order and without a user's error (EX_TEMPFAIL)."""
 
+REFUSED = 77
+"""A SuperNode exits with this code if its server refuses its key (EX_NOPERM)."""
+
 
 @dataclass(frozen=True)
 class Place:

@@ -4,20 +4,42 @@ A SuperNode that has given up on its server logs the error and leaves its loop. 
 of its API is not a daemon, and still answers that it is well (flwr 1.41), so nobody would start it again. Here the
 process ends, so that a keeper or the engine of containers starts the next one.
 
+A SuperNode whose key is refused ends with an exit code of its own, and with one line in place of Flower's numbers.
+
     python -m fedssl.app.deploy.supernode ARGUMENTS-OF-FLOWER-SUPERNODE...
 """
 
+import logging
 import os
 import sys
 import traceback
 
+from flwr.supercore.error import ApiErrorCode
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
-from fedssl.app.deploy.services import LOST
+from fedssl.app.deploy.services import LOST, REFUSED
+
+
+class Refusal(logging.Filter):
+    """Hide Flower's message on a refused key, and remember that there was one (flwr 1.41)."""
+
+    _CODE = f"[code: {ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:d}]"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is shown."""
+        is_refusal = self._CODE in record.getMessage()
+        self.was_seen |= is_refusal
+        return not is_refusal
 
 
 def main() -> None:
     """Run a SuperNode; end this process when it returns or raises."""
+    refusal = Refusal()
+    logging.getLogger("flwr").addFilter(refusal)
     code = LOST
     try:
         flower_supernode()
@@ -29,6 +51,12 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        if refusal.was_seen:
+            code = REFUSED
+            print(
+                "the server refuses this client's key: it is not registered, or another process uses it",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -15,8 +15,9 @@ from rich.table import Table
 from fedssl.app.sweep.messages import Began, Ended, Failed, Message, RoundDone, Said
 from fedssl.app.sweep.points import Point, names_of_rows
 from fedssl.core.console import Console
+from fedssl.core.text import last_line
 from fedssl.record.rows import NAN
-from fedssl.views.screen.display import last_line, percent, progress_bar
+from fedssl.views.screen.display import percent, progress_bar
 from fedssl.views.screen.live_display import FREE_LINE, RIGHT
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedssl.core.text import last_line
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import CLASSIFIER, in_brackets
 from fedssl.record.rows import Outcome, summarize
@@ -28,7 +29,7 @@ from fedssl.views.reports.round_charts import (
     pseudo_label_chart,
 )
 from fedssl.views.run import Run
-from fedssl.views.screen.display import last_line, percent
+from fedssl.views.screen.display import percent
 from fedssl.views.text_table import TextTable
 from fedssl.views.unknown_truth import NO_TRUTH, is_right_unknown
 

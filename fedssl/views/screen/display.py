@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.progress import (
@@ -14,6 +15,7 @@ from rich.progress import (
 )
 
 from fedssl.core.console import Console
+from fedssl.core.text import last_line
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
@@ -65,6 +67,17 @@ def _in_virtual_time(summary: Mapping[str, Any]) -> str:
     return f", {summary['clients_lost']} lost in {summary['virtual_seconds']:,.0f} virtual s"
 
 
+def waiting_line(what: str, until: datetime | None) -> str:
+    """Return one line on what a run waits for, with the time of day.
+
+    Args:
+        what: What it waits for, as a clause.
+        until: It waits until then at most; None: without a limit.
+    """
+    limit = "" if until is None else f"; the run waits until {until.astimezone():%H:%M:%S} at most"
+    return f"{datetime.now():%H:%M:%S} {what}{limit}"
+
+
 def make_display(console: Console) -> Observer:
     """Return a display that suits the console: for a notebook, for a terminal, or plain lines."""
     if console.is_jupyter:
@@ -106,7 +119,11 @@ class PlainDisplay(Observer):
         for failure in end.failures:
             self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")
         for incident in end.incidents:
-            self._line(f"  mended: {incident.splitlines()[0]}")
+            self._line(f"  incident: {incident.splitlines()[0]}")
+
+    def waiting(self, what: str, until: datetime | None) -> None:
+        """Print for which clients the server waits."""
+        self._line(f"  {waiting_line(what, until)}")
 
     def ended(self, outcome: Outcome) -> None:
         """Print the results of the run."""
@@ -144,9 +161,3 @@ def sparkline(values: Sequence[float], width: int) -> str:
         step = (len(values) - 1) / max(1, width - 1)
         values = [values[round(i * step)] for i in range(width)]
     return "".join(BARS[min(7, int(max(0.0, value) * 8))] for value in values)
-
-
-def last_line(reason: str) -> str:
-    """Return the last line of a failure's reason; the last line of a traceback is the error."""
-    lines = reason.strip().splitlines()
-    return lines[-1] if lines else "no reason given"

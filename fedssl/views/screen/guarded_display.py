@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
@@ -28,6 +29,10 @@ class GuardedDisplay(Observer):
     def resumed(self, snapshot: Snapshot) -> None:
         """Show that a run goes on."""
         self._show(lambda display: display.resumed(snapshot))
+
+    def waiting(self, what: str, until: datetime | None) -> None:
+        """Show for which clients the server waits."""
+        self._show(lambda display: display.waiting(what, until))
 
     def round_ended(self, end: RoundEnd) -> None:
         """Show a round."""

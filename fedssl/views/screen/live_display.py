@@ -1,9 +1,10 @@
 """The live screen of a run on a terminal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from rich.console import Group, JustifyMethod
+from rich.console import ConsoleOptions, Group, JustifyMethod
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import Progress
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedssl.core.console import Console
-from fedssl.core.text import one_line, printable
+from fedssl.core.text import last_line, one_line, printable
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
@@ -20,12 +21,20 @@ from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import (
     closing_line,
+<<<<<<< HEAD
     last_line,
     percent,
     progress_bar,
     sparkline,
 )
 from fedssl.views.unknown_truth import is_right_unknown
+=======
+    percent,
+    progress_bar,
+    sparkline,
+    waiting_line,
+)
+>>>>>>> h-deploy
 
 AROUND_ROWS = 4
 """Lines of the live screen around the latest rounds: two of the border, the heads of the columns, a free line at the end."""
@@ -113,6 +122,7 @@ class LiveDisplay(Observer):
         self._rows: list[RoundRow] = []
         self._failures: list[Failure] = []
         self._incidents: list[str] = []
+        self._wait = ""
         self._title = ""
         self._progress = progress_bar(console, "round")
         self._live = Live(
@@ -136,13 +146,20 @@ class LiveDisplay(Observer):
         """Show the finished round."""
         self._rows.append(end.row)
         self._failures += end.failures
-        self._incidents += (f"round {end.row.round}, mended: {text}" for text in end.incidents)
+        self._incidents += (f"round {end.row.round}, incident: {text}" for text in end.incidents)
+        self._wait = ""
         self._progress.advance(self._task)
 
+    def waiting(self, what: str, until: datetime | None) -> None:
+        """Show for which clients the server waits, until the round is over."""
+        self._wait = waiting_line(what, until)
+
     def ended(self, outcome: Outcome) -> None:
-        """Remove the panel and print one line with the results."""
+        """Remove the panel; print the latest incidents and one line with the results."""
         assert self._experiment is not None
         self._live.stop()
+        for incident in self._latest_incidents():
+            self._console.tell(incident)
         self._console.tell(closing_line(self._experiment, outcome))
 
     def failed(self, reason: str) -> None:
@@ -156,8 +173,8 @@ class LiveDisplay(Observer):
         inside = self._console.width - AT_THE_SIDES
         title = Text(printable(self._title), style="dim")
         above: list[Text | Progress] = [title, self._progress, *self._course(inside)]
-        below = list(self._troubles())
         options = self._console.options.update(width=inside)
+        below = self._troubles(options)
         taken = sum(len(self._console.render_lines(part, options)) for part in (*above, *below))
         latest = self._latest(inside, max(1, self._console.height - taken - AROUND_ROWS))
         name = Text(self._experiment.name)
@@ -175,14 +192,27 @@ class LiveDisplay(Observer):
         course.append(sparkline([row.ema_accuracy for row in evaluated], width), "green")
         return [course.append(now)]
 
-    def _troubles(self) -> Iterator[Text]:
-        """Yield the latest failures and incidents, each as one line."""
-        for failure in self._failures[-3:]:
-            text = f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
-            yield Text(one_line(text), style="red", overflow="ellipsis", no_wrap=True)
-        for incident in self._incidents[-2:]:
-            text = one_line(incident.splitlines()[0])
-            yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
+    def _latest_incidents(self) -> list[str]:
+        return [incident.splitlines()[0] for incident in self._incidents[-2:]]
+
+    def _troubles(self, options: ConsoleOptions) -> list[Text]:
+        """Return the latest failures and incidents and what the run waits for, whole.
+
+        The oldest are left out where all of them would take more than half of the terminal's height.
+        """
+        failures = [
+            f"round {failure.round}, client {failure.client}: {last_line(failure.reason)}"
+            for failure in self._failures[-3:]
+        ]
+        others = [*self._latest_incidents(), *([self._wait] if self._wait else [])]
+        texts = [Text(one_line(text), style="red") for text in failures]
+        texts += [Text(one_line(text), style="yellow") for text in others]
+        room = self._console.height // 2
+        for number, text in enumerate(reversed(texts)):
+            room -= len(self._console.render_lines(text, options))
+            if room < 0 and number:
+                return texts[-number:]
+        return texts
 
     def _latest(self, inside: int, most: int) -> Table:
         """Return the table of the latest rounds.

@@ -4,13 +4,14 @@ import time
 from html import escape
 from typing import Any
 
+from fedssl.core.text import last_line
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judged_as_the_last, judges_of
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
-from fedssl.views.screen.display import closing_line, last_line, percent, right_and_used, sparkline
+from fedssl.views.screen.display import closing_line, percent, right_and_used, sparkline
 
 SECONDS_BETWEEN = 0.25
 """At least this many seconds pass between two updates, since each update is a message to the browser."""

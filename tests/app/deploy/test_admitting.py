@@ -2,12 +2,16 @@
 
 import datetime
 import json
+import logging
 import os
 import re
+import shlex
+import socket
 import ssl
 import threading
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -16,11 +20,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedssl.app.deploy import admission, health, secrets
 from fedssl.app.deploy.deployment import CONTAINERS_USER, Deployment
+from fedssl.app.deploy.join import REFUSED_PAUSE
+from fedssl.app.deploy.keeper import PAUSE
 from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.operator import Operator
 from fedssl.app.deploy.roster import Registered, Roster
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
-from fedssl.app.deploy.services import LOST
+from fedssl.app.deploy.services import LOST, REFUSED
+from fedssl.app.deploy.supernode import Refusal
 from fedssl.core.errors import RunFailed
 from tests.helpers import fedssl, refused
 
@@ -34,15 +41,27 @@ def deployment(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Stand in for Flower's commands: return what was registered, and give each a node id."""
-    registered = []
+    """Stand in for Flower's commands: return what was registered, and give each new key a node id."""
+    registered, known = [], {}
 
     def register(self, public_key, name):
+        key = Path(public_key).read_bytes()
+        if key in known:
+            return None
         registered.append((public_key, name))
-        return f"{2**63 + len(registered)}"
+        known[key] = f"{2**63 + len(registered)}"
+        return known[key]
 
     monkeypatch.setattr(Operator, "register", register)
     return registered
+
+
+@pytest.fixture
+def let_out(monkeypatch):
+    """Stand in for Flower's command that lets a client out: return the nodes that were let out."""
+    nodes = []
+    monkeypatch.setattr(Operator, "unregister", lambda self, node: nodes.append(node))
+    return nodes
 
 
 def register(deployment, key, *arguments):
@@ -73,8 +92,99 @@ def test_a_number_or_a_name_is_given_once(deployment, asked, tmp_path):
     refused(register(deployment, other, "--name", "mine"), "--name", "another key already")
     for name in ("../up", "a/b", "", ".hidden"):
         refused(register(deployment, other, "--name", name), "--name", "cannot be a client's name")
+    refused(
+        register(deployment, tmp_path / "mine.pub", "--number", 1), "'mine' is client 0 already"
+    )
+    refused(register(deployment, tmp_path / "mine.pub", "--name", "new"), "registered as 'mine'")
     assert [name for _, name in asked] == ["mine"]
     assert [file.name for file in deployment.admitted.iterdir()] == ["mine.pub"]
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 1), 0)}
+
+
+def remedy_of(done):
+    """Return the arguments of the command that a refusal says to run on purpose."""
+    (command,) = re.findall(r"fedssl deploy register (.*)", " ".join(done.output.split()))
+    return shlex.split(command)
+
+
+@pytest.mark.parametrize("name", ["mine", "other"])
+def test_a_key_is_replaced_by_the_command_that_the_refusal_names(
+    name, deployment, asked, let_out, tmp_path
+):
+    """A client that lost its key makes another one, with the same name or with a new one."""
+    for place in ("first", "second"):
+        write_node_key(tmp_path / place / (name if place == "second" else "mine"))
+    assert register(deployment, tmp_path / "first" / "mine.pub", "--number", 0).exit_code == 0
+    new = tmp_path / "second" / f"{name}.pub"
+    done = register(deployment, new, "--number", 0)
+    assert done.exit_code == 2
+    assert not let_out
+    key, *options = remedy_of(done)
+    assert key == str(new)
+    done = fedssl("deploy", "register", key, *options)
+    assert done.exit_code == 0, done.output
+    assert "mine: its former key is not let in any more" in done.output
+    assert let_out == [str(2**63 + 1)]
+    assert [file.name for file in deployment.admitted.glob("*.pub")] == [f"{name}.pub"]
+    assert (deployment.admitted / f"{name}.pub").read_bytes() == new.read_bytes()
+    assert Roster(deployment.roster).read() == {name: Registered(str(2**63 + 2), 0)}
+    # Flower never takes the former key again.
+    former = register(deployment, tmp_path / "first" / "mine.pub", "--name", "again")
+    refused(former, "KEY", "never let in again", "another --key")
+    assert len(asked) == 2
+
+
+def test_a_key_that_takes_a_name_takes_its_number(deployment, asked, let_out, tmp_path):
+    for place in ("first", "second"):
+        write_node_key(tmp_path / place / "mine")
+    register(deployment, tmp_path / "first" / "mine.pub", "--number", 3)
+    done = register(deployment, tmp_path / "second" / "mine.pub", "--replace")
+    assert done.exit_code == 0, done.output
+    assert "mine: registered, as client 3" in done.output
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 2), 3)}
+
+
+def test_all_keys_that_would_be_let_out_are_named_before(deployment, asked, let_out, tmp_path):
+    for place, name in (("first", "mine"), ("first", "other"), ("second", "mine")):
+        write_node_key(tmp_path / place / name)
+    register(deployment, tmp_path / "first" / "mine.pub", "--number", 0)
+    register(deployment, tmp_path / "first" / "other.pub", "--number", 1)
+    new = tmp_path / "second" / "mine.pub"
+    done = register(deployment, new, "--number", 1)
+    refused(done, "'mine' has another key already", "let that key and 'other' out")
+    assert register(deployment, new, "--number", 1, "--replace").exit_code == 0
+    assert let_out == [str(2**63 + 1), str(2**63 + 2)]
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 3), 1)}
+
+
+def test_a_client_changes_its_number_on_purpose_only(deployment, asked, let_out, tmp_path):
+    write_node_key(tmp_path / "mine")
+    mine = tmp_path / "mine.pub"
+    register(deployment, mine, "--number", 0)
+    assert register(deployment, mine).exit_code == 0  # again, and nothing changes
+    done = register(deployment, mine, "--number", 1, "--replace")
+    assert done.exit_code == 0, done.output
+    assert not let_out
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 1), 1)}
+
+
+def test_a_key_that_the_superlink_refuses_replaces_nothing(
+    deployment, asked, let_out, monkeypatch, tmp_path
+):
+    for place in ("first", "second"):
+        write_node_key(tmp_path / place / "mine")
+    first = tmp_path / "first" / "mine.pub"
+    register(deployment, first, "--number", 0)
+
+    def register_refused(self, public_key, name):
+        raise RunFailed("refused")
+
+    monkeypatch.setattr(Operator, "register", register_refused)
+    assert register(deployment, tmp_path / "second" / "mine.pub", "--replace").exit_code == 1
+    assert not let_out
+    assert [file.name for file in deployment.admitted.iterdir()] == ["mine.pub"]
+    assert (deployment.admitted / "mine.pub").read_bytes() == first.read_bytes()
+    assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 1), 0)}
 
 
 @pytest.mark.parametrize("what", ["private key", "certificate", "other kind", "folder", "nothing"])
@@ -231,50 +341,113 @@ def test_an_expired_certificate_is_called_expired(tmp_path, monkeypatch):
 
 @pytest.fixture
 def joining(tmp_path, monkeypatch):
-    """Join a server without starting a client; return the outcome, and when the keeper would stop."""
+    """Join a server without starting a client; return the outcome, and what would have been kept running and how."""
     write_node_key(tmp_path / "mine")
     write_certificates(tmp_path / "certificates", ())
-    stops = []
+    kept = []
 
-    def keep(command, started, is_over):
-        stops.append(is_over)
+    def keep(command, started, pause_after):
+        kept.append((command, pause_after))
         return 1
 
     monkeypatch.setattr("fedssl.app.deploy.keeper.keep", keep)
 
-    def join(behind):
+    def join(behind, *options, number=0):
         folder = tmp_path / "certificates"
         with Server(behind, folder) as server:
-            arguments = ["--number", 0, "--key", tmp_path / "mine", "--ca", folder / "ca.crt"]
-            return fedssl("deploy", "join", server.address, *arguments), stops
+            arguments = ["--number", number, "--key", tmp_path / "mine", "--ca", folder / "ca.crt"]
+            return fedssl("deploy", "join", server.address, *arguments, *options), kept
 
     return join
 
 
 @pytest.mark.parametrize(("behind", "words"), [(30, "3[01] s ahead"), (-400, "(399|400) s behind")])
 def test_a_client_whose_clock_flower_would_refuse_does_not_start(behind, words, joining):
-    done, stops = joining(behind)
+    done, kept = joining(behind)
     assert done.exit_code == 1
     assert re.search(words, done.output)
     assert "Set this host's clock" in done.output
-    assert not stops
+    assert not kept
 
 
 def test_a_clock_that_is_somewhat_behind_is_said_and_joins(joining):
-    done, stops = joining(-100)
+    done, kept = joining(-100)
     assert re.search("(99|100) s behind", done.output)
-    assert stops
+    assert kept
 
 
-def test_a_client_that_was_lost_is_started_again_and_one_that_is_refused_is_not(joining):
-    done, (is_over,) = joining(0)
+def test_a_client_that_was_lost_is_started_again_and_one_with_an_error_at_once_is_not(joining):
+    done, ((_, pause_after),) = joining(0)
     assert done.exit_code == 1
     assert "the client ended with exit code 1" in done.output
-    assert is_over(1, 1)  # no key, say
-    assert is_over(1, 0)
-    assert not is_over(1, LOST)
-    assert not is_over(1, -9)
-    assert not is_over(2, 1)  # Flower lets it in again after a minute only
+    assert pause_after(1, 1) is None  # a wrong option, say
+    assert pause_after(1, 0) is None
+    assert pause_after(1, LOST) == pause_after(1, -9) == pause_after(2, 1) == PAUSE
+
+
+def test_a_client_whose_key_is_refused_says_once_what_to_do_and_goes_on_trying(
+    joining, tmp_path, capsys
+):
+    _, ((_, pause_after),) = joining(0, number=3)
+    capsys.readouterr()
+    assert pause_after(1, REFUSED) == pause_after(2, REFUSED) == REFUSED_PAUSE
+    (said,) = capsys.readouterr().out.splitlines()
+    assert f"send {tmp_path / 'mine'}.pub to the deployment's operator" in said
+    assert "fedssl deploy register mine.pub --number 3." in said
+    assert "goes on trying every 10 s" in said
+    assert pause_after(3, LOST) == PAUSE
+    pause_after(4, REFUSED)
+    assert "does not let this client in" in capsys.readouterr().out  # after it was let in once
+
+
+@pytest.mark.parametrize(
+    ("code", "shown", "seen"), [(2004, False, True), (2003, True, False), (20041, True, False)]
+)
+def test_flowers_message_on_a_refused_key_is_seen_and_hidden(code, shown, seen):
+    refusal = Refusal()
+    said = f"Exit Code: 305\nFailed to initialize the connection.\n[code: {code}] Failed."
+    assert refusal.filter(logging.makeLogRecord({"msg": said})) == shown
+    assert refusal.was_seen == seen
+
+
+def port_of(command):
+    return int(command[command.index("--port") + 1])
+
+
+def test_two_clients_on_one_host_get_ports_of_their_own(joining):
+    _, kept = joining(0)
+    _, kept = joining(0)
+    first, second = (port_of(command) for command, _ in kept)
+    assert first != second
+
+
+def test_a_port_that_is_taken_or_none_is_refused_and_the_option_is_named(joining):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done, kept = joining(0, "--port", port)
+        refused(done, "--port", f"{port} is taken by another process", "leave the option out")
+    refused(joining(0, "--port", 70000)[0], "--port", "70000 is not a port")
+    assert not kept
+    _, kept = joining(0, "--port", port)
+    assert port_of(kept[0][0]) == port
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--privacy-clipping-norm", 0), "--privacy-clipping-norm: is 0"),
+        (("--privacy-noise-multiplier", -1), "--privacy-noise-multiplier: is -1"),
+        (("--privacy-rounds", -1), "--privacy-rounds: is -1"),
+    ],
+)
+def test_a_floor_that_makes_no_sense_is_refused_before_the_client_starts(options, said, joining):
+    done, kept = joining(0, *options)
+    refused(done, said)
+    assert not kept
+
+
+def test_a_client_counts_from_0(joining):
+    refused(joining(0, number=-1)[0], "--number", "is -1")
 
 
 def test_what_is_submitted_says_whose_numbers_are_bound(deployment):

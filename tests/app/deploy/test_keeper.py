@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from fedssl.app.deploy.deployment import Deployment, Settings
 from fedssl.app.deploy.host import Host
 from fedssl.app.deploy.keeper import is_kept, read_report
-from fedssl.app.deploy.services import LOST
-from fedssl.core.errors import RunFailed
+from fedssl.app.deploy.services import LOST, REFUSED
+from fedssl.core.errors import InputError, RunFailed
 from tests.ports import give_free_ports
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -116,6 +117,22 @@ def test_down_says_so_where_a_killed_keeper_has_left_its_process(deployment, mon
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("superlink", "superlink_port"), ("gate", "port"), ("client-1", "client_port")],
+)
+def test_a_port_that_is_taken_is_named_with_its_setting(name, setting, tmp_path):
+    made = Deployment.create(tmp_path / "deployment", Settings(clients=2))
+    give_free_ports(made.folder)
+    host = Host(Deployment.open(made.folder))
+    (service,) = (each for each in (*host.server, *host.clients) if each.name == name)
+    assert service.health is not None
+    port = urlsplit(service.health).port
+    said = f"port {port} of {name} is taken by another process; .*set another `{setting}` in"
+    with socket.create_server(("127.0.0.1", port or 0)), pytest.raises(InputError, match=said):
+        host.start([service])
+
+
 def test_down_ends_a_gate_whose_keeper_was_killed(deployment, keeping):
     listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {deployment.settings.port})); time.sleep(600)"
     keeper, _, process = keeping([sys.executable, "-c", listen], folder=deployment.processes)
@@ -126,7 +143,7 @@ def test_down_ends_a_gate_whose_keeper_was_killed(deployment, keeping):
 
 
 STAND_IN = """
-import sys, threading, time
+import logging, sys, threading, time
 from fedssl.app.deploy import supernode
 def flower_supernode():
     threading.Thread(target=time.sleep, args=(600,)).start()  # as Flower's own API does
@@ -143,6 +160,11 @@ supernode.main()
         ("sys.exit(0)", 0, ""),
         ("sys.exit(1)", 1, ""),
         ("sys.exit('no key')", 1, "no key"),
+        (
+            "logging.getLogger('flwr').error('[code: 2004] Failed'); sys.exit(1)",
+            REFUSED,
+            "it is not registered, or another process uses it",
+        ),
         ("raise ValueError('odd')", LOST, "ValueError: odd"),
     ],
 )
@@ -153,3 +175,4 @@ def test_a_supernode_whose_loop_ends_ends_though_a_thread_of_its_own_runs_on(end
     )
     assert done.returncode == code
     assert words in done.stderr
+    assert "2004" not in done.stderr

@@ -81,10 +81,10 @@ def test_a_roster_round_trips_and_gives_a_number_once(tmp_path):
     assert numbers_of("") == {}
     assert roster.name_of("7") == "b"
     assert roster.name_of("8") == ""
-    roster.refuse_taken("a", 0)
-    roster.refuse_taken("c", 1)
-    with pytest.raises(InputError, match="bound to 'a'"):
-        roster.refuse_taken("c", 0)
+    assert roster.owner_of(0) == "a"
+    assert roster.owner_of(1) == roster.owner_of(None) == ""
+    roster.remove("a")
+    assert roster.read() == {"b": Registered("7", None)}
     (tmp_path / "registered.json").write_text("[1]")
     with pytest.raises(InputError, match="cannot be read"):
         roster.read()

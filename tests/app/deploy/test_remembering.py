@@ -11,6 +11,8 @@ from fedssl.app.deploy.submissions import Submissions
 from fedssl.core.errors import InputError, RunFailed
 from tests.helpers import fedssl, finished, refused, small_toml
 
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\n    y()\nValueError: why'
+
 IDS = ("18257214721397635331", "5", "77")
 
 
@@ -95,9 +97,11 @@ def test_status_shows_numbers_names_and_run_directories_under_a_head_each(deploy
     roster.add("spare", Registered("902", None))
     online = {"status": "online", "online-at": "12:00"}
     nodes = [{"node-id": id, **online} for id in ("900", "901", "902", "903")]
+    nodes.append({"node-id": "904", "status": "unregistered", "online-at": "11:00"})
     runs = [
         {"run-id": IDS[0], "status": "running", "status-details": "N/A"},
         {"run-id": IDS[1], "status": "finished:failed", "status-details": "no heartbeat " * 9},
+        {"run-id": IDS[2], "status": "finished:failed", "status-details": TRACEBACK},
     ]
     record = "stopped/20261130-082721-seed0"
     Submissions(deployment.submissions).add(IDS[0], Path(record))
@@ -107,6 +111,7 @@ def test_status_shows_numbers_names_and_run_directories_under_a_head_each(deploy
     finished(done)
     rows = [[cell.strip() for cell in line.replace("┃", "│").split("│")] for line in done.output.splitlines()]  # fmt: skip
     clients = rows.index(["number", "client", "status", "since"])
+    assert "904" not in done.output
     assert rows[clients + 2 : clients + 6] == [
         ["0", "west", "online", "12:00"],
         ["1", "east", "online", "12:00"],
@@ -118,6 +123,8 @@ def test_status_shows_numbers_names_and_run_directories_under_a_head_each(deploy
         [record, "running", IDS[0]],
         ["?", "finished:failed: no", IDS[1]],
     ]
+    assert "ValueError: why" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_what_does_not_answer_is_said_once_with_its_remedy(tmp_path):

@@ -176,6 +176,23 @@ def test_ctrl_c_stops_the_run_even_if_the_server_is_away(opened, file, monkeypat
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (follow.GONE, "was ended while run 101 was in progress; to go on: fedssl deploy up"),
+        (follow.SILENT, "has not answered for 300 s, so run 101 is not followed any longer"),
+    ],
+)
+def test_a_run_whose_server_says_no_more_ends_with_one_line_and_the_way_on(
+    status, words, opened, file, monkeypatch
+):
+    monkeypatch.setattr(running, "follow", lambda *arguments, **options: status)
+    with pytest.raises(RunFailed, match=words) as error:
+        run(opened, file)
+    assert str(error.value).endswith("the same command with --resume")
+    assert "\n" not in str(error.value)
+
+
 def test_too_few_clients_are_refused_before_anything_is_submitted(opened, file):
     opened.operator.connected = 1
     with pytest.raises(InputError, match=r"federation.clients: is 2, but only 1 clients"):

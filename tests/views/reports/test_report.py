@@ -521,6 +521,15 @@ def test_of_a_run_that_was_stopped(tmp_path):
     assert read_evaluation(tmp_path / "run")["round"] == 3
 
 
+def test_the_reason_of_an_incident_is_whole(run):
+    """It has colons of its own, and a traceback follows its first line."""
+    reason = "census: client 1 is left out: InputError: --data: there is nothing at /x; look there"
+    event = {"event": "incident", "round": 1, "what": f"{reason}\nTraceback"}
+    material = dataclasses.replace(read_material(run, None), events=[event])
+    (table,) = report_page(material).tables
+    assert table.rows == [(reason, "1", "round 1")]
+
+
 def test_a_deployments_run_goes_on_by_another_command(tmp_path):
     path = tmp_path / "my deployment" / "runs" / "name" / "stamp"
     assert resume_command(path) == f"fedssl run '{path}' --resume"

@@ -1,12 +1,21 @@
 """The live screen of a run, as it looks on terminals of several sizes."""
 
+<<<<<<< HEAD
 import dataclasses
+=======
+from datetime import datetime
+>>>>>>> h-deploy
 
 import pytest
 
 from fedssl.record.global_model import GlobalModel
+<<<<<<< HEAD
 from fedssl.record.rows import Failure, RoundEnd
 from fedssl.views.screen.display import right_and_used, sparkline
+=======
+from fedssl.record.rows import Failure, Outcome, RoundEnd
+from fedssl.views.screen.display import sparkline
+>>>>>>> h-deploy
 from fedssl.views.screen.live_display import FREE_LINE, LiveDisplay
 from tests.helpers import federation_of, small_experiment
 from tests.views.comparison.records import rows_of
@@ -82,6 +91,55 @@ def test_failures_leave_less_room_for_rounds(show):
     _, terminal = show((80, 24), 60, [Failure(3, 1, "RuntimeError: no")])
     assert len(terminal.shown) == 23
     assert sum("client 1: RuntimeError" in line for line in terminal.shown) == 3
+
+
+REASON = (
+    "census: client 1 is left out: it could not answer the census: fedssl.core.errors.InputError: client 1: "
+    "--data: there is nothing at /srv/hospital/images/of/many/years/and/wards; look whether the disk is mounted"
+)
+
+
+def words_on(terminal):
+    return " ".join(" ".join(line.strip("│").split()) for line in terminal.shown)
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_reasons_are_whole_at_any_width(show, size):
+    display, terminal = show(size, 2)
+    (row,) = rows_of([0.5])
+    display.round_ended(RoundEnd(row, [], [], GlobalModel(), incidents=[f"{REASON}\nTraceback"]))
+    display._live.refresh()
+    letters = words_on(terminal).replace(" ", "")
+    assert f"incident: {REASON}".replace(" ", "") in letters
+    assert "Traceback" not in letters
+    assert len(terminal.shown) < terminal.height
+    display.ended(Outcome(GlobalModel(), (row,), 1.0))  # the reason outlives the panel
+    assert f"incident: {REASON}".replace(" ", "") in words_on(terminal).replace(" ", "")
+
+
+def test_of_more_troubles_than_there_is_room_for_the_latest_are_shown(show):
+    failures = [Failure(3, client, f"Error: {client} {'no ' * 100}") for client in range(3)]
+    _, terminal = show((40, 24), 1, failures)
+    shown = words_on(terminal)
+    assert "client 2: Error" in shown
+    assert "client 0: Error" not in shown
+    assert len(rounds_in(terminal.shown)) == 1
+
+
+def test_what_the_run_waits_for_is_shown_until_the_round_is_over(show):
+    display, terminal = show((80, 24), 2)
+    until = datetime(2026, 1, 1, 12, 0, 5).astimezone()
+    display.waiting("client 1 went away", until)
+    display._live.refresh()
+    assert "client 1 went away; the run waits until 12:00:05 at most" in words_on(terminal)
+    display.waiting("no answer yet from client 2", None)
+    display._live.refresh()
+    assert "no answer yet from client 2" in words_on(terminal)
+    assert "at most" not in words_on(terminal)
+    (row,) = rows_of([0.5])
+    display.round_ended(RoundEnd(row, [], [], GlobalModel()))
+    display._live.refresh()
+    assert "client" not in words_on(terminal).replace("clients", "")
 
 
 @pytest.mark.parametrize("size", SIZES)
