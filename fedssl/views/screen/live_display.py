@@ -21,20 +21,12 @@ from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.screen.display import (
     closing_line,
-<<<<<<< HEAD
-    last_line,
-    percent,
-    progress_bar,
-    sparkline,
-)
-from fedssl.views.unknown_truth import is_right_unknown
-=======
     percent,
     progress_bar,
     sparkline,
     waiting_line,
 )
->>>>>>> h-deploy
+from fedssl.views.unknown_truth import is_right_unknown
 
 AROUND_ROWS = 4
 """Lines of the live screen around the latest rounds: two of the border, the heads of the columns, a free line at the end."""

@@ -1,21 +1,13 @@
 """The live screen of a run, as it looks on terminals of several sizes."""
 
-<<<<<<< HEAD
 import dataclasses
-=======
 from datetime import datetime
->>>>>>> h-deploy
 
 import pytest
 
 from fedssl.record.global_model import GlobalModel
-<<<<<<< HEAD
-from fedssl.record.rows import Failure, RoundEnd
-from fedssl.views.screen.display import right_and_used, sparkline
-=======
 from fedssl.record.rows import Failure, Outcome, RoundEnd
-from fedssl.views.screen.display import sparkline
->>>>>>> h-deploy
+from fedssl.views.screen.display import right_and_used, sparkline
 from fedssl.views.screen.live_display import FREE_LINE, LiveDisplay
 from tests.helpers import federation_of, small_experiment
 from tests.views.comparison.records import rows_of
