@@ -18,10 +18,13 @@ SKEWS = {
 }
 """Settings of each skew: independent and identically distributed, and Dirichlet with alpha .1."""
 
-LABELS = {"fashion": 50, "cifar10": 400}
-"""Labels of each class, by data set that has all cells."""
+WORDS = {
+    "fashion": {"LABELS": "50", "RATE": "0.06"},
+    "cifar10": {"LABELS": "400", "RATE": "0.03"},
+}
+"""What the words of protocols.toml stand for, by data set that has all cells: labels of each class, and the learning rate."""
 
-DATA = (*LABELS, DIGITS)
+DATA = (*WORDS, DIGITS)
 """The data sets."""
 
 BASELINE = "supervised_strong"
@@ -99,9 +102,10 @@ class Unit:
         if self.data == DIGITS:
             alone = ["engine.kind=serial", "engine.fuse=off"]
             return [*alone, *(["federation.labels.per_class=all"] if self.line == BOUND else [])]
-        where = _table("protocols")[self.protocol]["set"]
-        labels = str(LABELS[self.data])
-        return [*SKEWS[self.skew], *(text.replace("LABELS", labels) for text in where)]
+        where = list(_table("protocols")[self.protocol]["set"])
+        for word, value in WORDS[self.data].items():
+            where = [text.replace(word, value) for text in where]
+        return [*SKEWS[self.skew], *where]
 
 
 def units(data: str, seeds: int) -> Iterator[Unit]:
