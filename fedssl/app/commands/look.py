@@ -63,9 +63,9 @@ def validate(
         workers = plan_workers_here(choice.experiment).describe()
     else:
         workers = f"as many workers as the cluster at {engine.address} has room for"
-    federation = simulated_federation(experiment)
+    federation, tried = simulated_federation(experiment), list[str]()
     if step and not experiment.federation.private:
-        try_one_step(experiment, federation)
+        tried = try_one_step(experiment, federation)
     console = Console()
     facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
     facts += [f"  because {because}"] if because else []
@@ -74,7 +74,7 @@ def validate(
     console.tell(f"{file}: valid")
     say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
-    for line in (*facts, *remarks_on_data(federation), *remarks):
+    for line in (*facts, *remarks_on_data(federation), *remarks, *tried):
         console.tell(f"  {line}")
 
 
