@@ -88,15 +88,19 @@ def check_folders_of_runs(folders: Iterable[Path]) -> None:
 
 
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
-    """Read an experiment file; it may name modules in its own folder or in the current folder."""
+    """Read an experiment file; it may name modules in its own folder or in the current folder.
+
+    In the experiment file of a record, paths and modules are found where the run found them.
+    """
     from fedssl.experiment.experiment import Experiment
+    from fedssl.record.located import read_located
     from fedssl.record.own_modules import folders_of_own_modules
     from fedssl.record.run_path import EXPERIMENT, has_begun
 
     # The folder of a record holds no modules of the user, but the record says where the user's modules are.
     if file.name == EXPERIMENT and has_begun(file.parent):
         find_modules_in(*folders_of_own_modules(file.parent), Path.cwd())
-        return Experiment.read(file, settings)
+        return read_located(file.parent, settings)
     find_modules_in(file.absolute().parent, Path.cwd())
     return Experiment.load(file, settings)
 

@@ -67,9 +67,9 @@ class Source(Plugin):
     """Names of settings that hold the path of a file or folder as text; a setting of the type `Path` needs no name here."""
 
     @functools.cached_property
-    def beside(self) -> Path | None:
-        """The folder below which relative paths were searched beside the current folder; None: there is none."""
-        return None
+    def searched(self) -> tuple[Path, ...]:
+        """The absolute folders below which relative paths were searched; empty: the current folder alone."""
+        return ()
 
     @abstractmethod
     def read(self) -> Raw:
