@@ -1,7 +1,6 @@
 """`fedssl sweep`: runs all points of a sweep, several at a time, and compares them at the end."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,9 @@ from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.extras import require
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.processes import quick_imports
+from fedssl.core.toml import read_toml
 
 if TYPE_CHECKING:
     from fedssl.app.sweep.axes import Axis
@@ -62,12 +63,14 @@ def sweep(
 ) -> None:
     """Run experiments with all combinations of settings, several at a time, and compare them.
 
-    The same command again runs what is left.
+    Where kinds are swept, a setting is set at the kinds that have it. The same command again runs what is left.
 
     Examples:
       fedssl sweep experiments/digits/fixmatch.toml --set method.threshold=0.8,0.9,0.95 --seeds 3
 
       fedssl sweep experiments/digits/*.toml --seeds 5 --dry-run
+
+      fedssl sweep mine.toml --set method.kind=supervised,fixmatch,flexmatch --set method.unlabeled_ratio=2
 
       fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
     """
@@ -82,7 +85,7 @@ def sweep(
     # Span the points of the sweep and find those that are left to run.
     with interruptible():
         axes = parse_axes(settings or [])
-        points = _make_points(files, axes, seeds)
+        points = _make_points(files, axes, seeds, console)
         say_changed_kinds((point.experiment for point in points), console)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
         todo = _unfinished_points(points, folder)
@@ -106,14 +109,24 @@ def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict
     return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
 
 
-def _make_points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
+def _make_points(
+    files: list[Path], axes: "list[Axis]", seeds: int, console: Console
+) -> "list[Point]":
     with quick_imports():
+        from fedssl.app.sweep.applicable import leave_out_unknown
         from fedssl.app.sweep.axes import spread
         from fedssl.app.sweep.points import Point, refuse_twins
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
+    # A setting is set at the kinds that have it, so points may become the same.
+    find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
+    named = [(file, settings) for file in files for settings in spread(axes)]
+    tables = {file: read_toml(file) for file in files}
+    kept, said = leave_out_unknown([tables[file] for file, _ in named], [s for _, s in named])
+    for line in said:
+        console.say(line)
     points = []
-    for file, assignment in itertools.product(files, spread(axes)):
+    for file, assignment in dict.fromkeys(zip((f for f, _ in named), kept, strict=True)):
         overrides = [f"{key}={text}" for key, text in assignment]
         with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
             experiments = load_seeds(file, overrides, seeds)
