@@ -1,13 +1,12 @@
 """Tell where a setting belongs whose name is unknown in the section in which it was written."""
 
-import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from fedssl.core.errors import InputError
+from fedssl.core.findings import section_of
 from fedssl.core.registry import Family
 from fedssl.experiment.families import family_at
 
@@ -31,7 +30,7 @@ def name_the_place(error: InputError, experiment: type[BaseModel]) -> InputError
     if not error.problem.startswith("unknown key"):
         return error
     section, _, key = re.sub(r"^phases\[\d+\]\.", "", error.field).rpartition(".")
-    known = dict(_places_of(key, experiment, ""))
+    known = dict(places_of(key, experiment, ""))
     if known.get(section):
         return InputError(error.field, error.problem, f"only these kinds have it: {known[section]}")
     usual = USUAL.get(f"{section}.{key}")
@@ -54,7 +53,7 @@ def _root(place: str) -> str:
     return place.partition(".")[0]
 
 
-def _places_of(key: str, model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
+def places_of(key: str, model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
     """Yield each section that knows a key, and the kinds that know it if the section names a kind; the outermost first."""
     if key in model.model_fields:
         yield path, ""
@@ -64,12 +63,8 @@ def _places_of(key: str, model: type[BaseModel], path: str) -> Iterator[tuple[st
         if family is not None:
             yield from _in_family(key, family, place)
             continue
-        waiting: list[Any] = [field.annotation]
-        while waiting:
-            kind = waiting.pop()
-            if inspect.isclass(kind) and issubclass(kind, BaseModel):
-                yield from _places_of(key, kind, place)
-            waiting += [each for each in get_args(kind) if each is not Ellipsis]
+        if (section := section_of(field.annotation)) is not None:
+            yield from places_of(key, section, place)
 
 
 def _in_family(key: str, family: Family, place: str) -> Iterator[tuple[str, str]]:

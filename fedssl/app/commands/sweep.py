@@ -120,14 +120,15 @@ def _make_points(
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
     # A setting is set at the kinds that have it, so points may become the same.
     find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
-    named = [(file, settings) for file in files for settings in spread(axes)]
-    tables = {file: read_toml(file) for file in files}
-    kept, said = leave_out_unknown([tables[file] for file, _ in named], [s for _, s in named])
+    assignments = spread(axes)
+    tables = [read_toml(file) for file in files for _ in assignments]
+    kept, said = leave_out_unknown(tables, assignments * len(files))
     for line in said:
         console.say(line)
+    numbers = [number for number, _ in enumerate(files) for _ in assignments]
     points = []
-    for file, assignment in dict.fromkeys(zip((f for f, _ in named), kept, strict=True)):
-        overrides = [f"{key}={text}" for key, text in assignment]
+    for number, assignment in dict.fromkeys(zip(numbers, kept, strict=True)):
+        file, overrides = files[number], [f"{key}={text}" for key, text in assignment]
         with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
             experiments = load_seeds(file, overrides, seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]
