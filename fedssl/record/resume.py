@@ -26,6 +26,7 @@ from fedssl.record.run_path import (
     EXPERIMENT,
     MODEL,
     ROUNDS,
+    RUNS,
     STATE,
     SUMMARY,
     has_begun,
@@ -38,7 +39,7 @@ MOST_NAMED = 8
 
 
 def directory_to_resume(
-    experiment: Experiment, folder: Path | None, root: Path = Path("runs")
+    experiment: Experiment, folder: Path | None, root: Path = RUNS
 ) -> RunDirectory:
     """Return the directory of the run that an experiment goes on with; a new directory if there is no such run.
 

@@ -22,6 +22,12 @@ def test_explain_completes_places():
     assert {"train.lr", "train.local_steps"} <= found
 
 
+def test_new_completes_methods():
+    shell = ShellComplete(get_command(app), {}, "fedssl", "_FEDSSL_COMPLETE")
+    found = [one.value for one in shell.get_completions(["new", "--method"], "fix")]
+    assert found == ["fixmatch"]
+
+
 def test_sections_end_with_a_dot_and_settings_with_an_equals_sign():
     found = complete_setting("")
     assert {"method.", "federation.", "rounds=", "seed="} <= set(found)

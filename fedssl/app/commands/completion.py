@@ -36,6 +36,11 @@ def complete_explained(incomplete: str) -> list[str]:
     return _complete(incomplete, _explained_in)
 
 
+def complete_method(incomplete: str) -> list[str]:
+    """Return the kinds of methods that begin so."""
+    return [kind for kind in _values("method.kind") if kind.startswith(incomplete)]
+
+
 def _complete(incomplete: str, names_in: Callable[[str], Iterable[str]]) -> list[str]:
     section, dot, last = incomplete.rpartition(".")
     names = (name for name in names_in(section) if name.startswith(last))

@@ -24,7 +24,14 @@ from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.record.overview import Overview, State, overview
 from fedssl.record.removal import check_removable, remove_run
-from fedssl.record.run_path import check_run, run_folders
+from fedssl.record.run_path import (
+    MAKE_ONE,
+    RUNS,
+    check_folder_of_runs,
+    check_run,
+    run_below,
+    run_folders,
+)
 from fedssl.record.tags import change_tags
 
 WIDE = 10_000
@@ -88,9 +95,7 @@ Tags = Annotated[
 @app.command("list")
 @guarded
 def list_runs(
-    folder: Annotated[Path, typer.Argument(help="The runs below this folder are listed.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[Path, typer.Argument(help="The runs below this folder are listed.")] = RUNS,
     state: Annotated[
         list[State] | None,
         typer.Option(help="Only runs in this state; repeatable.", show_default=False),
@@ -154,7 +159,10 @@ def list_runs(
     console = Console()
     if not console.is_terminal:
         console.width = WIDE
-    console.print(_listing(found) if found else "no runs")
+    if found:
+        console.print(_listing(found))
+    else:
+        console.tell("no runs" if run_below(folder) else f"no runs: {MAKE_ONE}")
 
 
 @app.command("rm")
@@ -194,7 +202,7 @@ def tag_run(run: RunFolder, tags: Tags) -> None:
       fedssl runs tag runs/digits-fixmatch/20260101-120000-seed0 paper
     """
     check_run(run)
-    change_tags(run, add=tags)
+    _tell_tags(run, change_tags(run, add=tags))
 
 
 @app.command("untag")
@@ -209,7 +217,11 @@ def untag_run(run: RunFolder, tags: Tags) -> None:
     gone = set(tags) - set(overview(run).tags)
     if gone:
         raise InputError(str(run), f"has no tag {min(gone)!r}")
-    change_tags(run, remove=tags)
+    _tell_tags(run, change_tags(run, remove=tags))
+
+
+def _tell_tags(run: Path, tags: Sequence[str]) -> None:
+    Console().tell(f"{run}: {', '.join(tags) or 'no tags'}")
 
 
 def overviews_below(folder: Path) -> list[Overview]:
@@ -218,9 +230,7 @@ def overviews_below(folder: Path) -> list[Overview]:
     Raises:
         InputError: There is no such folder, or a run in it cannot be read.
     """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "no such folder"
-        raise InputError(str(folder), problem, "name a folder with runs")
+    check_folder_of_runs(folder)
     found = []
     try:
         for path in run_folders(folder):
