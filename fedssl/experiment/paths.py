@@ -28,7 +28,7 @@ def find_paths(section: AnySection, folders: Sequence[Path]) -> AnySection:
     found = _with_paths(section, lambda path: _find(path, folders))
     for source in (getattr(found, name) for name in type(found).model_fields):
         if isinstance(source, Source):
-            source.__dict__["searched"] = tuple(folder.absolute() for folder in folders)
+            source.__dict__["searched"] = tuple(folder.resolve() for folder in folders)
     return found
 
 
@@ -37,11 +37,16 @@ def make_paths_absolute(section: AnySection) -> AnySection:
     return _with_paths(section, lambda path: path.absolute() if path.exists() else path)
 
 
+def resolve_paths(section: AnySection) -> AnySection:
+    """Return a section in which every path that exists is the real one, so that all ways to one place are equal."""
+    return _with_paths(section, lambda path: path.resolve() if path.exists() else path)
+
+
 def _find(path: Path, folders: Sequence[Path]) -> Path:
     if path.is_absolute():
         return path
     found = next((folder for folder in folders if (folder / path).exists()), HERE)
-    return path if found == HERE else (found / path).absolute()
+    return path if found == HERE else found.resolve() / path
 
 
 def _with_paths(section: AnySection, change: Callable[[Path], Path]) -> AnySection:

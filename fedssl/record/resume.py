@@ -14,7 +14,7 @@ from fedssl.core.toml import settings_as_text
 from fedssl.core.trust import NOBODY, trusting
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.experiment import Experiment
-from fedssl.experiment.paths import make_paths_absolute
+from fedssl.experiment.paths import resolve_paths
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
 from fedssl.record.located import locate
@@ -146,8 +146,8 @@ def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
     with trusting(NOBODY):
         recorded = Experiment.read(path / EXPERIMENT)
     before, now = _as_text(recorded), _as_text(experiment)
-    places = _as_text(make_paths_absolute(locate(recorded, path)))
-    places_now = _as_text(make_paths_absolute(experiment))
+    places = _as_text(resolve_paths(locate(recorded, path)))
+    places_now = _as_text(resolve_paths(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
         if was != wanted and places.get(key) != places_now.get(key):

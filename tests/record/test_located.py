@@ -1,6 +1,7 @@
 """A run is opened from any current folder: its data are found where it found them, and its identity is the same."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_the_identity_of_a_run_is_the_same_in_every_folder(places, monkeypatch):
     file.write_text(experiment.to_toml(), encoding="utf-8")
     monkeypatch.chdir(other)
     refuse_changes(run, Experiment.load(file))  # absolute here, relative in the record
+    refuse_changes(run, Experiment.load(Path("..", "first", "e.toml")))
+    refuse_changes(run, small_experiment(data={"source": "npz:../first/own.npz"}))
     refuse_changes(run, experiment)
     refuse_changes(run, read_located(run))
     np.savez(other / "another.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[0, 1, 0, 1])
