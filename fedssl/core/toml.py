@@ -55,6 +55,19 @@ def _suggest_file(path: Path) -> str:
     return f"did you mean {str(path.with_name(found[0] + SUFFIX))!r}?" if found else ""
 
 
+def split_setting(setting: str) -> tuple[list[str], str]:
+    """Return the parts of the key of ``a.b=value``, and the text of the value.
+
+    Raises:
+        InputError: The setting has another form.
+    """
+    key, equals, value = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError("--set", f"{setting!r} is not of the form a.b=value")
+    return parts, value.strip()
+
+
 def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:
     """Return each setting as JSON text, by its dotted name, so that settings can be compared."""
     return {key: json.dumps(value) for key, value in leaves(table)}

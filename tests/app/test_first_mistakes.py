@@ -13,6 +13,10 @@ MISTYPED = [
     *(((*words, "nothere.toml"), "no such file") for words in (("run",), ("deploy", "run"))),
     *(((one, "nothere.toml"), "no such file") for one in ("sweep", "validate", "show", "baseline")),
     (("run", "e.toml", "nothere.toml"), "no such file"),
+    *(
+        ((*command.split(), "e.toml", "--set", "nothere"), "is not of the form a.b=value")
+        for command in ("run", "sweep", "validate", "show", "baseline", "deploy run")
+    ),
     (("run", "folder"), "is a folder that holds no run"),
     (("compare", "nothere"), "no such folder"),
     (("predict", "nothere", "x"), "holds no run"),

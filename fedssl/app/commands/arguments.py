@@ -10,7 +10,7 @@ import typer
 from fedssl.app.commands.completion import complete_setting
 from fedssl.core.console import Console
 from fedssl.core.plugin_modules import find_modules_in
-from fedssl.core.toml import read_toml
+from fedssl.core.toml import read_toml, split_setting
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.experiment.experiment import Experiment
@@ -64,11 +64,13 @@ PluginsOption = Annotated[
 ]
 
 
-def check_files(files: Iterable[Path]) -> None:
-    """Raise `InputError` if an experiment file cannot be read, before seconds pass in which torch is imported."""
+def check_files(files: Iterable[Path], settings: Iterable[str] | None = None) -> None:
+    """Raise `InputError` if a file or the form of a setting cannot be read, before seconds pass in which torch is imported."""
     for file in files:
         if not file.is_dir():
             read_toml(file)
+    for setting in settings or ():
+        split_setting(setting)
 
 
 def check_runs(folders: Iterable[Path]) -> None:

@@ -37,7 +37,7 @@ def validate(
 
       fedssl validate mine.toml --set federation.clients=1000
     """
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.simulation import (
             check_engine,
@@ -97,7 +97,7 @@ def show(
       fedssl show mine.toml --set federation.partition.alpha=0.1 --out skewed.png
     """
     require("matplotlib", "show", "the picture")
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation

@@ -82,7 +82,7 @@ def run(
 
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
-    check_files(files)
+    check_files(files, settings)
     named = _find_named_runs(files, out, seeds, resume=resume)
     with quick_imports():
         from fedssl.app.interrupts import interruptible

@@ -74,7 +74,7 @@ def sweep(
 
       fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
     """
-    check_files(files)
+    check_files(files, settings)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
         from fedssl.app.sweep.axes import parse_axes

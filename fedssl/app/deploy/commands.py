@@ -199,7 +199,7 @@ def run(
 
       fedssl deploy run experiments/deployment.toml --set rounds=10 --resume
     """
-    check_files([file])
+    check_files([file], settings)
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
 
     open_deployment(folder)
