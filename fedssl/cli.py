@@ -20,6 +20,7 @@ from fedssl.app.commands.report import report
 from fedssl.app.commands.run import run
 from fedssl.app.commands.runs import app as runs_app
 from fedssl.app.commands.sweep import sweep
+from fedssl.app.commands.with_settings import WithSettings
 from fedssl.app.deploy.commands import app as deploy_app
 from fedssl.app.guard import DONE
 from fedssl.core.processes import prepare_process
@@ -70,15 +71,15 @@ def _show_log_lines() -> None:
 
 
 app.command()(new)
-app.command()(run)
+app.command(cls=WithSettings)(run)
 app.command()(compare)
-app.command()(sweep)
-app.command()(baseline)
-app.command()(advise)
-app.command()(validate)
+app.command(cls=WithSettings)(sweep)
+app.command(cls=WithSettings)(baseline)
+app.command(cls=WithSettings)(advise)
+app.command(cls=WithSettings)(validate)
 app.command("list")(list_plugins)
 app.command()(explain)
-app.command()(show)
+app.command(cls=WithSettings)(show)
 app.command()(report)
 app.command()(board)
 app.command()(export)

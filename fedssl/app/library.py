@@ -145,17 +145,18 @@ def compare(
     paths = list(_paths(runs))
     if not paths:
         raise InputError("compare", "no runs are named")
-    found = Comparison.of_runs(
-        paths,
-        force=force,
-        yardsticks=yardsticks,
-        baseline=baseline,
-        bound=bound,
-        by_data=not force,
-        measures=measures,
-    )
-    if out is not None:
-        write_files(found, Path(out), latex=is_installed("matplotlib"))
+    with _names_of_python():
+        found = Comparison.of_runs(
+            paths,
+            force=force,
+            yardsticks=yardsticks,
+            baseline=baseline,
+            bound=bound,
+            by_data=not force,
+            measures=measures,
+        )
+        if out is not None:
+            write_files(found, Path(out), latex=is_installed("matplotlib"))
     return found
 
 
@@ -208,9 +209,19 @@ def _refuse_others(name: str, value: object, wanted: Any, remedy: str) -> None:
         raise InputError(name, f"is {value!r}", remedy)
 
 
+ARGUMENTS = {
+    "--resume": "resume=True",
+    "--force": "force=True",
+    "--out": "out",
+    "--baseline": "baseline",
+    "--bound": "bound",
+}
+"""The arguments of `run` and `compare`, by the options of the command line that messages name."""
+
+
 @contextlib.contextmanager
 def _names_of_python() -> Iterator[None]:
-    """Let an `InputError` of the block name arguments of `run` in place of options of the command line."""
+    """Let an `InputError` of the block name arguments of `run` and `compare` in place of options of the command line."""
     try:
         yield
     except InputError as error:
@@ -218,7 +229,12 @@ def _names_of_python() -> Iterator[None]:
 
 
 def _as_argument(text: str) -> str:
-    return text.replace("--resume", "resume=True").replace("--out", "out")
+    """Return a text with arguments in place of options; one that writes a whole command stays as it is."""
+    if "fedssl " in text:
+        return text
+    for option, argument in ARGUMENTS.items():
+        text = text.replace(option, argument)
+    return text
 
 
 def _run_in(

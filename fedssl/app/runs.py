@@ -77,25 +77,25 @@ class Runs:
                     if len(experiments) == 1:
                         raise
                     failed += 1
-                    self._complain(error, f"{_title(experiment)}: ")
+                    self._complain(error, f"{title_of(experiment)}: ")
                 else:
                     finished.append(directory.path)
         return finished, failed
 
     def _run_one(self, experiment: Experiment, directory: RunDirectory) -> None:
         if directory.is_finished:
-            self._console.say(f"{_title(experiment)}: already done, in {directory.path}")
+            self._console.say(f"{title_of(experiment)}: already done, in {directory.path}")
             return
         found = directory.load()
         if self._resume:
             for flaw in found.damaged:
-                self._complain(flaw, f"{_title(experiment)}: ")
+                self._complain(flaw, f"{title_of(experiment)}: ")
             for change in changes_of_own_modules(directory.path, experiment):
-                self._complain(change, f"{_title(experiment)}: ")
-            self._console.say(f"{_title(experiment)}: {_describe_start(directory, found)}")
+                self._complain(change, f"{title_of(experiment)}: ")
+            self._console.tell(f"{title_of(experiment)}: {describe_start(directory, found)}")
 
         def complain(what: str) -> None:
-            self._complain(what, f"{_title(experiment)}: ")
+            self._complain(what, f"{title_of(experiment)}: ")
 
         try:
             with open_recorders(experiment, directory, complain) as recorders:
@@ -151,14 +151,20 @@ def open_directory(experiment: Experiment, folder: Path | None, *, resume: bool)
     return RunDirectory(folder or new_run_path(experiment))
 
 
-def _title(experiment: Experiment) -> str:
+def title_of(experiment: Experiment) -> str:
+    """Return what lines of several runs call the run of an experiment."""
     return f"{experiment.name} seed {experiment.seed}"
 
 
-def _describe_start(directory: RunDirectory, found: Found) -> str:
-    """Return a clause that says where a run begins that the user asked to resume."""
-    if found.snapshot is not None:
+def describe_start(directory: RunDirectory, found: Found | None = None) -> str:
+    """Return a clause that says where a run begins that the user asked to resume.
+
+    Args:
+        directory: The run's directory.
+        found: The checkpoint from which the run goes on, as far as it is known.
+    """
+    if found is not None and found.snapshot is not None:
         return f"goes on after round {found.snapshot.round} of {directory.path}"
     if directory.continues:
         return f"there is no checkpoint in {directory.path}; the run begins with round 1"
-    return f"there is no run to resume; a new one begins in {directory.path}"
+    return f"begins anew: nothing in {directory.path}"

@@ -48,6 +48,10 @@ class TrainingDiverged(FloatingPointError):
     """The weights or the state of a client are not finite after its training. No code is at fault, but the settings are."""
 
 
+class NothingLearned(ValueError):
+    """A loss from which a network cannot learn. The message says what the author of the loss has to change."""
+
+
 def suggest_nearest(word: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" for the closest known word, else the list of known words.
 

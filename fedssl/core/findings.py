@@ -99,7 +99,7 @@ def _setting(finding: Finding, model: type[BaseModel]) -> list[str]:
             types = [one for one in get_args(field.annotation) if one is not NoneType]
             if len(types) > 1:
                 return path[:depth]
-        owner = _section_of(field.annotation)
+        owner = section_of(field.annotation)
     return path
 
 
@@ -113,7 +113,7 @@ def _model_at(model: type[BaseModel], path: Iterable[str]) -> type[BaseModel] | 
         if table is not None and next(parts, None) is not None:  # the name of one of the sections
             owner = table
         else:
-            owner = None if field is None else _section_of(field.annotation)
+            owner = None if field is None else section_of(field.annotation)
     return owner
 
 
@@ -121,10 +121,17 @@ def _table_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section of a table of sections by their names; None if the type is no such table."""
     choices = get_args(annotation) or (annotation,)
     values = [get_args(choice)[1] for choice in choices if get_origin(choice) is dict]
-    return _section_of(values[0]) if values else None
+    return section_of(values[0]) if values else None
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a setting's type is, or is one of the alternatives of; None if the type has no section."""
-    choices = get_args(annotation) or (annotation,)
-    return next((c for c in choices if inspect.isclass(c) and issubclass(c, BaseModel)), None)
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a setting's type holds: alone, as one of several alternatives, in a list or in a table.
+
+    None if the type holds no section.
+    """
+    waiting = [annotation]
+    for kind in waiting:  # grows
+        if inspect.isclass(kind) and issubclass(kind, BaseModel):
+            return kind
+        waiting += [each for each in get_args(kind) if each is not Ellipsis]
+    return None

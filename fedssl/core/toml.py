@@ -3,10 +3,14 @@
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from fedssl.core.encodings import decode_text
 from fedssl.core.errors import InputError
+
+SUFFIX = ".toml"
 
 LARGEST_FILE = 4 << 20
 """An experiment file has at most this many bytes; a longer file is not an experiment file."""
@@ -24,19 +28,44 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
+        raise InputError(str(path), "no such file", _suggest_file(path)) from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # such as a path with a NUL
         raise InputError(str(path), f"cannot be read: {error}") from None
     if len(content) > LARGEST_FILE:
         raise InputError(str(path), f"has more than {LARGEST_FILE >> 20} MiB", "check the path")
+    text = decode_text(path, content)
     try:
         return tomllib.loads(text)
     except ValueError as error:  # Python itself raises it for a number of too many digits
         raise InputError(str(path), f"is not valid TOML: {error}") from None
     except RecursionError:
         raise InputError(str(path), "is not valid TOML: it is nested too deep") from None
+
+
+def _suggest_file(path: Path) -> str:
+    """Return "did you mean ...?" for the TOML file beside a missing one that has nearly its name; empty if there is none."""
+    try:
+        stems = sorted(f.stem for f in path.parent.glob(f"*{SUFFIX}") if f.name.isprintable())
+    except (OSError, ValueError):
+        return ""
+    found = get_close_matches(path.stem, stems, n=1)
+    return f"did you mean {str(path.with_name(found[0] + SUFFIX))!r}?" if found else ""
+
+
+def split_setting(setting: str) -> tuple[list[str], str]:
+    """Return the parts of the key of ``a.b=value``, and the text of the value.
+
+    Raises:
+        InputError: The setting has another form.
+    """
+    key, equals, value = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError("--set", f"{setting!r} is not of the form a.b=value")
+    return parts, value.strip()
 
 
 def settings_as_text(table: Mapping[str, Any]) -> dict[str, str]:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from fedssl import __version__
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.errors import RefusedByFloor, TrainingDiverged
+from fedssl.core.errors import NothingLearned, RefusedByFloor, TrainingDiverged
 from fedssl.core.text import printable
 from fedssl.core.trust import EVERY_MODULE
 from fedssl.data.terms import Terms
@@ -592,10 +592,13 @@ def is_out_of_memory(error: Exception) -> bool:
 def explain_error(error: Exception) -> str:
     """Return the traceback of an exception, with the words "out of memory" at its end if memory ran out.
 
-    Training that diverged is no fault of the code, so its error has no traceback.
+    Training that diverged is no fault of the code, and a loss without a gradient has no line at fault, so their errors have
+    no traceback.
     """
     if isinstance(error, TrainingDiverged):
         return f"FloatingPointError: {error}"
+    if isinstance(error, NothingLearned):
+        return f"{type(error).__name__}: {error}"
     said = "".join(traceback.format_exception(error))
     return f"{said}out of memory: {error}" if is_out_of_memory(error) else said
 

@@ -20,7 +20,7 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
-from fedssl.experiment.paths import find_paths
+from fedssl.experiment.paths import HERE, find_paths
 from fedssl.experiment.preset import add_to_schema, with_preset
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
@@ -243,7 +243,7 @@ class Experiment(RunSettings):
             experiment = cls.from_dict(merge(with_preset(table), over, said=said))
         except InputError as error:
             raise error.within(f"{path}: ") from None
-        experiment = find_paths(experiment, Path(path).parent)
+        experiment = find_paths(experiment, [HERE, Path(path).parent])
         experiment.__dict__["changed_kinds"] = tuple(said)
         return experiment
 

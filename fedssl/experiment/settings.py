@@ -6,7 +6,7 @@ from typing import Any
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family
-from fedssl.core.toml import UNSET
+from fedssl.core.toml import UNSET, split_setting
 from fedssl.experiment.families import family_at
 
 
@@ -114,10 +114,7 @@ def tables_of(settings: Iterable[str]) -> dict[str, Any]:
 
 def _put(table: dict[str, Any], setting: str) -> None:
     """Write ``a.b=value`` into nested tables."""
-    key, equals, value = setting.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError("--set", f"{setting!r} is not of the form a.b=value")
+    parts, value = split_setting(setting)
     for depth, part in enumerate(parts[:-1], 1):
         family = family_at(".".join(parts[:depth]))
         if family is not None and part in table:
@@ -125,7 +122,7 @@ def _put(table: dict[str, Any], setting: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise InputError("--set", f"{setting!r} reaches into a value that is not a table")
-    table[parts[-1]] = read_value(value.strip())
+    table[parts[-1]] = read_value(value)
 
 
 def read_value(text: str) -> Any:

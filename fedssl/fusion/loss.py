@@ -38,7 +38,7 @@ class GroupLoss:
             state: The state that the loss may update, each tensor (M, *shape).
         """
         flat = Batch(
-            labeled=(),
+            labeled=batch.labeled,
             labels=batch.labels.flatten(),
             labeled_ids=batch.labeled_ids.flatten(),
             unlabeled=(),

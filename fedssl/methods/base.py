@@ -65,6 +65,7 @@ from torch import Tensor, nn
 
 from fedssl.augment.base import Probe
 from fedssl.augment.policy import PLAIN
+from fedssl.core.errors import NothingLearned
 from fedssl.core.numbers import check_names
 from fedssl.core.registry import Family, Plugin
 from fedssl.core.slots import Slot, State, Tensors
@@ -211,8 +212,17 @@ class Loss:
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+NO_GRADIENT = (
+    "Loss.total has no gradient, so the network does not learn: compute it from network(...), without detach() and outside "
+    "of torch.no_grad(); a round in which a client is to learn nothing has empty pools"
+)
+
+
 def check_loss(loss: Loss, batch: Batch, state: State) -> None:
     """Raise an error if the result of a method's loss is not valid.
+
+    A loss without a gradient is valid where a method has nothing to learn from, such as at a client without labels, and
+    where it only updates the state.
 
     Args:
         loss: The result of the method's loss.
@@ -226,6 +236,9 @@ def check_loss(loss: Loss, batch: Batch, state: State) -> None:
         raise TypeError(f"a method's loss must return a Loss, not {type(loss).__name__}")
     if loss.total.dim() != 0:
         raise ValueError(f"Loss.total must be a scalar, not of shape {tuple(loss.total.shape)}")
+    learned_from = batch.labels if batch.labeled else batch.unlabeled_ids
+    if not loss.total.requires_grad and len(learned_from) and not loss.updates:
+        raise NothingLearned(NO_GRADIENT)
     shape = batch.unlabeled_ids.shape
     for name, tensor in (("pseudo_labels", loss.pseudo_labels), ("accepted", loss.accepted)):
         if tensor is not None and tensor.shape != shape:
@@ -417,7 +430,11 @@ class Method(Plugin):
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
-        """Return the loss of one step; write to nothing but the network's own buffers."""
+        """Return the loss of one step; write to nothing but the network's own buffers.
+
+        The total has a gradient for the network's weights if the batch holds labeled images, or if the method has no labeled
+        views. Only a loss that updates the state may have none.
+        """
 
     @property
     def learns_from_labels(self) -> bool:

@@ -80,6 +80,9 @@ class Model(Plugin):
 
     is_abstract: ClassVar[bool] = True
 
+    paths: ClassVar[frozenset[str]] = frozenset({"weights"})
+    """Names of settings that hold the path of a file or folder as text."""
+
     weights: str | None = Field(
         None,
         description="weights with which the first phase begins: a .safetensors file, the folder of a finished run (its moving "

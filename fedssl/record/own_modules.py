@@ -1,7 +1,6 @@
 """The user's own modules that a run imports: where they are and what they hold, so that the run can go on elsewhere."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 from fedssl.core.plugin_modules import is_own
 from fedssl.core.registry import Plugin
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.run_path import ENVIRONMENT
+from fedssl.record.provenance import recorded_environment
 
 
 def own_modules(experiment: Experiment) -> dict[str, dict[str, str]]:
@@ -62,16 +61,13 @@ def changes_of_own_modules(run: Path, experiment: Experiment) -> list[str]:
 
 def _recorded(run: Path) -> dict[str, dict[str, str]]:
     """Return what the record of a run says about the user's modules; an older record says nothing."""
-    path = run / ENVIRONMENT
-    if not path.is_file():
-        return {}
     try:
-        modules = json.loads(path.read_text(encoding="utf-8")).get("own_modules", {})
+        modules = recorded_environment(run).get("own_modules", {})
         return {
             str(name): {key: str(module[key]) for key in ("folder", "file", "sha256")}
             for name, module in modules.items()
         }
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (KeyError, AttributeError, TypeError):
         return {}  # the file is damaged, and no other reader needs it
 
 

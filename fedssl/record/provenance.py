@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,12 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.models.weights_file import find_weights
 from fedssl.record.description import describe
 from fedssl.record.judges import judges_of
+from fedssl.record.run_path import ENVIRONMENT
 
 VERSIONED = ("fedssl", "flwr", "ray", "torch", "torchvision", "numpy", "scipy")
+
+FOLDER = "folder"
+"""``environment.json`` has the current folder under this name, below which the relative paths of the experiment lie."""
 
 TOKEN = "--token"
 
@@ -32,7 +37,7 @@ FINGERPRINTED = 500
 
 
 def environment() -> dict[str, Any]:
-    """Return the machine, the software versions and the command of this process."""
+    """Return the machine, the software versions, the command and the current folder of this process."""
     versions = {}
     for name in VERSIONED:
         try:
@@ -41,12 +46,22 @@ def environment() -> dict[str, Any]:
             versions[name] = "not installed"
     return {
         "command": without_tokens(sys.argv),
+        FOLDER: str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": available_cores(),
         "versions": versions,
     }
+
+
+def recorded_environment(run: Path) -> dict[str, Any]:
+    """Return what the record of a run says about its environment; nothing if the file is missing or damaged."""
+    try:
+        found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def initial_weights(experiment: Experiment) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from fedssl.core.toml import settings_as_text
 from fedssl.core.trust import NOBODY, trusting
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.paths import resolve_paths
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds
+from fedssl.record.located import locate
 from fedssl.record.rows import Outcome
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import (
@@ -24,6 +26,7 @@ from fedssl.record.run_path import (
     EXPERIMENT,
     MODEL,
     ROUNDS,
+    RUNS,
     STATE,
     SUMMARY,
     has_begun,
@@ -36,7 +39,7 @@ MOST_NAMED = 8
 
 
 def directory_to_resume(
-    experiment: Experiment, folder: Path | None, root: Path = Path("runs")
+    experiment: Experiment, folder: Path | None, root: Path = RUNS
 ) -> RunDirectory:
     """Return the directory of the run that an experiment goes on with; a new directory if there is no such run.
 
@@ -136,19 +139,28 @@ def refuse_changes(
 
 
 def _changes(path: Path, experiment: Experiment) -> Iterator[str]:
-    """Yield each difference between an experiment and the experiment of the run in a folder, as text."""
+    """Yield each difference between an experiment and the experiment of the run in a folder, as text.
+
+    A path is the same if it is written in the same way, or if both ways lead to the same place, from whatever current folders.
+    """
     with trusting(NOBODY):
-        before = settings_as_text(settings_that_change_results(Experiment.read(path / EXPERIMENT)))
-    now = settings_as_text(settings_that_change_results(experiment))
+        recorded = Experiment.read(path / EXPERIMENT)
+    before, now = _as_text(recorded), _as_text(experiment)
+    places = _as_text(resolve_paths(locate(recorded, path)))
+    places_now = _as_text(resolve_paths(experiment))
     for key in sorted(before | now):
         was, wanted = before.get(key, "unset"), now.get(key, "unset")
-        if was != wanted:
+        if was != wanted and places.get(key) != places_now.get(key):
             yield f"{key} was {was} and is {wanted}"
     orders, wanted_orders = _orders_of_rates(before), _orders_of_rates(now)
     for section, order in orders.items():
         wanted_order = wanted_orders.get(section, order)
         if order != wanted_order and set(order) == set(wanted_order):
             yield f"the order of {section} was {', '.join(order)} and is {', '.join(wanted_order)}"
+
+
+def _as_text(experiment: Experiment) -> dict[str, str]:
+    return settings_as_text(settings_that_change_results(experiment))
 
 
 def _orders_of_rates(settings: Mapping[str, str]) -> dict[str, list[str]]:

@@ -36,6 +36,12 @@ SWEEP = "sweep.json"
 
 LOCK = ".lock"
 
+RUNS = Path("runs")
+"""Runs without a folder of their own are recorded below this folder."""
+
+MAKE_ONE = "`fedssl new` writes an experiment file, and `fedssl run FILE` runs it"
+"""What to do before there is any run."""
+
 
 def unwritable_error(path: Path, why: str) -> InputError:
     """Return the error for a folder that cannot be written to."""
@@ -55,7 +61,7 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError("--out", f"{path} is there already", f"name another file, NAME{suffix}")
 
 
-def new_run_path(experiment: "Experiment", root: Path = Path("runs")) -> Path:
+def new_run_path(experiment: "Experiment", root: Path = RUNS) -> Path:
     """Create and return a new folder ``runs/NAME/ID``. The ID has the time and the seed; no two processes get the same.
 
     Raises:
@@ -91,10 +97,12 @@ def check_run(path: Path) -> None:
 
 def check_folder_of_runs(path: Path) -> None:
     """Raise `InputError` if a path is not a folder, in which runs could be."""
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "no such folder"
-        remedy = "name run directories, or folders that hold run directories"
-        raise InputError(str(path), problem, remedy)
+    if path.is_dir():
+        return
+    remedy = "name run directories, or folders that hold run directories"
+    if path.exists():
+        raise InputError(str(path), "is not a folder", remedy)
+    raise InputError(str(path), "no such folder", MAKE_ONE if path == RUNS else remedy)
 
 
 def run_below(path: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """Begin a run from the weights of a file: every weight of the classifier must be in it, in the right shape."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from torch import nn
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
+from fedssl.core.registry import Plugin, Unimported
 from fedssl.core.trust import NOBODY, trusting
+from fedssl.data.shard import ImageSpec
 from fedssl.exchange import protocol
 from fedssl.experiment.client_settings import ClientSettings
-from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.experiment import Experiment, PhasePlan
+from fedssl.methods.supervised import Supervised
 from fedssl.models.weights_file import SETTING, TORCHVISION, find_weights, torchvision_names
 from fedssl.record.provenance import spec_of
 from fedssl.record.run_path import DATA, EXPERIMENT, SUMMARY, has_begun
-from fedssl.training.network import classifier_names
+from fedssl.training.network import build_network, classifier_names
 
 HEAD = "head."
 """Names of the weights of a classifier's head begin with this."""
@@ -47,7 +50,7 @@ def load_initial_weights(settings: ClientSettings, network: nn.Module) -> None:
     whole = classifier_names(settings.method.classifier(network), network)
     _refuse_private(settings, whole)
     state = network.state_dict()
-    arrays = _read(find_weights(model.weights, model.kind), model.weights, model.kind)
+    arrays = _read(find_weights(model.weights, model.kind), model.weights, model.kind, whole)
     by_classifier = {own: name for name, own in whole.items()}
     arrays = {by_classifier.get(name, name): array for name, array in arrays.items()}
     if model.new_head:
@@ -67,8 +70,15 @@ def _refuse_private(settings: ClientSettings, whole: Mapping[str, str]) -> None:
         raise InputError(SETTING, problem, "take another method, or drop the weights")
 
 
-def _read(file: Path, weights: str, kind: str) -> NamedArrays:
-    """Return the weights of a file, by their names in the classifier where they are known."""
+def _read(file: Path, weights: str, kind: str, wanted: Collection[str]) -> NamedArrays:
+    """Return the weights of a file, by their names in the classifier where they are known.
+
+    Args:
+        file: The file.
+        weights: The setting that names it.
+        kind: Kind of the model.
+        wanted: Names of the weights of the model's classifier.
+    """
     try:
         if weights.startswith(TORCHVISION):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
@@ -79,17 +89,19 @@ def _read(file: Path, weights: str, kind: str) -> NamedArrays:
         said = " ".join(str(error).split())
         raise InputError(SETTING, f"{file} cannot be read: {said}", "name another file") from None
     if has_begun(file.parent) and (file.parent / SUMMARY).exists():
-        return _of_run(file, arrays)
+        return _of_run(file, arrays, wanted)
     return arrays
 
 
-def _of_run(file: Path, arrays: NamedArrays) -> NamedArrays:
+def _of_run(file: Path, arrays: NamedArrays, wanted: Collection[str]) -> NamedArrays:
     """Return the weights of a run's classifier by their names in it; the run's method may have added other weights."""
     folder = file.parent
     try:
         with trusting(NOBODY):  # the run may be a stranger's
             phase = Experiment.read(folder / EXPERIMENT).plans[-1]
         spec = spec_of(json.loads((folder / DATA).read_text(encoding="utf-8")))
+        if not (_is_imported(phase.method) and _is_imported(phase.model)):
+            return _by_names(phase, spec, arrays, wanted)
         network = phase.build_network(spec)
         protocol.load_network(network, arrays, arrays)
         classifier = phase.method.classifier(network)
@@ -101,6 +113,42 @@ def _of_run(file: Path, arrays: NamedArrays) -> NamedArrays:
             SETTING, f"the run's weights cannot be taken: {error.problem}", remedy
         ) from None
     return {name: tensor.numpy() for name, tensor in classifier.state_dict().items()}
+
+
+def _by_names(
+    phase: PhasePlan, spec: ImageSpec, arrays: NamedArrays, wanted: Collection[str]
+) -> NamedArrays:
+    """Return the weights of the classifier in a network that a user's method or model made, which is not imported.
+
+    The classifier is the only place in the network whose weights have the names of the run's model, or those that are
+    wanted if the model is the user's own.
+
+    Args:
+        phase: The run's last phase.
+        spec: What the images have in common.
+        arrays: The weights of the network.
+        wanted: Names of the weights of the classifier that will begin with them.
+
+    Raises:
+        InputError: There is no such place, or there are several.
+    """
+    names = wanted
+    if _is_imported(phase.model):
+        names = list(build_network(phase.model, Supervised(), spec, phase.seed).state_dict())
+    first = next(iter(names))
+    places = [key.removesuffix(first) for key in arrays if key.endswith(first)]
+    found = [place for place in places if all(place + name in arrays for name in names)]
+    if len(found) != 1:
+        problem = f"which of them are the classifier's only {phase.method.kind} knows, which was not imported"
+        raise InputError(SETTING, problem)
+    inside = {
+        key.removeprefix(found[0]): a for key, a in arrays.items() if key.startswith(found[0])
+    }
+    return inside if names is wanted else {name: inside[name] for name in names}
+
+
+def _is_imported(plugin: Plugin) -> bool:
+    return not isinstance(plugin, Unimported)
 
 
 def _check_fit(weights: str, wanted: Mapping[str, torch.Tensor], arrays: NamedArrays) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
-from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.errors import InputError, NothingLearned, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
@@ -83,7 +83,7 @@ class ServerTraining:
             is_measured: Whether clients have measured the statistics of static normalizations in this round.
 
         Raises:
-            RunFailed: The training diverged.
+            RunFailed: The training diverged, or the network cannot learn from the loss of the server's method.
         """
         # Without labels at the server, or in a phase that trains no classifier, there is nothing to learn.
         self.numbers = {}
@@ -104,17 +104,20 @@ class ServerTraining:
         }
         # Train by the clients' own loop; before the first round, the server learns as if in round 1 of the phase.
         with _threads(recipe.train.threads):
-            report, state = learn(
-                trained_part,
-                self._shard,
-                recipe,
-                found,
-                seed=experiment.seed,
-                server_round=server_round,
-                client=SERVER,
-                phase_round=max(1, phase_round),
-                phase_rounds=experiment.num_rounds,
-            )
+            try:
+                report, state = learn(
+                    trained_part,
+                    self._shard,
+                    recipe,
+                    found,
+                    seed=experiment.seed,
+                    server_round=server_round,
+                    client=SERVER,
+                    phase_round=max(1, phase_round),
+                    phase_rounds=experiment.num_rounds,
+                )
+            except NothingLearned as error:
+                raise RunFailed(f"the server's own training: {error}") from None
         # Keep the state for the next round, and the private weights with it.
         self.numbers = report.numbers
         weights = network.state_dict()

@@ -9,6 +9,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
+from fedssl.core.errors import NothingLearned
 from fedssl.core.registry import Plugin, Section, Unimported
 from fedssl.core.slots import Slot
 from fedssl.methods.base import Learner, Progress, Views
@@ -23,6 +24,12 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 FIRST_LOSS_SCALE = 2.0**10
 """The initial loss scale for fp16. torch's is 65,536, but a round has few steps, and each overflow loses one."""
+
+
+OTHER_WEIGHTS = (
+    "the loss depends on none of the weights that it is to train, so they do not learn: compute it from the network that the "
+    "method is given"
+)
 
 
 class Rates(dict[str, float]):
@@ -214,7 +221,11 @@ class Descent:
                 group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def __call__(self, total: Tensor, name: str) -> None:
-        """Minimize a scalar by one step of the named optimizer; a scalar without a gradient changes nothing."""
+        """Minimize a scalar by one step of the named optimizer; a scalar without a gradient changes nothing.
+
+        Raises:
+            NothingLearned: The scalar has a gradient, but for no parameter of the optimizer.
+        """
         optimizer, scaler, own = self._optimizers[name], self._scalers.get(name), self._own(name)
         for parameter in own:
             parameter.grad = None  # zero_grad does the same, but also records it for the profiler
@@ -223,6 +234,8 @@ class Descent:
         if self._bound is not None:
             total = self._bound.with_term(total, own)
         backward(total if scaler is None else scaler.scale(total))
+        if all(parameter.grad is None for parameter in own):
+            raise NothingLearned(OTHER_WEIGHTS)
         if scaler is not None and (self._bound is not None or self._train.clip_norm is not None):
             scaler.unscale_(optimizer)
         # The gradient is corrected first and clipped then, so that the limit holds for the step that is taken.

@@ -28,6 +28,7 @@ from fedssl.experiment.experiment import Experiment, PhasePlan
 from fedssl.metrics.predictions import as_images, predict_probs
 from fedssl.record.checkpoint import checkpoint_folder, checkpoint_rounds
 from fedssl.record.lines import read_rounds
+from fedssl.record.located import locate
 from fedssl.record.own_modules import folders_of_own_modules
 from fedssl.record.provenance import fingerprint, partition_table, spec_of
 from fedssl.record.rows import RoundRow
@@ -168,7 +169,7 @@ class Run:
         Raises:
             InputError: The data is missing, or differs from the data of the run.
         """
-        experiment = self.experiment
+        experiment = locate(self.experiment, self.path)
         data = experiment.data.dataset(experiment.seed)
         federation = draw_federation(
             data, experiment.federation.deal, experiment.seed, reading_of(experiment.data)

@@ -1,15 +1,12 @@
 """What a shell completes: options of commands, settings of the experiment file, and values."""
 
-import itertools
-
 import pytest
 from click.shell_completion import ShellComplete
 from typer.main import get_command
 
-from fedssl.app.commands.completion import complete_place, complete_setting
+from fedssl.app.commands.completion import complete_explained, complete_setting
+from fedssl.app.commands.places import find_place
 from fedssl.cli import app
-from fedssl.experiment.families import PLUGIN_SECTIONS
-from tests.helpers import fedssl
 
 
 @pytest.mark.parametrize("command", ["run", "sweep", "validate", "show", "baseline", "deploy run"])
@@ -23,6 +20,12 @@ def test_explain_completes_places():
     shell = ShellComplete(get_command(app), {}, "fedssl", "_FEDSSL_COMPLETE")
     found = {one.value for one in shell.get_completions(["explain"], "train.l")}
     assert {"train.lr", "train.local_steps"} <= found
+
+
+def test_new_completes_methods():
+    shell = ShellComplete(get_command(app), {}, "fedssl", "_FEDSSL_COMPLETE")
+    found = [one.value for one in shell.get_completions(["new", "--method"], "fix")]
+    assert found == ["fixmatch"]
 
 
 def test_sections_end_with_a_dot_and_settings_with_an_equals_sign():
@@ -63,17 +66,20 @@ def test_what_is_not_there_completes_to_nothing(nothing):
     assert complete_setting(nothing) == []
 
 
-def test_every_completed_setting_can_be_explained():
-    """As far as `fedssl explain` goes: it explains settings of a kind under the kind's name."""
+def test_explain_completes_kinds_and_what_they_have():
+    assert complete_explained("method.fix") == complete_explained("method.fixmatch.")
+    assert "method.fixmatch.threshold" in complete_explained("method.fixmatch.")
+    assert {"method.fixmatch.", "method.first_share"} <= set(complete_explained("method.fi"))
+    assert complete_explained("data.folder.name") == []
+
+
+def test_every_completed_place_can_be_explained():
     waiting, found = [""], []
     while waiting:
-        for one in complete_place(waiting.pop()):
-            (waiting if one.endswith(".") and one not in waiting else found).append(one)
-    assert len(found) > 200
-    plain = [
-        place
-        for place in found
-        if not any(place.startswith(f"{section}.") for section in PLUGIN_SECTIONS)
-    ]
-    for place in itertools.islice(plain, 0, None, 7):
-        assert fedssl("explain", place).exit_code == 0, place
+        place = waiting.pop()
+        found.append(place)
+        below = complete_explained(place) if place.endswith(".") or not place else []
+        waiting += [one for one in below if one not in found]
+    assert len(found) > 1000
+    for place in found:
+        find_place(place)

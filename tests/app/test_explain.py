@@ -2,11 +2,11 @@
 
 import pytest
 
-from fedssl.app.commands.explain import section_of
 from fedssl.app.commands.listing import FAMILIES
+from fedssl.core.findings import section_of
 from fedssl.experiment.experiment import Experiment, Phase
 from fedssl.experiment.families import PLUGIN_SECTIONS, family_at
-from tests.helpers import fedssl, refused
+from tests.helpers import fedssl, finished, refused
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,10 @@ from tests.helpers import fedssl, refused
         ("server.stop_when", ("no_gain", "minutes", "The table server.stop_when")),
         ("data.source", ("explain data.KIND", "digits")),
         ("method.tests.plugins.certain", ("unlabeled_weight",)),
+        ("model", ("model.kind", "every model.KIND has", "weights", "new_head")),
+        ("model.weights", ("weights with which the first phase begins", "unset")),
+        ("method.unlabeled_ratio", ("comatch, distill, fixmatch", "7", "noisy_student", "5")),
+        ("train.", ("batch_size",)),
     ],
 )
 def test_a_place_is_explained(place, words, monkeypatch):
@@ -32,6 +36,42 @@ def test_a_place_is_explained(place, words, monkeypatch):
     assert result.exit_code == 0, result.output
     for word in words:
         assert word in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fixmatch", ("method.fixmatch and server.method.fixmatch", "Let the confident prediction", "0.95")),
+        ("first_share", ("method.fedema.first_share", "tau, mu of a client's first mixture")),
+        ("threshold", ("method.threshold", "comatch, fixmatch", "augment.weak.threshold")),
+        ("lr", ("train.lr", "server.train.lr", "learning rate; > 0", "strategy.lr", "proxyfl")),
+        ("partition", ("federation.partition.kind", "dirichlet (default)")),
+        ("dirichlet.alpha", ("federation.partition.dirichlet.alpha", "concentration")),
+        ("kind", ("strategy.kind", "fedavg", "engine.kind")),
+    ],
+)  # fmt: skip
+def test_a_name_alone_is_found_wherever_it_is(name, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = fedssl("explain", name)
+    finished(result)
+    for word in words:
+        assert word in result.output
+
+
+def test_a_section_is_shown_as_a_table_and_never_as_python(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [line.split("│") for line in fedssl("explain").output.splitlines()]
+    defaults = {row[0].strip(): row[1].strip() for row in rows if len(row) > 2}
+    assert defaults["engine"] == defaults["server"] == "table"
+    assert defaults["strategy"] == "fedavg"
+
+
+@pytest.mark.parametrize("command", ["list methods", "list strategies", "explain method", "explain threshold", "explain engine"])  # fmt: skip
+def test_a_narrow_terminal_cuts_no_name(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    result = fedssl(*command.split())
+    finished(result)
+    assert "…" not in result.output
 
 
 def test_every_section_with_kinds_is_explained():
@@ -52,6 +92,11 @@ def test_a_place_that_is_not_there():
     refused(fedssl("explain", "tra"), "there is no 'tra'", "did you mean 'train'?")
     refused(fedssl("explain", "method.fxmatch"), "did you mean 'fixmatch'?")
     refused(fedssl("explain", "method.fixmatch.treshold"), "did you mean 'threshold'?")
+    refused(fedssl("explain", "threshhold"), "there is no 'threshhold'; did you mean 'threshold'?")
+    refused(fedssl("explain", "method.treshold"), "did you mean 'threshold'?")
+    refused(fedssl("explain", "xyzzy"), "there is no 'xyzzy'; one of: augment, data")
+    refused(fedssl("explain", "method.xyzzy"), "there is no method 'xyzzy'; one of: byol")
+    refused(fedssl("explain", "alpha.x"), "'alpha' stands at federation.partition.alpha and")
     refused(fedssl("explain", "train.lr.x"), "there is no 'train.lr.x'")
     refused(fedssl("explain", "train..lr"), "there is no 'train.'")
     refused(
@@ -64,7 +109,7 @@ def test_every_section_and_kind_tells_what_each_setting_means():
     silent = []
     models = {"": Experiment, "phases": Phase}
     for name, field in Experiment.model_fields.items():
-        if (section := section_of(field)) is not None:
+        if (section := section_of(field.annotation)) is not None:
             models[name] = section
     for section, family in PLUGIN_SECTIONS.items():
         models |= {f"{section}.{kind}": family.get(kind) for kind in family.names()}

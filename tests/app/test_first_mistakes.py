@@ -13,6 +13,10 @@ MISTYPED = [
     *(((*words, "nothere.toml"), "no such file") for words in (("run",), ("deploy", "run"))),
     *(((one, "nothere.toml"), "no such file") for one in ("sweep", "validate", "show", "baseline")),
     (("run", "e.toml", "nothere.toml"), "no such file"),
+    *(
+        ((*command.split(), "e.toml", "--set", "nothere"), "is not of the form a.b=value")
+        for command in ("run", "sweep", "validate", "show", "baseline", "deploy run")
+    ),
     (("run", "folder"), "is a folder that holds no run"),
     (("compare", "nothere"), "no such folder"),
     (("predict", "nothere", "x"), "holds no run"),
@@ -93,6 +97,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
         ("train.threshold=0.9", "did you mean 'threads' or method.threshold or"),
         ("method.alpha=0.2", "only these kinds have it: dividemix, mixmatch"),
         ("method.treshold=0.2", "did you mean 'threshold'?"),
+        ("train.learning_rate=0.1", "train.learning_rate: unknown key; did you mean train.lr or"),
+        ("learning_rate=0.1", "learning_rate: unknown key; did you mean train.lr or"),
         ("nothing=1", "one of: augment, data"),
     ],
 )
@@ -120,3 +126,47 @@ def test_a_list_of_nothing_names_the_families():
     result = fedssl("ls")
     assert result.exit_code == 2
     assert result.output.count("Did you mean 'list'?") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        (("--rounds", "3"), "rounds=3"),
+        (("--rounds=3",), "rounds=3"),
+        (("--lr", ".1"), "train.lr=.1"),
+        (("--learning-rate", ".1"), "train.lr=.1"),
+        (("--threshold", "--plain"), "method.threshold=VALUE"),
+        (("--engine.workers", "3"), "engine.workers=3"),
+    ],
+)
+def test_an_option_that_is_a_setting_is_told_as_one(words, setting, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = fedssl("run", "e.toml", *words)
+    assert result.exit_code == 2
+    assert f"No such option: {words[0].partition('=')[0]}. It is a setting: --set {setting}" in (
+        result.output
+    )
+
+
+@pytest.mark.parametrize("command", ["sweep", "validate", "show", "baseline", "deploy run"])
+def test_every_command_with_settings_tells_it(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "--set rounds=3" in fedssl(*command.split(), "e.toml", "--rounds", "3").output
+
+
+def test_an_option_that_is_nothing_is_told_as_before():
+    output = fedssl("run", "e.toml", "--nothing", "3").output
+    assert "No such option" in output
+    assert "setting" not in output
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("mine", "mine.toml"), ("mine.tom", "mine.toml"), ("mien.toml", "mine.toml"), ("other", "")],
+)
+def test_a_missing_file_names_the_one_that_is_meant(tmp_path, given, meant):
+    small_toml(tmp_path / "mine.toml")
+    remedy = f"no such file; did you mean '{tmp_path / meant}'?" if meant else "no such file"
+    result = fedssl("run", tmp_path / given)
+    refused(result, f"{tmp_path / given}: {remedy}")
+    assert bool(meant) == ("did you mean" in result.output)

@@ -353,6 +353,12 @@ def test_what_is_no_run_is_refused(given, said):
         compare(given)
 
 
+@pytest.mark.parametrize("name", ["baseline", "bound"])
+def test_an_error_names_the_argument_and_no_option_of_the_command_line(name, two_lines):
+    with pytest.raises(InputError, match=rf"^{name}: no line"):
+        compare(two_lines[0], **{name: "method.kind=nothing"})
+
+
 def test_a_measure_that_is_none_is_refused(two_lines):
     with pytest.raises(InputError, match="measures: no 'f1'; one of: auroc, "):
         compare(two_lines[0], measures=["f1"])

@@ -139,16 +139,28 @@ def test_mistakes_are_told(runs):
     refused(fedssl("runs", runs / "a" / "rounds.csv"), "is not a folder")
     empty = runs / "empty"
     empty.mkdir()
-    assert fedssl("runs", empty).output == "no runs\n"
+    assert fedssl("runs", empty).output.startswith(
+        "no runs: `fedssl new` writes an experiment file"
+    )
+    assert fedssl("runs", runs, "--tag", "none").output == "no runs\n"
+
+
+def test_before_the_first_run_the_way_to_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(
+        fedssl("runs"), "runs: no such folder; `fedssl new` writes", "`fedssl run FILE` runs it"
+    )
+    refused(fedssl("board"), "runs: no such folder; `fedssl new` writes")
 
 
 def test_tags_come_and_go(runs):
-    finished(fedssl("runs", "tag", runs / "a", "paper", "[red]best"))
+    tagged = fedssl("runs", "tag", runs / "a", "paper", "[red]best")
+    assert tagged.output.replace("\n", "").endswith("a: [red]best, paper")
     finished(fedssl("runs", "tag", runs / "b", "paper"))
     assert listed(runs, "--tag", "paper") == ["a", "b"]
     assert listed(runs, "--tag", "paper", "--tag", "[red]best") == ["a"]
     assert "[red]best, paper" in fedssl("runs", runs).output
-    finished(fedssl("runs", "untag", runs / "b", "paper"))
+    assert fedssl("runs", "untag", runs / "b", "paper").output.endswith("b: no tags\n")
     assert listed(runs, "--tag", "paper") == ["a"]
     assert not (runs / "b" / TAGS).exists()
     refused(fedssl("runs", "untag", runs / "b", "paper"), "has no tag 'paper'")

@@ -35,6 +35,35 @@ class Mine(CNN):
         return None
 """
 
+LOSS = """
+import torch
+from fedssl.methods import Loss, SemiSupervised
+from fedssl.methods.functional import supervised_loss
+class Mine(SemiSupervised):
+    def loss(self, network, batch, state, progress):
+        total = supervised_loss(network, batch.labeled[0], batch.labels)
+        {body}
+"""
+
+OWN_STEP = (
+    LOSS.format(body="return Loss(total)")
+    + """
+    def step(self, learner, batch):
+        return self.loss(learner.network, batch, learner.state, learner.progress)
+"""
+)
+
+FROZEN_AT_FIRST = """
+from fedssl.methods.supervised import Supervised
+from fedssl.training.schedules.constant import Constant
+class Mine(Supervised):
+    def optimizers(self, network, make):
+        return {"main": make(network.head.parameters())}
+class WarmUp(Constant):
+    def lr_factor(self, step, num_steps, train):
+        return step / num_steps
+"""
+
 STRATEGY = """
 from fedssl.strategies.base import Strategy
 class Mine(Strategy):
@@ -46,7 +75,7 @@ class Mine(Strategy):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """Write a file of one's own beside the experiment, and return its kind."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     name = f"own_{uuid.uuid4().hex}"
 
     def write(code):
@@ -73,6 +102,44 @@ def test_an_error_of_ones_own_code_is_one_message_with_its_line(
     file = small_toml(tmp_path / "e.toml")
     result = fedssl("validate", file, "--set", f"{section}.kind={kind}")
     refused(result, f"{tmp_path / kind}, line {line}, in ", said)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (LOSS.format(body="return Loss(total.detach())"), "Loss.total has no gradient"),
+        (LOSS.format(body="return Loss(torch.ones(()))"), "Loss.total has no gradient"),
+        (LOSS.format(body="return Loss(torch.ones((), requires_grad=True) * 2)"), "depends on none of the weights"),
+        (OWN_STEP, "changed no weight and no state; call learner.descend"),
+    ],
+    ids=["detached", "constant", "other weights", "no step"],
+)  # fmt: skip
+def test_a_method_that_trains_nothing_is_refused(tmp_path, own, code, said):
+    file = small_toml(tmp_path / "e.toml", federation={"labels": {"per_class": 1}})
+    result = fedssl("validate", file, "--set", f"method.kind={own(code)}")
+    refused(result, "a trial step of client", said, "--no-step leaves this trial out")
+
+
+def test_a_server_whose_method_trains_nothing_is_refused(tmp_path, own):
+    kind = own(LOSS.format(body="return Loss(total.detach())"))
+    experiment = small_experiment(federation=AT_SERVER, server={"method": {"kind": kind}})
+    with pytest.raises(InputError, match=r"a trial step of the server: .* has no gradient"):
+        try_one_step(experiment, federation_of(experiment))
+
+
+def test_a_learning_rate_of_0_and_frozen_parts_are_lawful(own):
+    kind = own(FROZEN_AT_FIRST)
+    train = {"schedule": {"kind": f"{kind}:WarmUp"}}
+    experiment = small_experiment(method={"kind": f"{kind}:Mine"}, train=train)
+    assert try_one_step(experiment, federation_of(experiment)) == []
+
+
+def test_a_client_without_labels_may_have_nothing_to_train(tmp_path, own):
+    kind = own(LOSS.format(body="return Loss(total.detach())"))
+    file = small_toml(tmp_path / "e.toml", federation=AT_SERVER)
+    result = fedssl("validate", file, "--set", f"method.kind={kind}")
+    assert result.exit_code == 0, result.output
+    assert "changed no weight: it had no labels" in result.output
 
 
 def test_a_hook_of_the_servers_method_is_tried(tmp_path, own):

@@ -103,6 +103,13 @@ def test_settings_that_only_cut_share_an_entry(tmp_path):
     assert cut.prepare().folder == source.prepare().folder != changed.prepare().folder
 
 
+def test_one_file_is_one_entry_from_every_current_folder(tmp_path, monkeypatch):
+    write_npz(tmp_path / "mine.npz")
+    monkeypatch.chdir(tmp_path)
+    folders = {Npz(name=name).prepare().folder for name in ("mine.npz", str(tmp_path / "mine.npz"))}
+    assert len(folders) == 1
+
+
 def damages():
     """Return ways to damage an entry, by name."""
 

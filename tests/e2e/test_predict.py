@@ -110,6 +110,16 @@ def test_a_folder_that_is_named_as_a_class_says_the_class(finished, folder, monk
     assert "accuracy" not in fedssl("predict", finished.path, "deep").output
 
 
+def test_images_without_a_class_are_not_said_to_be_of_another_one(finished, folder, tmp_path):
+    images = sorted((folder / "3").rglob("*.png"))
+    for name, image in (("3", images[0]), ("unlabeled", images[1]), ("unlabeled", images[2])):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / name)
+    result = fedssl("predict", finished.path, tmp_path)
+    assert "of 1 images whose class is known" in result.output
+    assert "images whose class is not known or none of the run's: 2" in result.output
+
+
 def test_measures_are_scikit_learns(finished, folder):
     held_out = finished.federation.held_out
     probs = finished.predict(held_out.images)

@@ -448,12 +448,12 @@ def test_without_out_it_finds_the_newest_run_with_these_settings(tmp_path, monke
     file = small_toml(tmp_path / "e.toml")
     first = fedssl("run", file, "--resume")
     assert first.exit_code == 0, first.output
-    assert "there is no run to resume" in first.output
+    assert "begins anew: nothing in " in first.output
     assert fedssl("run", file, "--set", "seed=10").exit_code == 0
     again = fedssl("run", file, "--resume", "--seeds", 2)
     assert again.exit_code == 0, again.output
     assert "small seed 0: already done" in again.output
-    assert "small seed 1: there is no run to resume" in again.output
+    assert "small seed 1: begins anew: nothing in " in again.output
     assert "digits, test images" in again.output  # the table has both
     assert len(list(Path("runs/small").glob("*"))) == 3
     refused(fedssl("run", file, "--resume", "--set", "train.lr=0.5"), "train.lr was", "and is 0.5")

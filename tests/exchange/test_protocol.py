@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedssl.core.errors import TrainingDiverged
+from fedssl.core.errors import NothingLearned, TrainingDiverged
 from fedssl.exchange import protocol
 from fedssl.training.loop import FitReport
 
@@ -186,6 +186,10 @@ def test_training_that_diverged_is_explained_without_a_traceback():
         raise TrainingDiverged("training diverged; lower train.lr")
     said = protocol.explain_error(raised.value)
     assert said == "FloatingPointError: training diverged; lower train.lr"
+
+
+def test_a_loss_without_a_gradient_is_explained_without_a_traceback():
+    assert protocol.explain_error(NothingLearned("no gradient")) == "NothingLearned: no gradient"
 
 
 def test_an_error_of_a_methods_own_arithmetic_keeps_its_traceback():

@@ -507,6 +507,7 @@ WRONG = []
     [
         (lambda z: (z.mean(), z), "must return a Loss, not tuple"),
         (lambda z: Loss(z.mean(1)), r"Loss.total must be a scalar, not of shape \(12,\)"),
+        (lambda z: Loss(z.mean().detach()), "Loss.total has no gradient, so the network does not learn"),
         (lambda z: Loss(z.mean(), z.softmax(1), z[:, 0]), r"Loss.pseudo_labels must have shape \(12,\)"),
         (lambda z: Loss(z.mean(), z.argmax(1), torch.full((12,), 5.0)), "accepted must lie between"),
         (lambda z: Loss(z.mean(), updates={"memry": {}}), "names slot 'memry'; declared are: memory"),
@@ -522,6 +523,14 @@ def test_a_loss_that_is_none_says_what_is_wrong(wrong, message):
     training = learner(network, state_of(method, network), progress=first)
     with pytest.raises((TypeError, ValueError), match=message):
         method.step(training, batch())
+
+
+def test_a_loss_without_a_gradient_may_update_the_state():
+    WRONG[:] = [lambda z: Loss(z.detach().mean(), updates={"memory": {"seen": z.detach()[:, 0]}})]
+    method, network = Careless(), linear()
+    training = learner(network, state_of(method, network), progress=Progress(1, 100, 0, 10))
+    method.step(training, batch())
+    assert training.state["memory"]["seen"].any()
 
 
 def test_a_scope_that_is_none_is_refused():

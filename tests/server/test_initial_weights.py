@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -120,6 +121,51 @@ def test_the_classifier_within_a_methods_network_begins_with_the_weights(weights
     for name in names:
         (source,) = (array for key, array in recorded.items() if key.endswith(name))
         assert np.array_equal(network.state_dict()[name].numpy(), source)
+
+
+def write_record(folder, arrays, **kinds):
+    """Write what a finished run of a user's own method or model leaves of its network."""
+    folder.mkdir()
+    table = small_experiment().to_dict()
+    for section, kind in kinds.items():
+        table[section] = {"kind": kind}
+    (folder / "experiment.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+    facts = {"shape": SPEC.shape, "num_classes": SPEC.num_classes, "mean": SPEC.mean, "std": SPEC.std, "flips": SPEC.flips}  # fmt: skip
+    (folder / "data.json").write_text(json.dumps(facts))
+    (folder / "summary.json").write_text("{}")
+    save_file(arrays, folder / "ema.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds"),
+    [
+        ("", {"method": "mylab.none"}),
+        ("student.", {"method": "none_of_mine.py"}),
+        ("", {"model": "mylab.none"}),
+        ("inner.student.", {"method": "mylab.none", "model": "mylab.none"}),
+    ],
+)
+def test_the_weights_of_a_run_with_ones_own_code_are_taken_by_their_names(
+    weights, tmp_path, place, kinds
+):
+    _, arrays = weights
+    network = {place + name: array for name, array in arrays.items()}
+    other = {} if "model" in kinds else {"projection.0.weight": np.ones((2, 2), np.float32)}
+    run = write_record(tmp_path / "own", network | other, **kinds)
+    settings = small_experiment(model={"weights": run})
+    begun = settings.build_network(SPEC)
+    load_initial_weights(settings.plans[0], begun)
+    assert same(arrays_of(begun), arrays)
+
+
+def test_two_classifiers_in_a_run_of_ones_own_method_are_not_guessed_between(weights, tmp_path):
+    _, arrays = weights
+    both = {f"{place}.{name}": a for place in ("student", "teacher") for name, a in arrays.items()}
+    run = write_record(tmp_path / "own", both, method="mylab.none")
+    settings = small_experiment(model={"weights": run})
+    with pytest.raises(InputError, match=r"only mylab\.none knows.*fedssl export .* --plugins"):
+        load_initial_weights(settings.plans[0], settings.build_network(SPEC))
 
 
 def test_a_head_of_other_classes_is_left_out_only_if_that_is_said(weights):

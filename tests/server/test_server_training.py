@@ -8,6 +8,8 @@ from fedssl.app.simulation import Engine, check_experiment
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.rng import SERVER
 from fedssl.exchange.sums import is_finite
+from fedssl.methods.base import Loss
+from fedssl.methods.supervised import Supervised
 from fedssl.models.static_norm import measure_statistics
 from fedssl.server.server_training import PHASE, ServerTraining
 from fedssl.training import learn as learning
@@ -190,6 +192,12 @@ def test_divergence_at_the_server_ends_the_run_with_its_reason():
         RunFailed, match=r"server's own training diverged in round 0; lower train.lr"
     ):
         run(at_server(server={"train": {"lr": 1e30, "local_steps": 5}}))
+
+
+def test_a_loss_without_a_gradient_at_the_server_ends_the_run_with_its_reason(monkeypatch):
+    monkeypatch.setattr(Supervised, "loss", lambda *_: Loss(torch.zeros(())))
+    with pytest.raises(RunFailed, match=r"server's own training: Loss.total has no gradient"):
+        server_round(at_server())
 
 
 STATIC = {"kind": "cnn", "norm": "static", "widths": [8, 16], "hidden": 16}

@@ -14,7 +14,7 @@ from fedssl.core.text import one_line
 from fedssl.core.toml import read_toml, settings_as_text
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.record.overview import Overview, State, overview
-from fedssl.record.run_path import EXPERIMENT, run_folders
+from fedssl.record.run_path import EXPERIMENT, check_folder_of_runs, run_folders
 from fedssl.views.comparison.labels import Settings, bare, differing, short_keys
 
 ID_LENGTH = 20
@@ -57,9 +57,7 @@ class Catalog:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            problem = "is not a folder" if folder.exists() else "no such folder"
-            raise InputError(str(folder), problem, "name a folder with runs")
+        check_folder_of_runs(folder)
         self.folder = folder
         self._root = folder.resolve()
         self._ended: dict[Path, tuple[int, Entry]] = {}

@@ -10,7 +10,7 @@ import typer
 from fedssl.app.commands.completion import complete_setting
 from fedssl.core.console import Console
 from fedssl.core.plugin_modules import find_modules_in
-from fedssl.core.toml import read_toml
+from fedssl.core.toml import read_toml, split_setting
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from fedssl.experiment.experiment import Experiment
@@ -64,11 +64,13 @@ PluginsOption = Annotated[
 ]
 
 
-def check_files(files: Iterable[Path]) -> None:
-    """Raise `InputError` if an experiment file cannot be read, before seconds pass in which torch is imported."""
+def check_files(files: Iterable[Path], settings: Iterable[str] | None = None) -> None:
+    """Raise `InputError` if a file or the form of a setting cannot be read, before seconds pass in which torch is imported."""
     for file in files:
         if not file.is_dir():
             read_toml(file)
+    for setting in settings or ():
+        split_setting(setting)
 
 
 def check_runs(folders: Iterable[Path]) -> None:
@@ -88,15 +90,19 @@ def check_folders_of_runs(folders: Iterable[Path]) -> None:
 
 
 def load_experiment(file: Path, settings: list[str]) -> "Experiment":
-    """Read an experiment file; it may name modules in its own folder or in the current folder."""
+    """Read an experiment file; it may name modules in its own folder or in the current folder.
+
+    In the experiment file of a record, paths and modules are found where the run found them.
+    """
     from fedssl.experiment.experiment import Experiment
+    from fedssl.record.located import read_located
     from fedssl.record.own_modules import folders_of_own_modules
     from fedssl.record.run_path import EXPERIMENT, has_begun
 
     # The folder of a record holds no modules of the user, but the record says where the user's modules are.
     if file.name == EXPERIMENT and has_begun(file.parent):
         find_modules_in(*folders_of_own_modules(file.parent), Path.cwd())
-        return Experiment.read(file, settings)
+        return read_located(file.parent, settings)
     find_modules_in(file.absolute().parent, Path.cwd())
     return Experiment.load(file, settings)
 

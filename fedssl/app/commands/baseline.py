@@ -36,7 +36,7 @@ def baseline(
     """
     require("sklearn", "baseline", "the classifiers")
     require("pandas", "baseline", "the table")
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.simulation import check_experiment
         from fedssl.clients.local_data import simulated_federation

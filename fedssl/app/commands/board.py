@@ -9,15 +9,14 @@ import typer
 
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
+from fedssl.record.run_path import RUNS
 
 PORT = 8642
 
 
 @guarded
 def board(
-    folder: Annotated[Path, typer.Argument(help="The runs below this folder are shown.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[Path, typer.Argument(help="The runs below this folder are shown.")] = RUNS,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free.")
     ] = PORT,

@@ -1,6 +1,6 @@
-"""What a shell completes: settings of the experiment file and their values."""
+"""What a shell completes: settings of the experiment file and their values, kinds, and places to explain."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from fedssl.app.commands.listing import shown_default
@@ -28,20 +28,54 @@ def complete_place(incomplete: str) -> list[str]:
 
     A section ends with a dot; if there is only one section, its settings are returned.
     """
+    return _complete(incomplete, _settings_in)
+
+
+def complete_explained(incomplete: str) -> list[str]:
+    """Return what `fedssl explain` can explain and begins so: sections, settings, and kinds, which end with a dot, too."""
+    return _complete(incomplete, _explained_in)
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the kinds of methods that begin so."""
+    return [kind for kind in _values("method.kind") if kind.startswith(incomplete)]
+
+
+def _complete(incomplete: str, names_in: Callable[[str], Iterable[str]]) -> list[str]:
     section, dot, last = incomplete.rpartition(".")
-    found = sorted(
-        f"{section}{dot}{name}{'.' if _is_section(f'{section}{dot}{name}', field) else ''}"
-        for name, field in _fields(section).items()
-        if name.startswith(last)
-    )
-    return complete_place(found[0]) if len(found) == 1 and found[0].endswith(".") else found
+    names = (name for name in names_in(section) if name.startswith(last))
+    found = sorted({f"{section}{dot}{name}" for name in names})
+    is_section = len(found) == 1 and found[0].endswith(".")
+    return _complete(found[0], names_in) if is_section else found
+
+
+def _settings_in(section: str) -> Iterator[str]:
+    """Yield the names of the settings and sections in a section; those of sections end with a dot."""
+    for name, field in _fields(section).items():
+        place = f"{section}.{name}" if section else name
+        yield f"{name}." if _is_section(place, field) else name
+
+
+def _explained_in(section: str) -> Iterator[str]:
+    """Yield the names of what can be explained in a section, of its kinds too, or in a kind."""
+    from fedssl.experiment.families import PLUGIN_SECTIONS
+
+    yield from _settings_in(section)
+    if section in PLUGIN_SECTIONS:
+        yield from (f"{kind}." for kind in PLUGIN_SECTIONS[section].names())
+    above, _, kind = section.rpartition(".")
+    family = PLUGIN_SECTIONS.get(above)
+    if family is not None and kind in family.names() and section not in PLUGIN_SECTIONS:
+        yield from set(family.get(kind).model_fields) - {"name"}
 
 
 def _is_section(place: str, field: "FieldInfo | None") -> bool:
-    from fedssl.app.commands.explain import section_of
+    from fedssl.core.findings import section_of
     from fedssl.experiment.families import PLUGIN_SECTIONS
 
-    return place in PLUGIN_SECTIONS or (field is not None and section_of(field) is not None)
+    return place in PLUGIN_SECTIONS or (
+        field is not None and section_of(field.annotation) is not None
+    )
 
 
 def _fields(section: str) -> "dict[str, FieldInfo | None]":
@@ -49,7 +83,7 @@ def _fields(section: str) -> "dict[str, FieldInfo | None]":
 
     The setting that names the kind has no field.
     """
-    from fedssl.app.commands.explain import section_of
+    from fedssl.core.findings import section_of
     from fedssl.experiment.experiment import Experiment
     from fedssl.experiment.families import PLUGIN_SECTIONS
 
@@ -63,7 +97,7 @@ def _fields(section: str) -> "dict[str, FieldInfo | None]":
         return {name: one for name, one in Experiment.model_fields.items() if name != "phases"}
     above, _, name = section.rpartition(".")
     field = _fields(above).get(name)
-    owner = None if field is None else section_of(field)
+    owner = None if field is None else section_of(field.annotation)
     return {} if owner is None else dict(owner.model_fields)
 
 

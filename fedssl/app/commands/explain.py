@@ -1,31 +1,25 @@
 """`fedssl explain`: what the settings of a section of the experiment file mean."""
 
 import inspect
-import itertools
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.table import Table
 
-from fedssl.app.commands.completion import complete_place
+from fedssl.app.commands.completion import complete_explained
 from fedssl.app.commands.listing import shown_default
+from fedssl.app.commands.places import Entry, find_place, settings_of_all_kinds
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
-from fedssl.core.errors import InputError, suggest_nearest
-from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.processes import quick_imports
 
 if TYPE_CHECKING:  # --help must not wait for pydantic
-    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
     from fedssl.core.registry import Family
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-
-Place: TypeAlias = "type[BaseModel] | Family | FieldInfo"
-"""What stands at a place of the experiment file: a section, a section that names a kind, or one setting."""
 
 
 @guarded
@@ -34,9 +28,9 @@ def explain(
         str,
         typer.Argument(
             metavar="[PLACE]",
-            help="A section, a kind of a section, or a setting, such as train, method.fixmatch or train.lr.",
+            help="A section, a kind or a setting, such as train, method.fixmatch or train.lr; or a name alone, such as lr.",
             show_default=False,
-            autocompletion=complete_place,
+            autocompletion=complete_explained,
         ),
     ] = "",
 ) -> None:
@@ -51,6 +45,8 @@ def explain(
 
       fedssl explain federation.partition.dirichlet.alpha
 
+      fedssl explain threshold
+
       fedssl explain method.mylab.sharp
     """
     from pydantic.fields import FieldInfo
@@ -58,64 +54,27 @@ def explain(
     from fedssl.core.registry import Family
 
     with quick_imports():
-        found = _find(place)
+        places, found = find_place(place)
     console = Console()
+    if places and places != (place.removesuffix("."),):
+        console.tell(" and ".join(places), style="bold")
     if isinstance(found, Family):
-        console.print(_kinds(place.removesuffix(f".{found.key}"), found))
+        section = places[0].removesuffix(f".{found.key}")
+        console.print(_kinds(section, found))
+        if common := settings_of_all_kinds(found):
+            console.print("", f"every {section}.KIND has", _table(common), sep="\n")
     elif isinstance(found, FieldInfo):
-        console.print(_table({place.rpartition(".")[2]: found}))
+        console.print(_table({places[0].rpartition(".")[2]: found}))
+    elif isinstance(found, Sequence):
+        console.print(_entries(found))
     else:
-        text = inspect.getdoc(found) or ""
-        console.print(_summary(text), "", sep="\n")
+        console.print(_summary(inspect.getdoc(found) or ""), "", sep="\n")
         console.print(_table(found.model_fields))
-
-
-def _find(place: str) -> Place:
-    """Return what stands at a place.
-
-    Raises:
-        InputError: There is no such section, kind or setting.
-    """
-    from fedssl.core.registry import Family
-    from fedssl.experiment.experiment import Experiment
-    from fedssl.experiment.families import family_at
-
-    parts = place.split(".") if place else []
-    found: Place = Experiment
-    for number, path in enumerate(itertools.accumulate(parts, lambda path, part: f"{path}.{part}")):
-        part, family = path.rpartition(".")[2], family_at(path)
-        if family is None and isinstance(found, Family):
-            if part == found.key:
-                continue
-            own = ".".join(parts[number:])
-            if "." in own and part not in found.names():
-                find_modules_in(Path.cwd())
-                return found.get(own)
-            found = found.get(part)
-            continue
-        fields = found.model_fields if isinstance(found, type) else {}
-        if part not in fields and family is None:
-            raise InputError("explain", f"there is no {path!r}", suggest_nearest(part, fields))
-        found = family or section_of(fields[part]) or fields[part]
-    return found
 
 
 def _summary(docstring: str) -> str:
     """Return the first paragraph of a docstring on one line, without marks of code."""
     return docstring.partition("\n\n")[0].replace("\n", " ").replace("``", "")
-
-
-def section_of(field: "FieldInfo") -> "type[BaseModel] | None":
-    """Return the section that a field holds, alone or in a list; None if it holds a value."""
-    from pydantic import BaseModel
-
-    waiting: list[Any] = [field.annotation]
-    while waiting:
-        kind = waiting.pop()
-        if inspect.isclass(kind) and issubclass(kind, BaseModel):
-            return kind
-        waiting += [each for each in get_args(kind) if each is not Ellipsis]
-    return None
 
 
 def _kinds(place: str, family: "Family") -> Table:
@@ -124,34 +83,65 @@ def _kinds(place: str, family: "Family") -> Table:
         show_edge=False, caption=f"fedssl explain {place}.KIND shows the settings of a kind"
     )
     table.caption_justify = "left"
-    table.add_column(f"{place}.{family.key}", style="bold")
-    table.add_column("what it is")
+    table.add_column(f"{place}.{family.key}", style="bold", overflow="fold", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
     for name in family.names():
         doc = _summary((family.get(name).__doc__ or "").strip())
         table.add_row(f"{name} (default)" if name == family.default else name, doc)
     return table
 
 
+def _entries(entries: "Sequence[Entry]") -> Table:
+    """Return a table with a row for each meaning that a name has, and the places and kinds where it has this meaning."""
+    from pydantic.fields import FieldInfo
+
+    from fedssl.core.registry import Family
+
+    has_kinds = any(entry.kinds for entry in entries)
+    table = Table(show_edge=False)
+    table.add_column("place", style="bold", overflow="fold")
+    if has_kinds:
+        table.add_column("kinds", overflow="fold")
+    table.add_column("default", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for entry in entries:
+        if isinstance(entry.what, FieldInfo):
+            default, meaning = _row_of(entry.what)
+        elif isinstance(entry.what, Family):
+            default, meaning = entry.what.default or "required", ", ".join(entry.what.names())
+        else:
+            default, meaning = "", _summary((entry.what.__doc__ or "").strip())
+        kinds = [", ".join(entry.kinds)] if has_kinds else []
+        table.add_row("\n".join(entry.places), *kinds, default, meaning)
+    return table
+
+
 def _table(fields: "dict[str, FieldInfo]") -> Table:
     """Return a table with a row for each setting."""
     table = Table(show_edge=False)
-    table.add_column("setting", style="bold")
-    table.add_column("default")
-    table.add_column("what it is")
+    table.add_column("setting", style="bold", overflow="fold", no_wrap=True)
+    table.add_column("default", overflow="fold")
+    table.add_column("what it is", overflow="fold")
     for name, field in fields.items():
-        limits = ", ".join(_limits(field))
-        meaning = f"{field.description}; {limits}" if limits else field.description or ""
-        default = "required" if field.is_required() else _default_of(field)
-        table.add_row(name, default, meaning)
+        table.add_row(name, *_row_of(field))
     return table
+
+
+def _row_of(field: "FieldInfo") -> tuple[str, str]:
+    """Return the default of a setting, and what it means with its range."""
+    limits = ", ".join(_limits(field))
+    meaning = f"{field.description}; {limits}" if limits else field.description or ""
+    return ("required" if field.is_required() else _default_of(field)), meaning
 
 
 def _default_of(field: "FieldInfo") -> str:
     from pydantic import BaseModel
 
+    from fedssl.core.registry import Plugin
+
     value = field.get_default(call_default_factory=True)
-    is_section = isinstance(value, BaseModel) and not hasattr(value, "kind")
-    return "table" if is_section else shown_default(value)
+    is_table = isinstance(value, BaseModel) and not isinstance(value, Plugin)
+    return "table" if is_table else shown_default(value)
 
 
 def _limits(field: "FieldInfo") -> list[str]:

@@ -131,7 +131,9 @@ def _needs_of(family: str, members: "Mapping[str, type[Plugin]]") -> "dict[str, 
 def _overview(needs: "Mapping[str, Needs]") -> Table:
     """Return a table that says in one line what each member needs."""
     headings = next(iter(needs.values())).by_heading
-    table = Table("kind", *headings, show_edge=False)
+    table = Table(show_edge=False)
+    for heading in ("kind", *headings):
+        table.add_column(heading, overflow="fold")
     for group, kinds in itertools.groupby(needs, lambda kind: needs[kind].group):
         table.add_row(group, style="bold")
         for kind in kinds:
@@ -142,6 +144,8 @@ def _overview(needs: "Mapping[str, Needs]") -> Table:
 def _legend(notes: Mapping[str, str]) -> Table:
     """Return what the headings of the overview mean."""
     legend = Table.grid(padding=(0, 2, 0, 1))
+    legend.add_column(overflow="fold")
+    legend.add_column()
     for heading, meaning in notes.items():
         legend.add_row(Text(heading, "bold"), meaning)
     return legend
@@ -150,9 +154,9 @@ def _legend(notes: Mapping[str, str]) -> Table:
 def _details(members: "Mapping[str, type[Plugin]]", needs: "Mapping[str, Needs]") -> Table:
     """Return a table of descriptions and settings, in the order of the overview if there is one."""
     table = Table(show_edge=False)
-    table.add_column("kind", style="bold")
-    table.add_column("what it is")
-    table.add_column("settings")
+    table.add_column("kind", style="bold", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    table.add_column("settings", overflow="fold")
     for kind in needs or members:
         member = members[kind]
         doc = (member.__doc__ or "").strip().partition("\n")[0]

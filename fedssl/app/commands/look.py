@@ -37,7 +37,7 @@ def validate(
 
       fedssl validate mine.toml --set federation.clients=1000
     """
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.simulation import (
             check_engine,
@@ -63,9 +63,9 @@ def validate(
         workers = plan_workers_here(choice.experiment).describe()
     else:
         workers = f"as many workers as the cluster at {engine.address} has room for"
-    federation = simulated_federation(experiment)
+    federation, tried = simulated_federation(experiment), list[str]()
     if step and not experiment.federation.private:
-        try_one_step(experiment, federation)
+        tried = try_one_step(experiment, federation)
     console = Console()
     facts = [describe(experiment, federation), f"engine {engine.kind}: {workers}"]
     facts += [f"  because {because}"] if because else []
@@ -74,7 +74,7 @@ def validate(
     console.tell(f"{file}: valid")
     say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
-    for line in (*facts, *remarks_on_data(federation), *remarks):
+    for line in (*facts, *remarks_on_data(federation), *remarks, *tried):
         console.tell(f"  {line}")
 
 
@@ -97,7 +97,7 @@ def show(
       fedssl show mine.toml --set federation.partition.alpha=0.1 --out skewed.png
     """
     require("matplotlib", "show", "the picture")
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.simulation import check_experiment, virtual_seconds
         from fedssl.clients.local_data import simulated_federation

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
+from fedssl.app.commands.completion import complete_method
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError
 from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.processes import quick_imports
-
-SUFFIX = ".toml"
+from fedssl.core.toml import SUFFIX
 
 
 @guarded
@@ -32,7 +32,9 @@ def new(
         Path | None,
         typer.Option(help="Folder of your images: a subfolder a class, unlabeled/ for the rest."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Kind of the method.")] = "fixmatch",
+    method: Annotated[
+        str, typer.Option(help="Kind of the method.", autocompletion=complete_method)
+    ] = "fixmatch",
     clients: Annotated[
         int | None, typer.Option(min=1, help="Number of clients; by default as fits the data.")
     ] = None,

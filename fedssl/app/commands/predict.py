@@ -189,7 +189,11 @@ def _results(predictions: "Predictions", judge: str) -> Iterator[str]:
     yield (
         f"accuracy{judge} {_percent(labeled.accuracy)}: {labeled.num_right:,} of "
         f"{labeled.count:,} images whose class is known{_balanced(labeled)}"
-        + (f"; images of no class of the run: {unknown:,}" if unknown else "")
+        + (
+            f"; images whose class is not known or none of the run's: {unknown:,}"
+            if unknown
+            else ""
+        )
     )
     seen = labeled.count - new.count
     if seen and not new.count:

@@ -81,7 +81,7 @@ def run(
 
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
-    check_files(files)
+    check_files(files, settings)
     named = _find_named_runs(files, out, seeds, resume=resume)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
@@ -233,7 +233,7 @@ def _run_side_by_side(
 ) -> list[Path]:
     """Run the experiments that are not finished, several at a time; return the run directories of the finished runs."""
     with quick_imports():
-        from fedssl.app.runs import open_directory, where_recorded
+        from fedssl.app.runs import describe_start, open_directory, title_of, where_recorded
         from fedssl.app.sweep.display import make_display
         from fedssl.app.sweep.points import Point, count_runs
         from fedssl.app.sweep.side_by_side import run_side_by_side
@@ -245,6 +245,9 @@ def _run_side_by_side(
             paths.append(directory.path)
             if not directory.is_finished:
                 left.append((Point(experiment, (), frozenset()), directory.path))
+            if resume and not directory.continues:
+                title = title_of(experiment)
+                console.tell(f"{title}: {describe_start(directory)}")
     points, folders_left = [point for point, _ in left], [path for _, path in left]
     done = len(paths) - len(left)
     console.say(

@@ -5,7 +5,7 @@ import dataclasses
 import fnmatch
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,14 @@ from fedssl.core.errors import InputError
 from fedssl.core.text import one_line
 from fedssl.record.overview import Overview, State, overview
 from fedssl.record.removal import check_removable, remove_run
-from fedssl.record.run_path import check_run, run_folders
+from fedssl.record.run_path import (
+    MAKE_ONE,
+    RUNS,
+    check_folder_of_runs,
+    check_run,
+    run_below,
+    run_folders,
+)
 from fedssl.record.tags import change_tags
 
 WIDE = 10_000
@@ -83,9 +90,7 @@ Tags = Annotated[
 @app.command("list")
 @guarded
 def list_runs(
-    folder: Annotated[Path, typer.Argument(help="The runs below this folder are listed.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[Path, typer.Argument(help="The runs below this folder are listed.")] = RUNS,
     state: Annotated[
         list[State] | None,
         typer.Option(help="Only runs in this state; repeatable.", show_default=False),
@@ -150,7 +155,7 @@ def list_runs(
     if not console.is_terminal:
         console.width = WIDE
     if not found:
-        console.print("no runs")
+        console.tell("no runs" if run_below(folder) else f"no runs: {MAKE_ONE}")
         return
     table, left_out = run_table(found, console.width)
     console.print(table)
@@ -195,7 +200,7 @@ def tag_run(run: RunFolder, tags: Tags) -> None:
       fedssl runs tag runs/digits-fixmatch/20260101-120000-seed0 paper
     """
     check_run(run)
-    change_tags(run, add=tags)
+    _tell_tags(run, change_tags(run, add=tags))
 
 
 @app.command("untag")
@@ -210,7 +215,11 @@ def untag_run(run: RunFolder, tags: Tags) -> None:
     gone = set(tags) - set(overview(run).tags)
     if gone:
         raise InputError(str(run), f"has no tag {min(gone)!r}")
-    change_tags(run, remove=tags)
+    _tell_tags(run, change_tags(run, remove=tags))
+
+
+def _tell_tags(run: Path, tags: Sequence[str]) -> None:
+    Console().tell(f"{run}: {', '.join(tags) or 'no tags'}")
 
 
 def overviews_below(folder: Path) -> list[Overview]:
@@ -219,9 +228,7 @@ def overviews_below(folder: Path) -> list[Overview]:
     Raises:
         InputError: There is no such folder, or a run in it cannot be read.
     """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "no such folder"
-        raise InputError(str(folder), problem, "name a folder with runs")
+    check_folder_of_runs(folder)
     found = []
     try:
         for path in run_folders(folder):

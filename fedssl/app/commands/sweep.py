@@ -1,7 +1,6 @@
 """`fedssl sweep`: runs all points of a sweep, several at a time, and compares them at the end."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,9 @@ from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.extras import require
+from fedssl.core.plugin_modules import find_modules_in
 from fedssl.core.processes import quick_imports
+from fedssl.core.toml import read_toml
 
 if TYPE_CHECKING:
     from fedssl.app.sweep.axes import Axis
@@ -62,16 +63,18 @@ def sweep(
 ) -> None:
     """Run experiments with all combinations of settings, several at a time, and compare them.
 
-    The same command again runs what is left.
+    Where kinds are swept, a setting is set at the kinds that have it. The same command again runs what is left.
 
     Examples:
       fedssl sweep experiments/digits/fixmatch.toml --set method.threshold=0.8,0.9,0.95 --seeds 3
 
       fedssl sweep experiments/digits/*.toml --seeds 5 --dry-run
 
+      fedssl sweep mine.toml --set method.kind=supervised,fixmatch,flexmatch --set method.unlabeled_ratio=2
+
       fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
     """
-    check_files(files)
+    check_files(files, settings)
     with quick_imports():
         from fedssl.app.interrupts import interruptible
         from fedssl.app.sweep.axes import parse_axes
@@ -82,7 +85,7 @@ def sweep(
     # Span the points of the sweep and find those that are left to run.
     with interruptible():
         axes = parse_axes(settings or [])
-        points = _make_points(files, axes, seeds)
+        points = _make_points(files, axes, seeds, console)
         say_changed_kinds((point.experiment for point in points), console)
         folder = out or Path("runs") / f"sweep-{points[0].experiment.name}"
         todo = _unfinished_points(points, folder)
@@ -106,15 +109,26 @@ def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict
     return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
 
 
-def _make_points(files: list[Path], axes: "list[Axis]", seeds: int) -> "list[Point]":
+def _make_points(
+    files: list[Path], axes: "list[Axis]", seeds: int, console: Console
+) -> "list[Point]":
     with quick_imports():
+        from fedssl.app.sweep.applicable import leave_out_unknown
         from fedssl.app.sweep.axes import spread
         from fedssl.app.sweep.points import Point, refuse_twins
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
+    # A setting is set at the kinds that have it, so points may become the same.
+    find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
+    assignments = spread(axes)
+    tables = [read_toml(file) for file in files for _ in assignments]
+    kept, said = leave_out_unknown(tables, assignments * len(files))
+    for line in said:
+        console.say(line)
+    numbers = [number for number, _ in enumerate(files) for _ in assignments]
     points = []
-    for file, assignment in itertools.product(files, spread(axes)):
-        overrides = [f"{key}={text}" for key, text in assignment]
+    for number, assignment in dict.fromkeys(zip(numbers, kept, strict=True)):
+        file, overrides = files[number], [f"{key}={text}" for key, text in assignment]
         with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
             experiments = load_seeds(file, overrides, seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]

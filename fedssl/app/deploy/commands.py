@@ -8,6 +8,7 @@ import typer
 
 from fedssl.app.commands.arguments import check_files
 from fedssl.app.commands.completion import complete_setting
+from fedssl.app.commands.with_settings import WithSettings
 from fedssl.app.deploy.join import join
 from fedssl.app.deploy.options import DEPLOYMENT, Folder, NoContainers, deploy_command, say
 from fedssl.app.guard import guarded
@@ -179,7 +180,7 @@ def register(
     say(f"{called}: {'registered' if new else 'was registered already'}{bound}")
 
 
-@app.command()
+@app.command(cls=WithSettings)
 @guarded
 def run(
     file: Annotated[
@@ -209,7 +210,7 @@ def run(
 
       fedssl deploy run experiments/deployment.toml --set rounds=10 --resume
     """
-    check_files([file])
+    check_files([file], settings)
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
 
     open_deployment(folder)

@@ -20,8 +20,9 @@ from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.paths import make_paths_absolute
+from fedssl.record.located import read_located
 from fedssl.record.resume import find_run
-from fedssl.record.run_path import EXPERIMENT, SUMMARY, has_begun
+from fedssl.record.run_path import SUMMARY, has_begun
 from fedssl.server.accountant import account_for, with_chosen_noise
 from fedssl.views.trackers.base import refuse_tracker
 
@@ -41,7 +42,7 @@ def load_experiment(file: Path, settings: list[str], *, resume: bool) -> Experim
         raise InputError(str(file), "is a folder that holds no run", "name a TOML file")
     if file.is_dir() and not resume:
         raise InputError(str(file), "is the folder of a run", "to go on with it, add --resume")
-    experiment = Experiment.load(file / EXPERIMENT if file.is_dir() else file, settings)
+    experiment = read_located(file, settings) if file.is_dir() else Experiment.load(file, settings)
     if experiment.federation.sites is not None:
         experiment = experiment.deployed()
         say(

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
@@ -67,9 +67,9 @@ class Source(Plugin):
     """Names of settings that hold the path of a file or folder as text; a setting of the type `Path` needs no name here."""
 
     @functools.cached_property
-    def beside(self) -> Path | None:
-        """The folder below which relative paths were searched beside the current folder; None: there is none."""
-        return None
+    def searched(self) -> tuple[Path, ...]:
+        """The absolute folders below which relative paths were searched; empty: the current folder alone."""
+        return ()
 
     @abstractmethod
     def read(self) -> Raw:
@@ -105,8 +105,11 @@ class Source(Plugin):
         """
         with blame_source(self.kind):
             stamp = _digest_of_files(self.files())
-        settings = self.model_dump(mode="json", exclude=set(self.cuts))
+        # One folder is one entry, from whatever current folder it is named.
+        located = self._with_absolute_names()
+        settings = located.model_dump(mode="json", exclude=set(self.cuts))
         identity = {
+            "kind": located.kind,
             "settings": {
                 name: _with_absolute_path(value, getattr(self, name))
                 for name, value in settings.items()
@@ -114,6 +117,15 @@ class Source(Plugin):
             "files": stamp,
         }
         return prepare(self.kind, identity, self.read, skip=self.skips_bad_images, verify=verify)
+
+    def _with_absolute_names(self) -> Self:
+        """Return this source with an absolute path in each of its `paths` that is there."""
+        there = {
+            name: str(Path(path).absolute())
+            for name in self.paths
+            if not (path := getattr(self, name)).startswith("~") and Path(path).exists()
+        }
+        return self.model_copy(update=there) if there else self
 
     def dataset(self, seed: int) -> Dataset:
         """Return the memory-mapped data set, with `train_size` and `validation` applied to its training images.

@@ -53,9 +53,7 @@ class OwnImages(Source):
             name: The path as the user gave it.
         """
         path = self.expand_home(name)
-        tried = [path.absolute()]
-        if self.beside is not None and not path.is_absolute():
-            tried.append(self.beside / path)
+        tried = [folder / path for folder in self.searched] or [path.absolute()]
         paths = " and ".join(dict.fromkeys(map(str, tried)))
         said = "" if Path(name).is_absolute() else f" (tried {paths})"
         return self.source_error(f"there is no such {what}{said}", "check the path")

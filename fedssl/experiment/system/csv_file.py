@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedssl.core.encodings import decode_text
 from fedssl.core.errors import InputError
 
 CLIENT = "client"
@@ -53,7 +55,7 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
         return _read(file, file.stat().st_mtime_ns, names)
     except FileNotFoundError:
         raise InputError(str(path), f"no such file (tried {file.absolute()})") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise InputError(str(path), f"cannot be read: {error}") from None
 
 
@@ -61,22 +63,18 @@ def read_columns(path: Path, names: tuple[str, ...]) -> Columns:
 def _read(path: Path, modified: int, names: tuple[str, ...]) -> Columns:
     lines, clients = [], []
     cells: list[list[float]] = [[] for _ in names]
-    with path.open(
-        encoding="utf-8-sig", newline=""
-    ) as file:  # spreadsheets begin with a byte order mark
-        reader = csv.reader(file, skipinitialspace=True)
-        places = _column_indices(
-            path, [name.strip() for name in next(reader, [])], (CLIENT, *names)
-        )
-        for row in reader:
-            if not any(row):
-                continue
-            texts = [row[place].strip() if place < len(row) else "" for place in places]
-            where = f"{path}, line {reader.line_num}"
-            lines.append(reader.line_num)
-            clients.append(_parse_client(where, texts[0]))
-            for name, text, column in zip(names, texts[1:], cells, strict=True):
-                column.append(_parse_number(where, name, text))
+    text_of_file = decode_text(path, path.read_bytes())
+    reader = csv.reader(io.StringIO(text_of_file, newline=""), skipinitialspace=True)
+    places = _column_indices(path, [name.strip() for name in next(reader, [])], (CLIENT, *names))
+    for row in reader:
+        if not any(row):
+            continue
+        texts = [row[place].strip() if place < len(row) else "" for place in places]
+        where = f"{path}, line {reader.line_num}"
+        lines.append(reader.line_num)
+        clients.append(_parse_client(where, texts[0]))
+        for name, text, column in zip(names, texts[1:], cells, strict=True):
+            column.append(_parse_number(where, name, text))
     if not lines:
         raise InputError(str(path), "has no line below the names of the columns")
     columns = Columns(

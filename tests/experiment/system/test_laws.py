@@ -270,7 +270,7 @@ class TestTrace:
 
     def test_what_is_no_text(self, here):
         (here / "trace.csv").write_bytes(b"client,speed\n0,\xff\xfe\n")
-        with pytest.raises(InputError, match=r"^trace.csv: cannot be read"):
+        with pytest.raises(InputError, match=r"^trace.csv: is not saved as UTF-8: line 2"):
             draw(law("trace"), 2)
         with pytest.raises(InputError, match=r"^\.: cannot be read"):
             draw(law("trace", path=".", column="speed"), 2)

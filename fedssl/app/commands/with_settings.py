@@ -1,0 +1,48 @@
+"""Commands that take ``--set``: an unknown option that is the name of a setting is told as that setting."""
+
+import click
+from typer.core import TyperCommand
+
+
+class WithSettings(TyperCommand):
+    """A command whose error about an unknown option says how to set the setting of that name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments as any command does.
+
+        Raises:
+            click.NoSuchOption: An option is unknown.
+        """
+        given = list(args)  # click takes them away
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            option = error.option_name
+            if not (setting := _as_setting(option, given)):
+                raise
+            said = f"No such option: {option}. It is a setting: --set {setting}"
+            raise click.NoSuchOption(option, said, ctx=ctx) from None
+
+
+def _as_setting(option: str, given: list[str]) -> str:
+    """Return the setting that an option names, as ``--set`` takes it; empty if there is no such setting."""
+    from fedssl.core.processes import quick_imports
+
+    with quick_imports():
+        from fedssl.experiment.elsewhere import keys_of
+        from fedssl.experiment.experiment import Experiment
+
+    name = option.removeprefix("--").replace("-", "_")
+    keys = keys_of(name.rpartition(".")[2], Experiment)
+    if "." in name:
+        keys = [key for key in keys if key == name or key.endswith(f".{name}")]
+    if not keys:
+        return ""
+    key = keys[0]
+    # The value follows the option, after an equals sign or as the next word.
+    for word, after in zip(given, [*given[1:], ""], strict=True):
+        if word.startswith(f"{option}="):
+            return f"{key}={word.partition('=')[2]}"
+        if word == option:
+            return f"{key}={after if after and not after.startswith('-') else 'VALUE'}"
+    return f"{key}=VALUE"
