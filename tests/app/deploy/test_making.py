@@ -107,9 +107,11 @@ def test_bad_input_is_one_message_and_makes_nothing(arguments, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [["up"], ["status"], ["down"], ["run", "x.toml"], ["register", "x.pub"]]
+    "command",
+    [["up"], ["status"], ["down"], ["run", "experiments/deployment.toml"], ["register", "x.pub"]],
 )
-def test_without_a_deployment_every_command_says_so(command, tmp_path):
+def test_without_a_deployment_every_command_says_so(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     done = fedssl("deploy", *command, "--folder", tmp_path / "nowhere", "--no-containers")
     refused(done, "there is no deployment", "fedssl deploy init")
 
