@@ -15,16 +15,16 @@ all labels that is closed, and letters of lines that cannot be told apart."""
 def tables(data: str) -> dict[str, str]:
     """Return the tables of docs/results.md as Markdown by their names, made from the files of results alone."""
     lines = pd.read_csv(RESULTS / f"{data}_lines.csv", dtype={"skew": str})
-    yardsticks = pd.read_csv(RESULTS / f"{data}_yardsticks.csv", dtype={"skew": str})
+    file = RESULTS / f"{data}_yardsticks.csv"
+    yardsticks = pd.read_csv(file) if file.exists() else None
     found = {}
     for protocol in dict.fromkeys(lines["protocol"]):
         own = lines[lines["protocol"] == protocol]
         skews = [skew for where, skew in cells(data) if where == protocol]
         rows = [_row(data, line, own, skews) for line in lines_of(data, protocol)]
-        for name, values in yardsticks[yardsticks["protocol"] == protocol].groupby(
-            "classifier", sort=False
-        ):
-            rows.append(_yardstick(str(name), values, skews))
+        if yardsticks is not None:
+            named = yardsticks.groupby("classifier", sort=False)
+            rows += [_yardstick(str(name), values, skews) for name, values in named]
         several = len(skews) > 1
         head = ["", *(f"{_skew(skew)}: {c}" if several else c for skew in skews for c in COLUMNS)]
         found[f"{data}-{protocol}"] = "\n".join(
@@ -54,12 +54,11 @@ def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:
 
 
 def _yardstick(name: str, values: pd.DataFrame, skews: list[str]) -> list[str]:
-    cells = [f"{name}, pooled"]
-    for skew in skews:
-        own = values[values["skew"] == skew]["accuracy"] * 100
-        spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
-        cells += [f"{own.mean():.1f}{spread}" if len(own) else "-", "", "", ""]
-    return cells
+    """Return the row of a classifier, which has all images in one place: the same for every protocol and skew."""
+    own = values["accuracy"] * 100
+    spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
+    accuracy = [f"{own.mean():.1f}{spread}", *[""] * (len(COLUMNS) - 1)]
+    return [f"{name}, pooled", *accuracy * len(skews)]
 
 
 def _skew(skew: str) -> str:

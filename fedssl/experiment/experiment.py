@@ -21,7 +21,6 @@ from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
 from fedssl.experiment.paths import HERE, find_paths
-from fedssl.experiment.preset import add_to_schema, with_preset
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
@@ -120,8 +119,6 @@ class PhasePlan(RunSettings):
 class Experiment(RunSettings):
     """All settings that define a run."""
 
-    model_config = ConfigDict(json_schema_extra=add_to_schema)
-
     phases: tuple[Phase, ...] = Field(
         (),
         max_length=MOST_PHASES,
@@ -196,7 +193,7 @@ class Experiment(RunSettings):
             InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
         try:
-            experiment = super().from_dict(with_preset(table))
+            experiment = super().from_dict(table)
             plans = experiment.plans  # raises if a phase is invalid
         except InputError as error:
             raise name_the_place(error, cls) from None
@@ -239,8 +236,7 @@ class Experiment(RunSettings):
         table, said = read_toml(Path(path)), list[str]()
         overrides = tables_of(settings)
         try:
-            over = with_preset(overrides)
-            experiment = cls.from_dict(merge(with_preset(table), over, said=said))
+            experiment = cls.from_dict(merge(table, overrides, said=said))
         except InputError as error:
             raise error.within(f"{path}: ") from None
         experiment = find_paths(experiment, [HERE, Path(path).parent])
@@ -258,8 +254,7 @@ class Experiment(RunSettings):
         """
         said: list[str] = []
         with trusting(self._trust):
-            over = with_preset(tables_of(settings))
-            experiment = self.from_dict(merge(self._given(), over, said=said))
+            experiment = self.from_dict(merge(self._given(), tables_of(settings), said=said))
         experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
         return experiment
 

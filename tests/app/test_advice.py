@@ -122,8 +122,16 @@ def test_the_advice_is_the_best_line_that_learns_from_unlabeled_images():
 def test_it_says_that_unlabeled_images_gained_nothing_sure():
     lines = USUAL | {"labels_only": (0.84, "a"), "fixmatch": (0.83, "a")}
     said = " ".join(advise(rows_of(**lines), HERE).sentences())
-    assert "3 seeds cannot tell these from it: fixmatch" in said
-    assert "unlabeled images gained nothing that is sure" in said
+    assert f"3 seeds cannot tell these from it: {LABELS_ONLY}, fixmatch" in said
+    assert f"Least work: {LABELS_ONLY}." in said or "Least work: flexmatch." in said
+    assert "unlabeled images gained nothing there that is sure" in said
+
+
+def test_labels_only_may_be_the_best_line():
+    advice = advise(rows_of(**USUAL | {"labels_only": (0.88, "z")}), HERE)
+    assert advice.settings == ["method.kind=labels_only"]
+    said = " ".join(advice.sentences())
+    assert said.startswith(f"Best there: {LABELS_ONLY}, 88.0 %. So unlabeled images gained nothing")
 
 
 def test_it_says_how_far_the_cell_is_and_where_data_disagree():

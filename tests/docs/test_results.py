@@ -31,7 +31,7 @@ def test_the_lines_are_means_of_the_runs(data):
     lines, runs = (pd.read_csv(RESULTS / f"{data}_{name}.csv") for name in ("lines", "runs"))
     keys = ["protocol", "skew", "line"]
     means = runs.groupby(keys)["ema_accuracy"].agg(["mean", "size"])
-    found = lines.set_index(keys)
+    found = lines.set_index(keys).sort_index()
     assert (found["ema_accuracy"] - means["mean"]).abs().max() < 1e-5
     assert (found["seeds"] == means["size"]).all()
     baseline = found.xs(BASELINE, level="line")["ema_accuracy"]

@@ -13,6 +13,9 @@ from fedssl.views.text_table import TextTable
 ROWS = 6
 """A table shows this many lines at least, the best first, and all that cannot be told apart from the best."""
 
+PLAIN = "labels only"
+"""Titles of lines without unlabeled images begin so."""
+
 NOTE = (
     "accuracy of the moving average, %; gain over labels only in strong views, seed by seed, with its 95 % interval; gap %: how "
     "much of the way to all labels; traffic, work: bytes, and images of a client's step, relative to FedAvg with labels only; "
@@ -35,14 +38,14 @@ class Advice:
     most_traffic: float | None = None
 
     @property
-    def choices(self) -> pd.DataFrame:
-        """The lines of the nearest cell among which the advice chooses: those that learn from unlabeled images, best first."""
+    def best(self) -> pd.DataFrame:
+        """The best line of the nearest cell and all that cannot be told apart from it, the best first."""
         return best_lines(_choosable(self.cells[0], self.most_traffic))
 
     @property
     def settings(self) -> list[str]:
-        """Settings of the advised line, as for ``--set``."""
-        return shlex.split(str(self.choices.iloc[0]["settings"]))
+        """Settings of the best line, as for ``--set``."""
+        return shlex.split(str(self.best.iloc[0]["settings"]))
 
     def tables(self) -> list[TextTable]:
         """Return a table for each data set."""
@@ -50,21 +53,21 @@ class Advice:
 
     def sentences(self) -> list[str]:
         """Return what follows from the nearest cell, a sentence or two a line."""
-        choices = self.choices
-        best, others = choices.iloc[0], choices.iloc[1:]
-        said = [
-            f"Best there: {best['title']}, {_percent(best['accuracy'])} %, {_gain(best)} points over labels only."
-        ]
+        best, others = self.best.iloc[0], self.best.iloc[1:]
+        seeds = int(best["seeds"])
+        tell = (
+            "one seed, which tells little, cannot tell"
+            if seeds == 1
+            else f"{seeds} seeds cannot tell"
+        )
+        said = [f"Best there: {best['title']}, {_percent(best['accuracy'])} %{_over_labels(best)}."]
         if len(others):
-            cheap = choices.sort_values(["work", "traffic"], kind="stable").iloc[0]
+            least = self.best.sort_values(["work", "traffic"], kind="stable").iloc[0]
             said.append(
-                f"{int(best['seeds'])} seeds cannot tell these from it: {', '.join(others['title'])}. "
-                f"Least work of them all: {cheap['title']}."
+                f"{tell[0].upper()}{tell[1:]} these from it: {', '.join(others['title'])}. Least work: {least['title']}."
             )
-        if LABELS_ONLY in set(best_lines(_without_bound(self.cells[0]))["title"]):
-            said.append(
-                "Nor can they tell labels only in strong views from the best line: there, unlabeled images gained nothing that is sure."
-            )
+        if self.best["title"].str.startswith(PLAIN).any():
+            said.append("So unlabeled images gained nothing there that is sure.")
         return [*said, *self._how_far()]
 
     def _how_far(self) -> list[str]:
@@ -81,7 +84,7 @@ class Advice:
             )
         for rows in self.cells[1:]:
             titles = set(best_lines(_choosable(rows, self.most_traffic))["title"])
-            if self.choices.iloc[0]["title"] not in titles:
+            if self.best.iloc[0]["title"] not in titles:
                 said.append(
                     f"On {rows.iloc[0]['data']}, others are best: {', '.join(sorted(titles))}."
                 )
@@ -89,8 +92,8 @@ class Advice:
 
     def _table(self, rows: pd.DataFrame) -> TextTable:
         rows = rows if self.most_traffic is None else rows[rows["traffic"] <= self.most_traffic]
+        best = set(best_lines(_choosable(rows, None))["title"])
         ordered = rows.sort_values("accuracy", ascending=False, kind="stable")
-        best = set(best_lines(_without_bound(rows))["title"])
         anyhow = ordered["title"].isin({*best, LABELS_ONLY, ALL_LABELS})
         shown = ordered[anyhow | (pd.Series(range(len(ordered)), ordered.index) < ROWS)]
         first = rows.iloc[0]
@@ -122,14 +125,13 @@ def advise(
     return Advice(situation, cells, most_traffic)
 
 
-def _without_bound(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["title"] != ALL_LABELS]
-
-
 def _choosable(rows: pd.DataFrame, most_traffic: float | None) -> pd.DataFrame:
-    rows = _without_bound(rows)
-    rows = rows[~rows["title"].str.startswith("labels only")]
+    rows = rows[rows["title"] != ALL_LABELS]
     return rows if most_traffic is None else rows[rows["traffic"] <= most_traffic]
+
+
+def _over_labels(row: pd.Series) -> str:
+    return "" if row["title"] == LABELS_ONLY else f", {_gain(row)} points over {LABELS_ONLY}"
 
 
 def _cells(row: pd.Series, best: set[str]) -> list[str]:

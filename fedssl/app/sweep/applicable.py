@@ -6,8 +6,6 @@ from typing import Any
 from fedssl.app.sweep.axes import Assignment
 from fedssl.core.registry import Family
 from fedssl.experiment.families import family_at
-from fedssl.experiment.preset import KEY as PRESET
-from fedssl.experiment.preset import with_preset
 from fedssl.experiment.settings import merge, tables_of
 
 
@@ -42,8 +40,7 @@ def leave_out_unknown(
 def _lacking(table: Mapping[str, Any], assignment: Assignment) -> dict[str, str]:
     """Return the keys of settings that a point's kinds lack, each with the kind of its section."""
     kinds = [(key, text) for key, text in assignment if _names_kind(key)]
-    over = with_preset(tables_of(f"{key}={text}" for key, text in kinds))
-    chosen = merge(with_preset(table), over)
+    chosen = merge(table, tables_of(f"{key}={text}" for key, text in kinds))
     found = {}
     for key, _ in assignment:
         section, family, name = _section_of(key)
@@ -56,9 +53,7 @@ def _lacking(table: Mapping[str, Any], assignment: Assignment) -> dict[str, str]
 
 
 def _names_kind(key: str) -> bool:
-    """Return whether a setting names the kind of a section, ``method.kind=...`` or ``method=...`` for short, or a preset."""
-    if key == PRESET:
-        return True
+    """Return whether a setting names the kind of a section: ``method.kind=...``, or ``method=...`` for short."""
     section, _, last = key.rpartition(".")
     above = family_at(section)
     return family_at(key) is not None or (above is not None and last == above.key)

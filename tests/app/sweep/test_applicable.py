@@ -29,14 +29,6 @@ def test_kinds_of_sections_in_sections_count_too():
     assert said == ["left out: federation.partition.alpha (iid has no such setting)"]
 
 
-def test_the_kind_may_be_that_of_a_preset():
-    kept, said = points_of("preset=received_flexmatch", "method.status_scope=client")
-    assert kept == [(("preset", "received_flexmatch"), ("method.status_scope", "client"))]
-    assert said == []
-    table = {**{k: v for k, v in SMALL.items() if k != "method"}, "preset": "received_flexmatch"}
-    assert points_of("method.status_scope=client", table=table)[1] == []
-
-
 def test_the_kind_may_be_the_files_or_the_default():
     tables = [{"method": "supervised"}, {"method": {"kind": "fixmatch"}}, {}]
     kept, _ = leave_out_unknown(tables, [(RATIO,)] * 3)
