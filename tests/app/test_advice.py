@@ -1,5 +1,6 @@
 """`fedssl advise`: the nearest measured federation, the lines that are best in it, and what is said of them."""
 
+import dataclasses
 import math
 import shlex
 
@@ -151,8 +152,12 @@ def test_a_limit_of_traffic_leaves_lines_out():
     rows = rows_of(**USUAL)
     rows.loc[rows["title"] == "flexmatch", "traffic"] = 2.0
     assert advise(rows, HERE, 1.5).settings == ["method.kind=fixmatch"]
+    rows.loc[rows["title"] == "fixmatch", "traffic"] = 1.04
+    assert advise(rows, HERE, 1).settings == ["method.kind=fixmatch"], "it is shown as 1.0"
     with pytest.raises(InputError, match="the least is 1"):
         advise(rows, HERE, 0.5)
+    with pytest.raises(InputError, match="nothing was measured with labels at some clients"):
+        advise(rows, dataclasses.replace(HERE, place="some clients"))
 
 
 def test_the_evidence_of_the_package_is_whole(tmp_path):
@@ -172,6 +177,14 @@ def test_the_command_names_a_run_that_can_be_run(tmp_path):
     words = shlex.split(told.output.splitlines()[-1])
     assert words[:2] == ["fedssl", "run"]
     finished(fedssl("validate", *words[2:]))
+
+
+def test_an_experiment_with_phases_gets_settings_for_one_of_them(tmp_path):
+    phases = [{"rounds": 1, "method": {"kind": "supervised"}}, {"rounds": 1}]
+    told = fedssl("advise", small_toml(tmp_path / "e.toml", rounds=None, phases=phases))
+    finished(told)
+    assert "give these settings to the phase" in told.output
+    assert "fedssl run" not in told.output
 
 
 def test_nothing_to_advise_is_one_message(tmp_path):

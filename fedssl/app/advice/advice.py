@@ -10,16 +10,13 @@ from fedssl.app.advice.situation import Situation
 from fedssl.core.errors import InputError
 from fedssl.views.text_table import TextTable
 
-ROWS = 6
-"""A table shows this many lines at least, the best first, and all that cannot be told apart from the best."""
-
 PLAIN = "labels only"
 """Titles of lines without unlabeled images begin so."""
 
 NOTE = (
-    "accuracy of the moving average, %; gain over labels only in strong views, seed by seed, with its 95 % interval; gap %: how "
-    "much of the way to all labels; traffic, work: bytes, and images of a client's step, relative to FedAvg with labels only; "
-    "best: cannot be told apart from the best line"
+    "accuracy of the moving average, %; gain over labels only in strong views, seed by seed (of three seeds or more, with its 95 % "
+    "interval); gap %: how much of the way to all labels; traffic, work: bytes, and images of a client's step, relative to FedAvg with "
+    "labels at all clients (0: clients do not train); best: cannot be told apart from the best line"
 )
 
 
@@ -29,18 +26,16 @@ class Advice:
 
     Args:
         situation: The federation.
-        cells: Rows of the nearest cell of each data set, the nearest data set first.
-        most_traffic: Lines that send more than this, relative to FedAvg with labels only, are left out; None: no limit.
+        cells: Rows of the nearest cell of each data set, the nearest data set first; each has a line other than the bound.
     """
 
     situation: Situation
     cells: list[pd.DataFrame]
-    most_traffic: float | None = None
 
     @property
     def best(self) -> pd.DataFrame:
         """The best line of the nearest cell and all that cannot be told apart from it, the best first."""
-        return best_lines(_choosable(self.cells[0], self.most_traffic))
+        return best_lines(_without_bound(self.cells[0]))
 
     @property
     def settings(self) -> list[str]:
@@ -66,7 +61,7 @@ class Advice:
             said.append(
                 f"{tell[0].upper()}{tell[1:]} these from it: {', '.join(others['title'])}. Least work: {least['title']}."
             )
-        if self.best["title"].str.startswith(PLAIN).any():
+        if self.best["title"].str.startswith(PLAIN).any() or best["gain"] <= 0:
             said.append("So unlabeled images gained nothing there that is sure.")
         return [*said, *self._how_far()]
 
@@ -77,13 +72,15 @@ class Advice:
         if not 1 / 3 <= ratio <= 3:
             more = "more" if ratio > 1 else "fewer"
             factor = max(ratio, 1 / ratio)
-            said.append(f"Your federation has {factor:.0f} times {more} labels a class.")
+            said.append(
+                f"Your federation has {factor:.0f} times {more} labels a class, so it may be otherwise there."
+            )
         if not abs(own.label_skew - near["label_skew"]) <= 0.2:
             said.append(
                 f"Its skew is {own.label_skew:.2f}, that of the cell {near['label_skew']:.2f}."
             )
         for rows in self.cells[1:]:
-            titles = set(best_lines(_choosable(rows, self.most_traffic))["title"])
+            titles = set(best_lines(_without_bound(rows))["title"])
             if self.best.iloc[0]["title"] not in titles:
                 said.append(
                     f"On {rows.iloc[0]['data']}, others are best: {', '.join(sorted(titles))}."
@@ -91,11 +88,8 @@ class Advice:
         return said
 
     def _table(self, rows: pd.DataFrame) -> TextTable:
-        rows = rows if self.most_traffic is None else rows[rows["traffic"] <= self.most_traffic]
-        best = set(best_lines(_choosable(rows, None))["title"])
+        best = set(best_lines(_without_bound(rows))["title"])
         ordered = rows.sort_values("accuracy", ascending=False, kind="stable")
-        anyhow = ordered["title"].isin({*best, LABELS_ONLY, ALL_LABELS})
-        shown = ordered[anyhow | (pd.Series(range(len(ordered)), ordered.index) < ROWS)]
         first = rows.iloc[0]
         cell = Situation(
             *(first[name] for name in ("place", "label_skew", "labels", "classes", "clients"))
@@ -103,7 +97,7 @@ class Advice:
         return TextTable(
             f"{first['data']}: {cell.describe()}",
             ("line", "accuracy", "gain", "gap %", "traffic", "work", "best"),
-            [_cells(row, best) for _, row in shown.iterrows()],
+            [_cells(row, best) for _, row in ordered.iterrows()],
             NOTE,
         )
 
@@ -113,21 +107,29 @@ def advise(
 ) -> Advice:
     """Return the advice for a situation.
 
+    Args:
+        evidence: All measured lines.
+        situation: The federation.
+        most_traffic: Lines that send more than this, relative to FedAvg with labels at all clients, are left out; None: no limit.
+            A line counts as it is shown, with one decimal.
+
     Raises:
         InputError: Nothing was measured for such a federation, or all lines send more than allowed.
     """
-    cells = nearest_cells(evidence, situation)
-    cells = [rows for rows in cells if len(_choosable(rows, most_traffic))]
-    if not cells:
-        least = evidence.loc[evidence["place"] == situation.place, "traffic"].min()
-        remedy = "" if most_traffic is None else f"the least is {least:g}"
-        raise InputError("advise", "no line of the tables is such", remedy)
-    return Advice(situation, cells, most_traffic)
+    same = evidence[evidence["place"] == situation.place]
+    if same.empty:
+        raise InputError("advise", f"nothing was measured with labels at {situation.place}")
+    if most_traffic is not None:
+        least = same["traffic"].round(1).min()
+        same = same[same["traffic"].round(1) <= most_traffic]
+        if same.empty:
+            raise InputError("--traffic", "every line sends more", f"the least is {least:g}")
+    cells = [rows for rows in nearest_cells(same, situation) if len(_without_bound(rows))]
+    return Advice(situation, cells)
 
 
-def _choosable(rows: pd.DataFrame, most_traffic: float | None) -> pd.DataFrame:
-    rows = rows[rows["title"] != ALL_LABELS]
-    return rows if most_traffic is None else rows[rows["traffic"] <= most_traffic]
+def _without_bound(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["title"] != ALL_LABELS]
 
 
 def _over_labels(row: pd.Series) -> str:

@@ -64,7 +64,7 @@ def situation_of(federation: Federation) -> Situation:
         raise InputError(
             "advise",
             "every image has a label, so there is nothing to learn from unlabeled images",
-            "use method.kind = 'supervised'",
+            "supervised training fits it, and dividemix where labels are wrong",
         )
     place: Place = "server"
     if at_clients.any():

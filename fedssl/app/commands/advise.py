@@ -19,7 +19,7 @@ def advise(
     settings: Settings = None,
     traffic: Annotated[
         float | None,
-        typer.Option(min=0, help="Most traffic, relative to FedAvg with labels only."),
+        typer.Option(min=0, help="Most traffic, relative to FedAvg with labels at all clients."),
     ] = None,
 ) -> None:
     """Say which method fits the federation of an experiment, from the measured tables of docs/results.md.
@@ -30,7 +30,7 @@ def advise(
     Examples:
       fedssl advise mine.toml
 
-      fedssl advise mine.toml --traffic 1
+      fedssl advise mine.toml --traffic 1.5
     """
     require("pandas", "advise", "the tables")
     check_files([file])
@@ -58,7 +58,16 @@ def advise(
     for table in advice.tables():
         console.print(OnScreen(table))
     for sentence in advice.sentences():
-        console.say(sentence)
+        console.tell(sentence)
+    console.tell(
+        "Every line began with a tenth of its rounds in supervised training ([[phases]]), and shows one unlabeled image for each labeled one."
+    )
     words = [word for setting in advice.settings for word in ("--set", setting)]
-    console.say("to try it:")
-    console.print(shlex.join(["fedssl", "run", str(file), *words]), soft_wrap=True)
+    if experiment.phases:
+        console.tell(
+            "To try it, give these settings to the phase that learns from unlabeled images:"
+        )
+        console.print(" ".join(advice.settings), soft_wrap=True)
+    else:
+        console.tell("To try it:")
+        console.print(shlex.join(["fedssl", "run", str(file), *words]), soft_wrap=True)
