@@ -19,10 +19,11 @@ SKEWS = {
 """Settings of each skew: independent and identically distributed, and Dirichlet with alpha .1."""
 
 WORDS = {
-    "fashion": {"LABELS": "50", "RATE": "0.06"},
-    "cifar10": {"LABELS": "400", "RATE": "0.03"},
+    "fashion": {"LABELS": "50", "SHARE": "0.04", "RATE": "0.06"},
+    "cifar10": {"LABELS": "400", "SHARE": "0.4", "RATE": "0.03"},
 }
-"""What the words of protocols.toml stand for, by data set that has all cells: labels of each class, and the learning rate."""
+"""What the words of protocols.toml stand for, by data set that has all cells: labels of each class, a share of the images of
+two clients, and the learning rate."""
 
 DATA = (*WORDS, DIGITS)
 """The data sets."""
@@ -102,7 +103,8 @@ class Unit:
         if self.data == DIGITS:
             alone = ["engine.kind=serial", "engine.fuse=off"]
             return [*alone, *(["federation.labels.per_class=all"] if self.line == BOUND else [])]
-        where = list(_table("protocols")[self.protocol]["set"])
+        protocol = _table("protocols")[self.protocol]
+        where = [*protocol["set"], *protocol.get(self.skew, [])]
         for word, value in WORDS[self.data].items():
             where = [text.replace(word, value) for text in where]
         return [*SKEWS[self.skew], *where]
