@@ -1,5 +1,7 @@
 """`fedssl explain` tells what stands at every place of the experiment file, and names what is near a place that is not there."""
 
+import re
+
 import pytest
 
 from fedssl.app.commands.listing import FAMILIES
@@ -72,6 +74,21 @@ def test_a_narrow_terminal_cuts_no_name(command, monkeypatch):
     result = fedssl(*command.split())
     finished(result)
     assert "…" not in result.output
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize("place", ["threshold", "train", "server", "lr"])
+def test_no_terminal_breaks_a_word(place, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    words = set(re.findall(r"[\w.]+", fedssl("explain", place).output))
+    monkeypatch.setenv("COLUMNS", columns)
+    result = fedssl("explain", place)
+    finished(result)
+    assert set(re.findall(r"[\w.]+", result.output)) <= words
+
+
+def test_another_word_for_a_setting_is_understood():
+    refused(fedssl("explain", "learning_rate"), "did you mean train.lr")
 
 
 def test_every_section_with_kinds_is_explained():

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from rich.cells import cell_len
+from rich.padding import Padding
 from rich.table import Table
 
 from fedssl.app.commands.completion import complete_explained
@@ -18,6 +20,12 @@ if TYPE_CHECKING:  # --help must not wait for pydantic
     from pydantic.fields import FieldInfo
 
     from fedssl.core.registry import Family
+
+AROUND = 3
+"""Columns of a table take this many places beside their texts."""
+
+LEAST = 24
+"""A table leaves at least this many places to its last column."""
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -62,14 +70,16 @@ def explain(
         section = places[0].removesuffix(f".{found.key}")
         console.print(_kinds(section, found))
         if common := settings_of_all_kinds(found):
-            console.print("", f"every {section}.KIND has", _table(common), sep="\n")
+            console.print("", f"every {section}.KIND has", sep="\n")
+            _print_settings(console, common)
     elif isinstance(found, FieldInfo):
-        console.print(_table({places[0].rpartition(".")[2]: found}))
+        _print_settings(console, {places[0].rpartition(".")[2]: found})
     elif isinstance(found, Sequence):
-        console.print(_entries(found))
+        _print_entries(console, found)
     else:
-        console.print(_summary(inspect.getdoc(found) or ""), "", sep="\n")
-        console.print(_table(found.model_fields))
+        console.tell(_summary(inspect.getdoc(found) or ""))
+        console.print()
+        _print_settings(console, found.model_fields)
 
 
 def _summary(docstring: str) -> str:
@@ -91,19 +101,13 @@ def _kinds(place: str, family: "Family") -> Table:
     return table
 
 
-def _entries(entries: "Sequence[Entry]") -> Table:
-    """Return a table with a row for each meaning that a name has, and the places and kinds where it has this meaning."""
+def _print_entries(console: Console, entries: "Sequence[Entry]") -> None:
+    """Print a row for each meaning that a name has, with the places and kinds where it has this meaning."""
     from pydantic.fields import FieldInfo
 
     from fedssl.core.registry import Family
 
-    has_kinds = any(entry.kinds for entry in entries)
-    table = Table(show_edge=False)
-    table.add_column("place", style="bold", overflow="fold")
-    if has_kinds:
-        table.add_column("kinds", overflow="fold")
-    table.add_column("default", overflow="fold")
-    table.add_column("what it is", overflow="fold")
+    rows = []
     for entry in entries:
         if isinstance(entry.what, FieldInfo):
             default, meaning = _row_of(entry.what)
@@ -111,20 +115,47 @@ def _entries(entries: "Sequence[Entry]") -> Table:
             default, meaning = entry.what.default or "required", ", ".join(entry.what.names())
         else:
             default, meaning = "", _summary((entry.what.__doc__ or "").strip())
-        kinds = [", ".join(entry.kinds)] if has_kinds else []
-        table.add_row("\n".join(entry.places), *kinds, default, meaning)
-    return table
+        rows.append(("\n".join(entry.places), ", ".join(entry.kinds), default, meaning))
+    _print_rows(console, ("place", "kinds", "default", "what it is"), rows)
 
 
-def _table(fields: "dict[str, FieldInfo]") -> Table:
-    """Return a table with a row for each setting."""
-    table = Table(show_edge=False)
-    table.add_column("setting", style="bold", overflow="fold", no_wrap=True)
-    table.add_column("default", overflow="fold")
-    table.add_column("what it is", overflow="fold")
-    for name, field in fields.items():
-        table.add_row(name, *_row_of(field))
-    return table
+def _print_settings(console: Console, fields: "dict[str, FieldInfo]") -> None:
+    """Print a row for each setting."""
+    rows = [(name, *_row_of(field)) for name, field in fields.items()]
+    _print_rows(console, ("setting", "default", "what it is"), rows)
+
+
+def _print_rows(console: Console, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows as a table, or one below the other where a table would have to break words; empty columns are left out.
+
+    Args:
+        console: The terminal.
+        heads: Names of the columns.
+        rows: The cells of each row; the first names it, and the last is a sentence.
+    """
+    columns = [head for place, head in enumerate(heads) if any(row[place] for row in rows)]
+    cells = [[row[heads.index(head)] for head in columns] for row in rows]
+    words = [
+        max((cell_len(word) for row in cells for word in row[place].split()), default=0)
+        for place in range(len(columns) - 1)
+    ]
+    if (
+        sum(max(width, len(head)) + AROUND for width, head in zip(words, columns, strict=False))
+        + LEAST
+        <= console.width
+    ):
+        table = Table(show_edge=False)
+        for head in columns:
+            table.add_column(head, style="bold" if head == columns[0] else "", overflow="fold")
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+        return
+    for first, *others, last in cells:
+        console.print(first, style="bold")
+        named = [f"{head}: {text}" for head, text in zip(columns[1:], others, strict=False) if text]
+        for text in (*named, last):
+            console.print(Padding(text, (0, 0, 0, 2), expand=False))
 
 
 def _row_of(field: "FieldInfo") -> tuple[str, str]:

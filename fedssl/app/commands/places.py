@@ -47,6 +47,7 @@ def find_place(place: str) -> tuple[tuple[str, ...], What]:
     Raises:
         InputError: There is no such section, kind or setting.
     """
+    from fedssl.experiment.elsewhere import MOST_PLACES, keys_of
     from fedssl.experiment.experiment import Experiment
 
     parts = place.removesuffix(".").split(".") if place else []
@@ -56,6 +57,9 @@ def find_place(place: str) -> tuple[tuple[str, ...], What]:
         raise _missing(parts[0], Experiment.model_fields)
     found = _merged(_entries_of(parts[0]))
     if not found:
+        if meant := keys_of(parts[0], Experiment):
+            problem = f"there is no {parts[0]!r}"
+            raise InputError("explain", problem, f"{NEAR}{' or '.join(meant[:MOST_PLACES])}?")
         raise _missing(parts[0], Experiment.model_fields, set(_names_in(Experiment, "")))
     if len(parts) > 1 and len(found) == 1:
         return find_place(".".join([found[0].places[0], *parts[1:]]))
