@@ -34,11 +34,11 @@ def tables(data: str) -> dict[str, str]:
 
 
 def _row(data: str, line: str, lines: pd.DataFrame, skews: list[str]) -> list[str]:
-    cells = [Unit(data, lines["protocol"].iloc[0], "", line, 0).title]
+    texts = [Unit(data, lines["protocol"].iloc[0], "", line, 0).title]
     for skew in skews:
         own = lines[(lines["line"] == line) & (lines["skew"] == skew)].to_dict("records")
-        cells += _cells(own[0], line == BASELINE) if own else ["-"] * len(COLUMNS)
-    return cells if any(cell != "-" for cell in cells[1:]) else []
+        texts += _cells(own[0], line == BASELINE) if own else ["-"] * len(COLUMNS)
+    return texts if any(text != "-" for text in texts[1:]) else []
 
 
 def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:

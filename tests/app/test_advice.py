@@ -156,6 +156,9 @@ def test_a_limit_of_traffic_leaves_lines_out():
     assert advise(rows, HERE, 1).settings == ["method.kind=fixmatch"], "it is shown as 1.0"
     with pytest.raises(InputError, match="the least is 1"):
         advise(rows, HERE, 0.5)
+    rows.loc[rows["title"] == ALL_LABELS, "traffic"] = 0.5
+    with pytest.raises(InputError, match="the least is 1"):
+        advise(rows, HERE, 0.5)  # all labels is no choice
     with pytest.raises(InputError, match="nothing was measured with labels at some clients"):
         advise(rows, dataclasses.replace(HERE, place="some clients"))
 

@@ -116,16 +116,16 @@ def advise(
     Raises:
         InputError: Nothing was measured for such a federation, or all lines send more than allowed.
     """
-    same = evidence[evidence["place"] == situation.place]
-    if same.empty:
+    traffic = evidence["traffic"].round(1)
+    allowed = evidence if most_traffic is None else evidence[traffic <= most_traffic]
+    cells = [rows for rows in nearest_cells(allowed, situation) if len(_without_bound(rows))]
+    if cells:
+        return Advice(situation, cells)
+    choices = _without_bound(evidence[evidence["place"] == situation.place])
+    if choices.empty:
         raise InputError("advise", f"nothing was measured with labels at {situation.place}")
-    if most_traffic is not None:
-        least = same["traffic"].round(1).min()
-        same = same[same["traffic"].round(1) <= most_traffic]
-        if same.empty:
-            raise InputError("--traffic", "every line sends more", f"the least is {least:g}")
-    cells = [rows for rows in nearest_cells(same, situation) if len(_without_bound(rows))]
-    return Advice(situation, cells)
+    least = traffic[choices.index].min()
+    raise InputError("--traffic", "every line sends more", f"the least is {least:g}")
 
 
 def _without_bound(rows: pd.DataFrame) -> pd.DataFrame:

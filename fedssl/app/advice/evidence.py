@@ -36,14 +36,14 @@ COLUMNS = [
 ]
 """Columns of the file. ``settings`` are words as for ``--set``; ``accuracy`` is that of the moving average, and it and the gains and the share of
 the gap that is closed are shares of 1; ``letters`` marks lines that cannot be told apart; ``traffic`` (bytes) and ``work`` (images of a client's
-step) are relative to FedAvg with labels only."""
+step) are relative to FedAvg with labels at all clients."""
 
 
 def load_evidence() -> pd.DataFrame:
     """Return all rows, with the columns `COLUMNS`."""
     file = resources.files("fedssl.app.advice") / "evidence.csv"
     with file.open(encoding="utf-8") as text:
-        return pd.read_csv(text, keep_default_na=True)
+        return pd.read_csv(text)
 
 
 def nearest_cells(evidence: pd.DataFrame, situation: Situation) -> list[pd.DataFrame]:

@@ -139,11 +139,8 @@ def _print_rows(console: Console, heads: tuple[str, ...], rows: Sequence[tuple[s
         max((cell_len(word) for row in cells for word in row[place].split()), default=0)
         for place in range(len(columns) - 1)
     ]
-    if (
-        sum(max(width, len(head)) + AROUND for width, head in zip(words, columns, strict=False))
-        + LEAST
-        <= console.width
-    ):
+    widths = [max(word, len(head)) for word, head in zip(words, columns, strict=False)]
+    if sum(widths) + AROUND * len(widths) + LEAST <= console.width:
         table = Table(show_edge=False)
         for head in columns:
             table.add_column(head, style="bold" if head == columns[0] else "", overflow="fold")
