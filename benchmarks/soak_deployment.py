@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from fedssl.app.deploy.deployment import Deployment
+from fedssl.app.deploy.ports import find_free_ports
 from fedssl.app.simulation import Engine
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.run_directory import RunDirectory
@@ -56,7 +56,7 @@ def deploy(folder: Path, *arguments: object) -> list[str]:
 
 def make_deployment(folder: Path) -> Deployment:
     """Make a deployment without containers on free ports, and start it."""
-    gate, superlink, *clients = _free_ports(2 + CLIENT_COUNT)
+    gate, superlink, *clients = find_free_ports(2 + CLIENT_COUNT)
     init = ("init", "--no-containers", "--clients", CLIENT_COUNT, "--port", gate)
     subprocess.run(deploy(folder, *init), check=True, stdout=subprocess.DEVNULL)
     file = folder / "deployment.toml"
@@ -64,16 +64,6 @@ def make_deployment(folder: Path) -> Deployment:
     file.write_text(text.replace("client_port = 9100", f"client_port = {min(clients)}"))
     subprocess.run(deploy(folder, "up"), check=True, stdout=subprocess.DEVNULL)
     return Deployment.open(folder)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def kill(kind: str, operator: "subprocess.Popen[bytes]", deployment: Deployment, draw: random.Random) -> None:  # fmt: skip

@@ -7,25 +7,16 @@ from pathlib import Path
 
 import tomli_w
 
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback that were free just now."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+from fedssl.app.deploy.ports import find_free_ports
 
 
 def give_free_ports(folder: Path) -> None:
     """Let a deployment that was just made listen where nothing else does."""
     file = folder / "deployment.toml"
     table = tomllib.loads(file.read_text(encoding="utf-8"))
-    table["port"], table["superlink_port"], *_ = free_ports(2)
+    table["port"], table["superlink_port"], *_ = find_free_ports(2)
     while True:  # two in a row
-        table["client_port"], *_ = free_ports(1)
+        table["client_port"], *_ = find_free_ports(1)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", table["client_port"] + 1))
             break

@@ -11,11 +11,14 @@ from tests.helpers import fedssl, finished, refused, small_toml
 
 MISTYPED = [
     *(((*words, "nothere.toml"), "no such file") for words in (("run",), ("deploy", "run"))),
-    *(((one, "nothere.toml"), "no such file") for one in ("sweep", "validate", "show", "baseline")),
+    *(
+        ((one, "nothere.toml"), "no such file")
+        for one in ("sweep", "validate", "show", "baseline", "advise")
+    ),
     (("run", "e.toml", "nothere.toml"), "no such file"),
     *(
         ((*command.split(), "e.toml", "--set", "nothere"), "is not of the form a.b=value")
-        for command in ("run", "sweep", "validate", "show", "baseline", "deploy run")
+        for command in ("run", "sweep", "validate", "show", "baseline", "advise", "deploy run")
     ),
     (("run", "folder"), "is a folder that holds no run"),
     (("compare", "nothere"), "no such folder"),
@@ -148,7 +151,9 @@ def test_an_option_that_is_a_setting_is_told_as_one(words, setting, monkeypatch)
     )
 
 
-@pytest.mark.parametrize("command", ["sweep", "validate", "show", "baseline", "deploy run"])
+@pytest.mark.parametrize(
+    "command", ["sweep", "validate", "show", "baseline", "advise", "deploy run"]
+)
 def test_every_command_with_settings_tells_it(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert "--set rounds=3" in fedssl(*command.split(), "e.toml", "--rounds", "3").output

@@ -33,7 +33,7 @@ def advise(
       fedssl advise mine.toml --traffic 1.5
     """
     require("pandas", "advise", "the tables")
-    check_files([file])
+    check_files([file], settings)
     with quick_imports():
         from fedssl.app.advice.advice import advise as advice_for
         from fedssl.app.advice.evidence import load_evidence

@@ -87,7 +87,7 @@ def join(
     """
     from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
     from fedssl.app.deploy.keeper import PAUSE, keep
-    from fedssl.app.deploy.ports import find_free_port
+    from fedssl.app.deploy.ports import find_free_ports
     from fedssl.app.deploy.secrets import write_node_key
     from fedssl.app.deploy.services import (
         LOST,
@@ -147,7 +147,7 @@ def join(
     further: dict[str, str | float] = {**floor} | {
         name: text for name, text in texts.items() if text
     }
-    own_port = find_free_port() if port is None else port
+    own_port = find_free_ports(1)[0] if port is None else port
     service = client_service(
         sys.executable, number, server, ca.absolute(), key.absolute(), own_port, home, own, further
     )

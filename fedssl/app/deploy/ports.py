@@ -1,6 +1,7 @@
-"""Ports of this host's loopback: whether one is free, and one that is."""
+"""Ports of this host's loopback: whether one is free, and some that are."""
 
 import socket
+from contextlib import ExitStack
 
 
 def is_free(port: int) -> bool:
@@ -14,9 +15,10 @@ def is_free(port: int) -> bool:
     return True
 
 
-def find_free_port() -> int:
-    """Return a port that was free just now; the system chooses it, so two processes get different ones."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def find_free_ports(count: int) -> list[int]:
+    """Return different ports that were free just now; the system chooses them, so two processes get different ones, too."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

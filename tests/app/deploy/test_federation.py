@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 
 from fedssl.app.deploy.deployment import Deployment
+from fedssl.app.deploy.ports import find_free_ports
 from fedssl.app.deploy.secrets import write_node_key
 from fedssl.app.deploy.services import ENVIRONMENT
 from fedssl.app.simulation import Engine
 from fedssl.record.run_directory import RunDirectory
 from tests.helpers import command, fedssl, sha256, small_experiment, small_toml
-from tests.ports import free_ports, give_free_ports
+from tests.ports import give_free_ports
 
 FEDERATION = {"clients": 2, "sample": 2}
 
@@ -160,7 +161,7 @@ def test_the_state_of_all_is_shown(running):
 def turned_away(deployment: Deployment, words: str, *arguments: object) -> str:
     """Return what a client says until some words, by which it is not let in."""
     gate = f"127.0.0.1:{deployment.settings.port}"
-    (port,) = free_ports(1)
+    (port,) = find_free_ports(1)
     tools = Path(sys.executable).parent
     process = subprocess.Popen(
         [str(tools / "flower-supernode"), "--superlink", gate, "--port", str(port), "--max-retries", "1",

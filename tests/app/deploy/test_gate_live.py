@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from fedssl.app.deploy.admitted import header_of
 from fedssl.app.deploy.gate import LARGEST, LARGEST_OF_A_STRANGER
 from fedssl.app.deploy.health import is_service_well
+from fedssl.app.deploy.ports import find_free_ports
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
-from tests.ports import free_ports
 
 SECONDS = 2.0
 """The deadlines of strangers, shortened for these tests."""
@@ -45,7 +45,7 @@ class LiveGate:
         write_node_key(folder / "stranger")
         (folder / "admitted").mkdir()
         shutil.copy(folder / "client.pub", folder / "admitted")
-        self.port, inner = free_ports(2)
+        self.port, inner = find_free_ports(2)
         server = folder / "server.crt", folder / "server.key"
         stand_in = ["-m", "tests.app.deploy.superlink_stand_in", inner, *server]
         asked = ["--to", f"127.0.0.1:{inner}", "--port", self.port, "--ca", folder / "ca.crt",
