@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -165,9 +164,6 @@ def _how(member: _Member) -> str:
     return "it closed its connection"
 
 
-_one_at_a_time = threading.Lock()
-"""A team trains one client at a time, even if several threads of a process run experiments."""
-
 _teams: dict[tuple[str, ...], TeamProcesses] = {}
 """The team of this process, by its devices: one at most."""
 
@@ -180,15 +176,14 @@ def run_in_team(
     The team stays for the next client. After any error it ends, and the next client gets a new one.
     """
     key = tuple(devices)
-    with _one_at_a_time:
-        if key not in _teams or not _teams[key].is_whole():
-            end_team()
-            _teams[key] = TeamProcesses(devices)
-        try:
-            return _teams[key].run(message, context, work)
-        except BaseException:
-            end_team()
-            raise
+    if key not in _teams or not _teams[key].is_whole():
+        end_team()
+        _teams[key] = TeamProcesses(devices)
+    try:
+        return _teams[key].run(message, context, work)
+    except BaseException:
+        end_team()
+        raise
 
 
 @atexit.register

@@ -6,6 +6,7 @@ billion.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -50,19 +51,24 @@ def make_numpy_generator(
     return np.random.default_rng(derive_seed(seed, purpose, round=round, client=client))
 
 
+_global_streams_turn = threading.RLock()
+"""torch's global streams belong to the process; a thread that needs them waits until another one has put them back."""
+
+
 @contextmanager
 def seeded_torch(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed torch's global streams inside the block, for code that takes no generator, then put them back.
 
-    Only weight initialization and dropout draw from the global streams. Only this function, `reseed` and `rewinder`
+    Threads of a process take turns. Only weight initialization and dropout draw from the global streams. Only this function, `reseed` and `rewinder`
     touch those streams.
     """
-    rewind = make_rewinder(device)
-    try:
-        reseed(seed, device)
-        yield
-    finally:
-        rewind()
+    with _global_streams_turn:
+        rewind = make_rewinder(device)
+        try:
+            reseed(seed, device)
+            yield
+        finally:
+            rewind()
 
 
 def reseed(seed: int, device: torch.device | str = "cpu") -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from fedssl.server.run import ServerRun
 logger = logging.getLogger("fedssl.server")
 
 app = ServerApp()
+
+_one_at_a_time = threading.RLock()
+"""A run uses what belongs to the whole process, such as the resident network and torch's default type of numbers."""
 
 
 @app.main()
@@ -83,7 +87,7 @@ def serve(
     *,
     numbers: Mapping[int, int] | None = None,
 ) -> Outcome:
-    """Run an experiment over a grid.
+    """Run an experiment over a grid. Threads of a process take turns: each run has the result that it has alone.
 
     Args:
         experiment: What to run.
@@ -96,11 +100,22 @@ def serve(
         InputError: The run cannot be resumed over this grid, or a simulation's clients should bring private data.
         RunFailed: Too few clients connected, answered the census, or succeeded in a round; observers are told first.
     """
-    clients = as_client_grid(grid)
+    with _one_at_a_time:
+        return _serve(experiment, as_client_grid(grid), observers, resume, numbers or {})
+
+
+def _serve(
+    experiment: Experiment,
+    clients: ClientGrid,
+    observers: Sequence[Observer],
+    resume: Snapshot | None,
+    numbers: Mapping[int, int],
+) -> Outcome:
+    """Run an experiment; arguments as in `serve`."""
     if clients.is_simulation:
         refuse_private(experiment)
     clients.states.discard()  # a run that was cut off may have left states
-    run = ServerRun(experiment, clients, observers, numbers or {})
+    run = ServerRun(experiment, clients, observers, numbers)
     try:
         return run.start(resume)
     except BaseException as error:

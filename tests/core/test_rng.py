@@ -1,5 +1,7 @@
 """Random streams are named and isolated, and leave torch's global stream unchanged."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,23 @@ def test_the_global_stream_comes_back_after_an_error():
     with pytest.raises(RuntimeError):
         draw_and_raise()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_thread_waits_for_the_global_stream():
+    def draws(pause=lambda: None):
+        with rng.seeded_torch(7):
+            first = torch.rand(3)
+            pause()
+            return first, torch.rand(3)
+
+    alone = draws()
+    with ThreadPoolExecutor(1) as threads:
+
+        def let_another_thread_in():
+            others.append(threads.submit(draws))
+            wait(others, timeout=0.1)
+
+        others = []
+        ours = draws(let_another_thread_in)
+        theirs = others[0].result()
+    assert all(torch.equal(*pair) for pair in zip(ours + theirs, alone + alone, strict=True))
