@@ -20,7 +20,7 @@ from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
-from fedssl.experiment.paths import HERE, find_paths
+from fedssl.experiment.paths import HERE, find_paths, keep_searched
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
@@ -256,6 +256,7 @@ class Experiment(RunSettings):
         with trusting(self._trust):
             experiment = self.from_dict(merge(self._given(), tables_of(settings), said=said))
         experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
+        keep_searched(self, experiment)
         return experiment
 
     def deployed(self) -> "Experiment":

@@ -26,10 +26,27 @@ def find_paths(section: AnySection, folders: Sequence[Path]) -> AnySection:
         folders: The folders, in the order in which they are searched.
     """
     found = _with_paths(section, lambda path: _find(path, folders))
-    for source in (getattr(found, name) for name in type(found).model_fields):
-        if isinstance(source, Source):
-            source.__dict__["searched"] = tuple(folder.resolve() for folder in folders)
+    for source in _sources(found).values():
+        source.__dict__["searched"] = tuple(folder.resolve() for folder in folders)
     return found
+
+
+def keep_searched(before: Section, after: Section) -> None:
+    """Let the sources of data that did not change remember the folders in which their paths were searched.
+
+    Args:
+        before: A section whose paths were found.
+        after: The same section with some settings changed.
+    """
+    found = _sources(before)
+    for name, source in _sources(after).items():
+        if source == found.get(name):
+            source.__dict__["searched"] = found[name].searched
+
+
+def _sources(section: Section) -> dict[str, Source]:
+    fields = {name: getattr(section, name) for name in type(section).model_fields}
+    return {name: value for name, value in fields.items() if isinstance(value, Source)}
 
 
 def make_paths_absolute(section: AnySection) -> AnySection:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from fedssl.app.commands.listing import FAMILIES
 from fedssl.core.processes import path_for_other_processes
 from tests.helpers import fedssl, finished, refused, small_toml
 
@@ -124,8 +125,13 @@ def test_a_kind_by_its_name_alone_may_have_settings_beside_it(tmp_path):
     assert "flexmatch" in result.output
 
 
-def test_a_list_of_nothing_names_the_families():
-    refused(fedssl("list"), "which family", "methods", "strategies")
+def test_a_list_without_a_family_shows_all_families():
+    result = fedssl("list")
+    assert result.exit_code == 0, result.output
+    words = result.output.split()
+    for word in (*FAMILIES, "federation.partition", "augment.weak", "fixmatch,", "mlflow,"):
+        assert word in words
+    refused(fedssl("list", "method"), "methods")
     result = fedssl("ls")
     assert result.exit_code == 2
     assert result.output.count("Did you mean 'list'?") == 1

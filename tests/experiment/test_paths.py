@@ -65,6 +65,17 @@ def test_the_error_names_every_path_that_was_tried(source, kind, places):
     )
 
 
+def test_a_changed_setting_leaves_the_paths_that_were_tried(places):
+    here, beside = places
+    experiment = Experiment.load(write_experiment(beside, data={"source": "folder:lost"}))
+    with pytest.raises(InputError) as error:
+        experiment.with_settings("seed=3").data.prepare()
+    assert f"(tried {here / 'lost'} and {beside / 'lost'})" in str(error.value)
+    with pytest.raises(InputError) as error:
+        experiment.with_settings("data.source=folder:other").data.prepare()
+    assert f"(tried {here / 'other'})" in str(error.value)
+
+
 def test_an_absolute_path_and_the_home_folder_are_tried_alone(places, monkeypatch):
     here, beside = places
     monkeypatch.setenv("HOME", str(here))

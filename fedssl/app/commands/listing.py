@@ -66,7 +66,7 @@ def list_plugins(
         str,
         typer.Argument(
             metavar="FAMILY",
-            help=f"One of: {', '.join(FAMILIES)}.",
+            help=f"One of: {', '.join(FAMILIES)}. Without it, what each of them is called in a file, and its kinds.",
             autocompletion=lambda: sorted(FAMILIES),
             show_default=False,
         ),
@@ -75,15 +75,20 @@ def list_plugins(
     """List the kinds that a section of the experiment file can name, with their settings.
 
     Examples:
-      fedssl list methods
+      fedssl list
 
-      fedssl list partitions
+      fedssl list methods
     """
+    if not family:
+        with quick_imports():
+            families = _families()
+        console = Console()
+        console.print(families)
+        console.say("fedssl list FAMILY says what the kinds are, and which settings they have")
+        return
     if family not in FAMILIES:
         raise InputError(
-            "list",
-            f"there is no family {family!r}" if family else "wants to know which family",
-            suggest_nearest(family, FAMILIES),
+            "list", f"there is no family {family!r}", suggest_nearest(family, FAMILIES)
         )
     with quick_imports():
         members = members_of(family)
@@ -93,6 +98,17 @@ def list_plugins(
         console.print(_overview(needs), "", _legend(NOTES[family]), "", sep="\n")
     console.print(_details(members, needs))
     console.say(f"fedssl explain {_section_of(family)}.KIND tells what the settings of a kind mean")
+
+
+def _families() -> Table:
+    """Return a table of all families: the first section that names a member, and the kinds of all members."""
+    table = Table(show_edge=False)
+    table.add_column("family", style="bold", overflow="fold")
+    table.add_column("section", overflow="fold")
+    table.add_column("kinds")
+    for family in FAMILIES:
+        table.add_row(family, _section_of(family), ", ".join(members_of(family)))
+    return table
 
 
 def _section_of(family: str) -> str:
