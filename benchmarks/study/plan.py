@@ -34,6 +34,9 @@ BASELINE = "supervised_strong"
 BOUND = "all_labels"
 """The line that knows all labels."""
 
+RECEIVED = "(received labels)"
+"""What follows the title of a line whose clients take the labels of the model that they received."""
+
 RESULTS = HERE / "results"
 """Folder of the files that the tables are made from."""
 
@@ -95,8 +98,10 @@ class Unit:
     @property
     def title(self) -> str:
         """How tables call the line."""
-        found = _table(DIGITS if self.data == DIGITS else "lines")[self.line]
-        return str(found if self.data == DIGITS else found["title"])
+        if self.data == DIGITS:
+            return str(_table(DIGITS)[self.line])
+        title = str(_table("lines")[self.line]["title"])
+        return f"{title} {RECEIVED}" if "method.labeler=received" in self.own_settings else title
 
     @property
     def _cell_settings(self) -> list[str]:

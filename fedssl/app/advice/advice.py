@@ -59,7 +59,7 @@ class Advice:
         if len(others):
             least = self.best.sort_values(["work", "traffic"], kind="stable").iloc[0]
             said.append(
-                f"{tell[0].upper()}{tell[1:]} these from it: {', '.join(others['title'])}. Least work: {least['title']}."
+                f"{tell[0].upper()}{tell[1:]} these from it: {'; '.join(others['title'])}. Least work: {least['title']}."
             )
         if self.best["title"].str.startswith(PLAIN).any() or best["gain"] <= 0:
             said.append("So unlabeled images gained nothing there that is sure.")
@@ -83,7 +83,7 @@ class Advice:
             titles = set(best_lines(_without_bound(rows))["title"])
             if self.best.iloc[0]["title"] not in titles:
                 said.append(
-                    f"On {rows.iloc[0]['data']}, others are best: {', '.join(sorted(titles))}."
+                    f"On {rows.iloc[0]['data']}, others are best: {'; '.join(sorted(titles))}."
                 )
         return said
 
