@@ -123,7 +123,7 @@ def test_the_advice_is_the_best_line_that_learns_from_unlabeled_images():
 def test_it_says_that_unlabeled_images_gained_nothing_sure():
     lines = USUAL | {"labels_only": (0.84, "a"), "fixmatch": (0.83, "a")}
     said = " ".join(advise(rows_of(**lines), HERE).sentences())
-    assert f"3 seeds cannot tell these from it: {LABELS_ONLY}, fixmatch" in said
+    assert f"3 seeds cannot tell these from it: {LABELS_ONLY}; fixmatch" in said
     assert f"Least work: {LABELS_ONLY}." in said or "Least work: flexmatch." in said
     assert "unlabeled images gained nothing there that is sure" in said
 
