@@ -27,7 +27,7 @@ def make_evidence() -> pd.DataFrame:
             rows.assign(
                 data=data,
                 title=[unit.title for unit in each],
-                settings=[shlex.join(unit.own_settings) for unit in each],
+                settings=[shlex.join(_of_its_phase(unit)) for unit in each],
                 accuracy=rows["ema_accuracy"],
                 gain_low=rows["gain_ci95_low"],
                 gain_high=rows["gain_ci95_high"],
@@ -39,6 +39,11 @@ def make_evidence() -> pd.DataFrame:
 
 def _read(data: str, name: str) -> pd.DataFrame:
     return pd.read_csv(RESULTS / f"{data}_{name}.csv", dtype={"skew": str})
+
+
+def _of_its_phase(unit: Unit) -> list[str]:
+    """Return the settings of the phase that learns from unlabeled images; those of a phase before it are the study's alone."""
+    return [setting for setting in unit.own_settings if not setting.startswith("phases.")]
 
 
 def _work(unit: Unit) -> float:
