@@ -73,6 +73,7 @@ class Engine:
     def __init__(self) -> None:
         self._grid: InBackground[LocalGrid] | None = None
         self._made_for: object = None
+        self._turn = threading.RLock()
 
     def __enter__(self) -> "Engine":
         return self
@@ -103,7 +104,7 @@ class Engine:
         observers: Sequence[Observer] = (),
         resume: Snapshot | None = None,
     ) -> Outcome:
-        """Run one experiment on the engine that it names.
+        """Run one experiment on the engine that it names. Threads take turns, since they share the workers.
 
         Args:
             experiment: The experiment to run.
@@ -117,12 +118,13 @@ class Engine:
         check_engine(experiment)
         refuse_private(experiment)
         logging.getLogger("flwr").setLevel(logging.ERROR)  # observers show what Flower would log
-        if experiment.engine.kind == "flower":
-            self.close()
-            return _run_under_flower(experiment, observers, resume)
-        grid = self._grid_for(experiment)
-        with grid.recording(_record_of(observers)):
-            return serve(experiment, grid, observers, resume)
+        with self._turn:
+            if experiment.engine.kind == "flower":
+                self.close()
+                return _run_under_flower(experiment, observers, resume)
+            grid = self._grid_for(experiment)
+            with grid.recording(_record_of(observers)):
+                return serve(experiment, grid, observers, resume)
 
     def _grid_for(self, experiment: Experiment) -> LocalGrid:
         if experiment.engine.kind == "auto":
