@@ -132,6 +132,7 @@ def test_a_list_without_a_family_shows_all_families():
     for word in (*FAMILIES, "federation.partition", "augment.weak", "fixmatch,", "mlflow,"):
         assert word in words
     refused(fedssl("list", "method"), "methods")
+    refused(fedssl("list", "train"), "there is no family 'train'", "`fedssl explain train`")
     result = fedssl("ls")
     assert result.exit_code == 2
     assert result.output.count("Did you mean 'list'?") == 1

@@ -293,6 +293,14 @@ def test_classes_without_names_are_called_by_their_numbers():
         AtServer(per_class=9).draw(pool, np.random.default_rng(0))
 
 
+def test_the_smallest_class_is_called_by_its_name():
+    names = ("boot", "coat", "dress", "shirt", "bag")
+    truth = np.array([1, 1, 1, 0, 0, 2, 2, 3, 3, 3, 4, 4])
+    pool = Pool(truth, np.ones(len(truth), bool), None, len(names), 2, names)
+    with pytest.raises(InputError, match=r"class boot has 2 .* smallest class, boot, has 2"):
+        AtServer(per_class=9).draw(pool, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 @given(validation=st.floats(0.2, 0.8), seed=st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)

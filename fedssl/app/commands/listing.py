@@ -88,7 +88,9 @@ def list_plugins(
         return
     if family not in FAMILIES:
         raise InputError(
-            "list", f"there is no family {family!r}", suggest_nearest(family, FAMILIES)
+            "list",
+            f"there is no family {family!r}",
+            f"{suggest_nearest(family, FAMILIES)}; `fedssl explain {family}` tells settings, if it is a section of a file",
         )
     with quick_imports():
         members = members_of(family)

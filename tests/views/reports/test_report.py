@@ -20,7 +20,7 @@ from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import resume_command
 from fedssl.views.closer_look import look_closely, read_evaluation
-from fedssl.views.reports.charts import Band, slanted, thinned
+from fedssl.views.reports.charts import Band, quantity, slanted, thinned
 from fedssl.views.reports.line_specs import curves, lines
 from fedssl.views.reports.material import read_material
 from fedssl.views.reports.page import Page, balanced_columns, write_page
@@ -202,6 +202,11 @@ def test_participation_ends_with_the_last_client_and_round(run, page):
     axes = chart.spec["encoding"]
     assert axes["x"]["scale"]["domain"] == [0.5, 7.5]
     assert axes["y"]["scale"]["domain"] == [-0.5, 5.5]
+
+
+def test_an_axis_of_two_clients_has_whole_numbers():
+    axis = quantity("client", "client", (-0.5, 1.5), whole=True)["axis"]
+    assert axis["values"] == [0, 1]
 
 
 def test_images_of_unknown_class_are_held_too(run, page):
