@@ -116,6 +116,22 @@ def test_a_path_is_broken_behind_slashes(tmp_path, monkeypatch):
     assert left_out == ["rounds", "time", "age"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_one_long_path_takes_no_column_from_the_others(tmp_path, monkeypatch, width):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "runs" / "short", [0.9])
+    record(tmp_path / "runs" / ("long-name-" * 10), [0.5])
+    record(tmp_path / "runs" / ("x" * 100), [0.5])
+    lines, _, left_out = shown(Path("runs"), width)
+    assert max(map(cell_len, lines)) <= width
+    assert lines[0].replace("EMA %", "EMA").split()[:3] == ["run", "state", "EMA"]
+    assert not {"state", "EMA %"} & set(left_out)
+    assert [line.split()[-2:] for line in lines if "short" in line] == [["finished", "90.0"]]
+    text = "".join(line.split()[0] for line in lines[2:])
+    assert "long-name-" * 10 in text
+    assert "x" * 100 in text
+
+
 def test_a_terminal_is_told_what_has_no_room(runs, monkeypatch):
     monkeypatch.setattr(
         "fedssl.app.commands.runs.run_table", lambda found, width: ("a table", ["age"])
