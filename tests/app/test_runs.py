@@ -150,6 +150,21 @@ def test_without_a_word_the_runs_of_this_folder_are_listed(runs, monkeypatch):
     finished(fedssl("runs", "--help"))
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("remove", "rm"), ("delete", "rm"), ("ls", "list"), ("lst", "list"), ("tags", "tag")],
+)
+@pytest.mark.parametrize("others", [(), ("a",)])
+def test_a_word_that_is_nearly_a_command_names_the_command(runs, monkeypatch, word, meant, others):
+    monkeypatch.chdir(runs)
+    result = fedssl("runs", word, *others)
+    assert result.exit_code == 2
+    assert f"No such command '{word}'. Did you mean '{meant}'?" in result.output
+    assert (runs / "a").is_dir()
+    (runs / word).mkdir()
+    finished(fedssl("runs", word))  # a folder of this name is listed
+
+
 def test_mistakes_are_told(runs):
     refused(fedssl("runs", runs / "nowhere"), "no such folder")
     refused(fedssl("runs", runs / "a" / "rounds.csv"), "is not a folder")
