@@ -14,7 +14,13 @@ from fedssl.cli import _LogLines
 from fedssl.core.console import Console
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import Failure, Outcome, RoundEnd
-from fedssl.views.screen.display import PlainDisplay, make_display, right_and_used, sparkline
+from fedssl.views.screen.display import (
+    PlainDisplay,
+    make_display,
+    progress_bar,
+    right_and_used,
+    sparkline,
+)
 from fedssl.views.screen.live_display import LiveDisplay
 from fedssl.views.screen.live_panel import BELOW
 from tests.helpers import federation_of, small_experiment
@@ -228,3 +234,14 @@ def test_a_terminal_whose_cursor_cannot_be_moved_gets_lines(kind, is_live):
     assert isinstance(make_display(console), LiveDisplay if is_live else PlainDisplay)
     sweep = make_sweep_display(console, [], 0, plain=False)
     assert isinstance(sweep._display, Screen if is_live else Lines)
+
+
+def test_without_colors_the_bar_shows_what_is_done_by_its_length():
+    terminal = Terminal(60, 24)
+    console = Console(file=terminal, force_terminal=True, width=60, no_color=True)
+    progress = progress_bar(console, "round")
+    progress.advance(progress.add_task("rounds", total=4))
+    console.print(progress)
+    bar = terminal.shown[0].partition("1/4 ")[2].partition("0:")[0]
+    assert bar.count("━") == len(bar) // 4
+    assert not bar.strip("━╸").strip()
