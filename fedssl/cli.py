@@ -1,6 +1,7 @@
 """The command line: all commands of ``fedssl``."""
 
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -53,20 +54,30 @@ def command_line() -> None:
     app()
 
 
-class _Printable(logging.Formatter):
-    """Write out the control characters of a message, for a message may hold a user's names."""
+class _LogLines(logging.Handler):
+    """Write log lines to the standard error stream of the moment, which shows them above a live screen while there is one.
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+    Control characters of a message are written out, for a message may hold a user's names.
+    """
+
+    def createLock(self) -> None:  # noqa: N802
+        """Do without a lock: a live screen that cannot be drawn logs this while another thread's line waits for the screen."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            sys.stderr.write(f"{printable(self.format(record))}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def _show_log_lines() -> None:
     """Show log lines on stderr: about data that is prepared, which can take minutes, and about workers."""
     log = logging.getLogger("fedssl")
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Printable())
-        log.addHandler(handler)
+        log.addHandler(_LogLines())
         log.setLevel(logging.INFO)
 
 

@@ -1,7 +1,6 @@
 """The list of runs as a table for terminals of any width: a run's path is always whole, and other columns give way to it."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import JustifyMethod
 from rich.table import Table
 
+from fedssl.core.console import folded, pieces_of
 from fedssl.core.durations import brief_duration
 from fedssl.core.text import one_line
 from fedssl.record.overview import Overview, State
@@ -22,6 +22,9 @@ APART = 2
 
 FEWEST = 2
 """Paths are broken into lines before fewer than this many columns stand beside them."""
+
+NARROWEST = 20
+"""A path that is broken into lines takes at least this many places, or as many as its longest part."""
 
 WIDEST_TAGS = 20
 """The column of tags takes at most this many places; more tags stand on further lines."""
@@ -78,8 +81,8 @@ COLUMNS = (
 def run_table(runs: Sequence[Overview], width: int) -> tuple[Table, list[str]]:
     """Return a table with one row per run, and the heads of the columns for which it has no room.
 
-    Columns give way until the paths fit. Where they do not fit beside two columns, they are broken behind slashes and commas, and in
-    the middle of a name only if the name alone is wider than the terminal.
+    Columns give way until the paths fit. Where they do not fit beside two columns, they are broken behind slashes and commas, and a
+    name that alone is too wide is broken behind its hyphens, or anywhere if it has none.
 
     Args:
         runs: The runs; the column of tags is left out if none of them has any.
@@ -95,9 +98,9 @@ def run_table(runs: Sequence[Overview], width: int) -> tuple[Table, list[str]]:
         return width - 1 - sum(widths[column.head] + APART for column in by_rank[:count])
 
     longest = max(map(cell_len, paths))
-    longest_part = max(cell_len(part) for path in paths for part in _parts(path))
+    longest_part = max(cell_len(part) for path in paths for part in pieces_of(path))
     beside = [count for count in range(len(columns), FEWEST - 1, -1) if longest <= room(count)]
-    below = [count for count in range(FEWEST, 0, -1) if longest_part <= room(count)]
+    below = [count for count in range(FEWEST, 0, -1) if min(longest_part, NARROWEST) <= room(count)]
     count = next(iter([*beside, *below]), 0)
     kept = [column for column in columns if column in by_rank[:count]]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
@@ -108,20 +111,5 @@ def run_table(runs: Sequence[Overview], width: int) -> tuple[Table, list[str]]:
         )
     for run, path in zip(runs, paths, strict=True):
         cells = [column.cell(run) for column in kept]
-        table.add_row(_in_lines(path, room(count)), *cells, style=STYLES.get(run.state))
+        table.add_row(folded(path, max(1, room(count))), *cells, style=STYLES.get(run.state))
     return table, [column.head for column in columns if column not in kept]
-
-
-def _parts(path: str) -> list[str]:
-    """Return the parts of a path, each with the slash or the comma behind it; folders of a sweep hold settings and commas."""
-    return re.findall("[^/,]*[/,]|[^/,]+", path)
-
-
-def _in_lines(path: str, room: int) -> str:
-    """Return a path in lines of at most so many places, which end behind slashes and commas; a part that is longer has a line of its own."""
-    lines = [""]
-    for part in _parts(path):
-        if lines[-1] and cell_len(lines[-1] + part) > room:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)

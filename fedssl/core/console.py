@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -23,6 +23,9 @@ USUAL_WIDTH = 80
 
 WORD = re.compile(r"\s*(\S+)")
 """A word of a line, with the spaces before it."""
+
+MARKS = ("/,", "-_.=")
+"""A long name or path is broken behind the first of these marks, and only what is still too long behind the others."""
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,36 @@ class Console(RichConsole):
         """Yield the pieces of anything that can be shown; signs of rich's own, such as …, have their ASCII forms too."""
         for text, style, control in super().render(renderable, options):
             yield Segment(encodable(text, self.encoding), style, control)
+
+
+def folded(text: str, width: int) -> str:
+    """Return a text in lines of at most `width` places, which end behind marks such as a slash or a hyphen.
+
+    A piece that is longer and has no marks is broken anywhere.
+
+    Example:
+        >>> folded("runs/digits-fixmatch/seed0", 12).splitlines()
+        ['runs/', 'digits-', 'fixmatch/', 'seed0']
+    """
+    lines = [text]
+    for marks in MARKS:
+        lines = [piece for line in lines for piece in _packed(line, width, marks)]
+    return "\n".join(piece for line in lines for piece in chop_cells(line, width))
+
+
+def _packed(line: str, width: int, marks: str) -> list[str]:
+    """Return the pieces of a line that end behind marks, as many in each line as have room."""
+    lines = [""]
+    for piece in pieces_of(line, marks) if cell_len(line) > width else [line]:
+        if lines[-1] and cell_len(lines[-1] + piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return lines
+
+
+def pieces_of(text: str, marks: str = MARKS[0]) -> list[str]:
+    """Return the pieces of a name or a path, each with the mark behind it."""
+    return re.findall(f"[^{re.escape(marks)}]*[{re.escape(marks)}]|[^{re.escape(marks)}]+", text)
 
 
 def _broken_between_words(text: Text, width: int) -> Text:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -23,6 +24,17 @@ Finding = Mapping[str, Any]
 """One of the errors of a `ValidationError`."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """What the pattern of a setting means, as an annotation of the setting: a message says it in place of the pattern.
+
+    Args:
+        words: What the setting may hold, such as "letters and digits".
+    """
+
+    words: str
+
+
 def input_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> InputError:
     """Return pydantic's findings as one message: what is wrong with the first setting, and which others are wrong too.
 
@@ -34,7 +46,7 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
     found: dict[str, list[Finding]] = {}
     for finding in error.errors():
         field = ".".join(([prefix] if prefix else []) + _setting(finding, model))
-        found.setdefault(field or model.__name__, []).append(finding)
+        found.setdefault(field or model.__name__, []).append(_with_form(finding, model))
     (field, own), *others = found.items()
     also = _also_wrong([name for name, _ in others])
     first = own[0]
@@ -46,6 +58,17 @@ def input_error(error: ValidationError, model: type[BaseModel], prefix: str = ""
     if first["type"] == "missing" and len(own) == 1:
         return InputError(field, "is missing" + also)
     return InputError(field, _problem(own) + also)
+
+
+def _with_form(finding: Finding, model: type[BaseModel]) -> Finding:
+    """Return a finding that says in words what a pattern says, if the setting is annotated with a `Form`."""
+    if finding["type"] != "string_pattern_mismatch":
+        return finding
+    *path, last = _setting(finding, model)
+    owner = _model_at(model, path)
+    field = None if owner is None else owner.model_fields.get(last)
+    forms = [each for each in (field.metadata if field else ()) if isinstance(each, Form)]
+    return {**finding, "msg": f"{SHOULD_BE}{forms[0].words}"} if forms else finding
 
 
 def _also_wrong(others: list[str]) -> str:

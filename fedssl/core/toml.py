@@ -30,6 +30,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         raise InputError(str(path), "no such file", _suggest_file(path)) from None
+    except IsADirectoryError:
+        raise InputError(str(path), "is a folder", _suggest_in_folder(path)) from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # such as a path with a NUL
@@ -53,6 +55,15 @@ def _suggest_file(path: Path) -> str:
         return ""
     found = get_close_matches(path.stem, stems, n=1)
     return f"did you mean {str(path.with_name(found[0] + SUFFIX))!r}?" if found else ""
+
+
+def _suggest_in_folder(path: Path) -> str:
+    """Return "did you mean ...?" for the only TOML file of a folder, such as that of a run; else what to name."""
+    try:
+        found = [file for file in path.glob(f"*{SUFFIX}") if file.name.isprintable()]
+    except OSError:
+        found = []
+    return f"did you mean {str(found[0])!r}?" if len(found) == 1 else "name a TOML file"
 
 
 def split_setting(setting: str) -> tuple[list[str], str]:

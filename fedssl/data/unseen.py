@@ -63,7 +63,9 @@ def _encoded(path: Path, numbers: Mapping[str, int], flaws: Flaws) -> Iterator[E
         yield Encoded(str(path), str(path), UNKNOWN)
         return
     if not path.is_dir():
-        raise InputError(FIELD, f"there is no {path}", "name files, folders or an .npz")
+        raise InputError(
+            FIELD, f"there is no file or folder {str(path)!r}", "name files, folders or an .npz"
+        )
     found, own = False, _class_of((path.resolve().name,), numbers)
     try:
         for entry in entries_under(str(path), flaws=flaws):

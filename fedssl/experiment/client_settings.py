@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from torch import nn
 
 from fedssl.augment.policy import Augment
-from fedssl.core.findings import input_error
+from fedssl.core.findings import Form, input_error
 from fedssl.core.registry import Section
 from fedssl.core.trust import Trust, current_trust, trusting
 from fedssl.data.shard import ImageSpec
@@ -38,7 +38,9 @@ DEFAULT_ROUNDS = 40
 class ClientSettings(Section):
     """The settings that are sent to clients. A client parses no others and needs no plug-ins of the server."""
 
-    name: str = Field(
+    name: Annotated[
+        str, Form("letters, digits, . _ and -, of which the first is a letter or a digit")
+    ] = Field(
         "experiment",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,

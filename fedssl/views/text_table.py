@@ -8,8 +8,13 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.constrain import Constrain
 from rich.table import Table
 
+from fedssl.core.console import folded
+
 APART = 2
 """Columns of a table are this many places apart on a terminal."""
+
+MOST_FOR_NAMES = 2
+"""A word of the first column takes at most this part of a terminal's width, one half, so that figures stay whole beside it."""
 
 NOTE_WIDTH = 60
 """The title and the note of a narrow table take this many places of a terminal that has them."""
@@ -52,8 +57,10 @@ class OnScreen:
 
         first = (self.grid.columns[0], *(row[0] for row in self.grid.rows))
         longest_word = max(length(word) for text in first for word in text.split())
-        room = options.max_width - longest_word - APART - 1  # a place is left free at the edge
-        tables = [_table(self.grid, block, room) for block in _blocks(self.grid, room, length)]
+        name = min(longest_word, options.max_width // MOST_FOR_NAMES)
+        room = options.max_width - name - APART - 1  # a place is left free at the edge
+        blocks = _blocks(self.grid, room, length)
+        tables = [_table(self.grid, block, name, room) for block in blocks]
         widest = max(console.measure(table, options=options).maximum for table in tables)
         width = min(options.max_width, max(widest, NOTE_WIDTH))
         if self.grid.title:
@@ -70,12 +77,13 @@ def _beside(console: Console, text: str, style: str) -> RenderableType:
     return shown
 
 
-def _table(grid: TextTable, block: dict[int, int], room: int) -> Table:
+def _table(grid: TextTable, block: dict[int, int], name: int, room: int) -> Table:
     """Return the first column and a block of others.
 
     Args:
         grid: The whole table.
         block: The columns, by number, and the places that they need.
+        name: Places for the longest word of the first column; a longer one is broken.
         room: Places for the columns beside the first one.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
@@ -84,7 +92,8 @@ def _table(grid: TextTable, block: dict[int, int], room: int) -> Table:
         width = min(needed, room)
         table.add_column(grid.columns[column], justify="right", overflow="fold", width=width)
     for row in grid.rows:
-        table.add_row(row[0], *(row[column] for column in block))
+        first = " ".join(folded(word, name) for word in row[0].split(" "))
+        table.add_row(first, *(row[column] for column in block))
     return table
 
 

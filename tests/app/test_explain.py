@@ -107,10 +107,12 @@ def test_a_list_names_the_command_that_explains_its_settings(family):
 
 def test_a_place_that_is_not_there():
     refused(fedssl("explain", "tra"), "there is no 'tra'", "did you mean 'train'?")
-    refused(fedssl("explain", "method.fxmatch"), "did you mean 'fixmatch'?")
-    refused(fedssl("explain", "method.fixmatch.treshold"), "did you mean 'threshold'?")
+    refused(fedssl("explain", "method.fixmach"), "did you mean 'method.fixmatch'?")
+    refused(
+        fedssl("explain", "method.fixmatch.treshold"), "did you mean 'method.fixmatch.threshold'?"
+    )
     refused(fedssl("explain", "threshhold"), "there is no 'threshhold'; did you mean 'threshold'?")
-    refused(fedssl("explain", "method.treshold"), "did you mean 'threshold'?")
+    refused(fedssl("explain", "method.treshold"), "did you mean 'method.threshold'?")
     refused(fedssl("explain", "xyzzy"), "there is no 'xyzzy'; one of: augment, data")
     refused(fedssl("explain", "method.xyzzy"), "there is no method 'xyzzy'; one of: byol")
     refused(fedssl("explain", "alpha.x"), "'alpha' stands at federation.partition.alpha and")

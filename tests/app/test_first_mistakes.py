@@ -22,6 +22,10 @@ MISTYPED = [
         for command in ("run", "sweep", "validate", "show", "baseline", "advise", "deploy run")
     ),
     (("run", "folder"), "is a folder that holds no run"),
+    *(
+        ((one, "folder"), "is a folder; did you mean 'folder/mine.toml'?")
+        for one in ("sweep", "validate", "show", "baseline", "advise")
+    ),
     (("compare", "nothere"), "no such folder"),
     (("predict", "nothere", "x"), "holds no run"),
     (("report", "nothere"), "holds no run"),
@@ -34,6 +38,7 @@ MISTYPED = [
 def test_a_mistyped_argument_is_told_before_torch_is_imported(words, said, tmp_path):
     """Most of the time that a command takes to start is that of torch and pandas."""
     (tmp_path / "folder").mkdir()
+    small_toml(tmp_path / "folder" / "mine.toml")
     small_toml(tmp_path / "e.toml")
     code = f"""
 import sys
@@ -170,6 +175,32 @@ def test_an_option_that_is_nothing_is_told_as_before():
     output = fedssl("run", "e.toml", "--nothing", "3").output
     assert "No such option" in output
     assert "setting" not in output
+
+
+def test_a_folder_with_several_files_or_none_names_none_of_them(tmp_path):
+    refused(fedssl("validate", tmp_path), f"{tmp_path}: is a folder; name a TOML file")
+    for name in ("a.toml", "b.toml"):
+        small_toml(tmp_path / name)
+    refused(fedssl("validate", tmp_path), f"{tmp_path}: is a folder; name a TOML file")
+
+
+@pytest.mark.parametrize("name", ["<script>", "a b", "-x", ""])
+def test_a_name_that_cannot_be_one_is_told_in_words(tmp_path, name):
+    result = fedssl(
+        "validate", small_toml(tmp_path / "e.toml", name="x"), "--set", f'name="{name}"'
+    )
+    refused(
+        result,
+        f"name: is {name!r}: input should be letters, digits, . _ and -, of which the first is a letter or a digit",
+    )
+    assert "^" not in result.output
+
+
+def test_the_first_line_of_show_is_one_line_in_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = fedssl("show", small_toml(tmp_path / "e.toml")).output.splitlines()[0]
+    assert len(first) > 80
+    assert first.endswith("seed 0")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,22 @@ def test_a_path_is_broken_behind_slashes(tmp_path, monkeypatch):
     assert left_out == ["rounds", "time", "age"]
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_one_long_path_takes_no_column_from_the_others(tmp_path, monkeypatch, width):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "runs" / "short", [0.9])
+    record(tmp_path / "runs" / ("long-name-" * 10), [0.5])
+    record(tmp_path / "runs" / ("x" * 100), [0.5])
+    lines, _, left_out = shown(Path("runs"), width)
+    assert max(map(cell_len, lines)) <= width
+    assert lines[0].replace("EMA %", "EMA").split()[:3] == ["run", "state", "EMA"]
+    assert not {"state", "EMA %"} & set(left_out)
+    assert [line.split()[-2:] for line in lines if "short" in line] == [["finished", "90.0"]]
+    text = "".join(line.split()[0] for line in lines[2:])
+    assert "long-name-" * 10 in text
+    assert "x" * 100 in text
+
+
 def test_a_terminal_is_told_what_has_no_room(runs, monkeypatch):
     monkeypatch.setattr(
         "fedssl.app.commands.runs.run_table", lambda found, width: ("a table", ["age"])
@@ -132,6 +148,21 @@ def test_without_a_word_the_runs_of_this_folder_are_listed(runs, monkeypatch):
         finished(result)
         assert [line.split()[0] for line in result.output.splitlines()[2:]] == ["runs/a"]
     finished(fedssl("runs", "--help"))
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("remove", "rm"), ("delete", "rm"), ("ls", "list"), ("lst", "list"), ("tags", "tag")],
+)
+@pytest.mark.parametrize("others", [(), ("a",)])
+def test_a_word_that_is_nearly_a_command_names_the_command(runs, monkeypatch, word, meant, others):
+    monkeypatch.chdir(runs)
+    result = fedssl("runs", word, *others)
+    assert result.exit_code == 2
+    assert f"No such command '{word}'. Did you mean '{meant}'?" in result.output
+    assert (runs / "a").is_dir()
+    (runs / word).mkdir()
+    finished(fedssl("runs", word))  # a folder of this name is listed
 
 
 def test_mistakes_are_told(runs):

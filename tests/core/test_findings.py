@@ -1,11 +1,11 @@
 """What pydantic finds in settings is one message that names the setting as a person writes it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, ValidationError
 
-from fedssl.core.findings import MOST_NAMED, input_error
+from fedssl.core.findings import MOST_NAMED, Form, input_error
 from fedssl.core.registry import Section
 
 
@@ -15,6 +15,8 @@ class Inner(Section):
     amount: int | tuple[int, ...] | Literal["all"] = 1
     rate: float = Field(0.5, le=1)
     rates: dict[str, float] = Field(default_factory=dict)
+    called: Annotated[str, Form("small letters")] = Field("a", pattern="^[a-z]+$")
+    bare: str = Field("a", pattern="^[a-z]+$")
 
 
 class Outer(Section):
@@ -39,6 +41,8 @@ def message(**table):
         ({"widths": 3}, "widths: is 3: input should be a list"),
         ({"rate": 2}, "rate: is 2: input should be less than or equal to 1"),
         ({"rates": {"a": "x"}}, "rates.a: is 'x': input should be a valid number, unable to parse string as a number"),
+        ({"called": "A"}, "called: is 'A': input should be small letters"),
+        ({"bare": "A"}, "bare: is 'A': string should match pattern '^[a-z]+$'"),
         ({"sise": 3}, "sise: unknown key; did you mean 'size'?"),
     ],
 )  # fmt: skip

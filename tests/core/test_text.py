@@ -8,11 +8,12 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedssl.core.console import Console
+from fedssl.core.console import Console, folded
 from fedssl.core.text import SIGNS, as_cell, encodable, from_cell, one_line, printable
 from fedssl.record.lines import Table, read_rows
 from fedssl.record.rows import ClientRow
@@ -151,3 +152,24 @@ def test_a_reason_of_a_client_is_no_formula_in_its_table(tmp_path):
     assert "'=HYPERLINK(\\x1b[2J)" in (tmp_path / "clients.csv").read_text()
     (read,) = read_rows(tmp_path / "clients.csv", ClientRow)
     assert read.reason == "=HYPERLINK(\\x1b[2J)"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("", 5, [""]),
+        ("short-name", 10, ["short-name"]),
+        ("runs/digits-fixmatch/seed0", 12, ["runs/", "digits-", "fixmatch/", "seed0"]),
+        ("a/b-c/d", 6, ["a/b-c/", "d"]),
+        ("abcdefg", 3, ["abc", "def", "g"]),
+    ],
+)
+def test_a_long_name_is_folded_behind_its_marks(text, width, lines):
+    assert folded(text, width).split("\n") == lines
+
+
+@given(ANY.map(one_line), st.integers(2, 30))
+def test_a_folded_name_fits_and_loses_nothing(text, width):
+    lines = folded(text, width).split("\n")
+    assert "".join(lines) == text
+    assert max(map(cell_len, lines)) <= width

@@ -199,7 +199,10 @@ def test_what_is_no_image_is_refused(finished, tmp_path):
         refused(result, "1 image cannot be read", "broken.png")
     (tmp_path / "empty").mkdir()
     refused(fedssl("predict", finished.path, tmp_path / "empty"), "no images in")
-    refused(fedssl("predict", finished.path, tmp_path / "nowhere"), "there is no")
+    refused(
+        fedssl("predict", finished.path, tmp_path / "nowhere"),
+        f"there is no file or folder '{tmp_path / 'nowhere'}'",
+    )
     np.savez(tmp_path / "small.npz", images=np.zeros((2, 4, 4), np.uint8))
     refused(fedssl("predict", finished.path, tmp_path / "small.npz"), "small.npz", "4x4")
     np.savez(tmp_path / "other.npz", pictures=np.zeros(2))

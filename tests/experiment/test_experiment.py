@@ -240,7 +240,7 @@ def test_bad_input_is_one_clear_message(tmp_path, text, message):
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.toml: no such file"):
         Experiment.load(tmp_path / "nowhere.toml")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder; name a TOML file"):
         Experiment.load(tmp_path)
 
 

@@ -2,12 +2,14 @@
 
 const SECONDS_BETWEEN = 3;
 const MOST_CURVES = 8;
+const MOST_CHIPS = 4;
 const STATES = ["running", "finished", "interrupted", "failed", "killed"];
 const DASHES = ["", "6 3", "2 2", "8 3 2 3"];
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
 const at = id => document.getElementById(id);
 const ticked = new Set(); // in the order in which they were ticked: the first is the baseline of a comparison
+const opened = new Set(); // runs all of whose settings are shown
 const rows = new Map();
 const curves = new Map();
 let runs = [];
@@ -71,6 +73,29 @@ function differing(some) {
   return new Set([...values.keys()].filter(key => values.get(key).size > 1 || !everywhere(key)));
 }
 
+function chips(texts) {
+  return texts.flatMap(text => [made("span", text, "chip"), " "]);
+}
+
+// The settings that are hidden at first, and the button that shows them; a refresh of the list leaves them shown.
+function further(run, texts) {
+  const rest = made("span");
+  rest.append(...chips(texts));
+  const button = made("button", undefined, "more");
+  button.type = "button";
+  const show = () => {
+    rest.hidden = !opened.has(run.id);
+    button.textContent = rest.hidden ? `and ${texts.length} more` : "show fewer";
+    button.setAttribute("aria-expanded", !rest.hidden);
+  };
+  button.addEventListener("click", () => {
+    if (!opened.delete(run.id)) opened.add(run.id);
+    show();
+  });
+  show();
+  return [rest, button];
+}
+
 function fill(row, run, keys) {
   const box = made("input");
   box.type = "checkbox";
@@ -94,11 +119,10 @@ function fill(row, run, keys) {
     name.append(note);
   }
   const state = made("td", made("span", run.state, `state-${run.state}`));
-  const settings = made("td", made("div", undefined, "few"));
   const own = run.settings.filter(([key]) => keys.has(key)).map(([key, value]) => `${key}=${value}`);
-  for (const text of own) settings.firstChild.append(made("span", text, "chip"), " ");
-  settings.title = own.join("\n");
-  settings.addEventListener("click", () => settings.firstChild.classList.toggle("few"));
+  const settings = made("td");
+  settings.append(...chips(own.slice(0, MOST_CHIPS)));
+  if (own.length > MOST_CHIPS) settings.append(...further(run, own.slice(MOST_CHIPS)));
   const tags = made("td");
   for (const tag of run.tags) tags.append(made("span", tag, "chip"), " ");
   const rounds = run.rounds === run.num_rounds ? `${run.rounds}` : `${run.rounds}/${run.num_rounds || "?"}`;
@@ -147,9 +171,15 @@ function chosen() {
   return newest.slice(0, MOST_CURVES);
 }
 
-function label(run, keys) {
+function called(run) {
+  return `${run.name}${run.seed === null ? "" : ` seed ${run.seed}`}`;
+}
+
+// The name of a run among others: the folder tells apart runs of one name and seed, whose settings may be the same or too long to be seen.
+function label(run, keys, others) {
   const settings = run.settings.filter(([key]) => keys.has(key)).map(([key, value]) => `${key}=${value}`).join(" ");
-  return `${run.name}${run.seed === null ? "" : ` seed ${run.seed}`}${settings ? ` (${settings})` : ""}`;
+  const isAlone = others.every(other => other === run || called(other) !== called(run));
+  return `${called(run)}${isAlone ? "" : ` in ${run.place}`}${settings ? ` (${settings})` : ""}`;
 }
 
 function steps(low, high, most) {
@@ -184,7 +214,8 @@ function drawCurves(pointed) {
   parts.push(drawn("text", { x: (left + width - right) / 2, y: height - 2, "text-anchor": "middle" }, "round"));
   const round = pointed === undefined ? undefined : Math.round(Math.min(last, Math.max(1, 1 + (pointed - left) / (width - left - right) * (last - 1))));
   if (round !== undefined) parts.push(drawn("line", { class: "pointer", x1: x(round), x2: x(round), y1: top, y2: height - bottom }));
-  const keys = differing(lines.map(line => line.run));
+  const drawnRuns = lines.map(line => line.run);
+  const keys = differing(drawnRuns);
   const entries = lines.map(({ run, points }, number) => {
     const look = { stroke: `var(--c${number % 8})`, "stroke-dasharray": DASHES[number % DASHES.length] };
     parts.push(drawn("polyline", { ...look, points: points.map(([round, value]) => `${x(round).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }));
@@ -193,8 +224,9 @@ function drawCurves(pointed) {
     const entry = made("li");
     const sample = drawn("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
     sample.append(drawn("line", { ...look, "stroke-width": 2, x1: 0, x2: 22, y1: 4, y2: 4 }));
-    entry.append(sample, `${seen ? `${seen[1].toFixed(1)} at round ${seen[0]}` : "-"}: ${label(run, keys)}`);
-    entry.title = label(run, keys);
+    const words = label(run, keys, drawnRuns);
+    entry.append(sample, `${seen ? `${seen[1].toFixed(1)} at round ${seen[0]}` : "-"}: ${words}`);
+    entry.title = words;
     return entry;
   });
   chart.replaceChildren(...parts);
@@ -214,6 +246,7 @@ async function reload() {
   }));
   const there = new Set(runs.map(run => run.id));
   for (const id of ticked) if (!there.has(id)) ticked.delete(id);
+  for (const id of opened) if (!there.has(id)) opened.delete(id);
   for (const id of rows.keys()) if (!there.has(id)) rows.delete(id);
   draw();
   await reloadCurves();

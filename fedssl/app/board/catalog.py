@@ -24,7 +24,7 @@ SHOWN_APART = ("name", "seed")
 """Settings that have a place of their own on the board."""
 
 LONGEST_VALUE = 60
-"""A setting's value is cut after this many characters."""
+"""A longer value of a setting is cut, and ends in an ellipsis."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,15 @@ def _as_row(entry: Entry, names: Mapping[str, str]) -> dict[str, Any]:
         "began": _known(run.began),
         "tags": [one_line(tag) for tag in run.tags],
         "settings": [
-            [short, one_line(bare(entry.settings[key]))[:LONGEST_VALUE]]
+            [short, _cut(one_line(bare(entry.settings[key])))]
             for key, short in names.items()
             if key in entry.settings
         ],
     }
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 1]}…"
 
 
 def _known(value: float) -> float | None:

@@ -64,10 +64,18 @@ PluginsOption = Annotated[
 ]
 
 
-def check_files(files: Iterable[Path], settings: Iterable[str] | None = None) -> None:
-    """Raise `InputError` if a file or the form of a setting cannot be read, before seconds pass in which torch is imported."""
+def check_files(
+    files: Iterable[Path], settings: Iterable[str] | None = None, *, runs: bool = False
+) -> None:
+    """Raise `InputError` if a file or the form of a setting cannot be read, before seconds pass in which torch is imported.
+
+    Args:
+        files: Experiment files.
+        settings: Settings of the form ``a.b=value``.
+        runs: Whether the folder of a run may be named in place of a file.
+    """
     for file in files:
-        if not file.is_dir():
+        if not (runs and file.is_dir()):
             read_toml(file)
     for setting in settings or ():
         split_setting(setting)

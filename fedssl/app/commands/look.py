@@ -118,9 +118,9 @@ def show(
     check_experiment(experiment)
     federation = simulated_federation(experiment)
     console = Console()
-    console.print(describe(experiment, federation))
+    console.tell(describe(experiment, federation))
     if experiment.federation.private:
-        console.print("nothing to draw: what clients hold is private, and only the clients know it")
+        console.tell("nothing to draw: what clients hold is private, and only the clients know it")
         return
     # Print the tables: images by client and class, and the devices if there is virtual time.
     names = client_names(federation, experiment.federation.partition)

@@ -205,7 +205,9 @@ def _names_in(model: "type[BaseModel]", path: str) -> Iterator[str]:
 
 def _missing(place: str, *known: Collection[str]) -> InputError:
     """Return the error that nothing is at a place, with the nearest name: of the first names, or else of the next ones."""
-    last = place.rpartition(".")[2]
+    section, dot, last = place.rpartition(".")
     remedies = [suggest_nearest(last, names) for names in known]
     near = next((remedy for remedy in remedies if remedy.startswith(NEAR)), remedies[0])
+    if near.startswith(NEAR):  # the whole name, as `fedssl explain` takes it
+        near = near.replace("'", f"'{section}{dot}", 1)
     return InputError("explain", f"there is no {place!r}", near)

@@ -81,7 +81,7 @@ def run(
 
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
-    check_files(files, settings)
+    check_files(files, settings, runs=True)
     named = _find_named_runs(files, out, seeds, resume=resume)
     with quick_imports():
         from fedssl.app.interrupts import interruptible

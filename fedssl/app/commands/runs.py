@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,12 +37,26 @@ WIDE = 10_000
 """Into a pipe or a file, a line of the table may have this many characters: nothing is folded or left out there."""
 
 
+OTHER_WORDS = {"remove": "rm", "delete": "rm", "del": "rm", "ls": "list", "show": "list"}
+"""Commands of other programs, and the command here that does the same."""
+
+
 class _ListsByDefault(TyperGroup):
     """Take `fedssl runs FOLDER` as `fedssl runs list FOLDER`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the command's name before arguments that name no command."""
+        """Put the command's name before arguments that name no command.
+
+        Raises:
+            UsageError: The first argument is no folder, and much like a command.
+        """
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            if args and not Path(args[0]).exists():
+                nearest = OTHER_WORDS.get(args[0]) or next(
+                    iter(get_close_matches(args[0], self.commands, n=1)), None
+                )
+                if nearest is not None:
+                    ctx.fail(f"No such command {args[0]!r}. Did you mean {nearest!r}?")
             args = ["list", *args]
         return super().parse_args(ctx, args)
 

@@ -210,7 +210,7 @@ def run(
 
       fedssl deploy run experiments/deployment.toml --set rounds=10 --resume
     """
-    check_files([file], settings)
+    check_files([file], settings, runs=True)
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
 
     open_deployment(folder)

@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator
@@ -18,7 +19,7 @@ from fedssl.app.deploy.secrets import (
     write_shared_secret,
 )
 from fedssl.core.errors import InputError
-from fedssl.core.findings import input_error
+from fedssl.core.findings import Form, input_error
 from fedssl.core.registry import Section
 
 SUPERLINK_PORT, GATE_PORT, FIRST_CLIENT_PORT = 8000, 9443, 9100
@@ -67,12 +68,14 @@ class Settings(Section):
     data: Mapping[int, str] = Field(
         default_factory=dict, description="for each client number, a folder or .npz of own images"
     )
-    allowed_plugins: str = Field(
+    allowed_plugins: Annotated[str, Form("names of modules, separated by commas")] = Field(
         "",
         pattern=ALLOWED_PLUGINS,
         description="modules that experiments may name and these clients import, separated by commas",
     )
-    devices: str = Field(
+    devices: Annotated[
+        str, Form("cuda, or cpu and cuda:NUMBER separated by commas without spaces")
+    ] = Field(
         "",
         pattern=DEVICES,
         description="devices on which each client here trains, with commas between them: cpu,cpu or cuda:0,cuda:1; several "

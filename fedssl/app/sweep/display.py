@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Group
-from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
@@ -18,7 +17,8 @@ from fedssl.core.console import Console
 from fedssl.core.text import last_line
 from fedssl.record.rows import NAN
 from fedssl.views.screen.display import percent, progress_bar
-from fedssl.views.screen.live_display import FREE_LINE, RIGHT
+from fedssl.views.screen.live_display import RIGHT
+from fedssl.views.screen.live_panel import live_panel
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def make_display(console: Console, todo: list[Point], done: int, *, plain: bool)
         plain: Show plain lines on every console.
     """
     lines = Lines(console, len(todo) + done, done)
-    chosen = lines if plain or not console.is_terminal else Screen(console, lines, todo)
+    chosen = lines if plain or not console.is_interactive else Screen(console, lines, todo)
     return Guarded(chosen)
 
 
@@ -156,9 +156,7 @@ class Screen:
         self._shown = dict(zip(names, names_of_rows(todo), strict=True))
         self._bar = self._progress.add_task("rounds", total=sum(self._rounds.values()))
         self._console = console
-        self._live = Live(
-            get_renderable=self._screen, console=console, refresh_per_second=4, transient=True
-        )
+        self._live = live_panel(console, self._screen, per_second=4)
 
     def __enter__(self) -> "Screen":
         self._live.start()
@@ -188,12 +186,11 @@ class Screen:
         task = self._progress.tasks[0]
         self._progress.update(self._bar, total=(task.total or 0) - rounds)
 
-    def _screen(self) -> Group:
+    def _screen(self) -> Panel:
         lines = self._lines
         left = lines.total - lines.done - lines.failed
         title = f"{lines.done} of {lines.total} runs done, {lines.failed} failed, {left} left"
-        panel = Panel(Group(self._progress, self._running()), title=title, border_style="blue")
-        return Group(panel, FREE_LINE)
+        return Panel(Group(self._progress, self._running()), title=title, border_style="blue")
 
     def _running(self) -> Table:
         """Return a row for each current run; names are broken between words, so that what differs is never cut."""

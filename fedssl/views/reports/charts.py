@@ -89,14 +89,13 @@ def thinned(rows: Sequence[Row], most: int = MOST_POINTS) -> list[Row]:
     return list(rows[::-1][::step])[::-1]
 
 
-def palette(names: Sequence[str], drawn: Sequence[str], *, dashed: bool) -> Spec:
-    """Return the color channel of several lines, and their dashes if requested or if there are more lines than colors.
+def palette(names: Sequence[str], drawn: Sequence[str]) -> Spec:
+    """Return the color and the dashes of several lines; thirty-two lines look different, the first four of them even without colors.
 
     Args:
         names: Names of the lines. A name has its color also where its line has no points, so that colors mean the same in all
             charts of a page.
         drawn: Those of the names whose lines have points; only they are in the legend.
-        dashed: Whether lines of different colors also have different dashes.
     """
     legend = {
         "orient": "top",
@@ -109,12 +108,12 @@ def palette(names: Sequence[str], drawn: Sequence[str], *, dashed: bool) -> Spec
     }
     colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
     channel: Spec = {"field": "line", "type": "nominal", "legend": legend}
-    looks: Spec = {"color": {**channel, "scale": {"domain": list(names), "range": colors}}}
-    if dashed or len(names) > len(COLORS):
-        each = 1 if dashed else len(COLORS)
-        dashes = [DASHES[(i // each) % len(DASHES)] for i in range(len(names))]
-        looks["strokeDash"] = {**channel, "scale": {"domain": list(names), "range": dashes}}
-    return looks
+    # Where the colors begin anew, the dashes are moved by one, so that no line looks like an earlier one.
+    dashes = [DASHES[(i + i // len(COLORS)) % len(DASHES)] for i in range(len(names))]
+    return {
+        "color": {**channel, "scale": {"domain": list(names), "range": colors}},
+        "strokeDash": {**channel, "scale": {"domain": list(names), "range": dashes}},
+    }
 
 
 def slanted(names: Sequence[str], *, wide: bool) -> Spec:

@@ -52,8 +52,8 @@ def comparison_page(comparison: Comparison) -> Page:
             f"{comparison.source}, {comparison.evaluated_on} images, up to {seeds} seed{'s' * (seeds > 1)} each; "
             f"compared with {_bases(comparison)}"
         ),
-        remarks=comparison.notes,
         tables=tables_of(comparison),
+        notes=comparison.notes,
         charts=list(_charts(comparison)),
         texts={
             "runs": "\n".join(

@@ -48,7 +48,7 @@ def lines(
     folded = [{"fold": list(names), "as": ["line", "value"]}, {"filter": "isValid(datum.value)"}]
     # Layers, from back to front: shaded bands, the lines, the rule with the tooltip, a point on each line.
     known = [name for name in names if any(row.get(name) is not None for row in rows)]
-    drawn = {"x": along, "y": up, **palette(names, known, dashed=True)}
+    drawn = {"x": along, "y": up, **palette(names, known)}
     tooltip = [{"field": x, "type": "quantitative"}]
     tooltip += [{"field": name, "type": "quantitative", "format": ",.4~f"} for name in known]
     return {
@@ -84,7 +84,6 @@ def curves(
     unit: str,
     *,
     bands: bool,
-    dashed: bool = True,
 ) -> Spec:
     """Draw several lines with a band around each; a tooltip names the values of the point under the pointer.
 
@@ -100,7 +99,7 @@ def curves(
     domain = span(rows, ["mean", "worst", "best"], percent=unit == PERCENT)
     up = quantity("mean", unit, domain, nice=True)
     with_points = {row["line"] for row in rows}
-    looks = palette(names, [name for name in names if name in with_points], dashed=False)
+    looks = palette(names, [name for name in names if name in with_points])
     # Layers. Unlike in `lines`, the tooltip is not that of the nearest point: there, Vega-Lite 6 drops texts.
     pointed = {
         "name": "pointed",

@@ -36,6 +36,7 @@ class Page:
         figures: Numbers at the top of the page.
         remarks: Sentences that the reader must not miss, such as why a run stopped.
         tables: Tables before the charts.
+        notes: Sentences on what the tables show; they stand below the first table, so that it is seen before them.
         charts: Charts, in this order.
         texts: Long texts by name, folded up at the end of the page.
     """
@@ -47,6 +48,7 @@ class Page:
     figures: Sequence[Figure] = ()
     remarks: Sequence[str] = ()
     tables: Sequence[TextTable] = ()
+    notes: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 

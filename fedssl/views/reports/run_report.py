@@ -39,6 +39,9 @@ MOST_EVENTS = 50
 RELOAD = 10
 """A browser loads the page of a run that goes on again after this many seconds."""
 
+OF_CLOSER_LOOK = "Confusion, recall by class, reliability and accuracy by client"
+"""The charts that need a closer look at the models."""
+
 MOST_NUMBERS = 5
 """The page names at most this many of the numbers out of range, and counts the others."""
 
@@ -151,7 +154,7 @@ def _figure_of_privacy(known: Mapping[str, Any]) -> Figure:
 
 
 def _state(material: Material, *, is_live: bool) -> str:
-    """Return how far a run has come that goes on at this moment; empty for any other run."""
+    """Return how far a run has come that goes on at this moment, and what its page will show later; empty for any other run."""
     if not material.is_running:
         return ""
     every = material.experiment.record.report_every
@@ -165,7 +168,11 @@ def _state(material: Material, *, is_live: bool) -> str:
         else "fedssl report writes this page again"
     )
     now = datetime.now().astimezone().strftime("%H:%M:%S")
-    return f"Running at {now}: {_rounds_done(material)}; {again}."
+    later = ""
+    if material.evaluation is None and material.rounds:
+        then = "when the run ends" if material.experiment.record.report else "with fedssl report"
+        later = f" {OF_CLOSER_LOOK} come {then}."
+    return f"Running at {now}: {_rounds_done(material)}; {again}.{later}"
 
 
 def _rounds_done(material: Material) -> str:
@@ -190,8 +197,8 @@ def _remarks(material: Material) -> Iterator[str]:
         first = "; ".join(material.out_of_range[:MOST_NUMBERS])
         more = f"; and {count - MOST_NUMBERS} more" if count > MOST_NUMBERS else ""
         yield f"Numbers of this record are out of range and are not shown: {first}{more}."
-    if material.evaluation is None and material.rounds:
-        yield "Confusion, recall by class, reliability and accuracy by client are missing: no closer look was taken at the models."
+    if material.evaluation is None and material.rounds and not material.is_running:
+        yield f"{OF_CLOSER_LOOK} are missing: no closer look was taken at the models."
 
 
 def _table_of_events(material: Material) -> TextTable | None:

@@ -79,12 +79,12 @@ def waiting_line(what: str, until: datetime | None) -> str:
 
 
 def make_display(console: Console) -> Observer:
-    """Return a display that suits the console: for a notebook, for a terminal, or plain lines."""
+    """Return a display that suits the console: for a notebook, for a terminal whose cursor can be moved, or plain lines."""
     if console.is_jupyter:
         from fedssl.views.screen.notebook_display import NotebookDisplay
 
         return NotebookDisplay()
-    if console.is_terminal:
+    if console.is_interactive:  # a terminal, and not a dumb one
         from fedssl.views.screen.live_display import LiveDisplay
 
         return LiveDisplay(console)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rich.console import ConsoleOptions, Group, JustifyMethod
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress import Progress
 from rich.table import Table
@@ -26,19 +25,17 @@ from fedssl.views.screen.display import (
     sparkline,
     waiting_line,
 )
+from fedssl.views.screen.live_panel import BELOW, live_panel
 from fedssl.views.unknown_truth import is_right_unknown
 
-AROUND_ROWS = 4
-"""Lines of the live screen around the latest rounds: two of the border, the heads of the columns, a free line at the end."""
+AROUND_ROWS = 3 + BELOW
+"""Lines of the live screen around the latest rounds: two of the border, the heads of the columns, and those below the panel."""
 
 AT_THE_SIDES = 4
 """Places of a line that the border of a panel and the space inside it take."""
 
 BETWEEN = 2
 """Columns of the latest rounds are this many places apart."""
-
-FREE_LINE = Text("")
-"""The last line of a live screen, where the cursor waits. A terminal writes ^C there, and not into the border."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ class LiveDisplay(Observer):
         self._wait = ""
         self._title = ""
         self._progress = progress_bar(console, "round")
-        self._live = Live(
-            get_renderable=self._screen, console=console, refresh_per_second=8, transient=True
-        )
+        self._live = live_panel(console, self._screen, per_second=8)
 
     def began(self, experiment: Experiment, federation: Federation) -> None:
         """Show what runs."""
@@ -158,10 +153,10 @@ class LiveDisplay(Observer):
         """Remove the panel."""
         self._live.stop()
 
-    def _screen(self) -> Group:
-        """Return the screen as it is now: as many of the latest rounds as the terminal has room for."""
+    def _screen(self) -> Panel | None:
+        """Return the panel as it is now: as many of the latest rounds as the terminal has room for. None before a run began."""
         if self._experiment is None:
-            return Group()
+            return None
         inside = self._console.width - AT_THE_SIDES
         title = Text(printable(self._title), style="dim")
         above: list[Text | Progress] = [title, self._progress, *self._course(inside)]
@@ -170,8 +165,7 @@ class LiveDisplay(Observer):
         taken = sum(len(self._console.render_lines(part, options)) for part in (*above, *below))
         latest = self._latest(inside, max(1, self._console.height - taken - AROUND_ROWS))
         name = Text(self._experiment.name)
-        panel = Panel(Group(*above, latest, *below), title=name, border_style="blue")
-        return Group(panel, FREE_LINE)
+        return Panel(Group(*above, latest, *below), title=name, border_style="blue")
 
     def _course(self, inside: int) -> list[Text]:
         """Return the course of accuracy as wide as the screen, if a model has been evaluated."""

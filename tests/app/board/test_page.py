@@ -79,6 +79,49 @@ def test_a_long_remark_is_clamped_and_opens(runs):
     check(said, board)
 
 
+LONGER = {
+    "method": {"threshold": 0.9},
+    "train": {"lr": 0.07, "batch_size": 8, "local_steps": 3},
+    "federation": {"sample": 2},
+    "strategy": {"kind": "fedprox"},
+}
+"""Settings in which a run differs from others, more than a cell of the list shows."""
+
+
+@pytest.mark.parametrize("screen", [LIGHT, PHONE], ids=["screen", "phone"])
+def test_settings_beyond_the_first_are_counted_and_open(runs, screen):
+    record(runs / "other", [0.5, 0.6], seed=1, **LONGER)
+    with served(runs) as board, visited(board.url, screen) as (page, said):
+        cell = row(page, "other").locator("td").nth(7)
+        more = cell.get_by_role("button")
+        shown = cell.locator(".chip:visible")
+        hidden = int(more.inner_text().removeprefix("and ").removesuffix(" more"))
+        assert (shown.count(), hidden) == (4, cell.locator(".chip").count() - 4)
+        more.focus()
+        page.keyboard.press("Enter")
+        assert shown.count() == 4 + hidden
+        with page.expect_response("**/runs"):
+            pass
+        assert shown.count() == 4 + hidden
+        assert more.inner_text() == "show fewer"
+        more.click()
+        assert shown.count() == 4
+    check(said, board)
+
+
+def test_the_legend_names_the_folders_of_runs_of_one_name(runs):
+    """Two runs of one file and seed had the same words, and nobody knew whose curve was whose."""
+    for place in ("lab/first", "lab/second"):
+        record(runs / place, [0.5, 0.6], name="mine", seed=7)
+    record(runs / "alone", [0.5, 0.7], name="alone", seed=7)
+    with served(runs) as board, visited(board.url, LIGHT) as (page, said):
+        for place in ("lab/first", "lab/second", "alone"):
+            row(page, place).locator("input").check()
+        entries = [text.partition(": ")[2] for text in page.locator("#legend li").all_inner_texts()]
+        assert entries == ["mine seed 7 in lab/first", "mine seed 7 in lab/second", "alone seed 7"]
+    check(said, board)
+
+
 def test_a_run_that_is_always_right_has_a_curve(runs):
     """Its axis has a length all the same; a length of 0 would be told on the console."""
     record(runs / "perfect", [1.0, 1.0], seed=5)

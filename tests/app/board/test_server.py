@@ -60,6 +60,17 @@ def test_settings_of_the_method_come_first(board, runs):
     assert "lr" in names[1:]
 
 
+def test_a_long_value_says_that_it_is_cut(board, runs):
+    """The ellipsis is a part of the sixty characters; a value of sixty is whole."""
+    for length in (60, 61):
+        source = f"npz:{'x' * (length - 4)}"
+        record(runs / str(length), [0.5], seed=length, data={"source": source, "train_size": None})
+    shown = listed(board)
+    values = {place: dict(shown[place]["settings"]).values() for place in ("60", "61")}
+    assert "npz:" + "x" * 56 in values["60"]
+    assert "npz:" + "x" * 55 + "…" in values["61"]
+
+
 def test_it_follows_runs(board, runs):
     """What is kept of an ended run is read again when its folder changes."""
     listed(board)

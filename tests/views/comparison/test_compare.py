@@ -119,6 +119,23 @@ def test_no_table_breaks_a_word_that_fits(tmp_path, width):
         assert {word for text in texts for word in text.split()} <= shown
 
 
+@pytest.mark.parametrize(("length", "width"), [(84, 80), (84, 70), (36, 40), (84, 40)])
+@pytest.mark.parametrize("sign", ["-", ""])
+def test_a_long_name_is_broken_and_takes_no_figure_away(runs, length, width, sign):
+    """A lecturer's name of 84 characters left a table of names alone; one of 36 stood the figures on end at 40 columns."""
+    name = (f"digits{sign}" * length)[:length]
+    for seed, accuracy in enumerate((0.5, 0.7, 0.6)):
+        record(runs / "long" / str(seed), [accuracy] * 2, name=name, seed=seed)
+    comparison = Comparison.of_runs([runs], force=False)
+    lines = text_of(comparison, width).splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    for table in tables_of(comparison):
+        figures = (*table.columns, *(cell for row in table.rows for cell in row[1:]))
+        assert {word for text in figures for word in text.split()} <= words
+    assert name in "".join(line[: width // 2 + 1].strip() for line in lines)
+
+
 def test_columns_that_have_no_room_stand_in_a_table_below(runs):
     grid = tables_of(Comparison.of_runs([runs], force=False))[0]
     console = Console(file=io.StringIO(), width=40)

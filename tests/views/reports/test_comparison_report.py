@@ -1,9 +1,12 @@
 """The page of a comparison: its charts hold the comparison's numbers, and a browser draws them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fedssl.views.comparison.comparison import Comparison
+from fedssl.views.reports.charts import COLORS, DASHES, palette
 from fedssl.views.reports.comparison_report import MOST_POINTS, comparison_page, write_comparison
 from tests.helpers import fedssl
 from tests.views.comparison.records import Spent, record
@@ -56,6 +59,35 @@ def test_charts_hold_the_comparisons_numbers(comparison):
     assert len(by_round) == 3 * 40
     assert all(row["worst"] <= row["mean"] <= row["best"] for row in by_round)
     assert chart_of(page, "by-virtual_seconds").rows[39]["virtual seconds"] == pytest.approx(120)
+
+
+def test_lines_differ_by_more_than_their_colors(comparison):
+    for name in ("by-round", "right", "used"):
+        line = chart_of(comparison_page(comparison), name).spec["layer"][1]["encoding"]
+        dashes = line["strokeDash"]["scale"]["range"]
+        assert len(set(map(tuple, dashes))) == len(line["strokeDash"]["scale"]["domain"]) == 3
+
+
+def test_no_two_of_many_lines_look_alike():
+    names = [f"line {number}" for number in range(len(COLORS) * len(DASHES))]
+    looks = palette(names, names)
+    colors, dashes = (looks[look]["scale"]["range"] for look in ("color", "strokeDash"))
+    assert len({(color, *dash) for color, dash in zip(colors, dashes, strict=True)}) == len(names)
+
+
+def test_on_a_phone_the_first_table_is_seen_before_the_notes(comparison, tmp_path):
+    """Notes filled the first screen; they still stand above all other tables."""
+    notes = tuple(f"note {number}" + ": there is something to know" * 9 for number in range(4))
+    path = tmp_path / "comparison.html"
+    write_comparison(dataclasses.replace(comparison, notes=notes), path)
+    with opened(path, PHONE) as page:
+        tops = [
+            page.locator(place).first.evaluate("element => element.getBoundingClientRect().top")
+            for place in ("section table", "p.warn", "section:nth-of-type(2)")
+        ]
+        assert tops == sorted(tops)
+        assert tops[0] < PHONE["viewport"]["height"] / 2
+        assert page.locator("main p.warn").all_inner_texts() == list(notes)
 
 
 def test_a_browser_draws_it_and_asks_for_nothing(comparison, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image, ImageColor
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from fedssl.app.simulation import Engine
+from fedssl.experiment.sections import RecordSection
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import resume_command
@@ -542,6 +543,25 @@ def test_a_deployments_run_goes_on_by_another_command(tmp_path):
     (tmp_path / "my deployment" / "deployment.toml").touch()
     where = f"--folder '{tmp_path / 'my deployment'}'"
     assert resume_command(path) == f"fedssl deploy run '{path}' --resume {where}"
+
+
+@pytest.mark.parametrize(
+    ("report", "then"), [(True, "come when the run ends."), (False, "come with fedssl report.")]
+)
+def test_what_a_running_run_will_show_later_is_no_warning(run, report, then):
+    """A red bar said that a closer look was missing, which is taken at the end."""
+    experiment = run.experiment.model_copy(update={"record": RecordSection(report=report)})
+    material = dataclasses.replace(
+        read_material(run, None), experiment=experiment, summary=None, is_running=True
+    )
+    page = report_page(material, is_live=True)
+    assert list(page.remarks) == []
+    assert page.state.endswith(f"accuracy by client {then}")
+    over = report_page(dataclasses.replace(material, is_running=False))
+    assert over.state == ""
+    assert "no closer look was taken" in over.remarks[-1]
+    begun = report_page(dataclasses.replace(material, rounds=[]), is_live=True)
+    assert begun.state.endswith("this page reloads itself.")
 
 
 def test_without_the_images_the_rest_is_shown(run, tmp_path):

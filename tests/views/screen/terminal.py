@@ -27,6 +27,10 @@ class Terminal(io.StringIO):
         """Return a console that writes here."""
         return Console(file=self, force_terminal=True, width=self.width, height=self.height)
 
+    def isatty(self) -> bool:
+        """Say that this is a terminal."""
+        return True
+
     def write(self, text: str) -> int:
         """Show a text."""
         at = 0

@@ -1,14 +1,28 @@
 """The live screen of a run, as it looks on terminals of several sizes."""
 
 import dataclasses
+import io
+import logging
+import sys
 from datetime import datetime
 
 import pytest
 
+from fedssl.app.sweep.display import Lines, Screen
+from fedssl.app.sweep.display import make_display as make_sweep_display
+from fedssl.cli import _LogLines
+from fedssl.core.console import Console
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.rows import Failure, Outcome, RoundEnd
-from fedssl.views.screen.display import right_and_used, sparkline
-from fedssl.views.screen.live_display import FREE_LINE, LiveDisplay
+from fedssl.views.screen.display import (
+    PlainDisplay,
+    make_display,
+    progress_bar,
+    right_and_used,
+    sparkline,
+)
+from fedssl.views.screen.live_display import LiveDisplay
+from fedssl.views.screen.live_panel import BELOW
 from tests.helpers import federation_of, small_experiment
 from tests.views.comparison.records import rows_of
 from tests.views.screen.terminal import Terminal
@@ -47,7 +61,7 @@ def rounds_in(lines):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_latest_rounds_fill_the_height_of_the_terminal(show, size):
     _, terminal = show(size, 60)
-    assert len(terminal.shown) == terminal.height - 1  # and the line where the cursor waits
+    assert len(terminal.shown) == terminal.height - BELOW
     shown = rounds_in(terminal.shown)
     assert shown == list(range(61 - len(shown), 61))
     assert len(shown) >= terminal.height - 10
@@ -81,7 +95,7 @@ def test_where_nobody_knows_how_many_pseudo_labels_are_right_screens_say_so(
 
 def test_failures_leave_less_room_for_rounds(show):
     _, terminal = show((80, 24), 60, [Failure(3, 1, "RuntimeError: no")])
-    assert len(terminal.shown) == 23
+    assert len(terminal.shown) == 24 - BELOW
     assert sum("client 1: RuntimeError" in line for line in terminal.shown) == 3
 
 
@@ -167,8 +181,67 @@ def test_ctrl_c_leaves_nothing_of_the_screen(show, size):
 def test_a_terminal_that_shrinks_is_filled_anew(show):
     display, terminal = show((120, 40), 60)
     display._console.height = terminal.height = 20
-    assert len(display._console.render_lines(display._screen())) == 20
+    assert len(display._console.render_lines(display._live.get_renderable())) == 19
 
 
-def test_the_free_line_is_a_line():
-    assert len(Terminal(10, 5).console().render_lines(FREE_LINE)) == 1
+LOW = [(80, 24), (60, 20), (40, 15), (40, 12), (30, 6)]
+"""Terminals, the last of which are too low for the panel."""
+
+
+@pytest.mark.parametrize("size", LOW)
+def test_nothing_of_the_panel_stays_above_the_screen(show, size):
+    """A panel as high as the terminal scrolled before it was erased, and its upper border stayed."""
+    display, terminal = show(size, 60, [Failure(3, 1, "RuntimeError: no " * 9)])
+    assert "╭" in terminal.shown[0]
+    assert "╰" in terminal.shown[-1]
+    display.failed("interrupted")
+    assert terminal.lines == [""] * len(terminal.lines)
+
+
+@pytest.mark.parametrize("size", LOW)
+def test_what_is_logged_stands_above_the_panel_and_stays(show, monkeypatch, size):
+    log = logging.Logger("a log")
+    log.addHandler(_LogLines())  # before the panel is there
+    monkeypatch.setattr(sys, "stderr", stderr := Terminal(*size))
+    display, terminal = show(size, 1)
+    log.info("small clients are trained \x1btogether")
+    log.warning("a client went away")
+    display._live.refresh()
+    assert terminal.shown.count("a client went away") == 1
+    display.ended(Outcome(GlobalModel(), tuple(rows_of([0.5])), 1.0))
+    said = " ".join(" ".join(terminal.lines).split())
+    assert said.startswith(
+        r"small clients are trained \x1btogether a client went away small seed 0"
+    )
+    assert not set("╭│╰") & set(said)
+    assert stderr.lines == [""]
+    log.info("afterwards")
+    assert stderr.lines == ["afterwards", ""]
+
+
+def test_a_log_in_a_file_is_not_shown(show, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", file := io.StringIO())
+    _, terminal = show((80, 24), 1)
+    print("a warning", file=sys.stderr)
+    assert file.getvalue() == "a warning\n"
+    assert "a warning" not in terminal.shown
+
+
+@pytest.mark.parametrize(("kind", "is_live"), [("dumb", False), ("xterm", True)])
+def test_a_terminal_whose_cursor_cannot_be_moved_gets_lines(kind, is_live):
+    """As that of an editor, where the live screen showed nothing before the end."""
+    console = Console(file=Terminal(80, 24), force_terminal=True, _environ={"TERM": kind})
+    assert isinstance(make_display(console), LiveDisplay if is_live else PlainDisplay)
+    sweep = make_sweep_display(console, [], 0, plain=False)
+    assert isinstance(sweep._display, Screen if is_live else Lines)
+
+
+def test_without_colors_the_bar_shows_what_is_done_by_its_length():
+    terminal = Terminal(60, 24)
+    console = Console(file=terminal, force_terminal=True, width=60, no_color=True)
+    progress = progress_bar(console, "round")
+    progress.advance(progress.add_task("rounds", total=4))
+    console.print(progress)
+    bar = terminal.shown[0].partition("1/4 ")[2].partition("0:")[0]
+    assert bar.count("━") == len(bar) // 4
+    assert not bar.strip("━╸").strip()
