@@ -18,6 +18,7 @@ from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
+from fedssl.record.leaks import remark_on_weights
 from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.own_modules import own_modules
 from fedssl.record.provenance import (
@@ -140,7 +141,8 @@ class RunDirectory(Observer):
                 facts = environment() | {"changed_kinds": experiment.changed_kinds}
                 facts |= initial_weights(experiment)
                 self._write(ENVIRONMENT, as_json(facts | {"own_modules": own_modules(experiment)}))
-                self._write(DATA, as_json(data_facts(experiment, federation)))
+                known = {"weights_remark": remark_on_weights(experiment, federation)}
+                self._write(DATA, as_json(data_facts(experiment, federation) | known))
                 self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())
             stopped = stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))

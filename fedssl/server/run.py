@@ -23,6 +23,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.record.description import remarks_on_systems
 from fedssl.record.judges import judges_of
+from fedssl.record.leaks import remark_on_weights
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
@@ -130,7 +131,8 @@ class ServerRun:
         """
         for observer in self._observers:
             observer.began(self._experiment, self._federation)
-        for remark in remarks_on_systems(self._experiment):
+        leak = remark_on_weights(self._experiment, self._federation)
+        for remark in [*remarks_on_systems(self._experiment), *([leak] if leak else [])]:
             logger.warning("%s", remark)
         self._began = time.perf_counter()
         census = self._take_census()

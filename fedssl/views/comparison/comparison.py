@@ -413,14 +413,17 @@ def _judges(lines: Sequence[Line]) -> list[str]:
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither.
+    """Return why runs ended early, what went wrong in them, and which began with weights that know held-out images.
+
+    Records of older versions may say none of these.
 
     What is said of several runs is said once, without the numbers of each run.
     """
     told: dict[str, list[tuple[str, int, str]]] = {}
     for line in lines:
         for seed, run in line.runs.items():
-            for said in (run.summary.get("stopped"), run.summary.get("remark")):
+            kinds = ("stopped", "remark")
+            for said in (*map(run.summary.get, kinds), run.data.get("weights_remark")):
                 if said:
                     told.setdefault(NUMBERS_OF_RUN.sub("", said), []).append(
                         (line.label, seed, said)
