@@ -97,7 +97,8 @@ class Runs:
         if self._resume:
             for flaw in (*found.damaged, *changes_of_own_modules(directory.path, experiment)):
                 self._warn(flaw, f"{title_of(experiment)}: ")
-            self._console.tell(f"{title_of(experiment)}: {describe_start(directory, found)}")
+            start = describe_start(directory, experiment, found)
+            self._console.tell(f"{title_of(experiment)}: {start}")
 
         def warn(what: str) -> None:
             self._warn(what, f"{title_of(experiment)}: ")
@@ -187,15 +188,25 @@ def title_of(experiment: Experiment) -> str:
     return f"{experiment.name} seed {experiment.seed}"
 
 
-def describe_start(directory: RunDirectory, found: Found | None = None) -> str:
-    """Return a clause that says where a run begins that the user asked to resume.
+def describe_start(
+    directory: RunDirectory, experiment: Experiment, found: Found | None = None
+) -> str:
+    """Return a clause that says where a run begins that the user asked to resume, and which rounds it runs again.
 
     Args:
-        directory: The run's directory.
+        directory: The run's directory, whose record is not cut back yet.
+        experiment: The run's experiment.
         found: The checkpoint from which the run goes on, as far as it is known.
     """
-    if found is not None and found.snapshot is not None:
-        return f"goes on after round {found.snapshot.round} of {directory.path}"
-    if directory.continues:
-        return f"there is no checkpoint in {directory.path}; the run begins with round 1"
-    return f"begins anew: nothing in {directory.path}"
+    if not directory.continues:
+        return f"begins anew: nothing in {directory.path}"
+    snapshot = None if found is None else found.snapshot
+    begin = 0 if snapshot is None else snapshot.round
+    start = f"goes on after round {begin} of {directory.path}"
+    if snapshot is None:
+        start = f"there is no checkpoint in {directory.path}; the run begins with round 1"
+    lost, every = directory.num_recorded - begin, experiment.server.checkpoint_every
+    if lost <= 0:
+        return start
+    which = f"round {begin + 1} is" if lost == 1 else f"rounds {begin + 1} to {begin + lost} are"
+    return f"{start}; {which} run again (server.checkpoint_every = {every})"

@@ -248,7 +248,7 @@ def _run_side_by_side(
                 left.append((Point(experiment, (), frozenset()), directory.path))
             if resume and not directory.continues:
                 title = title_of(experiment)
-                console.tell(f"{title}: {describe_start(directory)}")
+                console.tell(f"{title}: {describe_start(directory, experiment)}")
     points, folders_left = [point for point, _ in left], [path for _, path in left]
     done = len(paths) - len(left)
     console.say(
