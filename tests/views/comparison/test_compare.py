@@ -219,6 +219,19 @@ def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
     refused(fedssl("compare", tmp_path, "--bound", "none"), "--bound", "few", "worse")
 
 
+@pytest.mark.parametrize(("accuracies", "is_gap"), [((0.5, 0.9), False), ((0.9, 0.91), True)])
+def test_a_bound_that_cannot_be_told_from_the_baseline_leaves_no_gap(tmp_path, accuracies, is_gap):
+    """The bound is above the baseline on average; its seeds differ by much more than that, or by less."""
+    for seed in range(3):
+        for name, accuracy in (("few", 0.6), ("ours", 0.8), ("all", accuracies[seed % 2])):
+            record(tmp_path / name / str(seed), [accuracy], name=name, seed=seed)
+    paths = [tmp_path / "few", tmp_path]
+    found = Comparison.of_runs(paths, force=False, bound="all")
+    assert found.lines.gap_closed.notna().all() == is_gap
+    said = [note for note in found.notes if "gap" in note]
+    assert said == ([] if is_gap else ["no share of a gap: all and few cannot be told apart"])
+
+
 def test_measures_that_were_asked_for_have_a_table(runs, tmp_path):
     """The second line's macro F1 is .9 for each seed; the first line's is .5, .6 and .7."""
     for path in runs.rglob("summary.json"):
