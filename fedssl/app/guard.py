@@ -77,6 +77,13 @@ def complain(error: BaseException | str, where: str = "") -> None:
         where: Text to print before the error, such as the title of a run.
     """
     lines = [str(error) or "interrupted", *getattr(error, "__notes__", ())]
-    said = printable(where + "\n".join(lines))
-    text = Text.assemble(("error:", "bold red"), " ", said)
-    Console(stderr=True).tell(text)
+    _print(("error:", "bold red"), where + "\n".join(lines))
+
+
+def warn(text: str, where: str = "") -> None:
+    """Print on stderr what a person has to know of a run that goes on; `where` as in `complain`."""
+    _print(("warning:", "bold yellow"), where + text)
+
+
+def _print(head: tuple[str, str], said: str) -> None:
+    Console(stderr=True).tell(Text.assemble(head, " ", printable(said)))

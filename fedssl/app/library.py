@@ -15,8 +15,10 @@ from fedssl.core.console import Console
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.extras import is_installed, require
 from fedssl.experiment.experiment import Experiment
+from fedssl.record.own_modules import changes_of_own_modules
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
+from fedssl.record.run_path import has_begun
 from fedssl.views.run import Run
 from fedssl.views.screen.display import make_display
 from fedssl.views.screen.guarded_display import GuardedDisplay
@@ -245,7 +247,7 @@ def _run_in(
 ) -> None:
     """Run the rounds that a directory does not hold yet; end the workers if the run ends early."""
     found = directory.load()
-    for flaw in found.damaged:
+    for flaw in (*found.damaged, *changes_of_own_modules(directory.path, experiment)):
         log.warning(flaw)
     workers = engine or _kept_engine()
     try:
@@ -254,7 +256,9 @@ def _run_in(
     except BaseException as error:
         workers.close()
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(_how_to_go_on(directory)) from None
+            raise KeyboardInterrupt(f"interrupted; {_how_to_go_on(directory)}") from None
+        if has_begun(directory.path):
+            error.add_note(_how_to_go_on(directory))
         raise
     if engine is None:
         # The function that is registered last is called first. Ray has registered its own end on its import, and the
@@ -274,6 +278,6 @@ def _kept_engine() -> Engine:
 
 def _how_to_go_on(directory: RunDirectory) -> str:
     return (
-        f"interrupted; the record so far is in {directory.path}: "
+        f"the record so far is in {directory.path}: "
         f"go on with run(..., out={str(directory.path)!r}, resume=True)"
     )

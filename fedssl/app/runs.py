@@ -7,14 +7,15 @@ from pathlib import Path
 from fedssl.app.interrupts import Interrupts
 from fedssl.app.simulation import Engine
 from fedssl.core.console import Console
-from fedssl.core.errors import InputError, RunFailed
+from fedssl.core.errors import FedsslError, InputError, RunFailed
+from fedssl.core.user_code import place_in_user_code
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.checkpoint import Found
 from fedssl.record.own_modules import changes_of_own_modules
 from fedssl.record.resume import directory_to_resume
 from fedssl.record.rows import Observer
 from fedssl.record.run_directory import RunDirectory
-from fedssl.record.run_path import REPORT, new_run_path
+from fedssl.record.run_path import REPORT, has_begun, new_run_path, resume_command
 from fedssl.views.reports.writer import ReportWriter
 from fedssl.views.screen.guarded_display import GuardedDisplay
 from fedssl.views.trackers.tracking import tracking
@@ -30,6 +31,8 @@ class Runs:
         display: Makes a display for the next run.
         resume: Go on with runs that did not end, and leave finished runs as they are.
         complain: Is called with an error that does not end all runs, and with the title of its run.
+        warn: Is called with a sentence on a run that goes on nevertheless, and with the title of the run.
+        says_way_on: Whether an error says how to go on with its run.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Runs:
         display: Callable[[], Observer],
         resume: bool,
         complain: Callable[[BaseException | str, str], None],
+        warn: Callable[[str, str], None],
+        says_way_on: bool = True,
     ) -> None:
         self._engine = engine
         self._console = console
@@ -48,6 +53,8 @@ class Runs:
         self._display = display
         self._resume = resume
         self._complain = complain
+        self._warn = warn
+        self._says_way_on = says_way_on
 
     def run(
         self, experiments: Sequence[Experiment], folders: Sequence[Path | None]
@@ -88,24 +95,49 @@ class Runs:
             return
         found = directory.load()
         if self._resume:
-            for flaw in found.damaged:
-                self._complain(flaw, f"{title_of(experiment)}: ")
-            for change in changes_of_own_modules(directory.path, experiment):
-                self._complain(change, f"{title_of(experiment)}: ")
-            self._console.tell(f"{title_of(experiment)}: {describe_start(directory, found)}")
+            for flaw in (*found.damaged, *changes_of_own_modules(directory.path, experiment)):
+                self._warn(flaw, f"{title_of(experiment)}: ")
+            start = describe_start(directory, experiment, found)
+            self._console.tell(f"{title_of(experiment)}: {start}")
 
-        def complain(what: str) -> None:
-            self._complain(what, f"{title_of(experiment)}: ")
+        def warn(what: str) -> None:
+            self._warn(what, f"{title_of(experiment)}: ")
 
         try:
-            with open_recorders(experiment, directory, complain) as recorders:
-                display = GuardedDisplay(self._display(), complain)
+            with naming_user_line(), open_recorders(experiment, directory, warn) as recorders:
+                display = GuardedDisplay(self._display(), warn)
                 observers = [*recorders, display, self._interrupts]
                 self._engine.run(experiment, observers, found.snapshot)
         except KeyboardInterrupt as error:
             error.add_note("to go on, run the same command again with --resume")
             raise
+        except InputError:
+            raise  # it says itself what to do
+        except Exception as error:
+            if self._says_way_on and has_begun(directory.path):
+                error.add_note(
+                    f"the record so far is in {directory.path}; to go on: {resume_command(directory.path)}"
+                )
+            raise
         self._console.say(where_recorded(directory.path))
+
+
+@contextlib.contextmanager
+def naming_user_line() -> Iterator[None]:
+    """Turn an error of the user's code in a run into one line; the record of the run has the traceback.
+
+    Raises:
+        RunFailed: The block raised an error that passed a line of the user's.
+    """
+    try:
+        yield
+    except FedsslError:
+        raise
+    except Exception as error:
+        if not (place := place_in_user_code(error)):
+            raise
+        said = " ".join(str(error).split())
+        raise RunFailed(f"{place}: {type(error).__name__}: {said}") from error
 
 
 def where_recorded(path: Path) -> str:
@@ -117,19 +149,19 @@ def where_recorded(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_recorders(
-    experiment: Experiment, directory: RunDirectory, complain: Callable[[str], None]
+    experiment: Experiment, directory: RunDirectory, warn: Callable[[str], None]
 ) -> Iterator[list[Observer]]:
     """Yield the observers that keep a run: its record, its report, and its tracker if it has one.
 
     Args:
         experiment: The experiment that runs.
         directory: The directory in which the run is recorded.
-        complain: Is called with the error of a failed tracker.
+        warn: Is called with the error of a failed tracker.
     """
 
     def incident(round: int, what: str) -> None:
         directory.note(round, what)
-        complain(what)
+        warn(what)
 
     with tracking(experiment, directory.path, incident) as trackers:
         yield [directory, ReportWriter(directory.path), *trackers]
@@ -156,15 +188,25 @@ def title_of(experiment: Experiment) -> str:
     return f"{experiment.name} seed {experiment.seed}"
 
 
-def describe_start(directory: RunDirectory, found: Found | None = None) -> str:
-    """Return a clause that says where a run begins that the user asked to resume.
+def describe_start(
+    directory: RunDirectory, experiment: Experiment, found: Found | None = None
+) -> str:
+    """Return a clause that says where a run begins that the user asked to resume, and which rounds it runs again.
 
     Args:
-        directory: The run's directory.
+        directory: The run's directory, whose record is not cut back yet.
+        experiment: The run's experiment.
         found: The checkpoint from which the run goes on, as far as it is known.
     """
-    if found is not None and found.snapshot is not None:
-        return f"goes on after round {found.snapshot.round} of {directory.path}"
-    if directory.continues:
-        return f"there is no checkpoint in {directory.path}; the run begins with round 1"
-    return f"begins anew: nothing in {directory.path}"
+    if not directory.continues:
+        return f"begins anew: nothing in {directory.path}"
+    snapshot = None if found is None else found.snapshot
+    begin = 0 if snapshot is None else snapshot.round
+    start = f"goes on after round {begin} of {directory.path}"
+    if snapshot is None:
+        start = f"there is no checkpoint in {directory.path}; the run begins with round 1"
+    lost, every = directory.num_recorded - begin, experiment.server.checkpoint_every
+    if lost <= 0:
+        return start
+    which = f"round {begin + 1} is" if lost == 1 else f"rounds {begin + 1} to {begin + lost} are"
+    return f"{start}; {which} run again (server.checkpoint_every = {every})"

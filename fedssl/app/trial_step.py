@@ -1,6 +1,7 @@
 """One step of training before any run: an error of the user's own code is told with its file and line."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
@@ -42,7 +43,7 @@ def try_one_step(experiment: Experiment, federation: Federation) -> list[str]:
 
     Raises:
         InputError: The step raised an error; the message names the line of the user's code that the error passed last. Or
-            the step had labels, and changed nothing.
+            the step had labels, and changed nothing; or its loss or a weight is not finite.
     """
     client, spec = _smallest_client(federation), federation.data.spec
     shard, remarks = federation.shard(client), list[str]()
@@ -102,7 +103,8 @@ def _take_step(
         As in `try_one_step`.
 
     Raises:
-        InputError: The step had something to learn from, and changed neither a weight nor the state.
+        InputError: The step had something to learn from, and changed neither a weight nor the state. Or its loss, or a
+            weight after it, is not finite.
     """
     train = recipe.train
     size = min(train.batch_size, MOST_IMAGES)
@@ -122,6 +124,8 @@ def _take_step(
         phase_rounds=phase.num_rounds,
         previous=previous,
     )
+    if report.num_steps:
+        _refuse_not_finite(what, recipe.method.kind, report.loss, network)
     # The learning rate may be 0 at the first step. Then no weight moves, but a gradient reaches some of them.
     is_reached = any(parameter.grad is not None for parameter in network.parameters())
     if is_reached or not report.num_steps or _changed(weights, dict(network.named_parameters())):
@@ -131,6 +135,18 @@ def _take_step(
         problem = f"the method {recipe.method.kind!r} changed no weight and no state"
         raise InputError(what, problem, f"{TRAIN_THEM}; {LEAVE_OUT}")
     return [f"{what} changed no weight" + ("" if has_labels else ": it had no labels")]
+
+
+def _refuse_not_finite(what: str, kind: str, loss: float, network: nn.Module) -> None:
+    """Raise `InputError` if the loss of a step, or a weight after it, is not finite: no later step could mend the weights."""
+    problem = f"the loss of the method {kind!r} is {loss}"
+    if math.isfinite(loss):
+        lost = [name for name, p in network.named_parameters() if not p.isfinite().all()]
+        if not lost:
+            return
+        problem = f"the loss of the method {kind!r} is {loss:g}, but it left {lost[0]} not finite"
+    remedy = "look for a logarithm, a root or a quotient of 0"
+    raise InputError(what, problem, f"{remedy}; {LEAVE_OUT}")
 
 
 def _tensors(state: State) -> Tensors:

@@ -11,6 +11,9 @@ from fedssl.core.errors import FedsslError, InputError
 
 _OURS = Path(__file__).parents[1]
 
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+"""The line of a printed traceback that names a line of code: its file, number and function."""
+
 
 def place_in_user_code(error: BaseException) -> str:
     """Return the file, the line and the function of the user's that an error passed last; empty if it passed none.
@@ -25,6 +28,19 @@ def place_in_user_code(error: BaseException) -> str:
         return _wrongly_called(error)
     inside = "" if own[-1].name == "<module>" else f", in {own[-1].name}"
     return f"{own[-1].filename}, line {own[-1].lineno}{inside}"
+
+
+def place_in_traceback(text: str) -> str:
+    """Return the last file, line and function of the user's in a printed traceback, such as a client's; empty if there is none.
+
+    A client on another machine has other files, so a file counts only if it is on this machine.
+    """
+    own = [
+        frame
+        for frame in _FRAME.findall(text)
+        if _is_the_users(frame[0]) and Path(frame[0]).is_file()
+    ]
+    return "{}, line {}, in {}".format(*own[-1]) if own else ""
 
 
 @contextlib.contextmanager

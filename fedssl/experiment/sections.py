@@ -101,7 +101,8 @@ class ServerSection(Section):
     checkpoint_every: int = Field(
         10,
         ge=1,
-        description="rounds between checkpoints; --resume goes on from the last checkpoint",
+        description="rounds between checkpoints, of which the first is after round 1; --resume goes on from the last checkpoint, "
+        "and runs the rounds after it again",
     )
     stop_when: StopSection | None = Field(
         None,

@@ -243,6 +243,11 @@ class Checkpoints:
             path.unlink()
 
 
+def is_due(round: int, every: int) -> bool:
+    """Return whether a checkpoint is due after a round: after the first, and after every so many rounds."""
+    return round == 1 or round % every == 0
+
+
 def checkpoint_folder(path: Path, round: int) -> Path:
     """Return the folder of the checkpoint of a round in a run directory."""
     return path / CHECKPOINTS / f"round-{round:06d}"

@@ -53,7 +53,7 @@ class Overview:
         seed: Seed of the experiment; None if the record does not tell.
         state: The state of the run at this moment.
         note: Why the run stopped, what its summary remarks, or which file of it cannot be read; mostly empty.
-        rounds: Number of recorded rounds.
+        rounds: Number of recorded rounds, without a last round that ended the run because too many clients failed.
         num_rounds: Number of all rounds of the experiment; 0 if the record does not tell.
         accuracy: Accuracy of the moving average in [0, 1]: of a finished run the mean over the last evaluations, of any other
             run that of the last evaluation; NaN if there is none.
@@ -150,6 +150,7 @@ def _finished(path: Path, problems: list[str]) -> dict[str, Any]:
 def _so_far(path: Path, files: frozenset[str], problems: list[str]) -> dict[str, Any]:
     """Return what the experiment file and the recorded rounds of an unfinished run say."""
     facts: dict[str, Any] = {"name": path.name}
+    table: dict[str, Any] = {}
     with _noting(problems, EXPERIMENT):
         if EXPERIMENT not in files:
             raise ValueError("it is no regular file")
@@ -165,10 +166,19 @@ def _so_far(path: Path, files: frozenset[str], problems: list[str]) -> dict[str,
             rows = list(_rows(path))
             seen = [_float(row["ema_accuracy"]) for row in rows]
             known = [value for value in seen if not math.isnan(value)]
-            facts |= {"rounds": len(rows), "accuracy": known[-1] if known else NAN}
+            least = float(table.get("server", {}).get("min_success", 0))
+            done = len(rows) - bool(rows and _has_failed(rows[-1], least))
+            facts |= {"rounds": done, "accuracy": known[-1] if known else NAN}
             facts |= {"seconds": sum(_float(row["seconds"]) for row in rows)}
             facts |= {"method": rows[-1]["method"]} if rows else {}
     return facts
+
+
+def _has_failed(row: Mapping[str, str], least: float) -> bool:
+    """Return whether a recorded round ended its run, because a smaller share than `least` of its clients succeeded."""
+    answered = int(row["clients_ok"]) + int(row.get("clients_inactive") or 0)
+    failed = int(row["clients_failed"])
+    return failed > 0 and (answered == 0 or answered < least * (answered + failed))
 
 
 def _how_it_stopped(path: Path, files: frozenset[str], problems: list[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedssl.record.room import Room
+
 if TYPE_CHECKING:
     from fedssl.record.rows import RoundRow
 
@@ -30,7 +32,7 @@ FELL = 0.1
 """A model whose accuracy, in [0, 1], is lower at the end than it was by this has lost what it had learned."""
 
 ROSE = 0.015
-"""An accuracy that rises by this from the last but one part of a run to the last part would rise further."""
+"""An accuracy that rises by this from the last but one eighth of a run to the last would rise further."""
 
 FEWEST_LABELED_ROUNDS = 20
 """With fewer rounds of pseudo-labels, nothing is said of how many are used and right."""
@@ -97,7 +99,7 @@ def remark_on(
     *,
     is_trained: bool = True,
     is_whole: bool = True,
-    has_threshold: bool = False,
+    room: Room = Room(),
     class_names: Sequence[str] = (),
 ) -> str:
     """Return what went wrong in a run and what to try, as one or two findings on one line; empty if nothing did.
@@ -110,28 +112,29 @@ def remark_on(
         evaluated_on: Kind of the held-out images: ``"test"`` or ``"validation"``.
         is_trained: Whether the run's last phase trained the judge that its accuracies come from.
         is_whole: Whether the run had all its rounds; a run that ended early as it was told to needs no more of them.
-        has_threshold: Whether the last phase's method has the setting ``threshold``.
+        room: The room that the run's settings leave for advice; advice beyond it is not given.
         class_names: Names of the classes; empty if they are unknown.
     """
-    lower = (LOWER_THRESHOLD,) if has_threshold else ()
-    higher = (HIGHER_THRESHOLD,) if has_threshold else ()
+    lower = (LOWER_THRESHOLD,) if room.has_threshold else ()
+    higher = (HIGHER_THRESHOLD,) if room.has_threshold else ()
     failed = list(_failures(rows, most_frequent, evaluated_on, lower, is_trained=is_trained))
     last = [row for row in rows if row.phase == rows[-1].phase]
     found = [*failed, *_pseudo_labels(last, lower, higher)]
     found += [*_labels(last), *_never_named(last, class_names)]
     if not failed and is_trained:
-        found += _course(last, most_frequent, evaluated_on, is_whole=is_whole)
-    return " ".join(_told(found[:MOST_REMARKS]))
+        found += _course(last, most_frequent, evaluated_on, room, is_whole=is_whole)
+    return " ".join(_told(found[:MOST_REMARKS], room))
 
 
-def _told(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield each finding as a sentence, without advice that is opposite to advice of another finding."""
+def _told(findings: Sequence[Finding], room: Room) -> Iterator[str]:
+    """Yield each finding as a sentence, without advice that is opposite to advice of another finding or has no room."""
     moves = {(each.setting, each.direction) for own in findings for each in own.advice}
     for finding in findings:
         texts = [
-            each.text
+            each.text.replace("local steps", "local epochs") if room.in_epochs else each.text
             for each in finding.advice
             if not each.setting or (each.setting, -each.direction) not in moves
+            if (each.setting, each.direction) not in room.closed
         ]
         *others, last = texts or [""]
         options = f"{', '.join(others)} or {last}" if others else last
@@ -158,7 +161,7 @@ def _failures(
             (
                 Advice("labels at the clients"),
                 *lower,
-                Advice("a server that trains longer first"),
+                Advice("a server that trains longer first", "server.train", 1),
             ),
         )
     if not is_trained:
@@ -208,7 +211,7 @@ def _pseudo_labels(
             f"Most pseudo-labels were wrong (in the last {len(late)} rounds, {share * 100:.0f} % of the unlabeled images had "
             f"one, and {np.mean(right) * 100:.0f} % of these were right)",
             (
-                Advice("a first phase of supervised training"),
+                Advice("a first phase of supervised training", "phases", 1),
                 *higher,
             ),
         )
@@ -231,7 +234,9 @@ def _never_named(rows: Sequence["RoundRow"], class_names: Sequence[str]) -> Iter
             "shown",
             (
                 Advice("more labels there"),
-                Advice("a method with a threshold for each class, such as freematch"),
+                Advice(
+                    "a method with a threshold for each class, such as freematch", "method.kind", 1
+                ),
             ),
         )
 
@@ -248,9 +253,17 @@ def _labels(rows: Sequence["RoundRow"]) -> Iterator[Finding]:
 
 
 def _course(
-    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, *, is_whole: bool
+    rows: Sequence["RoundRow"],
+    most_frequent: float,
+    evaluated_on: str,
+    room: Room,
+    *,
+    is_whole: bool,
 ) -> Iterator[Finding]:
-    """Say if the accuracy fell far below what it had been, or was still rising at the end of a phase."""
+    """Say if the accuracy fell far below what it had been, was still rising at the end of a phase, or jumps up and down.
+
+    An accuracy that still rises has not settled yet, so its jumps say nothing.
+    """
     evaluated = [row for row in rows if row.evaluated]
     if len(evaluated) < FEWEST_TO_COMPARE:
         return
@@ -266,23 +279,45 @@ def _course(
             (LOWER_RATE, FEWER_STEPS),
         )
         return
-    yield from _jumps(rows, accuracy, most_frequent)
     average = np.array([row.ema_accuracy for row in evaluated])
-    rise = means[-1] - means[-1 - window]
-    average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
-    # How far two such means differ by the noise from one evaluation to the next.
-    noise = np.diff(accuracy).std() / math.sqrt(window)
-    rises = rise > max(ROSE, 2 * noise) and average_rise > ROSE and means[-1] >= means[best]
-    if rises and is_whole:
+    # A longer window tells a rise from larger jumps.
+    windows = (window, max(window, len(evaluated) // 4))
+    rises = {each: _rise(accuracy, average, each, ROSE * each / window) for each in windows}
+    rising = [each for each, rise in rises.items() if rise > 0]
+    if not rising:
+        yield from _jumps(rows, accuracy, most_frequent, room)
+    elif is_whole:
         yield Finding(
-            f"The accuracy was still rising at the end (its last {window} evaluations are {rise * 100:.1f} points above the "
-            f"{window} before)",
+            f"The accuracy was still rising at the end (its last {rising[0]} evaluations are {rises[rising[0]] * 100:.1f} points "
+            f"above the {rising[0]} before)",
             (MORE_ROUNDS,),
         )
 
 
+def _rise(
+    accuracy: npt.NDArray[np.float64], average: npt.NDArray[np.float64], window: int, least: float
+) -> float:
+    """Return by how much the last evaluations of a phase are above as many before them; 0 if they may be so by luck.
+
+    Args:
+        accuracy, average: Accuracies of the global model and of its moving average, (E,), shares in [0, 1].
+        window: Number of the last evaluations.
+        least: A smaller rise counts as none, in [0, 1].
+    """
+    means = np.convolve(accuracy, np.full(window, 1 / window), mode="valid")
+    rise = float(means[-1] - means[-1 - window])
+    average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
+    # How far two such means differ by the noise from one evaluation to the next.
+    noise = np.diff(accuracy).std() / math.sqrt(window)
+    rises = rise > max(least, 2 * noise) and average_rise > least and means[-1] >= means.max()
+    return rise if rises else 0.0
+
+
 def _jumps(
-    rows: Sequence["RoundRow"], accuracy: npt.NDArray[np.float64], most_frequent: float
+    rows: Sequence["RoundRow"],
+    accuracy: npt.NDArray[np.float64],
+    most_frequent: float,
+    room: Room,
 ) -> Iterator[Finding]:
     """Say if the accuracy jumps up and down because clients pull apart; near chance it jumps by luck.
 
@@ -290,6 +325,7 @@ def _jumps(
         rows: The rounds of a phase.
         accuracy: Accuracies of the evaluated rounds, (E,), shares in [0, 1].
         most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
+        room: As in `remark_on`.
     """
     late, late_accuracy = rows[len(rows) // 2 :], accuracy[len(accuracy) // 2 :]
     shares = [
@@ -305,5 +341,12 @@ def _jumps(
         yield Finding(
             f"The clients pull apart (from one evaluation to the next the accuracy jumps by {jump * 100:.0f} points, and the "
             f"average of the clients' changes has {np.mean(shares) * 100:.0f} % of their length)",
-            (LARGER_SAMPLE, FEWER_STEPS, Advice("strategy.kind = fedprox or scaffold")),
+            (
+                LARGER_SAMPLE,
+                FEWER_STEPS,
+                *(
+                    [Advice(f"strategy.kind = {' or '.join(room.strategies)}")]
+                    * bool(room.strategies)
+                ),
+            ),
         )

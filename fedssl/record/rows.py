@@ -15,6 +15,7 @@ from fedssl.metrics.balanced import MEASURES, Balanced
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.judges import UNTRAINED, judge_in, judged_as_the_last
 from fedssl.record.remarks import remark_on
+from fedssl.record.room import room_of
 
 if TYPE_CHECKING:
     from fedssl.record.snapshot import Snapshot
@@ -330,7 +331,7 @@ def summarize(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
             experiment.evaluated_on,
             is_trained=judge != UNTRAINED,
             is_whole=not outcome.stopped,
-            has_threshold="threshold" in type(experiment.plans[-1].method).model_fields,
+            room=room_of(experiment, is_whole=not outcome.stopped),
             class_names=outcome.class_names,
         ),
     }

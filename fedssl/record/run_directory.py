@@ -17,7 +17,8 @@ from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.files import write_atomically
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.checkpoint import Checkpoints, Found, Lengths, other_version
+from fedssl.record.checkpoint import Checkpoints, Found, Lengths, is_due, other_version
+from fedssl.record.leaks import remark_on_weights
 from fedssl.record.lines import Lines, Table, has_other_columns
 from fedssl.record.own_modules import own_modules
 from fedssl.record.provenance import (
@@ -60,6 +61,9 @@ from fedssl.record.snapshot import Snapshot
 
 LOCK_SECONDS = 0.5
 """A folder is in use if its lock is not free within this many seconds; who looks whether a run goes on holds it shortly."""
+
+STARTS = ("began", "resumed")
+"""The events with which a run begins or goes on."""
 
 STOPS = ("failed", "interrupted")
 """The events that say that a run stopped before its end, and why."""
@@ -106,6 +110,12 @@ class RunDirectory(Observer):
         return self._continues
 
     @property
+    def num_recorded(self) -> int:
+        """Number of rounds in the record, before a run that goes on cuts it back to its checkpoint."""
+        rounds = self.path / ROUNDS
+        return max(0, rounds.read_bytes().count(b"\n") - 1) if rounds.exists() else 0
+
+    @property
     def is_finished(self) -> bool:
         """Whether the folder holds a run that came to its end."""
         return (self.path / SUMMARY).exists()
@@ -140,17 +150,20 @@ class RunDirectory(Observer):
                 facts = environment() | {"changed_kinds": experiment.changed_kinds}
                 facts |= initial_weights(experiment)
                 self._write(ENVIRONMENT, as_json(facts | {"own_modules": own_modules(experiment)}))
-                self._write(DATA, as_json(data_facts(experiment, federation)))
+                known = {"weights_remark": remark_on_weights(experiment, federation)}
+                self._write(DATA, as_json(data_facts(experiment, federation) | known))
                 self._write(PARTITION, partition_table(federation))
                 self._write(EXPERIMENT, experiment.to_toml().encode())
-            stopped = stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))
+            kept = starts_and_stops(self.path / EVENTS, self._lengths.get(EVENTS, 0))
             for name, kind in TABLES.items():
                 self._files[name] = Table(self.path / name, kind, self._lengths.get(name, 0))
             self._files[EVENTS] = Lines(self.path / EVENTS, self._lengths.get(EVENTS, 0))
-            self._files[EVENTS].append(stopped)
+            self._files[EVENTS].append(kept)
             self._experiment = experiment
-            if not self._lengths:
+            if '"event": "began"' not in kept and not self._lengths:
                 self._event("began", name=experiment.name, seed=experiment.seed)
+            if self._continues and not self._lengths:
+                self._event("resumed", after_round=0, environment=environment())
 
     def resumed(self, snapshot: Snapshot) -> None:
         """Record that the run goes on, and the machine and software that it goes on with."""
@@ -173,7 +186,7 @@ class RunDirectory(Observer):
         if end.snapshot is None:
             return
         self._last = end.snapshot, self._now()
-        due = end.row.round % self._experiment.server.checkpoint_every == 0
+        due = is_due(end.row.round, self._experiment.server.checkpoint_every)
         if due and end.row.round < self._experiment.num_rounds:
             self._checkpoint()
 
@@ -289,10 +302,10 @@ def as_json(table: Mapping[str, Any]) -> bytes:
     return (json.dumps(clean, indent=2) + "\n").encode()
 
 
-def stops(events: Path, length: int) -> str:
-    """Return the lines of the events ``failed``, ``interrupted`` and ``resumed`` that come after the first `length` bytes of a file.
+def starts_and_stops(events: Path, length: int) -> str:
+    """Return the lines of the events of `STARTS` and `STOPS` that come after the first `length` bytes of a file.
 
-    They say how often the run stopped and went on, and why. Lines that a power cut has garbled are left out.
+    They say when the run began, how often the run stopped and went on, and why. Lines that a power cut has garbled are left out.
     """
     if not events.exists():
         return ""
@@ -302,6 +315,6 @@ def stops(events: Path, length: int) -> str:
     kept = []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if line.endswith("\n") and json.loads(line)["event"] in (*STOPS, "resumed"):
+            if line.endswith("\n") and json.loads(line)["event"] in (*STARTS, *STOPS):
                 kept.append(line)
     return "".join(kept)

@@ -14,6 +14,7 @@ from fedssl.core.arrays import NamedArrays
 from fedssl.core.kept import as_array, from_array
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Census
+from fedssl.record.checkpoint import is_due
 from fedssl.server.round_log import RoundLog
 
 MARKS = 3
@@ -24,7 +25,7 @@ class CountedRounds:
     """Note which rounds count, and say so in the requests, where a client finds the round that it must go on from.
 
     Args:
-        checkpoint_every: A checkpoint is written after every so many rounds.
+        checkpoint_every: A checkpoint is written after the first round, and after every so many rounds.
     """
 
     def __init__(self, checkpoint_every: int) -> None:
@@ -71,7 +72,7 @@ class CountedRounds:
 
     def end_round(self, round: int) -> None:
         """Note that a round is over; clients must be able to go back to it if a checkpoint of it is due."""
-        if round % self._every == 0:
+        if is_due(round, self._every):
             self._mark()
 
     def _mark(self) -> None:

@@ -12,6 +12,8 @@ from torch import nn
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.kept import Keeps
+from fedssl.core.text import last_line
+from fedssl.core.user_code import place_in_traceback
 from fedssl.data.federation import Federation
 from fedssl.data.terms import Terms
 from fedssl.engine.client_grid import ClientGrid
@@ -23,6 +25,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.metrics.balanced import Balanced, measure_balanced
 from fedssl.record.description import remarks_on_systems
 from fedssl.record.judges import judges_of
+from fedssl.record.leaks import remark_on_weights
 from fedssl.record.remarks import most_frequent_share
 from fedssl.record.rows import NAN, PHASE, Observer, Outcome
 from fedssl.record.snapshot import Snapshot
@@ -130,7 +133,8 @@ class ServerRun:
         """
         for observer in self._observers:
             observer.began(self._experiment, self._federation)
-        for remark in remarks_on_systems(self._experiment):
+        leak = remark_on_weights(self._experiment, self._federation)
+        for remark in [*remarks_on_systems(self._experiment), *([leak] if leak else [])]:
             logger.warning("%s", remark)
         self._began = time.perf_counter()
         census = self._take_census()
@@ -413,7 +417,7 @@ class ServerRun:
             return
         seconds = time.perf_counter() - began
         self._ends.record_failed(Finished(phase, log, self._model.model, self._now, seconds))
-        first = log.failures[0].reason if log.failures else "no client was sampled"
+        first = _brief(log.failures[0].reason) if log.failures else "no client was sampled"
         if answered == 0:
             raise RunFailed(
                 f"all clients of round {log.round} failed; the first failure was:\n{first}"
@@ -481,3 +485,9 @@ class ServerRun:
     def _now(self) -> float:
         """Virtual seconds since the run began; NaN without virtual time."""
         return NAN if self._clock is None else self._clock.now
+
+
+def _brief(reason: str) -> str:
+    """Return why a client failed: the line of the user's code and the error, or else the whole reason with its traceback."""
+    place = place_in_traceback(reason)
+    return f"{place}: {last_line(reason)}" if place else reason

@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from fedssl.metrics.yardsticks import yardsticks
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.table import tables_of
+from fedssl.views.run import Run
 from tests.helpers import federation_of, fedssl, refused, small_experiment, small_toml
 from tests.views.comparison.records import record
 
@@ -71,27 +72,40 @@ def test_a_comparison_has_yardsticks_on_request(tmp_path):
 
 
 def test_yardsticks_are_named_by_the_data_and_measured_once_for_each(tmp_path, monkeypatch):
-    """Two methods at two learning rates under two skews: four groups, but images and labels differ with the skew only."""
+    """Two methods at two learning rates under two skews with two numbers of labels: eight groups, two of labels.
+
+    Which client holds an image is nothing to the classifiers.
+    """
     asked = []
 
     def fake(federations):
         asked.append(federations)
         return pd.DataFrame([{"classifier": "nearest neighbor", "seed": 0, "accuracy": 0.5}])
 
+    monkeypatch.setattr(Run, "federation", property(lambda run: federation_of(run.experiment)))
+
     monkeypatch.setattr("fedssl.views.comparison.comparison.measure", fake)
-    for alpha, lr, kind in itertools.product((0.1, 5.0), (0.01, 0.05), ("supervised", "fixmatch")):
+    skews, rates, methods = (0.5, 5.0), (0.01, 0.05), ("supervised", "fixmatch")
+    for alpha, lr, kind, labels in itertools.product(skews, rates, methods, (2, 4)):
         settings = {
-            "federation": {"partition": {"kind": "dirichlet", "alpha": alpha}},
+            "federation": {
+                "partition": {"kind": "dirichlet", "alpha": alpha},
+                "labels": {"per_class": labels},
+            },
             "train": {"lr": lr},
             "method": {"kind": kind},
         }
-        record(tmp_path / f"{alpha}-{lr}-{kind}", [0.5], partition=f"split of {alpha}", **settings)
+        path = tmp_path / f"{alpha}-{lr}-{kind}-{labels}"
+        record(path, [0.5], partition=f"split of {alpha}, {labels}", **settings)
     found = Comparison.of_runs([tmp_path], force=False, yardsticks=True)
-    assert len(found.groups) == 4
+    assert len(found.groups) == 8
     assert len(asked) == 2
     table = next(table for table in tables_of(found) if "yardsticks" in table.title)
     names = [row[0] for row in table.rows]
-    assert names == ["alpha 0.1: nearest neighbor", "alpha 5: nearest neighbor"]
+    assert names == [
+        f"alpha 0.5, per_class {labels}; alpha 5, per_class {labels}: nearest neighbor"
+        for labels in (2, 4)
+    ]
 
 
 def test_yardsticks_need_the_images_of_the_runs(tmp_path):

@@ -1,6 +1,8 @@
 """`fedssl explain` tells what stands at every place of the experiment file, and names what is near a place that is not there."""
 
 import re
+import sys
+import uuid
 
 import pytest
 
@@ -135,3 +137,44 @@ def test_every_section_and_kind_tells_what_each_setting_means():
     for place, model in models.items():
         silent += [f"{place}.{name}" for name, f in model.model_fields.items() if not f.description]
     assert silent == []
+
+
+ADAPT = """
+from pydantic import Field
+from fedssl.methods.fixmatch import FixMatch
+class Adapt(FixMatch):
+    floor_of_mine: float = Field(0.2, ge=0, description="least threshold")
+"""
+
+
+@pytest.fixture
+def adapt(tmp_path, monkeypatch):
+    """Write a method of one's own into the current folder, and return its file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("COLUMNS", "200")
+    file = tmp_path / f"adapt_{uuid.uuid4().hex}.py"
+    file.write_text(ADAPT)
+    return file.name
+
+
+def test_a_setting_of_ones_own_file_is_found_at_its_place(adapt):
+    for kind in (adapt, f"{adapt}:Adapt"):
+        result = fedssl("explain", f"method.{kind}.floor_of_mine")
+        finished(result)
+        assert "least threshold; ≥ 0" in result.output
+        assert "0.2" in result.output
+    missing = fedssl("explain", f"method.{adapt}.floor_of_min")
+    refused(missing, f"there is no 'method.{adapt}.floor_of_min'", "did you mean 'floor_of_mine'?")
+    finished(fedssl("explain", f"method.{adapt}"))
+
+
+def test_a_setting_of_a_module_of_ones_own_is_found_at_its_place(monkeypatch):
+    result = fedssl("explain", "method.tests.plugins.raising.sizes")
+    finished(result)
+    assert "shard sizes of the clients that raise" in " ".join(result.output.split())
+
+
+def test_a_name_that_only_a_file_here_has_is_told_with_the_file(adapt):
+    result = fedssl("explain", "floor_of_mine")
+    refused(result, f"{adapt} has that name", f"such as method.{adapt}.floor_of_mine")

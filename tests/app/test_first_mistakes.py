@@ -171,6 +171,21 @@ def test_every_command_with_settings_tells_it(command, monkeypatch):
     assert "--set rounds=3" in fedssl(*command.split(), "e.toml", "--rounds", "3").output
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [
+        ("run", "--dry-run", "fedssl sweep has it; fedssl validate FILE checks a file"),
+        ("run", "--latex", "fedssl compare has it"),
+        ("validate", "--jobs", "fedssl run and fedssl sweep have it"),
+    ],
+)
+def test_an_option_of_another_command_is_told_with_that_command(command, option, said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = fedssl(command, "e.toml", option)
+    assert result.exit_code == 2
+    assert f"No such option: {option}. {said}" in result.output
+
+
 def test_an_option_that_is_nothing_is_told_as_before():
     output = fedssl("run", "e.toml", "--nothing", "3").output
     assert "No such option" in output

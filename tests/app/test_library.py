@@ -119,8 +119,10 @@ def test_workers_are_kept_from_call_to_call_and_let_go_when_a_run_fails(tmp_path
     raising = experiment.with_settings(
         "method.kind=tests.plugins.raising", "server.min_success=1.0"
     )
-    with pytest.raises(package.RunFailed):
+    with pytest.raises(package.RunFailed) as caught:
         run(raising, out=tmp_path / "3", progress=False)
+    (note,) = caught.value.__notes__
+    assert note.endswith(f"go on with run(..., out={str(tmp_path / '3')!r}, resume=True)")
     assert kept._grid is None
 
 

@@ -8,7 +8,15 @@ import pytest
 from fedssl.app.trial_step import MOST_IMAGES, try_one_step
 from fedssl.core.errors import InputError
 from fedssl.methods.base import METHODS
-from tests.helpers import CHAIN, federation_of, fedssl, refused, small_experiment, small_toml
+from tests.helpers import (
+    CHAIN,
+    federation_of,
+    fedssl,
+    finished,
+    refused,
+    small_experiment,
+    small_toml,
+)
 
 NEED_A_LAST_PHASE = {"distill", "fine_tune", "noisy_student"}
 AT_SERVER = {"labels": {"kind": "at_server", "per_class": 4}}
@@ -118,6 +126,30 @@ def test_a_method_that_trains_nothing_is_refused(tmp_path, own, code, said):
     file = small_toml(tmp_path / "e.toml", federation={"labels": {"per_class": 1}})
     result = fedssl("validate", file, "--set", f"method.kind={own(code)}")
     refused(result, "a trial step of client", said, "--no-step leaves this trial out")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return Loss(total * float('nan'))", "the loss of the method '{kind}' is nan;"),
+        ("return Loss(total / 0)", "the loss of the method '{kind}' is inf;"),
+        # A root whose slope at 0 is infinite, times a slope of 0.
+        ("return Loss(total + (0 * total).sqrt())", "not finite"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_refused(tmp_path, own, body, said):
+    kind = own(LOSS.format(body=body))
+    file = small_toml(tmp_path / "e.toml")
+    result = fedssl("validate", file, "--set", f"method.kind={kind}")
+    refused(result, "a trial step of client", said.format(kind=kind), "--no-step")
+    finished(fedssl("validate", file, "--set", f"method.kind={kind}", "--no-step"))
+
+
+def test_a_server_whose_loss_is_not_finite_is_refused(own):
+    kind = own(LOSS.format(body="return Loss(total * float('nan'))"))
+    experiment = small_experiment(federation=AT_SERVER, server={"method": {"kind": kind}})
+    with pytest.raises(InputError, match=r"a trial step of the server: the loss .* is nan"):
+        try_one_step(experiment, federation_of(experiment))
 
 
 def test_a_server_whose_method_trains_nothing_is_refused(tmp_path, own):

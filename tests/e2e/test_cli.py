@@ -83,8 +83,53 @@ def test_all_clients_failing_stops_with_exit_1(tmp_path):
     result = fedssl("run", file, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "all clients of round 1 failed" in result.output
-    assert "broken on purpose" in result.output
+    assert "  3 clients (" in result.output
+    raising = Path(__file__).parents[1] / "plugins" / "raising.py"
+    said = result.output.partition("error: ")[2].splitlines()
+    assert len(said) == 3
+    assert said[0] == "all clients of round 1 failed; the first failure was:"
+    error = "in begin: RuntimeError: this client is broken on purpose"
+    assert re.fullmatch(rf"{re.escape(str(raising))}, line \d+, {error}", said[1])
+    out = tmp_path / "out"
+    assert said[2] == f"the record so far is in {out}; to go on: fedssl run {out} --resume"
+    assert "Traceback" in (out / "events.jsonl").read_text()
     assert len(pd.read_csv(tmp_path / "out" / "clients.csv")) == 3
+
+
+TIRED = """from fedssl.strategies.base import Strategy
+from fedssl.strategies.by_sums import SumStrategy
+
+
+class Tired(SumStrategy):
+    def after(self, server_round, arrays, aggregate):
+        if server_round < 2:
+            return aggregate
+        raise RuntimeError("two rounds are too many")
+
+
+class TiredSection(Strategy):
+    def build(self, cohorts):
+        return Tired(cohorts)
+"""
+"""A user's own strategy that raises at the server, in round 2."""
+
+
+def test_an_error_of_a_users_code_at_the_server_is_one_line_and_its_traceback_is_recorded(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "tired.py").write_text(TIRED)
+    monkeypatch.chdir(tmp_path)
+    file = small_toml(tmp_path / "e.toml", method={"kind": "supervised"}, engine={"fuse": "off"})
+    result = fedssl("run", file, "--set", "strategy.kind=tired.py", "--out", "out")
+    assert result.exit_code == 1, result.output
+    said = result.output.partition("error: ")[2].splitlines()
+    assert said == [
+        f"{tmp_path / 'tired.py'}, line 9, in after: RuntimeError: two rounds are too many",
+        "the record so far is in out; to go on: fedssl run out --resume",
+    ]
+    assert "Traceback" in (tmp_path / "out" / "events.jsonl").read_text()
+    again = fedssl("run", "out", "--resume")
+    assert "goes on after round 1 of out" in again.output
 
 
 @pytest.mark.parametrize(

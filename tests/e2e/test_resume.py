@@ -1,5 +1,6 @@
 """A run that is killed at any point and resumed gives the bits of a run that was never killed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from fedssl.app.runs import describe_start
 from fedssl.clients.client_app import app
 from fedssl.core.errors import InputError
 from fedssl.engine.local_grid import Apps
@@ -144,8 +146,8 @@ ONCE_PER_CHECKPOINT = (3, 5)
 """Rounds after which a killed run goes on from the checkpoint of round 2, and from that of round 4."""
 
 EVERY_ROUND = {"every hook", "phases"}
-"""Cases that are killed after every round. What the other rounds add (no checkpoint yet, nothing to cut off from the
-tables, nothing left to train) is the same code for every method and strategy."""
+"""Cases that are killed after every round. What the other rounds add (the checkpoint of the first round, nothing to
+cut off from the tables, nothing left to train) is the same code for every method and strategy."""
 
 
 def experiment_of(case: str) -> Experiment:
@@ -163,7 +165,7 @@ def test_killed_after_any_round_it_goes_on_to_the_same_bits(case, tmp_path):
     for after in ALL_ROUNDS if case in EVERY_ROUND else ONCE_PER_CHECKPOINT:
         path = tmp_path / "killed" / str(after)
         found = go_on(experiment, path)
-        last = min(after, ROUNDS - 1) // 2 * 2
+        last = min(after, ROUNDS - 1) // 2 * 2 or 1  # the first round has a checkpoint of its own
         assert (found.snapshot.round if found.snapshot else 0) == last
         assert bits(path) == whole, after
         assert {p.name for p in path.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
@@ -293,6 +295,40 @@ def test_where_all_are_damaged_it_begins_anew(killed, tmp_path):
     found = go_on(experiment, tmp_path / "run")
     assert (found.snapshot, len(found.damaged)) == (None, 2)
     assert bits(tmp_path / "run") == whole
+
+
+def test_a_run_that_was_killed_before_any_checkpoint_keeps_that_it_began(killed, tmp_path):
+    """The events of the rounds that are run again are written anew."""
+    experiment, whole, path = killed
+    shutil.copytree(path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    first = json.loads((path / "events.jsonl").read_text().splitlines()[0])
+    go_on(experiment, tmp_path / "run")
+    assert bits(tmp_path / "run") == whole
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").open()]
+    assert events[0] == first
+    assert [event["event"] for event in events] == ["began", "resumed", "ended"]
+    assert events[1]["after_round"] == 0
+
+
+def test_who_goes_on_with_a_killed_run_is_told_which_rounds_are_run_again(killed, tmp_path):
+    experiment, _, path = killed
+    shutil.copytree(path, tmp_path / "run")
+
+    def start():
+        with contextlib.closing(RunDirectory(tmp_path / "run", resume=True)) as directory:
+            return describe_start(directory, experiment, directory.load())
+
+    why = "run again (server.checkpoint_every = 2)"
+    folder = tmp_path / "run"
+    assert start() == f"goes on after round 4 of {folder}; round 5 is {why}"
+    shutil.rmtree(folder / "checkpoint" / "round-000004")
+    assert start() == f"goes on after round 2 of {folder}; rounds 3 to 5 are {why}"
+    shutil.rmtree(folder / "checkpoint")
+    none = f"there is no checkpoint in {folder}; the run begins with round 1"
+    assert start() == f"{none}; rounds 1 to 5 are {why}"
+    (folder / "rounds.csv").unlink()
+    assert start() == none
 
 
 def test_torn_lines_go(killed, tmp_path):

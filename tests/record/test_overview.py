@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import filelock
+import pandas as pd
 import pytest
 
 from fedssl.app.simulation import Engine
@@ -159,3 +160,16 @@ def test_it_waits_for_nobody(tmp_path):
     record(tmp_path / "run", [0.5])
     code = f"from fedssl.record.overview import overview; from pathlib import Path; overview(Path({str(tmp_path / 'run')!r}))"
     assert modules_after(code) & {"torch", "numpy", "pydantic", "flwr", "pandas"} == set()
+
+
+@pytest.mark.parametrize(
+    ("ok", "failed", "inactive", "done"),
+    [(0, 3, 0, 1), (1, 2, 0, 1), (2, 2, 0, 2), (0, 1, 2, 2), (0, 0, 0, 2), (3, 0, 0, 2)],
+)
+def test_a_round_in_which_too_many_clients_failed_is_not_done(tmp_path, ok, failed, inactive, done):
+    """By default, half of the clients must succeed; a client with nothing to train on has answered."""
+    path = record(tmp_path / "run", [0.5, 0.6], finished=False)
+    rounds = pd.read_csv(path / "rounds.csv")
+    rounds.loc[1, ["clients_ok", "clients_failed", "clients_inactive"]] = ok, failed, inactive
+    rounds.to_csv(path / "rounds.csv", index=False)
+    assert overview(path).rounds == done

@@ -30,7 +30,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.provenance import data_facts, environment, partition_table
-from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
+from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
 from fedssl.server.app import serve
@@ -46,6 +46,7 @@ from fedssl.views.pictures.federation_plot import plot_federation
 from fedssl.views.run import Run
 from fedssl.views.screen.display import (
     PlainDisplay,
+    failure_lines,
     make_display,
     percent,
     sparkline,
@@ -282,6 +283,14 @@ def test_plain_lines_where_there_is_no_terminal():
         == f"  client {broken_client()[0]} failed: RuntimeError: this client is broken on purpose"
     )
     assert lines[-1].endswith("2 client failures")
+
+
+def test_clients_that_fail_alike_are_told_in_one_line():
+    alike = [Failure(1, client, "Traceback:\n  line\nValueError: no") for client in range(7)]
+    assert list(failure_lines([*alike, Failure(1, 9, "KeyError: a")])) == [
+        "7 clients (0, 1, 2, 3, 4, ...) failed: ValueError: no",
+        "client 9 failed: KeyError: a",
+    ]
 
 
 def test_a_live_screen_on_a_terminal():

@@ -12,11 +12,15 @@ from fedssl import run
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.remarks import FEWEST_ROUNDS, most_frequent_share, remark_on
 from fedssl.record.resume import outcome_of
+from fedssl.record.room import Room, room_of
 from fedssl.record.rows import NAN, Outcome, RoundRow, summarize
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.screen.display import closing_line
 from tests.helpers import small_experiment
 from tests.views.comparison.records import record
+
+
+THRESHOLD = Room(has_threshold=True)
 
 
 def rows(*accuracies, loss=0.5, coverage=NAN, right=NAN):
@@ -44,14 +48,14 @@ def test_a_run_that_used_no_pseudo_label_says_so():
     assert (
         said == "No pseudo-label was used in any of 6 rounds: try more rounds or more local steps."
     )
-    known = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test", has_threshold=True)
+    known = remark_on(rows(*[0.9] * 6, coverage=0.0), 0.1, "test", room=THRESHOLD)
     assert "try a lower method.threshold" in known
     mixed = (*rows(*[0.9] * 6, coverage=0.0), *rows(0.9, coverage=0.001))
     assert remark_on(mixed, 0.1, "test") == ""
 
 
 def test_hardly_any_pseudo_label():
-    said = remark_on(rows(*[0.9] * 40, coverage=0.01, right=0.9), 0.1, "test", has_threshold=True)
+    said = remark_on(rows(*[0.9] * 40, coverage=0.01, right=0.9), 0.1, "test", room=THRESHOLD)
     assert said == (
         "Hardly any pseudo-label was used (1.0 % of the unlabeled images in the last 10 rounds): try a lower method.threshold, "
         "more rounds or more local steps."
@@ -60,7 +64,7 @@ def test_hardly_any_pseudo_label():
 
 
 def test_most_pseudo_labels_were_wrong():
-    said = remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test", has_threshold=True)
+    said = remark_on(rows(*[0.9] * 40, coverage=0.7, right=0.27), 0.1, "test", room=THRESHOLD)
     assert said == (
         "Most pseudo-labels were wrong (in the last 10 rounds, 70 % of the unlabeled images had one, and 27 % of these were "
         "right): try a first phase of supervised training or a higher method.threshold."
@@ -112,7 +116,7 @@ def test_a_run_in_which_nobody_trained_says_so_however_short_it_is():
     said = remark_on(idle, 0.1, "test")
     assert said.startswith("No client trained in any of 2 rounds")
     assert "threshold" not in said
-    assert "a lower method.threshold" in remark_on(idle, 0.1, "test", has_threshold=True)
+    assert "a lower method.threshold" in remark_on(idle, 0.1, "test", room=THRESHOLD)
     assert remark_on((*idle, *rows(0.9)), 0.1, "test") == ""
 
 
@@ -238,6 +242,64 @@ def test_clients_that_pull_apart():
     assert remark_on(steady, 0.1, "test") == ""
 
 
+def test_an_accuracy_that_still_rises_is_not_said_to_jump():
+    """It jumps by 6 points beside a straight line from 35 to 67 %."""
+    line = np.linspace(0.35, 0.67, 20) + 0.03 * (-1) ** np.arange(20)
+    said = remark_on(apart(line), 0.1, "test")
+    assert said.startswith("The accuracy was still rising at the end")
+    assert said.endswith("try more rounds.")
+    assert remark_on(apart(line), 0.1, "test", is_whole=False) == ""
+    level = 0.5 + 0.03 * (-1) ** np.arange(20)
+    # Where the line is level, the same jumps say that the clients pull apart.
+    assert "pull apart" in remark_on(apart(level), 0.1, "test")
+
+
+ADVICE = {
+    "a larger federation.sample": ({"federation": {"clients": 3, "sample": 3}}, apart([0.8, 0.6] * 20)),
+    "fewer local steps": ({"train": {"local_steps": 1}}, apart([0.8, 0.6] * 20)),
+    "strategy.kind": ({"strategy": {"kind": "scaffold"}}, apart([0.8, 0.6] * 20)),
+    "a lower method.threshold": ({"method": {"threshold": 0.0}}, rows(*[0.9] * 6, coverage=0.0)),
+    "a higher method.threshold": ({"method": {"threshold": 1.0}}, rows(*[0.9] * 40, coverage=0.7, right=0.3)),
+    "a first phase": (
+        {"rounds": None, "phases": [{"rounds": 1, "method": {"kind": "supervised"}}, {"rounds": 1}]},
+        rows(*[0.9] * 40, coverage=0.7, right=0.3),
+    ),
+    "more rounds": ({}, rows(*[0.9] * 6, coverage=0.0)),
+    "a server that trains": (
+        {},
+        [dataclasses.replace(row, clients_ok=0, clients_inactive=2) for row in rows(0.9, 0.9)],
+    ),
+}  # fmt: skip
+"""What is advised, settings with which nobody can follow it, and rounds after which it is advised with other settings."""
+
+
+@pytest.mark.parametrize("advice", ADVICE)
+def test_what_the_settings_rule_out_is_not_advised(advice):
+    settings, found = ADVICE[advice]
+    possible = remark_on(found, 0.1, "test", room=THRESHOLD)
+    room = room_of(small_experiment(**settings), is_whole=advice != "more rounds")
+    said = remark_on(found, 0.1, "test", room=room)
+    assert advice in possible
+    assert said.split(":")[0] == possible.split(":")[0]
+    assert advice not in said
+    assert ": try" in said
+
+
+def test_advice_without_any_room_leaves_the_finding():
+    settings = {"federation": {"clients": 3, "sample": 3}, "train": {"local_steps": 1}}
+    room = room_of(small_experiment(strategy={"kind": "fedprox"}, **settings), is_whole=True)
+    said = remark_on(apart([0.8, 0.6] * 20), 0.1, "test", room=room)
+    assert said.startswith("The clients pull apart (")
+    assert said.endswith("of their length).")
+
+
+def test_clients_that_count_epochs_are_advised_epochs():
+    room = room_of(small_experiment(train={"local_steps": None, "local_epochs": 2}), is_whole=True)
+    said = remark_on(apart([0.8, 0.6] * 20), 0.1, "test", room=room)
+    assert "fewer local epochs" in said
+    assert "local steps" not in said
+
+
 def test_near_chance_an_accuracy_jumps_by_luck():
     """At 20 % of ten classes a model has come a ninth of the way; with two even classes, 60 % is near chance as well."""
     assert remark_on(apart([0.15, 0.25] * 20), 0.1, "test") == ""
@@ -251,7 +313,7 @@ def test_a_steep_rise_is_no_jump():
 
 
 def test_findings_that_disagree_do_not_give_the_advice_on_which_they_do():
-    said = remark_on(apart([0.8, 0.6] * 20, coverage=0.0), 0.1, "test", has_threshold=True)
+    said = remark_on(apart([0.8, 0.6] * 20, coverage=0.0), 0.1, "test", room=THRESHOLD)
     assert (
         "No pseudo-label was used in any of 40 rounds: try a lower method.threshold or more rounds."
         in said
@@ -269,7 +331,7 @@ def test_findings_that_disagree_do_not_give_the_advice_on_which_they_do():
 )
 def test_no_remark_advises_more_and_less_of_the_same(accuracies, coverage, right, loss, threshold):
     found = apart(accuracies, coverage=coverage, right=right, loss=loss)
-    said = remark_on(found, 0.3, "test", has_threshold=threshold)
+    said = remark_on(found, 0.3, "test", room=Room(has_threshold=threshold))
     for more, less in (
         ("more local steps", "fewer local steps"),
         ("a higher method.threshold", "a lower method.threshold"),

@@ -1,6 +1,8 @@
 """What stands at a place of the experiment file: a section, a kind or a setting. A name alone is found wherever it is."""
 
+import contextlib
 import itertools
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,10 @@ def find_place(place: str) -> tuple[tuple[str, ...], What]:
         if meant := keys_of(parts[0], Experiment):
             problem = f"there is no {parts[0]!r}"
             raise InputError("explain", problem, f"{NEAR}{' or '.join(meant[:MOST_PLACES])}?")
+        if file := _file_with(parts[0]):
+            problem = f"there is no {parts[0]!r} in fedssl, but {file} has that name"
+            remedy = f"name its section and the file, such as method.{file}.{parts[0]}"
+            raise InputError("explain", problem, remedy)
         raise _missing(parts[0], Experiment.model_fields, set(_names_in(Experiment, "")))
     if len(parts) > 1 and len(found) == 1:
         return find_place(".".join([found[0].places[0], *parts[1:]]))
@@ -105,8 +111,7 @@ def _find(parts: Sequence[str]) -> What:
                 continue
             entries, own = list(_entries_in(section, found, part)), ".".join(parts[number:])
             if "." in own and not entries:
-                find_modules_in(Path.cwd())
-                return found.get(own)
+                return _in_own_kind(path, found, parts[number:])
             field = entries[0].what if entries else None
             below = section_of(field.annotation) if isinstance(field, FieldInfo) else None
             if "." not in own or below is None:
@@ -118,6 +123,50 @@ def _find(parts: Sequence[str]) -> What:
             raise _missing(path, fields)
         found = family or section_of(fields[part].annotation) or fields[part]
     return found
+
+
+def _in_own_kind(place: str, family: "Family", parts: Sequence[str]) -> What:
+    """Return a kind of the user's own, ``adapt.py`` or ``mylab.adapt``, or the setting of it that the last part names.
+
+    Args:
+        place: The place of the first part.
+        family: The family of the kind.
+        parts: The parts of the kind's name, and perhaps a setting.
+
+    Raises:
+        InputError: There is no such kind, or the kind has no such setting.
+    """
+    find_modules_in(Path.cwd())
+    *others, name = parts
+    kind = ".".join(others)
+    is_setting = any(part == "py" or part.startswith("py:") for part in others)
+    try:
+        found = family.get(kind if is_setting else ".".join(parts))
+    except InputError as error:
+        if is_setting or "." not in kind:
+            raise
+        try:
+            found = family.get(kind)
+        except InputError:
+            raise error from None
+    else:
+        if not is_setting:
+            return found
+    fields = found.model_fields
+    if name not in fields:
+        section = place.rpartition(".")[0]
+        raise _missing(f"{section}.{kind}.{name}", set(fields) - {"name"})
+    return fields[name]
+
+
+def _file_with(name: str) -> str:
+    """Return the name of a file in the current folder in which a class has a setting of a name; empty if there is none."""
+    assigned = re.compile(rf"^[ \t]+{re.escape(name)}[ \t]*:", re.MULTILINE)
+    for file in sorted(Path.cwd().glob("*.py")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if assigned.search(file.read_text(encoding="utf-8")):
+                return file.name
+    return ""
 
 
 def _setting_of_kinds(section: str, family: "Family", name: str) -> What:

@@ -14,7 +14,7 @@ from fedssl.app.commands.arguments import (
     say_changed_kinds,
 )
 from fedssl.app.commands.compare import show_comparison
-from fedssl.app.guard import complain, guarded
+from fedssl.app.guard import complain, guarded, warn
 from fedssl.core.console import Console
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.extras import require
@@ -192,6 +192,7 @@ def _run(
             display=lambda: PlainDisplay(console) if plain else make_display(console),
             resume=resume,
             complain=complain,
+            warn=warn,
         )
         finished, _ = runs.run(experiments, folders)
     return finished
@@ -247,7 +248,7 @@ def _run_side_by_side(
                 left.append((Point(experiment, (), frozenset()), directory.path))
             if resume and not directory.continues:
                 title = title_of(experiment)
-                console.tell(f"{title}: {describe_start(directory)}")
+                console.tell(f"{title}: {describe_start(directory, experiment)}")
     points, folders_left = [point for point, _ in left], [path for _, path in left]
     done = len(paths) - len(left)
     console.say(

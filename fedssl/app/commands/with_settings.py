@@ -1,11 +1,16 @@
-"""Commands that take ``--set``: an unknown option that is the name of a setting is told as that setting."""
+"""Commands that take ``--set``: an unknown option that is a setting, or an option of another command, is told as that."""
 
 import click
 from typer.core import TyperCommand
 
 
+DRY_RUN = "--dry-run"
+CHECKS = "; fedssl validate FILE checks a file and trains one step"
+"""What somebody looks for who asks for a dry run of a command that has none."""
+
+
 class WithSettings(TyperCommand):
-    """A command whose error about an unknown option says how to set the setting of that name."""
+    """A command whose error about an unknown option says how to set the setting of that name, or which command has it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments as any command does.
@@ -18,10 +23,26 @@ class WithSettings(TyperCommand):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             option = error.option_name
-            if not (setting := _as_setting(option, given)):
+            if setting := _as_setting(option, given):
+                said = f"No such option: {option}. It is a setting: --set {setting}"
+            elif others := _commands_with(option, ctx):
+                said = f"No such option: {option}. {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+                said += CHECKS if option == DRY_RUN else ""
+            else:
                 raise
-            said = f"No such option: {option}. It is a setting: --set {setting}"
             raise click.NoSuchOption(option, said, ctx=ctx) from None
+
+
+def _commands_with(option: str, ctx: click.Context) -> list[str]:
+    """Return the other commands of the same level that have an option."""
+    group = ctx.parent.command if ctx.parent is not None else None
+    commands = group.commands if isinstance(group, click.Group) else {}
+    return [
+        f"fedssl {name}"
+        for name, command in commands.items()
+        if not isinstance(command, click.Group)
+        if any(option in parameter.opts for parameter in command.params)
+    ]
 
 
 def _as_setting(option: str, given: list[str]) -> str:

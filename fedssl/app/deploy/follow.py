@@ -20,7 +20,7 @@ from fedssl.record.global_model import GlobalModel
 from fedssl.record.lines import read_rounds, read_rows
 from fedssl.record.resume import outcome_of
 from fedssl.record.rows import AT_SERVER, ClientRow, Failure, Observer, RoundEnd, RoundRow
-from fedssl.record.run_directory import STOPS
+from fedssl.record.run_directory import STARTS, STOPS
 from fedssl.record.run_path import CLIENTS, EVENTS, ROUNDS, SUMMARY
 from fedssl.record.snapshot import Snapshot
 from fedssl.views.reports.writer import ReportWriter
@@ -28,9 +28,6 @@ from fedssl.views.screen.display import PlainDisplay, make_display
 
 LOOK_SECONDS = 0.5
 """The record is read again after this many seconds."""
-
-STARTS = ("began", "resumed")
-"""The events with which a run begins or goes on."""
 
 ASK_SECONDS = 15.0
 """The SuperLink is asked how the run is after this many seconds without a round; each question starts a process."""

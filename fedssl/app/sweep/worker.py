@@ -100,6 +100,8 @@ def work(pipe: "Pipe", tell: Teller) -> int:
             display=lambda: Reporter(tell),
             resume=True,
             complain=lambda error, where: tell(Said(f"{where}{error}")),
+            warn=lambda text, where: tell(Said(f"warning: {where}{text}")),
+            says_way_on=False,  # a sweep goes on by the sweep's own command
         )
         while True:
             result = _run(runs, tasks.get())

@@ -14,7 +14,9 @@ from fedssl.core.errors import InputError
 from fedssl.core.extras import require
 from fedssl.core.rng import SERVER
 from fedssl.core.text import as_cell
+from fedssl.data.federation import Federation
 from fedssl.metrics.balanced import MEASURES
+from fedssl.metrics.yardsticks import learned_from
 from fedssl.record.judges import CLASSIFIER, judge_in
 from fedssl.record.lines import columns_of
 from fedssl.record.rows import PHASE, NumberRow
@@ -264,14 +266,22 @@ def _part(group: Group, runs: pd.DataFrame, rounds: pd.DataFrame, bounds: Sequen
     notes = [*verdicts.notes, *reasons(group, lines, pairs)]
     if bounds:
         bound = [line.label for line in bounds if line in group.lines]
-        lines = with_gap(lines, bound[0]) if len(bound) == 1 else lines.assign(gap_closed=math.nan)
+        is_there = len(bound) == 1 and not _alike(verdicts.pairs, bound[0])
+        lines = with_gap(lines, bound[0]) if is_there else lines.assign(gap_closed=math.nan)
         if len(group.lines) > 1 and lines["gap_closed"].isna().all():
             has = ""
             if len(bound) == 1:
                 is_base = bound[0] == first
                 has = f"{first} is its own bound" if is_base else f"{bound[0]} is not above {first}"
+                if _alike(verdicts.pairs, bound[0]):
+                    has = f"{bound[0]} and {first} cannot be told apart"
             notes.append(f"no share of a gap: {has or f'{first} has {len(bound)} bounds'}")
     return _Part(lines, own, verdicts, notes)
+
+
+def _alike(pairs: pd.DataFrame, label: str) -> bool:
+    """Return whether a line was tested against the first line, and cannot be told from it: a share of such a gap says nothing."""
+    return len(pairs) > 0 and bool((~pairs["apart"][pairs["label"] == label]).any())
 
 
 def _alone(groups: Sequence[Group]) -> list[str]:
@@ -285,18 +295,29 @@ def _alone(groups: Sequence[Group]) -> list[str]:
 def _yardsticks(groups: Sequence[Group]) -> tuple[pd.DataFrame, list[str]]:
     """Return what classical classifiers make of the groups' labels, and sentences that say where they make nothing of them.
 
-    The classifiers depend on images and labels only, so groups with the same data are measured once.
+    The classifiers depend on images and labels only, so groups with the same images and labels are measured once, whichever
+    clients hold them.
     """
     by_data: dict[str, dict[int, Run]] = {}
     for name, group in zip(_names_of_data(groups), groups, strict=True):
         by_data[name] = {**group.lines[0].runs, **by_data.get(name, {})}
     measured, notes = [], []
+    alike: dict[Any, tuple[list[str], dict[int, Federation]]] = {}
     for name, runs in by_data.items():
         try:
-            table = measure((seed, run.federation) for seed, run in runs.items())
-            measured.append(table.assign(data=name))
+            federations = {seed: run.federation for seed, run in runs.items()}
         except InputError as error:
             notes.append(f"no yardsticks{f' with {name}' if len(by_data) > 1 else ''}: {error}")
+            continue
+        sources = {(run.data["source"], run.data["held_out_sha256"]) for run in runs.values()}
+        key = frozenset(sources), frozenset((s, learned_from(f)) for s, f in federations.items())
+        alike.setdefault(key, ([], federations))[0].append(name)
+    for names, federations in alike.values():
+        name = "; ".join(names)
+        try:
+            measured.append(measure(federations.items()).assign(data=name))
+        except InputError as error:
+            notes.append(f"no yardsticks{f' with {name}' if len(alike) > 1 else ''}: {error}")
     return pd.concat(measured, ignore_index=True) if measured else pd.DataFrame(), notes
 
 
@@ -413,14 +434,17 @@ def _judges(lines: Sequence[Line]) -> list[str]:
 
 
 def _remarks(lines: Sequence[Line]) -> list[str]:
-    """Return why runs ended early and what went wrong in them; summaries of older versions may say neither.
+    """Return why runs ended early, what went wrong in them, and which began with weights that know held-out images.
+
+    Records of older versions may say none of these.
 
     What is said of several runs is said once, without the numbers of each run.
     """
     told: dict[str, list[tuple[str, int, str]]] = {}
     for line in lines:
         for seed, run in line.runs.items():
-            for said in (run.summary.get("stopped"), run.summary.get("remark")):
+            kinds = ("stopped", "remark")
+            for said in (*map(run.summary.get, kinds), run.data.get("weights_remark")):
                 if said:
                     told.setdefault(NUMBERS_OF_RUN.sub("", said), []).append(
                         (line.label, seed, said)

@@ -42,13 +42,17 @@ def reasons(group: Group, lines: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[
     first = group.lines[0]
     for pair in apart.to_dict("records"):
         label, gain = str(pair["label"]), float(pair["gain"])
-        facts = [
-            *_pseudo_labels(rows[label], rows[first.label]["ema_accuracy"]),
-            *_classes(by_label[label], first),
-        ]
+        facts = list(_classes(by_label[label], first))
+        if not _knows_held_out_images(by_label[label]) and not _knows_held_out_images(first):
+            facts = [*_pseudo_labels(rows[label], rows[first.label]["ema_accuracy"]), *facts]
         if facts:
             verb = "gains" if gain > 0 else "loses"
             yield f"{label} {verb} {abs(gain) * 100:.1f} points against {first.label}: {'; '.join(facts)}"
+
+
+def _knows_held_out_images(line: Line) -> bool:
+    """Return whether a run of a line began with weights that were trained on its held-out images, which may be the reason."""
+    return any(run.data.get("weights_remark") for run in line.runs.values())
 
 
 def _pseudo_labels(line: Mapping[Any, Any], accuracy: float) -> Iterator[str]:

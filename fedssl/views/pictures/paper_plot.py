@@ -1,6 +1,5 @@
 """The learning curves of a comparison as a figure for a paper: one column wide, with letters that can be edited."""
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,8 @@ COLUMN = 3.3
 LETTERS_A_LINE = 42
 """A label of the legend is broken into lines of this many letters, which fit the column."""
 
-LEGEND_LINE = 0.16
-"""Height of a line of the legend, inches."""
+HEIGHT = 2.3
+"""Height of the figure without its legend, inches."""
 
 LETTERS: Any = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none"}
 """Size of the letters (points); a PDF has whole fonts, as publishers ask for, and an SVG has text."""
@@ -41,13 +40,12 @@ def plot_for_paper(curves: "pd.DataFrame", paths: list[Path]) -> None:
     """
     lines = dict(iter(curves.groupby("label", sort=False)))
     with matplotlib.rc_context(LETTERS):
-        rows = sum(len(textwrap.wrap(str(label), LETTERS_A_LINE)) for label in lines)
-        height = 2.3 + LEGEND_LINE * rows
-        figure = Figure(figsize=(COLUMN, height), layout="constrained")
+        figure = Figure(figsize=(COLUMN, HEIGHT), layout="constrained")
         axes = figure.subplots()
         draw_panel(axes, ACCURACY, lines, palette_for(len(lines)), band=len(lines) <= len(COLORS))
         axes.set_title("")
         axes.set_ylabel("accuracy, %")
-        add_legend(figure, axes, beside=False, size=7, width=LETTERS_A_LINE)
+        height = add_legend(figure, axes, beside=False, size=7, width=LETTERS_A_LINE)
+        figure.set_size_inches(COLUMN, HEIGHT + height)
         for path in paths:
             save_figure(figure, path)

@@ -22,6 +22,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LONG_LABEL = 24
 """Longer labels stand below each other in a legend."""
 
+SHORTEST_LINE = 10
+"""The labels of a legend are never broken into lines of fewer letters."""
+
+WIDTH_OF_LEGEND = 0.96
+"""A legend below the curves takes at most this share of a figure's width; the viewer of an SVG may have wider letters."""
+
+BESIDE = 0.45
+"""A legend beside the curves takes at most this share of a figure's width."""
+
 Color = str | tuple[float, float, float, float]
 
 
@@ -164,8 +173,10 @@ def whole_numbers() -> MaxNLocator:
 
 def add_legend(
     figure: Figure, axes: Axes, *, beside: bool, size: float = 9, width: int = 90
-) -> None:
-    """Add a legend of the lines that a panel draws, outside the curves.
+) -> float:
+    """Add a legend of the lines that a panel draws, outside the curves, and return its height in inches.
+
+    The legend has as many columns as fit the figure. Labels that are too long for one column are broken into shorter lines.
 
     Args:
         figure: The figure.
@@ -176,18 +187,28 @@ def add_legend(
     """
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
-        return
-    columns = 1 if beside or max(map(len, labels)) > LONG_LABEL else min(4, len(labels))
-    legend = figure.legend(
-        handles,
-        [textwrap.fill(label, width) for label in labels],
-        frameon=False,
-        fontsize=size,
-        loc="outside right center" if beside else "outside lower center",
-        ncols=columns,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign in a label is text and not a formula
+        return 0.0
+    most = 1 if beside or max(map(len, labels)) > LONG_LABEL else min(4, len(labels))
+    shapes = [(columns, width) for columns in range(most, 0, -1)]
+    shapes += [(1, narrower) for narrower in range(width - 5, SHORTEST_LINE - 1, -5)]
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    room = figure.bbox.width * (BESIDE if beside else WIDTH_OF_LEGEND)
+    for columns, letters in shapes:
+        legend = figure.legend(
+            handles,
+            [textwrap.fill(label, letters) for label in labels],
+            frameon=False,
+            fontsize=size,
+            loc="outside right center" if beside else "outside lower center",
+            ncols=columns,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a dollar sign in a label is text and not a formula
+        box = legend.get_window_extent(renderer)
+        if box.width <= room or (columns, letters) == shapes[-1]:
+            break
+        legend.remove()
+    return float(box.height) / figure.dpi
 
 
 def _curve(

@@ -24,6 +24,9 @@ HEIGHT = 260
 TICKS = 6
 """About so many values stand at an axis of numbers."""
 
+LARGE = 1e7
+"""Numbers from this on stand at an axis with an exponent, such as the loss of a model that has diverged."""
+
 LETTERS_AT_AXIS = 140
 """So many letters fit side by side below a chart that takes the whole width of the page."""
 
@@ -148,6 +151,8 @@ def quantity(
     """
     scale: Spec = {"zero": False} if domain is None else {"domain": list(domain)}
     written: Spec = {"format": ",d"} if whole else {}
+    if not whole and domain is not None and max(map(abs, domain)) >= LARGE:
+        written = {"format": ".3~g"}  # 8e+20: Vega leaves no room for labels wider than 200 pixels
     if whole and domain is not None and domain[1] - domain[0] <= TICKS:
         # At a short axis Vega 6 also writes halves, whatever least step it is given.
         values = list(range(math.ceil(domain[0]), math.floor(domain[1]) + 1))

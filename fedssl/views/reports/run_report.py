@@ -190,6 +190,8 @@ def _remarks(material: Material) -> Iterator[str]:
         yield stopped  # older records have none
     if material.summary is not None and (remark := material.summary.get("remark")):
         yield remark  # older records have none
+    if said := material.data.get("weights_remark"):  # older records have none
+        yield said
     if said := material.environment.get("changed_kinds"):  # older records do not say it
         yield f"Sections got another kind than the file's. {'; '.join(map(str, said))}."
     if material.out_of_range:

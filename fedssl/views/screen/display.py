@@ -1,7 +1,7 @@
 """Displays of a run while it goes on: plain lines, the choice of a display, and what all displays share."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,8 +20,11 @@ from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judges_of
-from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
+from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, summarize
 from fedssl.views.unknown_truth import is_right_unknown
+
+MOST_CLIENTS = 5
+"""A line names at most this many clients that failed for one reason."""
 
 BARS = "▁▂▃▄▅▆▇█"
 """Characters of a sparkline, from low to high values."""
@@ -65,6 +68,22 @@ def _in_virtual_time(summary: Mapping[str, Any]) -> str:
     if math.isnan(summary["virtual_seconds"]):
         return ""
     return f", {summary['clients_lost']} lost in {summary['virtual_seconds']:,.0f} virtual s"
+
+
+def failure_lines(failures: Sequence[Failure]) -> Iterator[str]:
+    """Yield one line for each reason for which clients failed in a round, with their numbers."""
+    alike: dict[str, list[int]] = {}
+    for failure in failures:
+        alike.setdefault(last_line(failure.reason), []).append(failure.client)
+    for reason, clients in alike.items():
+        numbers = ", ".join(map(str, clients[:MOST_CLIENTS]))
+        more = ", ..." if len(clients) > MOST_CLIENTS else ""
+        who = (
+            f"client {numbers}"
+            if len(clients) == 1
+            else f"{len(clients)} clients ({numbers}{more})"
+        )
+        yield f"{who} failed: {reason}"
 
 
 def waiting_line(what: str, until: datetime | None) -> str:
@@ -116,8 +135,8 @@ class PlainDisplay(Observer):
             f"EMA {percent(row.ema_accuracy)}, "
             f"{f'pseudo-labels {labels}, ' if labels else ''}clients {row.clients_ok}/{len(end.clients)}, {row.seconds:.2f} s"
         )
-        for failure in end.failures:
-            self._line(f"  client {failure.client} failed: {last_line(failure.reason)}")
+        for line in failure_lines(end.failures):
+            self._line(f"  {line}")
         for incident in end.incidents:
             self._line(f"  incident: {incident.splitlines()[0]}")
 

@@ -15,6 +15,7 @@ from fedssl.metrics.balanced import MEASURES
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.latex import latex_of
 from fedssl.views.comparison.table import tables_of
+from fedssl.views.pictures import paper_plot
 from fedssl.views.pictures.plots import comparison_figure, save_figure
 from fedssl.views.reports.comparison_report import comparison_page
 from fedssl.views.text_table import NOTE_WIDTH, OnScreen, TextTable
@@ -233,6 +234,19 @@ def test_the_share_of_a_gap_that_a_line_closes(tmp_path):
     assert lower.lines.gap_closed.isna().all()
     assert "no share of a gap: worse is not above few" in lower.notes
     refused(fedssl("compare", tmp_path, "--bound", "none"), "--bound", "few", "worse")
+
+
+@pytest.mark.parametrize(("accuracies", "is_gap"), [((0.5, 0.9), False), ((0.9, 0.91), True)])
+def test_a_bound_that_cannot_be_told_from_the_baseline_leaves_no_gap(tmp_path, accuracies, is_gap):
+    """The bound is above the baseline on average; its seeds differ by much more than that, or by less."""
+    for seed in range(3):
+        for name, accuracy in (("few", 0.6), ("ours", 0.8), ("all", accuracies[seed % 2])):
+            record(tmp_path / name / str(seed), [accuracy], name=name, seed=seed)
+    paths = [tmp_path / "few", tmp_path]
+    found = Comparison.of_runs(paths, force=False, bound="all")
+    assert found.lines.gap_closed.notna().all() == is_gap
+    said = [note for note in found.notes if "gap" in note]
+    assert said == ([] if is_gap else ["no share of a gap: all and few cannot be told apart"])
 
 
 def test_measures_that_were_asked_for_have_a_table(runs, tmp_path):
@@ -488,6 +502,45 @@ def test_a_table_and_figures_for_a_paper(runs, tmp_path):
     several = latex_of(tables_of(Comparison.of_runs([runs], force=False))[0])
     assert r"$\pm$" in several
     assert "±" not in "".join(line for line in several.splitlines() if line[0] != "%")
+
+
+LABELS = {
+    "one short": ["a"],
+    "four short": ["a", "b", "c", "d"],
+    "six of medium length": [f"classes 2, fixmatch no. {i}" for i in range(6)],
+    "three long": [f"classes_per_client 2, unlabeled_ratio {i}, mean_teacher" for i in range(3)],
+    "wide letters": ["W" * 60, "M W " * 20],
+    "crowded": [f"classes 2, a method with a name {i}" for i in range(12)],
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("for_paper", [True, False])
+def test_a_legend_is_inside_its_figure_and_leaves_room_for_curves(
+    labels, for_paper, tmp_path, monkeypatch
+):
+    record(tmp_path / "a", [0.5, 0.6], name="a")
+    one = Comparison.of_runs([tmp_path], force=False).curves
+    one = one.assign(pseudo_label_accuracy=np.nan, pseudo_label_coverage=np.nan)
+    curves = pd.concat([one.assign(label=label) for label in labels])
+    saved = []
+    if for_paper:
+        monkeypatch.setattr(paper_plot, "save_figure", lambda figure, path: saved.append(figure))
+        paper_plot.plot_for_paper(curves, [tmp_path / "a.svg"])
+    else:
+        saved.append(comparison_figure(curves, "title"))
+    (figure,) = saved
+    save_figure(figure, tmp_path / "a.png")
+    (legend,), axes = figure.legends, figure.axes[0]
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == len(labels)
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    inches = axes.get_window_extent().height / figure.dpi
+    assert inches > (1.6 if for_paper else 2)
+    assert axes.get_window_extent().width > 0.4 * whole.width
+    if for_paper:
+        assert figure.get_figwidth() == paper_plot.COLUMN
 
 
 def test_a_picture_has_a_panel_of_pseudo_labels_only_if_there_are_any(tmp_path):

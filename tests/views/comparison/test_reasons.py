@@ -67,6 +67,18 @@ def test_where_the_unlabeled_images_have_no_label_nobody_knows_how_many_are_righ
     assert "for 50 % of the unlabeled images, and nobody knows how many of them are right;" in note
 
 
+def test_a_line_whose_weights_know_the_held_out_images_owes_its_gain_to_no_pseudo_labels(tmp_path):
+    lines(tmp_path, 0.8)
+    file = tmp_path / "ours" / "1" / "data.json"
+    leak = "model.weights: the run that gives the weights has trained on images that this run holds out (9 of 10; r): too high."
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_remark": leak}))
+    (note,) = notes_of(tmp_path)
+    assert note == (
+        "ours gains 20.0 points against base: class one gains most (+40), class zero least (+0)"
+    )
+    assert f"ours seed 1: {leak}" in Comparison.of_runs([tmp_path], force=False).notes
+
+
 def test_luck_needs_no_reason(tmp_path):
     lines(tmp_path, 0.61)
     assert notes_of(tmp_path) == []

@@ -113,6 +113,17 @@ def test_only_whole_rounds_stand_at_an_axis(count):
             assert written == [str(i) for i in range(1, count + 1)]
 
 
+@pytest.mark.parametrize(("largest", "wanted"), [(9.0, "8"), (9e6, "8,000,000"), (9e20, "8e+20")])
+def test_a_large_number_at_an_axis_leaves_room_for_the_title(largest, wanted):
+    """Vega moves a title no further than 200 pixels from the axis: over labels that are longer."""
+    rows = [{"round": 1, "v": 0.0}, {"round": 2, "v": largest}]
+    drawn = vl_convert.vegalite_to_svg(
+        {"data": {"values": rows}, **lines(rows, "round", ["v"], "nats")}
+    )
+    texts = [text.text for text in ElementTree.fromstring(drawn).iter(f"{SVG}text")]
+    assert wanted in texts
+
+
 def axis_of(spec):
     return spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
 
