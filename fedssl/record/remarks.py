@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedssl.record.room import Room
+from fedssl.record.room import OPEN, Room
 
 if TYPE_CHECKING:
     from fedssl.record.rows import RoundRow
@@ -99,7 +99,7 @@ def remark_on(
     *,
     is_trained: bool = True,
     is_whole: bool = True,
-    room: Room = Room(),
+    room: Room = OPEN,
     class_names: Sequence[str] = (),
 ) -> str:
     """Return what went wrong in a run and what to try, as one or two findings on one line; empty if nothing did.

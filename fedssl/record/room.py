@@ -24,6 +24,10 @@ class Room(NamedTuple):
     strategies: tuple[str, ...] = AGAINST_DRIFT
 
 
+OPEN = Room()
+"""The room of settings that rule no advice out."""
+
+
 def room_of(experiment: Experiment, *, is_whole: bool) -> Room:
     """Return the room that the last phase of an experiment leaves.
 

@@ -19,7 +19,6 @@ from fedssl.views.screen.display import closing_line
 from tests.helpers import small_experiment
 from tests.views.comparison.records import record
 
-
 THRESHOLD = Room(has_threshold=True)
 
 

@@ -3,7 +3,6 @@
 import click
 from typer.core import TyperCommand
 
-
 DRY_RUN = "--dry-run"
 CHECKS = "; fedssl validate FILE checks a file and trains one step"
 """What somebody looks for who asks for a dry run of a command that has none."""
