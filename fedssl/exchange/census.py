@@ -30,6 +30,9 @@ AWAY_TIMEOUT = 150.0
 AWAY_PAUSE = 3.0
 """The census waits this long (seconds) before it asks the nodes that are away again."""
 
+MOST_REPEATED = 120
+"""Every round repeats at most this many characters of the reason why a client is absent; an incident has the whole."""
+
 
 @dataclass(frozen=True)
 class Census:
@@ -138,7 +141,7 @@ class Census:
                 holding = _claim(reply, num_clients, max_examples)
             except ValueError as error:
                 incidents.append(f"census: {name_node(node, numbers)} is left out: {error}")
-                reasons[node] = str(error).splitlines()[0]
+                reasons[node] = _shorten(str(error).splitlines()[0])
                 continue
             claims[holding.client].append((node, holding))
         for node in silent:
@@ -177,6 +180,13 @@ class Census:
             {client: f"the client is absent: {why}" for client, why in absent.items()},
             tuple(incidents),
         )
+
+
+def _shorten(reason: str) -> str:
+    """Return the reason as every round repeats it."""
+    if len(reason) <= MOST_REPEATED:
+        return reason
+    return f"{reason[:MOST_REPEATED]}... (the census's incident says all)"
 
 
 def _absent_node(client: int) -> int:
