@@ -30,6 +30,9 @@ AWAY_TIMEOUT = 150.0
 AWAY_PAUSE = 3.0
 """The census waits this long (seconds) before it asks the nodes that are away again."""
 
+NO_ROUND = "no round begins, because clients refuse the experiment"
+"""The reason of a run that a client's privacy floor ended; the same experiment would end in the same way."""
+
 MOST_REPEATED = 120
 """Every round repeats at most this many characters of the reason why a client is absent; an incident has the whole."""
 
@@ -149,7 +152,7 @@ class Census:
             reasons[node] = "it did not answer the census"
         # Stop if a client's owner asks for more privacy than the experiment gives.
         if refusals:
-            said = "\n".join(["no round begins, because clients refuse the experiment:", *refusals])
+            said = "\n".join([f"{NO_ROUND}:", *refusals])
             raise RunFailed(protocol.shorten_reason(said))
         # Drop every client number that more than one node claims.
         for client, claimed in claims.items():

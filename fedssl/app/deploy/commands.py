@@ -120,6 +120,7 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> None:
 
     opened = open_with_operator(folder, no_containers)
     deployment = opened.deployment
+    deployment.refuse_missing_paths()
     deployment.remember(containers=opened.has_containers)
     if opened.has_containers:
         from fedssl.app.deploy.containers import Containers
@@ -137,6 +138,7 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> None:
 
         host = Host(deployment)
         ran = {state.name for state in host.states() if state.runs}
+        host.refuse_taken_ports([*host.server, *host.clients])
         say("starting superlink, executor and gate on this host")
         host.start(host.server)
         register_all(opened)

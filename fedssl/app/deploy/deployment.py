@@ -269,6 +269,19 @@ class Deployment:
         """File of the submitted runs: Flower's run ids and their run directories."""
         return self.folder / "submitted.json"
 
+    def refuse_missing_paths(self) -> None:
+        """Raise `InputError` if a path is gone that the clients or the server here need, although `init` found it."""
+        settings = self.settings
+        needed = [(f"{self.file}: data.{n}", Path(path)) for n, path in settings.data.items()]
+        if settings.server_data is not None:
+            needed.append((f"{self.file}: server_data", Path(settings.server_data)))
+        needed += [("--folder", self.client(number)) for number in range(settings.clients)]
+        gone = [(setting, path) for setting, path in needed if not path.exists()]
+        if gone:
+            setting, path = gone[0]
+            more = f" (and at {len(gone) - 1} more paths)" if len(gone) > 1 else ""
+            raise InputError(setting, f"there is nothing at {path}{more}", "put it back")
+
     def remember(self, *, containers: bool) -> None:
         """Write into ``deployment.toml`` whether the processes run in containers; the rest of the file stays as it is."""
         text = self.file.read_text()

@@ -21,6 +21,7 @@ from fedssl.app.simulation import check_phases
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.data.sites import Sites
+from fedssl.exchange.census import NO_ROUND
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.paths import make_paths_absolute
 from fedssl.record.located import read_located
@@ -151,6 +152,8 @@ def run_over(
         )
     if status:
         go_on = f"; to go on: {again}" if has_begun(watch.directory) else ""
+        if NO_ROUND in status:
+            go_on = "; change the experiment as the reason says, or ask these clients' owners: the same experiment is refused again"
         log = f"its server app's log: {opened.flwr_log_command(run_id)}"
         raise RunFailed(f"run {run_id} ended as {status}; {opened.describe_logs()}; {log}{go_on}")
 

@@ -21,6 +21,7 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judges_of
 from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
+from fedssl.record.snapshot import Snapshot
 from fedssl.views.unknown_truth import is_right_unknown
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -37,9 +38,14 @@ def percent(share: float) -> str:
 
 
 def right_and_used(right: float, used: float) -> str:
-    """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
+    """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used).
+
+    If none was used, none can be right, so only that is said.
+    """
     if math.isnan(used):
         return ""
+    if used == 0:
+        return "none used"
     said = "unknown how many right" if is_right_unknown(right, used) else f"{percent(right)} right"
     return f"{said}, {percent(used)} used"
 
@@ -104,6 +110,11 @@ class PlainDisplay(Observer):
         self._experiment = experiment
         self._judges = judges_of(experiment, federation)
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
+
+    def resumed(self, snapshot: Snapshot) -> None:
+        """Print from which round the run goes on."""
+        assert self._experiment is not None
+        self._line(f"goes on after round {snapshot.round}/{self._experiment.num_rounds}")
 
     def round_ended(self, end: RoundEnd) -> None:
         """Print the results of the round, the clients that failed, and the incidents."""

@@ -14,6 +14,7 @@ from fedssl.clients.client_app import app
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.exchange.census import NO_ROUND
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
@@ -98,7 +99,8 @@ def test_a_stopped_run_goes_on_in_its_directory_to_the_same_bits(opened, file, t
     said = capsys.readouterr().out
     path = only_run(opened)
     assert "round 3/3" in said
-    assert "round 2/3" not in said
+    assert "round 2/3 " not in said
+    assert "goes on after round 2/3" in said
     assert f"recorded in {path}" in said.replace("\n", "")
     first, second = opened.operator.configs
     assert (first["resume"], second["resume"]) == (False, True)
@@ -192,6 +194,15 @@ def test_a_run_whose_server_says_no_more_ends_with_one_line_and_the_way_on(
         run(opened, file)
     assert str(error.value).endswith("the same command with --resume")
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_a_floor_refused_is_not_said_to_go_on(opened, file, monkeypatch):
+    opened.operator.stop_after = 1
+    said = f"finished:failed: {NO_ROUND}:\nclient 0: privacy-clipping-norm: is set"
+    monkeypatch.setattr(running, "follow", lambda *arguments, **options: said)
+    with pytest.raises(RunFailed, match="change the experiment as the reason says") as error:
+        run(opened, file)
+    assert "--resume" not in str(error.value)
 
 
 def test_too_few_clients_are_refused_before_anything_is_submitted(opened, file):
