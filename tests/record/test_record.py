@@ -33,7 +33,6 @@ from fedssl.record.provenance import data_facts, environment, partition_table
 from fedssl.record.rows import Observer, Outcome, RoundEnd, RoundRow, summarize
 from fedssl.record.run_directory import RunDirectory
 from fedssl.record.run_path import new_run_path
-from fedssl.record.snapshot import Snapshot
 from fedssl.server.app import serve
 from fedssl.views.federation_table import (
     describe_skew,
@@ -352,15 +351,6 @@ def test_plain_lines_say_what_the_run_waits_for_and_until_when():
     said = out.getvalue()
     assert said.endswith("client 2 went away too; the run waits until 12:00:05 at most\n")
     assert said.count("\n") == 1
-
-
-def test_plain_lines_say_from_which_round_a_run_goes_on():
-    out = io.StringIO()
-    display, experiment = PlainDisplay(Console(file=out, width=40)), small_experiment(rounds=5)
-    display.began(experiment, federation_of(experiment))
-    rounds = (row(1, 0.5), row(2, 0.5))
-    display.resumed(Snapshot(rounds, GlobalModel(), {}, seconds=0.0, clients=None))
-    assert out.getvalue().splitlines()[-1] == "goes on after round 2/5"
 
 
 def test_what_the_run_waits_for_is_an_event_once_the_run_has_begun(tmp_path):

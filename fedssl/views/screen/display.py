@@ -21,7 +21,6 @@ from fedssl.experiment.experiment import Experiment
 from fedssl.record.description import describe
 from fedssl.record.judges import in_brackets, judge_in, judges_of
 from fedssl.record.rows import Observer, Outcome, RoundEnd, summarize
-from fedssl.record.snapshot import Snapshot
 from fedssl.views.unknown_truth import is_right_unknown
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -110,11 +109,6 @@ class PlainDisplay(Observer):
         self._experiment = experiment
         self._judges = judges_of(experiment, federation)
         self._line(f"{experiment.name}: {describe(experiment, federation)}")
-
-    def resumed(self, snapshot: Snapshot) -> None:
-        """Print from which round the run goes on."""
-        assert self._experiment is not None
-        self._line(f"goes on after round {snapshot.round}/{self._experiment.num_rounds}")
 
     def round_ended(self, end: RoundEnd) -> None:
         """Print the results of the round, the clients that failed, and the incidents."""
