@@ -146,7 +146,8 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
     clients = experiment.federation.clients
     if not isinstance(number, int) or not 0 <= number < clients:
         raise ValueError(
-            f"node config has {protocol.PARTITION_ID} = {number!r}; the experiment has {clients} clients"
+            f"node config has {protocol.PARTITION_ID} = {number!r} (fedssl deploy join: --number), but the experiment's "
+            f"{clients} clients have the numbers 0 to {clients - 1}"
         )
     path = context.node_config.get(protocol.DATA_PATH)
     if experiment.federation.private:
@@ -156,7 +157,7 @@ def local_data(experiment: ClientSettings, terms: Terms | None, context: Context
             f"client {number}: {protocol.DATA_PATH}",
             f"is {path!r}, but the experiment does not ask clients for data of their own",
             "set federation.private = true in the experiment file, "
-            f"or take {protocol.DATA_PATH} out of the node config",
+            f"or take {protocol.DATA_PATH} out of the node config (fedssl deploy init and join: --data)",
         )
     return SimulatedData(number, simulated_federation(experiment))
 
@@ -172,7 +173,7 @@ def _private_data(
         raise InputError(
             f"{where}{protocol.DATA_PATH}",
             f"is {path!r}, but the experiment says federation.private = true",
-            "name a folder of images or an .npz file in the node config",
+            "name a folder of images or an .npz file in the node config (fedssl deploy init and join: --data)",
         )
     if terms is None:
         raise InputError(

@@ -1,7 +1,6 @@
 """The text of a new experiment file: settings that run at once, with comments on what was found and what to change."""
 
 import textwrap
-from pathlib import Path
 
 import tomli_w
 
@@ -28,7 +27,7 @@ CHANNEL_NAMES = {1: "gray", 3: "color"}
 
 
 def text_of_experiment(
-    name: str, method: str, clients: int | None, folder: Path | None, found: Survey | None
+    name: str, method: str, clients: int | None, source: str, found: Survey | None
 ) -> str:
     """Return the text of an experiment file.
 
@@ -36,10 +35,10 @@ def text_of_experiment(
         name: Name of the experiment.
         method: Kind of the method.
         clients: Number of clients; None: as fits the data.
-        folder: The folder of images; None: the digits that fedssl contains.
-        found: What the folder holds.
+        source: The source of the user's images; not used without them.
+        found: What the user's images are; None: the digits that fedssl contains are used.
     """
-    data = _digits() if folder is None or found is None else _own_images(folder, found)
+    data = _digits() if found is None else _own_images(source, found)
     return f"""\
 # An experiment of fedssl. `fedssl explain` lists the sections, `fedssl explain train` tells what their settings mean.
 {_setting("name", name)}
@@ -64,11 +63,11 @@ schedule = "cosine"
 def _digits() -> str:
     return """\
 [data]
-source = "digits" # 1,797 images of 8x8 pixels that fedssl contains; your own: fedssl new --data FOLDER"""
+source = "digits" # 1,797 images of 8x8 pixels that fedssl contains; your own: fedssl new --data PATH"""
 
 
-def _own_images(folder: Path, found: Survey) -> str:
-    """Return the section [data] for a folder of images."""
+def _own_images(source: str, found: Survey) -> str:
+    """Return the section [data] for a user's own images."""
     counts = [f"{one_line(name)} {count:,}" for name, count in found.class_counts.items()]
     test = (
         f"{found.num_test:,} test images of their own"
@@ -85,14 +84,14 @@ def _own_images(folder: Path, found: Survey) -> str:
             f'{len(found.unreadable)} files cannot be opened, such as {names}: remove them, or set bad_images = "skip".'
         )
     comment = "\n".join(_comment(fact) for fact in facts)
-    lines = [comment, _setting("source", f"folder:{folder}"), *_size(found), *_channels(found)]
+    lines = [comment, _setting("source", source), *_size(found), *_channels(found)]
     return "[data]\n" + "\n".join(lines)
 
 
 def _size(found: Survey) -> list[str]:
     """Return the setting of the size, if images must be scaled."""
     (height, width), *others = sorted(found.sizes)
-    if not others and max(height, width) <= 2 * LARGEST_SIDE:
+    if not others and (not found.can_convert or max(height, width) <= 2 * LARGEST_SIDE):
         return [_comment(f"All images have {height}x{width} pixels.")]
     side = max(LEAST_SIDE, min(found.usual_side, LARGEST_SIDE))
     last = sorted(found.sizes)[-1]
@@ -105,6 +104,8 @@ def _channels(found: Survey) -> list[str]:
     if len(found.channels) == 1 and next(iter(found.channels)) in CHANNEL_NAMES:
         (channels,) = found.channels
         return [_comment(f"All images are {CHANNEL_NAMES[channels]}.")]
+    if not found.can_convert:
+        return [_comment(f"All images have {next(iter(found.channels))} channels.")]
     kinds = ", ".join(
         f"{count:,} {CHANNEL_NAMES.get(channels, f'with {channels} channels')}"
         for channels, count in sorted(found.channels.items())

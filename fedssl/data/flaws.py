@@ -42,6 +42,7 @@ class Flaws:
         self._found: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
         self._num_flaws = 0
+        self._flaws: set[str] = set()
         self._told: dict[str, int] = {}
         self._advice: dict[str, str] = {}
         self.passing: list[str] = []
@@ -55,7 +56,10 @@ class Flaws:
             flaw: A phrase in the plural, such as ``"images cannot be read"``.
             names: Names of the flawed files, rows or classes.
         """
-        self._num_flaws += self._count(flaw, names)
+        count = self._count(flaw, names)
+        self._num_flaws += count
+        if count:
+            self._flaws.add(flaw)
 
     def leave_out(self, what: str, names: Iterable[str]) -> None:
         """Note something that is left out and is no flaw, such as a text file beside the images; it is never refused.
@@ -101,8 +105,12 @@ class Flaws:
 
     def notes(self) -> tuple[str, ...]:
         """Return one line for each kind of flaw and of thing left out: its number, and the first names."""
+        return self._lines(self._counts)
+
+    def _lines(self, kinds: Iterable[str]) -> tuple[str, ...]:
         lines = []
-        for flaw, count in self._counts.items():
+        for flaw in kinds:
+            count = self._counts[flaw]
             named = ", ".join(self._found[flaw]) + (", ..." if count > MOST_NAMED else "")
             said = flaw if count > 1 else _to_singular(flaw)
             lines.append(f"{count:,} {said} ({named})")
@@ -117,7 +125,7 @@ class Flaws:
                 on without them.
 
         Raises:
-            InputError: There are flaws; the message has all notes, and what to do.
+            InputError: There are flaws; the message has all of them and what to do, and then what is left out anyway.
         """
         if not self.refused:
             return
@@ -126,8 +134,10 @@ class Flaws:
         else:
             remedy = f"mend this ({self._switch} would leave out most of the images)"
         advice = [advice for flaw, advice in self._advice.items() if flaw in self._counts]
-        problem = f"{what}: {'; '.join(self.notes())}"
-        raise InputError("data.source", problem, "; ".join([remedy, *advice]))
+        problem = f"{what}: {'; '.join(self._lines(k for k in self._counts if k in self._flaws))}"
+        harmless = self._lines(kind for kind in self._counts if kind not in self._flaws)
+        also = [f"left out anyway, and no fault: {'; '.join(harmless)}"] if harmless else []
+        raise InputError("data.source", problem, "; ".join([remedy, *advice, *also]))
 
 
 def _to_singular(flaw: str) -> str:

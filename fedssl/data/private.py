@@ -25,7 +25,7 @@ from fedssl.data.sources.own_images import OwnImages
 from fedssl.data.target import Encoded, Reading
 from fedssl.data.terms import Terms
 
-SKIP = "bad-images = 'skip' in the node config"
+SKIP = "bad-images = 'skip' in the node config (fedssl deploy init and join: --bad-images skip)"
 """The setting that leaves flawed images out, for messages."""
 
 

@@ -1,4 +1,4 @@
-"""Look at a folder of images before anything is read: classes, labels, sizes, colors, and folders that look like sites."""
+"""Look at a folder or an npz file of images: classes, labels, sizes, colors, and folders that look like sites."""
 
 import re
 import statistics
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedssl.core.errors import InputError
 from fedssl.data.sources.folder import Folder, class_folders, images_in, subfolders
+from fedssl.data.sources.npz import Npz
 from fedssl.data.target import Encoded, header_of
 
 MOST_OPENED = 500
@@ -23,7 +24,7 @@ NO_SITE = "."
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder of images holds.
+    """What a folder or an npz file of images holds.
 
     Args:
         class_counts: Number of training images by class, in the order of the classes.
@@ -33,6 +34,7 @@ class Survey:
         sizes: (height, width) in pixels and their number, of the files that were opened.
         channels: Number of files by their number of channels, of the files that were opened.
         unreadable: Names of files that could not be opened, of those that were tried.
+        can_convert: Whether images can be scaled and converted while they are read.
     """
 
     class_counts: dict[str, int]
@@ -42,6 +44,7 @@ class Survey:
     sizes: Counter[tuple[int, int]]
     channels: Counter[int]
     unreadable: tuple[str, ...]
+    can_convert: bool = True
 
     @property
     def num_labeled(self) -> int:
@@ -89,6 +92,35 @@ def survey_folder(path: str) -> Survey:
         sizes,
         channels,
         unreadable,
+    )
+
+
+def survey_npz(path: str) -> Survey:
+    """Return what an npz file of images holds; nothing is written.
+
+    Args:
+        path: The file, as in ``source = "npz:PATH"``.
+
+    Raises:
+        InputError: The file cannot be read as a data source, or has fewer than two classes.
+    """
+    raw = Npz(name=path).read()
+    (train,) = raw.train
+    test = [] if raw.test is None else list(raw.test)
+    if len(raw.class_names) < 2:
+        problem = "has no labels" if not raw.class_names else "has one class only"
+        raise InputError(path, problem, "give it labels of two classes or more")
+    counts = Counter(train.labels.tolist())
+    channels, height, width = train.images.shape[1:]
+    return Survey(
+        {name: counts[number] for number, name in enumerate(raw.class_names)},
+        sum(count for label, count in counts.items() if label < 0),
+        sum(int((block.labels >= 0).sum()) for block in test),
+        {},
+        Counter({(height, width): len(train.labels)}),
+        Counter({channels: len(train.labels)}),
+        (),
+        can_convert=False,
     )
 
 

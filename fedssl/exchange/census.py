@@ -30,6 +30,12 @@ AWAY_TIMEOUT = 150.0
 AWAY_PAUSE = 3.0
 """The census waits this long (seconds) before it asks the nodes that are away again."""
 
+NO_ROUND = "no round begins, because clients refuse the experiment"
+"""The reason of a run that a client's privacy floor ended; the same experiment would end in the same way."""
+
+MOST_REPEATED = 120
+"""Every round repeats at most this many characters of the reason why a client is absent; an incident has the whole."""
+
 
 @dataclass(frozen=True)
 class Census:
@@ -138,7 +144,7 @@ class Census:
                 holding = _claim(reply, num_clients, max_examples)
             except ValueError as error:
                 incidents.append(f"census: {name_node(node, numbers)} is left out: {error}")
-                reasons[node] = str(error).splitlines()[0]
+                reasons[node] = _shorten(str(error).splitlines()[0])
                 continue
             claims[holding.client].append((node, holding))
         for node in silent:
@@ -146,7 +152,7 @@ class Census:
             reasons[node] = "it did not answer the census"
         # Stop if a client's owner asks for more privacy than the experiment gives.
         if refusals:
-            said = "\n".join(["no round begins, because clients refuse the experiment:", *refusals])
+            said = "\n".join([f"{NO_ROUND}:", *refusals])
             raise RunFailed(protocol.shorten_reason(said))
         # Drop every client number that more than one node claims.
         for client, claimed in claims.items():
@@ -177,6 +183,13 @@ class Census:
             {client: f"the client is absent: {why}" for client, why in absent.items()},
             tuple(incidents),
         )
+
+
+def _shorten(reason: str) -> str:
+    """Return the reason as every round repeats it."""
+    if len(reason) <= MOST_REPEATED:
+        return reason
+    return f"{reason[:MOST_REPEATED]}... (the census's incident says all)"
 
 
 def _absent_node(client: int) -> int:

@@ -47,8 +47,8 @@ def _falsehood(reply: Message, numbers: Mapping[int, int]) -> str:
     if node in numbers:
         if claim == numbers[node]:
             return ""
-        return f"node {node} says that it is client {claim:g}, but its key is registered as client {numbers[node]}"
+        return f"node {node} says that it is client {claim:g}, but its key is registered as client {numbers[node]} (fedssl deploy join: --number)"
     owner = next((owner for owner, number in numbers.items() if number == claim), None)
     if owner is None:
         return ""
-    return f"node {node} says that it is client {claim:g}, but that number is bound to the key of node {owner}"
+    return f"node {node} says that it is client {claim:g}, but that number is bound to the key of node {owner} (fedssl deploy join: --number)"

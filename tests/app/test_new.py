@@ -117,3 +117,32 @@ def test_strange_names_stay_within_comments_and_texts(here):
     experiment = Experiment.load('my "images".toml')
     assert experiment.data.kind == 'folder:my "images"'
     assert experiment.name == "my-images"
+
+
+@pytest.mark.parametrize("given", ["scans.npz", "npz:scans.npz"])
+def test_an_npz_file_is_looked_at_too(given, here):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 80, 72), np.uint8)
+    labels = np.arange(60) % 3 - 1
+    np.savez(here / "scans.npz", images=images, labels=labels, class_names=["cat", "dog"])
+    finished(fedssl("new", "--data", given))
+    text = (here / "scans.toml").read_text()
+    assert "2 classes: cat 20, dog 20." in text
+    assert "40 images have a class, 20 have none" in text
+    assert "All images have 80x72 pixels." in text
+    experiment = Experiment.load("scans.toml")
+    assert experiment.data.kind == "npz:scans.npz"
+    assert experiment.federation.labels.per_class == "all"
+    finished(fedssl("validate", "scans.toml"))
+
+
+def test_a_folder_may_be_named_as_a_source_and_others_are_written_by_hand(here):
+    for number, cls in enumerate("ab"):
+        draw(here / "photos" / cls, 20, (12,), 1, number)
+    finished(fedssl("new", "--data", "folder:photos"))
+    assert Experiment.load("photos.toml").data.kind == "folder:photos"
+    refused(fedssl("new", "x", "--data", "hf:mnist"), "--data", 'source = "hf:mnist" under [data]')
+    refused(fedssl("new", "x", "--data", "npz:none.npz"), "there is no such file")
+    np.savez(here / "one.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.zeros(4, int))
+    refused(fedssl("new", "x", "--data", "one.npz"), "has one class only", "labels of two classes")
+    assert not (here / "x.toml").exists()

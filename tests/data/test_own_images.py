@@ -413,3 +413,21 @@ def test_images_are_found_whatever_was_imported_before(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "own")], capture_output=True, text=True
     )
     assert done.stdout.strip() == "3", done.stderr
+
+
+def test_what_is_left_out_anyway_is_told_apart_from_what_must_be_mended(root):
+    (root / "labels.csv").write_text("a,b")
+    (root / "cat" / "0.png").write_bytes(b"broken")
+    pages = [Image.fromarray(page) for page in colors(3)]
+    pages[0].save(root / "dog" / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError) as caught:
+        entry(root, frames="middle")
+    assert "1 image cannot be read" in caught.value.problem
+    assert "labels.csv" not in caught.value.problem
+    assert "frames" not in caught.value.problem
+    mended, harmless = caught.value.remedy.split("left out anyway, and no fault: ")
+    assert "mend this" in mended
+    assert "labels.csv" in harmless
+    assert "2 frames are not the middle one" in harmless
+    (root / "cat" / "0.png").unlink()
+    assert entry(root, frames="middle").part("train") is not None  # they were no faults

@@ -122,7 +122,7 @@ def test_bad_paths_and_empty_folders(tmp_path):
 def test_images_that_cannot_be_read_are_refused_or_skipped_as_the_node_says(tmp_path):
     save(tmp_path / "cat" / "1.png", colors()[0])
     (tmp_path / "cat" / "2.png").write_bytes(b"no image")
-    refused(tmp_path, "1 image cannot be read", "bad-images = 'skip' in the node config")
+    refused(tmp_path, "1 image cannot be read", "fedssl deploy init and join: --bad-images skip")
     assert parts(tmp_path, skip=True)[0][1].tolist() == [0]
 
 

@@ -150,3 +150,11 @@ def test_blocks_are_saved_where_a_reader_would(tmp_path):
     text = '```toml\nname = "mine"\n```\n```toml\nseed = 1\n```\n```python title="a/b.py"\nx = 1\n```\n'
     page.write_text(text, encoding="utf-8")
     assert [file_of(block) for block in blocks(page)] == ["mine.toml", None, "a/b.py"]
+
+
+def test_the_table_of_extras_has_every_extra():
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("## Extras")[2]
+    rows = re.findall(r"^\| (`.*?) \|", table.partition("\n## ")[0], re.MULTILINE)
+    listed = [name for row in rows for name in SPAN.findall(row)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(listed) == sorted(project["optional-dependencies"])

@@ -130,6 +130,16 @@ def test_the_first_line_of_an_incident_says_the_whole_reason(numbers, name):
     assert found.absent == {1: f"the client is absent: {said}"}
 
 
+def test_a_long_reason_is_said_whole_once_and_not_in_every_round():
+    reason = "InputError: 12 images cannot be read " + "(a.png, b.png) " * 50
+    found = Census.by_query(erring(reason), NODES, "{}", CLIENTS, min_success=0.5, numbers=NUMBERS)
+    assert reason.strip() in found.incidents[0]
+    repeated = found.absent[1]
+    assert "12 images cannot be read" in repeated
+    assert repeated.endswith("... (the census's incident says all)")
+    assert len(repeated) < 200
+
+
 def test_clients_that_refuse_by_their_floors_end_the_run_and_are_all_named():
     ask = erring("client N: privacy-rounds: no", protocol.REFUSED_BY_FLOOR, clients=(1, 2))
     with pytest.raises(RunFailed, match="no round begins") as error:

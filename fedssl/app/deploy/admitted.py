@@ -14,6 +14,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from fedssl.app.deploy.roster import ROSTER, Roster
+from fedssl.core.errors import InputError
+
+KEY, SIGNATURE, TIMESTAMP = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+"""The headers by which Flower's clients sign their requests (flwr 1.41)."""
+
 CLOCK_AHEAD, CLOCK_BEHIND = 5.0, 305.0
 """Flower accepts a request's time up to these many seconds ahead of the server's clock, or behind it (1.41)."""
 
@@ -29,6 +35,7 @@ class Admitted:
         self._folder = folder
         self._changed = -1
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
+        self._names: dict[str, str] = {}
 
     def has_signed(self, key: str, signature: str, timestamp: str) -> bool:
         """Return whether a registered key has signed a time that is now, within Flower's limits.
@@ -56,6 +63,18 @@ class Admitted:
             return False
         return True
 
+    def falsehood(self, key: str, claim: int) -> str:
+        """Say what is false if the client with a registered key says that it has a number; empty if nothing is.
+
+        Args:
+            key: The public key as in `has_signed`.
+            claim: The number that the client says it has.
+        """
+        try:
+            return Roster(self._folder / ROSTER).falsehood(self._names.get(key, ""), claim)
+        except InputError:
+            return ""  # the operator's commands tell that the roster cannot be read, and the census compares numbers
+
     def _read(self) -> None:
         try:
             changed = self._folder.stat().st_mtime_ns
@@ -64,13 +83,14 @@ class Admitted:
         if changed == self._changed:
             return
         self._changed = changed
-        self._keys = {}
+        self._keys, self._names = {}, {}
         for file in sorted(self._folder.glob("*.pub")):
             try:
                 public = read_public_key(file)
             except (OSError, ValueError):
                 continue
             self._keys[header_of(public)] = public
+            self._names[header_of(public)] = file.stem
 
 
 def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:

@@ -10,7 +10,14 @@ from fedssl.app.commands.arguments import check_files
 from fedssl.app.commands.completion import complete_setting
 from fedssl.app.commands.with_settings import WithSettings
 from fedssl.app.deploy.join import join
-from fedssl.app.deploy.options import DEPLOYMENT, Folder, NoContainers, deploy_command, say
+from fedssl.app.deploy.options import (
+    DEPLOYMENT,
+    BadImages,
+    Folder,
+    NoContainers,
+    deploy_command,
+    say,
+)
 from fedssl.app.guard import guarded
 from fedssl.core.console import Console
 from fedssl.core.errors import RunFailed
@@ -45,6 +52,12 @@ def init(
         list[str] | None,
         typer.Option(help="NUMBER=PATH: a client's own images, a folder or .npz; repeatable."),
     ] = None,
+    bad_images: Annotated[
+        BadImages,
+        typer.Option(
+            help="What clients here do with images of their own that cannot be read: refuse to take part, or skip them."
+        ),
+    ] = BadImages.REFUSE,
     server_data: Annotated[
         Path | None,
         typer.Option(help="The server's images, for an experiment that names its data as files."),
@@ -80,6 +93,7 @@ def init(
             "bind": bind,
             "port": port,
             "data": read_data_options(data or []),
+            "bad_images": bad_images.value,
             "server_data": None
             if server_data is None
             else resolve_existing("--server-data", server_data),
@@ -106,6 +120,7 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> None:
 
     opened = open_with_operator(folder, no_containers)
     deployment = opened.deployment
+    deployment.refuse_missing_paths()
     deployment.remember(containers=opened.has_containers)
     if opened.has_containers:
         from fedssl.app.deploy.containers import Containers
@@ -123,6 +138,7 @@ def up(folder: Folder = DEPLOYMENT, no_containers: NoContainers = None) -> None:
 
         host = Host(deployment)
         ran = {state.name for state in host.states() if state.runs}
+        host.refuse_taken_ports([*host.server, *host.clients])
         say("starting superlink, executor and gate on this host")
         host.start(host.server)
         register_all(opened)
@@ -213,10 +229,10 @@ def run(
     check_files([file], settings, runs=True)
     from fedssl.app.deploy.opening import open_deployment, open_with_operator
 
-    open_deployment(folder)
+    deployment = open_deployment(folder)
     from fedssl.app.deploy.running import load_experiment, run_over
 
-    experiment = load_experiment(file, settings or [], resume=resume)
+    experiment = load_experiment(file, settings or [], deployment, resume=resume)
     opened = open_with_operator(folder, no_containers)
     named = file if file.is_dir() else None
     run_over(opened, experiment, named, resume=resume, plain=plain)

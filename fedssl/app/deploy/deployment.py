@@ -5,12 +5,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
 from fedssl import __version__
+from fedssl.app.deploy.roster import ROSTER
 from fedssl.app.deploy.secrets import (
     is_address,
     write_certificates,
@@ -68,6 +69,11 @@ class Settings(Section):
     data: Mapping[int, str] = Field(
         default_factory=dict, description="for each client number, a folder or .npz of own images"
     )
+    bad_images: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="what these clients do with images of their own that cannot be read: refuse to take part, or leave "
+        "them out",
+    )
     allowed_plugins: Annotated[str, Form("names of modules, separated by commas")] = Field(
         "",
         pattern=ALLOWED_PLUGINS,
@@ -85,7 +91,11 @@ class Settings(Section):
     @property
     def node_config(self) -> dict[str, str | float]:
         """The settings in the config of every node here, beside the node's number and data."""
-        given = {"allowed-plugins": self.allowed_plugins, "device": self.devices}
+        given = {
+            "allowed-plugins": self.allowed_plugins,
+            "device": self.devices,
+            "bad-images": self.bad_images if self.bad_images == "skip" else "",
+        }
         return {name: value for name, value in given.items() if value}
 
     @field_validator("names")
@@ -178,9 +188,15 @@ class Deployment:
             raise InputError("--folder", f"{file} cannot be read: {error}") from None
         table.pop("version", None)
         try:
-            return cls(folder, make_settings(table))
+            opened = cls(folder, make_settings(table))
         except InputError as error:
             raise error.within(f"{file}: ") from None
+        former = (
+            folder / ROSTER
+        )  # where another version of fedssl kept the roster, out of the gate's sight
+        if former.exists() and not opened.roster.exists():
+            former.replace(opened.roster)
+        return opened
 
     @property
     def file(self) -> Path:
@@ -202,13 +218,13 @@ class Deployment:
 
     @property
     def admitted(self) -> Path:
-        """Folder of the public keys of registered clients, by which the gate recognizes clients."""
+        """Folder of the public keys of registered clients and of the roster, by which the gate recognizes clients."""
         return self.folder / "admitted"
 
     @property
     def roster(self) -> Path:
         """File of the registered clients: names, node ids and numbers."""
-        return self.folder / "registered.json"
+        return self.admitted / ROSTER
 
     @property
     def executor_secret(self) -> Path:
@@ -254,6 +270,19 @@ class Deployment:
     def submissions(self) -> Path:
         """File of the submitted runs: Flower's run ids and their run directories."""
         return self.folder / "submitted.json"
+
+    def refuse_missing_paths(self) -> None:
+        """Raise `InputError` if a path is gone that the clients or the server here need, although `init` found it."""
+        settings = self.settings
+        needed = [(f"{self.file}: data.{n}", Path(path)) for n, path in settings.data.items()]
+        if settings.server_data is not None:
+            needed.append((f"{self.file}: server_data", Path(settings.server_data)))
+        needed += [("--folder", self.client(number)) for number in range(settings.clients)]
+        gone = [(setting, path) for setting, path in needed if not path.exists()]
+        if gone:
+            setting, path = gone[0]
+            more = f" (and at {len(gone) - 1} more paths)" if len(gone) > 1 else ""
+            raise InputError(setting, f"there is nothing at {path}{more}", "put it back")
 
     def remember(self, *, containers: bool) -> None:
         """Write into ``deployment.toml`` whether the processes run in containers; the rest of the file stays as it is."""
@@ -355,7 +384,7 @@ def read_data_options(settings: Sequence[str]) -> dict[int, str]:
             raise InputError(
                 "--data", f"{setting!r} is not NUMBER=PATH", "e.g. --data 0=/srv/images"
             )
-        where = resolve_existing("--data", Path(path))
+        where = resolve_images("--data", Path(path))
         refuse_quotation("--data", where)
         found[int(number)] = where
     return found
@@ -367,6 +396,14 @@ def refuse_quotation(option: str, path: str) -> None:
         raise InputError(
             option, f"{path!r} has a quotation mark in its name", "rename the file or folder"
         )
+
+
+def resolve_images(option: str, path: Path) -> str:
+    """Return the absolute path of a client's own images; raise `InputError` if it is neither a folder nor an npz file."""
+    where = resolve_existing(option, path)
+    if not path.is_dir() and path.suffix.lower() != ".npz":
+        raise InputError(option, f"{path} is neither a folder of images nor an .npz file")
+    return where
 
 
 def resolve_existing(option: str, path: Path) -> str:

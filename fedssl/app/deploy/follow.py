@@ -258,6 +258,7 @@ def _show_start(watch: Watch, display: Observer) -> int | None:
     if first:
         rounds = tuple(watch.rounds()[:first])
         display.resumed(Snapshot(rounds, GlobalModel(), {}, seconds=0.0, clients=None))
+        display.waiting(f"the run goes on after round {first}", None)
     return first
 
 

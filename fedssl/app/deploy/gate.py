@@ -1,4 +1,4 @@
-"""The only door to the outside: it passes clients' requests on to the SuperLink, and nothing else.
+"""The only door to the outside: it passes clients' requests on to the SuperLink, and tells a client its number.
 
 Flower's SuperLink serves clients, operators and its own processes on one port, and asks only clients for a key (1.41).
 Anybody who reaches that port can start runs, and a run is code. So the SuperLink stays on the inside, and the gate
@@ -19,7 +19,7 @@ import ssl
 import sys
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from fedssl.app.deploy.admitted import Admitted
+from fedssl.app.deploy.admitted import KEY, SIGNATURE, TIMESTAMP, Admitted
 from fedssl.app.deploy.door import (
     CONNECTIONS_OF_STRANGERS,
     HEAD_BYTES,
@@ -50,7 +50,11 @@ CALLS = frozenset(
 
 HEALTH = "/health"
 
-KEY, SIGNATURE, TIMESTAMP = "flwr-public-key", "flwr-signature", "flwr-timestamp"
+NUMBER = "/number"
+"""A registered client asks here whether it may have a number, e.g. ``/number/2``: 204 if so, 409 and the reason if not."""
+
+LONGEST_NUMBER = 9
+"""The gate reads numbers of at most this many digits."""
 
 ASKED = (
     *("content-type", "accept", KEY, SIGNATURE, TIMESTAMP),
@@ -116,6 +120,15 @@ class Gate:
         """Return whether the SuperLink is well."""
         return await self._refuse_or_ask(request, HEALTH)
 
+    async def number(self, request: Request) -> Response:
+        """Say whether the client that signed a request may have a number."""
+        key = self._key_of(request, request.headers)
+        claim = request.path_params["claim"]
+        if not key or not claim.isdecimal() or len(claim) > LONGEST_NUMBER:
+            return PlainTextResponse("Not Found", 404)
+        falsehood = self._admitted.falsehood(key, int(claim))
+        return PlainTextResponse(falsehood, 409) if falsehood else Response(status_code=204)
+
     async def _refuse_or_ask(self, request: Request, path: str) -> Response:
         headers = {name: request.headers[name] for name in ASKED if name in request.headers}
         if not all(value.isascii() for value in headers.values()):
@@ -158,7 +171,7 @@ class Gate:
         kept = {name: answer.headers[name] for name in ANSWERED if name in answer.headers}
         return Response(answer.content, answer.status_code, kept)
 
-    def _key_of(self, request: Request, headers: dict[str, str]) -> str:
+    def _key_of(self, request: Request, headers: Mapping[str, str]) -> str:
         """Return the registered key that signed a request; empty without one."""
         key = headers.get(KEY, "")
         signature, timestamp = headers.get(SIGNATURE, ""), headers.get(TIMESTAMP, "")
@@ -211,7 +224,7 @@ class _Hold:
 
 
 def make_app(gate: Gate, superlink: httpx.AsyncClient) -> Starlette:
-    """Return the app that answers clients' calls and health checks, and answers 404 to anything else."""
+    """Return the app that answers clients' calls and questions and health checks, and answers 404 to anything else."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -221,6 +234,7 @@ def make_app(gate: Gate, superlink: httpx.AsyncClient) -> Starlette:
     routes = [
         Route("/v1/fleet/{call}", gate.serve, methods=["POST"]),
         Route(HEALTH, gate.health, methods=["GET", "HEAD"]),
+        Route(f"{NUMBER}/{{claim}}", gate.number, methods=["GET"]),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)
     app.router.redirect_slashes = False  # a redirect would repeat the sender's Host header

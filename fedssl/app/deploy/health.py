@@ -27,11 +27,13 @@ class Answer:
         seconds_ahead: Seconds by which this host's clock is ahead of the service's, correct to half a second; None: the
             answer held no time.
         problem: Why the service gave no answer, or another one than 200; empty if it is well.
+        is_distrusted: Whether the service's certificate is not of the authority, or not for this address.
     """
 
     is_well: bool
     seconds_ahead: float | None = None
     problem: str = ""
+    is_distrusted: bool = False
 
     @property
     def clocks(self) -> str:
@@ -67,6 +69,8 @@ def check_health(url: str, authority: str) -> Answer:
             return Answer(
                 False, problem="the server's certificate is not valid yet by this host's clock"
             )
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return Answer(False, problem=reason.verify_message, is_distrusted=True)
         return Answer(False, problem=str(reason))
 
 

@@ -72,16 +72,26 @@ class Host:
             for number in range(settings.clients)
         ]
 
-    def start(self, services: Iterable[Service]) -> None:
+    def refuse_taken_ports(self, services: Iterable[Service]) -> None:
+        """Raise `InputError` if another process has the port of a service that does not run."""
+        for service in services:
+            if read_report(self._file(service.name)) is None and _is_taken(service):
+                raise InputError(
+                    "deployment.toml",
+                    f"port {_port(service)} of {service.name} is taken by another process",
+                    f"end that process, or set another `{_port_setting(service)}` in deployment.toml",
+                )
+
+    def start(self, services: Sequence[Service]) -> None:
         """Start the services that do not run, and wait until all are up.
 
         Raises:
             InputError: Another process has a service's port.
             RunFailed: A service does not come up. The error says where its log is.
         """
+        self.refuse_taken_ports(services)
         for service in services:
             if read_report(self._file(service.name)) is None:
-                self._refuse_taken_port(service)
                 self._spawn(service)
         for service in services:
             self._wait_for(service)
@@ -176,14 +186,6 @@ class Host:
                     f"{service.name} is not up after {START_TIMEOUT:g} s; its log: {self.log(service.name)}"
                 )
             time.sleep(0.2)
-
-    def _refuse_taken_port(self, service: Service) -> None:
-        if _is_taken(service):
-            raise InputError(
-                "deployment.toml",
-                f"port {_port(service)} of {service.name} is taken by another process",
-                f"end that process, or set another `{_port_setting(service)}` in deployment.toml",
-            )
 
     def _file(self, name: str) -> Path:
         return self._deployment.processes / f"{name}.json"

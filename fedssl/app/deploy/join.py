@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import ssl
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fedssl.app.deploy.options import say
+from fedssl.app.deploy.options import BadImages, say
 from fedssl.app.guard import guarded
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.core.machine import available_cores
@@ -37,6 +38,12 @@ def join(
             help="This client's own images, a folder or .npz; unset: its share of the experiment's."
         ),
     ] = None,
+    bad_images: Annotated[
+        BadImages,
+        typer.Option(
+            help="What to do with images under --data that cannot be read: refuse to take part, or skip them."
+        ),
+    ] = BadImages.REFUSE,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -85,31 +92,42 @@ def join(
     Example:
       fedssl deploy join fed.example.org:9443 --number 0 --key bern --ca ca.crt --data /srv/photos
     """
-    from fedssl.app.deploy.deployment import ALLOWED_PLUGINS, DEVICES, refuse_quotation
+    from fedssl.app.deploy.deployment import (
+        ALLOWED_PLUGINS,
+        DEVICES,
+        refuse_quotation,
+        resolve_images,
+    )
     from fedssl.app.deploy.keeper import PAUSE, keep
+    from fedssl.app.deploy.own_number import find_false_number
     from fedssl.app.deploy.ports import find_free_ports
     from fedssl.app.deploy.secrets import write_node_key
     from fedssl.app.deploy.services import (
         LOST,
         REFUSED,
+        WRONG_NUMBER,
         client_service,
         environment_for_flower,
         with_this_package,
     )
 
+    _refuse_wrong_address(server)
+    if number < 0:
+        raise InputError("--number", f"is {number}", "clients count from 0")
     # Without a key: make one, which the deployment must register first.
     if not key.exists():
+        _refuse_public_key(key)
         write_node_key(key)
         say(
             f"{key}: made. Send {key}.pub to the deployment's operator, who registers it: "
             f"fedssl deploy register {key.name}.pub --number {number}"
         )
         return
-    # Refuse what would fail only later: missing files, a wrong list of modules, a wrong clock.
-    for path in (ca, *((data,) if data else ())):
-        if not path.exists():
-            option = "--ca" if path == ca else "--data"
-            raise InputError(option, f"there is nothing at {path.absolute()}")
+    # Refuse what would fail only later: wrong files, a wrong list of modules, a wrong clock.
+    _refuse_no_authority(ca)
+    _refuse_no_private_key(key)
+    if data is not None:
+        resolve_images("--data", data)
     if not re.fullmatch(ALLOWED_PLUGINS, allowed_plugins):
         raise InputError(
             "--allowed-plugins",
@@ -123,8 +141,6 @@ def join(
             "separate them by commas, e.g. cuda:0,cuda:1",
         )
     _refuse_missing_devices(devices)
-    if number < 0:
-        raise InputError("--number", f"is {number}", "clients count from 0")
     _refuse_taken_port(port)
     limits: dict[str, float | None] = {
         "privacy-clipping-norm": privacy_clipping_norm,
@@ -133,7 +149,9 @@ def join(
     }
     floor = {name: limit for name, limit in limits.items() if limit is not None}
     _refuse_senseless_floor(floor)
-    _refuse_wrong_clock(server, ca)
+    _refuse_wrong_server(server, ca)
+    if problem := find_false_number(server, ca, key, number):
+        raise InputError("--number", problem, "join with that number")
     # Start the SuperNode, and start it again whenever it is lost.
     own = None if data is None else data.absolute()
     home = (folder or key.with_name(f"{key.name}.client")).absolute()
@@ -143,7 +161,8 @@ def join(
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("--folder", f"{home} cannot be made: {error.strerror}") from None
-    texts = {"allowed-plugins": allowed_plugins, "device": devices}
+    skips = bad_images.value if bad_images is BadImages.SKIP else ""
+    texts = {"allowed-plugins": allowed_plugins, "device": devices, "bad-images": skips}
     further: dict[str, str | float] = {**floor} | {
         name: text for name, text in texts.items() if text
     }
@@ -165,7 +184,9 @@ def join(
             told = True
             return REFUSED_PAUSE
         told = False
-        # An error at the first start is the user's, so it ends the client. Later errors do not.
+        # A number that is another's, and an error at the first start, are the user's: they end the client.
+        if code == WRONG_NUMBER:
+            return None
         return None if starts == 1 and code not in (LOST, -signal.SIGKILL) else PAUSE
 
     code = keep(list(service.command), lambda process, starts: None, pause_after)
@@ -180,6 +201,51 @@ def _explain_refusal(server: str, key: Path, number: int) -> str:
         f"operator, who runs: fedssl deploy register {key.name}.pub --number {number}. If another process uses the "
         f"key, end that process. This client goes on trying every {REFUSED_PAUSE:g} s; Ctrl-C ends it"
     )
+
+
+def _refuse_wrong_address(server: str) -> None:
+    """Raise `InputError` if the gate's address is not HOST:PORT, as Flower takes it."""
+    host, _, port = server.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
+    if not is_port or not re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]", host):
+        raise InputError("SERVER", f"{server!r} is not HOST:PORT", "e.g. fed.example.org:9443")
+
+
+def _refuse_no_authority(ca: Path) -> None:
+    """Raise `InputError` if a file holds no certificate."""
+    remedy = "give the deployment's certificates/ca.crt"
+    try:
+        ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise InputError("--ca", f"{ca} holds no certificate", remedy) from None
+    except FileNotFoundError:
+        raise InputError("--ca", f"there is nothing at {ca.absolute()}", remedy) from None
+    except OSError as error:
+        raise InputError("--ca", f"{ca} cannot be read: {error.strerror}", remedy) from None
+
+
+def _refuse_public_key(key: Path) -> None:
+    """Raise `InputError` if a path has the name of a public key."""
+    if key.suffix == ".pub":
+        problem = f"{key} is the name of a public key"
+        raise InputError("--key", problem, f"name the private key: {key.with_suffix('')}")
+
+
+def _refuse_no_private_key(key: Path) -> None:
+    """Raise `InputError` if a file holds no private key that Flower takes."""
+    from fedssl.app.deploy.own_number import read_private_key
+
+    try:
+        read_private_key(key)
+    except OSError as error:
+        raise InputError("--key", f"{key} cannot be read: {error.strerror}") from None
+    except ValueError:
+        _refuse_public_key(key)
+        raise InputError(
+            "--key",
+            f"{key} is not a client's private key",
+            "give the key that `fedssl deploy join` made (ECDSA, without a password), or the path of a new one",
+        ) from None
 
 
 def _refuse_taken_port(port: int | None) -> None:
@@ -226,17 +292,24 @@ def _refuse_missing_devices(devices: str) -> None:
             raise InputError("--devices", problem, "see fedssl doctor")
 
 
-def _refuse_wrong_clock(server: str, ca: Path) -> None:
-    """Compare this host's clock with the gate's, and refuse a clock with which no client can work.
+def _refuse_wrong_server(server: str, ca: Path) -> None:
+    """Ask the gate for its health, and refuse a certificate or a clock with which no client can work.
 
     Raises:
+        InputError: The server's certificate is not of the given authority, or not for the given address.
         RunFailed: Flower would refuse every request, or the server's certificate is not valid now.
     """
     from fedssl.app.deploy.admitted import CLOCK_AHEAD, CLOCK_BEHIND
     from fedssl.app.deploy.health import check_health
 
     answer = check_health(f"https://{server}/health", str(ca))
-    if "certificate" in answer.problem and "verify failed" not in answer.problem:
+    if answer.is_distrusted:
+        raise InputError(
+            "--ca",
+            f"{ca} does not verify the server at {server}: {answer.problem}",
+            "give the ca.crt of that server's deployment, and an address that `init --name` named",
+        )
+    if "certificate" in answer.problem:
         raise RunFailed(f"{server}: {answer.problem}")
     if answer.problem:
         say(f"{server}: {answer.problem}; the client goes on trying")

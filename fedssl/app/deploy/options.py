@@ -1,6 +1,7 @@
 """What all commands of `fedssl deploy` share before anything is opened: their options, and how they speak."""
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ from fedssl.core.console import Console
 
 DEPLOYMENT = Path("deployment")
 """The folder of a deployment unless a command says another."""
+
+
+class BadImages(StrEnum):
+    """What a client does with images of its own that cannot be read."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
 
 Folder = Annotated[Path, typer.Option("--folder", help="The deployment's folder.")]
 NoContainers = Annotated[

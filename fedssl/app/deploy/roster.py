@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fedssl.core.errors import InputError
 
+ROSTER = "registered.json"
+"""The name of a deployment's file of registered clients."""
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -63,6 +66,17 @@ class Roster:
         if number is None:
             return ""
         return next((name for name, entry in self.read().items() if entry.number == number), "")
+
+    def falsehood(self, name: str, claim: int) -> str:
+        """Say what is false if a client says that it has a number; empty if the client may have this number."""
+        entry = self.read().get(name)
+        if entry is not None and entry.number is not None:
+            return "" if entry.number == claim else f"is bound to the number {entry.number}"
+        return (
+            "may not have this number, which is bound to another key"
+            if self.owner_of(claim)
+            else ""
+        )
 
     def numbers(self) -> Mapping[str, int]:
         """Return the bound numbers by the ids of their nodes."""

@@ -3,11 +3,13 @@
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import tomli_w
 
 from fedssl.app.deploy.admission import count_connected
+from fedssl.app.deploy.deployment import Deployment
 from fedssl.app.deploy.ending import wait_for_release
 from fedssl.app.deploy.follow import GONE, SILENT, SILENT_SECONDS, Watch, follow
 from fedssl.app.deploy.opening import Opened
@@ -18,6 +20,8 @@ from fedssl.app.interrupts import interruptible
 from fedssl.app.simulation import check_phases
 from fedssl.clients.local_data import simulated_federation
 from fedssl.core.errors import InputError, RunFailed
+from fedssl.data.sites import Sites
+from fedssl.exchange.census import NO_ROUND
 from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.paths import make_paths_absolute
 from fedssl.record.located import read_located
@@ -27,12 +31,17 @@ from fedssl.server.accountant import account_for, with_chosen_noise
 from fedssl.views.trackers.base import refuse_tracker
 
 
-def load_experiment(file: Path, settings: list[str], *, resume: bool) -> Experiment:
+def load_experiment(
+    file: Path, settings: list[str], deployment: Deployment, *, resume: bool
+) -> Experiment:
     """Return the experiment that a deployment is to run, as its processes get it: every path that exists is absolute.
+
+    If the experiment has sites, say what of their settings its clients do not get.
 
     Args:
         file: An experiment file, or the directory of a run to go on with.
         settings: Overrides of settings.
+        deployment: The deployment.
         resume: Whether a run may be gone on with.
 
     Raises:
@@ -43,13 +52,32 @@ def load_experiment(file: Path, settings: list[str], *, resume: bool) -> Experim
     if file.is_dir() and not resume:
         raise InputError(str(file), "is the folder of a run", "to go on with it, add --resume")
     experiment = read_located(file, settings) if file.is_dir() else Experiment.load(file, settings)
-    if experiment.federation.sites is not None:
+    sites = experiment.federation.sites
+    if sites is not None:
         experiment = experiment.deployed()
         say(
             "sites: each deployed client brings its own images in place of its site's (federation.private)"
         )
+        for line in _lost_settings(sites, deployment):
+            say(line)
     refuse_tracker(experiment)
     return make_paths_absolute(experiment)
+
+
+def _lost_settings(sites: Sites, deployment: Deployment) -> Iterator[str]:
+    """Yield a sentence for each site whose ``bad_images`` its client lacks, or may lack: only clients choose what they skip."""
+    here = deployment.settings
+    for number, (name, site) in enumerate(sites.items()):
+        said = f"site {name}: the file says bad_images = {site.bad_images!r}, but"
+        if number >= here.clients:
+            if site.bad_images == "skip":
+                yield f"{said} only client {number} itself can say so: fedssl deploy join ... --bad-images skip"
+        elif site.bad_images != here.bad_images:
+            also = " and in its command in docker-compose.yml" if here.containers else ""
+            yield (
+                f"{said} client {number} has {here.bad_images!r} (init --bad-images); to change that for all clients here, "
+                f"set bad_images in {deployment.file}{also}, then end and start the deployment"
+            )
 
 
 def run_over(
@@ -124,6 +152,8 @@ def run_over(
         )
     if status:
         go_on = f"; to go on: {again}" if has_begun(watch.directory) else ""
+        if NO_ROUND in status:
+            go_on = "; change the experiment as the reason says, or ask these clients' owners: the same experiment is refused again"
         log = f"its server app's log: {opened.flwr_log_command(run_id)}"
         raise RunFailed(f"run {run_id} ended as {status}; {opened.describe_logs()}; {log}{go_on}")
 

@@ -41,6 +41,9 @@ LOST = 75
 REFUSED = 77
 """A SuperNode exits with this code if its server refuses its key (EX_NOPERM)."""
 
+WRONG_NUMBER = 78
+"""A SuperNode exits with this code if its client may not have its number (EX_CONFIG)."""
+
 
 @dataclass(frozen=True)
 class Place:

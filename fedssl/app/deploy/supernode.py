@@ -4,20 +4,26 @@ A SuperNode that has given up on its server logs the error and leaves its loop. 
 of its API is not a daemon, and still answers that it is well (flwr 1.41), so nobody would start it again. Here the
 process ends, so that a keeper or the engine of containers starts the next one.
 
-A SuperNode whose key is refused ends with an exit code of its own, and with one line in place of Flower's numbers.
+A SuperNode whose key is refused ends with an exit code of its own, and with one line in place of Flower's numbers. So
+does one whose client was given a number that is not its own: the census would only tell once a run begins.
 
     python -m fedssl.app.deploy.supernode ARGUMENTS-OF-FLOWER-SUPERNODE...
 """
 
+import argparse
 import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 
+from flwr.common.config import parse_config_args
 from flwr.supercore.error import ApiErrorCode
 from flwr.supernode.cli.flower_supernode import flower_supernode
 
-from fedssl.app.deploy.services import LOST, REFUSED
+from fedssl.app.deploy.own_number import find_false_number
+from fedssl.app.deploy.services import LOST, REFUSED, WRONG_NUMBER
+from fedssl.exchange.protocol import PARTITION_ID
 
 
 class Refusal(logging.Filter):
@@ -36,8 +42,26 @@ class Refusal(logging.Filter):
         return not is_refusal
 
 
+def _refuse_false_number() -> None:
+    """End this process if the deployment has bound another number to this client's key."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--superlink", default="")
+    parser.add_argument("--root-certificates", type=Path)
+    parser.add_argument("--auth-supernode-private-key", type=Path)
+    parser.add_argument("--node-config", default="")
+    known, _ = parser.parse_known_args()
+    number = parse_config_args([known.node_config]).get(PARTITION_ID)
+    authority, key = known.root_certificates, known.auth_supernode_private_key
+    if not isinstance(number, int) or authority is None or key is None:
+        return
+    if problem := find_false_number(known.superlink, authority, key, number):
+        print(f"this client's number {problem}", file=sys.stderr)
+        sys.exit(WRONG_NUMBER)
+
+
 def main() -> None:
     """Run a SuperNode; end this process when it returns or raises."""
+    _refuse_false_number()
     refusal = Refusal()
     logging.getLogger("flwr").addFilter(refusal)
     code = LOST

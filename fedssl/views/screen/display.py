@@ -40,9 +40,14 @@ def percent(share: float) -> str:
 
 
 def right_and_used(right: float, used: float) -> str:
-    """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used)."""
+    """Return how many pseudo-labels were right and used, in words; nothing for a method that gives none (NaN used).
+
+    If none was used, none can be right, so only that is said.
+    """
     if math.isnan(used):
         return ""
+    if used == 0:
+        return "none used"
     said = "unknown how many right" if is_right_unknown(right, used) else f"{percent(right)} right"
     return f"{said}, {percent(used)} used"
 

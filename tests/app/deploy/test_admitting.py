@@ -17,16 +17,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.common.config import parse_config_args
 
-from fedssl.app.deploy import admission, health, secrets
+from fedssl.app.deploy import admission, health, own_number, secrets
 from fedssl.app.deploy.deployment import CONTAINERS_USER, Deployment
 from fedssl.app.deploy.join import REFUSED_PAUSE
 from fedssl.app.deploy.keeper import PAUSE
 from fedssl.app.deploy.opening import Opened
 from fedssl.app.deploy.operator import Operator
-from fedssl.app.deploy.roster import Registered, Roster
+from fedssl.app.deploy.roster import ROSTER, Registered, Roster
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
-from fedssl.app.deploy.services import LOST, REFUSED
+from fedssl.app.deploy.services import LOST, REFUSED, WRONG_NUMBER
 from fedssl.app.deploy.supernode import Refusal
 from fedssl.core.errors import RunFailed
 from tests.helpers import fedssl, refused
@@ -97,7 +98,7 @@ def test_a_number_or_a_name_is_given_once(deployment, asked, tmp_path):
     )
     refused(register(deployment, tmp_path / "mine.pub", "--name", "new"), "registered as 'mine'")
     assert [name for _, name in asked] == ["mine"]
-    assert [file.name for file in deployment.admitted.iterdir()] == ["mine.pub"]
+    assert [file.name for file in deployment.admitted.glob("*.pub")] == ["mine.pub"]
     assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 1), 0)}
 
 
@@ -182,7 +183,7 @@ def test_a_key_that_the_superlink_refuses_replaces_nothing(
     monkeypatch.setattr(Operator, "register", register_refused)
     assert register(deployment, tmp_path / "second" / "mine.pub", "--replace").exit_code == 1
     assert not let_out
-    assert [file.name for file in deployment.admitted.iterdir()] == ["mine.pub"]
+    assert [file.name for file in deployment.admitted.glob("*.pub")] == ["mine.pub"]
     assert (deployment.admitted / "mine.pub").read_bytes() == first.read_bytes()
     assert Roster(deployment.roster).read() == {"mine": Registered(str(2**63 + 1), 0)}
 
@@ -444,6 +445,68 @@ def test_a_floor_that_makes_no_sense_is_refused_before_the_client_starts(options
     done, kept = joining(0, *options)
     refused(done, said)
     assert not kept
+
+
+@pytest.mark.parametrize("name", ["mine.pub", "certificates/ca.crt", "certificates"])
+def test_what_is_no_private_key_is_refused_and_leaves_nothing(name, joining, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    done, kept = joining(0, "--key", tmp_path / name)
+    refused(done, "--key: ", name)
+    missing, _ = joining(0, "--key", tmp_path / "new.pub")
+    refused(missing, "is the name of a public key", "name the private key")
+    assert not kept
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_no_authority_of_the_server_is_refused_and_leaves_nothing(joining, tmp_path):
+    write_certificates(tmp_path / "another", ())
+    before = sorted(tmp_path.rglob("*"))
+    cases = {
+        "mine.pub": "holds no certificate",
+        "certificates": "cannot be read",
+        "not-there": "there is nothing at",
+        "another/ca.crt": "does not verify the server at 127.0.0.1:",
+    }
+    for name, said in cases.items():
+        done, kept = joining(0, "--ca", tmp_path / name)
+        refused(done, "--ca: ", said)
+        assert "goes on trying" not in done.output
+        assert not kept
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "localhost:", ":9443", "https://localhost:9443", "[::1:9443", "h:70000"],
+)
+def test_an_address_that_is_not_host_and_port_is_refused_before_a_key_is_made(address, tmp_path):
+    arguments = ("--number", 0, "--key", tmp_path / "mine", "--ca", tmp_path / "ca.crt")
+    refused(fedssl("deploy", "join", address, *arguments), "SERVER", "is not HOST:PORT")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_client_joins_with_its_choice_about_bad_images(joining):
+    _, kept = joining(0)
+    _, kept = joining(0, "--bad-images", "skip")
+    first, second = (parse_config_args([command[-1]]) for command, _ in kept)
+    assert "bad-images" not in first
+    assert second["bad-images"] == "skip"
+
+
+def test_a_number_that_is_not_the_keys_ends_the_client_at_once(joining, monkeypatch):
+    _, ((_, pause_after),) = joining(0)
+    assert pause_after(1, WRONG_NUMBER) is pause_after(7, WRONG_NUMBER) is None
+    monkeypatch.setattr(own_number, "find_false_number", lambda *arguments: "is 0, but bound to 1")
+    done, kept = joining(0)
+    refused(done, "--number: is 0, but bound to 1")
+    assert len(kept) == 1
+
+
+def test_a_roster_of_another_version_moves_to_where_the_gate_reads_it(deployment):
+    Roster(deployment.roster).add("mine", Registered("5", 1))
+    deployment.roster.rename(deployment.folder / ROSTER)
+    assert Deployment.open(deployment.folder).roster.parent == deployment.admitted
+    assert Roster(deployment.roster).read() == {"mine": Registered("5", 1)}
 
 
 def test_a_client_counts_from_0(joining):

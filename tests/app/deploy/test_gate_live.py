@@ -22,8 +22,11 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from fedssl.app.deploy.admitted import header_of
 from fedssl.app.deploy.gate import LARGEST, LARGEST_OF_A_STRANGER
 from fedssl.app.deploy.health import is_service_well
+from fedssl.app.deploy.own_number import find_false_number
 from fedssl.app.deploy.ports import find_free_ports
+from fedssl.app.deploy.roster import ROSTER, Registered, Roster
 from fedssl.app.deploy.secrets import write_certificates, write_node_key
+from fedssl.app.deploy.services import WRONG_NUMBER, client_service
 
 SECONDS = 2.0
 """The deadlines of strangers, shortened for these tests."""
@@ -265,6 +268,37 @@ def test_a_key_is_a_clients_from_its_registration_on(gate):
         assert gate.ask("push-object", body, old).status_code == 413
     finally:
         (gate.folder / "admitted" / "stranger.pub").unlink()
+
+
+def test_a_registered_client_alone_is_told_whether_it_may_have_a_number(gate):
+    admitted = gate.folder / "admitted"
+    shutil.copy(gate.folder / "stranger.pub", admitted / "free.pub")
+    roster = Roster(admitted / ROSTER)
+    roster.add("client", Registered("7", 1))
+    roster.add("free", Registered("8", None))
+    where = (f"127.0.0.1:{gate.port}", gate.folder / "ca.crt")
+    try:
+        said = find_false_number(*where, gate.folder / "client", 2)
+        assert said == "is 2, but by the server's list the key client is bound to the number 1"
+        assert find_false_number(*where, gate.folder / "client", 1) == ""
+        assert "is bound to another key" in find_false_number(*where, gate.folder / "stranger", 1)
+        assert find_false_number(*where, gate.folder / "stranger", 2) == ""
+        # Before Flower starts, the process ends with a code of its own.
+        command = client_service(
+            sys.executable, 2, *where, gate.folder / "client", 1, gate.folder, None
+        ).command
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == WRONG_NUMBER
+        assert "this client's number is 2, but" in done.stderr
+    finally:
+        (admitted / "free.pub").unlink()
+    # Nobody else is answered, and no number that is none.
+    write_node_key(gate.folder / "unknown")
+    assert find_false_number(*where, gate.folder / "unknown", 1) == ""
+    for path, headers in (("1", {}), ("x", gate.signed()), ("9" * 5000, gate.signed())):
+        url = f"https://{where[0]}/number/{path}"
+        answer = httpx.get(url, headers=headers, verify=gate.trust, trust_env=False)
+        assert answer.status_code == 404
 
 
 def test_the_gate_ends_when_it_is_told_to_though_somebody_is_connected(tmp_path):

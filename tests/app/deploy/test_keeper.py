@@ -17,6 +17,7 @@ from fedssl.app.deploy.host import Host
 from fedssl.app.deploy.keeper import is_kept, read_report
 from fedssl.app.deploy.services import LOST, REFUSED
 from fedssl.core.errors import InputError, RunFailed
+from tests.helpers import fedssl, finished, refused
 from tests.ports import give_free_ports
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -131,6 +132,26 @@ def test_a_port_that_is_taken_is_named_with_its_setting(name, setting, tmp_path)
     said = f"port {port} of {name} is taken by another process; .*set another `{setting}` in"
     with socket.create_server(("127.0.0.1", port or 0)), pytest.raises(InputError, match=said):
         host.start([service])
+
+
+def test_up_starts_nothing_if_any_port_is_taken_or_a_path_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Host, "_spawn", lambda self, service: pytest.fail(service.name))
+    folder, images, reference = (tmp_path / name for name in ("deployment", "images", "reference"))
+    images.mkdir()
+    reference.mkdir()
+    data = ("--data", f"1={images}", "--server-data", reference)
+    finished(fedssl("deploy", "init", "--folder", folder, "--no-containers", *data))
+    give_free_ports(folder)
+    settings = Deployment.open(folder).settings
+    for port in (settings.port, settings.client_port + 1):
+        with socket.create_server(("127.0.0.1", port)):
+            refused(fedssl("deploy", "up", "--folder", folder), f"port {port} of")
+    own = Deployment.open(folder).client(0)
+    for path, setting in ((images, "data.1"), (reference, "server_data"), (own, "--folder")):
+        path.rename(tmp_path / "away")
+        done = fedssl("deploy", "up", "--folder", folder)
+        refused(done, f"{setting}: there is nothing at", str(path))
+        (tmp_path / "away").rename(path)
 
 
 def test_down_ends_a_gate_whose_keeper_was_killed(deployment, keeping):

@@ -10,9 +10,12 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.common.config import parse_config_args
 
 from fedssl.app.deploy.containers import as_yaml, compose_file
 from fedssl.app.deploy.deployment import CONTAINERS_USER, Deployment, Settings
+from fedssl.app.deploy.host import Host
+from fedssl.app.deploy.secrets import write_certificates
 from tests.helpers import fedssl, refused
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,6 +101,7 @@ def test_nothing_is_overwritten(made):
         (["--data", "nonsense"], ["--data", "NUMBER=PATH"]),
         (["--data", "0=/not/there"], ["--data", "nothing at /not/there"]),
         (["--data", "7=/tmp"], ["--data", "no client 7 among 2 clients"]),
+        (["--data", f"0={__file__}"], ["--data", "neither a folder of images nor an .npz file"]),
     ],
 )
 def test_bad_input_is_one_message_and_makes_nothing(arguments, words, tmp_path):
@@ -125,6 +129,18 @@ def test_without_an_engine_containers_are_refused_with_a_way_out(made, monkeypat
 def test_the_repositorys_compose_file_is_what_is_written_for_two_clients():
     expected = as_yaml(compose_file(Settings(), "./deployment"), REMARK)
     assert (ROOT / "docker-compose.yml").read_text() == expected
+
+
+def test_clients_here_skip_bad_images_if_init_says_so(tmp_path):
+    folder = tmp_path / "deployment"
+    done = fedssl("deploy", "init", "--folder", folder, "--clients", 1, "--bad-images", "skip")
+    assert done.exit_code == 0, done.output
+    deployment = Deployment.open(folder)
+    compose = yaml.safe_load((folder / "docker-compose.yml").read_text())
+    commands = [Host(deployment).clients[0].command, compose["services"]["client-0"]["command"]]
+    for command in commands:
+        assert parse_config_args([command[-1]])["bad-images"] == "skip"
+    assert "bad-images" not in as_yaml(compose_file(Settings()), "")  # it is refused unless asked
 
 
 REMARK = """\
@@ -184,7 +200,7 @@ def test_the_app_that_is_submitted_holds_no_code(made):
     ],
 )
 def test_devices_that_are_not_there_are_refused(tmp_path, devices, words):
-    (tmp_path / "ca.crt").touch()
+    write_certificates(tmp_path, ())
     arguments = ("--number", 0, "--key", tmp_path / "mine", "--ca", tmp_path / "ca.crt")
     assert fedssl("deploy", "join", "fed.example.org:9443", *arguments).exit_code == 0  # a key
     refused(

@@ -14,9 +14,11 @@ from fedssl.clients.client_app import app
 from fedssl.core.errors import InputError, RunFailed
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
+from fedssl.exchange.census import NO_ROUND
 from fedssl.experiment.experiment import Experiment
 from fedssl.record.run_directory import RunDirectory
 from fedssl.server.app import serve
+from tests.data.own_images import colors, save
 from tests.helpers import fedssl, finished, small_experiment, small_toml
 from tests.resuming import Stopper, bits
 
@@ -72,7 +74,7 @@ def opened(tmp_path, monkeypatch):
 
 
 def run(opened, file, *settings, resume=False):
-    experiment = running.load_experiment(file, list(settings), resume=resume)
+    experiment = running.load_experiment(file, list(settings), opened.deployment, resume=resume)
     named = file if file.is_dir() else None
     running.run_over(opened, experiment, named, resume=resume, plain=True)
 
@@ -97,7 +99,8 @@ def test_a_stopped_run_goes_on_in_its_directory_to_the_same_bits(opened, file, t
     said = capsys.readouterr().out
     path = only_run(opened)
     assert "round 3/3" in said
-    assert "round 2/3" not in said
+    assert "round 2/3 " not in said
+    assert "the run goes on after round 2" in said
     assert f"recorded in {path}" in said.replace("\n", "")
     first, second = opened.operator.configs
     assert (first["resume"], second["resume"]) == (False, True)
@@ -193,6 +196,15 @@ def test_a_run_whose_server_says_no_more_ends_with_one_line_and_the_way_on(
     assert "\n" not in str(error.value)
 
 
+def test_a_run_that_a_floor_refused_is_not_said_to_go_on(opened, file, monkeypatch):
+    opened.operator.stop_after = 1
+    said = f"finished:failed: {NO_ROUND}:\nclient 0: privacy-clipping-norm: is set"
+    monkeypatch.setattr(running, "follow", lambda *arguments, **options: said)
+    with pytest.raises(RunFailed, match="change the experiment as the reason says") as error:
+        run(opened, file)
+    assert "--resume" not in str(error.value)
+
+
 def test_too_few_clients_are_refused_before_anything_is_submitted(opened, file):
     opened.operator.connected = 1
     with pytest.raises(InputError, match=r"federation.clients: is 2, but only 1 clients"):
@@ -207,4 +219,41 @@ def test_paths_are_sent_as_absolute_ones(opened, tmp_path, monkeypatch):
     file = small_toml(
         tmp_path / "e.toml", data={"source": "mnist", "root": "data", "train_size": 9}
     )
-    assert running.load_experiment(file, [], resume=False).data.root == tmp_path / "data"
+    assert (
+        running.load_experiment(file, [], opened.deployment, resume=False).data.root
+        == tmp_path / "data"
+    )
+
+
+def test_a_sites_bad_images_that_its_client_lacks_or_may_lack_are_said(opened, tmp_path, capsys):
+    for place in ("server", "bern", "lyon", "oslo"):
+        for name in ("a", "b"):
+            save(tmp_path / place / name / "0.png", colors(1)[0])
+    sites = {
+        "bern": {"source": f"folder:{tmp_path / 'bern'}", "bad_images": "skip"},
+        "lyon": f"folder:{tmp_path / 'lyon'}",
+        "oslo": {"source": f"folder:{tmp_path / 'oslo'}", "bad_images": "skip"},
+    }
+    file = small_toml(
+        tmp_path / "sites.toml",
+        data={"source": f"folder:{tmp_path / 'server'}"},
+        federation={"clients": None, "sample": None, "sites": sites},
+    )
+
+    def said(**settings):
+        changed = opened.deployment.settings.model_copy(update=settings)
+        deployment = Deployment(opened.folder, changed)
+        assert running.load_experiment(file, [], deployment, resume=False).federation.private
+        return capsys.readouterr().out.replace("\n", " ")
+
+    elsewhere = said(clients=0)
+    for name, number in (("bern", 0), ("oslo", 2)):
+        assert f"site {name}: the file says bad_images = 'skip', but only client {number} itself can say so: fedssl deploy join ... --bad-images skip" in elsewhere  # fmt: skip
+    assert "site lyon" not in elsewhere
+    here = said(clients=2, bad_images="refuse")
+    assert "site bern: the file says bad_images = 'skip', but client 0 has 'refuse'" in here
+    assert "set bad_images in" in here
+    assert "site lyon" not in here
+    skipping = said(clients=2, bad_images="skip")
+    assert "site lyon: the file says bad_images = 'refuse', but client 1 has 'skip'" in skipping
+    assert "site bern" not in skipping

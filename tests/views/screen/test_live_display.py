@@ -75,7 +75,7 @@ NAN = float("nan")
     [
         (0.9, 0.5, "90.0 % right, 50.0 % used"),
         (NAN, 0.5, "unknown how many right, 50.0 % used"),
-        (NAN, 0.0, "- right, 0.0 % used"),
+        (NAN, 0.0, "none used"),
         (NAN, NAN, ""),
     ],
 )
