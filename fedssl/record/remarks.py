@@ -34,6 +34,9 @@ FELL = 0.1
 ROSE = 0.015
 """An accuracy that rises by this from the last but one eighth of a run to the last would rise further."""
 
+LONG_WINDOW = 8
+"""The last evaluations of which an accuracy can have risen in the first half and not in the second one are at least so many."""
+
 FEWEST_LABELED_ROUNDS = 20
 """With fewer rounds of pseudo-labels, nothing is said of how many are used and right."""
 
@@ -310,7 +313,12 @@ def _rise(
     # How far two such means differ by the noise from one evaluation to the next.
     noise = np.diff(accuracy).std() / math.sqrt(window)
     rises = rise > max(least, 2 * noise) and average_rise > least and means[-1] >= means.max()
-    return rise if rises else 0.0
+    if not rises or window < LONG_WINDOW:
+        return rise if rises else 0.0
+    # A steady rise is half as large between the halves of a window; a curve that has levelled out has none there.
+    half = window // 2
+    later = average[-half:].mean() - average[-2 * half : -half].mean()
+    return rise if later >= average_rise / 4 else 0.0
 
 
 def _jumps(

@@ -87,6 +87,8 @@ def test_an_accuracy_that_is_still_rising_wants_more_rounds():
     assert remark_on(rows(*np.linspace(0.3, 0.8, 7)), 0.1, "test") == ""
     flat = 0.8 - 0.5 * np.exp(-np.arange(40) / 5)
     assert remark_on(rows(*flat), 0.1, "test") == ""
+    levelled = [*np.linspace(0.3, 0.86, 100), *np.linspace(0.86, 0.94, 70), *[0.94] * 30]
+    assert remark_on(rows(*levelled), 0.1, "test") == ""
 
 
 def test_noise_is_neither_a_rise_nor_a_fall():
