@@ -197,7 +197,8 @@ print(json.dumps([[result.exit_code, result.output] for result in results]))
     expected.append("error: show: the picture needs matplotlib, which is not installed")
     expected.append("error: compare: the table needs pandas, which is not installed")
     results = json.loads(done.stdout.splitlines()[-1])
-    said = ("kept: ", "left out: ")  # on settings of a section that gets another kind
+    # What is said of settings of a section that gets another kind, and of data before they are read.
+    said = ("kept: ", "left out: ", "preparing ")
     lines = [
         [code, [line for line in output.splitlines() if not line.startswith(said)]]
         for code, output in results

@@ -165,7 +165,11 @@ def test_a_setting_of_ones_own_file_is_found_at_its_place(adapt):
         assert "least threshold; ≥ 0" in result.output
         assert "0.2" in result.output
     missing = fedssl("explain", f"method.{adapt}.floor_of_min")
-    refused(missing, f"there is no 'method.{adapt}.floor_of_min'", "did you mean 'floor_of_mine'?")
+    refused(
+        missing,
+        f"there is no 'method.{adapt}.floor_of_min'",
+        f"did you mean 'method.{adapt}.floor_of_mine'?",
+    )
     finished(fedssl("explain", f"method.{adapt}"))
 
 

@@ -113,7 +113,7 @@ def test_query_tells_counts_and_nothing_else(experiment):
 )
 def test_a_node_that_is_not_one_of_the_clients_says_so(experiment, node_config):
     reply = ask(experiment, "query", node_config)
-    assert "the experiment has 6 clients" in reply.error.reason
+    assert "the experiment's 6 clients have the numbers 0 to 5" in reply.error.reason
 
 
 def test_an_empty_request_says_what_is_missing():

@@ -204,7 +204,7 @@ def test_a_client_that_cannot_be_prepared_harms_nobody_else(fusible):
     messages, contexts = requests(fusible, CLIENTS)
     contexts[2].node_config["partition-id"] = 77
     replies = train_together(messages, contexts).messages
-    assert "the experiment has 6 clients" in replies[2].error.reason
+    assert "the experiment's 6 clients have the numbers 0 to 5" in replies[2].error.reason
     expected = alone(*requests(fusible, CLIENTS))
     for i in (0, 1, 3):
         check_reply(replies[i], expected[i])
@@ -241,7 +241,10 @@ def test_nobody_can_be_prepared(fusible):
     for context in contexts:
         context.node_config["partition-id"] = -1
     replies = train_together(messages, contexts).messages
-    assert all("the experiment has 6 clients" in reply.error.reason for reply in replies)
+    assert all(
+        "the experiment's 6 clients have the numbers 0 to 5" in reply.error.reason
+        for reply in replies
+    )
 
 
 @pytest.mark.parametrize("method", [{"kind": "vat"}, {"kind": "tests.plugins.raising"}])

@@ -132,7 +132,7 @@ def test_a_client_is_tried_again_if_one_process_of_its_team_fails(tmp_path):
 def test_the_process_that_failed_says_why_and_ends_in_order(capfd):
     """Process 1 of three only lost its sum with process 2, which has the reason."""
     method = {"kind": "tests.plugins.half_broken", "rank": 2}
-    with pytest.raises(RunFailed, match="MemoryError: no memory for this process"):
+    with pytest.raises(RunFailed, match="out of memory: no memory for this process"):
         serve(
             small_experiment(method=method, rounds=1), SerialGrid(Apps(app), 6, "cpu,cpu,cpu"), []
         )

@@ -41,7 +41,8 @@ def join(
     bad_images: Annotated[
         BadImages,
         typer.Option(
-            help="What to do with images under --data that cannot be read: refuse to take part, or skip them."
+            metavar="WORD",
+            help="What to do with images under --data that cannot be read: `refuse` to take part, or `skip` them.",
         ),
     ] = BadImages.REFUSE,
     folder: Annotated[
