@@ -3,7 +3,7 @@
     python -m benchmarks.remarks
 
 Every run is one of experiments/digits with a few settings. A row names what was done to the run, the words that its remark must have,
-and the remark. The runs take ten minutes on one core.
+and the remark.
 """
 
 import sys
