@@ -55,8 +55,11 @@ JUMPS = 0.05
 LEARNED = 0.25
 """A model that has come less than this share of the way from chance to 1 is near chance, where jumps are luck."""
 
-APART = 0.7
-"""Clients pull apart if the average of their changes is shorter than this share of their mean length."""
+LOSS_JUMPS = 0.5
+"""A loss (nats per image) that changes by this from one evaluation to the next has not settled, however little the accuracy changes."""
+
+APART = 0.35
+"""Clients pull apart if the mean cosine between the changes of two clients of a round is below this."""
 
 ALWAYS = 0.9
 """A class that this share of the rounds does not name is never named."""
@@ -288,7 +291,7 @@ def _course(
     rises = {each: _rise(accuracy, average, each, ROSE * each / window) for each in windows}
     rising = [each for each, rise in rises.items() if rise > 0]
     if not rising:
-        yield from _jumps(rows, accuracy, most_frequent, room)
+        yield from _jumps(rows, most_frequent, evaluated_on, room)
     elif is_whole:
         yield Finding(
             f"The accuracy was still rising at the end (its last {rising[0]} evaluations are {rises[rising[0]] * 100:.1f} points "
@@ -312,7 +315,8 @@ def _rise(
     average_rise = average[-window:].mean() - average[-2 * window : -window].mean()
     # How far two such means differ by the noise from one evaluation to the next.
     noise = np.diff(accuracy).std() / math.sqrt(window)
-    rises = rise > max(least, 2 * noise) and average_rise > least and means[-1] >= means.max()
+    # The moving average lags behind in a short run, and hardly has any noise.
+    rises = rise > max(least, 2 * noise) and average_rise > ROSE and means[-1] >= means.max()
     if not rises or window < LONG_WINDOW:
         return rise if rises else 0.0
     # A steady rise is half as large between the halves of a window; a curve that has levelled out has none there.
@@ -322,33 +326,37 @@ def _rise(
 
 
 def _jumps(
-    rows: Sequence["RoundRow"],
-    accuracy: npt.NDArray[np.float64],
-    most_frequent: float,
-    room: Room,
+    rows: Sequence["RoundRow"], most_frequent: float, evaluated_on: str, room: Room
 ) -> Iterator[Finding]:
-    """Say if the accuracy jumps up and down because clients pull apart; near chance it jumps by luck.
+    """Say if the accuracy or the loss jumps up and down because clients pull apart.
+
+    Near chance, an accuracy jumps by luck. There the loss tells: clients that overwrite each other's work make a model that is surer
+    than a guess, and more wrong.
 
     Args:
         rows: The rounds of a phase.
-        accuracy: Accuracies of the evaluated rounds, (E,), shares in [0, 1].
-        most_frequent: Share of the most frequent class among the held-out images, in [0, 1]; NaN if unknown.
-        room: As in `remark_on`.
+        most_frequent, evaluated_on, room: As in `remark_on`.
     """
-    late, late_accuracy = rows[len(rows) // 2 :], accuracy[len(accuracy) // 2 :]
-    shares = [
-        row.update_norm / row.client_update_norm for row in late if row.client_update_norm > 0
-    ]
-    shares = [share for share in shares if not math.isnan(share)]
+    cosines = [_mean_cosine(row) for row in rows[len(rows) // 2 :]]
+    cosines = [cosine for cosine in cosines if not math.isnan(cosine)]
+    if not cosines or np.mean(cosines) >= APART:
+        return
+    evaluated = [row for row in rows if row.evaluated]
+    late = evaluated[len(evaluated) // 2 :]
+    accuracy = np.array([row.server_accuracy for row in late])
+    loss = np.array([row.server_loss for row in late])
     chance = 0.0 if math.isnan(most_frequent) else most_frequent
-    has_learned = late_accuracy.mean() > chance + LEARNED * (1 - chance)
-    # A steep rise is no jump: only what differs from the mean step counts.
-    steps = np.diff(late_accuracy)
-    jump = float(np.abs(steps - steps.mean()).mean())
-    if shares and has_learned and jump > JUMPS and np.mean(shares) < APART:
+    is_surer_than_a_guess = np.isfinite(loss).all() and loss.mean() > -math.log(chance or 1.0)
+    if accuracy.mean() > chance + LEARNED * (1 - chance) and _jump(accuracy) > JUMPS:
+        jumps = f"accuracy jumps by {_jump(accuracy) * 100:.0f} points"
+    elif chance and is_surer_than_a_guess and _jump(loss) > LOSS_JUMPS:
+        jumps = f"loss on {evaluated_on} images jumps by {_jump(loss):.1f}"
+    else:
+        jumps = ""
+    if jumps:
         yield Finding(
-            f"The clients pull apart (from one evaluation to the next the accuracy jumps by {jump * 100:.0f} points, and the "
-            f"average of the clients' changes has {np.mean(shares) * 100:.0f} % of their length)",
+            f"The clients pull apart (from one evaluation to the next the {jumps}, and the changes of two clients have a mean cosine "
+            f"of {np.round(np.mean(cosines), 2) + 0.0:.2f}, where 1 is the same direction)",
             (
                 LARGER_SAMPLE,
                 FEWER_STEPS,
@@ -358,3 +366,20 @@ def _jumps(
                 ),
             ),
         )
+
+
+def _jump(values: npt.NDArray[np.float64]) -> float:
+    """Return by how much values, (E,), change from one to the next, on average; a steep rise is no jump, so the mean change is taken off."""
+    steps = np.diff(values)
+    return float(np.abs(steps - steps.mean()).mean())
+
+
+def _mean_cosine(row: "RoundRow") -> float:
+    """Return the mean cosine between the changes of two clients of a round; NaN if fewer than two have one.
+
+    The squared length of the mean of m changes of equal length is (1 + (m - 1) c) / m of theirs.
+    """
+    if row.clients_ok < 2 or not row.client_update_norm > 0:
+        return math.nan
+    share = row.update_norm / row.client_update_norm
+    return (row.clients_ok * share**2 - 1) / (row.clients_ok - 1)

@@ -224,23 +224,75 @@ def test_a_class_that_no_pseudo_label_names():
 
 
 def apart(accuracies, **more):
-    """Return rounds whose clients' changes average to half of their length."""
+    """Return rounds whose five clients' changes average to half of their length, which is a mean cosine of (5 / 4 - 1) / 4."""
     found = rows(*accuracies, **more)
     return [dataclasses.replace(row, update_norm=1.0, client_update_norm=2.0) for row in found]
 
 
 def test_clients_that_pull_apart():
-    """The accuracy jumps by 20 points, and the average of the clients' changes has half of their length."""
+    """The accuracy jumps by 20 points, and the clients' changes are nearly at right angles."""
     jumping = apart([0.8, 0.6] * 20)
     said = remark_on(jumping, 0.1, "test")
     assert said == (
-        "The clients pull apart (from one evaluation to the next the accuracy jumps by 20 points, and the average of the clients' "
-        "changes has 50 % of their length): try a larger federation.sample, fewer local steps or strategy.kind = fedprox or scaffold."
+        "The clients pull apart (from one evaluation to the next the accuracy jumps by 20 points, and the changes of two clients "
+        "have a mean cosine of 0.06, where 1 is the same direction): try a larger federation.sample, fewer local steps or strategy.kind = fedprox or scaffold."
     )
     together = [dataclasses.replace(row, update_norm=1.9) for row in jumping]
     assert remark_on(together, 0.1, "test") == ""
     steady = [dataclasses.replace(row, server_accuracy=0.8) for row in jumping]
     assert remark_on(steady, 0.1, "test") == ""
+
+
+@pytest.mark.parametrize("clients", [2, 4, 10])
+def test_changes_at_right_angles_pull_apart_however_many_clients_a_round_has(clients):
+    """Their mean has 1 / sqrt(m) of their length: .71 of it with two clients. Of one client there is nothing to say."""
+    angles = {
+        name: [
+            dataclasses.replace(row, clients_ok=ok, update_norm=length, client_update_norm=1.0)
+            for row in rows(*[0.8, 0.6] * 20)
+        ]
+        for name, ok, length in (
+            ("right", clients, clients**-0.5),
+            # Two changes have a cosine of .5, whatever their number.
+            ("wide", clients, ((1 + 0.5 * (clients - 1)) / clients) ** 0.5),
+            ("one client", 1, 0.3),
+        )
+    }
+    assert "a mean cosine of 0.00" in remark_on(angles["right"], 0.1, "test")
+    assert remark_on(angles["wide"], 0.1, "test") == ""
+    assert remark_on(angles["one client"], 0.1, "test") == ""
+
+
+def test_near_chance_the_loss_says_that_clients_pull_apart():
+    """A guess among ten classes has a loss of 2.3. These models are more wrong, now by .7 and now by 2.7."""
+    near_chance = apart([0.15, 0.25] * 20)
+    losses = [3.0, 5.0] * 20
+    jumping = [
+        dataclasses.replace(row, server_loss=loss)
+        for row, loss in zip(near_chance, losses, strict=True)
+    ]
+    said = remark_on(jumping, 0.1, "test")
+    assert said.startswith(
+        "The clients pull apart (from one evaluation to the next the loss on test images jumps by 2.0, and"
+    )
+    steady = [dataclasses.replace(row, server_loss=3.0) for row in near_chance]
+    assert remark_on(steady, 0.1, "test") == ""
+    better = [dataclasses.replace(row, server_loss=row.server_loss - 2.9) for row in jumping]
+    assert remark_on(better, 0.1, "test") == ""
+    assert remark_on(jumping, NAN, "test") == remark_on(near_chance, NAN, "test")
+    damaged = [dataclasses.replace(jumping[25], server_loss=float("inf"))]
+    assert remark_on([*jumping[:25], *damaged, *jumping[26:]], 0.1, "test") == ""
+
+
+def test_a_moving_average_that_lags_behind_does_not_hide_a_rise():
+    """The model gains 12 points from one quarter to the next, and its average 3."""
+    model = [0.1] * 15 + [0.25, 0.35] * 3 + [0.4] + [0.4, 0.5] * 4
+    average = np.linspace(0.1, 0.25, 30)
+    found = [
+        dataclasses.replace(row, ema_accuracy=float(own))
+        for row, own in zip(apart(model), average, strict=True)
+    ]
+    assert "was still rising at the end" in remark_on(found, 0.1, "test")
 
 
 def test_an_accuracy_that_still_rises_is_not_said_to_jump():
@@ -291,7 +343,7 @@ def test_advice_without_any_room_leaves_the_finding():
     room = room_of(small_experiment(strategy={"kind": "fedprox"}, **settings), is_whole=True)
     said = remark_on(apart([0.8, 0.6] * 20), 0.1, "test", room=room)
     assert said.startswith("The clients pull apart (")
-    assert said.endswith("of their length).")
+    assert said.endswith("the same direction).")
 
 
 def test_clients_that_count_epochs_are_advised_epochs():
