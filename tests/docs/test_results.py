@@ -3,9 +3,13 @@
 import pandas as pd
 import pytest
 
+from benchmarks.study import records
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
 from benchmarks.study.plan import BASELINE, BOUND, DATA, RESULTS, cells, lines_of, units
+from benchmarks.study.records import RECORDS, summaries
+from fedssl import Experiment, Run, run
+from fedssl.views.comparison.comparison import Comparison
 
 MEASURED = [data for data in DATA if (RESULTS / f"{data}_lines.csv").exists()]
 
@@ -38,6 +42,57 @@ def test_the_lines_are_means_of_the_runs(data):
     bound = found.xs(BOUND, level="line")["ema_accuracy"]
     closed = (found["ema_accuracy"] - baseline) / (bound - baseline)
     assert (found["gap_closed"] - closed).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("data", MEASURED)
+def test_the_runs_have_the_results_of_their_records(data):
+    """Every row with a kept record, to the last digit that is written."""
+    table = pd.read_csv(RESULTS / f"{data}_runs.csv").set_index(
+        ["protocol", "skew", "line", "seed"]
+    )
+    own = {
+        unit.name: unit for unit in units(data, int(table.index.get_level_values("seed").max()) + 1)
+    }
+    kept = [summaries(archive) for archive in sorted((RECORDS / data).glob("*.tar.xz"))]
+    assert kept
+    for name, summary in (item for found in kept for item in found.items()):
+        unit = own[name]
+        rows = [
+            place
+            for place in cells(data)
+            if unit.protocol in (place[0], "all") and unit.skew == place[1]
+        ]
+        for protocol, skew in rows:
+            row = table.loc[protocol, skew, unit.line, unit.seed]
+            assert row["ema_accuracy"] == pytest.approx(summary["ema_accuracy"], abs=1e-6)
+            assert row["server_accuracy"] == pytest.approx(summary["server_accuracy"], abs=1e-6)
+
+
+def test_a_kept_run_comes_back_and_is_compared_without_its_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RECORDS", tmp_path / "records")
+    unit = next(iter(units("digits", 1)))
+    run(
+        Experiment.load(unit.file, [*unit.settings, "rounds=1"]),
+        out=tmp_path / "runs" / unit.name,
+        progress=False,
+    )
+    records.keep("digits", tmp_path / "runs", 1)
+    (archive,) = (tmp_path / "records").rglob("*.tar.xz")
+    first = archive.read_bytes()
+    records.keep("digits", tmp_path / "runs", 1)  # nothing is new
+    records.restore("digits", tmp_path / "back", 1)
+    path, back = (tmp_path / folder / unit.name for folder in ("runs", "back"))
+    assert archive.read_bytes() == first
+    assert {each.name for each in path.iterdir()} - {each.name for each in back.iterdir()} == {
+        "model.safetensors", "ema.safetensors", "clients.csv",
+    }  # fmt: skip
+    assert all(each.read_bytes() == (path / each.name).read_bytes() for each in back.iterdir())
+    monkeypatch.setattr(Run, "federation", property(lambda self: pytest.fail("images are read")))
+    both = Comparison.of_runs([path, back], force=True)
+    assert both.runs["ema_accuracy"].nunique() == 1
+    (back / "rounds.csv").write_text("mine")
+    records.restore("digits", tmp_path / "back", 1)  # what is there stays
+    assert (back / "rounds.csv").read_text() == "mine"
 
 
 @pytest.mark.parametrize("data", DATA)
