@@ -1,7 +1,7 @@
 """Make the study's files of results from its recorded runs: ``python -m benchmarks.study.collect fashion --out runs/study``.
 
-``results/fashion_runs.csv`` has a row for each run, ``results/fashion_lines.csv`` a row for each line of each cell, as `fedssl compare`
-has them, ``results/fashion_yardsticks.csv`` the classical classifiers, and ``results/fashion_cells.csv`` what each federation is like.
+``results/fashion_runs.csv`` has a row for each run, ``results/fashion_lines.csv`` a row for each line of each cell, and
+``results/fashion_curves.csv`` a row for each evaluated round of it, as `fedssl compare` has them, ``results/fashion_yardsticks.csv`` the classical classifiers, and ``results/fashion_cells.csv`` what each federation is like.
 ``python -m benchmarks.study.pages`` makes the tables of the pages, and the evidence of ``fedssl advise``, from these files.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import BASELINE, BOUND, DATA, RESULTS, Unit, cells, units
+from benchmarks.study.plan import BASELINE, BOUND, DATA, RESULTS, Unit, cells, images_in, units
 from fedssl.app.advice.situation import situation_of
 from fedssl.clients.local_data import simulated_federation
+from fedssl.experiment.experiment import Experiment
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.yardstick_table import measure
 from fedssl.views.run import Run
@@ -30,12 +31,14 @@ LINE_COLUMNS += [
     "pseudo_label_accuracy",
     "pseudo_label_coverage",
 ]
+CURVE_COLUMNS = ["protocol", "skew", "line", "seeds", "round", "ema_accuracy"]
+CURVE_COLUMNS += ["ema_accuracy_low", "ema_accuracy_high"]
 LINE_COLUMNS += ["gain_ci95_low", "gain_ci95_high", "gap_closed", "p", "letters", "seconds"]
 
 
 def collect(data: str, out: Path, seeds: int) -> None:
     """Write the tables of all cells that have a baseline, from the runs that are finished."""
-    runs, lines, situations = [], [], []
+    runs, lines, curves, situations = [], [], [], []
     for protocol, skew in cells(data):
         own = [
             out / unit.name
@@ -55,18 +58,23 @@ def collect(data: str, out: Path, seeds: int) -> None:
         where = {"protocol": protocol, "skew": skew}
         runs.append(_runs(found).assign(**where))
         lines.append(_lines(found).assign(**where))
+        curves.append(_curves(found).assign(**where))
         situations.append(_situation(first) | where)
     RESULTS.mkdir(exist_ok=True)
-    tables = (("runs", runs, RUN_COLUMNS), ("lines", lines, LINE_COLUMNS))
+    tables = (
+        ("runs", runs, RUN_COLUMNS),
+        ("lines", lines, LINE_COLUMNS),
+        ("curves", curves, CURVE_COLUMNS),
+    )
     for name, parts, columns in tables:
         pd.concat(parts)[columns].round(6).to_csv(RESULTS / f"{data}_{name}.csv", index=False)
     pd.DataFrame(situations).round(6).to_csv(RESULTS / f"{data}_cells.csv", index=False)
 
 
-def measure_yardsticks(data: str, out: Path, seeds: int) -> None:
+def measure_yardsticks(data: str, root: Path | None, seeds: int) -> None:
     """Write what the classical classifiers make of the labels of the first cell, all images in one place; it takes minutes a seed."""
     named = [Unit(data, *cells(data)[0], BASELINE, seed) for seed in range(seeds)]
-    experiments = [Run(out / unit.name).experiment for unit in named]
+    experiments = [Experiment.load(unit.file, [*unit.settings, *images_in(root)]) for unit in named]
     measured = measure((each.seed, simulated_federation(each)) for each in experiments)
     RESULTS.mkdir(exist_ok=True)
     measured.round(6).to_csv(RESULTS / f"{data}_yardsticks.csv", index=False)
@@ -95,6 +103,12 @@ def _lines(found: Comparison) -> pd.DataFrame:
     return lines if "gap_closed" in lines else lines.assign(gap_closed=math.nan)
 
 
+def _curves(found: Comparison) -> pd.DataFrame:
+    names = dict(zip(found.lines["label"], found.lines["name"], strict=True))
+    known = found.curves.dropna(subset=["ema_accuracy"])
+    return known.assign(line=known["label"].map(names))
+
+
 def main() -> None:
     """Read the command line, and write the files."""
     parser = argparse.ArgumentParser(
@@ -103,9 +117,15 @@ def main() -> None:
     parser.add_argument("data", choices=DATA)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--yardsticks", action="store_true", help="only measure the yardsticks")
+    parser.add_argument(
+        "--yardsticks", action="store_true", help="only measure the yardsticks, without any run"
+    )
+    parser.add_argument("--root", type=Path, help="folder of the yardsticks' images")
     args = parser.parse_args()
-    (measure_yardsticks if args.yardsticks else collect)(args.data, args.out, args.seeds)
+    if args.yardsticks:
+        measure_yardsticks(args.data, args.root, args.seeds)
+    else:
+        collect(args.data, args.out, args.seeds)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,13 @@ class Unit:
         return [*SKEWS[self.skew], *where]
 
 
+def images_in(root: Path | None) -> list[str]:
+    """Return the setting, if any, that names the folder of the images, which is in torchvision's layout or holds Parquet files."""
+    if root is None:
+        return []
+    return [f"data.source=hf:{root}" if any(root.glob("*.parquet")) else f"data.root={root}"]
+
+
 def units(data: str, seeds: int) -> Iterator[Unit]:
     """Yield all runs of a data set, seed by seed, so that an unfinished study has whole tables of fewer seeds."""
     for seed in range(seeds):

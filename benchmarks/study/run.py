@@ -16,19 +16,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.study.plan import DATA, Unit, units
+from benchmarks.study.plan import DATA, Unit, images_in, units
 
 
 def command_of(unit: Unit, out: Path, root: Path | None) -> list[str]:
     """Return the arguments of ``fedssl`` for a run."""
-    where = [] if root is None else [_where(root)]
-    settings = [word for text in [*unit.settings, *where] for word in ("--set", text)]
+    settings = [word for text in [*unit.settings, *images_in(root)] for word in ("--set", text)]
     return ["run", str(unit.file), *settings, "--out", str(out / unit.name), "--resume", "--plain"]
-
-
-def _where(root: Path) -> str:
-    """Return the setting that names the folder of the images, which is in torchvision's layout or holds Parquet files."""
-    return f"data.source=hf:{root}" if any(root.glob("*.parquet")) else f"data.root={root}"
 
 
 def main() -> None:

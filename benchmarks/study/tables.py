@@ -26,7 +26,10 @@ def tables(data: str) -> dict[str, str]:
             named = yardsticks.groupby("classifier", sort=False)
             rows += [_yardstick(str(name), values, skews) for name, values in named]
         several = len(skews) > 1
-        head = ["", *(f"{_skew(skew)}: {c}" if several else c for skew in skews for c in COLUMNS)]
+        head = [
+            "",
+            *(f"{name_of_skew(skew)}: {c}" if several else c for skew in skews for c in COLUMNS),
+        ]
         found[f"{data}-{protocol}"] = "\n".join(
             [_markdown(head), _markdown(["---"] * len(head)), *(_markdown(r) for r in rows if r)]
         )
@@ -61,7 +64,8 @@ def _yardstick(name: str, values: pd.DataFrame, skews: list[str]) -> list[str]:
     return [f"{name}, pooled", *accuracy * len(skews)]
 
 
-def _skew(skew: str) -> str:
+def name_of_skew(skew: str) -> str:
+    """Return how tables and pictures call a skew."""
     return "IID" if skew == "iid" else f"Dir({skew.removeprefix('0')})"
 
 
