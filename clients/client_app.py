@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedssl.clients.kept_rounds import go_to_counted_round
 from fedssl.clients.local_data import local_data
@@ -29,6 +30,7 @@ from fedssl.core.trust import trust_only, trusting
 from fedssl.data.shard import Shard
 from fedssl.exchange import protocol
 from fedssl.exchange.disclosure import may_leave, metrics_that_may_leave
+from fedssl.exchange.packing import answer_as_asked
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.metrics.accuracy import evaluate as evaluate_network
 from fedssl.metrics.drift import update_norm
@@ -53,7 +55,11 @@ def with_allowed_plugins(
         return call_next(message, context)
 
 
-@app.train(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
+MODS: list[Mod] = [answer_as_asked, with_sent_log, protocol.reply_or_explain, with_allowed_plugins]
+"""What is done around every request, the outermost first. The log says what was sent before it was packed."""
+
+
+@app.train(mods=MODS)
 def train(message: Message, context: Context) -> Message:
     """Train the received weights on the local shard for one round and send them back.
 
@@ -168,7 +174,7 @@ def _own_metrics(
     return metrics_that_may_leave(experiment, metrics)
 
 
-@app.evaluate(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
+@app.evaluate(mods=MODS)
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on this client's held-out images: those dealt to it, or its own private ones.
 
@@ -199,7 +205,7 @@ def _evaluate(
     )
 
 
-@app.query(mods=[with_sent_log, protocol.reply_or_explain, with_allowed_plugins])
+@app.query(mods=MODS)
 def query(message: Message, context: Context) -> Message:
     """Say which client this is and how many images and labels it holds; nothing else leaves the client."""
     request = protocol.read_request(message)

@@ -18,6 +18,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
+from fedssl.exchange.packing import pack, unpack
 from fedssl.exchange.waiting import OnWait, after_seconds, name_node, name_nodes, wait_silently
 
 POLL_SECONDS = 0.5
@@ -59,7 +60,7 @@ class PersistentGrid(GridView):
     The grid sends no request again before one reply to the same kind of request has come, because until then nobody
     knows how long clients take.
 
-    A reply belongs to the node that was asked, whatever the reply says about its sender. A reply that cannot be pulled
+    Messages travel packed (`fedssl.exchange.packing`). A reply belongs to the node that was asked, whatever the reply says about its sender. A reply that cannot be pulled
     or read is an error of that node. A reply whose content never arrives completely delays no other reply and no
     deadline. (flwr 1.41 waits for such a reply for minutes, and its error loses all replies that are pulled together.)
 
@@ -99,7 +100,7 @@ class PersistentGrid(GridView):
         Raises:
             ObjectPushError: The SuperLink has refused them `PUSH_ATTEMPTS` times.
         """
-        sent = list(messages)
+        sent = _pack_messages(messages)
         for _ in range(PUSH_ATTEMPTS - 1):
             try:
                 return super().push_messages(sent)
@@ -331,10 +332,25 @@ def _attribute_to_node(came: Message | Exception, message: Message) -> Message:
             return protocol.error_reply(message, reason, code)
         if not isinstance(came.content, RecordDict):
             raise TypeError(f"its content is a {type(came.content).__name__}")
-        return protocol.reply_of(message, came.content)
+        return protocol.reply_of(message, unpack(came.content))
     except Exception as error:  # a fault of one reply must not affect the other replies
         reason = f"refused: the reply cannot be read: {type(error).__name__}: {error}"
         return protocol.error_reply(message, protocol.shorten_reason(reason))
+
+
+def _pack_messages(messages: Iterable[Message]) -> list[Message]:
+    """Return new messages with packed contents; messages that share a content share the packed one."""
+    given = list(messages)
+    contents = {id(message.content): message.content for message in given}
+    packed = {key: pack(content) for key, content in contents.items()}
+
+    def packed_message(message: Message) -> Message:
+        about, content = message.metadata, packed[id(message.content)]
+        return protocol.new_message(
+            about.message_type, about.dst_node_id, content, about.group_id, about.ttl
+        )
+
+    return list(map(packed_message, given))
 
 
 def _repeat_request(message: Message) -> Message:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedssl.engine import persistent_grid
@@ -14,6 +14,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.persistent_grid import PersistentGrid
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
+from fedssl.exchange.packing import PACKED, pack, unpack
 from tests.contract.test_grids import toy
 
 
@@ -222,6 +223,52 @@ def test_what_a_reply_raises_is_that_clients_and_nobody_elses(reply):
     assert reason.startswith("refused: the reply cannot be read: ")
     assert len(reason) < 5000
     assert "\x1b" not in reason
+
+
+class Packing(SerialGrid):
+    """Answer with two arrays in packed form, whose bytes may be damaged; say what was sent."""
+
+    def __init__(self, damage):
+        super().__init__(Apps(toy), 2)
+        self.damage = damage
+        self.sent = []
+
+    def push_messages(self, messages):
+        self.sent += messages
+        return super().push_messages([unpacked(message) for message in messages])
+
+    def pull_messages(self, message_ids):
+        for reply in super().pull_messages(message_ids):
+            content = pack(RecordDict({"arrays": TWO, "metrics": MetricRecord({"a": 1})}))
+            content["arrays"][PACKED].data = self.damage(content["arrays"][PACKED].data)
+            yield protocol.reply_of(reply, content)
+
+
+TWO = protocol.to_record({"w": np.ones(3), "b": np.zeros(2)})
+
+
+def unpacked(message):
+    about = message.metadata
+    content = unpack(message.content)
+    return protocol.new_message(about.message_type, about.dst_node_id, content, about.group_id)
+
+
+def test_messages_travel_packed_and_are_unpacked_on_arrival():
+    inner = Packing(damage=lambda data: data)
+    content = RecordDict({"arrays": TWO, "config": ConfigRecord()})
+    sent = [protocol.new_message("train", protocol.node_of(c), content, ttl=77.0) for c in (0, 1)]
+    replies = list(PersistentGrid(inner).send_and_receive(sent))
+    assert [list(reply.content["arrays"]) for reply in replies] == [["w", "b"]] * 2
+    assert [list(message.content["arrays"]) for message in inner.sent] == [[PACKED]] * 2
+    assert {id(message.content) for message in inner.sent} == {id(inner.sent[0].content)}
+    assert {message.metadata.ttl for message in inner.sent} == {77.0}
+    assert list(content["arrays"]) == ["w", "b"]  # the server's own is untouched
+
+
+def test_a_damaged_packed_reply_is_an_error_of_its_node():
+    inner = Packing(damage=lambda data: data[:-1])
+    replies = list(PersistentGrid(inner).send_and_receive(requests([0, 1])))
+    assert all("refused: the reply cannot be read" in reply.error.reason for reply in replies)
 
 
 def test_a_reply_is_of_the_node_that_was_asked_whatever_it_says():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import Result
 
 from fedssl.app.deploy.deployment import Deployment
 from fedssl.app.deploy.ports import find_free_ports
@@ -20,7 +21,15 @@ from fedssl.app.deploy.secrets import write_node_key
 from fedssl.app.deploy.services import ENVIRONMENT
 from fedssl.app.simulation import Engine
 from fedssl.record.run_directory import RunDirectory
-from tests.helpers import command, fedssl, sha256, small_experiment, small_toml
+from tests.helpers import (
+    command,
+    fedssl,
+    finished,
+    in_a_process,
+    sha256,
+    small_experiment,
+    small_toml,
+)
 from tests.ports import give_free_ports
 
 FEDERATION = {"clients": 2, "sample": 2}
@@ -28,9 +37,8 @@ FEDERATION = {"clients": 2, "sample": 2}
 pytestmark = pytest.mark.timeout(1200)
 
 
-def deploy(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    parts = command("deploy", *arguments, "--folder", folder, "--no-containers")
-    return subprocess.run(parts, capture_output=True, text=True, timeout=1000)
+def deploy(folder: Path, *arguments: object) -> Result:
+    return fedssl("deploy", *arguments, "--folder", folder, "--no-containers")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +47,9 @@ def running(tmp_path_factory):
     own = ("--allowed-plugins", "tests.plugins")
     assert fedssl("deploy", "init", "--folder", folder, *own).exit_code == 0
     give_free_ports(folder)
-    done = deploy(folder, "up")
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_a_process("deploy", "up", "--folder", folder, "--no-containers")  # which the rest outlives
     yield Deployment.open(folder)
-    assert deploy(folder, "down").returncode == 0
+    finished(deploy(folder, "down"))
     assert not list((folder / "processes").glob("*.json"))
 
 
@@ -91,7 +98,7 @@ sit out, a judge that trains, networks that begin with another phase's weights, 
 def test_a_run_gives_the_simulations_bits_with_every_kind_of_strategy_and_phase(running, tmp_path):
     settings = {"name": "parity", "federation": FEDERATION, "rounds": None, "phases": PHASES}
     done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", **settings), "--plain")
-    assert done.returncode == 0, done.stdout + done.stderr
+    finished(done)
     assert "round 10/10 distill: accuracy " in done.stdout
     assert "clients 2/2" in done.stdout
     here = recorded(running, "parity")
@@ -125,7 +132,7 @@ def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
         method={"kind": "tests.plugins.raising", "sizes": list(range(1000))},
     )  # fmt: skip
     done = deploy(running.folder, "run", file, "--plain")
-    assert done.returncode == 1, done.stdout
+    assert done.exit_code == 1, done.stdout
     assert "broken on purpose" in done.stdout
     assert "all clients of round 1 failed" in done.stderr
     assert "finished:failed" in done.stderr
@@ -133,7 +140,7 @@ def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
 
 def test_too_many_clients_are_refused_before_anything_runs(running, tmp_path):
     done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", name="many"))
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "federation.clients: is 6, but only 2 clients are connected" in done.stderr
     assert not (running.runs / "many").exists()
 
@@ -146,14 +153,14 @@ def test_phases_that_do_not_fit_are_refused_before_anything_runs(running, tmp_pa
     ]
     settings = {"name": "lost", "federation": FEDERATION, "rounds": None, "phases": phases}
     done = deploy(running.folder, "run", small_toml(tmp_path / "e.toml", **settings))
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "phases[2].method.kind: is 'semifl', whose classifier would lose the head" in done.stderr
     assert not (running.runs / "lost").exists()
 
 
 def test_the_state_of_all_is_shown(running):
     done = deploy(running.folder, "status")
-    assert done.returncode == 0, done.stderr
+    finished(done)
     assert done.stdout.count("runs, healthy") == 4
     assert done.stdout.count("online") == 2
 
@@ -266,10 +273,10 @@ def test_a_run_that_was_interrupted_says_so_and_goes_on_to_the_simulations_bits(
     assert "to go on, run the same command again with --resume" in rest
     here = recorded(running, "stopped")
     done = deploy(running.folder, "run", file, "--plain", "--set", "train.lr=0.5", "--resume")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "train.lr was" in done.stderr
     done = deploy(running.folder, "run", here, "--plain", "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    finished(done)
     assert "round 3/3" in done.stdout
     assert "round 1/3" not in done.stdout
     events = [json.loads(line) for line in (here / "events.jsonl").read_text().splitlines()]
@@ -277,6 +284,6 @@ def test_a_run_that_was_interrupted_says_so_and_goes_on_to_the_simulations_bits(
     there = simulated(small_experiment(name="stopped", **STATEFUL), tmp_path / "s")
     assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
     done = deploy(running.folder, "run", file, "--resume")
-    assert done.returncode == 0
+    finished(done)
     assert f"already done, in {here}" in done.stdout.replace("\n", "")
     assert str(here.relative_to(running.runs)) in deploy(running.folder, "status").stdout
