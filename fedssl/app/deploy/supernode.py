@@ -18,6 +18,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -106,16 +107,25 @@ def _refuse_false_number() -> None:
 
 
 def _start_executor() -> None:
-    """Start the process that runs the client app; it ends with this one."""
+    """Start the process that runs the client app. It ends with this one, and this one with it: alone, it would answer nothing."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=SUPERNODE_UVICORN_DEFAULT_PORT)
     known, _ = parser.parse_known_args()
     address = f"{UVICORN_DEFAULT_HOST}:{known.port}"
     module = "fedssl.app.deploy.client_executor"
-    subprocess.Popen(
+    executor = subprocess.Popen(
         [sys.executable, "-P", "-m", module, address, str(os.getpid())],
         env={**os.environ, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": EXECUTOR_SECONDS},
     )
+    threading.Thread(target=_end_with, args=(executor,), daemon=True).start()
+
+
+def _end_with(executor: "subprocess.Popen[bytes]") -> None:
+    """End this process when the executor has ended, for example because memory was short; the keeper starts both anew."""
+    executor.wait()
+    print("the process that runs the client app has ended, so this process ends", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(LOST)
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """The process beside a SuperNode: a fork of its own for every message, without what the process itself holds."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedssl.app.deploy import supernode
+from fedssl.app.deploy.services import LOST
 from tests.app.deploy.test_keeper import is_alive, until
 
 FORKING = """
@@ -79,18 +83,43 @@ supernode.main()
 """
 
 
+def executor_of(supernode):
+    """Return the number of the process beside a SuperNode, once it has begun."""
+    children = Path(f"/proc/{supernode.pid}/task/{supernode.pid}/children")
+    found = []
+
+    def is_there():
+        for number in children.read_text().split():  # others come and go as modules are imported
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{number}/cmdline").read_text().split("\0")
+                if words[-3:-1] == ["127.0.0.1:9094", str(supernode.pid)]:
+                    found.append(int(number))
+        return found
+
+    until(is_there, 60)
+    return found[0]
+
+
 def test_the_executor_ends_with_its_supernode_even_one_that_is_killed():
     process = subprocess.Popen([sys.executable, "-c", STAND_IN])
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        until(lambda: children.read_text(), 60)
-        executor = int(children.read_text())
-        line = Path(f"/proc/{executor}/cmdline")
-        until(lambda: f"client_executor\x00127.0.0.1:9094\x00{process.pid}" in line.read_text())
+        executor = executor_of(process)
     finally:
         process.kill()
         process.wait()
     until(lambda: not is_alive(executor))
+
+
+def test_a_supernode_whose_executor_was_killed_ends_and_says_so():
+    """Alone it would stay connected and answer nothing. Its keeper starts both anew."""
+    process = subprocess.Popen([sys.executable, "-c", STAND_IN], stderr=subprocess.PIPE, text=True)
+    try:
+        os.kill(executor_of(process), signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == LOST
+    assert "the process that runs the client app has ended" in said
 
 
 def test_the_pauses_of_a_supernode_grow_to_flowers_and_begin_anew_with_each_wait(monkeypatch):
