@@ -23,7 +23,7 @@ from fedssl.strategies.by_sums import SumStrategy
 NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
 """Value of ``strategy.weight`` that names a number which the method records."""
 
-Weight = Literal["all", "labeled", "confident", "uniform"] | NumberName
+Weight = Literal["all", "labeled", "labeled_or_all", "confident", "uniform"] | NumberName
 """How much a client counts in a mean."""
 
 WEIGHT_METRIC = {
@@ -42,7 +42,8 @@ class FedAvg(Strategy):
     weight: Weight = Field(
         "all",
         description="a client's weight n_k in the mean; all: its number of images; labeled: its "
-        "number of labeled images; confident: labeled images and images whose pseudo-label was accepted; uniform: 1; "
+        "number of labeled images; labeled_or_all: its number of labeled images or, if no client of the run holds a "
+        "label, of all images; confident: labeled images and images whose pseudo-label was accepted; uniform: 1; "
         "number:NAME: a number that the method records, which must not be negative",
     )
     averaging: Literal["cohort", "population"] = Field(
@@ -53,10 +54,11 @@ class FedAvg(Strategy):
 
     @model_validator(mode="after")
     def _check(self) -> "FedAvg":
-        if self.averaging == "population" and self.weight not in ("all", "labeled", "uniform"):
+        known = ("all", "labeled", "labeled_or_all", "uniform")
+        if self.averaging == "population" and self.weight not in known:
             raise ValueError(
                 "averaging = 'population' needs a weight that is known for clients that were not "
-                f"sampled; {self.weight!r} is not known; take 'all', 'labeled' or 'uniform'"
+                f"sampled; {self.weight!r} is not known; take {', '.join(known[:-1])} or {known[-1]}"
             )
         return self
 
@@ -82,16 +84,22 @@ class FedAvg(Strategy):
                 "take another weight",
             )
 
+    def weight_in(self, cohorts: Cohorts) -> Weight:
+        """Return the weight that counts in a run, where ``labeled_or_all`` is one of the two."""
+        if self.weight != "labeled_or_all":
+            return self.weight
+        return "labeled" if cohorts.census.num_labeled.any() else "all"
+
     def population_weight(self, cohorts: Cohorts) -> float:
         """Return n, the sum of the weights n_k over all K clients."""
-        census = cohorts.census
-        if self.weight == "uniform":
+        census, weight = cohorts.census, self.weight_in(cohorts)
+        if weight == "uniform":
             return float(len(census))
-        counts = census.num_labeled if self.weight == "labeled" else census.num_examples
+        counts = census.num_labeled if weight == "labeled" else census.num_examples
         return float(counts.sum())
 
 
-def _count(weight: str, metrics: Mapping[str, float]) -> float:
+def _count(weight: Weight, metrics: Mapping[str, float]) -> float:
     """Return n_k, the weight of a client's reply, from the reply's metrics.
 
     Raises:
@@ -119,7 +127,7 @@ class AveragingStrategy(SumStrategy):
     """
 
     def __init__(self, settings: FedAvg, cohorts: Cohorts) -> None:
-        super().__init__(cohorts, functools.partial(_count, settings.weight))
+        super().__init__(cohorts, functools.partial(_count, settings.weight_in(cohorts)))
         self.settings = settings
 
     def combine(self, sums: Sums, total_weight: float, arrays: NamedArrays) -> NamedArrays:

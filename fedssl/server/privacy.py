@@ -117,7 +117,7 @@ def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:
         raise InputError(
             "strategy.weight",
             f"is {weight!r}, but a method's numbers do not leave a client under [privacy], with private data or at a site",
-            "take another weight: all, labeled, confident or uniform",
+            "take another weight: all, labeled, labeled_or_all, confident or uniform",
         )
 
 

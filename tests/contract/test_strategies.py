@@ -106,7 +106,13 @@ def reply_to(message: Message, value: float, **metrics) -> Message:
 
 @pytest.mark.parametrize(
     ("weight", "expected"),
-    [("all", 40 / 20), ("labeled", 9 / 6), ("confident", 20 / 8), ("uniform", 6 / 3)],
+    [
+        ("all", 40 / 20),
+        ("labeled", 9 / 6),
+        ("labeled_or_all", 9 / 6),
+        ("confident", 20 / 8),
+        ("uniform", 6 / 3),
+    ],
 )
 def test_weights_are_the_choice_they_name(census, weight, expected):
     """Clients reply 1, 2, 3 with n = (5, 10, 5), labels (4, 1, 1), confident (1, 2, 5)."""
@@ -135,7 +141,26 @@ def test_population_weights_are_the_whole_federations(census):
     cohorts = Cohorts(census, 3, 0)
     assert FedAvg().population_weight(cohorts) == 400
     assert FedAvg(weight="labeled").population_weight(cohorts) == 40
+    assert FedAvg(weight="labeled_or_all").population_weight(cohorts) == 40
     assert FedAvg(weight="uniform").population_weight(cohorts) == 6
+
+
+def test_where_no_client_holds_a_label_labeled_or_all_counts_all_images(census):
+    """Two replies, 1 with 5 images and 4 with 10: their mean is 3."""
+    census.num_labeled[:] = 0
+    strategy, messages = messages_of({"kind": "fedavg", "weight": "labeled_or_all"}, census)
+    for message, n in zip(messages[:2], (5, 10), strict=True):
+        census.num_examples[census.client_at[message.metadata.dst_node_id]] = n
+    replies = [
+        reply_to(message, value, **{"num-examples": n, "num-labeled": 0})
+        for message, value, n in ((messages[0], 1.0, 5), (messages[1], 4.0, 10))
+    ]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert protocol.from_record(arrays)["w"].tolist() == [3, 3]
+    assert (
+        FedAvg(weight="labeled_or_all").population_weight(Cohorts(census, 3, 0))
+        == census.num_examples.sum()
+    )
 
 
 def test_nothing_that_counts_leaves_the_model_unchanged(ones):
