@@ -1,7 +1,12 @@
 """A description of a run in one line: its methods, clients, labels and images."""
 
+import numpy as np
+
 from fedssl.data.federation import Federation
 from fedssl.experiment.experiment import Experiment
+
+MOST = 0.5
+"""Clients without labels that have more than this share of the weight in a mean decide it."""
 
 
 def describe(experiment: Experiment, federation: Federation) -> str:
@@ -58,6 +63,26 @@ def remarks_on_systems(experiment: Experiment) -> list[str]:
             for name, half, other, found in pairs
             if half.partner not in ("", found.kind)
         ]
+    return list(dict.fromkeys(remarks))
+
+
+def remarks_on_means(experiment: Experiment, federation: Federation) -> list[str]:
+    """Return a sentence if clients without labels have most of the weight in the mean of the models, though other clients hold labels."""
+    sizes, labeled = federation.sizes, federation.labeled_sizes
+    if not labeled.any():
+        return []
+    remarks = []
+    for strategy in (plan.strategy for plan in experiment.plans):
+        weight = getattr(strategy, "weight", "")
+        if weight not in ("all", "uniform"):
+            continue
+        weights = sizes if weight == "all" else np.ones_like(sizes)
+        share = weights[labeled == 0].sum() / weights.sum()
+        if share > MOST:
+            remarks.append(
+                f"{(labeled == 0).sum()} of {len(sizes)} clients hold no label and have {share:.0%} of the weight in the mean of the "
+                f"models (strategy.weight is {weight!r}); with 'labeled' only labels count."
+            )
     return list(dict.fromkeys(remarks))
 
 

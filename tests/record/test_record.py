@@ -27,7 +27,12 @@ from fedssl.data.shard import ImageSpec
 from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.experiment.experiment import Experiment
-from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
+from fedssl.record.description import (
+    describe,
+    remarks_on_data,
+    remarks_on_means,
+    remarks_on_systems,
+)
 from fedssl.record.global_model import GlobalModel
 from fedssl.record.provenance import data_facts, environment, partition_table
 from fedssl.record.rows import Failure, Observer, Outcome, RoundEnd, RoundRow, summarize
@@ -541,6 +546,29 @@ def test_half_a_system_is_told(method, strategy, halves):
     table = {"method": {"kind": method}, "strategy": {"kind": strategy}}
     said = remarks_on_systems(small_experiment(**table))
     assert [remark.partition(" is half a system")[0] for remark in said] == halves
+
+
+@pytest.mark.parametrize(
+    ("labels", "strategy", "said"),
+    [
+        ({"kind": "some_clients", "labeled_clients": 1}, "fedavg", "5 of 6 clients hold no label and have {share:.0%} of the weight"),
+        ({"kind": "some_clients", "labeled_clients": 1}, {"kind": "scaffold"}, "5 of 6 clients hold no label and have 83% of the weight"),
+        ({"kind": "some_clients", "labeled_clients": 1}, {"kind": "fedavg", "weight": "labeled"}, ""),
+        ({"kind": "some_clients", "labeled_clients": 1}, "rscfed", ""),
+        ({"kind": "some_clients", "labeled_clients": 5}, "fedavg", ""),
+        ({"kind": "every_client"}, "fedavg", ""),
+        ({"kind": "at_server"}, "fedavg", ""),
+    ],
+)  # fmt: skip
+def test_clients_without_labels_that_have_most_of_the_weight_are_told(labels, strategy, said):
+    experiment = small_experiment(
+        federation={"clients": 6, "sample": 3, "labels": labels}, strategy=strategy
+    )
+    federation = federation_of(experiment)
+    found = remarks_on_means(experiment, federation)
+    assert len(found) == bool(said)
+    share = federation.sizes[federation.labeled_sizes == 0].sum() / federation.sizes.sum()
+    assert all(each.startswith(said.format(share=share)) for each in found)
 
 
 def test_clients_of_a_natural_partition_are_called_by_what_is_theirs(tmp_path):

@@ -47,7 +47,12 @@ def validate(
         )
         from fedssl.app.trial_step import try_one_step
         from fedssl.clients.local_data import simulated_federation
-        from fedssl.record.description import describe, remarks_on_data, remarks_on_systems
+        from fedssl.record.description import (
+            describe,
+            remarks_on_data,
+            remarks_on_means,
+            remarks_on_systems,
+        )
         from fedssl.record.judges import judges_of, remarks_on_judges
         from fedssl.record.leaks import remark_on_weights
         from fedssl.server.accountant import account_for
@@ -75,6 +80,7 @@ def validate(
     console.tell(f"{file}: valid")
     say_changed_kinds([experiment], console)
     remarks = remarks_on_judges(judges_of(experiment, federation)) + remarks_on_systems(experiment)
+    remarks += remarks_on_means(experiment, federation)
     remarks += [remark] if (remark := remark_on_weights(experiment, federation)) else []
     for line in (*facts, *remarks_on_data(federation), *remarks, *tried):
         console.tell(f"  {line}")
