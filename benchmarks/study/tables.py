@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmarks.study.plan import BASELINE, RESULTS, Unit, cells, lines_of
 
-COLUMNS = ("EMA", "gain", "gap", "like")
+COLUMNS = ("EMA", "gain", "gap, %", "like")
 """Columns of each skew: accuracy of the moving average in percent, gain over `BASELINE` in points with its interval, share of the gap to
 all labels that is closed, and letters of lines that cannot be told apart."""
 
@@ -50,7 +50,7 @@ def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:
     )
     low, high = row["gain_ci95_low"], row["gain_ci95_high"]
     interval = "" if math.isnan(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
-    gap = "-" if math.isnan(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f} %"
+    gap = "-" if math.isnan(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f}"
     letters = row["letters"] if isinstance(row["letters"], str) else "-"
     gain = "" if is_baseline else f"{row['gain'] * 100:+.1f}{interval}"
     return [f"{row['ema_accuracy'] * 100:.1f}{spread}", gain, gap, letters]
