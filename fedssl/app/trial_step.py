@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
+from fedssl.core.numbers import CHOSEN
 from fedssl.core.rng import SERVER
 from fedssl.core.slots import Scope, State, Tensors
 from fedssl.core.user_code import naming_user_code
@@ -43,7 +44,8 @@ def try_one_step(experiment: Experiment, federation: Federation) -> list[str]:
 
     Raises:
         InputError: The step raised an error; the message names the line of the user's code that the error passed last. Or
-            the step had labels, and changed nothing; or its loss or a weight is not finite.
+            the step had labels, and changed nothing; or its loss or a weight is not finite. Or the strategy weighs clients by
+            a number that the method does not record.
     """
     client, spec = _smallest_client(federation), federation.data.spec
     shard, remarks = federation.shard(client), list[str]()
@@ -126,6 +128,8 @@ def _take_step(
     )
     if report.num_steps:
         _refuse_not_finite(what, recipe.method.kind, report.loss, network)
+        if learner != SERVER:
+            _refuse_unknown_number(phase, report.numbers)
     # The learning rate may be 0 at the first step. Then no weight moves, but a gradient reaches some of them.
     is_reached = any(parameter.grad is not None for parameter in network.parameters())
     if is_reached or not report.num_steps or _changed(weights, dict(network.named_parameters())):
@@ -135,6 +139,19 @@ def _take_step(
         problem = f"the method {recipe.method.kind!r} changed no weight and no state"
         raise InputError(what, problem, f"{TRAIN_THEM}; {LEAVE_OUT}")
     return [f"{what} changed no weight" + ("" if has_labels else ": it had no labels")]
+
+
+def _refuse_unknown_number(phase: PhasePlan, numbers: Collection[str]) -> None:
+    """Raise `InputError` if clients are weighed by a number that the method does not record."""
+    weight = getattr(phase.strategy, "weight", "")
+    name = weight.removeprefix(CHOSEN)
+    if name != weight and name not in numbers:
+        recorded = f"it records {', '.join(sorted(numbers))}" if numbers else "it records none"
+        raise InputError(
+            "strategy.weight",
+            f"is {weight!r}, but the method {phase.method.kind!r} records no number {name!r}; {recorded}",
+            f"take another weight; {LEAVE_OUT}",
+        )
 
 
 def _refuse_not_finite(what: str, kind: str, loss: float, network: nn.Module) -> None:

@@ -218,3 +218,25 @@ def test_the_step_writes_nothing_and_changes_no_random_stream(tmp_path, monkeypa
     assert fedssl("validate", file).exit_code == 0
     assert torch.equal(before, torch.get_rng_state())
     assert [path.name for path in tmp_path.rglob("*")] == ["e.toml"]
+
+
+def test_a_weight_that_the_method_does_not_record_is_told(tmp_path):
+    """Else the first round would tell it."""
+    method = {"kind": "fl2"}
+    for weight, words in (
+        (
+            "number:uncertainly",
+            ("records no number 'uncertainly'", "confident, selected, uncertainty"),
+        ),
+        ("number:uncertainty", ()),
+    ):
+        file = small_toml(
+            tmp_path / "e.toml", method=method, strategy={"kind": "fedavg", "weight": weight}
+        )
+        done = fedssl("validate", file)
+        if words:
+            refused(done, "strategy.weight: is 'number:uncertainly'", *words)
+        else:
+            finished(done)
+    fixmatch = small_toml(tmp_path / "f.toml", strategy={"kind": "fedavg", "weight": "number:a"})
+    refused(fedssl("validate", fixmatch), "records no number 'a'; it records none")
