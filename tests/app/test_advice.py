@@ -196,3 +196,13 @@ def test_nothing_to_advise_is_one_message(tmp_path):
         tmp_path / "e.toml", federation={"labels": labels}, method={"kind": "supervised"}
     )
     refused(fedssl("advise", file), "every image has a label", "supervised")
+
+
+def test_advice_says_if_clients_without_labels_have_most_of_the_weight(tmp_path):
+    few = {"clients": 4, "sample": 2, "labels": {"kind": "some_clients", "labeled_clients": 1}}
+    file = small_toml(tmp_path / "e.toml", federation=few)
+    words = "with 'labeled' only labels count."
+    for settings, is_said in ((), True), (("--set", "strategy.weight=labeled"), False):
+        done = fedssl("advise", file, *settings)
+        finished(done)
+        assert (words in " ".join(done.output.split())) == is_said

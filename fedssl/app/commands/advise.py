@@ -40,6 +40,7 @@ def advise(
         from fedssl.app.advice.situation import situation_of
         from fedssl.app.simulation import check_experiment
         from fedssl.clients.local_data import simulated_federation
+        from fedssl.record.description import remarks_on_means
         from fedssl.views.text_table import OnScreen
 
     experiment = load_experiment(file, settings or [])
@@ -50,14 +51,15 @@ def advise(
             "name them as federation.sites, or give advise a simulation with the same labels",
         )
     check_experiment(experiment)
-    situation = situation_of(simulated_federation(experiment))
+    federation = simulated_federation(experiment)
+    situation = situation_of(federation)
     advice = advice_for(load_evidence(), situation, traffic)
     console = Console()
     console.say(f"your federation: {situation.describe()}")
     console.say("measured in federations with labels at the same place:")
     for table in advice.tables():
         console.print(OnScreen(table))
-    for sentence in advice.sentences():
+    for sentence in (*advice.sentences(), *remarks_on_means(experiment, federation)):
         console.tell(sentence)
     console.tell(
         "Every line began with a tenth of its rounds in supervised training ([[phases]]), and shows one unlabeled image for each labeled one."
