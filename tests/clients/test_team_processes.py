@@ -54,17 +54,17 @@ def wait_until_nothing_is_left(tmp):
     assert not list(tmp.glob("fedssl-team-*"))
 
 
-@pytest.fixture
-def experiment(tmp_path):
-    return small_toml(tmp_path / "e.toml", rounds=3, method={"kind": "fixmatch"})
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("team")
+    return small_toml(folder / "e.toml", rounds=3, method={"kind": "fixmatch"})
 
 
-@pytest.fixture
-def run_alone(tmp_path, experiment):
-    in_a_process(
-        "run", experiment, "--plain", "--engine", "serial", *TEAM, "--out", tmp_path / "alone"
-    )
-    return sha256(tmp_path / "alone" / "model.safetensors")
+@pytest.fixture(scope="module")
+def run_alone(tmp_path_factory, experiment):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    in_a_process("run", experiment, "--plain", "--engine", "serial", *TEAM, "--out", out)
+    return sha256(out / "model.safetensors")
 
 
 @pytest.mark.parametrize("engine", ["serial", "ray", "flower"])

@@ -51,9 +51,9 @@ def test_one_file_is_a_method_on_every_engine(tmp_path, monkeypatch):
     settings = ["--set", "method.kind=mylab.entropy_minimization", "--set", "method.floor=0.1"]
     sums = set()
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for i, engine in enumerate(("serial", "ray", "flower")):
+    for i, (engine, workers) in enumerate((("serial", 1), ("ray", 2), ("flower", 1))):
         out = tmp_path / f"run{i}"
-        arguments = ("run", file, *settings, "--engine", engine, "--workers", 2, "--out", out)
+        arguments = ("run", file, *settings, "--engine", engine, "--workers", workers, "--out", out)
         finished(fedssl(*arguments)) if engine == "serial" else in_a_process(*arguments)
         sums.add(sha256(out / "model.safetensors"))
         assert "entropy_minimization" in (out / "rounds.csv").read_text()

@@ -90,7 +90,7 @@ def test_one_file_is_a_strategy_with_both_halves_on_every_engine(tmp_path, monke
     file = small_toml(tmp_path / "e.toml")
     settings = ["--set", "strategy.kind=mylab.elastic", "--set", "rounds=3"]
     sums = set()
-    engines = (("ray", "--workers", 2), ("flower", "--workers", 2))
+    engines = (("ray", "--workers", 2), ("flower", "--workers", 1))
     for i, engine in enumerate((("serial",), *engines)):
         out = tmp_path / f"run{i}"
         arguments = ("run", file, *settings, "--engine", *engine, "--out", out)

@@ -19,7 +19,7 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_killed(tmp_path):
         from fedssl.app.simulation import Engine
         from tests.helpers import small_experiment
 
-        cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
+        cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
         second = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         wanted = {{"rounds": 5, "federation": {{"sample": 6}}}}
@@ -70,7 +70,8 @@ def test_a_team_has_its_devices_on_one_node(tmp_path):
         from tests.helpers import small_experiment
 
         node = {{"num_cpus": 2, "num_gpus": 2}}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
+        head = {{**node, "include_dashboard": False}}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(**node)
         cluster.wait_for_nodes()
         engine = {{"kind": "ray", "gpus_per_worker": 2, "address": cluster.address}}

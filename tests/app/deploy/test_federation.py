@@ -131,8 +131,9 @@ def test_a_run_that_fails_is_a_failure_with_its_reason(running, tmp_path):
         tmp_path / "e.toml", name="failing", federation=FEDERATION,
         method={"kind": "tests.plugins.raising", "sizes": list(range(1000))},
     )  # fmt: skip
-    done = deploy(running.folder, "run", file, "--plain")
-    assert done.exit_code == 1, done.stdout
+    parts = command("deploy", "run", file, "--plain", "--folder", running.folder)
+    done = subprocess.run(parts, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout
     assert "broken on purpose" in done.stdout
     assert "all clients of round 1 failed" in done.stderr
     assert "finished:failed" in done.stderr
@@ -224,64 +225,77 @@ def test_no_secret_is_in_a_log(running):
         assert not any(line in text for line in lines), log
 
 
-STATEFUL = {
-    "method": {"kind": "temporal_ensembling", "unlabeled_ratio": 2},
-    "train": {"keep_momentum": True},
-    "strategy": "scaffold",
-    "federation": FEDERATION,
-    "rounds": 3,
-}
+def stateful(marks: Path | None) -> dict[str, object]:
+    """Return settings of a run that clients keep state for, and that says when they train (`tests.plugins.slow`)."""
+    return {
+        "method": {
+            "kind": "tests.plugins.slow",
+            "unlabeled_ratio": 2,
+            "marks": None if marks is None else str(marks),
+        },
+        "train": {"keep_momentum": True},
+        "strategy": "scaffold",
+        "federation": FEDERATION,
+        "rounds": 4,
+    }
+
+
+def begin(deployment: Deployment, folder: Path, name: str) -> tuple[Path, subprocess.Popen[str]]:
+    """Start `fedssl deploy run` of such an experiment; return its file and the process."""
+    (folder / "marks").mkdir()
+    file = small_toml(folder / "e.toml", name=name, **stateful(folder / "marks"))
+    parts = command("deploy", "run", file, "--plain", "--folder", deployment.folder)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return file, subprocess.Popen(parts, **output)
+
+
+def wait_until_both_train(file: Path, round: int, process: subprocess.Popen[str]) -> None:
+    """Wait until both clients train in a round: their requests have arrived, and their replies are not under way."""
+    until = time.monotonic() + 300
+    while len(list((file.parent / "marks").glob(f"{round}-*"))) < 2:
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_path):
     """What the client keeps outlives it, and the round waits for it, so the bits are the simulation's."""
-    file = small_toml(tmp_path / "e.toml", name="killed", **STATEFUL)
-    parts = command("deploy", "run", file, "--plain", "--folder", running.folder)
-    process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("round 1/"):
-            time.sleep(1)
-            os.kill(kept(running, "superlink")["process"], signal.SIGKILL)
-        if line.startswith("round 2/"):
-            time.sleep(1)
-            os.killpg(kept(running, "client-1")["process"], signal.SIGKILL)
-    assert process.wait(300) == 0, "".join(said)
+    file, process = begin(running, tmp_path, "killed")
+    wait_until_both_train(file, 2, process)
+    os.kill(kept(running, "superlink")["process"], signal.SIGKILL)
+    wait_until_both_train(file, 3, process)
+    os.killpg(kept(running, "client-1")["process"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
     assert kept(running, "superlink")["starts"] >= 2
     assert kept(running, "client-1")["starts"] >= 2
     here = recorded(running, "killed")
     rounds = pd.read_csv(here / "rounds.csv")
-    assert rounds["round"].tolist() == list(range(1, 4))
+    assert rounds["round"].tolist() == list(range(1, 5))
     assert rounds.clients_ok.eq(2).all()
-    there = simulated(small_experiment(name="killed", **STATEFUL), tmp_path / "s")
+    there = simulated(small_experiment(name="killed", **stateful(None)), tmp_path / "s")
     assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
 
 
 def test_a_run_that_was_interrupted_says_so_and_goes_on_to_the_simulations_bits(running, tmp_path):
-    file = small_toml(tmp_path / "e.toml", name="stopped", **STATEFUL)
-    parts = command("deploy", "run", file, "--plain", "--folder", running.folder)
-    process = subprocess.Popen(parts, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("round 2/"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stdout.read()
-    assert process.wait(60) == 130
-    assert "to go on, run the same command again with --resume" in rest
+    file, process = begin(running, tmp_path, "stopped")
+    wait_until_both_train(file, 2, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "round 1/4" in said
+    assert "to go on, run the same command again with --resume" in said
     here = recorded(running, "stopped")
     done = deploy(running.folder, "run", file, "--plain", "--set", "train.lr=0.5", "--resume")
     assert done.exit_code == 2
     assert "train.lr was" in done.stderr
     done = deploy(running.folder, "run", here, "--plain", "--resume")
     finished(done)
-    assert "round 3/3" in done.stdout
-    assert "round 1/3" not in done.stdout
+    assert "round 4/4" in done.stdout
+    assert "round 1/4" not in done.stdout
     events = [json.loads(line) for line in (here / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["began", "interrupted", "resumed", "ended"]
-    there = simulated(small_experiment(name="stopped", **STATEFUL), tmp_path / "s")
+    there = simulated(small_experiment(name="stopped", **stateful(None)), tmp_path / "s")
     assert sha256(here / "model.safetensors") == sha256(there / "model.safetensors")
     done = deploy(running.folder, "run", file, "--resume")
     finished(done)

@@ -196,7 +196,7 @@ def test_a_worker_that_cannot_even_answer_is_replaced_too(patient, tmp_path, mon
 
 
 def test_single_replies_are_as_patient(patient, tmp_path):
-    replies = patient.send_and_receive(requests([DIES_ONCE, FINE, DIES], tmp_path))
+    replies = patient.send_and_receive(requests([DIES_ONCE, FINE, RAISES], tmp_path))
     assert [reply.has_error() for reply in replies] == [False, False, True]
 
 
@@ -312,7 +312,11 @@ def in_a_ray_of_its_own(code):
     # Without "local", Ray joins any cluster it finds on this machine: that of another test.
     start = """
 import ray
-ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+from fedssl.engine.ray.start import _start_lean_nodes
+
+with _start_lean_nodes():  # as a run's own Ray starts, in half of the time
+    ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False,
+             _system_config={"prestart_worker_first_driver": False})
 """
     return in_a_process_of_its_own(start + textwrap.dedent(code))
 
@@ -332,16 +336,33 @@ def in_a_process_of_its_own(code):
 
 
 def test_every_actor_gets_its_share_of_the_gpus_ray_sees():
-    """Ray's pretended resources: auto takes both GPUs, four workers pack two on each."""
+    """Ray's pretended resources: auto takes both GPUs, four workers pack two on each.
+
+    What an actor has, Ray decides by the options with which it is made, so only the first two are those of a run.
+    """
     out = in_a_ray_of_its_own("""
         from collections import Counter
         from fedssl.engine.local_grid import Apps, Patience
         from fedssl.engine.plan import Wish
+        from fedssl.engine.ray import pool
         from fedssl.engine.ray.grid import RayGrid
         from fedssl.core.errors import InputError
         from tests.engine.ray.test_grid import naughty
 
+        class Light:  # an actor that imports nothing
+            def __init__(self, apps, cpus_per_client):
+                pass
+
+            def describe(self):
+                return {"gpu_ids": ray.get_gpu_ids()}
+
+            @ray.method(concurrency_group="watch")
+            def progress(self):
+                pass
+
         for workers, share in (("auto", None), (4, None), (1, 0)):
+            if workers != "auto":
+                pool.Actor = Light
             grid = RayGrid(Apps(naughty), 4, Wish(workers, share))
             print(grid.plan.workers, sorted(Counter(i for w in grid.describe_workers() for i in w["gpu_ids"]).items()))
             grid.close()
