@@ -55,16 +55,6 @@ class Privacy(Section):
         "that arrived, with standard deviation z C / m, for clients that trust the server",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_secure_aggregation(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "secure_aggregation" in value:
-            raise ValueError(
-                "secure_aggregation: fedssl has none, and docs/secure-aggregation.md says why; noise_at = 'client' with a "
-                "noise_multiplier protects a client from the server"
-            )
-        return value
-
     @model_validator(mode="after")
     def _check(self) -> "Privacy":
         if self.epsilon is not None and self.noise_multiplier:
