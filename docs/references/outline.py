@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedssl.core.findings import Form, section_of
-from fedssl.core.registry import Family, Plugin, Section, family_of
+from fedssl.core.registry import Family, Plugin, RefusingSection, Section, family_of
 from fedssl.experiment.experiment import RunSettings
 from fedssl.experiment.families import PLUGIN_SECTIONS
 from fedssl.experiment.outline import BOUNDS, BUILTINS, digest_of
@@ -61,11 +61,14 @@ def _class(found: type[BaseModel]) -> dict[str, Any]:
         ):
             for name in validator.info.fields:
                 fields[name].update(is_unchecked=True)
-    return {"is": _base(found), "fields": fields}
+    refused = {"refused": found.refused} if issubclass(found, RefusingSection) else {}
+    return {"is": _base(found), **refused, "fields": fields}
 
 
 def _base(found: type[BaseModel]) -> str:
     """Return what the outline says of a class; its base differs for each word."""
+    if issubclass(found, RefusingSection):
+        return "refusing section"
     takes_any = found.model_config.get("extra") == "allow"
     if not issubclass(found, Plugin):
         return "open section" if takes_any else "section"

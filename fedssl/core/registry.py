@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
@@ -71,6 +72,21 @@ class Section(BaseModel):
         wanted = set(get_args(field.annotation) or (field.annotation,)) if field else set()
         if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
             raise ValueError(f"is {value!r}, not a number")
+        return value
+
+
+class RefusingSection(Section):
+    """A section that refuses some keys in words of its own, such as a setting that other frameworks have."""
+
+    refused: ClassVar[Mapping[str, str]] = {}
+    """What to say of each of these keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_keys(cls, value: Any) -> Any:
+        for key, words in cls.refused.items():
+            if isinstance(value, dict) and key in value:
+                raise ValueError(f"{key}: {words}")
         return value
 
 

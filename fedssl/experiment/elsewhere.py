@@ -10,12 +10,6 @@ from fedssl.core.errors import InputError
 from fedssl.core.findings import section_of
 from fedssl.core.registry import Family, family_of
 
-ABSENT = {
-    "privacy.secure_aggregation": "fedssl has none, and docs/secure-aggregation.md says why; noise_at = 'client' with a "
-    "noise_multiplier protects a client from the server"
-}
-"""What to do without a setting that fedssl does not have, although other frameworks do."""
-
 USUAL = {"server.kind": "strategy.kind", "federation.kind": "federation.partition.kind"}
 """Where a setting belongs that is written in a section of another name, although several sections have such a setting."""
 
@@ -36,8 +30,6 @@ def name_the_place(error: InputError, experiment: type[BaseModel]) -> InputError
     if not error.problem.startswith("unknown key"):
         return error
     section, _, key = re.sub(r"^phases\[\d+\]\.", "", error.field).rpartition(".")
-    if absent := ABSENT.get(f"{section}.{key}"):
-        return InputError(error.field, error.problem, absent)
     known = dict(places_of(key, experiment, ""))
     if known.get(section):
         return InputError(error.field, error.problem, f"only these kinds have it: {known[section]}")

@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.findings import Form
 from fedssl.core.plugin_modules import split_kind
-from fedssl.core.registry import Family, Plugin, Section, Unimported
+from fedssl.core.registry import Family, Plugin, RefusingSection, Section, Unimported
 from fedssl.experiment.phases import Phases
 from fedssl.experiment.settings import view_at
 
@@ -113,6 +113,12 @@ class PlainSection(Section):
     model_config = LATER
 
 
+class PlainRefusing(RefusingSection):
+    """The base of a stand-in for a section that refuses some keys in words of its own."""
+
+    model_config = LATER
+
+
 class OpenSection(Section):
     """The base of a stand-in for a section that takes other settings, too."""
 
@@ -138,6 +144,7 @@ class KnowsNames(Plugin):
 
 BASES: dict[str, type[Section]] = {
     "section": PlainSection,
+    "refusing section": PlainRefusing,
     "open section": OpenSection,
     "plug-in": PlainPlugin,
     "plug-in that knows names": KnowsNames,
@@ -209,9 +216,10 @@ class Outline:
             table = self._classes[name]
             module, _, own = name.partition(":")
             fields: dict[str, Any] = {k: self._field(v) for k, v in table["fields"].items()}
-            self._made[name] = create_model(
-                own, __base__=BASES[table["is"]], __module__=module, **fields
-            )
+            made = create_model(own, __base__=BASES[table["is"]], __module__=module, **fields)
+            if issubclass(made, RefusingSection):
+                made.refused = table["refused"]
+            self._made[name] = made
         return self._made[name]
 
     def _family(self, section: str) -> Family:

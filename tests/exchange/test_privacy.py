@@ -83,7 +83,7 @@ def test_noise_is_z_times_the_clipping_norm_and_never_none_because_epsilon_was_n
         ({}, "clipping_norm: is missing"),
         ({"clipping_norm": 0}, "clipping_norm"),
         ({"clipping_norm": 1, "noise_multiplier": -1}, "noise_multiplier"),
-        ({"secure_aggregation": True}, "privacy.secure_aggregation: unknown key; fedssl has none"),
+        ({"secure_aggregation": True}, "privacy: secure_aggregation: fedssl has none"),
         ({"clipping_norm": 1, "epsilon": 0}, "epsilon"),
         ({"clipping_norm": 1, "epsilon": 0.5, "delta": 1}, "delta"),
         ({"clipping_norm": 1, "epsilon": 0.5, "delta": 1e-5, "noise_multiplier": 1}, "drop one"),

@@ -76,6 +76,8 @@ def check_files(
         runs: Whether the folder of a run may be named in place of a file.
     """
     tables = read_files(files, settings, runs=runs)
+    if not tables:  # folders of runs alone
+        return
     with quick_imports():
         from fedssl.experiment.form import check_form
 
