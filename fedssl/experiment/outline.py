@@ -216,7 +216,8 @@ class Outline:
             table = self._classes[name]
             module, _, own = name.partition(":")
             fields: dict[str, Any] = {k: self._field(v) for k, v in table["fields"].items()}
-            made = create_model(own, __base__=BASES[table["is"]], __module__=module, **fields)
+            base = BASES[table["is"]]
+            made: type[Section] = create_model(own, __base__=base, __module__=module, **fields)
             if issubclass(made, RefusingSection):
                 made.refused = table["refused"]
             self._made[name] = made
