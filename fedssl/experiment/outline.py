@@ -217,10 +217,10 @@ class Outline:
             module, _, own = name.partition(":")
             fields: dict[str, Any] = {k: self._field(v) for k, v in table["fields"].items()}
             base = BASES[table["is"]]
-            made: type[Section] = create_model(own, __base__=base, __module__=module, **fields)
-            if issubclass(made, RefusingSection):
-                made.refused = table["refused"]
-            self._made[name] = made
+            self._made[name] = create_model(own, __base__=base, __module__=module, **fields)
+            found = self._made[name]
+            if issubclass(found, RefusingSection):
+                found.refused = table["refused"]
         return self._made[name]
 
     def _family(self, section: str) -> Family:
