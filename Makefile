@@ -63,7 +63,7 @@ check: $(INSTALLED)  ## Check format, lint, types and import layers; build the s
 docs: $(INSTALLED)  ## Serve the site of docs/ at http://127.0.0.1:8000 until Ctrl-C; `make check` builds it in site/.
 	$(MKDOCS) serve
 
-references: $(INSTALLED)  ## Write the references of docs/reference.md and docs/commands.md anew, from the code.
+references: $(INSTALLED)  ## Write docs/reference.md, docs/commands.md and the outline of the experiment file anew, from the code.
 	$(BIN)/python docs/references
 
 pictures: $(INSTALLED)  ## Draw the pictures of docs/concepts.md; their runs are kept under runs/pictures; a quarter of an hour.

@@ -30,6 +30,7 @@ from fedssl.engine.local_grid import Apps
 from fedssl.engine.serial_grid import SerialGrid
 from fedssl.exchange import protocol
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.families import family_at
 from fedssl.experiment.settings import merge
 from fedssl.metrics.drift import update_norm
 from fedssl.record.rows import Observer, RoundEnd
@@ -175,17 +176,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     own = parser.parse_args()
-    base = merge(EXPERIMENT, {"rounds": own.rounds, "seed": own.seed})
+    base = merge(EXPERIMENT, {"rounds": own.rounds, "seed": own.seed}, family_at)
     _, honest = run(base, None, math.inf)
     print(f"longest honest update: {honest.longest:.3f}\n")
     print(f"| strategy | {' | '.join(LIES)} |\n|---{'|---' * len(LIES)}|")
     for name, sections in STRATEGIES.items():
         bounded = "max_update_norm" in sections.get("server", {})
         bound = honest.longest if bounded else math.inf
-        laid = merge(sections, {"server": {"max_update_norm": bound}}) if bounded else sections
+        limit = {"server": {"max_update_norm": bound}}
+        laid = merge(sections, limit, family_at) if bounded else sections
         cells = []
         for lie in LIES.values():
-            accuracy, seen = run(merge(base, laid), lie, bound)
+            accuracy, seen = run(merge(base, laid, family_at), lie, bound)
             cells.append("the run ends" if math.isnan(accuracy) else f"{accuracy:.1%}")
             if seen.refused and not math.isnan(accuracy):
                 cells[-1] += f" ({seen.refused} refused)"

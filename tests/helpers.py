@@ -16,6 +16,7 @@ from fedssl.data.federation import Federation
 from fedssl.engine.local_grid import LocalGrid
 from fedssl.exchange import protocol
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.families import family_at
 from fedssl.experiment.settings import merge
 
 SMALL: dict[str, Any] = {
@@ -51,7 +52,7 @@ CHAIN: dict[str, Any] = {
 
 def small_experiment(**overrides: Any) -> Experiment:
     """Return a federation that trains in a moment, with sections laid over it."""
-    return Experiment.from_dict(merge(SMALL, overrides))
+    return Experiment.from_dict(merge(SMALL, overrides, family_at))
 
 
 def small_toml(path: Path, **overrides: Any) -> Path:

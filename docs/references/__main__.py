@@ -1,12 +1,16 @@
 """Write the references of the experiment file and of the command line into their pages: `make references`.
 
-The pages hold the text, so that it reads in the repository as on the site. A test fails if it is not what the code says.
+The pages hold the text, so that it reads in the repository as on the site. The outline of the experiment file, with which commands check
+a file before torch is imported, is written too. A test fails if one of them is not what the code says.
 """
 
 from pathlib import Path
 
 import commands
+import outline
 import settings
+
+from fedssl.experiment.outline import FILE
 
 MARK = "<!-- All that follows is made from the code by `make references`. -->"
 """A page has this line above its reference."""
@@ -27,3 +31,4 @@ if __name__ == "__main__":
     for page, reference in PAGES.items():
         text = renewed(page.read_text(encoding="utf-8"), reference())
         page.write_text(text, encoding="utf-8")
+    FILE.write_text(outline.outline(), encoding="utf-8")

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
@@ -71,6 +72,21 @@ class Section(BaseModel):
         wanted = set(get_args(field.annotation) or (field.annotation,)) if field else set()
         if isinstance(value, bool | str) and wanted and wanted <= {int, float, type(None)}:
             raise ValueError(f"is {value!r}, not a number")
+        return value
+
+
+class RefusingSection(Section):
+    """A section that refuses some keys in words of its own, such as a setting that other frameworks have."""
+
+    refused: ClassVar[Mapping[str, str]] = {}
+    """What to say of each of these keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_keys(cls, value: Any) -> Any:
+        for key, words in cls.refused.items():
+            if isinstance(value, dict) and key in value:
+                raise ValueError(f"{key}: {words}")
         return value
 
 
@@ -305,10 +321,9 @@ class Family:
         return InputError(where, problem + because, error.remedy)
 
     def _load_built_in(self, stem: str) -> type[Plugin]:
-        module = f"{self.package}.{stem}"
-        if find_module(module) is not None:
-            with contextlib.suppress(NoPlugin):
-                return find_plugin(import_module(module), module, self.base, self.noun)
+        found = self._built_in(stem)
+        if found is not None:
+            return found
         file = find_file_meant(stem)
         if file is None:
             named = ", ".join(f"{kind}:NAME" for kind in self._named_kinds())
@@ -316,6 +331,16 @@ class Family:
             known = f"{near}; or {named}" if named else near
             raise NoPlugin("", f"{known}; your own are named 'mine.py' or 'mylab.mine'")
         raise NoPlugin("a kind without a dot is built in", f"write '{stem}{FILE}' to name {file}")
+
+    def _built_in(self, stem: str) -> type[Plugin] | None:
+        """Return the plug-in of one of the package's modules; None if there is no such module, or it holds no plug-in."""
+        module = f"{self.package}.{stem}"
+        if find_module(module) is None:
+            return None
+        try:
+            return find_plugin(import_module(module), module, self.base, self.noun)
+        except NoPlugin:
+            return None
 
     def _named_kinds(self) -> list[str]:
         """Return the kinds that are followed by a colon and a name."""
@@ -487,3 +512,9 @@ class Family:
             )
         name_alone = {"type": "string", "description": f"the kind of the {self.noun}"}
         return {"anyOf": [*alternatives, name_alone]}
+
+
+def family_of(field: FieldInfo) -> Family | None:
+    """Return the family with which a setting's type is annotated; None if the setting is no section of a plug-in."""
+    annotated = [each for choice in get_args(field.annotation) for each in get_args(choice)]
+    return next((each for each in (*field.metadata, *annotated) if isinstance(each, Family)), None)

@@ -8,8 +8,7 @@ from pydantic.fields import FieldInfo
 
 from fedssl.core.errors import InputError
 from fedssl.core.findings import section_of
-from fedssl.core.registry import Family
-from fedssl.experiment.families import family_at
+from fedssl.core.registry import Family, family_of
 
 USUAL = {"server.kind": "strategy.kind", "federation.kind": "federation.partition.kind"}
 """Where a setting belongs that is written in a section of another name, although several sections have such a setting."""
@@ -73,7 +72,7 @@ def places_of(key: str, model: type[BaseModel], path: str) -> Iterator[tuple[str
         yield path, ""
     for name, field in model.model_fields.items():
         place = f"{path}.{name}" if path else name
-        family = family_at(place)
+        family = family_of(field)
         if family is not None:
             yield from _in_family(key, family, place)
             continue
@@ -87,7 +86,7 @@ def _places_that_mean(words: str, model: type[BaseModel], path: str) -> Iterator
         place = f"{path}.{name}" if path else name
         if _first_clause(field) == words:
             yield place
-        family = family_at(place)
+        family = family_of(field)
         if family is not None:
             fields = {
                 k: f for kind in family.names() for k, f in family.get(kind).model_fields.items()

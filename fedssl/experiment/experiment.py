@@ -8,46 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedssl.core.errors import InputError
 from fedssl.core.plugin_modules import find_modules_in
-from fedssl.core.registry import Plugin, Section
+from fedssl.core.registry import Plugin
 from fedssl.core.toml import read_toml
 from fedssl.core.trust import trusting
 from fedssl.experiment.asked_views import Asked, check_views
 from fedssl.experiment.client_settings import ClientSettings
 from fedssl.experiment.effects import WITHOUT_EFFECT
 from fedssl.experiment.elsewhere import name_the_place
-from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS
+from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS, family_at
 from fedssl.experiment.paths import HERE, find_paths, keep_searched
+from fedssl.experiment.phases import Phases, naming, settings_in
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
 from fedssl.experiment.settings import merge, tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
-from fedssl.models.base import MODELS
 from fedssl.training.correction import WithClientHalf
 from fedssl.training.recipe import Recipe
-
-
-class Phase(Section):
-    """One of the ``[[phases]]``: a number of rounds, and the settings that differ in them from the experiment's."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    rounds: int = Field(ge=1, description="rounds of this phase")
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """The tables of settings that this phase lays over the experiment's own."""
-        return dict(self.model_extra or {})
-
-
-MOST_PHASES = 1000
-"""An experiment has at most this many phases; each phase is validated like an experiment of its own."""
-
-PHASE_SECTIONS = ("model", "method", "train", "strategy", "server", "augment", "federation")
-"""A phase may override these sections; in ``federation``, only the number of sampled clients."""
 
 
 class RunSettings(ClientSettings):
@@ -119,11 +99,7 @@ class PhasePlan(RunSettings):
 class Experiment(RunSettings):
     """All settings that define a run."""
 
-    phases: tuple[Phase, ...] = Field(
-        (),
-        max_length=MOST_PHASES,
-        description="the phases of a run, in order; none: one phase of `rounds` rounds, or of 40 if that is unset",
-    )
+    phases: Phases = ()
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
@@ -149,9 +125,8 @@ class Experiment(RunSettings):
         plans: list[PhasePlan] = []
         with trusting(self._trust):
             for i, phase in enumerate(self.phases):
-                if i:
-                    _refuse_weights(phase, f"phases[{i}].")
-                plan = _resolved(table, phase, f"phases[{i}].")
+                with naming(i):
+                    plan = PhasePlan.from_dict(settings_in(table, phase, family_at, is_first=not i))
                 plans.append(plan.after(plans[-1] if plans else None))
         return tuple(plans)
 
@@ -234,9 +209,9 @@ class Experiment(RunSettings):
             InputError: The file is missing, has a syntax error (with its line), or a setting is invalid.
         """
         table, said = read_toml(Path(path)), list[str]()
-        overrides = tables_of(settings)
+        overrides = tables_of(settings, family_at)
         try:
-            experiment = cls.from_dict(merge(table, overrides, said=said))
+            experiment = cls.from_dict(merge(table, overrides, family_at, said=said))
         except InputError as error:
             raise error.within(f"{path}: ") from None
         experiment = find_paths(experiment, [HERE, Path(path).parent])
@@ -254,7 +229,9 @@ class Experiment(RunSettings):
         """
         said: list[str] = []
         with trusting(self._trust):
-            experiment = self.from_dict(merge(self._given(), tables_of(settings), said=said))
+            experiment = self.from_dict(
+                merge(self._given(), tables_of(settings, family_at), family_at, said=said)
+            )
         experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
         keep_searched(self, experiment)
         return experiment
@@ -304,37 +281,3 @@ class Experiment(RunSettings):
         """Return the text of an equal experiment file, with every default written out."""
         table = {k: v for k, v in self.to_dict().items() if v not in ([], {})}
         return tomli_w.dumps(table)
-
-
-def _refuse_weights(phase: Phase, where: str) -> None:
-    """Refuse a file of weights in a phase that goes on from another one."""
-    model = MODELS.as_table(phase.overrides.get(MODELS.section))
-    if isinstance(model, Mapping) and {"weights", "new_head"} & set(model):
-        raise InputError(
-            f"{where}model.weights",
-            "a phase after the first one begins with the weights of the phase before it",
-            "set it in the first phase or in [model]",
-        )
-
-
-def _resolved(table: Mapping[str, Any], phase: Phase, where: str) -> PhasePlan:
-    """Return the settings of a phase.
-
-    Args:
-        table: The experiment's own settings.
-        phase: The phase, with its overrides.
-        where: Prefix of the field that an error names, such as ``phases[0].``.
-
-    Raises:
-        InputError: The phase overrides a setting that it may not override, or with an invalid value.
-    """
-    for section, value in phase.overrides.items():
-        if section not in PHASE_SECTIONS:
-            allowed = f"one of: {', '.join(PHASE_SECTIONS)}"
-            raise InputError(f"{where}{section}", "a phase cannot set this", allowed)
-        if section == "federation" and (not isinstance(value, Mapping) or set(value) != {"sample"}):
-            raise InputError(f"{where}federation", "a phase can set federation.sample only")
-    try:
-        return PhasePlan.from_dict({**merge(table, phase.overrides), "rounds": phase.rounds})
-    except InputError as error:
-        raise error.within(where) from None

@@ -9,6 +9,7 @@ from fedssl.data.labels.base import LABEL_SPLITS
 from fedssl.data.partitions.base import PARTITIONS
 from fedssl.data.sources.base import SOURCES
 from fedssl.experiment.sections import SERVER_METHODS, SERVER_OPTIMIZERS, SERVER_SCHEDULES
+from fedssl.experiment.settings import view_at
 from fedssl.experiment.system.section import SYSTEM_FAMILIES
 from fedssl.methods.base import METHODS
 from fedssl.metrics.evaluators.base import EVALUATORS
@@ -33,11 +34,6 @@ PLUGIN_SECTIONS = {
 
 
 def family_at(section: str) -> Family | None:
-    """Return the family of a section by its dotted name; None if the section names no plug-in.
-
-    Any experiment may define views of its own beside those that every experiment has: ``augment.NAME``.
-    """
-    table, _, name = section.partition(".")
-    if table == "augment" and name and "." not in name:
-        return family_of_view(name)
-    return PLUGIN_SECTIONS.get(section)
+    """Return the family of a section by its dotted name; None if the section names no plug-in."""
+    view = view_at(section)
+    return family_of_view(view) if view else PLUGIN_SECTIONS.get(section)

@@ -10,8 +10,9 @@ a client that took no step, fail on integer buffers, and need every reply at the
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,13 @@ from pydantic import Field, model_validator
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError
 from fedssl.core.extras import install_command
-from fedssl.core.registry import Section
+from fedssl.core.registry import RefusingSection
 
 EXTRA = "privacy"
 """The extra of fedssl that installs the accountant's library."""
 
 
-class Privacy(Section):
+class Privacy(RefusingSection):
     """The ``[privacy]`` section: how clipping and noise limit what an update shows of its client."""
 
     clipping_norm: float = Field(
@@ -55,15 +56,10 @@ class Privacy(Section):
         "that arrived, with standard deviation z C / m, for clients that trust the server",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_secure_aggregation(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "secure_aggregation" in value:
-            raise ValueError(
-                "secure_aggregation: fedssl has none, and docs/secure-aggregation.md says why; noise_at = 'client' with a "
-                "noise_multiplier protects a client from the server"
-            )
-        return value
+    refused: ClassVar[Mapping[str, str]] = {
+        "secure_aggregation": "fedssl has none, and docs/secure-aggregation.md says why; noise_at = 'client' with a "
+        "noise_multiplier protects a client from the server"
+    }
 
     @model_validator(mode="after")
     def _check(self) -> "Privacy":

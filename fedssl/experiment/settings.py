@@ -1,18 +1,33 @@
-"""Tables of settings: read them from TOML, merge them, and change them by ``--set KEY=VALUE``."""
+"""Tables of settings: read them from TOML, merge them, and change them by ``--set KEY=VALUE``.
+
+Importing this module does not import torch: `fedssl.experiment.form` merges settings before torch is there.
+"""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fedssl.core.errors import InputError
 from fedssl.core.registry import Family
 from fedssl.core.toml import UNSET, split_setting
-from fedssl.experiment.families import family_at
+
+FamilyAt = Callable[[str], Family | None]
+"""Returns the family of plug-ins of a section by the section's dotted name; None if the section names no plug-in."""
+
+
+def view_at(section: str) -> str:
+    """Return the name of the view that a section defines, by the section's dotted name; empty if it defines none.
+
+    Any experiment may define views of its own beside those that every experiment has: ``augment.NAME``.
+    """
+    table, _, name = section.partition(".")
+    return name if table == "augment" and "." not in name else ""
 
 
 def merge(
     base: Mapping[str, Any],
     over: Mapping[str, Any],
+    family_at: FamilyAt,
     path: str = "",
     said: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -25,6 +40,7 @@ def merge(
     Args:
         base: The table below.
         over: The table on top.
+        family_at: The families of the experiment file.
         path: Dotted name of the section that both tables are; empty for a whole experiment.
         said: List to which sentences are added on a section that gets another kind: which settings it keeps that are not at the
             new kind's default, and which are left out. None: a section with another plug-in keeps only the settings that all
@@ -43,9 +59,9 @@ def merge(
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(below, list):
-            merged[key] = _merge_list(below, value, where, said)
+            merged[key] = _merge_list(below, value, family_at, where, said)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge(below, value, where, said)
+            merged[key] = merge(below, value, family_at, where, said)
         else:
             merged[key] = value
     return merged
@@ -79,7 +95,11 @@ def _for_other_kind(
 
 
 def _merge_list(
-    below: list[Any], over: Mapping[str, Any], where: str, said: list[str] | None
+    below: list[Any],
+    over: Mapping[str, Any],
+    family_at: FamilyAt,
+    where: str,
+    said: list[str] | None,
 ) -> list[Any]:
     merged = list(below)
     for key, value in over.items():
@@ -90,7 +110,7 @@ def _merge_list(
             # A phase holds sections of the experiment, so their dotted names begin anew.
             path = "" if where == "phases" else f"{where}.{key}"
             own = None if said is None else list[str]()
-            merged[int(key)] = merge(item, value, path, own)
+            merged[int(key)] = merge(item, value, family_at, path, own)
             if said is not None:
                 said += [f"phase {key}: {line}" for line in own or ()]
         else:
@@ -98,8 +118,12 @@ def _merge_list(
     return merged
 
 
-def tables_of(settings: Iterable[str]) -> dict[str, Any]:
+def tables_of(settings: Iterable[str], family_at: FamilyAt) -> dict[str, Any]:
     """Return ``a.b=value`` settings as nested tables.
+
+    Args:
+        settings: The settings.
+        family_at: The families of the experiment file.
 
     Raises:
         InputError: A setting is not a text of this form, or reaches into a value that is not a table.
@@ -108,11 +132,11 @@ def tables_of(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         if not isinstance(setting, str):  # type checkers know, a notebook does not
             raise InputError("settings", f"{setting!r} is no text", 'write "train.lr=0.1"')
-        _put(table, setting)
+        _put(table, setting, family_at)
     return table
 
 
-def _put(table: dict[str, Any], setting: str) -> None:
+def _put(table: dict[str, Any], setting: str, family_at: FamilyAt) -> None:
     """Write ``a.b=value`` into nested tables."""
     parts, value = split_setting(setting)
     for depth, part in enumerate(parts[:-1], 1):

@@ -8,8 +8,9 @@ import pytest
 
 from fedssl.app.commands.listing import FAMILIES
 from fedssl.core.findings import section_of
-from fedssl.experiment.experiment import Experiment, Phase
+from fedssl.experiment.experiment import Experiment
 from fedssl.experiment.families import PLUGIN_SECTIONS, family_at
+from fedssl.experiment.phases import Phase
 from tests.helpers import fedssl, finished, refused
 
 

@@ -1,4 +1,4 @@
-"""The references of docs/reference.md and docs/commands.md are what the code says, and read in the repository as they are."""
+"""The references of docs/reference.md and docs/commands.md, and the outline, are what the code says; pages read in the repository."""
 
 import re
 import runpy
@@ -31,6 +31,12 @@ def test_links_of_a_reference_lead_to_its_headings(page):
     found = anchors(text)
     assert len(set(found)) == len(found)
     assert set(LINK.findall(text)) <= set(found)
+
+
+def test_the_outline_is_what_the_code_says():
+    assert WRITER["FILE"].read_text(encoding="utf-8") == WRITER["outline"].outline(), (
+        "run `make references`"
+    )
 
 
 def test_a_page_keeps_what_stands_above_its_reference():

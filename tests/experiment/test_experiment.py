@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.families import family_at
 from fedssl.experiment.settings import merge
 from fedssl.methods.fixmatch import FixMatch
 from fedssl.methods.supervised import Supervised
@@ -163,7 +164,7 @@ def test_settings_reach_into_phases(tmp_path):
 
 def test_merge_leaves_its_inputs_alone():
     base = {"a": {"b": 1}, "l": [{"x": 1}]}
-    merged = merge(base, {"a": {"c": 2}, "l": {"0": {"x": 5}}})
+    merged = merge(base, {"a": {"c": 2}, "l": {"0": {"x": 5}}}, family_at)
     assert merged == {"a": {"b": 1, "c": 2}, "l": [{"x": 5}]}
     assert base == {"a": {"b": 1}, "l": [{"x": 1}]}
 

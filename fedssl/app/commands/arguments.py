@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedssl.app.commands.completion import complete_setting
 from fedssl.core.console import Console
 from fedssl.core.plugin_modules import find_modules_in
+from fedssl.core.processes import quick_imports
 from fedssl.core.toml import read_toml, split_setting
 
 if TYPE_CHECKING:  # --help must not wait for torch
@@ -67,18 +68,48 @@ PluginsOption = Annotated[
 def check_files(
     files: Iterable[Path], settings: Iterable[str] | None = None, *, runs: bool = False
 ) -> None:
-    """Raise `InputError` if a file or the form of a setting cannot be read, before seconds pass in which torch is imported.
+    """Raise `InputError` if a file or a setting has a mistake that can be told before seconds pass in which torch is imported.
 
     Args:
         files: Experiment files.
         settings: Settings of the form ``a.b=value``.
         runs: Whether the folder of a run may be named in place of a file.
     """
-    for file in files:
-        if not (runs and file.is_dir()):
-            read_toml(file)
+    tables = read_files(files, settings, runs=runs)
+    if not tables:  # folders of runs alone
+        return
+    with quick_imports():
+        from fedssl.experiment.form import check_form
+
+    for file, table in tables.items():
+        find_modules_in(file.absolute().parent, Path.cwd())
+        check_form(file, table, settings or ())
+
+
+def read_files(
+    files: Iterable[Path], settings: Iterable[str] | None = None, *, runs: bool = False
+) -> dict[Path, dict[str, Any]]:
+    """Return the tables of experiment files, without those of records, which are read with the paths of the record.
+
+    Args:
+        files: Experiment files.
+        settings: Settings of the form ``a.b=value``.
+        runs: Whether the folder of a run may be named in place of a file.
+
+    Raises:
+        InputError: A file cannot be read, or a setting has another form.
+    """
+    tables = {file: read_toml(file) for file in files if not (runs and file.is_dir())}
     for setting in settings or ():
         split_setting(setting)
+    return {file: table for file, table in tables.items() if not _is_of_record(file)}
+
+
+def _is_of_record(file: Path) -> bool:
+    """Return whether a file is the experiment file of a run's record."""
+    from fedssl.record.run_path import EXPERIMENT, has_begun
+
+    return file.name == EXPERIMENT and has_begun(file.parent)
 
 
 def check_runs(folders: Iterable[Path]) -> None:
@@ -105,10 +136,9 @@ def load_experiment(file: Path, settings: list[str]) -> "Experiment":
     from fedssl.experiment.experiment import Experiment
     from fedssl.record.located import read_located
     from fedssl.record.own_modules import folders_of_own_modules
-    from fedssl.record.run_path import EXPERIMENT, has_begun
 
     # The folder of a record holds no modules of the user, but the record says where the user's modules are.
-    if file.name == EXPERIMENT and has_begun(file.parent):
+    if _is_of_record(file):
         find_modules_in(*folders_of_own_modules(file.parent), Path.cwd())
         return read_located(file.parent, settings)
     find_modules_in(file.absolute().parent, Path.cwd())

@@ -81,15 +81,15 @@ def run(
 
       fedssl run runs/digits-fixmatch/20260101-120000-seed0 --resume
     """
-    check_files(files, settings, runs=True)
-    named = _find_named_runs(files, out, seeds, resume=resume)
-    with quick_imports():
-        from fedssl.app.interrupts import interruptible
-
     # The options --engine and --workers are settings like any other; they come last, so they win.
     overrides = list(settings or [])
     overrides += [f"engine.kind={engine}"] if engine else []
     overrides += [f"engine.workers={workers}"] if workers else []
+    check_files(files, overrides, runs=True)
+    named = _find_named_runs(files, out, seeds, resume=resume)
+    with quick_imports():
+        from fedssl.app.interrupts import interruptible
+
     console = Console()
     # Run all experiments, and compare the finished runs if there are several.
     with interruptible() as interrupts:

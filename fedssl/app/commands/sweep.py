@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedssl.app.commands.arguments import Files, check_files, load_seeds, say_changed_kinds
+from fedssl.app.commands.arguments import Files, load_seeds, read_files, say_changed_kinds
 from fedssl.app.commands.compare import show_comparison
 from fedssl.app.commands.completion import complete_setting
 from fedssl.app.guard import guarded
@@ -19,10 +19,11 @@ from fedssl.core.processes import quick_imports
 from fedssl.core.toml import read_toml
 
 if TYPE_CHECKING:
-    from fedssl.app.sweep.axes import Axis
+    from fedssl.app.sweep.axes import Assignment, Axis
     from fedssl.app.sweep.ledger import Ledger
     from fedssl.app.sweep.packing import Packing
     from fedssl.app.sweep.points import Point
+    from fedssl.experiment.settings import FamilyAt
 
 Values = Annotated[
     list[str] | None,
@@ -74,7 +75,7 @@ def sweep(
 
       fedssl sweep mine.toml --set federation.partition.alpha=0.1,1 --set train.lr=0.01,0.02,0.05 --jobs 4
     """
-    check_files(files, settings)
+    _check_points(files, settings or [])
     with quick_imports():
         from fedssl.app.interrupts import interruptible
         from fedssl.app.sweep.axes import parse_axes
@@ -109,26 +110,62 @@ def _describe_command(files: list[Path], axes: "list[Axis]", seeds: int) -> dict
     return {"files": [str(file) for file in files], "settings": settings, "seeds": seeds}
 
 
+def _check_points(files: list[Path], settings: list[str]) -> None:
+    """Raise `InputError` if a file or a point has a mistake that can be told before seconds pass in which torch is imported."""
+    tables = read_files(files, settings)
+    with quick_imports():
+        from fedssl.app.sweep.axes import parse_axes
+        from fedssl.experiment.form import check_form
+        from fedssl.experiment.outline import Outline, Unsure
+
+    axes = parse_axes(settings)
+    try:
+        assigned, _ = _assign(files, axes, Outline.read().family_at)
+    except Unsure:  # `_make_points` will tell
+        return
+    for file, assignment in assigned:
+        overrides = _overrides(assignment)
+        with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
+            if file in tables:
+                check_form(file, tables[file], overrides)
+
+
+def _assign(
+    files: list[Path], axes: "list[Axis]", family_at: "FamilyAt"
+) -> "tuple[list[tuple[Path, Assignment]], list[str]]":
+    """Return the file and the settings of each point, and a sentence on each setting that a point's kinds lack."""
+    from fedssl.app.sweep.applicable import leave_out_unknown
+    from fedssl.app.sweep.axes import spread
+
+    find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
+    assignments = spread(axes)
+    tables = [read_toml(file) for file in files for _ in assignments]
+    kept, said = leave_out_unknown(tables, assignments * len(files), family_at)
+    # A setting is set at the kinds that have it, so points may become the same.
+    numbers = [number for number, _ in enumerate(files) for _ in assignments]
+    points = dict.fromkeys(zip(numbers, kept, strict=True))
+    return [(files[number], assignment) for number, assignment in points], said
+
+
+def _overrides(assignment: "Assignment") -> list[str]:
+    """Return the settings of a point as texts of ``--set``."""
+    return [f"{key}={text}" for key, text in assignment]
+
+
 def _make_points(
     files: list[Path], axes: "list[Axis]", seeds: int, console: Console
 ) -> "list[Point]":
     with quick_imports():
-        from fedssl.app.sweep.applicable import leave_out_unknown
-        from fedssl.app.sweep.axes import spread
         from fedssl.app.sweep.points import Point, refuse_twins
+        from fedssl.experiment.families import family_at
 
     varied = frozenset(axis.key for axis in axes if len(axis.values) > 1)
-    # A setting is set at the kinds that have it, so points may become the same.
-    find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
-    assignments = spread(axes)
-    tables = [read_toml(file) for file in files for _ in assignments]
-    kept, said = leave_out_unknown(tables, assignments * len(files))
+    assigned, said = _assign(files, axes, family_at)
     for line in said:
         console.say(line)
-    numbers = [number for number, _ in enumerate(files) for _ in assignments]
     points = []
-    for number, assignment in dict.fromkeys(zip(numbers, kept, strict=True)):
-        file, overrides = files[number], [f"{key}={text}" for key, text in assignment]
+    for file, assignment in assigned:
+        overrides = _overrides(assignment)
         with _name_run_in_errors(f"with {', '.join(overrides)}" if overrides else ""):
             experiments = load_seeds(file, overrides, seeds)
         points += [Point(experiment, assignment, varied) for experiment in experiments]

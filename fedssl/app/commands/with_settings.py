@@ -50,10 +50,10 @@ def _as_setting(option: str, given: list[str]) -> str:
 
     with quick_imports():
         from fedssl.experiment.elsewhere import keys_of
-        from fedssl.experiment.experiment import Experiment
+        from fedssl.experiment.outline import Outline
 
     name = option.removeprefix("--").replace("-", "_")
-    keys = keys_of(name.rpartition(".")[2], Experiment)
+    keys = keys_of(name.rpartition(".")[2], Outline.read().experiment)
     if "." in name:
         keys = [key for key in keys if key == name or key.endswith(f".{name}")]
     if not keys:

@@ -5,12 +5,11 @@ from typing import Any
 
 from fedssl.app.sweep.axes import Assignment
 from fedssl.core.registry import Family
-from fedssl.experiment.families import family_at
-from fedssl.experiment.settings import merge, tables_of
+from fedssl.experiment.settings import FamilyAt, merge, tables_of
 
 
 def leave_out_unknown(
-    tables: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
+    tables: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment], family_at: FamilyAt
 ) -> tuple[list[Assignment], list[str]]:
     """Return each point's settings without those that its kinds lack, and a sentence on each setting that is left out.
 
@@ -19,9 +18,11 @@ def leave_out_unknown(
     Args:
         tables: The experiment file of each point, as it was read.
         assignments: The settings of each point.
+        family_at: The families of the experiment file.
     """
     lacking = [
-        _lacking(table, assignment) for table, assignment in zip(tables, assignments, strict=True)
+        _lacking(table, assignment, family_at)
+        for table, assignment in zip(tables, assignments, strict=True)
     ]
     mistakes = set.intersection(*map(set, lacking)) if lacking else set()
     kept = [
@@ -37,14 +38,16 @@ def leave_out_unknown(
     return kept, list(dict.fromkeys(said))
 
 
-def _lacking(table: Mapping[str, Any], assignment: Assignment) -> dict[str, str]:
+def _lacking(
+    table: Mapping[str, Any], assignment: Assignment, family_at: FamilyAt
+) -> dict[str, str]:
     """Return the keys of settings that a point's kinds lack, each with the kind of its section."""
-    kinds = [(key, text) for key, text in assignment if _names_kind(key)]
-    chosen = merge(table, tables_of(f"{key}={text}" for key, text in kinds))
+    kinds = [(key, text) for key, text in assignment if _names_kind(key, family_at)]
+    chosen = merge(table, tables_of((f"{key}={text}" for key, text in kinds), family_at), family_at)
     found = {}
     for key, _ in assignment:
-        section, family, name = _section_of(key)
-        if family is None or _names_kind(key):
+        section, family, name = _section_of(key, family_at)
+        if family is None or _names_kind(key, family_at):
             continue
         kind = family.kind_of(family.as_table(_at(chosen, section)))
         if isinstance(kind, str) and name not in family.settings_of(kind):
@@ -52,14 +55,14 @@ def _lacking(table: Mapping[str, Any], assignment: Assignment) -> dict[str, str]
     return found
 
 
-def _names_kind(key: str) -> bool:
+def _names_kind(key: str, family_at: FamilyAt) -> bool:
     """Return whether a setting names the kind of a section: ``method.kind=...``, or ``method=...`` for short."""
     section, _, last = key.rpartition(".")
     above = family_at(section)
     return family_at(key) is not None or (above is not None and last == above.key)
 
 
-def _section_of(key: str) -> tuple[str, Family | None, str]:
+def _section_of(key: str, family_at: FamilyAt) -> tuple[str, Family | None, str]:
     """Return the innermost section with a kind that a setting is in, its family, and the name that follows in the key."""
     parts = key.split(".")
     for end in range(len(parts) - 1, 0, -1):

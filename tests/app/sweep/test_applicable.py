@@ -4,13 +4,14 @@ import pytest
 
 from fedssl.app.sweep.applicable import leave_out_unknown
 from fedssl.app.sweep.axes import parse_axes, spread
+from fedssl.experiment.families import family_at
 from tests.helpers import SMALL, fedssl, finished, refused, small_toml
 
 
 def points_of(*settings, table=SMALL):
     """Return what is left of each point's settings, and what is said of the others."""
     assignments = spread(parse_axes(settings))
-    return leave_out_unknown([table] * len(assignments), assignments)
+    return leave_out_unknown([table] * len(assignments), assignments, family_at)
 
 
 RATIO = ("method.unlabeled_ratio", "2")
@@ -31,7 +32,7 @@ def test_kinds_of_sections_in_sections_count_too():
 
 def test_the_kind_may_be_the_files_or_the_default():
     tables = [{"method": "supervised"}, {"method": {"kind": "fixmatch"}}, {}]
-    kept, _ = leave_out_unknown(tables, [(RATIO,)] * 3)
+    kept, _ = leave_out_unknown(tables, [(RATIO,)] * 3, family_at)
     assert kept == [(), (RATIO,), (RATIO,)]
 
 
