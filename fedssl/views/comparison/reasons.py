@@ -65,7 +65,7 @@ def _pseudo_labels(line: Mapping[Any, Any], accuracy: float) -> Iterator[str]:
         return
     than = "fewer than the model of the baseline has right" if right < accuracy else ""
     more = f", {than} ({accuracy * 100:.0f} %)" if than else ""
-    yield f"it uses pseudo-labels for {used * 100:.0f} % of the unlabeled images, and {right * 100:.0f} % of them are right{more}"
+    yield f"it uses pseudo-labels for {used * 100:.0f} % of the unlabeled images, and {right * 100:.1f} % of them are right{more}"
 
 
 def _classes(line: Line, first: Line) -> Iterator[str]:

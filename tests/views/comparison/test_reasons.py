@@ -34,7 +34,7 @@ def test_a_line_that_wins_says_by_which_class_and_with_which_pseudo_labels(tmp_p
     lines(tmp_path, 0.8)
     (note,) = notes_of(tmp_path)
     assert note == (
-        "ours gains 20.0 points against base: it uses pseudo-labels for 50 % of the unlabeled images, and 90 % of them are right; "
+        "ours gains 20.0 points against base: it uses pseudo-labels for 50 % of the unlabeled images, and 90.0 % of them are right; "
         "class one gains most (+40), class zero least (+0)"
     )
 
@@ -46,7 +46,7 @@ def test_a_line_that_loses_with_worse_labels_than_the_baseline_says_so(tmp_path)
         file.write_text(json.dumps(summary | {"pseudo_label_accuracy": 0.4}))
     (note,) = notes_of(tmp_path)
     assert note.startswith("ours loses 15.0 points against base: it uses pseudo-labels for 50 %")
-    assert "40 % of them are right, fewer than the model of the baseline has right (60 %)" in note
+    assert "40.0 % of them are right, fewer than the model of the baseline has right (60 %)" in note
     assert note.endswith("; no class gains, class one loses most (-30)")
 
 
