@@ -34,7 +34,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 help:  ## List the targets.
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "%-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; three to four minutes.
+quickstart: $(INSTALLED)  ## Train two supervised baselines, FixMatch and Mean Teacher on the same 40 labels; four to seven minutes.
 	$(BIN)/fedssl run $(DIGITS) --seeds 2
 
 test: $(INSTALLED)  ## Run all tests, three at a time, for many of them only wait.
