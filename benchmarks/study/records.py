@@ -3,7 +3,7 @@
     python -m benchmarks.study.records keep fashion --out runs/study
     python -m benchmarks.study.records restore fashion --out runs/study
 
-``results/records`` has an archive for each cell and seed: all files of its runs but weights and clients.csv. The predictions of the final models
+``results/records`` has an archive for each cell and seed: all files of its runs but weights, clients.csv and the page. The predictions of the final models
 are among them, so that ``fedssl compare`` of the restored runs needs neither the images nor the machine that the runs were made on.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.plan import DATA, RESULTS, Unit, units
-from fedssl.record.run_path import CLIENTS, EMA, MODEL, PARTITION, SUMMARY
+from fedssl.record.run_path import CLIENTS, EMA, MODEL, PARTITION, REPORT, SUMMARY
 from fedssl.views.closer_look import EVALUATION, closer_look
 from fedssl.views.run import Run
 
 RECORDS = RESULTS / "records"
 """Folder of the archives."""
 
-LEFT_OUT = frozenset({MODEL, EMA, CLIENTS})
+LEFT_OUT = frozenset({MODEL, EMA, CLIENTS, REPORT})
 """Files of a run that no archive holds: they make nearly all of its size, and no table needs them."""
 
 LARGE = frozenset({EVALUATION, PARTITION})
