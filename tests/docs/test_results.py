@@ -84,7 +84,7 @@ def test_a_kept_run_comes_back_and_is_compared_without_its_images(tmp_path, monk
     path, back = (tmp_path / folder / unit.name for folder in ("runs", "back"))
     assert archive.read_bytes() == first
     assert {each.name for each in path.iterdir()} - {each.name for each in back.iterdir()} == {
-        "model.safetensors", "ema.safetensors", "clients.csv",
+        "model.safetensors", "ema.safetensors", "clients.csv", "report.html",
     }  # fmt: skip
     assert all(each.read_bytes() == (path / each.name).read_bytes() for each in back.iterdir())
     monkeypatch.setattr(Run, "federation", property(lambda self: pytest.fail("images are read")))
