@@ -41,7 +41,8 @@ PLACES = {
 def picture(data: str) -> Picture:
     """Return the curves of all cells of a data set, a row a skew."""
     curves = pd.read_csv(RESULTS / f"{data}_curves.csv", dtype={"skew": str})
-    drawn = [place for place in cells(data) if place in set(_places(curves))]
+    known = set(zip(curves["protocol"], curves["skew"], strict=True))
+    drawn = [place for place in cells(data) if place in known]
     skews = list(dict.fromkeys(skew for _, skew in drawn))
     width = max(sum(skew == own for _, own in drawn) for skew in skews)
     figure = Picture(figsize=(3.3 * width, 0.6 + 2.9 * len(skews)), layout="constrained", dpi=130)
@@ -62,10 +63,6 @@ def picture(data: str) -> Picture:
 def _title(data: str, line: str) -> str:
     """Return how the legend calls a line: as the tables of B do, where no line but one has the labels of the received model."""
     return Unit(data, "B", "iid", line, 0).title
-
-
-def _places(curves: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(curves["protocol"], curves["skew"], strict=True))
 
 
 def main() -> None:

@@ -347,10 +347,10 @@ def _jumps(
     loss = np.array([row.server_loss for row in late])
     chance = 0.0 if math.isnan(most_frequent) else most_frequent
     is_surer_than_a_guess = np.isfinite(loss).all() and loss.mean() > -math.log(chance or 1.0)
-    if accuracy.mean() > chance + LEARNED * (1 - chance) and _jump(accuracy) > JUMPS:
-        jumps = f"accuracy jumps by {_jump(accuracy) * 100:.0f} points"
-    elif chance and is_surer_than_a_guess and _jump(loss) > LOSS_JUMPS:
-        jumps = f"loss on {evaluated_on} images jumps by {_jump(loss):.1f}"
+    if accuracy.mean() > chance + LEARNED * (1 - chance) and (jump := _jump(accuracy)) > JUMPS:
+        jumps = f"accuracy jumps by {jump * 100:.0f} points"
+    elif chance and is_surer_than_a_guess and (jump := _jump(loss)) > LOSS_JUMPS:
+        jumps = f"loss on {evaluated_on} images jumps by {jump:.1f}"
     else:
         jumps = ""
     if jumps:

@@ -139,7 +139,7 @@ def _assign(
 
     find_modules_in(*(file.absolute().parent for file in files), Path.cwd())
     assignments = spread(axes)
-    tables = [read_toml(file) for file in files for _ in assignments]
+    tables = [table for table in map(read_toml, files) for _ in assignments]
     kept, said = leave_out_unknown(tables, assignments * len(files), family_at)
     # A setting is set at the kinds that have it, so points may become the same.
     numbers = [number for number, _ in enumerate(files) for _ in assignments]
