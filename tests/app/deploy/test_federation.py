@@ -279,11 +279,13 @@ def test_a_run_survives_the_death_of_its_superlink_and_of_a_client(running, tmp_
 
 def test_a_run_that_was_interrupted_says_so_and_goes_on_to_the_simulations_bits(running, tmp_path):
     file, process = begin(running, tmp_path, "stopped")
+    assert process.stdout is not None
+    beginning = next((line for line in process.stdout if "round 1/4" in line), "")
+    assert beginning, "the first round was not told"
     wait_until_both_train(file, 2, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
-    assert "round 1/4" in said
     assert "to go on, run the same command again with --resume" in said
     here = recorded(running, "stopped")
     done = deploy(running.folder, "run", file, "--plain", "--set", "train.lr=0.5", "--resume")

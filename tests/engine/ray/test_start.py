@@ -139,8 +139,9 @@ def status(port: int) -> int:
 def test_nobody_without_the_token_joins_the_ray_of_a_run(tmp_path, engine):
     run = Command(tmp_path, engine)
     try:
-        lines = run.processes()
+        run.pid_of("ray::RuntimeEnvAgent")  # it has its title, so it is told from the others
         raylet = run.pid_of("/raylet")
+        lines = run.processes()
         environment = dict(
             entry.partition("=")[::2]
             for entry in Path(f"/proc/{raylet}/environ").read_text().split("\0")
