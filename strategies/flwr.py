@@ -1,7 +1,7 @@
 """Any of Flower's own strategies, by name: ``kind = "flwr:FedAdam"``, with its arguments under ``options``."""
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fedssl.core.arrays import NamedArrays
 from fedssl.core.errors import InputError, RunFailed, suggest_nearest
+from fedssl.core.known_names import NO_STRATEGIES, NOT_OURS, is_flower_strategy
 from fedssl.engine.grid_view import GridView
 from fedssl.exchange import protocol
 from fedssl.exchange.census import Cohorts
@@ -32,18 +33,12 @@ OURS = {
 LOSS = "loss"
 """Name of the metric in which our clients report their loss."""
 
-NOT_OURS = {
-    "FedProx": "our clients do not add its proximal term",
-    "FedXgbBagging": "it aggregates trees, not networks",
-    "FedXgbCyclic": "it aggregates trees, not networks",
-}
-"""Flower's strategies that cannot run here, or would run without doing what they say, each with the reason."""
-
 
 class Flwr(Strategy):
     """Hand the aggregation of a seeded cohort to one of Flower's strategies."""
 
     group: ClassVar[str] = "Flower's own"
+    knows_name: ClassVar[Callable[[str], bool]] = is_flower_strategy
 
     name: str = Field(
         description="name of a strategy class in flwr.serverapp.strategy", examples=["FedMedian"]
@@ -56,11 +51,6 @@ class Flwr(Strategy):
         """Hash the name alone: options are a dict, which has no hash."""
         return hash(self.name)
 
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Return whether Flower has a strategy of this name that can be used here."""
-        return name in flower_strategies.__all__ and name not in (*NOT_OURS, "Result", "Strategy")
-
     def build(self, cohorts: Cohorts) -> FlowerStrategy:
         """Return the named strategy, which sees the cohorts that we sample and no other client.
 
@@ -69,7 +59,7 @@ class Flwr(Strategy):
                 cohort is too small for it.
         """
         # Refuse strategies and options that cannot do what they say.
-        known = [name for name in flower_strategies.__all__ if name not in ("Result", "Strategy")]
+        known = [name for name in flower_strategies.__all__ if name not in NO_STRATEGIES]
         if self.name not in known:
             raise InputError(
                 "strategy.kind",

@@ -8,12 +8,23 @@
 import argparse
 import dataclasses
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import BASELINE, BOUND, DATA, RESULTS, Unit, cells, images_in, units
+from benchmarks.study.plan import (
+    BOUND,
+    DATA,
+    LABELS_ONLY,
+    RESULTS,
+    Unit,
+    cells,
+    images_in,
+    lines_of,
+    units,
+)
 from fedssl.app.advice.situation import situation_of
 from fedssl.clients.local_data import simulated_federation
 from fedssl.experiment.experiment import Experiment
@@ -33,11 +44,11 @@ LINE_COLUMNS += [
 ]
 CURVE_COLUMNS = ["protocol", "skew", "line", "seeds", "round", "ema_accuracy"]
 CURVE_COLUMNS += ["ema_accuracy_low", "ema_accuracy_high"]
-LINE_COLUMNS += ["gain_ci95_low", "gain_ci95_high", "gap_closed", "p", "letters", "seconds"]
+LINE_COLUMNS += ["baseline", "gain_ci95_low", "gain_ci95_high", "gap_closed", "letters", "seconds"]
 
 
 def collect(data: str, out: Path, seeds: int) -> None:
-    """Write the tables of all cells that have a baseline, from the runs that are finished."""
+    """Write the tables of all cells that have a line with labels only, from the runs that are finished."""
     runs, lines, curves, situations = [], [], [], []
     for protocol, skew in cells(data):
         own = [
@@ -46,9 +57,10 @@ def collect(data: str, out: Path, seeds: int) -> None:
             if unit.skew == skew and unit.protocol in (protocol, "all")
             if (out / unit.name / "summary.json").exists()
         ]
-        first = out / Unit(data, protocol, skew, BASELINE, 0).name
-        if first not in own:
+        baseline = _baseline(data, protocol, skew, own)
+        if baseline is None:
             continue
+        first = next(path for path in own if path.name.rpartition("-seed")[0] == baseline)
         found = Comparison.of_runs(
             [first, *own],
             force=True,
@@ -57,7 +69,7 @@ def collect(data: str, out: Path, seeds: int) -> None:
         )
         where = {"protocol": protocol, "skew": skew}
         runs.append(_runs(found).assign(**where))
-        lines.append(_lines(found).assign(**where))
+        lines.append(_lines(found).assign(**where, baseline=baseline))
         curves.append(_curves(found).assign(**where))
         situations.append(_situation(first) | where)
     RESULTS.mkdir(exist_ok=True)
@@ -73,11 +85,26 @@ def collect(data: str, out: Path, seeds: int) -> None:
 
 def measure_yardsticks(data: str, root: Path | None, seeds: int) -> None:
     """Write what the classical classifiers make of the labels of the first cell, all images in one place; it takes minutes a seed."""
-    named = [Unit(data, *cells(data)[0], BASELINE, seed) for seed in range(seeds)]
+    named = [Unit(data, *cells(data)[0], LABELS_ONLY[0], seed) for seed in range(seeds)]
     experiments = [Experiment.load(unit.file, [*unit.settings, *images_in(root)]) for unit in named]
     measured = measure((each.seed, simulated_federation(each)) for each in experiments)
     RESULTS.mkdir(exist_ok=True)
     measured.round(6).to_csv(RESULTS / f"{data}_yardsticks.csv", index=False)
+
+
+def _baseline(data: str, protocol: str, skew: str, runs: list[Path]) -> str | None:
+    """Return the line of a cell that is best with labels only, by the mean over its finished runs; None if there is none."""
+    accuracies = {
+        line: [
+            Run(path).summary["ema_accuracy"]
+            for path in runs
+            if path.name.rpartition("-seed")[0] == line
+        ]
+        for line in lines_of(data, protocol)
+        if line in LABELS_ONLY
+    }
+    means = {line: statistics.mean(values) for line, values in accuracies.items() if values}
+    return max(means, key=means.__getitem__, default=None)
 
 
 def _situation(run: Path) -> dict[str, Any]:
@@ -93,11 +120,8 @@ def _runs(found: Comparison) -> pd.DataFrame:
 
 
 def _lines(found: Comparison) -> pd.DataFrame:
-    pairs = found.verdicts.pairs
-    p = dict(zip(pairs["label"], pairs["p"], strict=True)) if len(pairs) else {}
     lines = found.lines.assign(
         line=found.lines["name"],
-        p=found.lines["label"].map(p),
         letters=found.lines["label"].map(found.verdicts.letters),
     )
     return lines if "gap_closed" in lines else lines.assign(gap_closed=math.nan)

@@ -28,6 +28,10 @@ def make_evidence() -> pd.DataFrame:
                 data=data,
                 title=[unit.title for unit in each],
                 settings=[shlex.join(_of_its_phase(unit)) for unit in each],
+                baseline=[
+                    Unit(data, *names, 0).title
+                    for names in rows[[*where, "baseline"]].itertuples(index=False)
+                ],
                 accuracy=rows["ema_accuracy"],
                 gain_low=rows["gain_ci95_low"],
                 gain_high=rows["gain_ci95_high"],

@@ -28,8 +28,13 @@ two clients, and the learning rate."""
 DATA = (*WORDS, DIGITS)
 """The data sets."""
 
-BASELINE = "supervised_strong"
-"""The line that all gains are measured against."""
+LABELS_ONLY = (
+    "supervised",
+    "supervised_strong",
+    "supervised_by_labels",
+    "supervised_strong_by_labels",
+)
+"""The lines without unlabeled images. All gains of a cell are measured against the best of them there, whose luck then counts against every other line."""
 
 BOUND = "all_labels"
 """The line that knows all labels."""

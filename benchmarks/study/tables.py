@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import BASELINE, RESULTS, Unit, cells, lines_of
+from benchmarks.study.plan import RESULTS, Unit, cells, lines_of
 
 COLUMNS = ("EMA", "gain", "gap, %", "like")
-"""Columns of each skew: accuracy of the moving average in percent, gain over `BASELINE` in points with its interval, share of the gap to
+"""Columns of each skew: accuracy of the moving average in percent, gain in points over the best line with labels only, with its interval, share of the gap to
 all labels that is closed, and letters of lines that cannot be told apart."""
 
 
@@ -40,11 +40,11 @@ def _row(data: str, line: str, lines: pd.DataFrame, skews: list[str]) -> list[st
     texts = [Unit(data, lines["protocol"].iloc[0], "", line, 0).title]
     for skew in skews:
         own = lines[(lines["line"] == line) & (lines["skew"] == skew)].to_dict("records")
-        texts += _cells(own[0], line == BASELINE) if own else ["-"] * len(COLUMNS)
+        texts += _cells(own[0]) if own else ["-"] * len(COLUMNS)
     return texts if any(text != "-" for text in texts[1:]) else []
 
 
-def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:
+def _cells(row: dict[Any, Any]) -> list[str]:
     spread = (
         "" if math.isnan(row["ema_accuracy_std"]) else f" ± {row['ema_accuracy_std'] * 100:.1f}"
     )
@@ -52,7 +52,7 @@ def _cells(row: dict[Any, Any], is_baseline: bool) -> list[str]:
     interval = "" if math.isnan(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
     gap = "-" if math.isnan(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f}"
     letters = row["letters"] if isinstance(row["letters"], str) else "-"
-    gain = "" if is_baseline else f"{row['gain'] * 100:+.1f}{interval}"
+    gain = "baseline" if row["line"] == row["baseline"] else f"{row['gain'] * 100:+.1f}{interval}"
     return [f"{row['ema_accuracy'] * 100:.1f}{spread}", gain, gap, letters]
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedssl.core.findings import Form, section_of
+from fedssl.core.known_names import no_name
 from fedssl.core.registry import Family, Plugin, RefusingSection, Section, family_of
 from fedssl.experiment.experiment import RunSettings
 from fedssl.experiment.families import PLUGIN_SECTIONS
@@ -62,7 +63,9 @@ def _class(found: type[BaseModel]) -> dict[str, Any]:
             for name in validator.info.fields:
                 fields[name].update(is_unchecked=True)
     refused = {"refused": found.refused} if issubclass(found, RefusingSection) else {}
-    return {"is": _base(found), **refused, "fields": fields}
+    knows = getattr(found, "knows_name", no_name)
+    names = {} if knows is no_name else {"knows_name": knows.__name__}
+    return {"is": _base(found), **refused, **names, "fields": fields}
 
 
 def _base(found: type[BaseModel]) -> str:
@@ -73,8 +76,7 @@ def _base(found: type[BaseModel]) -> str:
     if not issubclass(found, Plugin):
         return "open section" if takes_any else "section"
     assert not takes_any, found
-    knows_names = found.knows_name.__func__ is not Plugin.knows_name.__func__  # type: ignore[attr-defined]
-    return "plug-in that knows names" if knows_names else "plug-in"
+    return "plug-in"
 
 
 def _field(field: FieldInfo) -> dict[str, Any]:

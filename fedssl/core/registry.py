@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.findings import input_error
+from fedssl.core.known_names import no_name
 from fedssl.core.plugin_modules import (
     FILE,
     IN_ITS_OWN_MODULE,
@@ -121,6 +122,10 @@ class Plugin(Section):
     is_abstract: ClassVar[bool] = False
     """Whether the class is the base of a family; no experiment can name such a class."""
 
+    knows_name: ClassVar[Callable[[str], bool]] = no_name
+    """Whether ``KIND:NAME`` is there for a name: one of the functions of `fedssl.core.known_names`. A message asks about a name that stands without
+    the kind."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a setting or a constant with the name of a hook: code that calls the hook would find the value."""
         super().__init_subclass__(**options)
@@ -148,11 +153,6 @@ class Plugin(Section):
         stem = kind_of_class(type(self)) if is_own(module) else module.rsplit(".", 1)[-1]
         name = getattr(self, "name", None) if "name" in type(self).model_fields else None
         return stem if name is None else f"{stem}:{name}"
-
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Return whether ``KIND:NAME`` is there for a name; a message asks about a name that stands without the kind."""
-        return False
 
     def to_dict(self, key: str = "kind") -> dict[str, Any]:
         """Return the section as a table of the experiment file; the kind comes first."""

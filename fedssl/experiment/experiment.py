@@ -22,8 +22,9 @@ from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.families import PLUGIN_SECTIONS, STRATEGIES, TRACKERS, family_at
 from fedssl.experiment.paths import HERE, find_paths, keep_searched
 from fedssl.experiment.phases import Phases, naming, settings_in
+from fedssl.experiment.preset import PresetName, merge_with_presets, with_preset
 from fedssl.experiment.sections import EngineSection, RecordSection, ServerSection
-from fedssl.experiment.settings import merge, tables_of, without_none
+from fedssl.experiment.settings import tables_of, without_none
 from fedssl.experiment.system.section import System
 from fedssl.methods.base import Method
 from fedssl.training.correction import WithClientHalf
@@ -100,6 +101,10 @@ class Experiment(RunSettings):
     """All settings that define a run."""
 
     phases: Phases = ()
+    preset: PresetName | None = Field(
+        None,
+        description="settings of several sections by one name; the file's own settings lie over them, and a record holds these settings in place of the name",
+    )
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Self:
@@ -168,7 +173,7 @@ class Experiment(RunSettings):
             InputError: A setting is invalid; the error has the dotted field, its value and what to do.
         """
         try:
-            experiment = super().from_dict(table)
+            experiment = super().from_dict(with_preset(table, family_at))
             plans = experiment.plans  # raises if a phase is invalid
         except InputError as error:
             raise name_the_place(error, cls) from None
@@ -211,7 +216,8 @@ class Experiment(RunSettings):
         table, said = read_toml(Path(path)), list[str]()
         overrides = tables_of(settings, family_at)
         try:
-            experiment = cls.from_dict(merge(table, overrides, family_at, said=said))
+            merged = merge_with_presets(table, overrides, family_at, said)
+            experiment = cls.from_dict(merged)
         except InputError as error:
             raise error.within(f"{path}: ") from None
         experiment = find_paths(experiment, [HERE, Path(path).parent])
@@ -229,9 +235,8 @@ class Experiment(RunSettings):
         """
         said: list[str] = []
         with trusting(self._trust):
-            experiment = self.from_dict(
-                merge(self._given(), tables_of(settings, family_at), family_at, said=said)
-            )
+            over = tables_of(settings, family_at)
+            experiment = self.from_dict(merge_with_presets(self._given(), over, family_at, said))
         experiment.__dict__["changed_kinds"] = (*self.changed_kinds, *said)
         keep_searched(self, experiment)
         return experiment

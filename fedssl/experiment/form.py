@@ -17,7 +17,8 @@ from fedssl.core.trust import NOBODY, trusting
 from fedssl.experiment.elsewhere import name_the_place
 from fedssl.experiment.outline import Outline, Unsure
 from fedssl.experiment.phases import naming, settings_in
-from fedssl.experiment.settings import merge, tables_of
+from fedssl.experiment.preset import merge_with_presets
+from fedssl.experiment.settings import tables_of
 
 
 def check_form(path: Path, table: Mapping[str, Any], settings: Iterable[str]) -> None:
@@ -44,7 +45,7 @@ def _check(outline: Outline, path: Path, table: Mapping[str, Any], settings: Ite
     # A kind of the user's own becomes a section that takes any settings.
     with trusting(NOBODY):
         try:
-            merged = merge(table, overrides, family_at, said=[])
+            merged = merge_with_presets(table, overrides, family_at, [])
             experiment = _built(outline.experiment, merged)
             own = experiment.model_dump(mode="json", exclude_none=True, exclude={"phases"})
             for i, phase in enumerate(experiment.phases):  # type: ignore[attr-defined]

@@ -18,10 +18,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
+from fedssl.core import known_names
 from fedssl.core.findings import Form
 from fedssl.core.plugin_modules import split_kind
 from fedssl.core.registry import Family, Plugin, RefusingSection, Section, Unimported
 from fedssl.experiment.phases import Phases
+from fedssl.experiment.preset import PresetName
 from fedssl.experiment.settings import view_at
 
 FILE = Path(__file__).with_name("outline.json")
@@ -131,23 +133,11 @@ class PlainPlugin(Plugin):
     model_config = LATER
 
 
-class KnowsNames(Plugin):
-    """The base of a stand-in for a plug-in that knows by its code which names there are."""
-
-    model_config = LATER
-
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Leave it to the real class."""
-        raise Unsure
-
-
 BASES: dict[str, type[Section]] = {
     "section": PlainSection,
     "refusing section": PlainRefusing,
     "open section": OpenSection,
     "plug-in": PlainPlugin,
-    "plug-in that knows names": KnowsNames,
 }
 """The bases of stand-ins, by what an outline says of a class."""
 
@@ -191,7 +181,11 @@ class Outline:
     def experiment(self) -> type[Section]:
         """The stand-in for the whole experiment file."""
         return create_model(
-            "Experiment", __base__=self.plan, __module__=__name__, phases=(Phases, ())
+            "Experiment",
+            __base__=self.plan,
+            __module__=__name__,
+            phases=(Phases, ()),
+            preset=(PresetName | None, None),
         )
 
     def family_at(self, section: str) -> Family | None:
@@ -221,6 +215,8 @@ class Outline:
             found = self._made[name]
             if issubclass(found, RefusingSection):
                 found.refused = table["refused"]
+            if issubclass(found, Plugin) and "knows_name" in table:
+                found.knows_name = staticmethod(getattr(known_names, table["knows_name"]))
         return self._made[name]
 
     def _family(self, section: str) -> Family:

@@ -1,8 +1,8 @@
 """Any classifier of ``torchvision.models`` by name, with fresh weights: ``kind = "torchvision:resnet18"``."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.errors import InputError, suggest_nearest
-from fedssl.core.extras import is_installed, require
+from fedssl.core.extras import require
+from fedssl.core.known_names import is_torchvision_model
 from fedssl.models.base import Classifier, Model, Norm, norm_layer
 from fedssl.models.modes import evaluation_mode
 
@@ -29,6 +30,8 @@ class TorchVision(Model):
     output. A vision transformer is built for the images' side, which must be a multiple of its patches' side.
     """
 
+    knows_name: ClassVar[Callable[[str], bool]] = is_torchvision_model
+
     name: str = Field(description="name of the classifier, as torchvision lists it")
     resize: int | None = Field(
         None,
@@ -44,15 +47,6 @@ class TorchVision(Model):
         ge=1,
         description="most groups of group normalization; a layer gets the largest number that divides its channels",
     )
-
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Return whether torchvision has a classifier of this name."""
-        if not is_installed("torchvision"):
-            return False
-        from torchvision import models
-
-        return name in models.list_models(module=models)
 
     def build(self, image_shape: Sequence[int], num_classes: int) -> nn.Module:
         """Return the classifier behind an adapter for the images' size and channels.

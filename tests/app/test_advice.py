@@ -11,7 +11,6 @@ from fedssl.app.advice.advice import advise
 from fedssl.app.advice.evidence import (
     ALL_LABELS,
     COLUMNS,
-    LABELS_ONLY,
     best_lines,
     load_evidence,
     nearest_cells,
@@ -28,6 +27,7 @@ from tests.helpers import (
     small_toml,
 )
 
+LABELS_ONLY = "labels only, strong views"
 HERE = Situation("all clients", 0.5, 40, 10, 10)
 
 
@@ -43,7 +43,14 @@ def rows_of(data="photos", place="all clients", skew=0.5, labels=40, **accuracie
         "classes": 10,
         "clients": 10,
     }
-    row |= {"seeds": 3, "gain": 0.01, "gap_closed": 0.5, "traffic": 1.0, "work": 2.0}
+    row |= {
+        "seeds": 3,
+        "gain": 0.01,
+        "gap_closed": 0.5,
+        "baseline": LABELS_ONLY,
+        "traffic": 1.0,
+        "work": 2.0,
+    }
     return pd.DataFrame(
         [
             row

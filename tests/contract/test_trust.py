@@ -51,7 +51,7 @@ def with_statistics(strategy, **sections):
 def test_every_strategy_of_flower_that_can_be_named_is_tried_or_refused():
     from flwr.serverapp import strategy as flower_strategies
 
-    from fedssl.strategies.flwr import NOT_OURS
+    from fedssl.core.known_names import NOT_OURS
 
     tried = {section["kind"].removeprefix("flwr:") for section in OPTIMIZERS} | set(NOT_OURS)
     names = set(flower_strategies.__all__) - {"Result", "Strategy"} - tried

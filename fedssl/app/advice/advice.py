@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedssl.app.advice.evidence import ALL_LABELS, LABELS_ONLY, best_lines, nearest_cells
+from fedssl.app.advice.evidence import ALL_LABELS, best_lines, nearest_cells
 from fedssl.app.advice.situation import Situation
 from fedssl.core.errors import InputError
 from fedssl.views.text_table import TextTable
@@ -14,7 +14,7 @@ PLAIN = "labels only"
 """Titles of lines without unlabeled images begin so."""
 
 NOTE = (
-    "accuracy of the moving average, %; gain over labels only in strong views, seed by seed (of three seeds or more, with its 95 % "
+    "accuracy of the moving average, %; gain over the best line with labels only (base), seed by seed (of three seeds or more, with its 95 % "
     "interval); gap %: how much of the way to all labels; traffic, work: bytes, and images of a client's step, relative to FedAvg with "
     "labels at all clients (0: clients do not train); best: cannot be told apart from the best line"
 )
@@ -133,12 +133,13 @@ def _without_bound(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_labels(row: pd.Series) -> str:
-    return "" if row["title"] == LABELS_ONLY else f", {_gain(row)} points over {LABELS_ONLY}"
+    is_baseline = row["title"] == row["baseline"]
+    return "" if is_baseline else f", {_gain(row)} points over {row['baseline']}"
 
 
 def _cells(row: pd.Series, best: set[str]) -> list[str]:
     gap = "-" if pd.isna(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f}"
-    gain = "" if row["title"] == LABELS_ONLY else _gain(row)
+    gain = "base" if row["title"] == row["baseline"] else _gain(row)
     return [
         str(row["title"]),
         _percent(row["accuracy"]),

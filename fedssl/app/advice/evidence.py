@@ -14,9 +14,6 @@ from fedssl.app.advice.situation import Situation
 CELL = ["data", "place", "label_skew", "labels", "classes", "clients"]
 """Columns that say which cell a row belongs to; they have the names of `Situation`, but for the data."""
 
-LABELS_ONLY = "labels only, strong views"
-"""Title of the line that all gains are measured against."""
-
 ALL_LABELS = "all labels, weak views"
 """Title of the line that knows all labels, which is the bound."""
 
@@ -25,6 +22,7 @@ COLUMNS = [
     "title",
     "settings",
     "seeds",
+    "baseline",
     "accuracy",
     "gain",
     "gain_low",
@@ -34,7 +32,8 @@ COLUMNS = [
     "traffic",
     "work",
 ]
-"""Columns of the file. ``settings`` are words as for ``--set``; ``accuracy`` is that of the moving average, and it and the gains and the share of
+"""Columns of the file. ``settings`` are words as for ``--set``; ``baseline`` is the title of the cell's best line without unlabeled images, which
+gains are measured against; ``accuracy`` is that of the moving average, and it and the gains and the share of
 the gap that is closed are shares of 1; ``letters`` marks lines that cannot be told apart; ``traffic`` (bytes) and ``work`` (images of a client's
 step) are relative to FedAvg with labels at all clients."""
 

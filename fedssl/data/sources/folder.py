@@ -1,7 +1,7 @@
 """A source that reads a user's own folder of image files: ``source = "folder:PATH"``."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from fedssl.core.known_names import is_folder
 from fedssl.data.cache import Raw
 from fedssl.data.decode import Parts, decode_parts
 from fedssl.data.flaws import MOST_NAMED, NO_TRAINING_IMAGES, Flaws, plain_text
@@ -78,13 +79,9 @@ class Folder(EncodedImages):
     """
 
     paths: ClassVar[frozenset[str]] = frozenset({"name"})
+    knows_name: ClassVar[Callable[[str], bool]] = is_folder
 
     name: str = Field(description="path of the folder")
-
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Return whether there is a folder of this name."""
-        return Path(name).is_dir()
 
     def read(self) -> Raw:
         """Return the images; the class's docstring says where they lie.

@@ -4,7 +4,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from fedssl.core.known_names import is_npz_file
 from fedssl.data.blocks import Block
 from fedssl.data.cache import Raw
 from fedssl.data.flaws import Flaws, plain_text
@@ -50,13 +51,9 @@ class Npz(OwnImages):
     """
 
     paths: ClassVar[frozenset[str]] = frozenset({"name"})
+    knows_name: ClassVar[Callable[[str], bool]] = is_npz_file
 
     name: str = Field(description="path of the file, which numpy.savez writes")
-
-    @classmethod
-    def knows_name(cls, name: str) -> bool:
-        """Return whether there is a file of this name that ends as numpy's archives do."""
-        return Path(name).suffix == ".npz" and Path(name).is_file()
 
     def read(self) -> Raw:
         """Return the images, shape (C, H, W).

@@ -1,0 +1,90 @@
+"""A preset is its settings: it lies below a file's own settings, and `--set preset=NAME` lies over them."""
+
+from pathlib import Path
+
+import pytest
+
+from fedssl.app.commands.completion import _values
+from fedssl.core.errors import InputError
+from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.form import check_form
+from fedssl.experiment.preset import FOLDER, preset_names
+from tests.helpers import SMALL, fedssl, finished, refused, small_experiment, small_toml
+
+NAME = "received_flexmatch"
+
+
+def written(path, text):
+    path.write_text(f'rounds = 2\n{text}\n[data]\nsource = "digits"\n', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_an_experiment_and_says_what_it_is(name):
+    table = {key: value for key, value in SMALL.items() if key != "method"}
+    assert Experiment.from_dict({**table, "preset": name}) != Experiment.from_dict(table)
+    assert (FOLDER / f"{name}.toml").read_text(encoding="utf-8").startswith("# ")
+
+
+def test_a_files_own_settings_lie_over_its_preset(tmp_path):
+    file = written(tmp_path / "e.toml", f'preset = "{NAME}"\nmethod.threshold = 0.9')
+    found = Experiment.load(file)
+    assert (found.method.kind, found.method.labeler) == ("flexmatch", "received")
+    assert found.method.threshold == 0.9
+    assert found.strategy.weight == "labeled_or_all"
+
+
+def test_a_preset_that_is_set_lies_over_the_file_and_below_the_other_settings(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    found = Experiment.load(file, ["method.labeler=local", f"preset={NAME}"])
+    assert (found.method.kind, found.method.labeler) == ("flexmatch", "local")
+    assert found.method.unlabeled_ratio == 2, "the file's setting that both kinds have is kept"
+    assert small_experiment().with_settings(f"preset={NAME}").method.kind == "flexmatch"
+
+
+def test_a_record_holds_the_settings_and_not_the_name(tmp_path):
+    found = Experiment.load(small_toml(tmp_path / "e.toml"), [f"preset={NAME}"])
+    assert "preset" not in found.to_toml()
+    assert Experiment.load(written(tmp_path / "again.toml", "")) is not None
+    (tmp_path / "kept.toml").write_text(found.to_toml(), encoding="utf-8")
+    assert Experiment.load(tmp_path / "kept.toml") == found
+
+
+def test_another_name_is_one_message(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    refused(fedssl("validate", file, "--set", "preset=flexmatch"), "no preset 'flexmatch'", NAME)
+    with pytest.raises(InputError, match="there is no preset 3"):
+        Experiment.from_dict({**SMALL, "preset": 3})
+    with pytest.raises(InputError, match=r"no preset \['a'\]"):
+        Experiment.from_dict({**SMALL, "preset": ["a"]})
+
+
+def test_editors_and_the_shell_know_the_names():
+    (names, _) = Experiment.model_json_schema()["properties"]["preset"]["anyOf"]
+    assert names.get("enum", [names.get("const")]) == preset_names()
+    assert _values("preset") == preset_names()
+
+
+@pytest.mark.parametrize("setting", [["preset=flexmatch"], ["preset=3"]])
+def test_a_wrong_name_is_told_before_torch_is_imported(setting):
+    with pytest.raises(InputError, match="there is no preset"):
+        check_form(Path("e.toml"), {}, setting)
+
+
+def test_a_presets_own_settings_are_in_order_before_torch_is_imported():
+    """A setting that FlexMatch has and the default method lacks is right over the preset alone."""
+    table = {"data": "digits", "method": {"status_scope": "client"}}
+    check_form(Path("e.toml"), {**table, "preset": NAME}, [])
+    with pytest.raises(InputError, match="status_scope"):
+        check_form(Path("e.toml"), {**table, "preset": NAME}, ["preset=unset"])
+
+
+def test_a_command_may_leave_out_the_files_preset(tmp_path):
+    file = written(tmp_path / "e.toml", f'preset = "{NAME}"')
+    found = Experiment.load(file, ["preset=unset"])
+    assert (found.method.kind, found.strategy.weight) == ("fixmatch", "all")
+
+
+def test_a_preset_runs(tmp_path):
+    file = small_toml(tmp_path / "e.toml")
+    finished(fedssl("validate", file, "--set", f"preset={NAME}"))
