@@ -277,17 +277,12 @@ def _join(address: str) -> None:
     environment = {"env_vars": {"PYTHONPATH": path_for_other_processes()}}
     try:
         _check_that_somebody_listens(address)
+        _check_that_the_token_is_accepted(address)
         with _silence_node_errors():
             ray.init(
                 address=address, log_to_driver=False, logging_level="error", runtime_env=environment
             )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        if _call_without_token(address) is grpc.StatusCode.UNAUTHENTICATED:
-            raise InputError(
-                "engine.address",
-                f"the Ray at {address!r} asks for a token, and this process has none that it accepts",
-                f"set RAY_AUTH_MODE=token, and set {TOKEN} to the token of that Ray",
-            ) from None
         raise InputError(
             "engine.address",
             f"there is no Ray at {address!r}: {error}",
@@ -302,10 +297,21 @@ def _check_that_somebody_listens(address: str) -> None:
         socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
 
 
+def _check_that_the_token_is_accepted(address: str) -> None:
+    """Raise `InputError` if the Ray at an address asks for a token that this process lacks; Ray itself would try for 40 s (ray 2.55)."""
+    header = AuthenticationTokenLoader.instance().get_token_for_http_header()
+    if ":" in address and _call(address, *header.items()) is grpc.StatusCode.UNAUTHENTICATED:
+        raise InputError(
+            "engine.address",
+            f"the Ray at {address!r} asks for a token, and this process has none that it accepts",
+            f"set RAY_AUTH_MODE=token, and set {TOKEN} to the token of that Ray",
+        )
+
+
 def _warn_if_open(address: str | None) -> None:
     """Warn if a Ray that this process did not start admits everybody; only its owner can close it."""
     found = address if address and ":" in address else ray.get_runtime_context().gcs_address
-    if _call_without_token(found) is grpc.StatusCode.OK:
+    if _call(found) is grpc.StatusCode.OK:
         log.warning(
             "the Ray at %s asks for no token: anybody who reaches its ports can run code as its user; "
             "start it with RAY_AUTH_MODE=token",
@@ -313,14 +319,14 @@ def _warn_if_open(address: str | None) -> None:
         )
 
 
-def _call_without_token(address: str) -> grpc.StatusCode:
-    """Return what Ray's control store answers to a call without a token."""
+def _call(address: str, *headers: tuple[str, str]) -> grpc.StatusCode:
+    """Return what Ray's control store answers to a call with these headers, of which one may hold a token."""
     # Ray uses no proxy, and a proxy from the environment would answer in place of the other machine.
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(address.removeprefix("ray://"), options) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
-            call(b"", timeout=5)
+            call(b"", timeout=5, metadata=headers)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
             return code
