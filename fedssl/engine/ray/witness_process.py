@@ -40,13 +40,15 @@ Agents are the exception: they outlive the run's process by a second, so a dead 
 LOOK_AGAIN = 0.5
 """Agents of a raylet that have not started yet are looked for again after this many seconds."""
 
-LIMIT = 10.0
+LIMIT = 3.0
 """The run's process should end within this many seconds after the first death of a process of Ray's.
 
 After an agent's death, it ends within a second. Without its control store, Ray itself would wait for a minute."""
 
-PATIENCE = 20.0
-"""Ray's processes get this many seconds to end after the run's process has ended; then their folder is removed."""
+PATIENCE = 3.0
+"""Ray's processes get this many seconds to end after the run's process has ended; then they are killed, and their folder is removed.
+
+They end within a second, but a raylet without its control store waits for half a minute."""
 
 
 class Watched:
@@ -96,6 +98,13 @@ class Watched:
             os.close(descriptor)
         if names and not self._first:
             self._first, self._died_at = names, time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all of them have ended, or for some seconds."""
+        deadline = time.monotonic() + seconds
+        while self.alive and (left := deadline - time.monotonic()) > 0:
+            ended, _, _ = select.select([*self.alive], [], [], left)
+            self.take(ended)
 
     def causes(self) -> list[str]:
         """Return the names of the processes that died first, unless the end of the run's process killed them.
@@ -214,13 +223,14 @@ def note_failure(events: str, lock: str, reason: str) -> None:
 
 
 def remove_when_unused(folder: str, watched: Watched) -> None:
-    """Remove Ray's folder once Ray's processes have ended; they end after the run's process."""
+    """Remove Ray's folder once Ray's processes have ended; they end after the run's process, and those that do not are killed."""
     import shutil
 
-    deadline = time.monotonic() + PATIENCE
-    while watched.alive and time.monotonic() < deadline:
-        ended, _, _ = select.select([*watched.alive], [], [], deadline - time.monotonic())
-        watched.take(ended)
+    watched.wait(PATIENCE)
+    for descriptor in watched.alive:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    watched.wait(PATIENCE)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -177,3 +177,15 @@ def test_the_witness_imports_next_to_nothing():
         [sys.executable, "-I", "-S", "-c", code, script], capture_output=True, text=True
     )
     assert not {"pathlib", "subprocess", "shutil", "datetime", "fedssl"} & set(done.stdout.split())
+
+
+def test_a_process_of_rays_that_does_not_end_is_killed_before_the_folder_goes(run, tmp_path):
+    """A raylet without its control store waits for half a minute."""
+    body = "print(raylet.pid, flush=True); witness.recording(record).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    done = ended_run(tmp_path, body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    raylet = Path("/proc") / done.stdout.decode().strip()
+    until = time.monotonic() + 20
+    while (tmp_path / "ray").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert not raylet.exists() or " Z " in (raylet / "stat").read_text()
