@@ -79,7 +79,7 @@ def test_a_team_of_two_has_the_same_bits_on_every_engine(
 
 def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path, own_tmp):
     """A process of the team first, whose client is tried again; then the run itself, which is resumed."""
-    experiment = small_toml(tmp_path / "e.toml", rounds=30, method={"kind": "fixmatch"})
+    experiment = small_toml(tmp_path / "e.toml", rounds=15, method={"kind": "fixmatch"})
     arguments = ("run", experiment, "--plain", "--engine", "serial", *TEAM)
     in_a_process(*arguments, "--out", tmp_path / "whole")
     out = tmp_path / "killed"
@@ -93,10 +93,10 @@ def test_it_is_killed_and_goes_on_to_the_same_bits(tmp_path, own_tmp):
             assert time.monotonic() < until
             time.sleep(0.02)
 
-    wait_for(3)
+    wait_for(2)
     (member,) = members_of(own_tmp)
     os.kill(member, signal.SIGKILL)
-    wait_for(10)
+    wait_for(5)
     (other,) = members_of(own_tmp)
     assert other != member
     run.kill()
@@ -185,7 +185,7 @@ def test_threads_of_a_process_take_turns_in_a_team():
 
 def test_a_process_that_hangs_costs_no_more_than_the_clients_timeout(tmp_path, own_tmp):
     """The worker that waits for it is ended; so is the rest of the team, and another team trains the client."""
-    experiment = small_toml(tmp_path / "e.toml", rounds=8, method={"kind": "fixmatch"})
+    experiment = small_toml(tmp_path / "e.toml", rounds=5, method={"kind": "fixmatch"})
     arguments = ("run", experiment, "--plain", *TEAM)
     in_a_process(*arguments, "--engine", "serial", "--out", tmp_path / "whole")
     out = tmp_path / "hangs"

@@ -37,28 +37,19 @@ METHODS_BY_DOOR = {
 `tests/contract/test_methods.py` compares the bits of every method on the serial grid and on Ray's.
 """
 
-MANY_METHODS = {
-    "rounds": None,
-    "phases": [{"rounds": 2, "method": {"kind": name}} for name in METHODS_BY_DOOR],
-    "augment": {"strong": "ctaugment"},
-}
-"""Two rounds of each method, one after the other: a bit that differs anywhere differs at the end."""
-
-
-EVERY_STRATEGY = {
+METHODS_AND_STRATEGIES = {
     "rounds": None,
     "phases": [
-        {"rounds": 2, "strategy": {"kind": name}} for name in STRATEGIES.names() if name != "flwr"
+        *(
+            {"rounds": 2, "strategy": {"kind": name}}
+            for name in STRATEGIES.names()
+            if name != "flwr"
+        ),
+        *({"rounds": 2, "method": {"kind": name}} for name in METHODS_BY_DOOR),
     ],
+    "augment": {"strong": "ctaugment"},
 }
-"""Two rounds of each strategy of ours, one after the other."""
-
-OTHER_FEDERATION = {
-    "federation": {
-        "labels": {"kind": "at_server", "per_class": 4},
-        "features": {"kind": "noise", "max_std": 0.3},
-    }
-}
+"""Two rounds of each strategy of ours and of each method, one after the other: a bit that differs anywhere differs at the end."""
 
 SUB_COHORTS = {
     "federation": {"sample": 3, "labels": {"kind": "some_clients", "labeled_clients": 1}},
@@ -68,21 +59,34 @@ SUB_COHORTS = {
 }
 """Three sub-cohorts of three of six clients: in each round, some client trains several times from its own state."""
 
-HELPERS = {
-    "rounds": 3,
-    "federation": {"labels": {"kind": "at_server", "per_class": 4}},
-    "method": {"kind": "fedmatch", "labels": "server", "threshold": 0.1, "unlabeled_ratio": 2},
-    "train": {"lr": 0.005},
-    "strategy": {"kind": "fedmatch", "delta_threshold": 1e-4},
+LABELS_AT_SERVER = {
+    "rounds": None,
+    "federation": {
+        "labels": {"kind": "at_server", "per_class": 4},
+        "features": {"kind": "noise", "max_std": 0.3},
+    },
+    "phases": [
+        {
+            "rounds": 3,
+            "method": {
+                "kind": "fedmatch",
+                "labels": "server",
+                "threshold": 0.1,
+                "unlabeled_ratio": 2,
+            },
+            "train": {"lr": 0.005},
+            "strategy": {"kind": "fedmatch", "delta_threshold": 1e-4},
+        },
+        {"rounds": 2},
+    ],
 }
-"""Each client is sent its own model and helpers, a part of the weights does not come back, and messages are sparse."""
+"""Another federation, whose server trains. First each client is sent its own model and helpers, a part of the weights does not come back,
+and messages are sparse."""
 
 CASES = {
-    "methods": MANY_METHODS,
-    "strategies": EVERY_STRATEGY,
-    "labels_at_server": OTHER_FEDERATION,
+    "methods_and_strategies": METHODS_AND_STRATEGIES,
+    "labels_at_server": LABELS_AT_SERVER,
     "networks_by_phase": CHAIN,
-    "helpers": HELPERS,
     "sub_cohorts": SUB_COHORTS,
 }
 """What is run on every engine; all but the last sample five clients, so that they share the workers of a command."""
