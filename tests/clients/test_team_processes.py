@@ -185,7 +185,7 @@ def test_threads_of_a_process_take_turns_in_a_team():
 
 def test_a_process_that_hangs_costs_no_more_than_the_clients_timeout(tmp_path, own_tmp):
     """The worker that waits for it is ended; so is the rest of the team, and another team trains the client."""
-    experiment = small_toml(tmp_path / "e.toml", rounds=5, method={"kind": "fixmatch"})
+    experiment = small_toml(tmp_path / "e.toml", rounds=8, method={"kind": "fixmatch"})
     arguments = ("run", experiment, "--plain", *TEAM)
     in_a_process(*arguments, "--engine", "serial", "--out", tmp_path / "whole")
     out = tmp_path / "hangs"
