@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.study import records
+from benchmarks.study import curves, records
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
 from benchmarks.study.plan import BOUND, DATA, LABELS_ONLY, RESULTS, cells, lines_of, units
@@ -107,3 +107,22 @@ def test_every_run_of_the_plan_has_a_name_and_settings_of_its_own(data):
     for protocol, _ in cells(data):
         assert lines_of(data, protocol)[-1] == BOUND
         assert set(LABELS_ONLY[:2]) <= set(lines_of(data, protocol))
+
+
+def test_the_curves_are_those_of_the_cells_that_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "RESULTS", tmp_path)
+    values = {"ema_accuracy": 0.5, "ema_accuracy_low": 0.4, "ema_accuracy_high": 0.6, "seeds": 3}
+    rows = [
+        {"protocol": protocol, "skew": skew, "line": line, "round": number, **values}
+        for protocol, skew in [("A", "iid"), ("B", "iid"), ("B", "0.1")]
+        for line in curves.DRAWN
+        for number in (30, 60)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "fashion_curves.csv", index=False)
+    figure = curves.picture("fashion")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [
+        "labels at the server (A), IID", "labels at all clients (B), IID", "labels at all clients (B), Dir(.1)",
+    ]  # fmt: skip
+    assert all(len(axes.lines) == len(curves.DRAWN) for axes in shown)
+    assert list(shown[0].lines[0].get_ydata()) == [50, 50]
