@@ -93,7 +93,7 @@ def measure_yardsticks(data: str, root: Path | None, seeds: int) -> None:
 
 
 def _baseline(data: str, protocol: str, skew: str, runs: list[Path]) -> str | None:
-    """Return the line of a cell that is best with labels only, by the mean over its finished runs; None if there is none."""
+    """Return the line of a cell that is best with labels only, of those with the most finished runs; None if there is none."""
     accuracies = {
         line: [
             Run(path).summary["ema_accuracy"]
@@ -103,7 +103,10 @@ def _baseline(data: str, protocol: str, skew: str, runs: list[Path]) -> str | No
         for line in lines_of(data, protocol)
         if line in LABELS_ONLY
     }
-    means = {line: statistics.mean(values) for line, values in accuracies.items() if values}
+    most = max(map(len, accuracies.values()))
+    means = {
+        line: statistics.mean(own) for line, own in accuracies.items() if own and len(own) == most
+    }
     return max(means, key=means.__getitem__, default=None)
 
 

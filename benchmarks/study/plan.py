@@ -34,7 +34,8 @@ LABELS_ONLY = (
     "supervised_by_labels",
     "supervised_strong_by_labels",
 )
-"""The lines without unlabeled images. All gains of a cell are measured against the best of them there, whose luck then counts against every other line."""
+"""The lines without unlabeled images. All gains of a cell are measured against the best of them. Chance makes the best of
+several lines look a little too good, and so every gain a little too small."""
 
 BOUND = "all_labels"
 """The line that knows all labels."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedssl.core.findings import Form, section_of
-from fedssl.core.known_names import no_name
+from fedssl.core.known_names import knows_no_name
 from fedssl.core.registry import Family, Plugin, RefusingSection, Section, family_of
 from fedssl.experiment.experiment import RunSettings
 from fedssl.experiment.families import PLUGIN_SECTIONS
@@ -63,8 +63,8 @@ def _class(found: type[BaseModel]) -> dict[str, Any]:
             for name in validator.info.fields:
                 fields[name].update(is_unchecked=True)
     refused = {"refused": found.refused} if issubclass(found, RefusingSection) else {}
-    knows = getattr(found, "knows_name", no_name)
-    names = {} if knows is no_name else {"knows_name": knows.__name__}
+    knows = found.knows_name if issubclass(found, Plugin) else knows_no_name
+    names = {} if knows is knows_no_name else {"knows_name": knows.__name__}
     return {"is": _base(found), **refused, **names, "fields": fields}
 
 

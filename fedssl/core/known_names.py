@@ -23,7 +23,7 @@ NO_STRATEGIES = ("Result", "Strategy")
 """What Flower's package of strategies has besides strategies."""
 
 
-def no_name(name: str) -> bool:
+def knows_no_name(name: str) -> bool:
     """Return that no name is known."""
     return False
 

@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from fedssl.core.errors import InputError, suggest_nearest
 from fedssl.core.findings import input_error
-from fedssl.core.known_names import no_name
+from fedssl.core.known_names import knows_no_name
 from fedssl.core.plugin_modules import (
     FILE,
     IN_ITS_OWN_MODULE,
@@ -122,9 +122,9 @@ class Plugin(Section):
     is_abstract: ClassVar[bool] = False
     """Whether the class is the base of a family; no experiment can name such a class."""
 
-    knows_name: ClassVar[Callable[[str], bool]] = no_name
-    """Whether ``KIND:NAME`` is there for a name: one of the functions of `fedssl.core.known_names`. A message asks about a name that stands without
-    the kind."""
+    knows_name: ClassVar[Callable[[str], bool]] = knows_no_name
+    """Returns whether ``KIND:NAME`` exists, without importing a library: a function of `fedssl.core.known_names`. The message about an unknown
+    kind asks it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a setting or a constant with the name of a hook: code that calls the hook would find the value."""

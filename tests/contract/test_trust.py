@@ -51,10 +51,10 @@ def with_statistics(strategy, **sections):
 def test_every_strategy_of_flower_that_can_be_named_is_tried_or_refused():
     from flwr.serverapp import strategy as flower_strategies
 
-    from fedssl.core.known_names import NOT_OURS
+    from fedssl.core.known_names import NO_STRATEGIES, NOT_OURS
 
     tried = {section["kind"].removeprefix("flwr:") for section in OPTIMIZERS} | set(NOT_OURS)
-    names = set(flower_strategies.__all__) - {"Result", "Strategy"} - tried
+    names = set(flower_strategies.__all__) - {*NO_STRATEGIES} - tried
     for name in names:  # those of differential privacy wrap another one, which a file cannot name
         with pytest.raises(InputError, match=r"strategy.options.*refuses"):
             check_experiment(small_experiment(strategy=f"flwr:{name}"))

@@ -39,8 +39,9 @@ def test_the_lines_are_means_of_the_runs(data):
     assert (found["ema_accuracy"] - means["mean"]).abs().max() < 1e-5
     assert (found["seeds"] == means["size"]).all()
     for cell, rows in found.groupby(keys[:2]):
-        only = means.loc[cell]["mean"].loc[[n for n in LABELS_ONLY if (*cell, n) in found.index]]
-        assert set(rows["baseline"]) == {only.idxmax()}
+        only = means.loc[cell].loc[[n for n in LABELS_ONLY if (*cell, n) in found.index]]
+        only = only[only["size"] == only["size"].max()]
+        assert set(rows["baseline"]) == {only["mean"].idxmax()}
     baseline = found[found.index.get_level_values("line") == found["baseline"]]
     baseline = baseline["ema_accuracy"].droplevel("line")
     bound = found.xs(BOUND, level="line")["ema_accuracy"]

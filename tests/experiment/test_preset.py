@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 
 from fedssl.app.commands.completion import _values
+from fedssl.app.sweep.applicable import leave_out_unknown
 from fedssl.core.errors import InputError
 from fedssl.experiment.experiment import Experiment
+from fedssl.experiment.families import METHODS, family_at
 from fedssl.experiment.form import check_form
 from fedssl.experiment.preset import FOLDER, preset_names
 from tests.helpers import SMALL, fedssl, finished, refused, small_experiment, small_toml
 
 NAME = "received_flexmatch"
+FLEXMATCH = METHODS.get("flexmatch")
 
 
 def written(path, text):
@@ -45,7 +48,6 @@ def test_a_preset_that_is_set_lies_over_the_file_and_below_the_other_settings(tm
 def test_a_record_holds_the_settings_and_not_the_name(tmp_path):
     found = Experiment.load(small_toml(tmp_path / "e.toml"), [f"preset={NAME}"])
     assert "preset" not in found.to_toml()
-    assert Experiment.load(written(tmp_path / "again.toml", "")) is not None
     (tmp_path / "kept.toml").write_text(found.to_toml(), encoding="utf-8")
     assert Experiment.load(tmp_path / "kept.toml") == found
 
@@ -85,6 +87,44 @@ def test_a_command_may_leave_out_the_files_preset(tmp_path):
     assert (found.method.kind, found.strategy.weight) == ("fixmatch", "all")
 
 
-def test_a_preset_runs(tmp_path):
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_runs(tmp_path, name):
     file = small_toml(tmp_path / "e.toml")
-    finished(fedssl("validate", file, "--set", f"preset={NAME}"))
+    finished(
+        fedssl(
+            "run", file, "--set", f"preset={name}", "--set", "rounds=1", "--out", tmp_path / "run"
+        )
+    )
+
+
+def test_a_setting_that_is_unset_is_that_of_the_file_below_the_preset(tmp_path):
+    file = small_toml(tmp_path / "e.toml", method={"kind": "flexmatch", "threshold": 0.8})
+    preset = f"preset={NAME}"
+    assert Experiment.load(file, [preset]).method.threshold == 0.8
+    found = Experiment.load(file, [preset, "method.threshold=unset", "strategy.weight=unset"])
+    assert found.method.threshold == FLEXMATCH.model_fields["threshold"].default
+    assert found.strategy.weight == "all"
+
+
+def test_what_another_kind_than_the_presets_keeps_and_lacks_is_said(tmp_path):
+    file = written(tmp_path / "e.toml", f'preset = "{NAME}"\nmethod.kind = "fixmatch"')
+    assert "kept: method.labeler = received" in str(Experiment.load(file).changed_kinds)
+    file = written(tmp_path / "e.toml", f'preset = "{NAME}"\nstrategy.kind = "feddyn"')
+    assert "left out: strategy.weight" in str(Experiment.load(file).changed_kinds)
+    file = written(tmp_path / "e.toml", 'strategy.kind = "feddyn"')
+    found = Experiment.load(file, [f"preset={NAME}"])
+    assert found.method.kind == "flexmatch"
+    assert "left out: strategy.weight = labeled_or_all (feddyn" in str(found.changed_kinds)
+    found = Experiment.load(file, [f"preset={NAME}", "strategy.kind=fedavg"])
+    assert found.strategy.weight == "labeled_or_all"
+
+
+def test_a_sweep_knows_the_kinds_of_presets():
+    tables = [{"data": "digits", "preset": NAME}, {"data": "digits"}]
+    setting = (("method.status_scope", "client"),)
+    kept, said = leave_out_unknown(tables, [setting, setting], family_at)
+    assert kept == [setting, ()]
+    assert said == ["left out: method.status_scope (fixmatch has no such setting)"]
+    points = [(("preset", name), *setting) for name in (NAME, "unset")]
+    kept, _ = leave_out_unknown([{"data": "digits"}] * 2, points, family_at)
+    assert kept == [points[0], points[1][:1]]

@@ -5,7 +5,8 @@ from typing import Any
 
 from fedssl.app.sweep.axes import Assignment
 from fedssl.core.registry import Family
-from fedssl.experiment.settings import FamilyAt, merge, tables_of
+from fedssl.experiment.preset import KEY, merge_with_presets
+from fedssl.experiment.settings import FamilyAt, tables_of
 
 
 def leave_out_unknown(
@@ -42,8 +43,10 @@ def _lacking(
     table: Mapping[str, Any], assignment: Assignment, family_at: FamilyAt
 ) -> dict[str, str]:
     """Return the keys of settings that a point's kinds lack, each with the kind of its section."""
-    kinds = [(key, text) for key, text in assignment if _names_kind(key, family_at)]
-    chosen = merge(table, tables_of((f"{key}={text}" for key, text in kinds), family_at), family_at)
+    kinds = [
+        f"{key}={text}" for key, text in assignment if key == KEY or _names_kind(key, family_at)
+    ]
+    chosen = merge_with_presets(table, tables_of(kinds, family_at), family_at)
     found = {}
     for key, _ in assignment:
         section, family, name = _section_of(key, family_at)

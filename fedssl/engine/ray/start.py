@@ -299,8 +299,12 @@ def _check_that_somebody_listens(address: str) -> None:
 
 def _check_that_the_token_is_accepted(address: str) -> None:
     """Raise `InputError` if the Ray at an address asks for a token that this process lacks; Ray itself would try for 40 s (ray 2.55)."""
-    header = AuthenticationTokenLoader.instance().get_token_for_http_header()
-    if ":" in address and _call(address, *header.items()) is grpc.StatusCode.UNAUTHENTICATED:
+    if not address.rpartition(":")[2].isdecimal():
+        return
+    header: dict[str, str] = {}
+    with contextlib.suppress(ray.exceptions.AuthenticationError):  # token mode, and no token
+        header = AuthenticationTokenLoader.instance().get_token_for_http_header()
+    if _status_of_call(address, *header.items()) is grpc.StatusCode.UNAUTHENTICATED:
         raise InputError(
             "engine.address",
             f"the Ray at {address!r} asks for a token, and this process has none that it accepts",
@@ -311,7 +315,7 @@ def _check_that_the_token_is_accepted(address: str) -> None:
 def _warn_if_open(address: str | None) -> None:
     """Warn if a Ray that this process did not start admits everybody; only its owner can close it."""
     found = address if address and ":" in address else ray.get_runtime_context().gcs_address
-    if _call(found) is grpc.StatusCode.OK:
+    if _status_of_call(found) is grpc.StatusCode.OK:
         log.warning(
             "the Ray at %s asks for no token: anybody who reaches its ports can run code as its user; "
             "start it with RAY_AUTH_MODE=token",
@@ -319,8 +323,8 @@ def _warn_if_open(address: str | None) -> None:
         )
 
 
-def _call(address: str, *headers: tuple[str, str]) -> grpc.StatusCode:
-    """Return what Ray's control store answers to a call with these headers, of which one may hold a token."""
+def _status_of_call(address: str, *headers: tuple[str, str]) -> grpc.StatusCode:
+    """Return what Ray's control store answers to a call; headers may hold the token."""
     # Ray uses no proxy, and a proxy from the environment would answer in place of the other machine.
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(address.removeprefix("ray://"), options) as channel:

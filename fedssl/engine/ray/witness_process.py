@@ -100,7 +100,7 @@ class Watched:
             self._first, self._died_at = names, time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Wait until all of them have ended, or for some seconds."""
+        """Wait until the watched processes have ended, but no more than some seconds."""
         deadline = time.monotonic() + seconds
         while self.alive and (left := deadline - time.monotonic()) > 0:
             ended, _, _ = select.select([*self.alive], [], [], left)

@@ -300,7 +300,8 @@ def test_a_cluster_with_a_token_admits_those_who_have_it(tmp_path):
         engine = {"kind": "ray", "workers": 1, "address": address}
         file = small_toml(tmp_path / "e.toml", engine=engine)
         results = []
-        for number, settings in enumerate((known, {})):
+        without = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+        for number, settings in enumerate((known, {}, without)):
             arguments = command("run", file, "--plain", "--out", tmp_path / str(number))
             results.append(
                 subprocess.run(
@@ -315,11 +316,12 @@ def test_a_cluster_with_a_token_admits_those_who_have_it(tmp_path):
         cluster.communicate("\n", timeout=60)
     assert results[0].returncode == 0, results[0].stderr
     assert "token" not in results[0].stderr
-    assert results[1].returncode == 2, results[1].stderr
-    assert "engine.address" in results[1].stderr
-    assert "asks for a token" in results[1].stderr
-    assert "gcs_client" not in results[1].stderr, "Ray tried by itself, which takes 40 s"
-    assert "Traceback" not in results[1].stderr
+    for refused in results[1:]:
+        assert refused.returncode == 2, refused.stderr
+        assert "engine.address" in refused.stderr
+        assert "asks for a token" in refused.stderr
+        assert "gcs_client" not in refused.stderr, "Ray tried by itself, which takes 40 s"
+        assert "Traceback" not in refused.stderr
 
 
 def test_ray_that_does_not_start_is_one_message_and_leaves_nothing(short):

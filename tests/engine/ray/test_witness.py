@@ -74,7 +74,7 @@ def test_a_run_that_ray_does_not_end_is_ended(run, tmp_path):
     """Once in a while, on a busy machine, a run waited forever for a Ray whose agent had died."""
     began = time.monotonic()
     done = ended_run(tmp_path, "with witness.recording(record): raylet.kill(); time.sleep(50)")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 9
     assert done.returncode == -signal.SIGKILL
     assert b"Ray's raylet died, and Ray ended the process of the run" in done.stderr
     assert "raylet" in failures(run)[0]["reason"]
