@@ -127,6 +127,12 @@ def test_the_advice_is_the_best_line_that_learns_from_unlabeled_images():
     assert [row[-1] for row in table.rows] == ["", "yes", "", ""]
 
 
+def test_it_says_that_one_seed_tells_little():
+    rows = rows_of(**USUAL)
+    assert "one seed" not in " ".join(advise(rows, HERE).sentences())
+    assert "That is one seed, which tells little." in advise(rows.assign(seeds=1), HERE).sentences()
+
+
 def test_it_says_that_unlabeled_images_gained_nothing_sure():
     lines = USUAL | {"labels_only": (0.84, "a"), "fixmatch": (0.83, "a")}
     said = " ".join(advise(rows_of(**lines), HERE).sentences())

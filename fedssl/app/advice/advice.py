@@ -61,6 +61,8 @@ class Advice:
             said.append(
                 f"{tell[0].upper()}{tell[1:]} these from it: {'; '.join(others['title'])}. Least work: {least['title']}."
             )
+        elif seeds == 1:
+            said.append("That is one seed, which tells little.")
         if self.best["title"].str.startswith(PLAIN).any() or best["gain"] <= 0:
             said.append("So unlabeled images gained nothing there that is sure.")
         return [*said, *self._how_far()]
