@@ -88,7 +88,7 @@ def test_the_user_may_ask_for_a_number_of_runs_and_go_on_after_ctrl_c(tmp_path):
         small_toml(
             tmp_path / f"{name}.toml",
             name=name,
-            rounds=240,
+            rounds=80,
             server={"checkpoint_every": 1},
         )
         for name in ("a", "b")
@@ -111,4 +111,4 @@ def test_the_user_may_ask_for_a_number_of_runs_and_go_on_after_ctrl_c(tmp_path):
     resumed = fedssl(*arguments, "--resume")
     assert resumed.exit_code == 0
     assert "2 runs, 2 at a time (--jobs 1: one after the other); 0 done already" in resumed.output
-    assert all(t.read_bytes().count(b"\n") == 241 for t in tables)
+    assert all(t.read_bytes().count(b"\n") == 81 for t in tables)
