@@ -42,8 +42,8 @@ def with_preset(
     Raises:
         InputError: There is no such preset.
     """
-    own = _without_name(table)
-    return merge(_settings_of(table.get(KEY)), own, family_at, said=[] if said is None else said)
+    preset, own = _settings_of(table.get(KEY)), _without_name(table)
+    return merge(preset, own, family_at, said=[] if said is None else said) if preset else own
 
 
 def merge_with_presets(
