@@ -213,7 +213,7 @@ def test_a_name_that_cannot_be_one_is_told_in_words(tmp_path, name):
 
 def test_the_first_line_of_show_is_one_line_in_a_pipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = fedssl("show", small_toml(tmp_path / "e.toml")).output.splitlines()[0]
+    first = fedssl("show", small_toml(tmp_path / "e.toml")).stdout.splitlines()[0]
     assert len(first) > 80
     assert first.endswith("seed 0")
 
