@@ -7,8 +7,10 @@
 
 import argparse
 import dataclasses
+import itertools
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from benchmarks.study.plan import (
     Unit,
     cells,
     images_in,
-    lines_of,
     units,
 )
 from fedssl.app.advice.situation import situation_of
@@ -51,21 +52,20 @@ def collect(data: str, out: Path, seeds: int) -> None:
     """Write the tables of all cells that have a line with labels only, from the runs that are finished."""
     runs, lines, curves, situations = [], [], [], []
     for protocol, skew in cells(data):
-        own = [
-            out / unit.name
-            for unit in units(data, seeds)
-            if unit.skew == skew and unit.protocol in (protocol, "all")
-            if (out / unit.name / "summary.json").exists()
-        ]
-        baseline = _baseline(data, protocol, skew, own)
+        own: dict[str, list[Path]] = {}
+        for unit in units(data, seeds):
+            is_in_cell = unit.skew == skew and unit.protocol in (protocol, "all")
+            if is_in_cell and (out / unit.name / "summary.json").exists():
+                own.setdefault(unit.line, []).append(out / unit.name)
+        baseline = _baseline(own)
         if baseline is None:
             continue
-        first = next(path for path in own if path.name.rpartition("-seed")[0] == baseline)
+        first = own[baseline][0]
         found = Comparison.of_runs(
-            [first, *own],
+            [first, *itertools.chain(*own.values())],
             force=True,
             by_data=False,
-            bound=BOUND if any(BOUND in path.name for path in own) else None,
+            bound=BOUND if BOUND in own else None,
         )
         where = {"protocol": protocol, "skew": skew}
         runs.append(_runs(found).assign(**where))
@@ -92,20 +92,18 @@ def measure_yardsticks(data: str, root: Path | None, seeds: int) -> None:
     measured.round(6).to_csv(RESULTS / f"{data}_yardsticks.csv", index=False)
 
 
-def _baseline(data: str, protocol: str, skew: str, runs: list[Path]) -> str | None:
-    """Return the line of a cell that is best with labels only, of those with the most finished runs; None if there is none."""
-    accuracies = {
-        line: [
-            Run(path).summary["ema_accuracy"]
-            for path in runs
-            if path.name.rpartition("-seed")[0] == line
-        ]
-        for line in lines_of(data, protocol)
-        if line in LABELS_ONLY
-    }
-    most = max(map(len, accuracies.values()))
+def _baseline(runs: Mapping[str, list[Path]]) -> str | None:
+    """Return the line of a cell that is best with labels only, of those with the most finished runs; None if there is none.
+
+    Args:
+        runs: The finished runs of the cell, by line.
+    """
+    known = [line for line in LABELS_ONLY if line in runs]
+    most = max((len(runs[line]) for line in known), default=0)
     means = {
-        line: statistics.mean(own) for line, own in accuracies.items() if own and len(own) == most
+        line: statistics.mean(Run(path).summary["ema_accuracy"] for path in runs[line])
+        for line in known
+        if len(runs[line]) == most
     }
     return max(means, key=means.__getitem__, default=None)
 

@@ -24,7 +24,7 @@ NO_STRATEGIES = ("Result", "Strategy")
 
 
 def knows_no_name(name: str) -> bool:
-    """Return that no name is known."""
+    """Return False for every name: such a kind has no names to know."""
     return False
 
 
