@@ -1,7 +1,8 @@
 """The model that gives pseudo-labels: the client's own, or the model that the client received.
 
 A client's own model drifts towards the client's classes within a round, and its pseudo-labels drift with it. The model
-that the client received is the cohort's, and its pseudo-labels stay the same for the whole round.
+that the client received is the cohort's, and its pseudo-labels stay the same for the whole round. A client with labels corrects its
+own model in every step; a client without labels has nothing else to learn from than what its model says.
 
 Reference: ProxyFL (CVPR 2026, arXiv:2602.21078) compares FixMatch under both labelers; SAGE (CVPR 2025,
 arXiv:2503.13227) combines both; SemiFL (NeurIPS 2022, arXiv:2106.01432) labels by the received model, once a round.
@@ -14,12 +15,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedssl.core.slots import Slot, State, Tensors
+from fedssl.data.shard import Shard
 from fedssl.methods.base import FORWARD, Fresh, SemiSupervised
 from fedssl.methods.functional import call_with, predict, snapshot, widen_half_precision
 from fedssl.models.modes import evaluation_mode
 
 RECEIVED = "received"
 """The name of the slot that holds the received weights, and the labeler that uses them."""
+
+Labeler = Literal["local", "received", "local_if_labeled"]
+"""The model that gives a client its pseudo-labels: its own, the received one, or its own if it holds a label."""
 
 
 class PseudoLabeling(SemiSupervised):
@@ -31,10 +36,11 @@ class PseudoLabeling(SemiSupervised):
     is_abstract: ClassVar[bool] = True
     group: ClassVar[str] = "pseudo-labels"
 
-    labeler: Literal["local", "received"] = Field(
+    labeler: Labeler = Field(
         "local",
-        description="which model gives pseudo-labels: the client's own, as it trains (local), or the model that it "
-        "received in this round, which stays as it is (received)",
+        description="which model gives pseudo-labels: the client's own, as it trains (local), the model that it "
+        "received in this round, which stays as it is (received), or the client's own if it holds a label and the "
+        "received one if not (local_if_labeled)",
     )
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
@@ -42,12 +48,19 @@ class PseudoLabeling(SemiSupervised):
         return num_labeled + num_unlabeled * (1 + FORWARD)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Hold the received weights for the round if they give the pseudo-labels."""
-        return (Slot(RECEIVED, "reset"),) if self.labeler == RECEIVED else ()
+        """Hold the received weights for the round if they may give pseudo-labels."""
+        return () if self.labeler == "local" else (Slot(RECEIVED, "reset"),)
 
     def init_slot(self, name: str, fresh: Fresh) -> Tensors:
-        """Return a copy of the weights with which the round begins."""
-        return snapshot(fresh.network) if name == RECEIVED else super().init_slot(name, fresh)
+        """Return a copy of the weights with which the round begins, or nothing if the client labels by its own model."""
+        if name != RECEIVED:
+            return super().init_slot(name, fresh)
+        is_local = self.labeler == "local_if_labeled" and len(_held(fresh).labeled) > 0
+        return {} if is_local else snapshot(fresh.network)
+
+    def labels_itself(self, state: State) -> bool:
+        """Say whether the client's own model gives the pseudo-labels, and not the received one."""
+        return not state.get(RECEIVED)
 
     def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
         """Return the labeler's class probabilities of images, shape (B, num_classes), outside the graph.
@@ -59,9 +72,14 @@ class PseudoLabeling(SemiSupervised):
             images: Normalized views, shape (B, C, H, W).
             state: The method's state, which holds the received weights.
         """
-        if self.labeler == "local":
+        if self.labels_itself(state):
             return predict(network, images)
         return predict_received(network, images, state)
+
+
+def _held(fresh: Fresh) -> Shard:
+    assert fresh.shard is not None, "the state of a round is made at the client"
+    return fresh.shard
 
 
 class BothLabelers(SemiSupervised):

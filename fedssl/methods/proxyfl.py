@@ -15,7 +15,7 @@ from fedssl.core.errors import InputError
 from fedssl.core.slots import Merge, Slot, State, Tensors
 from fedssl.methods.base import FORWARD, Batch, Fresh, Learner, Loss, Progress
 from fedssl.methods.functional import mean_where, widen_half_precision
-from fedssl.methods.labeling import PseudoLabeling
+from fedssl.methods.labeling import Labeler, PseudoLabeling
 from fedssl.methods.projection import Projected
 from fedssl.methods.proxies import (
     LEAST_SIMILARITY,
@@ -98,10 +98,11 @@ class ProxyFL(PseudoLabeling):
     variant: Literal["code", "paper"] = Field(
         "code", description="whether the losses are the official code's or the paper's equations"
     )
-    labeler: Literal["local", "received"] = Field(
+    labeler: Labeler = Field(
         "received",
-        description="which model gives pseudo-labels and candidates: the client's own, as it trains (local), or the "
-        "model that it received in this round, which stays as it is (received), as in the paper",
+        description="which model gives pseudo-labels and candidates: the client's own, as it trains (local), the model "
+        "that it received in this round, which stays as it is (received, as in the paper), or the client's own if it "
+        "holds a label and the received one if not (local_if_labeled)",
     )
 
     def can_learn(self, num_labeled: int) -> bool:

@@ -41,7 +41,8 @@ class PseudoLabel(PseudoLabeling):
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step: the received model labels in a pass of its own, which needs no gradient."""
-        labeling = 0 if self.labeler == "local" else FORWARD
+        is_local = self.labeler == "local" or (self.labeler == "local_if_labeled" and num_labeled)
+        labeling = 0 if is_local else FORWARD
         return num_labeled + num_unlabeled * (1 + labeling)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:
@@ -53,7 +54,7 @@ class PseudoLabel(PseudoLabeling):
         """
         supervised = supervised_loss(network, batch.labeled[0], batch.labels)
         logits = network(batch.unlabeled[0])
-        if self.labeler == "local":  # the pass that learns also gives the labels
+        if self.labels_itself(state):  # the pass that learns also gives the labels
             probs = widen_half_precision(logits.detach()).softmax(1)
         else:
             probs = self.guess(network, batch.unlabeled[0], state)

@@ -34,6 +34,7 @@ TABLE = [{"kind": name} for name in FIRST_METHODS] + [
     {"kind": "proxyfl", "variant": "paper", "prior_decay": 0.0},
     {"kind": "fedmatch", "labels": "server", "threshold": 0.2},
     {"kind": "fixmatch", "labeler": "received"},
+    {"kind": "fixmatch", "labeler": "local_if_labeled"},
     {"kind": "remixmatch", "labeler": "received"},
     {"kind": "tests.plugins.stateful"},
 ]

@@ -151,6 +151,11 @@ def test_every_method_fuses_to_the_same_weights_or_says_why_not(name, labeled):
 KINDS = {
     **{name: {"kind": name} for name in sorted(FUSES)},
     "fixmatch, received labels": {"kind": "fixmatch", "labeler": "received", "threshold": 0.3},
+    "fixmatch, its own labels if it has some": {
+        "kind": "fixmatch",
+        "labeler": "local_if_labeled",
+        "threshold": 0.3,
+    },
     "mean_teacher, kept by clients": {"kind": "mean_teacher", "teacher_scope": "client"},
     "mean_teacher, merged": {"kind": "mean_teacher", "teacher_scope": "server"},
     "freematch, kept by clients": {"kind": "freematch", "statistics_scope": "client"},

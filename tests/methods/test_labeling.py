@@ -202,6 +202,27 @@ def test_every_step_of_a_round_learns_from_the_labels_of_the_received_weights():
     assert all(torch.equal(weights[name], held) for name, held in state["received"].items())
 
 
+@pytest.mark.parametrize(("labeled", "labeler"), [(4, "local"), (0, "received")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_local_if_labeled_is_one_of_the_two_bit_for_bit(kind, labeled, labeler):
+    """A client with labels takes its own labels, and one without those of the received model."""
+    trained = []
+    for name in ("local_if_labeled", labeler):
+        method = METHODS.build({"kind": kind, "labeler": name} | without_threshold(kind))
+        network = build_network(LOUD, method, IMAGES, 0)
+        state = train(method, network, labeled=labeled)
+        assert method.labels_itself(state) == (labeler == "local")
+        trained.append(network.state_dict())
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
+def test_pseudo_labels_work_is_that_of_the_labeler_that_the_client_has():
+    either = PseudoLabel(labeler="local_if_labeled")
+    for num_labeled, labeler in ((4, "local"), (0, "received")):
+        same = PseudoLabel(labeler=labeler)
+        assert either.images_per_step(num_labeled, 12) == same.images_per_step(num_labeled, 12)
+
+
 def test_received_labels_without_weight_are_supervised_training_bit_for_bit():
     model = CNN(widths=(4,), hidden=16, dropout=0.5)
     trained = []
