@@ -23,6 +23,8 @@ systems = experiments/$(1)/fixmatch_received.toml $(filter-out %/fixmatch_receiv
 # RSCFed's distance weights are in images, and a client has seven times as many images of Fashion-MNIST as of digits.
 RSCFED_AS_FASHION = --set strategy.distance_weight=1400 --set strategy.labeled_distance_weight=14
 AS_FASHION = --set data.source=fashion_mnist --set data.root=$(FASHION_ROOT) --set data.train_size=10000 --set server.evaluate_every=5 --set server.last_rounds=3
+# Tests start hundreds of processes, and without compiled files each compiles the package anew (.7 s of CPU).
+unexport PYTHONDONTWRITEBYTECODE
 # The variable silences a notice about MkDocs 2, which does not concern this site. Do not add --quiet: with it, --strict counts
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
