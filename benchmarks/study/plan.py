@@ -19,11 +19,11 @@ SKEWS = {
 """Settings of each skew: independent and identically distributed, and Dirichlet with alpha .1."""
 
 WORDS = {
-    "fashion": {"LABELS": "50", "SHARE": "0.04", "RATE": "0.06"},
-    "cifar10": {"LABELS": "400", "SHARE": "0.4", "RATE": "0.03"},
+    "fashion": {"LABELS": "50", "SHARE": "0.04", "RATE": "0.06", "STEPS": "10"},
+    "cifar10": {"LABELS": "400", "SHARE": "0.4", "RATE": "0.03", "STEPS": "40"},
 }
 """What the words of protocols.toml stand for, by data set that has all cells: labels of each class, a share of the images of
-two clients, and the learning rate."""
+two clients, the learning rate, and the server's steps after each round."""
 
 DATA = (*WORDS, DIGITS)
 """The data sets."""
