@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.study import orderings
 from benchmarks.study.evidence import FILE, make_evidence
-from benchmarks.study.plan import DATA, HERE, RESULTS
+from benchmarks.study.plan import DATA, HERE, ORDERINGS, RESULTS
 from benchmarks.study.tables import tables
 
 ROOT = HERE.parents[1]
@@ -17,9 +18,10 @@ TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
 def all_tables() -> dict[str, str]:
-    """Return the tables of all data sets that have results, by their names, such as ``fashion-A``."""
+    """Return the tables of everything that has results, by their names, such as ``fashion-A``."""
     measured = [data for data in DATA if (RESULTS / f"{data}_lines.csv").exists()]
-    return {name: text for data in measured for name, text in tables(data).items()}
+    made = {name: text for data in measured for name, text in tables(data).items()}
+    return made | ({ORDERINGS: orderings.table()} if orderings.FILE.exists() else {})
 
 
 def renewed(page: Path, made: Mapping[str, str]) -> str:

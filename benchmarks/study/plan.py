@@ -26,7 +26,13 @@ WORDS = {
 two clients, the learning rate, and the server's steps after each round."""
 
 DATA = (*WORDS, DIGITS)
-"""The data sets."""
+"""The data sets that have tables."""
+
+ORDERINGS = "orderings"
+"""The runs of orderings.toml that belong to no table."""
+
+STUDIES = (*DATA, ORDERINGS)
+"""Everything that runs are made for."""
 
 LABELS_ONLY = (
     "supervised",
@@ -52,10 +58,11 @@ class Unit:
     """One run of the study.
 
     Args:
-        data: Data set; all but digits are base files of this folder.
-        protocol: Where the labels are: A, B or C, or ``all``, where every client knows all labels.
-        skew: How skewed the clients are: ``iid`` or ``0.1``, and ``0.5`` on digits.
-        line: What is trained: a table of lines.toml, or a line of digits.toml.
+        data: Data set; all but digits are base files of this folder. Or ``orderings``.
+        protocol: Where the labels are: A, B or C, or ``all``, where every client knows all labels. Or a federation of
+            orderings.toml.
+        skew: How skewed the clients are: ``iid`` or ``0.1``, and ``0.5`` on digits; nothing for orderings.
+        line: What is trained: a table of lines.toml, or a line of digits.toml or orderings.toml.
         seed: Seed of the run.
     """
 
@@ -68,7 +75,7 @@ class Unit:
     @property
     def cell(self) -> str:
         """Name of the cell, which is that of the folder of its runs."""
-        return f"{self.data}/{self.protocol}-{self.skew}"
+        return f"{self.data}/{self.protocol}{'-' if self.skew else ''}{self.skew}"
 
     @property
     def name(self) -> str:
@@ -78,6 +85,8 @@ class Unit:
     @property
     def file(self) -> Path:
         """The experiment file below the settings."""
+        if self.data == ORDERINGS:
+            return EXPERIMENTS / federations()[self.protocol]["folder"] / f"{self.line}.toml"
         if self.data == DIGITS:
             return (
                 EXPERIMENTS / DIGITS / f"{'supervised' if self.line == BOUND else self.line}.toml"
@@ -92,7 +101,7 @@ class Unit:
     @property
     def own_settings(self) -> list[str]:
         """The settings that make the line, as for ``--set``."""
-        if self.data != DIGITS:
+        if self.data in WORDS:
             line = _table("lines")[self.line]
             return [*line["set"], *line.get(self.protocol, [])]
         method = tomllib.loads(self.file.read_text(encoding="utf-8"))["method"]
@@ -104,6 +113,8 @@ class Unit:
     @property
     def title(self) -> str:
         """How tables call the line."""
+        if self.data == ORDERINGS:
+            return str(_table(ORDERINGS)["titles"][self.line])
         if self.data == DIGITS:
             return str(_table(DIGITS)[self.line])
         title = str(_table("lines")[self.line]["title"])
@@ -111,6 +122,8 @@ class Unit:
 
     @property
     def _cell_settings(self) -> list[str]:
+        if self.data == ORDERINGS:
+            return ["engine.kind=serial", *federations()[self.protocol]["set"]]
         if self.data == DIGITS:
             alone = ["engine.kind=serial", "engine.fuse=off"]
             return [*alone, *(["federation.labels.per_class=all"] if self.line == BOUND else [])]
@@ -129,8 +142,12 @@ def images_in(root: Path | None) -> list[str]:
 
 
 def units(data: str, seeds: int) -> Iterator[Unit]:
-    """Yield all runs of a data set, seed by seed, so that an unfinished study has whole tables of fewer seeds."""
+    """Yield all runs of a study, seed by seed, so that an unfinished study has whole tables of fewer seeds."""
     for seed in range(seeds):
+        if data == ORDERINGS:
+            for name, federation in federations().items():
+                yield from (Unit(data, name, "", line, seed) for line in federation["lines"])
+            continue
         bounds = [("all", skew) for skew in SKEWS if data != DIGITS]
         for protocol, skew in [*bounds, *cells(data)]:
             for line in _lines_of(data, protocol):
@@ -149,6 +166,16 @@ def cells(data: str) -> list[tuple[str, str]]:
 def lines_of(data: str, protocol: str) -> list[str]:
     """Return the names of the lines of a protocol's table, in its order; the bound is the last."""
     return list(dict.fromkeys([*_lines_of(data, protocol), BOUND]))
+
+
+def federations() -> dict[str, dict[str, Any]]:
+    """Return the federations of orderings.toml by their names."""
+    return dict(_table(ORDERINGS)["federations"])
+
+
+def claims() -> list[dict[str, Any]]:
+    """Return the claims of orderings.toml: ``text``, ``paper``, and ``pairs`` such as ``"A/x > A/y"``."""
+    return list(_table(ORDERINGS)["claims"])
 
 
 def _lines_of(data: str, protocol: str) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.plan import DATA, RESULTS, Unit, units
+from benchmarks.study.plan import RESULTS, STUDIES, Unit, units
 from fedssl.record.run_path import CLIENTS, EMA, MODEL, PARTITION, REPORT, SUMMARY
 from fedssl.views.closer_look import EVALUATION, closer_look
 from fedssl.views.run import Run
@@ -112,7 +112,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", choices=("keep", "restore"))
-    parser.add_argument("data", choices=DATA)
+    parser.add_argument("data", choices=STUDIES)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()

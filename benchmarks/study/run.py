@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.study.plan import DATA, Unit, images_in, units
+from benchmarks.study.plan import STUDIES, Unit, images_in, units
 
 
 def command_of(unit: Unit, out: Path, root: Path | None) -> list[str]:
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("data", choices=DATA)
+    parser.add_argument("data", choices=STUDIES)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--root", type=Path, help="folder of the images")
     parser.add_argument("--seeds", type=int, default=3)

@@ -31,7 +31,7 @@ def tables(data: str) -> dict[str, str]:
             *(f"{name_of_skew(skew)}: {c}" if several else c for skew in skews for c in COLUMNS),
         ]
         found[f"{data}-{protocol}"] = "\n".join(
-            [_markdown(head), _markdown(["---"] * len(head)), *(_markdown(r) for r in rows if r)]
+            [markdown(head), markdown(["---"] * len(head)), *(markdown(r) for r in rows if r)]
         )
     return found
 
@@ -69,5 +69,6 @@ def name_of_skew(skew: str) -> str:
     return "IID" if skew == "iid" else f"Dir({skew.removeprefix('0')})"
 
 
-def _markdown(cells: list[str]) -> str:
+def markdown(cells: list[str]) -> str:
+    """Return a row of a table as Markdown."""
     return f"| {' | '.join(cells)} |"

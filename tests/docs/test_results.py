@@ -1,16 +1,29 @@
 """The tables of README and docs/results.md, and the evidence of `fedssl advise`, are those of the recorded files of results."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
-from benchmarks.study import curves, records
+from benchmarks.study import curves, orderings, records
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
-from benchmarks.study.plan import BOUND, DATA, LABELS_ONLY, RESULTS, cells, lines_of, units
+from benchmarks.study.plan import (
+    BOUND,
+    DATA,
+    LABELS_ONLY,
+    RESULTS,
+    STUDIES,
+    cells,
+    claims,
+    lines_of,
+    units,
+)
 from benchmarks.study.records import RECORDS, summaries
 from fedssl import Experiment, Run, run
 from fedssl.views.comparison.comparison import Comparison
 
+PAIR = "orderings/at_server/fixmatch_received > orderings/at_server/fixmatch"
 MEASURED = [data for data in DATA if (RESULTS / f"{data}_lines.csv").exists()]
 
 
@@ -100,14 +113,86 @@ def test_a_kept_run_comes_back_and_is_compared_without_its_images(tmp_path, monk
     assert (back / "rounds.csv").read_text() == "mine"
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", STUDIES)
 def test_every_run_of_the_plan_has_a_name_and_settings_of_its_own(data):
     planned = list(units(data, 2))
     assert len({unit.name for unit in planned}) == len(planned)
     assert len({(unit.file, *unit.settings) for unit in planned}) == len(planned)
+    assert all(unit.title for unit in planned)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_cell_has_lines_with_labels_only_and_a_bound(data):
     for protocol, _ in cells(data):
         assert lines_of(data, protocol)[-1] == BOUND
         assert set(LABELS_ONLY[:2]) <= set(lines_of(data, protocol))
+
+
+def test_every_run_of_an_ordering_is_an_experiment():
+    for unit in units("orderings", 1):
+        found = Experiment.load(unit.file, unit.settings)
+        assert (found.name, found.seed, found.engine.kind) == (unit.line, 0, "serial")
+
+
+def test_every_pair_of_an_ordering_is_planned():
+    pairs = [pair for claim in claims() for pair in claim["pairs"]]
+    assert len(set(pairs)) == len(pairs)
+    for first, second in map(orderings.lines_of_pair, pairs):
+        assert first != second
+    used = {unit.name for pair in pairs for unit in orderings.lines_of_pair(pair)}
+    assert {unit.name for unit in units("orderings", 1)} - used == {
+        "orderings/at_server/server_alone-seed0"
+    }
+
+
+def test_an_ordering_is_the_difference_of_the_seeds_that_both_lines_have(tmp_path, monkeypatch):
+    """Four seeds of the first line, three of the second one; the pairs without runs are no rows."""
+    monkeypatch.setattr(orderings, "FILE", tmp_path / "orderings.csv")
+    first, second = orderings.lines_of_pair(PAIR)
+    for unit, seeds in ((first, 4), (second, 3)):
+        for seed in range(seeds):
+            own = replace(unit, seed=seed)
+            run(
+                Experiment.load(own.file, [*own.settings, "rounds=1", "train.local_steps=1"]),
+                out=tmp_path / own.name,
+                progress=False,
+            )
+    found = orderings.measure(tmp_path, 5)
+    (row,) = found.to_dict("records")
+    accuracies = [
+        [Run(tmp_path / replace(unit, seed=seed).name).summary["ema_accuracy"] for seed in range(3)]
+        for unit in (first, second)
+    ]
+    gains = [above - below for above, below in zip(*accuracies, strict=True)]
+    assert (row["pair"], row["seeds"]) == (PAIR, 3)
+    assert row["difference"] == pytest.approx(sum(gains) / 3)
+    found.assign(low=0.01, high=0.02).to_csv(orderings.FILE, index=False)
+    assert orderings.table().splitlines()[-1].endswith("(+1.0 to +2.0) | above |")
+
+
+def test_the_orderings_are_those_of_the_kept_runs():
+    """Every pair whose runs of all seeds are kept, to the last digit that is written."""
+    archives = sorted(RECORDS.rglob("*.tar.xz"))
+    kept = {name: found for archive in archives for name, found in summaries(archive).items()}
+    checked = 0
+    for row in pd.read_csv(orderings.FILE).to_dict("records"):
+        gains = []
+        for seed in range(kept_seeds(kept, row["pair"])):
+            above, below = (
+                kept[replace(unit, seed=seed).name]["ema_accuracy"]
+                for unit in orderings.lines_of_pair(row["pair"])
+            )
+            gains.append(above - below)
+        if len(gains) == row["seeds"]:
+            assert row["difference"] == pytest.approx(sum(gains) / len(gains), abs=1e-5)
+            checked += 1
+    assert checked
+
+
+def kept_seeds(kept, pair):
+    """Return of how many seeds, from 0 on, both lines of a pair are kept."""
+    both = orderings.lines_of_pair(pair)
+    return next(n for n in range(99) if any(replace(u, seed=n).name not in kept for u in both))
 
 
 def test_the_curves_are_those_of_the_cells_that_are_measured(tmp_path, monkeypatch):
