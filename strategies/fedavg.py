@@ -23,7 +23,8 @@ from fedssl.strategies.by_sums import SumStrategy
 NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$")]
 """Value of ``strategy.weight`` that names a number which the method records."""
 
-Weight = Literal["all", "labeled", "labeled_or_all", "confident", "uniform"] | NumberName
+NamedWeight = Literal["all", "labeled", "labeled_or_all", "confident", "uniform"]
+Weight = NamedWeight | NumberName
 """How much a client counts in a mean."""
 
 WEIGHT_METRIC = {

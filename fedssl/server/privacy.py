@@ -1,6 +1,7 @@
 """The server's part of ``[privacy]``: experiments that it refuses, updates that are too long, and its own noise."""
 
 import math
+from typing import get_args
 
 import numpy as np
 from torch import nn
@@ -16,7 +17,7 @@ from fedssl.experiment.experiment import PhasePlan
 from fedssl.experiment.privacy import add_noise
 from fedssl.methods.base import Method
 from fedssl.strategies.base import Strategy
-from fedssl.strategies.fedavg import FedAvg
+from fedssl.strategies.fedavg import FedAvg, NamedWeight
 from fedssl.strategies.fedprox import FedProx
 from fedssl.training.correction import corrects_by_state
 
@@ -117,7 +118,7 @@ def _refuse_to_weigh_by_number(phase: PhasePlan, weight: str) -> None:
         raise InputError(
             "strategy.weight",
             f"is {weight!r}, but a method's numbers do not leave a client under [privacy], with private data or at a site",
-            "take another weight: all, labeled, labeled_or_all, confident or uniform",
+            f"take another weight: {', '.join(get_args(NamedWeight))}",
         )
 
 
