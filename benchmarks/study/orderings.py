@@ -5,6 +5,7 @@ A row is a pair of lines: the difference of their accuracies seed by seed, its m
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    measure(args.out, args.seeds).round(6).to_csv(FILE, index=False)
+    found = measure(args.out, args.seeds)
+    before = set(pd.read_csv(FILE)["pair"]) if FILE.exists() else set[str]()
+    planned = {pair for claim in claims() for pair in claim["pairs"]}
+    if lost := (before & planned) - set(found.get("pair", [])):
+        sys.exit(
+            f"{args.out} lacks runs of pairs that {FILE.name} has: {', '.join(sorted(lost))}; "
+            f"`python -m benchmarks.study.records restore {ORDERINGS}` puts the kept ones back"
+        )
+    if found.empty:
+        sys.exit(f"{args.out} has three seeds of no pair")
+    found.round(6).to_csv(FILE, index=False)
 
 
 if __name__ == "__main__":

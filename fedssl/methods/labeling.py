@@ -21,7 +21,7 @@ from fedssl.methods.functional import call_with, predict, snapshot, widen_half_p
 from fedssl.models.modes import evaluation_mode
 
 RECEIVED = "received"
-"""The name of the slot that holds the received weights, and the labeler that uses them."""
+"""The name of the slot that holds the received weights."""
 
 Labeler = Literal["local", "received", "local_if_labeled"]
 """The model that gives a client its pseudo-labels: its own, the received one, or its own if it holds a label."""
@@ -60,7 +60,9 @@ class PseudoLabeling(SemiSupervised):
 
     def labels_itself(self, state: State) -> bool:
         """Say whether the client's own model gives the pseudo-labels, and not the received one."""
-        return not state.get(RECEIVED)
+        if self.labeler == "local_if_labeled":
+            return not state[RECEIVED]
+        return self.labeler == "local"
 
     def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
         """Return the labeler's class probabilities of images, shape (B, num_classes), outside the graph.
