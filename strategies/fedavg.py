@@ -24,6 +24,8 @@ NumberName = Annotated[str, StringConstraints(pattern=f"^{CHOSEN}{NAME.pattern}$
 """Value of ``strategy.weight`` that names a number which the method records."""
 
 NamedWeight = Literal["all", "labeled", "labeled_or_all", "confident", "uniform"]
+"""The values of ``strategy.weight`` that have a name of their own."""
+
 Weight = NamedWeight | NumberName
 """How much a client counts in a mean."""
 

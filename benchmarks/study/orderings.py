@@ -7,12 +7,14 @@ A row is a pair of lines: the difference of their accuracies seed by seed, its m
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import DATA, ORDERINGS, RESULTS, Unit, claims, federations, units
+from benchmarks.study.plan import ORDERINGS, RESULTS, STUDIES, Unit, claims, federations, units
 from benchmarks.study.tables import markdown, name_of_skew
 from fedssl.record.run_path import SUMMARY
 from fedssl.views.comparison.comparison import Comparison
@@ -24,6 +26,7 @@ NAMES = {"fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 """How the table calls data sets."""
 
 HEAD = ["claim", "federation", "first", "second", "seeds", "difference (95 %)", "seen"]
+"""Columns of the table: a claim with its paper, where its pair was measured, both lines, and by how many points the first is above the second."""
 
 
 def lines_of_pair(pair: str) -> tuple[Unit, Unit]:
@@ -32,9 +35,13 @@ def lines_of_pair(pair: str) -> tuple[Unit, Unit]:
     Raises:
         KeyError: The study has no such line.
     """
-    known = {unit.name: unit for data in (*DATA, ORDERINGS) for unit in units(data, 1)}
-    first, second = (known[f"{name.strip()}-seed0"] for name in pair.split(">"))
+    first, second = (_first_runs()[f"{name.strip()}-seed0"] for name in pair.split(">"))
     return first, second
+
+
+@cache
+def _first_runs() -> dict[str, Unit]:
+    return {unit.name: unit for data in STUDIES for unit in units(data, 1)}
 
 
 def measure(out: Path, seeds: int) -> pd.DataFrame:
@@ -63,7 +70,7 @@ def measure(out: Path, seeds: int) -> pd.DataFrame:
 def _runs(unit: Unit, out: Path, seeds: int) -> Iterator[Path | None]:
     """Yield the run of each seed of a line; None if it is not finished."""
     for seed in range(seeds):
-        path = out / f"{unit.name.removesuffix('-seed0')}-seed{seed}"
+        path = out / replace(unit, seed=seed).name
         yield path if (path / SUMMARY).exists() else None
 
 

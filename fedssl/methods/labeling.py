@@ -55,14 +55,15 @@ class PseudoLabeling(SemiSupervised):
         """Return a copy of the weights with which the round begins, or nothing if the client labels by its own model."""
         if name != RECEIVED:
             return super().init_slot(name, fresh)
-        is_local = self.labeler == "local_if_labeled" and len(_held(fresh).labeled) > 0
-        return {} if is_local else snapshot(fresh.network)
+        return {} if self.is_local_with(len(_held(fresh).labeled)) else snapshot(fresh.network)
+
+    def is_local_with(self, num_labeled: int) -> bool:
+        """Say whether a client with so many labels takes the pseudo-labels of its own model, and not those of the received one."""
+        return self.labeler == "local" or (self.labeler == "local_if_labeled" and num_labeled > 0)
 
     def labels_itself(self, state: State) -> bool:
-        """Say whether the client's own model gives the pseudo-labels, and not the received one."""
-        if self.labeler == "local_if_labeled":
-            return not state[RECEIVED]
-        return self.labeler == "local"
+        """Say the same of the client whose state this is, which holds received weights only if they label."""
+        return self.labeler == "local" or not state[RECEIVED]
 
     def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
         """Return the labeler's class probabilities of images, shape (B, num_classes), outside the graph.

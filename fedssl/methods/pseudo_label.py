@@ -41,8 +41,7 @@ class PseudoLabel(PseudoLabeling):
 
     def images_per_step(self, num_labeled: int, num_unlabeled: int) -> float:
         """Return the work of a step: the received model labels in a pass of its own, which needs no gradient."""
-        is_local = self.labeler == "local" or (self.labeler == "local_if_labeled" and num_labeled)
-        labeling = 0 if is_local else FORWARD
+        labeling = 0 if self.is_local_with(num_labeled) else FORWARD
         return num_labeled + num_unlabeled * (1 + labeling)
 
     def loss(self, network: nn.Module, batch: Batch, state: State, progress: Progress) -> Loss:

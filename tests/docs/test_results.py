@@ -102,14 +102,11 @@ def test_a_kept_run_has_the_settings_of_its_line(data, tmp_path):
             recorded = Experiment.read(path)
             expected = Experiment.load(unit.file, unit.settings)
             assert recorded.name == expected.name
-            assert trained_by(recorded) == trained_by(expected), unit.name
+            trained, planned_so = map(settings_that_change_results, (recorded, expected))
+            if recorded.data.kind != expected.data.kind:  # the same images in another layout
+                del trained["data"], planned_so["data"]
+            assert trained == planned_so, unit.name
             path.unlink()
-
-
-def trained_by(experiment):
-    """Return what can change the result, but for where the images lie."""
-    table = settings_that_change_results(experiment)
-    return {name: section for name, section in table.items() if name != "data"}
 
 
 def test_a_kept_run_comes_back_and_is_compared_without_its_images(tmp_path, monkeypatch):
