@@ -62,7 +62,7 @@ class PseudoLabeling(SemiSupervised):
         return self.labeler == "local" or (self.labeler == "local_if_labeled" and num_labeled > 0)
 
     def labels_itself(self, state: State) -> bool:
-        """Say the same of the client whose state this is, which holds received weights only if they label."""
+        """Say whether the client with this state takes the pseudo-labels of its own model; it holds received weights only if not."""
         return self.labeler == "local" or not state[RECEIVED]
 
     def guess(self, network: nn.Module, images: Tensor, state: State) -> Tensor:
