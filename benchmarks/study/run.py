@@ -39,9 +39,17 @@ def main() -> None:
     parser.add_argument("--lines", nargs="+", help="such as supervised fixmatch; by default all")
     parser.add_argument("--list", action="store_true", help="print the commands, and run nothing")
     args = parser.parse_args()
+    planned = list(units(args.data, args.seeds))
+    for option, known in (
+        ("cells", {unit.cell.partition("/")[2] for unit in planned}),
+        ("lines", {unit.line for unit in planned}),
+    ):
+        if unknown := set(getattr(args, option) or ()) - known:
+            names = ", ".join(sorted(known))
+            parser.error(f"--{option}: there is no {', '.join(sorted(unknown))}; there are {names}")
     left = [
         unit
-        for unit in units(args.data, args.seeds)
+        for unit in planned
         if args.cells is None or unit.cell.partition("/")[2] in args.cells
         if args.lines is None or unit.line in args.lines
         if not (args.out / unit.name / "summary.json").exists()

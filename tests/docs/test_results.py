@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.study import curves, orderings, records
+from benchmarks.study import run as study_run
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
 from benchmarks.study.plan import (
@@ -149,6 +150,15 @@ def test_every_cell_has_lines_with_labels_only_and_a_bound(data):
     for protocol, _ in cells(data):
         assert lines_of(data, protocol)[-1] == BOUND
         assert set(LABELS_ONLY[:2]) <= set(lines_of(data, protocol))
+
+
+@pytest.mark.parametrize("option", ["--cells", "--lines"])
+def test_a_cell_or_a_line_that_is_not_planned_is_refused(option, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run", "fashion", "--list", option, "nothing"])
+    with pytest.raises(SystemExit) as end:
+        study_run.main()
+    assert end.value.code == 2
+    assert "there is no nothing; there are " in capsys.readouterr().err
 
 
 def test_every_run_of_an_ordering_is_an_experiment():
