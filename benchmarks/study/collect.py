@@ -1,5 +1,7 @@
 """Make the study's files of results from its recorded runs: ``python -m benchmarks.study.collect fashion --out runs/study``.
 
+With ``--cells``, the rows of all other cells stay as they are, so their runs need not be at hand.
+
 ``results/fashion_runs.csv`` has a row for each run, ``results/fashion_lines.csv`` a row for each line of each cell, and
 ``results/fashion_curves.csv`` a row for each evaluated round of it, as `fedssl compare` has them, ``results/fashion_yardsticks.csv`` the classical classifiers, and ``results/fashion_cells.csv`` what each federation is like.
 ``python -m benchmarks.study.pages`` makes the tables of the pages, and the evidence of ``fedssl advise``, from these files.
@@ -10,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,19 @@ CURVE_COLUMNS += ["ema_accuracy_low", "ema_accuracy_high"]
 LINE_COLUMNS += ["baseline", "gain_ci95_low", "gain_ci95_high", "gap_closed", "letters", "seconds"]
 
 
-def collect(data: str, out: Path, seeds: int) -> None:
-    """Write the tables of all cells that have a line with labels only, from the runs that are finished."""
+def collect(
+    data: str, out: Path, seeds: int, measured: Collection[tuple[str, str]] | None = None
+) -> None:
+    """Write the tables of all cells that have a line with labels only, from the runs that are finished.
+
+    Args:
+        data: Data set.
+        out: Folder of the recorded runs.
+        seeds: Seeds 0 to ``seeds - 1`` are read.
+        measured: Protocol and skew of each cell that is measured; the rows of the others stay as they are. By default all.
+    """
     runs, lines, curves, situations = [], [], [], []
-    for protocol, skew in cells(data):
+    for protocol, skew in cells(data) if measured is None else measured:
         own: dict[str, list[Path]] = {}
         for unit in units(data, seeds):
             is_in_cell = unit.skew == skew and unit.protocol in (protocol, "all")
@@ -79,8 +90,21 @@ def collect(data: str, out: Path, seeds: int) -> None:
         ("curves", curves, CURVE_COLUMNS),
     )
     for name, parts, columns in tables:
-        pd.concat(parts)[columns].round(6).to_csv(RESULTS / f"{data}_{name}.csv", index=False)
-    pd.DataFrame(situations).round(6).to_csv(RESULTS / f"{data}_cells.csv", index=False)
+        _write(data, name, pd.concat(parts)[columns], keep=measured is not None)
+    _write(data, "cells", pd.DataFrame(situations), keep=measured is not None)
+
+
+def _write(data: str, name: str, made: pd.DataFrame, *, keep: bool) -> None:
+    """Write a file of results, cell by cell in the order of the plan; with ``keep``, the rows that it has of other cells stay."""
+    file, where = RESULTS / f"{data}_{name}.csv", ["protocol", "skew"]
+    made = made.round(6)
+    if keep and file.exists():
+        known = pd.read_csv(file, dtype={"skew": str})
+        is_made = known.set_index(where).index.isin(made.set_index(where).index)
+        made = pd.concat([known[~is_made], made])
+    order = {place: number for number, place in enumerate(cells(data))}
+    places = made.set_index(where).index.map(order)
+    made.iloc[places.argsort(kind="stable")].to_csv(file, index=False)
 
 
 def measure_yardsticks(data: str, root: Path | None, seeds: int) -> None:
@@ -142,6 +166,7 @@ def main() -> None:
     parser.add_argument("data", choices=DATA)
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", nargs="+", help="such as A-iid B-0.1; by default all")
     parser.add_argument(
         "--yardsticks", action="store_true", help="only measure the yardsticks, without any run"
     )
@@ -149,8 +174,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.yardsticks:
         measure_yardsticks(args.data, args.root, args.seeds)
-    else:
-        collect(args.data, args.out, args.seeds)
+        return
+    known = {"-".join(place): place for place in cells(args.data)}
+    if unknown := set(args.cells or ()) - known.keys():
+        parser.error(
+            f"--cells: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
+    named = None if args.cells is None else [known[name] for name in args.cells]
+    collect(args.data, args.out, args.seeds, named)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.study import curves, orderings, records
+from benchmarks.study import collect, curves, orderings, records
 from benchmarks.study import run as study_run
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
@@ -135,6 +135,35 @@ def test_a_kept_run_comes_back_and_is_compared_without_its_images(tmp_path, monk
     (back / "rounds.csv").write_text("mine")
     records.restore("digits", tmp_path / "back", 1)  # what is there stays
     assert (back / "rounds.csv").read_text() == "mine"
+
+
+def test_the_rows_of_cells_that_are_not_measured_stay(tmp_path, monkeypatch):
+    """Whole files first, then one cell again: its rows are new ones, in their place, and those of the other cell are as they were."""
+    monkeypatch.setattr(collect, "RESULTS", tmp_path / "results")
+    for unit in units("digits", 1):
+        if unit.line in ("supervised", BOUND):
+            run(
+                Experiment.load(unit.file, [*unit.settings, "rounds=1"]),
+                out=tmp_path / unit.name,
+                progress=False,
+            )
+    collect.collect("digits", tmp_path, 1)
+    files = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
+    for path, text in files.items():
+        head, *rows = text.splitlines()
+        assert rows, path
+        place = {"protocol": ["C", "A"], "skew": "iid"}
+        table = pd.read_csv(path).drop(columns=["protocol", "skew"])
+        other = table.head(1).merge(pd.DataFrame(place), how="cross")[head.split(",")]
+        stale = table.assign(protocol="B", skew="0.5").iloc[::-1]
+        pd.concat([other, stale])[head.split(",")].to_csv(path, index=False)
+    monkeypatch.setattr(collect, "cells", lambda data: [("A", "iid"), ("B", "0.5"), ("C", "iid")])
+    collect.collect("digits", tmp_path, 1, [("B", "0.5")])
+    for path, text in files.items():
+        found = pd.read_csv(path, dtype={"skew": str})
+        assert list(dict.fromkeys(found["protocol"])) == ["A", "B", "C"], path
+        assert found[found["protocol"] == "B"].to_csv(index=False) == text
+        assert found["protocol"].value_counts()[["A", "C"]].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("data", STUDIES)
