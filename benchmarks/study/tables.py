@@ -11,6 +11,9 @@ COLUMNS = ("EMA", "gain", "gap, %", "like")
 """Columns of each skew: accuracy of the moving average in percent, gain in points over the best line with labels only, with its interval, share of the gap to
 all labels that is closed, and letters of lines that cannot be told apart."""
 
+LABELS = "labels right / used, %"
+"""Column of a table with one skew alone: which share of the used pseudo-labels is right at the end, and of how many images they are used."""
+
 
 def tables(data: str) -> dict[str, str]:
     """Return the tables of docs/results.md as Markdown by their names, made from the files of results alone."""
@@ -25,11 +28,9 @@ def tables(data: str) -> dict[str, str]:
         if yardsticks is not None:
             named = yardsticks.groupby("classifier", sort=False)
             rows += [_yardstick(str(name), values, skews) for name, values in named]
-        several = len(skews) > 1
-        head = [
-            "",
-            *(f"{name_of_skew(skew)}: {c}" if several else c for skew in skews for c in COLUMNS),
-        ]
+        head = ["", *COLUMNS, LABELS]
+        if len(skews) > 1:
+            head = ["", *(f"{name_of_skew(skew)}: {c}" for skew in skews for c in COLUMNS)]
         found[f"{data}-{protocol}"] = "\n".join(
             [markdown(head), markdown(["---"] * len(head)), *(markdown(r) for r in rows if r)]
         )
@@ -41,6 +42,8 @@ def _row(data: str, line: str, lines: pd.DataFrame, skews: list[str]) -> list[st
     for skew in skews:
         own = lines[(lines["line"] == line) & (lines["skew"] == skew)].to_dict("records")
         texts += _cells(own[0]) if own else ["-"] * len(COLUMNS)
+        if len(skews) == 1:
+            texts.append(_labels(own[0]) if own else "-")
     return texts if any(text != "-" for text in texts[1:]) else []
 
 
@@ -56,12 +59,17 @@ def _cells(row: dict[Any, Any]) -> list[str]:
     return [f"{row['ema_accuracy'] * 100:.1f}{spread}", gain, gap, letters]
 
 
+def _labels(row: dict[Any, Any]) -> str:
+    shares = row["pseudo_label_accuracy"] * 100, row["pseudo_label_coverage"] * 100
+    return "" if math.isnan(shares[0]) else f"{shares[0]:.1f} / {shares[1]:.1f}"
+
+
 def _yardstick(name: str, values: pd.DataFrame, skews: list[str]) -> list[str]:
     """Return the row of a classifier, which has all images in one place: the same for every protocol and skew."""
     own = values["accuracy"] * 100
     spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
     accuracy = [f"{own.mean():.1f}{spread}", *[""] * (len(COLUMNS) - 1)]
-    return [f"{name}, pooled", *accuracy * len(skews)]
+    return [f"{name}, pooled", *accuracy * len(skews), *[""] * (len(skews) == 1)]
 
 
 def name_of_skew(skew: str) -> str:
