@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # no warning (MkDocs 1.6).
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help quickstart test image test-containers test-readme test-wheel check docs references pictures format table table-family table-pretraining table-fashion table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak soak-deployment clean
+.PHONY: help quickstart test image test-containers test-readme test-wheel check docs references pictures format table table-family table-pretraining table-labels table-server table-noise table-one-labeled table-drift table-systems table-systems-fashion yardsticks benchmark soak soak-deployment clean
 
 .DEFAULT_GOAL := quickstart
 
@@ -84,9 +84,6 @@ table-family: $(INSTALLED)  ## Compare contrastive methods, Noisy Student, Meta 
 
 table-pretraining: $(INSTALLED)  ## Compare pre-training, fine-tuning and distillation with FixMatch, five seeds; half an hour.
 	$(BIN)/fedssl run experiments/digits/fixmatch.toml experiments/pretraining/simclr.toml --seeds 5 $(ALONE)
-
-table-fashion: $(INSTALLED)  ## Train methods on Fashion-MNIST, three seeds; FASHION_ROOT=FOLDER names the data's folder.
-	$(BIN)/fedssl run $(call baselines_first,experiments/fashion_mnist) --seeds 3 --set data.root=$(FASHION_ROOT) $(ALONE)
 
 yardsticks: $(INSTALLED)  ## Fit scikit-learn's classifiers on the same labels of digits; seconds.
 	$(BIN)/fedssl baseline experiments/digits/supervised.toml --seeds 5

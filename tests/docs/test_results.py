@@ -14,6 +14,7 @@ from benchmarks.study.pages import PAGES, TABLE, all_tables, renewed
 from benchmarks.study.plan import (
     BOUND,
     DATA,
+    EXPERIMENTS,
     LABELS_ONLY,
     RESULTS,
     STUDIES,
@@ -172,6 +173,22 @@ def test_every_run_of_the_plan_has_a_name_and_settings_of_its_own(data):
     assert len({unit.name for unit in planned}) == len(planned)
     assert len({(unit.file, *unit.settings) for unit in planned}) == len(planned)
     assert all(unit.title for unit in planned)
+
+
+FASHION = sorted((EXPERIMENTS / "fashion_mnist").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FASHION, ids=lambda path: path.stem)
+def test_an_experiment_on_fashion_mnist_is_a_line_of_the_study(path):
+    """So that its row of docs/results.md is what a run of the file gives."""
+    (unit,) = (
+        unit
+        for unit in units("fashion", 1)
+        if (unit.protocol, unit.skew, unit.line) == ("B", "iid", path.stem)
+    )
+    own, studied = Experiment.load(path, ["name=same"]), Experiment.load(unit.file, unit.settings)
+    found = settings_that_change_results(own)
+    assert found == settings_that_change_results(studied) | {"name": "same"}
 
 
 @pytest.mark.parametrize("data", DATA)
