@@ -60,6 +60,10 @@ def collect(
         out: Folder of the recorded runs.
         seeds: Seeds 0 to ``seeds - 1`` are read.
         measured: Protocol and skew of each cell that is measured; the rows of the others stay as they are. By default all.
+
+    Raises:
+        SystemExit: A run whose row is in the files is not at hand, or no cell has a line with labels only. Nothing is
+            written then.
     """
     runs, lines, curves, situations = [], [], [], []
     for protocol, skew in cells(data) if measured is None else measured:
@@ -83,6 +87,14 @@ def collect(
         lines.append(_lines(found).assign(**where, baseline=baseline))
         curves.append(_curves(found).assign(**where))
         situations.append(_situation(first) | where)
+    if not runs:
+        raise SystemExit(f"{out} has no finished run with labels only of these cells")
+    if lost := _lost(data, pd.concat(runs), cells(data) if measured is None else measured):
+        raise SystemExit(
+            f"{len(lost)} runs of the files of results are not in {out}, or --seeds leaves them out; the first is "
+            f"{'/'.join(map(str, lost[0]))}. `python -m benchmarks.study.records restore {data}` brings those back that are "
+            "kept, and --cells names the cells to measure. Nothing was written."
+        )
     RESULTS.mkdir(exist_ok=True)
     tables = (
         ("runs", runs, RUN_COLUMNS),
@@ -92,6 +104,18 @@ def collect(
     for name, parts, columns in tables:
         _write(data, name, pd.concat(parts)[columns], keep=measured is not None)
     _write(data, "cells", pd.DataFrame(situations), keep=measured is not None)
+
+
+def _lost(
+    data: str, made: pd.DataFrame, measured: Collection[tuple[str, str]]
+) -> list[tuple[Any, ...]]:
+    """Return protocol, skew, line and seed of each row of the measured cells that the file of runs has and the new one would not have."""
+    file, keys = RESULTS / f"{data}_runs.csv", ["protocol", "skew", "line", "seed"]
+    if not file.exists():
+        return []
+    known = pd.read_csv(file, dtype={"skew": str})[keys].itertuples(index=False, name=None)
+    new = set(made[keys].itertuples(index=False, name=None))
+    return [row for row in known if row[:2] in measured and row not in new]
 
 
 def _write(data: str, name: str, made: pd.DataFrame, *, keep: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.study import orderings
 from benchmarks.study.evidence import FILE, make_evidence
 from benchmarks.study.plan import DATA, HERE, ORDERINGS, RESULTS
-from benchmarks.study.tables import tables
+from benchmarks.study.tables import OVERVIEW, overview, tables
 
 ROOT = HERE.parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -18,9 +18,10 @@ TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
 def all_tables() -> dict[str, str]:
-    """Return the tables of everything that has results, by their names, such as ``fashion-A``."""
+    """Return the tables of everything that has results, by their names, such as ``fashion-A-iid``."""
     measured = [data for data in DATA if (RESULTS / f"{data}_lines.csv").exists()]
     made = {name: text for data in measured for name, text in tables(data).items()}
+    made[OVERVIEW] = overview()
     return made | ({ORDERINGS: orderings.table()} if orderings.FILE.exists() else {})
 
 

@@ -1,75 +1,72 @@
 """The tables of the pages, as Markdown, made from the files of results alone."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.plan import RESULTS, Unit, cells, lines_of
+from benchmarks.study.plan import (
+    BOUND,
+    DATA,
+    LABELS_ONLY,
+    RESULTS,
+    Unit,
+    cells,
+    lines_of,
+)
 
-COLUMNS = ("EMA", "gain", "gap, %", "like")
-"""Columns of each skew: accuracy of the moving average in percent, gain in points over the best line with labels only, with its interval, share of the gap to
-all labels that is closed, and letters of lines that cannot be told apart."""
+COLUMNS = ("model", "EMA", "gain", "gap, %", "like", "right / used, %", "seconds")
+"""Columns of the table of a cell: accuracy of the global model and of its moving average in percent; the gain of the moving average in points
+over that of the best line with labels only, with its interval; the share of the gap to all labels that is closed; letters of lines that cannot
+be told apart; which share of the used pseudo-labels is right at the end, and of how many images they are used; seconds of the fastest run."""
 
-LABELS = "labels right / used, %"
-"""Column of a table with one skew alone: which share of the used pseudo-labels is right at the end, and of how many images they are used."""
+OVERVIEW = "overview"
+"""Name of the table with a row for each cell."""
+
+PLACES = {"A": "server", "B": "all clients", "C": "two of ten clients"}
+"""Where the labels of a protocol are."""
+
+IMAGES = {"fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+"""What the overview calls the images of a data set."""
 
 
 def tables(data: str) -> dict[str, str]:
-    """Return the tables of docs/results.md as Markdown by their names, made from the files of results alone."""
-    lines = pd.read_csv(RESULTS / f"{data}_lines.csv", dtype={"skew": str})
+    """Return the table of each measured cell as Markdown, by names such as ``fashion-A-iid``."""
+    lines, runs = (_read(data, name) for name in ("lines", "runs"))
     file = RESULTS / f"{data}_yardsticks.csv"
     yardsticks = pd.read_csv(file) if file.exists() else None
     found = {}
-    for protocol in dict.fromkeys(lines["protocol"]):
-        own = lines[lines["protocol"] == protocol]
-        skews = [skew for where, skew in cells(data) if where == protocol]
-        rows = [_row(data, line, own, skews) for line in lines_of(data, protocol)]
-        if yardsticks is not None:
-            named = yardsticks.groupby("classifier", sort=False)
-            rows += [_yardstick(str(name), values, skews) for name, values in named]
-        head = ["", *COLUMNS, LABELS]
-        if len(skews) > 1:
-            head = ["", *(f"{name_of_skew(skew)}: {c}" for skew in skews for c in COLUMNS)]
-        found[f"{data}-{protocol}"] = "\n".join(
-            [markdown(head), markdown(["---"] * len(head)), *(markdown(r) for r in rows if r)]
-        )
+    for protocol, skew in cells(data):
+        own = _of(lines, protocol, skew)
+        if own.empty:
+            continue
+        seconds = _of(runs, protocol, skew).groupby("line")["seconds"].min()
+        num_seeds = int(own["seeds"].max())
+        by_line = {row["line"]: row for row in own.to_dict("records")}
+        rows = [
+            _row(data, by_line[line], num_seeds, seconds[line])
+            for line in lines_of(data, protocol)
+            if line in by_line
+        ]
+        if yardsticks is not None and protocol != "C":  # in C, other images have the labels
+            named = yardsticks[yardsticks["seed"] < num_seeds].groupby("classifier", sort=False)
+            rows += [_yardstick(str(name), values) for name, values in named]
+        head = ["seed 0 alone" if num_seeds == 1 else f"seeds 0 to {num_seeds - 1}", *COLUMNS]
+        found[f"{data}-{protocol}-{skew}"] = _table(head, rows)
     return found
 
 
-def _row(data: str, line: str, lines: pd.DataFrame, skews: list[str]) -> list[str]:
-    texts = [Unit(data, lines["protocol"].iloc[0], "", line, 0).title]
-    for skew in skews:
-        own = lines[(lines["line"] == line) & (lines["skew"] == skew)].to_dict("records")
-        texts += _cells(own[0]) if own else ["-"] * len(COLUMNS)
-        if len(skews) == 1:
-            texts.append(_labels(own[0]) if own else "-")
-    return texts if any(text != "-" for text in texts[1:]) else []
-
-
-def _cells(row: dict[Any, Any]) -> list[str]:
-    spread = (
-        "" if math.isnan(row["ema_accuracy_std"]) else f" ± {row['ema_accuracy_std'] * 100:.1f}"
-    )
-    low, high = row["gain_ci95_low"], row["gain_ci95_high"]
-    interval = "" if math.isnan(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
-    gap = "-" if math.isnan(row["gap_closed"]) else f"{row['gap_closed'] * 100:.0f}"
-    letters = row["letters"] if isinstance(row["letters"], str) else "-"
-    gain = "baseline" if row["line"] == row["baseline"] else f"{row['gain'] * 100:+.1f}{interval}"
-    return [f"{row['ema_accuracy'] * 100:.1f}{spread}", gain, gap, letters]
-
-
-def _labels(row: dict[Any, Any]) -> str:
-    shares = row["pseudo_label_accuracy"] * 100, row["pseudo_label_coverage"] * 100
-    return "" if math.isnan(shares[0]) else f"{shares[0]:.1f} / {shares[1]:.1f}"
-
-
-def _yardstick(name: str, values: pd.DataFrame, skews: list[str]) -> list[str]:
-    """Return the row of a classifier, which has all images in one place: the same for every protocol and skew."""
-    own = values["accuracy"] * 100
-    spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
-    accuracy = [f"{own.mean():.1f}{spread}", *[""] * (len(COLUMNS) - 1)]
-    return [f"{name}, pooled", *accuracy * len(skews), *[""] * (len(skews) == 1)]
+def overview() -> str:
+    """Return the table with a row for each cell of the data sets that have all protocols."""
+    rows = [
+        [IMAGES[data], *row]
+        for data in DATA
+        if data in IMAGES and (RESULTS / f"{data}_lines.csv").exists()
+        for row in _overview_rows(data)
+    ]
+    head = ["images", "labels at", "clients", "seeds", "labels only", "best with unlabeled images"]
+    return _table([*head, "all labels", "lines above labels only"], rows)
 
 
 def name_of_skew(skew: str) -> str:
@@ -80,3 +77,69 @@ def name_of_skew(skew: str) -> str:
 def markdown(cells: list[str]) -> str:
     """Return a row of a table as Markdown."""
     return f"| {' | '.join(cells)} |"
+
+
+def _overview_rows(data: str) -> Iterator[list[str]]:
+    lines = _read(data, "lines")
+    for protocol, skew in cells(data):
+        own = _of(lines, protocol, skew).set_index("line")
+        if own.empty:
+            continue
+        own = own[own["seeds"] == own["seeds"].max()]
+        accuracy = own["ema_accuracy"] * 100
+        others = accuracy.drop([*LABELS_ONLY, BOUND], errors="ignore")
+        best, baseline = others.idxmax(), accuracy[own["baseline"].iloc[0]]
+        title = Unit(data, protocol, skew, str(best), 0).title
+        yield [
+            PLACES[protocol],
+            name_of_skew(skew),
+            str(own["seeds"].max()),
+            f"{baseline:.1f}",
+            f"{others[best]:.1f}: {title}",
+            f"{accuracy[BOUND]:.1f}" if BOUND in accuracy else "-",
+            f"{(others > baseline).sum()} of {len(others)}",
+        ]
+
+
+def _read(data: str, name: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / f"{data}_{name}.csv", dtype={"skew": str})
+
+
+def _of(table: pd.DataFrame, protocol: str, skew: str) -> pd.DataFrame:
+    return table[(table["protocol"] == protocol) & (table["skew"] == skew)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(map(markdown, [head, ["---"] * len(head), *rows]))
+
+
+def _row(data: str, row: dict[Any, Any], num_seeds: int, seconds: float) -> list[str]:
+    """Return the row of a line; a line with fewer seeds than the table says how many it has."""
+    title = Unit(data, row["protocol"], "", row["line"], 0).title
+    if row["seeds"] < num_seeds:
+        title += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+    low, high = row["gain_ci95_low"], row["gain_ci95_high"]
+    interval = "" if math.isnan(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
+    is_baseline = row["line"] == row["baseline"]
+    gap = row["gap_closed"]
+    right, used = row["pseudo_label_accuracy"] * 100, row["pseudo_label_coverage"] * 100
+    return [
+        title,
+        _accuracy(row["server_accuracy"], row["server_accuracy_std"]),
+        _accuracy(row["ema_accuracy"], row["ema_accuracy_std"]),
+        "baseline" if is_baseline else f"{row['gain'] * 100:+.1f}{interval}",
+        f"{gap * 100:.0f}" if gap >= 0 else "-",
+        row["letters"] if isinstance(row["letters"], str) else "-",
+        "" if math.isnan(right) else f"{right:.1f} / {used:.1f}",
+        f"{seconds:.0f}",
+    ]
+
+
+def _accuracy(mean: float, deviation: float) -> str:
+    return f"{mean * 100:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation * 100:.1f}")
+
+
+def _yardstick(name: str, values: pd.DataFrame) -> list[str]:
+    """Return the row of a classifier, which has all images in one place."""
+    accuracy = _accuracy(values["accuracy"].mean(), values["accuracy"].std(ddof=1))
+    return [f"{name}, pooled", "", accuracy, *[""] * (len(COLUMNS) - 2)]

@@ -148,6 +148,8 @@ def test_the_rows_of_cells_that_are_not_measured_stay(tmp_path, monkeypatch):
                 out=tmp_path / unit.name,
                 progress=False,
             )
+    with pytest.raises(SystemExit, match="has no finished run with labels only"):
+        collect.collect("digits", tmp_path / "nowhere", 1)
     collect.collect("digits", tmp_path, 1)
     files = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
     for path, text in files.items():
@@ -159,6 +161,10 @@ def test_the_rows_of_cells_that_are_not_measured_stay(tmp_path, monkeypatch):
         stale = table.assign(protocol="B", skew="0.5").iloc[::-1]
         pd.concat([other, stale])[head.split(",")].to_csv(path, index=False)
     monkeypatch.setattr(collect, "cells", lambda data: [("A", "iid"), ("B", "0.5"), ("C", "iid")])
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(SystemExit, match=r"2 runs .* the first is C/iid/supervised/0\. "):
+        collect.collect("digits", tmp_path, 1)  # the other cells have no runs here
+    assert {path: path.read_bytes() for path in files} == before
     collect.collect("digits", tmp_path, 1, [("B", "0.5")])
     for path, text in files.items():
         found = pd.read_csv(path, dtype={"skew": str})

@@ -24,6 +24,9 @@ Mask = npt.NDArray[np.bool_]
 ALPHA = 0.05
 """Two lines are told apart if luck alone would make a difference as large as theirs less often than this."""
 
+UNSTEADY = 0.01
+"""A line is less steady than the others if luck alone would make it so less often than this."""
+
 ENDLESS = 1e6
 """Degrees of freedom that stand for infinitely many."""
 
@@ -50,9 +53,10 @@ class Spread:
 def spread_over_seeds(values: Floats, overlap: float = 0.0) -> Spread | None:
     """Return how uncertain differences of means over seeds are; None for fewer than two seeds or two lines.
 
-    A seed is a block: the spread is what is left of the values once the mean of each line and of each seed is taken away. If a
-    pair has more spread of its own than that, its own spread counts, with the few degrees of freedom that it has: an unsteady
-    line does not borrow the steadiness of the others.
+    A seed is a block: the spread is what is left of the values once the mean of each line and of each seed is taken away. Lines that
+    are far less steady than the others do not count in it: a line that fails on one seed says nothing of the others' luck. If
+    a pair has more spread of its own than that, its own spread counts, with the few degrees of freedom that it has: an
+    unsteady line does not borrow the steadiness of the others.
 
     Args:
         values: Accuracies, (S, L); a row has the same seed of all lines.
@@ -61,12 +65,41 @@ def spread_over_seeds(values: Floats, overlap: float = 0.0) -> Spread | None:
     seeds, lines = values.shape
     if seeds < 2 or lines < 2:
         return None
-    residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    freedom = (lines - 1) * (seeds - 1)
-    common = 2 * float((residuals**2).sum()) / freedom
+    steady = values[:, _steady_lines(values)]
+    freedom = (steady.shape[1] - 1) * (seeds - 1)
+    common = 2 * _squares_left(steady) / freedom
     own = (values[:, :, None] - values[:, None, :]).var(0, ddof=1)
     variance = np.maximum(common, own) * spread_factor(seeds, overlap)
     return Spread(variance, np.where(own > common, seeds - 1.0, float(freedom)))
+
+
+def _squares_left(values: Floats) -> float:
+    """Return the sum of squares of what is left once the mean of each line and of each seed is taken away."""
+    left = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    return float((left**2).sum())
+
+
+def _steady_lines(values: Floats) -> Mask:
+    """Return which lines, (L,), are about as steady as the others, by an F test of the least steady line, again and again.
+
+    The test compares how far a line's distance from the mean of the others varies over seeds with what is left of the others. It is
+    corrected for the number of lines. If all lines are equally steady, it finds an unsteady one in one of a hundred comparisons.
+    """
+    steady = np.ones(values.shape[1], dtype=bool)
+    while (count := int(steady.sum())) > 2:
+        named = np.flatnonzero(steady)
+        ratios = []
+        for line in named:
+            others = values[:, named[named != line]]
+            expected = _squares_left(others) / ((count - 2) * (len(values) - 1))
+            own = (values[:, line] - others.mean(1)).var(ddof=1) / (1 + 1 / (count - 1))
+            ratios.append(own / expected if expected > TINY else np.inf if own > TINY else 0.0)
+        worst = int(np.argmax(ratios))
+        freedom = len(values) - 1, (count - 2) * (len(values) - 1)
+        if count * stats.f.sf(ratios[worst], *freedom) >= UNSTEADY:
+            break
+        steady[named[worst]] = False
+    return steady
 
 
 def spread_factor(seeds: int, overlap: float) -> float:

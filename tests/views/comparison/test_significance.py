@@ -74,9 +74,28 @@ def test_a_pair_with_more_spread_than_the_others_is_tested_by_its_own():
     jumping = np.array([[0.6], [0.8], [0.7], [0.9], [0.65]])
     values = np.concatenate([steady, jumping], axis=1)
     spread = spread_over_seeds(values)
-    assert spread.freedom[0].tolist() == [16, 16, 16, 16, 4]
+    assert spread.freedom[0].tolist() == [12, 12, 12, 12, 4]
     own = stats.ttest_rel(steady[:, 0], jumping[:, 0])
     assert probabilities(gains(values), spread)[0, 4] > own.pvalue > 0.01
+
+
+def test_a_line_that_fails_on_one_seed_hides_no_difference_of_the_others():
+    """The lines of Fashion-MNIST, A, IID: labels only, three methods and all labels; FixMatch fell to 57.8 % on the second seed."""
+    steady = np.array(
+        [
+            [0.802, 0.804, 0.800, 0.809, 0.868],
+            [0.818, 0.825, 0.826, 0.832, 0.863],
+            [0.800, 0.811, 0.816, 0.818, 0.861],
+        ]
+    )
+    failing = np.array([[0.777], [0.578], [0.771]])
+    both = np.concatenate([steady, failing], axis=1)
+    alone, beside = spread_over_seeds(steady), spread_over_seeds(both)
+    assert beside.variance[:5, :5] == pytest.approx(alone.variance)
+    assert beside.freedom[:5, :5].tolist() == alone.freedom.tolist()
+    assert probabilities(gains(both), beside)[0, 4] < 0.05
+    assert beside.freedom[5, :5].tolist() == [2] * 5  # by its own spread, as it is
+    assert probabilities(gains(both), beside)[5].min() > 0.05
 
 
 def test_lines_without_any_spread_differ_if_their_means_do():
@@ -123,8 +142,9 @@ def test_alike_lines_are_told_apart_at_most_once_in_twenty(seeds, lines, effect)
     assert false_alarms(seeds, lines, effect, repeats=60) <= 6 / 60
 
 
-def test_an_unsteady_line_among_steady_ones_raises_few_false_alarms():
-    assert false_alarms(3, 4, 0.1, repeats=60, unsteady=10.0) <= 9 / 60
+@pytest.mark.parametrize(("lines", "repeats"), [(4, 60), (8, 20)])
+def test_an_unsteady_line_among_steady_ones_raises_few_false_alarms(lines, repeats):
+    assert false_alarms(3, lines, 0.1, repeats=repeats, unsteady=10.0) <= 0.15
 
 
 def test_an_image_counts_once_however_many_seeds_have_it():
