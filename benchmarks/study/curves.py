@@ -8,9 +8,10 @@ import argparse
 from dataclasses import replace
 
 import pandas as pd
+from matplotlib.ticker import MultipleLocator
 
-from benchmarks.study.plan import BOUND, RESULTS, WORDS, Unit, cells
-from benchmarks.study.tables import name_of_skew
+from benchmarks.study.plan import BOUND, LABELS_ONLY, RESULTS, WORDS, Unit, cells
+from benchmarks.study.tables import PLACES, name_of_skew
 from fedssl.views.pictures.plots import (
     ACCURACY,
     Picture,
@@ -23,19 +24,14 @@ from fedssl.views.pictures.plots import (
 DRAWN = (
     "supervised",
     "supervised_strong",
+    "supervised_by_labels",
     "fixmatch",
     "fixmatch_received",
     "flexmatch",
-    "mean_teacher",
+    "preset",
     BOUND,
 )
-"""The lines that are drawn, in the order of the legend."""
-
-PLACES = {
-    "A": "labels at the server (A)",
-    "B": "labels at all clients (B)",
-    "C": "labels at two of ten (C)",
-}
+"""The lines that are drawn where a cell has them, in the order of the legend."""
 
 
 def picture(data: str) -> Picture:
@@ -52,12 +48,25 @@ def picture(data: str) -> Picture:
         for one, protocol in zip(row, own, strict=False):
             cell = curves[(curves["protocol"] == protocol) & (curves["skew"] == skew)]
             lines = {_title(data, name): cell[cell["line"] == name] for name in DRAWN}
-            panel = replace(ACCURACY, title=f"{PLACES[protocol]}, {name_of_skew(skew)}")
+            panel = replace(
+                ACCURACY, title=f"labels at {PLACES[protocol]} ({protocol}), {name_of_skew(skew)}"
+            )
             draw_panel(one, panel, lines, palette_for(len(DRAWN)), band=True)
+            one.xaxis.set_major_locator(MultipleLocator(2 * cell["round"].diff().max()))
+        row[0].set_ylim(*_limits(curves[curves["skew"] == skew]))
         for one in row[len(own) :]:
             one.set_visible(False)
-    add_legend(figure, axes[0][0], beside=False)
+    add_legend(figure, max(axes.flat, key=lambda one: len(one.lines)), beside=False)
     return figure
+
+
+def _limits(curves: pd.DataFrame) -> tuple[float, float]:
+    """Return the range of the accuracies that are shown, in percent: from ten points below the ends of labels only to two above all labels.
+
+    A line that falls far below labels only leaves the picture. With it, the other lines could not be told apart.
+    """
+    ends = curves[curves["round"] == curves["round"].max()].set_index("line")["ema_accuracy"] * 100
+    return ends[ends.index.isin(LABELS_ONLY)].min() - 10, ends[BOUND].max() + 2
 
 
 def _title(data: str, line: str) -> str:

@@ -15,15 +15,12 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.study.plan import ORDERINGS, RESULTS, STUDIES, Unit, claims, federations, units
-from benchmarks.study.tables import markdown, name_of_skew
+from benchmarks.study.tables import IMAGES, markdown, name_of_skew
 from fedssl.record.run_path import SUMMARY
 from fedssl.views.comparison.comparison import Comparison
 from fedssl.views.comparison.statistics import FEWEST_SEEDS
 
 FILE = RESULTS / "orderings.csv"
-
-NAMES = {"fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-"""How the table calls data sets."""
 
 HEAD = ["claim", "federation", "first", "second", "seeds", "difference (95 %)", "seen"]
 """Columns of the table: a claim with its paper, where its pair was measured, both lines, and by how many points the first is above the second."""
@@ -96,18 +93,20 @@ def table() -> str:
         first, second = lines_of_pair(row["pair"])
         text = "" if row["text"] == last else f"{row['text']} ({papers[row['text']]})"
         last = row["text"]
-        where = _where(first) if first.cell == second.cell else f"{_where(first)}; {_where(second)}"
+        one, other, where = first.title, second.title, _where(first)
+        if first.cell != second.cell:  # each line has a federation of its own
+            one, other, where = f"{one}: {where}", f"{other}: {_where(second)}", ""
         low, high = row["low"] * 100, row["high"] * 100
         seen = "above" if low > 0 else "below" if high < 0 else "not told apart"
         difference = f"{row['difference'] * 100:+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([text, where, first.title, second.title, str(row["seeds"]), difference, seen])
+        rows.append([text, where, one, other, str(row["seeds"]), difference, seen])
     return "\n".join(markdown(row) for row in rows)
 
 
 def _where(unit: Unit) -> str:
     if unit.data == ORDERINGS:
         return str(federations()[unit.protocol]["title"])
-    return f"{NAMES[unit.data]}, {unit.protocol}, {name_of_skew(unit.skew)}"
+    return f"{IMAGES[unit.data]}, {unit.protocol}, {name_of_skew(unit.skew)}"
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ be told apart; which share of the used pseudo-labels is right at the end, and of
 OVERVIEW = "overview"
 """Name of the table with a row for each cell."""
 
-PLACES = {"A": "server", "B": "all clients", "C": "two of ten clients"}
+PLACES = {"A": "the server", "B": "all clients", "C": "two of ten clients"}
 """Where the labels of a protocol are."""
 
 IMAGES = {"fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-"""What the overview calls the images of a data set."""
+"""What tables call the data sets that have all protocols."""
 
 
 def tables(data: str) -> dict[str, str]:

@@ -293,8 +293,10 @@ def kept_seeds(kept, pair):
 def test_the_curves_are_those_of_the_cells_that_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "RESULTS", tmp_path)
     values = {"ema_accuracy": 0.5, "ema_accuracy_low": 0.4, "ema_accuracy_high": 0.6, "seeds": 3}
+    fallen = {"ema_accuracy": 0.1, "ema_accuracy_low": 0.1, "ema_accuracy_high": 0.1}
     rows = [
         {"protocol": protocol, "skew": skew, "line": line, "round": number, **values}
+        | (fallen if line == "fixmatch" else {})
         for protocol, skew in [("A", "iid"), ("B", "iid"), ("B", "0.1")]
         for line in curves.DRAWN
         for number in (30, 60)
@@ -305,5 +307,6 @@ def test_the_curves_are_those_of_the_cells_that_are_measured(tmp_path, monkeypat
     assert [axes.get_title() for axes in shown] == [
         "labels at the server (A), IID", "labels at all clients (B), IID", "labels at all clients (B), Dir(.1)",
     ]  # fmt: skip
+    assert all(axes.get_ylim() == (40, 52) for axes in shown), "a line that fell hides no other"
     assert all(len(axes.lines) == len(curves.DRAWN) for axes in shown)
     assert list(shown[0].lines[0].get_ydata()) == [50, 50]
