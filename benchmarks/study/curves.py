@@ -41,7 +41,7 @@ def picture(data: str) -> Picture:
     drawn = [place for place in cells(data) if place in known]
     skews = list(dict.fromkeys(skew for _, skew in drawn))
     width = max(sum(skew == own for _, own in drawn) for skew in skews)
-    figure = Picture(figsize=(3.3 * width, 0.6 + 2.9 * len(skews)), layout="constrained", dpi=130)
+    figure = Picture(figsize=(3.3 * width, 2.2 + 2.7 * len(skews)), layout="constrained", dpi=130)
     axes = figure.subplots(len(skews), width, squeeze=False, sharey="row", sharex=True)
     for row, skew in zip(axes, skews, strict=True):
         own = [protocol for protocol, where in drawn if where == skew]

@@ -16,10 +16,14 @@ from benchmarks.study.plan import (
     lines_of,
 )
 
-COLUMNS = ("model", "EMA", "gain", "gap, %", "like", "right / used, %", "seconds")
+COLUMNS = ("model", "EMA", "gain", "gap, %", "baseline", "best", "right / used, %", "seconds")
 """Columns of the table of a cell: accuracy of the global model and of its moving average in percent; the gain of the moving average in points
-over that of the best line with labels only, with its interval; the share of the gap to all labels that is closed; letters of lines that cannot
-be told apart; which share of the used pseudo-labels is right at the end, and of how many images they are used; seconds of the fastest run."""
+over that of the baseline, the best line with labels only, with its interval; the share of the gap to all labels that is closed; whether the line
+can be told from the baseline and from the best line with unlabeled images; which share of the used pseudo-labels is right at the end, and
+of how many images they are used; seconds of the fastest run."""
+
+GLUE = "\u00a0"
+"""A space at which no line is broken."""
 
 OVERVIEW = "overview"
 """Name of the table with a row for each cell."""
@@ -44,15 +48,17 @@ def tables(data: str) -> dict[str, str]:
         seconds = _of(runs, protocol, skew).groupby("line")["seconds"].min()
         num_seeds = int(own["seeds"].max())
         by_line = {row["line"]: row for row in own.to_dict("records")}
+        best = by_line[str(_with_unlabeled(own.set_index("line")["ema_accuracy"]).idxmax())]
         rows = [
-            _row(data, by_line[line], num_seeds, seconds[line])
+            _row(data, by_line[line], by_line[by_line[line]["baseline"]], best, seconds[line])
             for line in lines_of(data, protocol)
             if line in by_line
         ]
         if yardsticks is not None and protocol != "C":  # in C, other images have the labels
             named = yardsticks[yardsticks["seed"] < num_seeds].groupby("classifier", sort=False)
             rows += [_yardstick(str(name), values) for name, values in named]
-        head = ["seed 0 alone" if num_seeds == 1 else f"seeds 0 to {num_seeds - 1}", *COLUMNS]
+        seeds = "seed 0 alone" if num_seeds == 1 else f"seeds 0 to {num_seeds - 1}"
+        head = [f"{name_of_skew(skew)}, {seeds}", *COLUMNS]
         found[f"{data}-{protocol}-{skew}"] = _table(head, rows)
     return found
 
@@ -87,7 +93,7 @@ def _overview_rows(data: str) -> Iterator[list[str]]:
             continue
         own = own[own["seeds"] == own["seeds"].max()]
         accuracy = own["ema_accuracy"] * 100
-        others = accuracy.drop([*LABELS_ONLY, BOUND], errors="ignore")
+        others = _with_unlabeled(accuracy)
         best, baseline = others.idxmax(), accuracy[own["baseline"].iloc[0]]
         title = Unit(data, protocol, skew, str(best), 0).title
         yield [
@@ -113,30 +119,48 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(map(markdown, [head, ["---"] * len(head), *rows]))
 
 
-def _row(data: str, row: dict[Any, Any], num_seeds: int, seconds: float) -> list[str]:
-    """Return the row of a line; a line with fewer seeds than the table says how many it has."""
+def _with_unlabeled(accuracy: "pd.Series[float]") -> "pd.Series[float]":
+    """Return the accuracies of the lines that learn from unlabeled images."""
+    return accuracy.drop([*LABELS_ONLY, BOUND], errors="ignore")
+
+
+def _row(
+    data: str, row: dict[Any, Any], baseline: dict[Any, Any], best: dict[Any, Any], seconds: float
+) -> list[str]:
+    """Return the row of a line; a line with fewer seeds than the baseline says how many it has."""
     title = Unit(data, row["protocol"], "", row["line"], 0).title
-    if row["seeds"] < num_seeds:
+    if row["seeds"] < baseline["seeds"]:
         title += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
     low, high = row["gain_ci95_low"], row["gain_ci95_high"]
-    interval = "" if math.isnan(low) else f" ({low * 100:+.1f} to {high * 100:+.1f})"
-    is_baseline = row["line"] == row["baseline"]
+    interval = "" if math.isnan(low) else f" ({low * 100:+.1f}{GLUE}to{GLUE}{high * 100:+.1f})"
     gap = row["gap_closed"]
     right, used = row["pseudo_label_accuracy"] * 100, row["pseudo_label_coverage"] * 100
     return [
         title,
         _accuracy(row["server_accuracy"], row["server_accuracy_std"]),
         _accuracy(row["ema_accuracy"], row["ema_accuracy_std"]),
-        "baseline" if is_baseline else f"{row['gain'] * 100:+.1f}{interval}",
+        "" if row is baseline else f"{row['gain'] * 100:+.1f}{interval}",
         f"{gap * 100:.0f}" if gap >= 0 else "-",
-        row["letters"] if isinstance(row["letters"], str) else "-",
-        "" if math.isnan(right) else f"{right:.1f} / {used:.1f}",
+        "baseline" if row is baseline else _against(row, baseline),
+        "best" if row is best else _against(row, best),
+        "" if math.isnan(right) else f"{right:.1f}{GLUE}/{GLUE}{used:.1f}",
         f"{seconds:.0f}",
     ]
 
 
+def _against(row: dict[Any, Any], other: dict[Any, Any]) -> str:
+    """Return whether a line is above or below another one, or cannot be told from it; ``-`` if they were not tested."""
+    letters = row["letters"], other["letters"]
+    if not all(isinstance(own, str) for own in letters):
+        return "-"
+    if set(letters[0]) & set(letters[1]):
+        return "="
+    return "above" if row["ema_accuracy"] > other["ema_accuracy"] else "below"
+
+
 def _accuracy(mean: float, deviation: float) -> str:
-    return f"{mean * 100:.1f}" + ("" if math.isnan(deviation) else f" ± {deviation * 100:.1f}")
+    spread = "" if math.isnan(deviation) else f"{GLUE}±{GLUE}{deviation * 100:.1f}"
+    return f"{mean * 100:.1f}{spread}"
 
 
 def _yardstick(name: str, values: pd.DataFrame) -> list[str]:
