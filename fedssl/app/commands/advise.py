@@ -62,7 +62,7 @@ def advise(
     for sentence in (*advice.sentences(), *remarks_on_means(experiment, federation)):
         console.tell(sentence)
     console.tell(
-        "Every line began with a tenth of its rounds in supervised training ([[phases]]), and shows one unlabeled image for each labeled one."
+        "Every line began with some rounds of supervised training ([[phases]]), and shows one unlabeled image for each labeled one."
     )
     words = [word for setting in advice.settings for word in ("--set", setting)]
     if experiment.phases:
